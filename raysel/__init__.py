@@ -1,0 +1,52 @@
+"""raysel: training-data selection on Ray.
+
+Names are loaded when they are first used, so that the pure rooms (``raysel.gio``, ``raysel.dynamic``)
+can be imported without starting to load Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from raysel.version import __version__
+
+_HOME = {
+    "read": "raysel.data.source",
+    "embed": "raysel.data.embed",
+    "Selection": "raysel.selection",
+    "GIO": "raysel.gio.distributed",
+    "InfoBatch": "raysel.dynamic.infobatch",
+    "FullData": "raysel.dynamic.controls",
+    "RandomPrune": "raysel.dynamic.controls",
+    "RandomSubset": "raysel.dynamic.controls",
+    "RoundRobin": "raysel.dynamic.controls",
+    "DynamicSelection": "raysel.dynamic.service",
+}
+_ROOMS = ("data", "gio", "dynamic", "train", "workflow", "report", "errors")
+
+if TYPE_CHECKING:
+    from raysel.data.embed import embed as embed
+    from raysel.data.source import read as read
+    from raysel.dynamic.controls import FullData as FullData
+    from raysel.dynamic.controls import RandomPrune as RandomPrune
+    from raysel.dynamic.controls import RandomSubset as RandomSubset
+    from raysel.dynamic.controls import RoundRobin as RoundRobin
+    from raysel.dynamic.infobatch import InfoBatch as InfoBatch
+    from raysel.dynamic.service import DynamicSelection as DynamicSelection
+    from raysel.gio.distributed import GIO as GIO
+    from raysel.selection import Selection as Selection
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"raysel.{name}")
+    raise AttributeError(f"module 'raysel' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])
