@@ -14,28 +14,32 @@ from raysel.version import __version__
 _HOME = {
     "read": "raysel.data.source",
     "embed": "raysel.data.embed",
+    "fit_embedder": "raysel.data.embed",
     "Selection": "raysel.selection",
+    "Random": "raysel.baselines",
     "GIO": "raysel.gio.distributed",
     "InfoBatch": "raysel.dynamic.infobatch",
     "FullData": "raysel.dynamic.controls",
     "RandomPrune": "raysel.dynamic.controls",
     "RandomSubset": "raysel.dynamic.controls",
     "RoundRobin": "raysel.dynamic.controls",
-    "DynamicSelection": "raysel.dynamic.service",
+    "DynamicSelection": "raysel.train.dynamic",
 }
 _ROOMS = ("data", "gio", "dynamic", "train", "workflow", "report", "errors")
 
 if TYPE_CHECKING:
+    from raysel.baselines import Random as Random
     from raysel.data.embed import embed as embed
+    from raysel.data.embed import fit_embedder as fit_embedder
     from raysel.data.source import read as read
     from raysel.dynamic.controls import FullData as FullData
     from raysel.dynamic.controls import RandomPrune as RandomPrune
     from raysel.dynamic.controls import RandomSubset as RandomSubset
     from raysel.dynamic.controls import RoundRobin as RoundRobin
     from raysel.dynamic.infobatch import InfoBatch as InfoBatch
-    from raysel.dynamic.service import DynamicSelection as DynamicSelection
     from raysel.gio.distributed import GIO as GIO
     from raysel.selection import Selection as Selection
+    from raysel.train.dynamic import DynamicSelection as DynamicSelection
 
 __all__ = ["__version__", *_HOME]
 

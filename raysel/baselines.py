@@ -1,0 +1,76 @@
+"""Selections that know nothing of the target: the controls no selection method's claim stands without."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.data.rowid import ID, budget_rows, check_ids, hash_ids
+from raysel.errors import DataError
+from raysel.selection import Selection
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+@dataclass(frozen=True)
+class Random:
+    """A uniformly random subset of the pool, or one with the pool's shares of each class.
+
+    budget: a float is a share, an int a number of rows. stratify: a column whose values keep their shares.
+    The draw hangs on (seed, sample_id) alone, and subsets of one seed are nested.
+    """
+
+    budget: float | int
+    stratify: str | None = None
+    seed: int = 0
+
+    def select(self, pool: Dataset) -> Selection:
+        """Choose; DataError for a missing column, no rows, or repeated ids."""
+        from raysel.data.blocks import arrow_blocks, map_blocks
+
+        names = [ID, *([self.stratify] if self.stratify else [])]
+        for name in names:
+            if name not in (pool.columns() or []):
+                raise DataError(f"The pool has no column '{name}'; its columns are {pool.columns()}.")
+        tables = map_blocks(_same, arrow_blocks(pool.select_columns(names)))
+        table = pa.concat_tables(tables)
+        ids = table[ID].to_numpy()
+        if not len(ids):
+            raise DataError("The pool is empty: no row to choose from.")
+        check_ids(ids, "The pool")
+        groups = (
+            np.unique(table[self.stratify].to_numpy(zero_copy_only=False), return_inverse=True)[1]
+            if self.stratify
+            else np.zeros(len(ids), np.int64)
+        )
+        chosen = choose(ids, groups, budget_rows(self.budget, len(ids)), self.seed)
+        info = {
+            "method": "random",
+            "budget": self.budget,
+            "stratify": self.stratify,
+            "seed": self.seed,
+            "pool_rows": len(ids),
+            "score": "none",
+        }
+        return Selection.of(ids[chosen], reason=f"random, seed {self.seed}", info=info)
+
+
+def choose(ids: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of ``count`` of ``ids``, each group by its share (largest remainders), lowest hash first."""
+    draws = hash_ids(ids, seed)
+    sizes = np.bincount(groups)
+    exact = sizes * (count / len(ids))
+    quota = np.floor(exact).astype(np.int64)
+    short = count - int(quota.sum())
+    quota[np.argsort(quota - exact, kind="stable")[:short]] += 1
+    order = np.lexsort((ids, draws, groups))
+    rank = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(order[rank < quota[groups[order]]])
+
+
+def _same(table: pa.Table) -> pa.Table:
+    return table

@@ -1,0 +1,108 @@
+"""The command line: a front door that holds no logic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from raysel.errors import RayselError
+from raysel.version import __version__
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="raysel")
+def cli() -> None:
+    """Training-data selection on Ray."""
+
+
+@cli.command()
+@click.argument("workflow", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [default: runs/NAME]")
+@click.option("--address", help="A Ray cluster, for example auto.  [default: RAY_ADDRESS, or start one here]")
+def run(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
+    """Run WORKFLOW; done steps are reused, a killed run goes on."""
+    from raysel.report.ledger import Ledger
+    from raysel.workflow import config, steps
+    from raysel.workflow.run import connect
+    from raysel.workflow.run import run as run_workflow
+
+    loaded = config.load(workflow, list(overrides))
+    steps.check(loaded)  # before the seconds that Ray takes to start
+    connect(address)
+    results = run_workflow(loaded, out)
+    place = out if out is not None else Path("runs") / loaded.name
+    click.echo(Ledger.from_dict(results["ledger"]).text())
+    click.echo(f"\nreport: {(place / 'report.html').resolve()}")
+
+
+@cli.command()
+@click.argument("workflow", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
+def validate(workflow: Path, overrides: tuple[str, ...]) -> None:
+    """Check WORKFLOW, its files and columns without starting anything."""
+    from raysel.workflow import config, steps
+
+    counts = steps.check(config.load(workflow, list(overrides)))
+    click.echo(f"{workflow}: ok ({', '.join(f'{role} {rows:,} rows' for role, rows in counts.items())})")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run: Path) -> None:
+    """Write RUN/report.html again from the results of a finished run."""
+    from raysel.workflow.run import report as write_report
+
+    click.echo(f"report: {write_report(run).resolve()}")
+
+
+@cli.command()
+@click.option("--address", help="The Ray cluster.  [default: RAY_ADDRESS]")
+def cleanup(address: str | None) -> None:
+    """Remove selection state that killed drivers left on a cluster (runs still training fail by it)."""
+    from raysel.dynamic.service import cleanup as remove
+    from raysel.workflow.run import connect
+
+    connect(address or "auto")
+    removed = remove()
+    click.echo(f"removed {len(removed)} state actor(s)" + (f": {', '.join(removed)}" if removed else ""))
+
+
+def main() -> None:
+    """Entry point: an error that was foreseen is one sentence and exit code 1."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except Exception as error:
+        known = _foreseen(error)
+        if known is None:
+            raise
+        click.echo(f"raysel: error: {known}", err=True)
+        sys.exit(1)
+
+
+def _foreseen(error: BaseException) -> RayselError | None:
+    """Our own error inside what Ray wraps it in."""
+    seen: set[int] = set()
+    queue: list[BaseException | None] = [error]
+    while queue:
+        item = queue.pop(0)
+        if item is None or id(item) in seen:
+            continue
+        seen.add(id(item))
+        # Ray makes a class that is both its own and ours, whose text holds a traceback: its cause is the real one.
+        if isinstance(item, RayselError) and not hasattr(item, "cause"):
+            return item
+        queue += [getattr(item, "cause", None), item.__cause__, item.__context__]
+        queue += list(getattr(item, "worker_failures", {}).values())
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Rows with stable ids, and the vectors made from them."""

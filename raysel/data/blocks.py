@@ -1,0 +1,134 @@
+"""Small answers from every block of a Ray Dataset, by plain tasks over its block references.
+
+Ray Data's shuffles cost seconds even on small data; one task a block and a merge on the driver cost
+fractions of that. Functions given here return small things: ids and statistics, never the vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from raysel.data.rowid import ID, check_ids, hash_ids
+from raysel.data.vectors import as_matrix, not_finite
+from raysel.errors import DataError, RayselError, first
+
+T = TypeVar("T")
+_IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the scheduler's queue
+
+
+def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
+    """References to the blocks of ``dataset`` as Arrow tables, in its order; runs what is still lazy."""
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options.preserve_order
+    context.execution_options.preserve_order = True
+    try:
+        return list(dataset.materialize().to_arrow_refs())
+    finally:
+        context.execution_options.preserve_order = before
+
+
+def map_blocks(
+    function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arguments: Any, num_cpus: float = 1
+) -> list[T]:
+    """``[function(block, *arguments) for block in blocks]``, in parallel on the cluster, in that order.
+
+    Large arguments are put into the object store once by the caller (``ray.put``).
+    An exception of ``function`` is raised here as it was raised there.
+    """
+    task = ray.remote(num_cpus=num_cpus, max_retries=3)(_call)
+    pending: list[ray.ObjectRef] = []
+    for block in blocks:
+        if len(pending) >= _IN_FLIGHT:
+            ray.wait(pending, num_returns=len(pending) - _IN_FLIGHT + 1, fetch_local=False)
+        pending.append(task.remote(function, block, *arguments))
+    try:
+        return ray.get(pending)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, RayselError):
+            raise error.cause from None
+        raise
+
+
+def _call(function: Callable[..., T], block: pa.Table, *arguments: Any) -> T:
+    return function(block, *arguments)
+
+
+@dataclass(frozen=True)
+class VectorBlocks:
+    """A checked column of vectors that stays on the cluster: its blocks, and the ids of all rows.
+
+    ids: int64, in the order of the blocks. dimension: elements of a vector.
+    """
+
+    blocks: list[ray.ObjectRef]
+    column: str
+    ids: np.ndarray
+    dimension: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """About ``count`` rows, chosen by their ids alone: ids ascending, and vectors (m, d) float32.
+
+        All rows if there are no more than ``count``. The sample comes to the driver.
+        """
+        share = 1.0 if self.rows <= count else count / self.rows
+        parts = map_blocks(_sample, self.blocks, self.column, share, seed)
+        ids = np.concatenate([ids for ids, _ in parts])
+        order = np.argsort(ids, kind="stable")
+        return ids[order], np.concatenate([vectors for _, vectors in parts])[order]
+
+
+def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
+    """Bring ``column`` and the ids of ``dataset`` into the object store and check every row.
+
+    DataError (naming ``what``) for a missing column, no rows, repeated ids, vectors of different lengths,
+    and NaN or infinite elements: how many rows, and the first ids.
+    """
+    names = dataset.columns() or []
+    for name in (ID, column):
+        if name not in names:
+            raise DataError(
+                f"The {what} has no column '{name}'; its columns are {', '.join(names) or 'none'}."
+            )
+    blocks = arrow_blocks(dataset.select_columns([ID, column]))
+    found = map_blocks(_look, blocks, column)
+    ids = np.concatenate([part[0] for part in found]) if found else np.empty(0, np.int64)
+    if not len(ids):
+        raise DataError(f"The {what} is empty: no row to choose from or to aim at.")
+    check_ids(ids, f"The {what}")
+    widths = sorted({width for part_ids, width, _ in found if len(part_ids)})
+    if len(widths) > 1:
+        raise DataError(
+            f"The {what}'s column '{column}' holds vectors of different lengths: {first(widths)}."
+        )
+    if widths[0] == 0:
+        raise DataError(f"The {what}'s column '{column}' holds vectors without elements.")
+    bad = np.sort(np.concatenate([part[2] for part in found]))
+    if len(bad):
+        raise DataError(
+            f"The {what}'s column '{column}' holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows "
+            f"(sample_id {first(bad)}); repair or drop these rows first."
+        )
+    return VectorBlocks(blocks, column, ids, widths[0])
+
+
+def _look(table: pa.Table, column: str) -> tuple[np.ndarray, int, np.ndarray]:
+    ids = table[ID].to_numpy()
+    vectors = as_matrix(table[column], column, ids)
+    return ids, vectors.shape[1], ids[not_finite(vectors)]
+
+
+def _sample(table: pa.Table, column: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = table[ID].to_numpy()
+    taken = np.flatnonzero(hash_ids(ids, seed) < share) if share < 1 else np.arange(len(ids))
+    return ids[taken], as_matrix(table[column], column, ids)[taken]

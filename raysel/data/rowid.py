@@ -1,0 +1,261 @@
+"""Row identity: the same ``sample_id`` on every run and on a cluster of any size.
+
+For Parquet, ``id = rows of the files before it + position in its file``, both known from the footers.
+The first reading fixes the order of the files (sorted by path); files that come later are appended, so
+an id is never used twice, and a file that changed under its name is an error. Pure: no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raysel.errors import ConfigError, DataError, first
+
+ID = "sample_id"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class IndexedFile:
+    """One Parquet file: its path, the rows and bytes of each row group, and a digest of its footer."""
+
+    path: str
+    group_rows: tuple[int, ...]
+    group_bytes: tuple[int, ...]
+    digest: str
+
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+
+@dataclass(frozen=True)
+class RowIndex:
+    """The files of a data set in the order that gives its rows their ids."""
+
+    files: tuple[IndexedFile, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """First ``sample_id`` of each file, int64."""
+        counts = np.array([file.rows for file in self.files], dtype=np.int64)
+        return np.concatenate([[0], np.cumsum(counts)[:-1]]) if len(counts) else counts
+
+    @property
+    def digest(self) -> str:
+        """Changes when a row's content or id may have changed; does not depend on where the files lie."""
+        joined = "\n".join(f"{posixpath.basename(f.path)} {f.digest}" for f in self.files)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(target.name + f".{os.getpid()}.partial")
+        partial.write_text(
+            json.dumps({"format": _FORMAT, "files": [asdict(f) for f in self.files]}, indent=1)
+        )
+        os.replace(partial, target)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> RowIndex:
+        """Read an index that :meth:`save` wrote; DataError if it is not one."""
+        try:
+            raw = json.loads(Path(path).read_text())
+            if raw["format"] != _FORMAT:
+                raise DataError(f"{path}: row index of format {raw['format']}, this version reads {_FORMAT}.")
+            return cls(
+                tuple(
+                    IndexedFile(f["path"], tuple(f["group_rows"]), tuple(f["group_bytes"]), f["digest"])
+                    for f in raw["files"]
+                )
+            )
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise DataError(
+                f"{path}: not a row index ({error}); remove it to number the rows anew."
+            ) from error
+
+
+def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """The Arrow filesystem and the path on it for a local path or a URI (``s3://``, ``gs://``, ...)."""
+    text = os.fspath(source)
+    if "://" in text:
+        try:
+            return pafs.FileSystem.from_uri(text)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{text}: cannot be opened ({error}).") from error
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+
+
+def list_files(
+    sources: Sequence[str | os.PathLike[str]], suffix: str = ".parquet"
+) -> tuple[pafs.FileSystem, list[str]]:
+    """Files under the given paths, sorted; a directory is searched for ``suffix`` in it and below.
+
+    Names that begin with "." or "_" are left out, as Spark and Ray do. DataError if a path is missing, if a
+    directory holds no such file, or if the paths lie on different filesystems.
+    """
+    if not sources:
+        raise DataError("No path was given to read.")
+    found: list[str] = []
+    filesystem: pafs.FileSystem | None = None
+    for source in sources:
+        here, path = resolve(source)
+        if filesystem is not None and not here.equals(filesystem):
+            raise DataError(f"{source}: lies on another filesystem than {sources[0]}; read them one by one.")
+        filesystem = here
+        info = here.get_file_info(path)
+        if info.type == pafs.FileType.NotFound:
+            raise DataError(f"{source}: no such file or directory.")
+        if info.type == pafs.FileType.File:
+            found.append(path)
+            continue
+        inside = [
+            entry.path
+            for entry in here.get_file_info(pafs.FileSelector(path, recursive=True))
+            if entry.type == pafs.FileType.File
+            and entry.path.endswith(suffix)
+            and not any(p.startswith((".", "_")) for p in entry.path[len(path) :].split("/") if p)
+        ]
+        if not inside:
+            raise DataError(f"{source}: the directory holds no {suffix} file.")
+        found.extend(inside)
+    assert filesystem is not None
+    repeated = (
+        sorted({path for path in found if found.count(path) > 1}) if len(set(found)) < len(found) else []
+    )
+    if repeated:
+        raise DataError(f"The same file is named twice: {first(repeated)}.")
+    return filesystem, sorted(found)
+
+
+def index_parquet(
+    filesystem: pafs.FileSystem, paths: Sequence[str], known: RowIndex | None = None
+) -> tuple[RowIndex, pa.Schema]:
+    """Number the rows of Parquet files from their footers; reads no data.
+
+    Files in ``known`` keep their place; others follow, sorted. Returns the index and the common schema.
+    DataError if a known file is gone or changed, if a file is not Parquet, or if schemas differ.
+    """
+    if known is not None:
+        here = set(paths)
+        gone = [file.path for file in known.files if file.path not in here]
+        if gone:
+            raise DataError(
+                f"{first(gone)}: numbered by an earlier reading and now missing, so ids would shift; "
+                "restore the file or number the rows anew in another index."
+            )
+        old = [file.path for file in known.files]
+        paths = [*old, *sorted(set(paths) - set(old))]
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        footers = list(pool.map(lambda path: _footer(filesystem, path), paths))
+    schema = footers[0][1]
+    for path, (_, other) in zip(paths, footers, strict=True):
+        if not other.equals(schema):
+            raise DataError(f"{path}: {_difference(schema, other)} than in {paths[0]}; the files must agree.")
+    if known is not None:
+        for before, (after, _) in zip(known.files, footers, strict=False):
+            if before.digest != after.digest:
+                raise DataError(
+                    f"{before.path}: changed since its rows were numbered; ids are never given to other rows, "
+                    "so write the new rows to a new file, or number everything anew in another index."
+                )
+    return RowIndex(tuple(file for file, _ in footers)), schema
+
+
+def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A uniform draw in [0, 1) for every id (int64), float64, the same wherever and whenever it is made.
+
+    SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) of the id and the seed. Rows are sampled by it, since
+    drawing by block would depend on the blocks.
+    """
+    with np.errstate(over="ignore"):
+        x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * (seed % 2**32) + 1)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def budget_rows(budget: float | int, rows: int) -> int:
+    """The number of rows that a budget means: a float in (0, 1] is a share of ``rows``, an int a count.
+
+    ConfigError if it is out of range or more than there are.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
+        raise ConfigError(f"budget: {budget!r} is neither a share (a float in (0, 1]) nor a number of rows.")
+    if isinstance(budget, (float, np.floating)):
+        if not 0 < budget <= 1:
+            raise ConfigError(
+                f"budget: {budget} is not a share in (0, 1]; a number of rows is written as an integer."
+            )
+        return max(1, round(float(budget) * rows))
+    if budget < 1:
+        raise ConfigError(f"budget: {budget} rows; at least 1 must be kept.")
+    if budget > rows:
+        raise ConfigError(f"budget: {budget:,} rows asked for, the pool has {rows:,}; ask for no more.")
+    return int(budget)
+
+
+def check_ids(ids: np.ndarray, where: str) -> None:
+    """DataError unless ``ids`` (int64) are non-negative and all different."""
+    if len(ids) and int(ids.min()) < 0:
+        raise DataError(f"{where}: column '{ID}' holds negative ids ({first(ids[ids < 0])}).")
+    order = np.sort(ids)
+    twice = np.unique(order[1:][order[1:] == order[:-1]])
+    if len(twice):
+        raise DataError(f"{where}: column '{ID}' holds ids that occur more than once ({first(twice)}).")
+
+
+def _footer(filesystem: pafs.FileSystem, path: str) -> tuple[IndexedFile, pa.Schema]:
+    try:
+        with filesystem.open_input_file(path) as source:
+            size = source.size()
+            if size < 12:
+                raise pa.ArrowInvalid("the file is too short")
+            source.seek(size - 8)
+            tail = source.read(8)
+            length = int.from_bytes(tail[:4], "little") if tail[4:] == b"PAR1" else 0
+            if not 0 < length <= size - 8:
+                raise pa.ArrowInvalid("it does not end as a Parquet file does")
+            source.seek(size - 8 - length)
+            digest = hashlib.sha256(source.read(length) + str(size).encode()).hexdigest()
+            source.seek(0)
+            metadata = pq.read_metadata(source)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)}).") from error
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    entry = IndexedFile(
+        path, tuple(g.num_rows for g in groups), tuple(g.total_byte_size for g in groups), digest
+    )
+    return entry, metadata.schema.to_arrow_schema().remove_metadata()
+
+
+def _difference(one: pa.Schema, other: pa.Schema) -> str:
+    for name in [*one.names, *(n for n in other.names if n not in one.names)]:
+        if name not in other.names:
+            return f"column '{name}' is missing, other columns"
+        if name not in one.names:
+            return f"column '{name}' is there, other columns"
+        if one.field(name).type != other.field(name).type:
+            return f"column '{name}' is {other.field(name).type}, not {one.field(name).type} as it is, another type"
+    return "the columns stand in another order"
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,315 @@
+"""Read rows from anything into a Ray Dataset whose rows carry a stable ``sample_id``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.feather as feather
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import ray
+from ray.data import Dataset, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from raysel.data.blocks import arrow_blocks, map_blocks
+from raysel.data.rowid import ID, RowIndex, check_ids, index_parquet, list_files
+from raysel.data.vectors import to_column
+from raysel.errors import DataError, first
+
+LABEL = "label"
+_BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
+
+
+def read(
+    source: Any,
+    *,
+    label: str | None = None,
+    columns: Sequence[str] | None = None,
+    index: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """Rows with ids: a Ray Dataset of the source's columns and ``sample_id`` (int64, 0..N-1).
+
+    source: a path or URI, or several, of Parquet (also a directory), Feather / Arrow, CSV, ``.npy`` or
+        ``.npz``; a pandas DataFrame; an Arrow table; a NumPy array (column ``data``) or a dict of arrays;
+        a Ray Dataset. A column ``sample_id`` that is there already is kept, and checked.
+    label: the column that holds the class; it is called ``label`` from here on.
+    columns: read only these (the label column comes along).
+    index: a file that keeps the order of Parquet files between runs, so that files added later get new ids
+        and no id is ever given to another row; written on the first reading. Parquet only.
+
+    Parquet is read lazily, column by column, and its ids come from the footers; the other formats are
+    brought into Ray's object store. Raises DataError for what cannot be read, ConfigError never.
+    """
+    if index is not None and not _is_parquet(source):
+        raise DataError("index= keeps the order of Parquet files; this source is not a Parquet path.")
+    if _is_parquet(source):
+        dataset, schema, where = _read_parquet(source, index)
+    elif _is_path(source):
+        dataset, schema, where = _read_files(source)
+    elif isinstance(source, Dataset):
+        dataset, schema, where = _read_dataset(source)
+    else:
+        table = _as_table(source)
+        dataset, schema, where = _number([table], "the table"), table.schema, "the table"
+    names = [ID, *(name for name in schema.names if name != ID)]
+    if label is not None:
+        if label not in names:
+            raise DataError(f"{where}: no label column '{label}'; the columns are {', '.join(schema.names)}.")
+        if label != LABEL and LABEL in names:
+            raise DataError(
+                f"{where}: '{label}' cannot become '{LABEL}', a column of that name is there already."
+            )
+    if columns is not None:
+        missing = [name for name in columns if name not in names]
+        if missing:
+            raise DataError(
+                f"{where}: no column {', '.join(map(repr, missing))}; the columns are {', '.join(schema.names)}."
+            )
+        wanted = {ID, *columns, *([label] if label else [])}
+        dataset = dataset.select_columns([name for name in names if name in wanted])
+    if label is not None and label != LABEL:
+        dataset = dataset.rename_columns({label: LABEL})
+    return dataset
+
+
+class IndexedParquet(Datasource):
+    """Parquet files read by row group, each row with its id from the index; reads only projected columns."""
+
+    def __init__(self, filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> None:
+        super().__init__()
+        self._projection_map = None  # Ray sets it on a copy when a later step needs only some columns
+        self._filesystem = filesystem
+        self._index = index
+        self._schema = schema
+
+    def get_name(self) -> str:
+        return "Parquet"
+
+    def supports_projection_pushdown(self) -> bool:
+        return True
+
+    def estimate_inmemory_data_size(self) -> int:
+        return sum(sum(file.group_bytes) for file in self._index.files)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        projection = self.get_projection_map()
+        columns = None if projection is None else list(projection) or [ID]
+        groups = [
+            (file.path, number, int(start), rows, size)
+            for file, offset in zip(self._index.files, self._index.offsets, strict=True)
+            for number, start, rows, size in zip(
+                range(len(file.group_rows)),
+                offset + np.concatenate([[0], np.cumsum(file.group_rows)[:-1]]).astype(np.int64),
+                file.group_rows,
+                file.group_bytes,
+                strict=True,
+            )
+            if rows
+        ]
+        share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
+        tasks: list[list[tuple[str, int, int, int, int]]] = []
+        held = share
+        for group in groups:  # consecutive row groups, about equal bytes a task
+            if held >= share:
+                tasks.append([])
+                held = 0
+            tasks[-1].append(group)
+            held += group[4]
+        return [self._task(task, columns, per_task_row_limit) for task in tasks]
+
+    def _task(
+        self, groups: list[tuple[str, int, int, int, int]], columns: list[str] | None, limit: int | None
+    ) -> ReadTask:
+        filesystem, names = self._filesystem, self._schema.names
+        # Bound here, not to self: the whole index must not travel with every task.
+        metadata = BlockMetadata(
+            num_rows=sum(group[3] for group in groups),
+            size_bytes=sum(group[4] for group in groups),
+            exec_stats=None,
+            input_files=tuple(dict.fromkeys(group[0] for group in groups)),
+        )
+        return ReadTask(
+            lambda: _read_groups(filesystem, groups, names, columns), metadata, per_task_row_limit=limit
+        )
+
+
+def _read_groups(
+    filesystem: pafs.FileSystem,
+    groups: list[tuple[str, int, int, int, int]],
+    names: list[str],
+    columns: list[str] | None,
+) -> Iterable[pa.Table]:
+    wanted = [ID, *(n for n in names if n != ID)] if columns is None else columns
+    stored = [name for name in wanted if name in names]
+    path = None
+    source: pa.NativeFile | None = None
+    try:
+        for group_path, number, start, rows, _ in groups:
+            if group_path != path:
+                if source is not None:
+                    source.close()
+                source = filesystem.open_input_file(group_path)
+                reader, path = pq.ParquetFile(source), group_path
+            table = reader.read_row_group(number, columns=stored)
+            if table.num_rows != rows:
+                raise DataError(
+                    f"{path}: row group {number} has {table.num_rows} rows, its footer says {rows}."
+                )
+            if ID in wanted and ID not in names:
+                table = table.add_column(0, ID, pa.array(np.arange(start, start + rows, dtype=np.int64)))
+            elif ID in wanted:
+                table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
+            yield table.select(wanted).replace_schema_metadata(None)
+    finally:
+        if source is not None:
+            source.close()
+
+
+def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Dataset, pa.Schema, str]:
+    filesystem, paths = list_files(_paths(source))
+    known = RowIndex.load(index) if index is not None and Path(index).exists() else None
+    rows, schema = index_parquet(filesystem, paths, known)
+    where = paths[0] if len(paths) == 1 else f"{len(paths)} Parquet files from {paths[0]}"
+    if rows.rows == 0:
+        raise DataError(f"{where}: no rows.")
+    if ID in schema.names:
+        check_ids(_stored_ids(filesystem, rows, schema), where)
+    if index is not None:
+        rows.save(index)
+    return ray.data.read_datasource(IndexedParquet(filesystem, rows, schema)), schema, where
+
+
+def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:
+    if not pa.types.is_integer(schema.field(ID).type):
+        raise DataError(f"Column '{ID}' holds {schema.field(ID).type}; ids are integers.")
+    parts = []
+    for file in index.files:
+        column = pq.read_table(file.path, columns=[ID], filesystem=filesystem)[ID]
+        if column.null_count:
+            raise DataError(f"{file.path}: column '{ID}' has {column.null_count} rows without an id.")
+        parts.append(column.cast(pa.int64()).to_numpy())
+    return np.concatenate(parts)
+
+
+def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
+    sources = _paths(source)
+    suffix = _suffix(sources[0])
+    readers = {
+        ".csv": lambda f: pacsv.read_csv(f),
+        ".arrow": lambda f: feather.read_table(f),
+        ".feather": lambda f: feather.read_table(f),
+        ".npy": lambda f: _as_table(np.load(f, allow_pickle=False)),
+        ".npz": lambda f: _as_table(dict(np.load(f, allow_pickle=False))),
+    }
+    if suffix not in readers:
+        raise DataError(
+            f"{sources[0]}: cannot tell what it holds from its name; "
+            f"known are .parquet, {', '.join(readers)} and directories of Parquet."
+        )
+    if any(_suffix(other) != suffix for other in sources):
+        raise DataError(f"{first(sources)}: files of different kinds; read them one by one.")
+    filesystem, paths = list_files(sources, suffix)
+    tables = []
+    for path in paths:
+        try:
+            with filesystem.open_input_file(path) as stream:
+                tables.append(readers[suffix](stream))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: not a readable {suffix} file ({str(error).splitlines()[0]})."
+            ) from error
+        if not tables[-1].schema.equals(tables[0].schema):
+            raise DataError(f"{path}: other columns or types than {paths[0]}; the files must agree.")
+    where = paths[0] if len(paths) == 1 else f"{len(paths)} files from {paths[0]}"
+    return _number(tables, where), tables[0].schema, where
+
+
+def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
+    where = "the Ray Dataset"
+    refs = arrow_blocks(dataset)
+    rows = map_blocks(lambda table: (table.num_rows, table.schema), refs)
+    counts = [count for count, _ in rows]
+    if sum(counts) == 0:
+        raise DataError(f"{where}: no rows.")
+    schema = next(schema for count, schema in rows if count)
+    if ID in schema.names:
+        ids = map_blocks(
+            lambda table: table[ID].to_numpy() if table.num_rows else np.empty(0, np.int64), refs
+        )
+        check_ids(np.concatenate(ids), where)
+        return ray.data.from_arrow_refs(refs), schema, where
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    add = ray.remote(_with_ids)
+    numbered = [
+        add.remote(ref, int(start)) for ref, start, count in zip(refs, starts, counts, strict=True) if count
+    ]
+    return ray.data.from_arrow_refs(numbered), schema, where
+
+
+def _with_ids(table: pa.Table, start: int) -> pa.Table:
+    return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
+
+
+def _number(tables: list[pa.Table], where: str) -> Dataset:
+    table = pa.concat_tables(tables)
+    if table.num_rows == 0:
+        raise DataError(f"{where}: no rows.")
+    if ID in table.column_names:
+        if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
+            raise DataError(f"{where}: column '{ID}' must hold an integer in every row.")
+        table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
+        check_ids(table[ID].to_numpy(), where)
+    else:
+        table = _with_ids(table, 0)
+    return ray.data.from_arrow(
+        [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
+    )
+
+
+def _as_table(source: Any) -> pa.Table:
+    if isinstance(source, pa.Table):
+        return source
+    if isinstance(source, pd.DataFrame):
+        return pa.Table.from_pandas(source, preserve_index=False).replace_schema_metadata(None)
+    if isinstance(source, np.ndarray):
+        source = {"data": source}
+    if isinstance(source, Mapping):
+        arrays = {name: np.asarray(values) for name, values in source.items()}
+        lengths = {name: len(values) if values.ndim else None for name, values in arrays.items()}
+        if len(set(lengths.values())) != 1 or None in lengths.values():
+            raise DataError(f"Columns of different lengths: {lengths}.")
+        return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
+    raise DataError(
+        f"Cannot read rows from {type(source).__name__}; give a path, a DataFrame, an Arrow table, "
+        "NumPy arrays or a Ray Dataset."
+    )
+
+
+def _is_path(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) or (
+        isinstance(source, (list, tuple))
+        and bool(source)
+        and all(isinstance(s, (str, os.PathLike)) for s in source)
+    )
+
+
+def _paths(source: Any) -> list[str]:
+    return [os.fspath(source)] if isinstance(source, (str, os.PathLike)) else [os.fspath(s) for s in source]
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _is_parquet(source: Any) -> bool:
+    return _is_path(source) and _suffix(_paths(source)[0]) in (".parquet", ".pq", "")

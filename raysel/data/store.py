@@ -1,0 +1,107 @@
+"""Columns as memory-mapped arrays addressed by ``sample_id``: what a workflow's training reads from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ray.data import Dataset
+
+from raysel.data.blocks import arrow_blocks, map_blocks
+from raysel.data.rowid import ID, check_ids
+from raysel.data.source import LABEL
+from raysel.data.vectors import to_numpy
+from raysel.errors import DataError, first
+
+_META = "arrays.json"
+
+
+def write_arrays(
+    dataset: Dataset, directory: str | os.PathLike[str], inputs: str, classes: Sequence[Any] | None = None
+) -> list[Any]:
+    """Write ``inputs`` and the labels of every row, at the row of its ``sample_id``; returns the classes.
+
+    dataset: ids 0..N-1, the column ``inputs`` (numbers or tensors of one shape) and ``label``.
+    classes: the labels in the order of their codes 0..C-1; default: those found, sorted. Every worker must see
+    ``directory``. One block at a time passes through the driver.
+    DataError for ids that leave gaps, a missing label, and a label that is not among ``classes``.
+    """
+    names = dataset.columns() or []
+    for name, role in ((ID, "id"), (inputs, "input"), (LABEL, "label")):
+        if name not in names:
+            raise DataError(f"No {role} column '{name}' to train on; the columns are {', '.join(names)}.")
+    blocks = arrow_blocks(dataset.select_columns([ID, inputs, LABEL]))
+    parts = map_blocks(_look, blocks, inputs)
+    ids = np.concatenate([part[0] for part in parts])
+    check_ids(ids, "The training data")
+    if int(ids.max()) != len(ids) - 1:
+        raise DataError(
+            f"The training data has {len(ids):,} rows but ids up to {int(ids.max()):,}; rows are addressed by "
+            "their id, so ids must be 0..N-1."
+        )
+    shapes = {part[1:3] for part in parts if len(part[0])}
+    if len(shapes) > 1:
+        raise DataError(f"Column '{inputs}' holds rows of different shapes or types: {first(sorted(shapes))}.")
+    shape, dtype = next(iter(shapes))
+    found = sorted({label for part in parts for label in part[3]}, key=lambda v: (str(type(v)), v))
+    known = found if classes is None else list(classes)
+    strange = [label for label in found if label not in set(known)]
+    if strange:
+        raise DataError(f"Label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}.")
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    rows = np.lib.format.open_memmap(target / "inputs.npy", "w+", np.dtype(dtype), (len(ids), *shape))
+    labels = np.lib.format.open_memmap(target / "labels.npy", "w+", np.int64, (len(ids),))
+    import ray
+
+    code = {label: number for number, label in enumerate(known)}
+    for block, part in zip(blocks, parts, strict=True):
+        if len(part[0]):
+            table = ray.get(block)
+            rows[part[0]] = to_numpy(table[inputs], inputs, part[0])
+            labels[part[0]] = [code[label] for label in table[LABEL].to_pylist()]
+    rows.flush()
+    labels.flush()
+    (target / _META).write_text(json.dumps({"rows": len(ids), "classes": known}))
+    return known
+
+
+def _look(table: Any, inputs: str) -> tuple[np.ndarray, tuple[int, ...], str, list[Any]]:
+    ids = table[ID].to_numpy()
+    if table[LABEL].null_count:
+        where = ids[table[LABEL].is_null().to_numpy(zero_copy_only=False)]
+        raise DataError(f"{len(where):,} rows have no label (sample_id {first(where)}); label or drop them first.")
+    values = to_numpy(table[inputs], inputs, ids)
+    return ids, values.shape[1:], str(values.dtype), table[LABEL].unique().to_pylist()
+
+
+class ArrayDataset(torch.utils.data.Dataset):
+    """What :func:`write_arrays` wrote, as a map-style dataset: ``[sample_id]`` is (input tensor, class code)."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = Path(directory)
+        about = json.loads((self.directory / _META).read_text())
+        self.classes: list[Any] = about["classes"]
+        self.inputs = np.load(self.directory / "inputs.npy", mmap_mode="r")
+        self.labels = np.load(self.directory / "labels.npy")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return torch.from_numpy(np.array(self.inputs[index])), int(self.labels[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+        rows = torch.from_numpy(self.inputs[np.asarray(indices)])  # one gather for the whole batch
+        return list(zip(rows, self.labels[np.asarray(indices)].tolist(), strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"directory": self.directory}  # a worker process maps the files itself
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["directory"])  # type: ignore[misc]

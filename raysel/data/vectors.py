@@ -1,0 +1,121 @@
+"""Vectors between Arrow and NumPy, without copies where Arrow allows it. Pure: no Ray."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.errors import DataError, first
+
+EMBEDDING = "embedding"
+
+
+def to_column(values: np.ndarray) -> pa.Array:
+    """An Arrow ``fixed_shape_tensor`` column of ``values`` (n, ...), whose rows keep their shape.
+
+    Built without a permutation: plain pyarrow reads it, and Ray turns it into an (n, ...) view.
+    """
+    values = np.ascontiguousarray(values)
+    shape = values.shape[1:]
+    size = int(np.prod(shape, dtype=np.int64))
+    dtype = pa.from_numpy_dtype(values.dtype)
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1), dtype), size)
+    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(dtype, shape), storage)
+
+
+def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
+    """The rows of a column as one array (n, ...): numbers as (n,), tensors and lists of one length as (n, d).
+
+    Accepts ``fixed_shape_tensor``, ``fixed_size_list``, ``list`` of equal lengths, and Ray's own tensor
+    type. A view where the column is one chunk without nulls. ``ids`` name rows in errors.
+    DataError for nulls, lists of different lengths, and types that hold no numbers.
+    """
+    if isinstance(column, pa.ChunkedArray):
+        parts = [to_numpy(chunk, name, _part(ids, i, column)) for i, chunk in enumerate(column.chunks)]
+        parts = [part for part in parts if len(part)] or parts
+        if len(parts) == 1:
+            return parts[0]
+        if not parts:
+            return to_numpy(pa.array([], column.type), name)
+        widths = {part.shape[1:] for part in parts}
+        if len(widths) > 1:
+            raise DataError(f"Column '{name}' holds rows of different shapes: {_shapes(widths)}.")
+        return np.concatenate(parts)
+    if column.null_count:
+        where = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
+        raise DataError(f"Column '{name}' has no value in {_rows(where, ids, len(column))}.")
+    kind = column.type
+    shape: tuple[int, ...] | None = None
+    if isinstance(kind, pa.BaseExtensionType):
+        shape = _tensor_shape(kind, name)
+        column = column.storage
+        kind = column.type
+    if pa.types.is_fixed_size_list(kind):
+        values = _numbers(column.flatten(), name)
+        return values.reshape(len(column), *(shape or (kind.list_size,)))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = np.diff(column.offsets.to_numpy())
+        if len(lengths) and (lengths != lengths[0]).any():
+            common = np.bincount(lengths).argmax()
+            odd = np.flatnonzero(lengths != common)
+            raise DataError(
+                f"Column '{name}' holds vectors of different lengths: most have {common}, "
+                f"{_rows(odd, ids, len(column))} {'has' if len(odd) == 1 else 'have'} {lengths[odd[0]]}"
+                f"{'' if len(odd) == 1 else ' or others'}."
+            )
+        width = int(lengths[0]) if len(lengths) else 0
+        return _numbers(column.flatten(), name).reshape(len(column), *(shape or (width,)))
+    return _numbers(column, name)
+
+
+def as_matrix(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
+    """The rows of a column as a float32 matrix (n, d); tensors are flattened, numbers become (n, 1)."""
+    values = to_numpy(column, name, ids)
+    width = int(np.prod(values.shape[1:], dtype=np.int64))
+    return np.ascontiguousarray(values.reshape(len(values), width), dtype=np.float32)
+
+
+def not_finite(vectors: np.ndarray) -> np.ndarray:
+    """Positions of the rows of ``vectors`` (n, d) that hold a NaN or an infinity, int64."""
+    # A row's sum is finite if its values are, barring overflow: only suspects are looked at closely.
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(vectors.sum(axis=1)))
+    return suspects[~np.isfinite(vectors[suspects]).all(axis=1)]
+
+
+def _tensor_shape(kind: Any, name: str) -> tuple[int, ...]:
+    if isinstance(kind, pa.FixedShapeTensorType):
+        if kind.permutation is not None and list(kind.permutation) != sorted(kind.permutation):
+            raise DataError(f"Column '{name}' is a tensor column with permuted axes; store it in row order.")
+        return tuple(kind.shape)
+    if str(kind.extension_name).startswith("ray.data.arrow_tensor"):
+        return tuple(kind.shape)
+    raise DataError(f"Column '{name}' is of type {kind.extension_name}, which holds no vectors.")
+
+
+def _numbers(values: pa.Array, name: str) -> np.ndarray:
+    kind = values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise DataError(f"Column '{name}' holds {kind}, not numbers.")
+    if values.null_count:
+        raise DataError(f"Column '{name}' holds vectors with missing elements ({values.null_count} of them).")
+    return values.to_numpy(zero_copy_only=False)
+
+
+def _rows(positions: np.ndarray, ids: np.ndarray | None, total: int) -> str:
+    named = positions if ids is None else ids[positions]
+    what = "row" if ids is None else "sample_id"
+    return f"{len(positions):,} of {total:,} rows ({what} {first(named)})"
+
+
+def _part(ids: np.ndarray | None, chunk: int, column: pa.ChunkedArray) -> np.ndarray | None:
+    if ids is None:
+        return None
+    start = sum(len(c) for c in column.chunks[:chunk])
+    return ids[start : start + len(column.chunks[chunk])]
+
+
+def _shapes(widths: set[tuple[int, ...]]) -> str:
+    return ", ".join("x".join(map(str, shape)) or "scalar" for shape in sorted(widths))

@@ -1,0 +1,19 @@
+"""Which samples each epoch trains on: plans, states and policies, in NumPy and Arrow alone."""
+
+from __future__ import annotations
+
+from raysel.dynamic.controls import FullData, RandomPrune, RandomSubset, RoundRobin
+from raysel.dynamic.infobatch import InfoBatch
+from raysel.dynamic.plan import Plan, Policy
+from raysel.dynamic.state import SampleState
+
+__all__ = [
+    "FullData",
+    "InfoBatch",
+    "Plan",
+    "Policy",
+    "RandomPrune",
+    "RandomSubset",
+    "RoundRobin",
+    "SampleState",
+]

@@ -1,0 +1,11 @@
+"""GIO: choose from a pool the rows that bring it closest to a target, by KL divergence (no Ray needed).
+
+Everaert and Potts, Gradient Information Optimization, ICLR 2024, arXiv 2306.11670.
+"""
+
+from __future__ import annotations
+
+from raysel.gio.greedy import Picks, exact_select
+from raysel.gio.kl import kl
+
+__all__ = ["Picks", "exact_select", "kl"]

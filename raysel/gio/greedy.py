@@ -1,0 +1,321 @@
+"""Greedy selection from a pool, exact: after every pick no other row would have brought the KL lower.
+
+At a fixed number of rows the KL depends on the pick only through a sum over target rows. For the nearest
+neighbour (k = 1) and the mean over ranks that sum's gain, sum_i max(ln nu_k(i) - ln|x_i - y|, 0), can only shrink
+as rows are chosen, so an old gain is an upper bound and lazy evaluation is exact. It is so to the last bit: rounding
+is monotone and every gain is summed in one fixed order. For a fixed rank k > 1 the gain itself can grow, but the
+expression above still bounds it. `average` has no interaction between picks at all: it is one sorted pass.
+
+While fewer than k rows are chosen, the rank is their number; the first pick of all minimises the mean log distance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysel.errors import ConfigError
+from raysel.gio.distances import check_device, log_matrix, mean_logs, nearest_logs, vectors
+from raysel.gio.kl import (
+    EPS,
+    Estimator,
+    average_kl,
+    check_rank,
+    check_target,
+    check_weights,
+    nearest_kl,
+    rho_logs,
+    row_mean,
+)
+
+_FLOAT32_ABOVE = 50_000_000  # entries of the matrix of log distances
+_LARGEST_MATRIX = 4 * 2**30  # entries: 16 GiB of float32
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Chosen pool rows (int64, in the order of choice) and the KL in nats after each (float64)."""
+
+    indices: NDArray[np.int64]
+    kl: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to stop choosing, as the publication documents its rules; several may be given.
+
+    increase: stop when the KL rises; the row that raises it is not taken.
+    min_difference: stop when a row lowers the KL by less than this; it is not taken.
+    min_kl: stop when the KL is below this; the row that gets there is taken.
+    data_size: stop at this share of the pool, in (0, 1].
+    sequential_increase_tolerance: so many rises in a row are taken; at the next one stop, without it.
+    max_resets: gradient solver only. A rise is not taken but makes the whole pool available again (rows may
+    then be chosen twice), so many times; the next rise stops.
+    """
+
+    increase: bool = False
+    min_difference: float | None = None
+    min_kl: float | None = None
+    data_size: float | None = None
+    sequential_increase_tolerance: int | None = None
+    max_resets: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.data_size is not None and not 0 < self.data_size <= 1:
+            raise ConfigError(f"stop.data_size = {self.data_size} must be a share of the pool in (0, 1].")
+        for name in ("sequential_increase_tolerance", "max_resets"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigError(f"stop.{name} = {value} must not be negative.")
+        for name in ("min_difference", "min_kl"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"stop.{name} = {value} must be a finite number.")
+        if self.max_resets is not None and (self.increase or self.sequential_increase_tolerance is not None):
+            raise ConfigError("stop.max_resets decides what a rise does: it excludes the other rules for rises.")
+
+
+class Watch:
+    """Applies a Stop to one run: feed it the KL after each pick."""
+
+    def __init__(self, stop: Stop | None, pool_rows: int, kl_start: float, count: int | None = None) -> None:
+        self._stop = stop or Stop()
+        self._previous = kl_start
+        self._limit = pool_rows if count is None else count
+        if self._stop.data_size is not None:
+            self._limit = min(self._limit, int(self._stop.data_size * pool_rows + 1e-9))
+        self._taken = self._rises = self._resets = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether no further row may be taken."""
+        return self._taken >= self._limit
+
+    def see(self, kl: float) -> str:
+        """What to do with a row that leads to `kl`: "take", "last" (take it and stop), "reset" or "stop"."""
+        stop, rose = self._stop, kl > self._previous
+        if rose and stop.increase:
+            return "stop"
+        if rose and stop.max_resets is not None:
+            if self._resets >= stop.max_resets:
+                return "stop"
+            self._resets += 1
+            return "reset"
+        self._rises = self._rises + 1 if rose else 0
+        tolerance = stop.sequential_increase_tolerance
+        if tolerance is not None and self._rises > tolerance:
+            return "stop"
+        if stop.min_difference is not None and self._previous - kl < stop.min_difference:
+            return "stop"
+        self._previous = kl
+        self._taken += 1
+        return "last" if self.full or (stop.min_kl is not None and kl < stop.min_kl) else "take"
+
+
+def exact_select(
+    pool: Any,
+    target: Any,
+    count: int | None = None,
+    estimator: Estimator = "nearest",
+    k: int | None = None,
+    start: Any = None,
+    stop: Stop | None = None,
+    *,
+    target_weights: Any = None,
+    device: str | None = None,
+) -> Picks:
+    """Greedy choice of `count` pool rows (default: all, or until `stop`) that lowers KL(target || chosen) fastest.
+
+    `pool` (N, d), `target` (n, d), `start` (m, d) rows already chosen, or None. Ties go to the lowest index, and
+    equal rows tie exactly. Memory: one N x n matrix, float32 above 5e7 entries (none for `average`).
+    Estimators, `k`, `target_weights`, `device`: see `kl`. Raises DataError, ConfigError.
+    """
+    rows = vectors(pool, "pool")
+    check_count(count, len(rows))
+    if stop is not None and stop.max_resets is not None:
+        raise ConfigError("stop.max_resets belongs to the gradient solver: an exact choice never gains from one.")
+    picks, kl_start = _greedy(rows, target, estimator, k, start, target_weights, device)
+    return collect(picks, Watch(stop, len(rows), kl_start, count))
+
+
+def greedy(
+    pool: Any,
+    target: Any,
+    estimator: Estimator = "nearest",
+    k: int | None = None,
+    start: Any = None,
+    *,
+    target_weights: Any = None,
+    device: str | None = None,
+) -> Iterator[tuple[int, float]]:
+    """The same choice one row at a time: yields (pool row, KL after it) until the pool is empty."""
+    return _greedy(vectors(pool, "pool"), target, estimator, k, start, target_weights, device)[0]
+
+
+def collect(picks: Iterator[tuple[int, float]], watch: Watch) -> Picks:
+    """The picks that `watch` lets through."""
+    indices: list[int] = []
+    values: list[float] = []
+    while not watch.full:
+        pick = next(picks, None)
+        verdict = "stop" if pick is None else watch.see(pick[1])
+        if pick is not None and verdict != "stop":
+            indices.append(pick[0])
+            values.append(pick[1])
+        if verdict in ("stop", "last"):
+            break
+    return Picks(np.array(indices, np.int64), np.array(values, np.float64))
+
+
+def check_count(count: int | None, pool_rows: int) -> None:
+    """ConfigError unless `count` rows can be chosen from the pool."""
+    if count is None:
+        return
+    if isinstance(count, bool) or int(count) != count or count < 1:
+        raise ConfigError(f"count = {count} must be a whole number of at least 1.")
+    if count > pool_rows:
+        raise ConfigError(f"count = {count} is more than the pool's {pool_rows} rows.")
+
+
+def _greedy(
+    pool: NDArray[Any],
+    target: Any,
+    estimator: Estimator,
+    k: int | None,
+    start: Any,
+    target_weights: Any,
+    device: str | None,
+) -> tuple[Iterator[tuple[int, float]], float]:
+    """The picks, and the KL before the first one (infinite without `start`)."""
+    target, d = check_target(target)
+    vectors(pool[:1], "pool", d)
+    rank = check_rank(estimator, k, len(target))
+    weights = check_weights(target_weights, len(target))
+    check_device(device)
+    begin = None if start is None or len(start) == 0 else vectors(start, "start", d)
+    centre = target.mean(axis=0, dtype=np.float64)
+    rho = rho_logs(target, rank, centre, estimator, weights, device=device)
+    n = len(target)
+    if estimator == "average":
+        g = mean_logs(pool, target, centre, EPS, weights, device=device)
+        total, m = 0.0, 0
+        if begin is not None:
+            total, m = float(mean_logs(begin, target, centre, EPS, weights, device=device).sum()), len(begin)
+        kl_start = average_kl(total / m, m, n, d, rank, float(rho[-1])) if m else math.inf
+        return _sorted_pass(g, total, m, n, d, rank, float(rho[-1])), kl_start
+
+    if len(pool) * n > _LARGEST_MATRIX:
+        raise ConfigError(
+            f"exact selection of {len(pool)} pool rows against {n} target rows needs a matrix of "
+            f"{4 * len(pool) * n / 2**30:.0f} GiB; quantise to fewer clusters, or use estimator='average'."
+        )
+    nu, m = np.empty((0, n)), 0
+    if begin is not None:
+        m = len(begin)
+        nu = np.ascontiguousarray(nearest_logs(target, begin, min(rank, m), centre, device=device).T)
+    kl_start = nearest_kl(row_mean(nu.T, weights), rho, m, n, d, estimator) if m else math.inf
+    logs = log_matrix(pool, target, centre, np.float32 if len(pool) * n > _FLOAT32_ABOVE else np.float64, device=device)
+    if weights is not None:  # scaling both sides by the weight leaves every comparison as it was
+        logs *= weights.astype(logs.dtype)
+        nu *= weights
+    return _lazy(logs, nu, rank, m, rho, d, estimator), kl_start
+
+
+def _sorted_pass(
+    g: NDArray[np.float64], total: float, m: int, n: int, d: int, k: int, rho: float
+) -> Iterator[tuple[int, float]]:
+    for index in np.argsort(g, kind="stable").tolist():
+        total += float(g[index])
+        m += 1
+        yield index, average_kl(total / m, m, n, d, k, rho)
+
+
+def _lazy(
+    logs: NDArray[Any], nu: NDArray[np.float64], k: int, m: int, rho: Any, d: int, estimator: Estimator
+) -> Iterator[tuple[int, float]]:
+    """Picks from the (pool, target) matrix of log distances; `nu`: the ranks so far, (at most k, target)."""
+    pool_rows, n = logs.shape
+    bound = np.full(pool_rows, np.inf)
+    for _ in range(pool_rows):
+        score = _score(logs, nu, k, estimator)
+        index = _best(bound, score)
+        bound[index] = -np.inf
+        nu = _insert(nu, logs[index].astype(np.float64), k)
+        m += 1
+        yield index, nearest_kl(nu.sum(axis=1) / n, rho, m, n, d, estimator)
+
+
+def _score(
+    logs: NDArray[Any], nu: NDArray[np.float64], k: int, estimator: Estimator
+) -> Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """A function of pool rows: (their gain now, a bound on their gain from now on)."""
+    n = logs.shape[1]
+    block = max(1, 32_768 // n)
+    buffer = np.empty((block, n))
+    last = nu[-1] if len(nu) else None
+    # the rank's value cannot fall below the rank before it
+    room = nu[-1] - nu[-2] if estimator == "nearest" and len(nu) == k > 1 else None
+
+    def score(rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        gain = np.empty(len(rows))
+        bound = np.full(len(rows), np.inf)
+        for at in range(0, len(rows), block):
+            part = slice(at, at + block)
+            values = logs[rows[part]] if block > 1 else logs[rows[at], None]
+            here = buffer[: len(values)]
+            if last is None or (len(nu) < k and estimator == "nearest_mean"):
+                np.negative(values, out=here)
+                gain[part] = here.sum(axis=1)
+            elif len(nu) < k:  # the new row makes a new rank: the farther of itself and the last one
+                np.minimum(-last, np.negative(values, out=here), out=here)
+                gain[part] = here.sum(axis=1)
+            else:
+                np.subtract(last, values, out=here)
+                np.maximum(here, 0.0, out=here)
+                gain[part] = bound[part] = here.sum(axis=1)
+                if room is not None:
+                    gain[part] = np.minimum(here, room, out=here).sum(axis=1)
+        return gain, bound
+
+    return score
+
+
+def _best(
+    bound: NDArray[np.float64],
+    score: Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> int:
+    """The lowest index of the largest gain; tightens `bound` in place (-inf: no longer in the pool)."""
+    gain = np.full(len(bound), -np.inf)
+    left = np.flatnonzero(bound > -np.inf)
+    size, top = 16, -np.inf
+    while True:
+        left = left[bound[left] >= top]
+        if len(left) == 0:
+            return int(gain.argmax())
+        here = left
+        if len(left) > size and bound[left].min() < np.inf:
+            here = left[np.argpartition(-bound[left], size)[:size]]
+        gain[here], bound[here] = score(here)
+        top = max(top, float(gain[here].max()))
+        left = np.setdiff1d(left, here, assume_unique=True)
+        size = min(2 * size, 512)
+
+
+def _insert(nu: NDArray[np.float64], values: NDArray[np.float64], k: int) -> NDArray[np.float64]:
+    """The ranks with one more row in them, at most k."""
+    out = np.empty((min(k, len(nu) + 1), len(values)))
+    for rank in range(len(out)):
+        if rank < len(nu):
+            out[rank] = np.minimum(nu[rank], values)
+            values = np.maximum(nu[rank], values)
+        else:
+            out[rank] = values
+    return out

@@ -1,0 +1,256 @@
+"""Quantisation: centroids of a sample, the nearest centroid of every row, and the cut to a budget of rows.
+
+`assign` gives the same bits for a row whatever rows it arrives with and whatever does the matrix product: the
+float32 product only rules out centroids that its worst-case rounding error cannot make nearest, and what is left
+(one centroid for nearly every row) is measured in float64 from the difference of the vectors.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysel.errors import ConfigError, DataError
+from raysel.gio.distances import check_device, first_equal, vectors
+
+Array = NDArray[Any]
+
+_TWO_LEVELS_ABOVE = 4096
+_PER_CENTROID = 256  # rows a centroid needs to settle; more do not move it
+_INIT_PER_CENTROID = 16
+_ITERATIONS = 25
+_BLOCK = 1 << 20  # scores at a time: 4 MB of float32, which stay in cache
+
+
+def fit_centroids(sample: Any, clusters: int, seed: int = 0) -> NDArray[np.float32]:
+    """Centroids (K, d) float32 of a sample (n, d): k-means++ and at most 25 Lloyd iterations of scikit-learn.
+
+    The same sample and seed give the same centroids on any number of cores. Above 4,096 clusters in two levels.
+    K < `clusters` when the sample has fewer distinct rows (each is then its own centroid) or a cluster ended empty.
+    Raises DataError, ConfigError.
+    """
+    rows = vectors(sample, "sample").astype(np.float32, copy=False)
+    if isinstance(clusters, bool) or int(clusters) != clusters or clusters < 1:
+        raise ConfigError(f"clusters = {clusters} must be a whole number of at least 1.")
+    distinct = np.flatnonzero(first_equal(rows) == np.arange(len(rows)))
+    if len(distinct) <= clusters:
+        return rows[distinct]
+    return _fit(rows, int(clusters), seed)
+
+
+def _fit(rows: Array, clusters: int, seed: int) -> NDArray[np.float32]:
+    if clusters <= _TWO_LEVELS_ABOVE:
+        return _lloyd(rows, clusters, seed)
+    coarse = round(clusters**0.5)
+    some = _some(rows, coarse * _PER_CENTROID, seed)
+    cell, _ = assign(rows, _lloyd(some, coarse, seed))
+    order = np.argsort(cell, kind="stable")
+    size = np.bincount(cell)
+    ends = np.cumsum(size)
+    parts = [
+        fit_centroids(rows[order[end - count : end]], share, seed + 1 + at)
+        for at, (end, count, share) in enumerate(zip(ends, size, _shares(size, clusters), strict=True))
+        if share
+    ]
+    return np.concatenate(parts)
+
+
+def _lloyd(rows: Array, clusters: int, seed: int) -> NDArray[np.float32]:
+    from sklearn.cluster import KMeans, kmeans_plusplus
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    # scikit-learn adds its threads' partial sums in the order they finish: one thread, or other centroids each time
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        some = _some(rows, clusters * _INIT_PER_CENTROID, seed)
+        centre = some.mean(axis=0, dtype=np.float64).astype(np.float32)  # squares of raw pixels lose digits
+        init, _ = kmeans_plusplus(some - centre, clusters, random_state=seed % 2**32, n_local_trials=1)
+        model = KMeans(clusters, init=init + centre, n_init=1, max_iter=_ITERATIONS)
+        labels = model.fit(rows).labels_
+    used: NDArray[np.float32] = model.cluster_centers_[np.unique(labels)].astype(np.float32, copy=False)
+    return used
+
+
+def _some(rows: Array, count: int, seed: int) -> Array:
+    """At most `count` rows, evenly drawn, in their order."""
+    if len(rows) <= count:
+        return rows
+    chosen = np.random.Generator(np.random.Philox(seed % 2**64)).choice(len(rows), count, replace=False)
+    return rows[np.sort(chosen)]
+
+
+def _shares(size: Array, total: int) -> list[int]:
+    """`total` clusters over cells in proportion to their sizes, at least one for every cell that has rows."""
+    exact = size * (total / size.sum())
+    share = np.minimum(np.maximum(np.floor(exact), size > 0), size).astype(np.int64)
+    for cell in np.argsort(share - exact, kind="stable"):
+        if share.sum() >= total:
+            break
+        share[cell] += share[cell] < size[cell]
+    return [int(count) for count in share]
+
+
+def assign(
+    vectors_: Any, centroids: Any, ids: Any = None, *, device: str | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """The nearest centroid of every row (int32; the lowest index of equals) and the distance to it (float32).
+
+    `vectors_` (n, d) and `centroids` (K, d) are taken as float32. `ids` (n,) only name a row in an error. A row's
+    result depends on the row and the centroids alone: not on the other rows, the block, the BLAS or the device.
+    Raises DataError.
+    """
+    centres = vectors(centroids, "centroids").astype(np.float32, copy=False)
+    rows = vectors(vectors_, "vectors", centres.shape[1], ids=ids).astype(np.float32, copy=False)
+    check_device(device)
+    nearest = np.empty(len(rows), np.int32)
+    distance = np.empty(len(rows), np.float32)
+    scores = _Scores(centres, device)
+    step = scores.rows_at_a_time
+    exact_centres = centres.astype(np.float64)
+    for at in range(0, len(rows), step):
+        block = rows[at : at + step]
+        exact = block.astype(np.float64)
+        best, row, candidate = scores.candidates(block)
+        if len(row):
+            squared = np.empty(len(row))
+            for a in range(0, len(row), step):
+                difference = exact[row[a : a + step]] - exact_centres[candidate[a : a + step]]
+                squared[a : a + step] = (difference * difference).sum(axis=1)
+            order = np.lexsort((candidate, squared, row))
+            first = order[np.diff(row[order], prepend=-1) > 0]
+            best[row[first]] = candidate[first]
+        difference = exact - exact_centres[best]
+        nearest[at : at + step] = best
+        distance[at : at + step] = np.sqrt((difference * difference).sum(axis=1))
+    return nearest, distance
+
+
+class _Scores:
+    """``|c|^2 - 2 x.c`` of a block of rows for every centroid, with a bound on the rounding error."""
+
+    def __init__(self, centres: Array, device: str | None) -> None:
+        clusters, d = centres.shape
+        self._device = None if device == "cpu" else device
+        self._middle = centres.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.rows_at_a_time = max(64, (_BLOCK if self._device is None else _BLOCK << 6) // clusters)
+        self._centres = centres.astype(np.float64) - self._middle
+        self._squares = (self._centres**2).sum(axis=1)
+        self._kept: dict[Any, tuple[Any, Any, float]] = {}
+
+    def candidates(self, rows: Array) -> tuple[Array, Array, Array]:
+        """The best centroid of every row, and (row, centroid) pairs for rows where several may be the nearest."""
+        rows = rows - self._middle
+        with np.errstate(over="ignore"):
+            squares = (rows * rows).sum(axis=1)
+            dtype = np.float32 if squares.max() < 1e36 and self._squares.max() < 1e36 else np.float64
+        if dtype == np.float64:
+            rows = rows.astype(np.float64)
+            squares = (rows * rows).sum(axis=1)
+        if self._device is not None:
+            return self._on_device(rows, squares)
+        matrix, offset, unit = self._operands(dtype)
+        scores = rows @ matrix
+        scores += offset
+        index = np.arange(len(rows))
+        best = scores.argmin(axis=1)
+        lowest = scores[index, best]
+        # the lowest score is optimistic by the error bound, and so is every rival's
+        limit = lowest + self._slack(squares, best, unit)
+        scores[index, best] = np.inf
+        close = np.flatnonzero(scores.min(axis=1) <= limit)
+        row, candidate = np.nonzero(scores[close] <= limit[close, None])
+        return best, np.concatenate([close, close[row]]), np.concatenate([best[close], candidate])
+
+    def _slack(self, squares: Array, best: Array, unit: float) -> Array:
+        return (2 * unit * (squares.astype(np.float64) + self._squares[best]) + 1e-36).astype(squares.dtype)
+
+    def _operands(self, dtype: Any) -> tuple[Array, Array, float]:
+        """-2 c transposed, |c|^2 less the bound's share of it, and the bound per unit of |x|^2 + |c|^2."""
+        if dtype not in self._kept:
+            # product of d terms, the roundings of x, c, |c|^2 and of the sum; 2|x||c| <= |x|^2 + |c|^2
+            unit = (self._centres.shape[1] + 16) * float(np.finfo(dtype).eps) / 2
+            matrix = np.ascontiguousarray((-2 * self._centres).astype(dtype).T)
+            self._kept[dtype] = matrix, (self._squares * (1 - unit)).astype(dtype), unit
+        return self._kept[dtype]
+
+    def _on_device(self, rows: Array, squares: Array) -> tuple[Array, Array, Array]:
+        import torch
+
+        if torch.get_float32_matmul_precision() != "highest":  # TF32 would break the bound
+            rows = rows.astype(np.float64)
+        dtype = rows.dtype.type
+        if (dtype, "device") not in self._kept:
+            matrix, offset, unit = self._operands(dtype)
+            on_device = (torch.from_numpy(part).to(self._device) for part in (matrix, offset))
+            self._kept[dtype, "device"] = (*on_device, unit)  # type: ignore[assignment]
+        matrix, offset, unit = self._kept[dtype, "device"]
+        scores = torch.addmm(offset, torch.from_numpy(rows).to(self._device), matrix)
+        lowest, best = scores.min(dim=1)
+        chosen = best.cpu().numpy()
+        slack = torch.from_numpy(self._slack(squares.astype(dtype), chosen, unit)).to(self._device)
+        limit = lowest + slack
+        scores.scatter_(1, best[:, None], float("inf"))
+        close = torch.nonzero(scores.amin(dim=1) <= limit)[:, 0]
+        row, candidate = torch.nonzero(scores[close] <= limit[close, None], as_tuple=True)
+        near, pairs = close.cpu().numpy(), close[row].cpu().numpy()
+        return chosen, np.concatenate([near, pairs]), np.concatenate([chosen[near], candidate.cpu().numpy()])
+
+
+def cut_to_budget(
+    order: Any,
+    cluster: Any,
+    distance: Any,
+    ids: Any,
+    budget: int,
+    within: Literal["nearest", "random"] = "nearest",
+    seed: int = 0,
+) -> NDArray[np.int64]:
+    """Positions (ascending) of the rows to take: whole clusters in `order` until `budget` rows, the last one cut.
+
+    `order`: picked clusters, best first. `cluster`, `distance`, `ids` (n,): each row's cluster, its distance to the
+    centroid and its integer id. The cut keeps the rows nearest to the centroid (ties: the lower id), or with
+    within="random" those with the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows;
+    fewer rows than `budget` come back when the picked clusters hold no more. Raises DataError, ConfigError.
+    """
+    order, cluster, distance, ids = (np.asarray(each) for each in (order, cluster, distance, ids))
+    if not (cluster.ndim == 1 and cluster.shape == distance.shape == ids.shape):
+        raise DataError(
+            f"cluster, distance and ids must be 1-D of one length, not {cluster.shape}, {distance.shape}, {ids.shape}."
+        )
+    if isinstance(budget, bool) or int(budget) != budget or budget < 1:
+        raise ConfigError(f"budget = {budget} must be a whole number of rows, at least 1.")
+    if within not in ("nearest", "random"):
+        raise ConfigError(f"within = {within!r} is unknown; use 'nearest' or 'random'.")
+    if len(order) == 0 or len(cluster) == 0:
+        return np.empty(0, np.int64)
+    if len(np.unique(order)) != len(order) or order.min() < 0 or cluster.min() < 0:
+        raise DataError("order must name each picked cluster once, by an index of 0 or more.")
+    size = np.bincount(cluster, minlength=int(order.max()) + 1)
+    taken = np.cumsum(size[order])
+    whole = int(np.searchsorted(taken, budget, side="right"))
+    keep = np.zeros(len(size), bool)
+    keep[order[:whole]] = True
+    mask = keep[cluster]
+    left = int(budget) - (int(taken[whole - 1]) if whole else 0)
+    if whole < len(order) and left:
+        members = np.flatnonzero(cluster == order[whole])
+        key = distance[members] if within == "nearest" else hash_ids(ids[members], seed)
+        mask[members[np.lexsort((ids[members], key))[:left]]] = True
+    return np.flatnonzero(mask)
+
+
+def hash_ids(ids: Any, seed: int) -> NDArray[np.uint64]:
+    """A pseudo-random uint64 per id, the same wherever the id turns up (SplitMix64 of the id, keyed by the seed)."""
+    key = _mix(np.array([seed % 2**64], np.uint64))
+    return _mix(np.asarray(ids).astype(np.uint64) ^ key)
+
+
+def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    value = value + np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))

@@ -1,0 +1,7 @@
+"""Reporting: what a run spent (ledger), its figures and its one-file HTML page. Pure: never imports Ray."""
+
+from __future__ import annotations
+
+from raysel.report.ledger import STAGES, Ledger, LedgerEntry
+
+__all__ = ["STAGES", "Ledger", "LedgerEntry"]

@@ -1,0 +1,616 @@
+"""The report's figures: plain numbers in, an SVG string out; the same numbers give the same bytes.
+
+Every function returns "" when there is nothing to draw. Figures are about 360 points wide, so that their text
+keeps its size in two columns on a wide page and in one on a telephone. Colours are Okabe and Ito's, darkened
+where they have to carry text; they are told apart with any colour vision, and on the white card in a dark page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import Any, Literal
+from xml.sax.saxutils import escape
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextToPath
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from raysel.report import numbers
+from raysel.report.ledger import STAGES, Ledger
+
+INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7ec"
+FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+STAGE_COLOURS = {
+    "embedding": "#56b4e9",
+    "metrics": "#cc79a7",
+    "selection": "#e69f00",
+    "planning": "#009e73",
+    "training": "#b4bcc8",
+}
+_KNOWN = {"full": "#4a5361", "random": "#c25608", "chain": "#0068b0"}
+_OTHERS = ("#007a5a", "#96387f", "#7a6500", "#2f8fc4", "#8c2d19", "#5b4fa2")
+
+_WIDTH = 360.0  # points
+_SIZE = 10.2  # points; labels
+_LINE = 13.2  # points from one line of a label to the next
+_STEPS = (1, 2, 2.5, 5, 10)  # ticks people count in
+_MOST_CLASSES = 24
+_STYLE = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": _SIZE,
+    "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$x$"
+    "axes.edgecolor": "#aab2bd",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": MUTED,
+    "axes.unicode_minus": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": "#aab2bd",
+    "ytick.color": "#aab2bd",
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",  # real text: it can be selected, searched and read aloud
+}
+
+
+def arm_colours(arms: Sequence[str]) -> dict[str, str]:
+    """A colour per arm: the usual arms always have theirs, others take the rest in order."""
+    others = [arm for arm in arms if arm not in _KNOWN]
+    return {arm: _KNOWN.get(arm) or _OTHERS[others.index(arm) % len(_OTHERS)] for arm in arms}
+
+
+def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") -> str:
+    """k-NN estimate of KL(target || chosen) in nats against rows chosen, one point per pick."""
+    points = [(x, float(y)) for x, y in zip(rows, kl, strict=False) if y is not None and math.isfinite(y)]
+    if not points:
+        return ""
+    xs, ys = zip(*points, strict=True)
+    with _figure(height=262) as (figure, svg):
+        axes = _axes(figure, left=44, right=18, top=30, bottom=38)
+        colour = _KNOWN["chain"]
+        axes.plot(xs, ys, color=colour, marker="o" if len(xs) == 1 else "", markersize=5)
+        low, high = min(*ys, 0.0), max(*ys, 0.0)
+        _reach(axes, low, high)
+        axes.set_xlim(0, max(xs) * 1.02 or 1)
+        _ticks(axes, x=_thousands, y=_signed)
+        _titles(axes, x="rows chosen", y="KL(target ‖ chosen), nats")
+        axes.plot(xs[-1:], ys[-1:], "o", color=colour, markersize=5, clip_on=False)
+        # The text ends above the last point, clear of the stretch of curve that it stands over.
+        text = f"{_signed(ys[-1])} nats at {_thousands(xs[-1])} rows"
+        share = 1.05 * _text_width(text, bold=True) / (_WIDTH - 44 - 18)
+        axes.annotate(
+            text,
+            (xs[-1], max(y for x, y in points if x >= (1 - share) * xs[-1])),
+            (0, 9),
+            textcoords="offset points",
+            ha="right" if len(xs) > 1 else "left",
+            color=colour,
+            fontweight="bold",
+        )
+        svg.append(_svg(figure, "kl-curve", f"KL curve of the {method} selection".replace("  ", " ")))
+    return svg[0]
+
+
+def kept_share_per_class(classes: Sequence[Mapping[str, Any]]) -> str:
+    """Bars: the share of each class's pool rows that was kept, against the share of the pool as a whole.
+
+    ``classes``: ``{"label", "pool", "kept", "target"}`` with counts, target None when unknown; when it is known
+    a second panel shows what the pool, the kept rows and the target are made of. Beyond 24 classes, the 12 of the
+    largest and the 12 of the smallest share.
+    """
+    pool, kept = (sum(entry.get(key) or 0 for entry in classes) for key in ("pool", "kept"))
+    shown, left_out = _most_telling([entry for entry in classes if entry.get("pool")])
+    if not shown or not pool:
+        return ""
+    overall = kept / pool
+    shares = [(entry.get("kept") or 0) / entry["pool"] for entry in shown]
+    targets = [entry.get("target") for entry in classes]
+    aimed = sum(target or 0 for target in targets)
+    composed = None not in targets and aimed > 0 and kept > 0
+    labels = [_shorten(_plain(entry["label"]), 92) for entry in shown]
+    step = 18.0
+    gap = 14.0 if left_out else 0.0
+    top, bottom = (44.0 if composed else 26.0), 36.0
+    height = top + bottom + step * len(shown) + gap
+    # From the top down; the gap stands for the classes that are left out.
+    ys = [step * (i + 0.5) + (gap if left_out and i >= len(shown) // 2 else 0.0) for i in range(len(shown))]
+    left = max(_text_width(label) for label in labels) + 14
+    inner = _WIDTH - left - 14
+    with _figure(height) as (figure, svg):
+        right = 14 + (0.5 * inner + 14 if composed else 0)
+        axes = _axes(figure, left=left, right=right, top=top, bottom=bottom, grid=None)
+        axes.set_ylim(height - top - bottom, 0)
+        axes.barh(ys, shares, height=11, color="#8fbfe0", zorder=2)
+        most = max(*shares, overall) * (1.26 if composed else 1.16)
+        axes.set_xlim(0, most or 1)
+        axes.spines["bottom"].set_visible(False)
+        axes.axvline(overall, color=INK, linewidth=1.1, zorder=3)
+        axes.text(
+            overall,
+            -0.02 * step - 4,
+            f"whole pool {numbers.saving(overall)}",
+            ha="left" if overall < 0.5 * most else "right",
+            va="bottom",
+        )
+        for y, share in zip(ys, shares, strict=True):
+            axes.annotate(
+                numbers.saving(share).removesuffix(" %"),
+                (share, y),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=_SIZE - 1,
+                color=MUTED,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+                zorder=4,
+            )
+        axes.set_yticks(ys, labels)
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_xticks([])
+        axes.set_xlabel("share of the class kept, %", labelpad=17 if composed else 8)
+        if left_out:
+            between = ys[len(shown) // 2] - (step + gap) / 2
+            axes.text(
+                0, between, f" … {left_out} classes between", va="center", color=MUTED, fontsize=_SIZE - 1
+            )
+        if composed:
+            other = _axes(
+                figure, left=_WIDTH - 14 - 0.5 * inner + 14, right=14, top=top, bottom=bottom, grid="x"
+            )
+            other.set_ylim(height - top - bottom, 0)
+            _composition(other, ys, shown, pool, kept, aimed)
+        svg.append(_svg(figure, "kept-share", "Share of each class that was kept"))
+    return svg[0]
+
+
+def _composition(axes: Any, ys: list[float], shown: list[Mapping[str, Any]], *totals: int) -> None:
+    """Dots: which share of the pool, of the kept rows and of the target each class is."""
+    looks = (
+        ("pool", {"marker": "o", "markerfacecolor": "white", "markeredgecolor": MUTED}),
+        ("kept", {"marker": "o", "markerfacecolor": _KNOWN["chain"], "markeredgecolor": "white"}),
+        ("target", {"marker": "|", "markeredgecolor": _KNOWN["random"], "markeredgewidth": 2.4}),
+    )
+    parts = {
+        key: [(entry.get(key) or 0) / total for entry in shown]
+        for (key, _), total in zip(looks, totals, strict=True)
+    }
+    for y, *row in zip(ys, *parts.values(), strict=True):
+        axes.plot([min(row), max(row)], [y, y], color=GRID, linewidth=3, zorder=1)
+    for key, look in looks:
+        size = {"pool": 5.5, "kept": 7, "target": 11}[key]
+        axes.plot(parts[key], ys, linestyle="", markersize=size, zorder=2, clip_on=False, **look)
+    most = max(max(part) for part in parts.values())
+    axes.set_xlim(-0.04 * most, most * 1.06)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(3))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.tick_params(axis="x", length=0)
+    words = [("○ pool", MUTED), ("● kept", _KNOWN["chain"]), ("| target", _KNOWN["random"])]
+    _words(axes.figure, words, right=_WIDTH - 14, y=axes.figure.bbox.height - 16)
+    axes.set_xlabel("share of the rows", labelpad=4)
+
+
+def plan_sizes(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Samples planned in each epoch, a step line per arm; ``arms`` as in the results."""
+    series = {
+        arm: [
+            (entry["epoch"], entry["planned"])
+            for entry in values.get("epochs") or ()
+            if _finite(entry.get("planned"))
+        ]
+        for arm, values in arms.items()
+    }
+    series = {arm: points for arm, points in series.items() if points}
+    if not series:
+        return ""
+    colours = arm_colours(list(arms))
+    with _figure(height=262) as (figure, svg):
+        axes, labels = _labelled_axes(figure, arms, series)
+        last = max(points[-1][0] for points in series.values())
+        axes.set_xlim(min(points[0][0] for points in series.values()), last + 1)
+        _reach(axes, 0, max(y for points in series.values() for _, y in points))
+        for arm, points in series.items():
+            # An epoch is a stretch, not a moment: its step ends where the next begins.
+            xs = [x for x, _ in points] + [points[-1][0] + 1]
+            ys = [y for _, y in points] + [points[-1][1]]
+            axes.step(xs, ys, where="post", color=colours[arm])
+        _ticks(axes, x=_thousands, y=_thousands, whole=True)
+        _titles(axes, x="epoch", y="samples planned")
+        # Plans are often of equal size at the end: the lower line on the whole then has the lower name.
+        series = dict(sorted(series.items(), key=lambda item: sum(y for _, y in item[1]) / len(item[1])))
+        _end_labels(axes, {a: (p[-1][0] + 1, p[-1][1]) for a, p in series.items()}, labels, colours)
+        svg.append(_svg(figure, "plan-sizes", "Samples planned in each epoch"))
+    return svg[0]
+
+
+def loss_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Mean training loss of each epoch, a line per arm; epochs without a loss are left out."""
+    series = _series(arms, "loss")
+    if not series:
+        return ""
+    colours = arm_colours(list(arms))
+    with _figure(height=262) as (figure, svg):
+        axes, labels = _labelled_axes(figure, arms, series)
+        xs = [entry["epoch"] for points in series.values() for entry, _, _ in points]
+        axes.set_xlim(min(xs), max(*xs, min(xs) + 1))
+        top = max(y for points in series.values() for _, _, y in points)
+        bottom = min(y for points in series.values() for _, _, y in points)
+        _reach(axes, min(bottom, 0.0), max(top, 0.0))
+        for arm, points in series.items():
+            axes.plot(
+                [entry["epoch"] for entry, _, _ in points],
+                [y for _, _, y in points],
+                color=colours[arm],
+                marker="o" if len(points) == 1 else "",
+                markersize=5,
+                clip_on=False,
+            )
+        _ticks(axes, x=_thousands, y=_signed, whole=True)
+        _titles(axes, x="epoch", y="mean training loss")
+        _end_labels(axes, {a: (p[-1][0]["epoch"], p[-1][2]) for a, p in series.items()}, labels, colours)
+        svg.append(_svg(figure, "loss", "Training loss in each epoch"))
+    return svg[0]
+
+
+def accuracy_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """Accuracy against samples back-propagated so far: where an arm's line ends is what it spent."""
+    series = _series(arms, "accuracy")
+    if not series:
+        return ""
+    colours = arm_colours(list(arms))
+    ends = {arm: (points[-1][1], points[-1][2]) for arm, points in series.items()}
+    # Names stand above the ends, one a row, and run towards the middle. From the bottom row up: ends on the
+    # right from left to right, then those on the left from right to left, so that no stem crosses a name.
+    middle = 0.5 * max(x for x, _ in ends.values())
+    order = sorted(
+        series, key=lambda arm: (ends[arm][0] <= middle, ends[arm][0] * (1 if ends[arm][0] > middle else -1))
+    )
+    row = 16.0
+    with _figure(height=226 + row * len(order)) as (figure, svg):
+        axes = _axes(figure, left=44, right=18, top=34 + row * len(order), bottom=38)
+        tall = axes.get_position().height * figure.bbox.height
+        everything = [y for points in series.values() for _, _, y in points]
+        low, high = _reach(axes, min(everything), max(everything), within=(0.0, 1.0))
+        most = max(x for x, _ in ends.values()) or 1
+        axes.set_xlim(0, most * 1.02)
+        for arm, points in series.items():
+            xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+            axes.plot(
+                xs, ys, color=colours[arm], marker="o" if len(xs) == 1 else "", markersize=5, clip_on=False
+            )
+        for place, arm in enumerate(order):
+            x, y = ends[arm]
+            level = high + (high - low) * (24 + row * place) / tall
+            axes.plot(
+                [x, x], [y, level], color=colours[arm], linewidth=0.8, alpha=0.7, clip_on=False, zorder=1
+            )
+            axes.plot([x], [y], "o", color=colours[arm], markersize=5, clip_on=False, zorder=3)
+            right = x > middle
+            ending = f" {numbers.percent(y)}"
+            place_x = 44 + (_WIDTH - 44 - 18) * x / (most * 1.02)
+            room = (place_x if right else _WIDTH - place_x) - 10 - _text_width(ending, bold=True)
+            axes.annotate(
+                _shorten(_plain(arms[arm].get("title") or arm), room, bold=True) + ending,
+                (x, level),
+                (-4 if right else 4, 0),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                va="center",
+                color=colours[arm],
+                fontweight="bold",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+                annotation_clip=False,
+            )
+        _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %")
+        _titles(axes, x="samples back-propagated so far", y="accuracy")
+        svg.append(_svg(figure, "accuracy", "Accuracy against samples back-propagated"))
+    return svg[0]
+
+
+def cost_bars(ledger: Ledger) -> str:
+    """Wall-clock seconds of each arm, stacked by stage; a stage that was not measured is left out and said so."""
+    entries = ledger.entries
+    known = [{s: v for s, v in entry.seconds.items() if v is not None} for entry in entries]
+    most = max((math.fsum(values.values()) for values in known), default=0.0)
+    if not most:
+        return ""
+    stages = [stage for stage in STAGES if any(values.get(stage) for values in known)]
+    step = 42.0
+    top, bottom = 30.0, 8.0
+    height = top + bottom + step * len(entries)
+    with _figure(height) as (figure, svg):
+        axes = _axes(figure, left=8, right=8, top=top, bottom=bottom, grid=None)
+        axes.set_ylim(height - top - bottom, 0)
+        endings = [
+            f"{numbers.seconds(math.fsum(values.values()))} s"
+            + ("" if len(values) == len(STAGES) else " + not measured")
+            for values in known
+        ]
+        room = max(_text_width(text, bold=True) for text in endings) + 8
+        axes.set_xlim(0, most * (_WIDTH - 16) / (_WIDTH - 16 - room))
+        axes.set_axis_off()
+        for i, (entry, values, ending) in enumerate(zip(entries, known, endings, strict=True)):
+            y = step * i + 29
+            axes.text(0, y - 11, _shorten(_plain(entry.title), _WIDTH - 20), va="bottom", color=INK)
+            left = 0.0
+            for stage in stages:
+                width = values.get(stage) or 0.0
+                if width:
+                    axes.add_patch(
+                        Rectangle((left, y - 8), width, 16, facecolor=STAGE_COLOURS[stage], linewidth=0)
+                    )
+                    left += width
+            axes.annotate(
+                ending, (left, y), (5, 0), textcoords="offset points", va="center", fontweight="bold"
+            )
+        _words(figure, [(s, STAGE_COLOURS[s]) for s in stages], left=8, y=height - 16, squares=True)
+        svg.append(_svg(figure, "costs", "Seconds of each stage"))
+    return svg[0]
+
+
+def _series(arms: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, list[tuple[Any, int, float]]]:
+    """Per arm: (epoch entry, samples planned up to its end, value), where the value was measured."""
+    found = {}
+    for arm, values in arms.items():
+        epochs = values.get("epochs") or ()
+        spent = accumulate(entry.get("planned") or 0 for entry in epochs)
+        points = [
+            (entry, total, float(entry[key]))
+            for entry, total in zip(epochs, spent, strict=True)
+            if _finite(entry.get(key))
+        ]
+        if points:
+            found[arm] = points
+    return found
+
+
+def _most_telling(classes: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+    if len(classes) <= _MOST_CLASSES:
+        return classes, 0
+    ordered = sorted(classes, key=lambda entry: -(entry.get("kept") or 0) / entry["pool"])
+    half = _MOST_CLASSES // 2
+    return ordered[:half] + ordered[-half:], len(classes) - _MOST_CLASSES
+
+
+@contextmanager
+def _figure(height: float) -> Iterator[tuple[Figure, list[str]]]:
+    """A figure under our own style whatever the user's matplotlibrc says, and the list its SVG goes to."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield Figure(figsize=(_WIDTH / 72, height / 72), dpi=72), []
+
+
+def _axes(
+    figure: Figure,
+    *,
+    left: float,
+    right: float,
+    top: float,
+    bottom: float,
+    grid: Literal["x", "y"] | None = "y",
+) -> Any:
+    """Axes with margins in points."""
+    width, height = figure.bbox.width, figure.bbox.height
+    axes = figure.add_axes(
+        (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
+    )
+    axes.grid(False)
+    if grid:
+        axes.grid(True, axis=grid)
+    axes.spines["left"].set_visible(False)
+    return axes
+
+
+def _labelled_axes(
+    figure: Figure, arms: Mapping[str, Mapping[str, Any]], series: Mapping[str, Any]
+) -> tuple[Any, dict[str, list[str]]]:
+    """Axes with room on the right for the names of the lines, and those names in lines of their own."""
+    labels = {}
+    for arm in series:
+        lines = textwrap.wrap(_plain(arms[arm].get("title") or arm), 15, max_lines=3, placeholder="…")
+        labels[arm] = lines or [arm]
+    room = max(_text_width(line, bold=True) for lines in labels.values() for line in lines)
+    return _axes(figure, left=46, right=room + 16, top=30, bottom=38), labels
+
+
+def _end_labels(
+    axes: Any,
+    ends: Mapping[str, tuple[float, float]],
+    labels: Mapping[str, list[str]],
+    colours: Mapping[str, str],
+) -> None:
+    """Names at the ends of the lines, pushed apart where they would overlap."""
+    box = axes.get_position()
+    tall = box.height * axes.figure.bbox.height
+    bottom, top = axes.get_ylim()
+    right = axes.get_xlim()[1]
+    order = sorted(ends, key=lambda arm: (ends[arm][1], list(ends).index(arm)))
+    heights = [_LINE * len(labels[arm]) + 3 for arm in order]
+    wanted = [tall * (ends[arm][1] - bottom) / (top - bottom) for arm in order]
+    for arm, place in zip(order, _spread(wanted, heights, tall), strict=True):
+        x, y = ends[arm]
+        level = bottom + (top - bottom) * place / tall
+        axes.annotate(
+            "\n".join(labels[arm]),
+            (right, level),
+            (8, 0),
+            textcoords="offset points",
+            va="center",
+            color=colours[arm],
+            fontweight="bold",
+            linespacing=1.15,
+            annotation_clip=False,
+        )
+        level = bottom + (top - bottom) * place / tall
+        if x < right:  # a line that ends early is tied to its name
+            look = {"arrowstyle": "-", "color": colours[arm], "linewidth": 0.7, "alpha": 0.6}
+            look |= {"shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", (x, y), (right, level), arrowprops=look, annotation_clip=False)
+
+
+def _spread(wanted: Sequence[float], heights: Sequence[float], room: float) -> list[float]:
+    """Middles of labels in the order given (ascending), near to ``wanted``, apart, within [0, room] if they fit."""
+    groups: list[list[int]] = []
+    starts: list[float] = []
+    for i, (want, height) in enumerate(zip(wanted, heights, strict=True)):
+        groups.append([i])
+        starts.append(want - height / 2)
+        # Labels that would overlap become one group around the mean of where its members want to be.
+        while True:
+            members = groups[-1]
+            tall = sum(heights[j] for j in members)
+            offsets = list(accumulate((heights[j] for j in members), initial=0.0))
+            best = sum(
+                wanted[j] - heights[j] / 2 - offset for j, offset in zip(members, offsets, strict=False)
+            ) / len(members)
+            starts[-1] = max(0.0, min(best, room - tall))
+            before = starts[-2] + sum(heights[j] for j in groups[-2]) if len(groups) > 1 else -math.inf
+            if starts[-1] >= before:
+                break
+            groups.pop()
+            starts.pop()
+            groups[-1] += members
+    places = []
+    for start, members in zip(starts, groups, strict=True):
+        for j in members:
+            places.append(start + heights[j] / 2)
+            start += heights[j]
+    return places
+
+
+def _words(
+    figure: Figure,
+    words: Sequence[tuple[str, str]],
+    *,
+    y: float,
+    left: float = 0.0,
+    right: float | None = None,
+    squares: bool = False,
+) -> None:
+    """A key: words side by side in their colours, or in ink behind a square; points from the lower left corner."""
+    wide, tall = figure.bbox.width, figure.bbox.height
+    widths = [_text_width(word, bold=not squares) + (13 if squares else 0) for word, _ in words]
+    place = left if right is None else right - sum(widths) - 10 * (len(words) - 1)
+    for (word, colour), width in zip(words, widths, strict=True):
+        if squares:
+            square = Rectangle((place / wide, y / tall), 9 / wide, 9 / tall, facecolor=colour, linewidth=0)
+            square.set_transform(figure.transFigure)
+            figure.add_artist(square)
+        look: dict[str, Any] = {"color": INK} if squares else {"color": colour, "fontweight": "bold"}
+        figure.text((place + 13 * squares) / wide, y / tall, word, va="bottom", **look)
+        place += width + 10
+
+
+def _titles(axes: Any, *, x: str, y: str) -> None:
+    axes.set_xlabel(x, labelpad=5)
+    axes.annotate(
+        y,
+        (0, 1),
+        (-36, 12),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        color=MUTED,
+        annotation_clip=False,
+    )
+
+
+def _ticks(axes: Any, *, x: Any, y: Any, whole: bool = False) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=whole))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: x(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: y(value)))
+
+
+def _reach(
+    axes: Any, low: float, high: float, within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """Let the y axis run from one tick to another around the values."""
+    if low == high:
+        low, high = low - 0.05 * (abs(low) or 1), high + 0.05 * (abs(high) or 1)
+    ticks = MaxNLocator(5, steps=_STEPS).tick_values(low, high)
+    low = max(max((t for t in ticks if t <= low), default=low), within[0])
+    high = min(min((t for t in ticks if t >= high - 1e-9 * (high - low)), default=high), within[1])
+    axes.set_ylim(low, high)
+    return low, high
+
+
+def _thousands(value: float) -> str:
+    return (
+        f"{value:,.0f}"
+        if abs(value) < 1e6
+        else f"{value / 1e6:,.3g} M"
+        if abs(value) < 1e9
+        else f"{value:.3g}"
+    )
+
+
+def _signed(value: float) -> str:
+    """Three digits and a true minus."""
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return text.replace("-", "\u2212")
+
+
+def _finite(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _plain(text: object) -> str:
+    """One line that XML can hold: no control characters, no lone surrogates."""
+    return re.sub(r"[\x00-\x20\x7f-\x9f\ud800-\udfff\ufffe\uffff]+", " ", str(text)).strip()
+
+
+def _text_width(text: str, bold: bool = False) -> float:
+    """Points. Measured in DejaVu Sans, which is wider than the fonts a page is likely to be shown in."""
+    font = FontProperties(family="DejaVu Sans", size=_SIZE, weight="bold" if bold else "normal")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(TextToPath().get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def _shorten(text: str, room: float, bold: bool = False) -> str:
+    if _text_width(text, bold) <= room:
+        return text
+    while text and _text_width(text + "…", bold) > room:
+        text = text[:-1]
+    return text.rstrip() + "…"
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure as an SVG element: no prolog, no date, no metadata, ids that no other figure on a page has."""
+    matplotlib.rcParams["svg.hashsalt"] = f"raysel-{name}"
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # figure_1, axes_1, ...: nothing refers to them
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
+    svg = svg.replace("'DejaVu Sans'", FONTS)
+    # A style sheet inside an SVG would hold for the whole page around it.
+    svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    opening = f'<svg style="stroke-linejoin: round; stroke-linecap: butt" role="img" aria-label="{escape(title, {chr(34): "&quot;"})}"'
+    return svg.replace("<svg", opening, 1).strip() + "\n"

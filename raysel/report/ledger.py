@@ -1,0 +1,300 @@
+"""The ledger: what every arm of a run spent, and what that saves against training on all the data."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysel.errors import DataError, RunError, first
+from raysel.report import numbers
+from raysel.report.files import write_text
+
+STAGES = ("embedding", "metrics", "selection", "planning", "training")
+REFERENCE = "full"
+WIDTH = 100
+
+_COUNTS = ("rows", "epochs", "samples_forward", "samples_backward", "steps")
+_REQUIRED = ("rows", "epochs")
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """What one arm spent.
+
+    ``samples_forward`` and ``samples_backward`` count samples, once for every pass; ``steps`` are optimiser
+    steps; ``seconds`` maps each of STAGES to wall-clock seconds, 0.0 for a stage that the arm does not have;
+    ``accuracy`` is a share in [0, 1]. None, or a stage left out of ``seconds``, means *not measured* and
+    makes what depends on it None. Raises DataError for figures that cannot be (negative, not finite).
+    """
+
+    arm: str
+    title: str
+    rows: int
+    epochs: int
+    samples_forward: int | None = None
+    samples_backward: int | None = None
+    steps: int | None = None
+    seconds: Mapping[str, float | None] = field(default_factory=dict)
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            object.__setattr__(self, name, _count(self.arm, name, getattr(self, name)))
+        unknown = [stage for stage in self.seconds if stage not in STAGES]
+        if unknown:
+            raise DataError(
+                f"Ledger arm {self.arm!r} has seconds for unknown stages ({first(unknown)}); "
+                f"the stages are {', '.join(STAGES)}."
+            )
+        spent = {
+            stage: _share_or_time(self.arm, f"seconds of {stage}", self.seconds.get(stage), math.inf)
+            for stage in STAGES
+        }
+        object.__setattr__(self, "seconds", spent)
+        object.__setattr__(self, "accuracy", _share_or_time(self.arm, "accuracy", self.accuracy, 1.0))
+
+    @property
+    def total_seconds(self) -> float | None:
+        """Seconds of all stages together; None when any of them was not measured."""
+        known = [value for value in self.seconds.values() if value is not None]
+        return math.fsum(known) if len(known) == len(STAGES) else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON types, without what is derived from it."""
+        return {
+            "arm": self.arm,
+            "title": self.title,
+            **{name: getattr(self, name) for name in _COUNTS},
+            "seconds": dict(self.seconds),
+            "accuracy": self.accuracy,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LedgerEntry:
+        """The entry that ``to_dict`` wrote; derived figures are ignored. Raises DataError when damaged."""
+        if not isinstance(values, Mapping):
+            raise DataError(f"A ledger entry must be a mapping, not {type(values).__name__}.")
+        missing = [name for name in ("arm", "title", *_REQUIRED) if name not in values]
+        if missing:
+            raise DataError(f"Ledger entry {values.get('arm', '?')!r} lacks {first(missing)}.")
+        if not isinstance(values.get("seconds", {}), Mapping):
+            raise DataError(f"Ledger arm {values['arm']!r}: seconds must map stages to numbers.")
+        return cls(
+            arm=str(values["arm"]),
+            title=str(values["title"]),
+            **{name: values.get(name) for name in _COUNTS},  # type: ignore[arg-type]
+            seconds=values.get("seconds", {}),
+            accuracy=values.get("accuracy"),
+        )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Entries, one per arm, in the order they are shown; the reference is the arm called ``full``.
+
+    Raises DataError when two entries have the same arm.
+    """
+
+    entries: Sequence[LedgerEntry] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "entries", tuple(self.entries))
+        arms = [entry.arm for entry in self.entries]
+        twice = sorted({arm for arm in arms if arms.count(arm) > 1})
+        if twice:
+            raise DataError(f"The ledger has more than one entry for {first(twice)}; arms must differ.")
+
+    def entry(self, arm: str) -> LedgerEntry | None:
+        """The entry of an arm, or None."""
+        return next((entry for entry in self.entries if entry.arm == arm), None)
+
+    def saving_samples(self, arm: str) -> float | None:
+        """1 - samples back-propagated / those of full-data training; negative when there were more.
+
+        None when there is no arm ``full``, no such arm, or a figure was not measured.
+        """
+        entry, full = self.entry(arm), self.entry(REFERENCE)
+        return None if not entry or not full else _saving(entry.samples_backward, full.samples_backward)
+
+    def saving_seconds(self, arm: str) -> float | None:
+        """1 - all seconds, embedding and selection included / all seconds of full-data training.
+
+        Negative when it took longer; None as in ``saving_samples``.
+        """
+        entry, full = self.entry(arm), self.entry(REFERENCE)
+        return None if not entry or not full else _saving(entry.total_seconds, full.total_seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types; totals and savings are written for readers and computed again on reading."""
+        return {
+            "reference": REFERENCE,
+            "entries": [
+                {
+                    **entry.to_dict(),
+                    "total_seconds": entry.total_seconds,
+                    "saving_samples": self.saving_samples(entry.arm),
+                    "saving_seconds": self.saving_seconds(entry.arm),
+                }
+                for entry in self.entries
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
+        """The ledger that ``to_dict`` wrote. Raises DataError when it is not one."""
+        entries = values.get("entries") if isinstance(values, Mapping) else None
+        if not isinstance(entries, (list, tuple)):
+            raise DataError("A ledger must be a mapping with a list called entries.")
+        return cls([LedgerEntry.from_dict(entry) for entry in entries])
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the ledger as JSON, whole or not at all. Raises RunError when it cannot be written."""
+        return write_text(
+            path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Ledger:
+        """Read what ``save`` wrote. Raises RunError when the file is missing or damaged."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise RunError(
+                f"Cannot read the ledger {os.fspath(path)} ({error.strerror or error}); "
+                "check that the run finished."
+            ) from error
+        except (ValueError, TypeError) as error:  # broken JSON, broken UTF-8 and DataError are ValueErrors
+            raise RunError(
+                f"The ledger {os.fspath(path)} is damaged ({error}); run the workflow again."
+            ) from error
+
+    def text(self) -> str:
+        """The table that ends a run: at most 100 columns wide, one row per arm (long titles continue below)."""
+        return _table(self)
+
+
+def _count(arm: str, name: str, value: Any) -> int | None:
+    if value is None and name not in _REQUIRED:
+        return None
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 0:
+        raise DataError(f"Ledger arm {arm!r}: {name} must be a whole number of at least 0, not {value!r}.")
+    return number
+
+
+def _share_or_time(arm: str, name: str, value: Any, limit: float) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (0 <= number <= limit and math.isfinite(number)):
+        allowed = "between 0 and 1" if limit == 1 else "finite and at least 0"
+        raise DataError(f"Ledger arm {arm!r}: {name} must be {allowed}, not {value!r}.")
+    return number
+
+
+def _saving(spent: float | None, reference: float | None) -> float | None:
+    return None if spent is None or not reference else 1 - spent / reference
+
+
+_SHORT = {
+    "embedding": "embed",
+    "metrics": "metrics",
+    "selection": "select",
+    "planning": "plan",
+    "training": "train",
+}
+
+
+def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
+    """Blocks of right-aligned columns: (what stands above the block, lines of header and cells)."""
+    entries = ledger.entries
+    number = numbers.compact if compact else numbers.count
+
+    def time(value: float | None) -> str:
+        return number(round(value)) if value is not None and value >= 1000 else numbers.seconds(value)
+
+    def column(header: str, cells: list[str]) -> list[str]:
+        width = max(map(len, [header, *cells]))
+        return [cell.rjust(width) for cell in [header, *cells]]
+
+    def block(above: str, *columns: list[str]) -> tuple[str, list[str]]:
+        return above, [" ".join(cells) for cells in zip(*columns, strict=True)]
+
+    # No arm had metrics computed in most runs: their column then only takes room.
+    stages = [stage for stage in STAGES if stage != "metrics" or any(e.seconds[stage] != 0 for e in entries)]
+    return [
+        block(
+            "back-propagated",
+            column("rows", [number(e.rows) for e in entries]),
+            column("epochs", [number(e.epochs) for e in entries]),
+            column("steps", [number(e.steps) for e in entries]),
+            column("samples", [number(e.samples_backward) for e in entries]),
+        ),
+        block(
+            "-seconds-",
+            *(column(_SHORT[stage], [time(e.seconds[stage]) for e in entries]) for stage in stages),
+            column("total", [time(e.total_seconds) for e in entries]),
+        ),
+        block(
+            "-saving-",
+            column("samples", [numbers.saving(ledger.saving_samples(e.arm)) for e in entries]),
+            column("time", [numbers.saving(ledger.saving_seconds(e.arm)) for e in entries]),
+        ),
+        block("", column("acc.", [numbers.percent(e.accuracy) for e in entries])),
+    ]
+
+
+def _table(ledger: Ledger) -> str:
+    if not ledger.entries:
+        return "The ledger is empty: no arm was trained."
+    longest = max(len(entry.title) for entry in ledger.entries)
+    blocks, room = _fit(ledger, compact=False)
+    if room < min(longest, 14):
+        blocks, room = _fit(ledger, compact=True)
+    width = min(max(longest, 3), max(room, 6))
+
+    above = " " * width
+    lines = [[text] for text in ("arm".ljust(width), *[""] * len(ledger.entries))]
+    for title, cells in blocks:
+        size = max(len(title), len(cells[0]))
+        # A title in dashes spans its block; another belongs to the block's last column.
+        spans = title.startswith("-")
+        above += "  " + (f" {title.strip('-')} ".center(size, "-") if spans else title.rjust(size))
+        for line, cell in zip(lines, cells, strict=True):
+            line.append(cell.rjust(size))
+    rows = [above.rstrip(), "  ".join(lines[0])]
+    rule = "-" * len(rows[1])
+    rows.append(rule)
+    for entry, (_, *cells) in zip(ledger.entries, lines[1:], strict=True):
+        head, *rest = textwrap.wrap(" ".join(entry.title.split()), width) or [""]
+        rows.append("  ".join([head.ljust(width), *cells]).rstrip())
+        rows.extend(rest)
+    rows += [rule, _meaning(ledger)]
+    return "\n".join(rows)
+
+
+def _fit(ledger: Ledger, compact: bool) -> tuple[list[tuple[str, list[str]]], int]:
+    blocks = _columns(ledger, compact)
+    return blocks, WIDTH - sum(2 + max(len(title), len(cells[0])) for title, cells in blocks)
+
+
+def _meaning(ledger: Ledger) -> str:
+    full = ledger.entry(REFERENCE)
+    if full is None:
+        return f"saving {numbers.MISSING}: it is measured against training on full data, and no arm did that"
+    return (
+        "saving = 1 - spent / spent on full data; time counts every stage, selecting too; below 0: cost more"
+    )

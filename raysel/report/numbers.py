@@ -1,0 +1,49 @@
+"""How numbers are written in the ledger, the figures and the page; ``None`` is never shown as a number."""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "n/a"
+
+
+def count(value: int | None) -> str:
+    """An integer with thousands separators: ``28,740``."""
+    return MISSING if value is None else f"{value:,d}"
+
+
+def compact(value: int | None) -> str:
+    """An integer in at most six characters: ``9,999``, ``12.3k``, ``1.20M``."""
+    if value is None or abs(value) < 10_000:
+        return count(value)
+    for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G"), (math.inf, "T")):
+        # 999.95 would be rounded up to a thousand of this unit: the next unit takes it.
+        if abs(value) < limit * 0.99995:
+            return f"{value / (limit / 1e3 if limit < math.inf else 1e12):.1f}{unit}"
+    raise AssertionError("unreachable: the last limit is infinite")
+
+
+def seconds(value: float | None) -> str:
+    """Seconds with as many digits as are worth reading: ``0``, ``0.04``, ``4.2``, ``1,234``."""
+    if value is None:
+        return MISSING
+    if value == 0:
+        return "0"
+    if value < 0.995:
+        return f"{value:.2f}" if value >= 0.005 else "<0.01"
+    return f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] with one decimal: ``97.1 %``."""
+    return MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def saving(share: float | None) -> str:
+    """A saving: ``61 %``, ``3.4 %``; negative when it cost more: ``-12 %``."""
+    if share is None:
+        return MISSING
+    points = 100 * share if share == 1 else min(100 * share, 99.9)
+    # One decimal where a whole number would hide something: near nothing, and near everything.
+    text = f"{points:.1f}" if abs(points) < 9.95 or 99 < points < 100 else f"{points:.0f}"
+    return f"{'0' if float(text) == 0 else text} %"

@@ -1,0 +1,622 @@
+"""The report: one self-contained HTML file, made from a run's results; no scripts, nothing fetched."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from raysel.report import figures, numbers
+from raysel.report.files import write_text
+from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
+
+_NBSP = "\u00a0"
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The report as HTML; ``results`` as in a run's ``results.json``. The same results give the same text.
+
+    Parts that the run did not have are left out or called "not measured". Raises DataError when the ledger
+    in the results is damaged.
+    """
+    ledger = Ledger.from_dict(results["ledger"]) if results.get("ledger") else Ledger()
+    arms = _arms(results, ledger)
+    name = _text(results.get("name") or "unnamed run")
+    body = "\n".join(
+        part
+        for part in (
+            _opening(results, ledger, name),
+            _ledger(ledger),
+            _selection(results),
+            _training(results, arms),
+            _costs(ledger),
+            _reading(results, ledger),
+            _configuration(results),
+            _versions(results),
+        )
+        if part
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{name} · raysel report</title>\n<style>{_CSS}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the report to ``path``, whole or not at all. Raises RunError when it cannot be written."""
+    return write_text(path, render(results))
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """What the run found, in one sentence of plain text: rows chosen, savings, accuracy."""
+    ledger = Ledger.from_dict(results["ledger"]) if results.get("ledger") else Ledger()
+    parts = []
+    selection = results.get("selection")
+    if selection:
+        parts.append(f"Chose {numbers.count(selection['kept'])} of {numbers.count(selection['pool'])} rows")
+    arm = _subject(ledger)
+    full = ledger.entry(REFERENCE)
+    if arm is None:
+        parts.append("no arm was trained")
+    elif full is None:
+        parts.append(
+            f"trained on {numbers.count(arm.samples_backward)} samples in {_many(arm.epochs, 'epoch')}"
+            if arm.samples_backward is not None
+            else f"trained for {_many(arm.epochs, 'epoch')}"
+        )
+        parts.append("no arm trained on full data, so no saving can be stated")
+    elif arm is full:
+        parts.append(f"trained on full data, {_many(arm.rows, 'row')} for {_many(arm.epochs, 'epoch')}")
+    else:
+        samples = _compared(ledger.saving_samples(arm.arm), "fewer samples", "more samples")
+        time = _compared(ledger.saving_seconds(arm.arm), "less time", "more time")
+        if samples and time:
+            parts.append(f"trained on {samples} and took {time} than full data, selecting included")
+        elif samples:
+            parts.append(f"trained on {samples} than full data, time not measured")
+        elif time:
+            parts.append(f"took {time} than full data, selecting included")
+        else:
+            parts.append("what it spent was not measured")
+    if arm is not None and arm.accuracy is not None:
+        against = (
+            f" against {numbers.percent(full.accuracy)}"
+            if full and full is not arm and full.accuracy is not None
+            else ""
+        )
+        parts.append(f"accuracy {numbers.percent(arm.accuracy)}{against}")
+    sentence = "; ".join(parts) + "."
+    return sentence[0].upper() + sentence[1:]
+
+
+# --- the sections ---------------------------------------------------------------------------------------------
+
+
+def _opening(results: Mapping[str, Any], ledger: Ledger, name: str) -> str:
+    facts = []
+    data = results.get("data") or {}
+    for key, word in (("pool", "pool row"), ("target", "target row"), ("test", "test row")):
+        if data.get(key) is not None:
+            facts.append(_many(data[key], word))
+    if data.get("classes"):
+        facts.append(_many(len(data["classes"]), "class", "classes"))
+    if results.get("seed") is not None:
+        facts.append(f"seed {_text(results['seed'])}")
+    if results.get("created"):
+        facts.append(_text(_moment(str(results["created"]))))
+    return (
+        f'<header>\n<p class="kicker">raysel report</p>\n<h1>{name}</h1>\n'
+        f'<p class="headline">{_bound(_text(headline(results)))}</p>\n'
+        f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results, ledger)}</header>'
+    )
+
+
+def _tiles(results: Mapping[str, Any], ledger: Ledger) -> str:
+    arm, full = _subject(ledger), ledger.entry(REFERENCE)
+    tiles = []
+    selection = results.get("selection")
+    if selection and selection["pool"]:
+        kept, pool = selection["kept"], selection["pool"]
+        below = f"{numbers.count(kept)} of {numbers.count(pool)} rows"
+        tiles.append(("Rows chosen", numbers.percent(kept / pool), below, False))
+    if arm and full and arm is not full:
+        samples, time = ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)
+        if samples is not None:
+            below = f"{numbers.count(arm.samples_backward)} against {numbers.count(full.samples_backward)}"
+            tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
+        if time is not None:
+            below = f"{numbers.seconds(arm.total_seconds)} s against {numbers.seconds(full.total_seconds)} s, selecting included"
+            tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
+    if arm and arm.accuracy is not None:
+        below = "share of the test rows"
+        if full and full is not arm and full.accuracy is not None:
+            below = f"{numbers.percent(full.accuracy)} on full data; one seed"
+        tiles.append(("Accuracy", numbers.percent(arm.accuracy), below, False))
+    if not tiles:
+        return ""
+    items = "\n".join(
+        f"<div{' class=more' if more else ''}><dt>{label}</dt><dd><b>{_bound(value)}</b>"
+        f"<span>{'cost more: ' if more else ''}{_bound(below)}</span></dd></div>"
+        for label, value, below, more in tiles
+    )
+    of = ""
+    if arm and full and arm is not full:
+        of = f'<p class="tiles-of">{_name(arm.arm, arm.title, ledger)} <span class="against">against</span> {_name(full.arm, full.title, ledger)}</p>\n'
+    return f'{of}<dl class="tiles">\n{items}\n</dl>\n'
+
+
+def _ledger(ledger: Ledger) -> str:
+    if not ledger.entries:
+        return _section("Ledger", '<p class="missing">Not measured.</p>')
+    heads = [
+        "Arm",
+        "Rows",
+        "Epochs",
+        "Steps",
+        "Samples",
+        "Seconds",
+        "Saved in samples",
+        "Saved in time",
+        "Accuracy",
+    ]
+    rows = [
+        [
+            _name(entry.arm, entry.title, ledger)
+            + (' <span class="tag">reference</span>' if entry.arm == REFERENCE else ""),
+            numbers.count(entry.rows),
+            numbers.count(entry.epochs),
+            numbers.count(entry.steps),
+            numbers.count(entry.samples_backward),
+            numbers.seconds(entry.total_seconds),
+            _saved(entry.arm, ledger.saving_samples(entry.arm)),
+            _saved(entry.arm, ledger.saving_seconds(entry.arm)),
+            numbers.percent(entry.accuracy),
+        ]
+        for entry in ledger.entries
+    ]
+    if ledger.entry(REFERENCE):
+        note = (
+            "<strong>Samples</strong> are back-propagated. <strong>Saved</strong> = 1 − spent ÷ spent on full data; "
+            "time counts every stage, embedding and selecting included. "
+            "Below zero means that the arm cost more."
+        )
+    else:
+        note = (
+            "<strong>Samples</strong> are back-propagated. No arm trained on full data, so there is nothing to "
+            "measure a saving against."
+        )
+    return _section("Ledger", _table(heads, rows) + f'<p class="note">{note}</p>')
+
+
+def _selection(results: Mapping[str, Any]) -> str:
+    selection = results.get("selection")
+    if not selection:
+        return ""
+    method = _text(selection.get("method") or "selection")
+    curve = selection.get("curve") or {}
+    classes = selection.get("classes") or []
+    cards = []
+    rows, kl = curve.get("rows") or [], curve.get("kl") or []
+    if drawn := figures.kl_curve(rows, kl, str(selection.get("method") or "")):
+        cards.append(
+            _card(
+                drawn,
+                "Divergence from the target",
+                "Nearest-neighbour estimate of how far what was chosen so far is from covering the target; one point "
+                "for every centroid picked. Lower is closer.",
+            )
+        )
+    if drawn := figures.kept_share_per_class(classes):
+        known = all(entry.get("target") is not None for entry in classes)
+        right = " Right: what pool, kept rows and target are made of." if known else ""
+        cards.append(
+            _card(
+                drawn,
+                "What was kept of each class",
+                f"Bars: kept share of the class’s pool rows; line: of the whole pool.{right} "
+                "Away from the line, the distribution that is trained on has changed.",
+            )
+        )
+    share = (
+        f", {numbers.percent(selection['kept'] / selection['pool'])} of the pool" if selection["pool"] else ""
+    )
+    lead = (
+        f"{method} chose <b>{numbers.count(selection['kept'])}</b> of {numbers.count(selection['pool'])} rows"
+        f"{_bound(share)}, once, before training. A choice of rows changes the distribution that is trained on: "
+        "it makes no claim to be unbiased. InfoBatch, where it runs on these rows, is unbiased with respect to them, not "
+        "to the pool."
+    )
+    figures_ = _grid(cards) or '<p class="missing">Its course was not measured.</p>'
+    return _section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
+
+
+def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
+    if not arms:
+        return _section("Training", '<p class="missing">Not measured.</p>')
+    cards = []
+    missing = []
+    if drawn := figures.accuracy_curves(arms):
+        cards.append(
+            _card(
+                drawn, "Accuracy for what was spent", "Where a line ends is all that the arm back-propagated."
+            )
+        )
+    else:
+        missing.append("accuracy")
+    if drawn := figures.plan_sizes(arms):
+        cards.append(_card(drawn, "Samples planned in each epoch", _planned(arms)))
+    else:
+        missing.append("planned samples")
+    if drawn := figures.loss_curves(arms):
+        cards.append(
+            _card(
+                drawn,
+                "Training loss",
+                "Mean over the samples that the arm trained on. Arms train on different samples, so a higher line "
+                "is not a worse model.",
+            )
+        )
+    else:
+        missing.append("training loss")
+    if cards:
+        cards.append(_finals(results, arms))
+    notes = [f"Not measured: {', '.join(missing)}."] if missing else []
+    for values in arms.values():
+        odd = sum(entry.get("nonfinite") or 0 for entry in values.get("epochs") or ())
+        if odd:
+            notes.append(
+                f"{_text(values.get('title'))}: {_many(odd, 'loss', 'losses')} not finite; these samples were kept "
+                "in the plan and out of its threshold."
+            )
+    tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
+    return _section("Training", _grid(cards) + tail)
+
+
+def _planned(arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """For the arms whose plans vary: which share of their own rows they planned over all epochs."""
+    parts = []
+    for values in arms.values():
+        sizes = [entry["planned"] for entry in values.get("epochs") or () if entry.get("planned") is not None]
+        every = (values.get("rows") or 0) * len(sizes)
+        if sizes and every and min(sizes) != max(sizes):
+            share = numbers.percent(sum(sizes) / every)
+            parts.append(
+                f"{_text(values.get('title'))} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
+                f"passes over its rows ({_bound(share)})."
+            )
+    return " ".join(parts) or "Every epoch of an arm had as many samples as the others."
+
+
+def _finals(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
+    """A card with each arm's last values."""
+    rows = []
+    colours = figures.arm_colours(list(arms))
+    for arm, values in arms.items():
+        epochs = values.get("epochs") or []
+        last = epochs[-1] if epochs else {}
+        loss = last.get("loss")
+        rows.append(
+            [
+                _dot(colours[arm]) + _text(values.get("title")),
+                numbers.percent(last.get("accuracy")),
+                numbers.MISSING if loss is None or not math.isfinite(loss) else f"{loss:.3f}",
+            ]
+        )
+    table = _table(["After the last epoch", "Accuracy", "Loss"], rows, stack=False)
+    error = _standard_error(results, [values.get("epochs") or [] for values in arms.values()])
+    note = f'<figcaption class="text">{error or ""} One seed: see <a href="#reading">how to read this</a>.</figcaption>'
+    return f'<figure class="card plain">{table}{note}</figure>'
+
+
+def _costs(ledger: Ledger) -> str:
+    if not ledger.entries:
+        return ""
+    drawn = figures.cost_bars(ledger)
+    if not drawn:
+        return _section("Costs", '<p class="missing">Seconds were not measured.</p>')
+    stages = [stage for stage in STAGES if any(entry.seconds[stage] != 0 for entry in ledger.entries)]
+    heads = ["Stage, seconds", *(_text(entry.title) for entry in ledger.entries)]
+    rows = [
+        [stage.capitalize(), *(numbers.seconds(entry.seconds[stage]) for entry in ledger.entries)]
+        for stage in stages
+    ]
+    rows.append(
+        ["<b>Total</b>", *(f"<b>{numbers.seconds(entry.total_seconds)}</b>" for entry in ledger.entries)]
+    )
+    forward = ", ".join(
+        f"{_text(entry.title)}{_NBSP}{numbers.count(entry.samples_forward)}" for entry in ledger.entries
+    )
+    note = f'<figcaption class="text">Samples forwarded, embedding included: {forward}.</figcaption>'
+    wide = " wide" if len(ledger.entries) > 3 else ""
+    cards = [
+        _card(drawn, "Where the time went", "Wall-clock seconds of each stage."),
+        f'<figure class="card plain{wide}">{_table(heads, rows, stack=False)}{note}</figure>',
+    ]
+    return _section("Costs", _grid(cards, "costs"))
+
+
+def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
+    seed = results.get("seed")
+    seed_words = f"One seed ({_text(seed)})" if seed is not None else "One run"
+    error = _standard_error(results, [[{"accuracy": entry.accuracy}] for entry in ledger.entries])
+    items = [
+        (
+            f"{seed_words}: no claim about differences.",
+            "Each arm was trained once. A difference in accuracy between arms is a single observation, not a finding; "
+            f"another seed can turn it round. {error} Compare over several seeds before deciding.",
+        ),
+        (
+            "Selection changes the distribution.",
+            "Rows chosen before training are not a fair sample of the pool, and are not meant to be. InfoBatch inside "
+            "such an arm is unbiased <em>with respect to the selection</em>, not to the pool.",
+        ),
+        (
+            "A saving counts everything spent.",
+            "1 − (everything that the arm spent) ÷ (what training on full data spent). In time, that includes "
+            "embedding, metrics, selection and planning; in samples, it is back-propagated samples, since that is "
+            "where most of the arithmetic is. A negative saving cost more. Without an arm on full data, or with a "
+            "figure missing, no saving is stated.",
+        ),
+        (
+            "Seconds are of this machine, this once.",
+            "They move with what else it was doing, and in a short run starting up outweighs training. "
+            "Samples and steps do not depend on the machine.",
+        ),
+    ]
+    if results.get("selection"):
+        items.insert(
+            2,
+            (
+                "The KL curve is an estimate.",
+                "It is computed from distances to nearest neighbours, in nats; it has a bias that depends on the number "
+                "of rows and dimensions, and may fall below zero. Read its course, and compare its values only between "
+                "selections from the same pool for the same target. It says how well the chosen rows cover the "
+                "target, not how well a model will do.",
+            ),
+        )
+    words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
+    return _section("How to read this", f'<dl class="reading">\n{words}\n</dl>', identity="reading")
+
+
+def _configuration(results: Mapping[str, Any]) -> str:
+    config = results.get("config")
+    if not config:
+        return ""
+    text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
+    return _section(
+        "Configuration",
+        f"<details>\n<summary>Everything this run was told</summary>\n<pre>{_text(text, lines=True)}</pre>\n</details>",
+    )
+
+
+def _versions(results: Mapping[str, Any]) -> str:
+    versions = dict(results.get("versions") or {})
+    if results.get("raysel"):
+        versions = {"raysel": results["raysel"], **versions}
+    if not versions:
+        return ""
+    words = " · ".join(f"{_text(name)}{_NBSP}{_text(version)}" for name, version in versions.items())
+    return f"<footer>\n<h2>Versions</h2>\n<p>{words}</p>\n</footer>"
+
+
+# --- what the sections are made of ----------------------------------------------------------------------------
+
+
+def _subject(ledger: Ledger) -> LedgerEntry | None:
+    """The arm that the run is about: the chain, else the last one that is not the reference, else that."""
+    others = [entry for entry in ledger.entries if entry.arm != REFERENCE]
+    return ledger.entry("chain") or (others[-1] if others else ledger.entry(REFERENCE))
+
+
+def _arms(results: Mapping[str, Any], ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """The arms with a title each, in the results' order."""
+    found = {}
+    for arm, values in (results.get("arms") or {}).items():
+        entry = ledger.entry(arm)
+        found[arm] = {**values, "title": values.get("title") or (entry.title if entry else arm)}
+    return found
+
+
+def _standard_error(results: Mapping[str, Any], arms: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+    """How far an accuracy moves with the choice of the test rows alone (binomial, the widest of the arms)."""
+    test = (results.get("data") or {}).get("test")
+    ends = [epochs[-1].get("accuracy") for epochs in arms if epochs]
+    shares = [share for share in ends if share is not None]
+    if not test or not shares:
+        return ""
+    points = 100 * max(math.sqrt(share * (1 - share) / test) for share in shares)
+    if not points:
+        return ""
+    return f"With {_many(test, 'test row')}, one standard error of such an accuracy is up to {points:.1f}{_NBSP}points."
+
+
+def _compared(saving: float | None, less: str, more: str) -> str:
+    if saving is None:
+        return ""
+    amount = numbers.saving(saving).removeprefix("-")
+    kind = less.split()[1]
+    if amount == "0 %":
+        return f"as many {kind}" if kind == "samples" else f"as much {kind}"
+    return f"{amount} {less if saving > 0 else more}"
+
+
+def _saved(arm: str, share: float | None) -> str:
+    text = numbers.saving(share).replace("-", "\u2212")
+    if arm == REFERENCE and share is not None:
+        return '<span class="quiet">–</span>'
+    return f'<span class="more">{text}</span>' if share is not None and share < 0 else text
+
+
+def _name(arm: str, title: str, ledger: Ledger) -> str:
+    return _dot(figures.arm_colours([entry.arm for entry in ledger.entries])[arm]) + _text(title)
+
+
+def _dot(colour: str) -> str:
+    return f'<i class="dot" style="background:{colour}"></i>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], stack: bool = True) -> str:
+    """Cells are HTML. On a narrow page a stacked table shows every row as a list of its own."""
+    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+    body = "\n".join(
+        "<tr>"
+        + f'<th scope="row">{row[0]}</th>'
+        + "".join(
+            f'<td data-head="{heads[i]}">{_bound(cell)}</td>' for i, cell in enumerate(row[1:], start=1)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<div class="scroll"><table{" class=stack" if stack else ""}>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>\n"
+    )
+
+
+def _card(svg: str, title: str, caption: str) -> str:
+    return f'<figure class="card">\n<h3>{title}</h3>\n<div class="chart">\n{svg}</div>\n<figcaption>{caption}</figcaption>\n</figure>'
+
+
+def _grid(cards: Sequence[str], kind: str = "") -> str:
+    opening = f'<div class="{f"grid {kind}".strip()}">\n'
+    return opening + "\n".join(cards) + "\n</div>" if cards else ""
+
+
+def _section(title: str, body: str, identity: str = "") -> str:
+    mark = f' id="{identity}"' if identity else ""
+    return f"<section{mark}>\n<h2>{title}</h2>\n{body}\n</section>"
+
+
+def _many(count: int, one: str, more: str = "") -> str:
+    return f"{numbers.count(count)}{_NBSP}{one if count == 1 else more or one + 's'}"
+
+
+def _bound(text: str) -> str:
+    """Keep a number and its unit on one line, and give it a true minus."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", text).replace(" %", f"{_NBSP}%")
+
+
+def _moment(text: str) -> str:
+    """``2026-03-14T09:26:53+00:00`` as people write it; anything else as it is."""
+    found = re.fullmatch(
+        r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(Z|[+-]00:?00|[+-]\d\d:?\d\d)?", text
+    )
+    if not found:
+        return text
+    zone = found[3] or ""
+    zone = " UTC" if zone in ("Z", "+00:00", "-00:00", "+0000") else f" {zone}" if zone else ""
+    return f"{found[1]} {found[2]}{zone}"
+
+
+def _text(value: object, lines: bool = False) -> str:
+    """Escaped text that HTML can hold, quotes included."""
+    text = str(value)
+    if not lines:
+        text = " ".join(text.split())
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
+    return escape(text, quote=True)
+
+
+_CSS = """
+:root{--page:#fbfbfa;--ink:#1f2933;--quiet:#5f6b7a;--line:#e2e5ea;--accent:#0068b0;--more:#b04a00;
+--sans:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
+--mono:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+@media (prefers-color-scheme:dark){:root{--page:#14181d;--ink:#e6e9ed;--quiet:#a0abb8;--line:#313942;
+--accent:#6cb8f0;--more:#f0a060}}
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 var(--sans);
+font-variant-numeric:tabular-nums lining-nums}
+main{max-width:900px;margin:0 auto;padding:64px 24px 72px}
+h1,h2,h3,p,dl,dd,figure{margin:0}
+h1{font-size:2.5rem;line-height:1.15;letter-spacing:-.02em;font-weight:680;overflow-wrap:anywhere}
+h2{font-size:1.3rem;letter-spacing:-.01em;font-weight:650;margin-bottom:16px}
+h3{font-size:.98rem;font-weight:650;line-height:1.35}
+a{color:var(--accent)}
+.kicker{font-size:.8rem;letter-spacing:.09em;text-transform:uppercase;color:var(--accent);font-weight:650;
+margin-bottom:6px}
+.headline{font-size:1.22rem;line-height:1.5;margin-top:14px;max-width:44em;text-wrap:pretty}
+.facts{color:var(--quiet);font-size:.9rem;margin-top:10px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:0;margin-top:28px;
+border-top:2px solid var(--ink);border-bottom:1px solid var(--line)}
+.tiles>div{padding:14px 16px 16px 0}
+.tiles dt{font-size:.85rem;color:var(--quiet)}
+.tiles b{display:block;font-size:2rem;line-height:1.25;font-weight:650;letter-spacing:-.02em}
+.tiles span{display:block;font-size:.85rem;line-height:1.4;color:var(--quiet)}
+.tiles .more b,.more{color:var(--more)}
+.tiles-of{font-size:.9rem;margin-top:28px}
+.against{color:var(--quiet);margin:0 .45em 0 .2em}
+.tag{color:var(--quiet);font-weight:400;font-size:.85em;margin-left:.25em}
+.tiles-of+.tiles{margin-top:8px}
+section,footer{margin-top:56px}
+.lead{max-width:44em;margin-bottom:20px}
+.note{color:var(--quiet);font-size:.9rem;margin-top:12px;max-width:52em}
+.missing{color:var(--quiet);font-size:.95rem;margin-top:12px}
+.quiet{color:var(--quiet)}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:.92rem}
+th,td{padding:9px 0 9px 14px;text-align:right;vertical-align:baseline;white-space:nowrap}
+th:first-child{text-align:left;padding-left:0;white-space:normal}
+thead th{font-weight:500;font-size:.82rem;line-height:1.3;color:var(--quiet);vertical-align:bottom;white-space:normal;
+border-bottom:1.5px solid var(--ink)}
+tbody th{font-weight:600}
+tbody tr{border-bottom:1px solid var(--line)}
+.dot{display:inline-block;width:.62em;height:.62em;border-radius:50%;margin-right:.5em;
+-webkit-print-color-adjust:exact;print-color-adjust:exact;outline:1px solid rgba(255,255,255,.35)}
+.grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px}
+.grid>.card:only-child{max-width:560px}
+.card{border-radius:10px;padding:18px 18px 16px;display:flex;flex-direction:column}
+.card:not(.plain){background:#fff;color:#1f2933;border:1px solid #e2e5ea;--quiet:#5f6b7a}
+.card.plain{padding:18px 0 0 6px}
+.chart{margin:10px -8px 0;flex:1}
+.costs{align-items:start}
+.wide{grid-column:1/-1}
+p,dd,figcaption{text-wrap:pretty}
+.chart svg{display:block;width:100%;height:auto}
+figcaption{font-size:.86rem;line-height:1.45;color:var(--quiet);margin-top:8px}
+figcaption.text{margin-top:14px}
+.reading{max-width:46em}
+.reading dt{font-weight:650}
+.reading dd{margin:2px 0 16px;color:var(--quiet)}
+details{border:1px solid var(--line);border-radius:10px;padding:12px 16px}
+summary{cursor:pointer;color:var(--quiet)}
+pre{font:.84rem/1.5 var(--mono);overflow-x:auto;margin:12px 0 4px;white-space:pre-wrap;overflow-wrap:anywhere}
+footer{border-top:1px solid var(--line);padding-top:18px;color:var(--quiet);font-size:.88rem}
+footer h2{font-size:.88rem;margin-bottom:2px}
+@media (max-width:640px){
+main{padding:36px 16px 48px}
+h1{font-size:2rem}
+.headline{font-size:1.1rem}
+.tiles{grid-template-columns:1fr 1fr}
+.tiles b{font-size:1.7rem}
+.grid{grid-template-columns:minmax(0,1fr)}
+.card{padding:14px 12px 12px}
+.card.plain{padding:4px 0 0}
+section,footer{margin-top:44px}
+table.stack thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
+table.stack,table.stack tbody{display:block}
+table.stack tr{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));column-gap:28px;padding:10px 0 12px}
+table.stack th{grid-column:1/-1;padding:0 0 4px}
+table.stack tr{font-size:.88rem}
+table.stack th{font-size:1rem}
+table.stack td{display:flex;justify-content:space-between;padding:2px 0}
+table.stack td::before{content:attr(data-head);color:var(--quiet)}
+th,td{padding-left:10px}
+}
+@media print{
+:root{--page:#fff;--ink:#1f2933;--quiet:#5f6b7a;--line:#e2e5ea;--accent:#0068b0;--more:#b04a00}
+body{font-size:11pt}
+main{max-width:none;padding:0}
+section{margin-top:28px}
+.card,tr,.tiles>div,.reading dd{break-inside:avoid}
+h2,h3,dt{break-after:avoid}
+}
+"""

@@ -1,0 +1,154 @@
+"""Selection: which rows of a pool to train on, with the weight, the score and the reason of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysel.data.rowid import ID
+from raysel.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_TABLE, _DROPPED, _INFO = "selection.parquet", "dropped.parquet", "selection.json"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of choosing training data before training.
+
+    table: one row per chosen row, ascending in ``sample_id`` (int64), with ``weight`` (float32, at least 0),
+        ``score`` (float64; its meaning stands in ``info["score"]``) and ``reason`` (text); a method may
+        add columns of its own.
+    dropped: the other rows of the pool, ``sample_id`` and ``reason``; None where a method does not list them.
+    info: the method, its parameters and ``pool_rows``, the number of rows chosen from.
+    """
+
+    table: pa.Table
+    dropped: pa.Table | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [n for n in (ID, "weight", "score", "reason") if n not in self.table.column_names]
+        if missing:
+            raise DataError(f"A selection needs the column {missing[0]!r}; it has {self.table.column_names}.")
+        ids = self.ids
+        if len(ids) == 0:
+            raise DataError("A selection without a row: nothing would be trained on.")
+        if (np.diff(ids) <= 0).any() or ids[0] < 0:
+            raise DataError("A selection's sample_id must ascend, without repeats and from 0 up.")
+        if not (np.isfinite(self.weights) & (self.weights >= 0)).all():
+            raise DataError("A selection's weights must be finite and not negative.")
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Chosen ``sample_id``, int64, ascending."""
+        return self.table[ID].to_numpy()
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weight of each chosen row, float32."""
+        return self.table["weight"].to_numpy()
+
+    @classmethod
+    def of(
+        cls,
+        ids: np.ndarray,
+        *,
+        score: np.ndarray | float = 0.0,
+        reason: str | pa.Array = "",
+        weight: np.ndarray | float = 1.0,
+        dropped: pa.Table | None = None,
+        info: dict[str, Any] | None = None,
+        columns: dict[str, np.ndarray] | None = None,
+    ) -> Selection:
+        """A selection of ``ids`` (any order); scalars hold for every row."""
+        ids = np.asarray(ids, dtype=np.int64)
+        order = np.argsort(ids, kind="stable")
+        reasons = reason if isinstance(reason, pa.Array) else constant_text(reason, len(ids))
+        table = {
+            ID: pa.array(ids[order]),
+            "weight": pa.array(np.broadcast_to(np.asarray(weight, np.float32), ids.shape)[order]),
+            "score": pa.array(np.broadcast_to(np.asarray(score, np.float64), ids.shape)[order]),
+            "reason": reasons.take(pa.array(order)),
+        }
+        table |= {name: pa.array(np.asarray(values)[order]) for name, values in (columns or {}).items()}
+        return cls(pa.table(table), dropped, info or {})
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        """The chosen rows of ``dataset`` (matched by ``sample_id``), with their ``weight`` as a column.
+
+        Lazy; rows keep the order they come in.
+        """
+        import ray
+
+        if ID not in (dataset.columns() or []):
+            raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
+        chosen = ray.put((self.ids, self.weights))
+        return dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a directory of Parquet and JSON; it appears under its name only when it is whole.
+
+        Saving the same selection again writes the same bytes. ConfigError if ``path`` exists.
+        """
+        target = Path(path)
+        if target.exists():
+            raise ConfigError(
+                f"{target}: exists already; remove it or save the selection under another name."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            pq.write_table(self.table, partial / _TABLE)
+            if self.dropped is not None:
+                pq.write_table(self.dropped, partial / _DROPPED)
+            (partial / _INFO).write_text(json.dumps(self.info, indent=1, sort_keys=True) + "\n")
+            os.replace(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Selection:
+        """Read what :meth:`save` wrote; DataError if it is missing or damaged."""
+        source = Path(path)
+        try:
+            table = pq.read_table(source / _TABLE)
+            dropped = pq.read_table(source / _DROPPED) if (source / _DROPPED).exists() else None
+            return cls(table, dropped, json.loads((source / _INFO).read_text()))
+        except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+            raise DataError(f"{source}: not a saved selection ({str(error).splitlines()[0]}).") from error
+
+
+def constant_text(text: str, count: int) -> pa.Array:
+    """``text`` repeated, stored once (a dictionary column)."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([text]))
+
+
+def coded_text(codes: np.ndarray, texts: list[str]) -> pa.Array:
+    """``texts[code]`` for each code, each text stored once (a dictionary column)."""
+    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(texts, pa.string()))
+
+
+def _keep(table: pa.Table, chosen: Any) -> pa.Table:
+    import ray
+
+    ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
+    mine = table[ID].to_numpy()
+    place = np.minimum(np.searchsorted(ids, mine), len(ids) - 1)
+    taken = np.flatnonzero(ids[place] == mine)
+    return table.take(pa.array(taken)).append_column("weight", pa.array(weights[place[taken]]))

@@ -1,0 +1,113 @@
+"""DynamicSelection: the handle that owns a run's selection state and gives each worker its session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raysel.dynamic.keeper import Keeper
+from raysel.dynamic.plan import Policy
+from raysel.errors import ConfigError, StateError
+from raysel.selection import Selection
+
+
+class DynamicSelection:
+    """Dynamic selection of training samples by ``policy``, for one run of Ray Train.
+
+    policy: which samples an epoch trains on: InfoBatch, FullData, RoundRobin, ... or your own.
+    chosen: the samples to choose among: a Selection, or the number of samples n for ids 0..n-1.
+    num_epochs: epochs of the run; policies plan with it. max_steps: stop after so many optimiser steps
+        (the last epoch is cut, and progress counts towards it).
+    seed: every draw of the run hangs on it.
+
+    Use it as a context manager around ``trainer.fit()``: on entry it starts the actor that keeps the state,
+    on exit it removes it. Hand it to the workers in ``train_loop_config`` and call :meth:`session` there.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        chosen: Selection | int,
+        *,
+        num_epochs: int,
+        seed: int = 0,
+        max_steps: int | None = None,
+    ) -> None:
+        if max_steps is not None and (isinstance(max_steps, bool) or max_steps < 1):
+            raise ConfigError(f"max_steps: {max_steps!r}; at least one optimiser step must be taken.")
+        self.policy = policy
+        self.num_epochs = num_epochs
+        self.seed = seed
+        self.max_steps = max_steps
+        self._size = len(chosen) if isinstance(chosen, Selection) else int(chosen)
+        self._pool_rows: int | None = self._size
+        self._ids: Any = None  # None: ids are slots
+        self._weights: Any = None
+        if isinstance(chosen, Selection):
+            self._pool_rows = chosen.info.get("pool_rows")
+            self._ids, self._weights = chosen.ids, chosen.weights
+        Keeper(policy, self._size, num_epochs, seed)  # raises here, not in an actor, for what cannot be
+        self._keeper: Any = None
+        self._local = False
+        self._directory: Path | None = None
+
+    @classmethod
+    def local(
+        cls,
+        policy: Policy,
+        chosen: Selection | int,
+        *,
+        checkpoints: str | Path | None = None,
+        **parameters: Any,
+    ) -> DynamicSelection:
+        """The same in one plain PyTorch process: no cluster, no Ray Train.
+
+        checkpoints: a directory where ``session.report`` keeps the last checkpoint, and from which a new
+        process goes on; None keeps nothing.
+        """
+        dynamic = cls(policy, chosen, **parameters)
+        dynamic._keeper = Keeper(policy, dynamic._size, dynamic.num_epochs, dynamic.seed)
+        dynamic._local = True
+        dynamic._directory = None if checkpoints is None else Path(checkpoints)
+        return dynamic
+
+    def __enter__(self) -> DynamicSelection:
+        if self._keeper is None:
+            import ray
+
+            from raysel.dynamic.service import start_keeper
+
+            self._keeper = start_keeper(self.policy, self._size, self.num_epochs, self.seed)
+            if self._ids is not None and isinstance(self._ids, np.ndarray):
+                # Once into the object store: the handle travels to every worker.
+                self._ids, self._weights = ray.put(self._ids), ray.put(self._weights)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._local and self._keeper is not None:
+            self._keeper.close()
+            self._keeper = None
+
+    def session(self) -> Any:
+        """This worker's part of the run (:class:`raysel.train.session.Session`); call it in the train loop."""
+        from raysel.train.session import LocalRanks, Session, TrainRanks
+
+        if self._keeper is None:
+            raise StateError(
+                "The dynamic selection has not been started: use 'with raysel.DynamicSelection(...) as dynamic:' "
+                "around trainer.fit(), or DynamicSelection.local(...) without Ray Train."
+            )
+        if self._local:
+            return Session(self, self._keeper, LocalRanks(self._directory), self._ids, self._weights)
+        import ray
+
+        ids, weights = self._ids, self._weights
+        if isinstance(ids, ray.ObjectRef):
+            ids, weights = ray.get([ids, weights])
+        return Session(self, self._keeper, TrainRanks(), ids, weights)
+
+    def progress(self) -> tuple[int, dict[str, Any] | None]:
+        """Committed epochs and the last one's summary, for a driver that watches while workers train."""
+        return (0, None) if self._keeper is None or self._local else self._keeper.progress()

@@ -1,0 +1,131 @@
+"""Batches of a map-style data set in the order of a plan, each row with its id inside the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler, default_collate
+
+from raysel.errors import DataError
+
+
+@dataclass
+class Batch:
+    """What one rank trains on in one step.
+
+    data: what the collate function made of the samples.
+    ids: int64 (B,), the samples' ids; -1 for padding, which repeats a sample so that all ranks take equal steps.
+    weights: float32 (B,), the plan's weight times the selection's; 0 for padding.
+    slots: int64 NumPy (B,), the samples' places in the selection state; -1 for padding.
+    share: the rows that count in this step over all ranks, divided by the number of ranks: what a
+        weighted sum of losses is divided by, so that the mean over ranks is the mean over rows.
+    """
+
+    data: Any
+    ids: torch.Tensor
+    weights: torch.Tensor
+    slots: np.ndarray
+    share: float
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with its tensors on ``device``; ``data`` may nest tuples, lists and dicts of tensors."""
+        return Batch(_to(self.data, device), self.ids, self.weights.to(device), self.slots, self.share)
+
+
+class WithIds(torch.utils.data.Dataset):
+    """A data set that hands out (id, sample): the id travels with the sample through any look-ahead."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.dataset[_row(index)]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
+        many = getattr(self.dataset, "__getitems__", None)
+        rows = [_row(index) for index in indices]
+        return list(zip(indices, many(rows) if many else map(self.dataset.__getitem__, rows), strict=True))
+
+
+class EpochOrder(Sampler):
+    """The rows of an epoch's batches: ids, and ``-id - 1`` for a row that only pads."""
+
+    def __init__(self) -> None:
+        self.rows = np.empty((0, 0), np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for row in self.rows:
+            yield row.tolist()
+
+
+class CollateWithIds:
+    """Collates the samples with the user's function and the ids beside them."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
+        self.collate = collate or default_collate
+
+    def __call__(self, rows: list[tuple[int, Any]]) -> tuple[torch.Tensor, Any]:
+        marks = torch.tensor([mark for mark, _ in rows], dtype=torch.int64)
+        return marks, self.collate([sample for _, sample in rows])
+
+
+def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -> DataLoader:
+    """A torch DataLoader over ``dataset`` that yields (marks, collated samples) in ``order``."""
+    taken = sorted(
+        {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "dataset"} & set(options)
+    )
+    if taken:
+        raise DataError(f"loader: {taken[0]}= is not passed on; the plan decides which rows a batch holds.")
+    return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=CollateWithIds(collate), **options)
+
+
+def signed_rows(positions: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """``ids[positions]`` (steps, B), and ``-id - 1`` of a sample of the plan where a position is -1."""
+    rows = ids[positions]
+    padding = positions < 0
+    if padding.any():  # any real sample serves; the first keeps the choice free of chance
+        rows[padding] = -ids[0] - 1
+    return rows
+
+
+def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
+    """DataError unless ``dataset`` can be indexed by every id, and is as long as the pool chosen from."""
+    try:
+        length = len(dataset)
+    except TypeError as error:
+        raise DataError(
+            f"loader: {type(dataset).__name__} has no length; a map-style dataset (len and []) is needed."
+        ) from error
+    if expected is not None and length != expected:
+        raise DataError(
+            f"loader: the dataset has {length:,} samples, the selection was made from {expected:,}; "
+            "dataset[sample_id] must be the very sample that was chosen."
+        )
+    if len(ids) and int(ids[-1]) >= length:
+        raise DataError(f"loader: the dataset has {length:,} samples, the plan asks for sample_id {ids[-1]}.")
+
+
+def _row(mark: int) -> int:
+    return mark if mark >= 0 else -mark - 1
+
+
+def _to(data: Any, device: torch.device | str) -> Any:
+    if isinstance(data, torch.Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, dict):
+        return {key: _to(value, device) for key, value in data.items()}
+    if isinstance(data, tuple) and hasattr(data, "_fields"):
+        return type(data)(*(_to(value, device) for value in data))
+    if isinstance(data, (list, tuple)):
+        return type(data)(_to(value, device) for value in data)
+    return data

@@ -1,0 +1,460 @@
+"""A worker's part of a run: epochs that resume, batches that carry their ids, losses that find their sample."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch.utils.data import DataLoader
+
+from raysel.dynamic.keeper import Keeper
+from raysel.dynamic.plan import Plan, batches
+from raysel.dynamic.state import SampleState
+from raysel.errors import ConfigError, DataError, StateError
+from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, signed_rows
+
+if TYPE_CHECKING:
+    from raysel.dynamic.service import KeeperClient
+    from raysel.train.dynamic import DynamicSelection
+
+_STATE, _SESSION, _OBJECTS = "selection.arrow", "session.json", "objects.pt"
+_BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
+
+
+class Session:
+    """One worker's view of the run. Every rank makes the same calls in the same order.
+
+    rank, world: this worker and how many there are. epoch: the current one, 0-based. plan: its samples.
+    steps_per_epoch: optimiser steps of the current epoch, known before it starts. step: those taken in it.
+    history: one dict per finished epoch, restored with the checkpoint.
+    """
+
+    def __init__(
+        self,
+        dynamic: DynamicSelection,
+        keeper: Keeper | KeeperClient,
+        ranks: TrainRanks | LocalRanks,
+        ids: np.ndarray | None,
+        weights: np.ndarray | None,
+    ) -> None:
+        self._dynamic = dynamic
+        self._keeper = keeper
+        self._ranks = ranks
+        self._ids, self._weights = ids, weights
+        self.rank, self.world = ranks.rank, ranks.world
+        self.num_epochs = dynamic.num_epochs
+        self.epoch = 0
+        self.step = 0
+        self.steps_per_epoch = 0
+        self.total_steps = 0
+        self.history: list[dict[str, Any]] = []
+        self.plan: Plan | None = None
+        self._batch_size = 0
+        self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
+        self._slots: list[np.ndarray] = []
+        self._losses: list[torch.Tensor] = []
+        self._open = False
+        self._planning = 0.0
+        self._started = 0.0
+        self._checkpoint = ranks.checkpoint()
+        self._restored = self._checkpoint is None
+        self._resume()
+
+    # ---- the epoch's life --------------------------------------------------------------------------------
+
+    def restore(self, objects: Mapping[str, Any]) -> bool:
+        """Put the checkpoint back into ``objects`` (name -> model, optimizer, scheduler ...); True if there was one.
+
+        Each needs ``load_state_dict``; the names are those given to :meth:`report`. Also restores this rank's
+        random generators where the number of workers is the same. Call it after the objects are made and
+        before :meth:`epochs`; on a fresh start it does nothing.
+        """
+        if self._checkpoint is None:
+            return False
+        saved = torch.load(self._checkpoint / _OBJECTS, map_location="cpu", weights_only=True)
+        missing = sorted(set(saved) ^ set(objects))
+        if missing:
+            raise StateError(
+                f"The checkpoint holds {', '.join(sorted(saved)) or 'nothing'}, asked to restore "
+                f"{', '.join(sorted(objects)) or 'nothing'}: give the same names to restore and report."
+            )
+        for name, value in objects.items():
+            _bare(value).load_state_dict(saved[name])
+        mine = self._checkpoint / _rng_name(self.rank, self.world)
+        if mine.exists():
+            _set_rng(torch.load(mine, map_location="cpu", weights_only=True))
+        self._restored = True
+        return True
+
+    def epochs(self) -> Iterator[int]:
+        """The epochs still to train, 0-based, from where the checkpoint stands; each ends with :meth:`report`."""
+        if not self._restored:
+            raise StateError(
+                f"The run goes on at epoch {self.epoch} but the model was not restored: call "
+                "session.restore({'model': model, ...}) before session.epochs()."
+            )
+        while self.epoch < self.num_epochs and self.total_steps < (self._dynamic.max_steps or np.inf):
+            self._begin()
+            yield self.epoch
+            if self._open:
+                raise StateError(
+                    f"Epoch {self.epoch} ended without session.report(...): its losses would be lost."
+                )
+
+    @property
+    def progress(self) -> float:
+        """How much of the run is done, in [0, 1]: for learning-rate schedules, which cannot count on epochs
+        of equal length."""
+        if self._dynamic.max_steps is not None:
+            return min(1.0, (self.total_steps + self.step) / self._dynamic.max_steps)
+        within = self.step / self.steps_per_epoch if self.steps_per_epoch else 0.0
+        return min(1.0, (self.epoch + within) / self.num_epochs)
+
+    def loader(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        shuffle: bool = True,
+        **options: Any,
+    ) -> _EpochLoader:
+        """This rank's batches of the current epoch: :class:`Batch` with ``data``, ``ids`` and ``weights``.
+
+        dataset: map-style; ``dataset[sample_id]`` is the sample. batch_size: rows per rank and step.
+        options: passed to torch's DataLoader (num_workers, pin_memory, persistent_workers, ...).
+        All ranks get the same number of batches, ``len()`` of what is returned.
+        """
+        plan = self._current("loader")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"loader: batch_size {batch_size!r} is not a number of rows.")
+        kept = self._loaders.get(id(dataset))
+        wanted = (batch_size, collate_fn, *sorted(options.items(), key=lambda item: item[0]))
+        if kept is None or kept[3] != wanted:
+            pool = self._dynamic._pool_rows
+            check_length(dataset, np.array([self._size() - 1]) if self._ids is None else self._ids, pool)
+            order = EpochOrder()
+            kept = (dataset, order, data_loader(dataset, order, collate_fn, **options), wanted)
+            self._loaders[id(dataset)] = kept
+        began = time.perf_counter()
+        positions = batches(
+            len(plan), batch_size, self.rank, self.world, self._dynamic.seed, self.epoch, shuffle
+        )
+        left = np.inf if self._dynamic.max_steps is None else self._dynamic.max_steps - self.total_steps
+        positions = positions[: int(min(left, len(positions)))]
+        ids = plan.slots if self._ids is None else self._ids[plan.slots]
+        kept[1].rows = signed_rows(positions, ids)
+        self._planning += time.perf_counter() - began
+        self._batch_size, self.steps_per_epoch = batch_size, len(positions)
+        return _EpochLoader(self, kept[2], positions, kept[1].rows, plan)
+
+    def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+        """Note each sample's loss and return the scalar to differentiate: the weighted mean over the step's rows.
+
+        losses: one per sample, shape (B,), any float dtype: what a criterion gives with ``reduction="none"``.
+        Under DDP the mean over ranks of what is returned is ``sum(weight * loss) / rows`` over all ranks.
+        Nothing is copied from the device here. DataError for another shape.
+        """
+        if not isinstance(losses, torch.Tensor) or losses.ndim != 1 or len(losses) != len(batch.ids):
+            shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+            raise DataError(
+                f"loss: expected one loss per sample, shape ({len(batch.ids)},), got {shape}; "
+                'use reduction="none" and reduce each sample to one number.'
+            )
+        self._current("loss")
+        real = batch.slots >= 0
+        values = losses.float()
+        noted = values.detach()
+        if real.all():
+            weighted = batch.weights.to(values.device) * values
+        else:  # padding: neither noted nor differentiated, not even times zero, which keeps a NaN
+            mask = torch.from_numpy(real).to(values.device)
+            weighted = torch.where(mask, batch.weights.to(values.device) * values, torch.zeros_like(values))
+            noted = noted[mask]
+        if len(noted):
+            self._slots.append(batch.slots[real])
+            self._losses.append(noted)
+        if sum(map(len, self._slots)) >= _BUFFER:
+            self._send()
+        return weighted.sum() / batch.share
+
+    def report(
+        self, metrics: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """End the epoch: commit its losses, save ``state`` and the selection state in one checkpoint.
+
+        metrics: numbers of this epoch, kept in ``history`` and given to ``ray.train.report`` (rank 0's count).
+        state: name -> object with ``state_dict`` to save; None saves only the selection state.
+        Returns the epoch's entry of ``history``. Every rank calls it, once an epoch.
+        """
+        plan = self._current("report")
+        self._send()
+        began = time.perf_counter()
+        self._drain()
+        self._ranks.barrier()  # every rank's losses are in
+        attempt = self._attempt
+        summary = self._keeper.commit(attempt, self.epoch) if self.rank == 0 else None
+        summary = self._ranks.broadcast(summary)
+        self._planning += time.perf_counter() - began
+        trained = min(len(plan), self.step * self._batch_size * self.world)
+        entry = {
+            "epoch": self.epoch,
+            "planned": len(plan),
+            "trained": trained,
+            "steps": self.step,
+            "loss": summary["mean_loss"],
+            "nonfinite": summary["nonfinite"],
+            "seconds": time.perf_counter() - self._started,
+            "planning_seconds": self._planning,
+            "digest": summary["digest"],
+            **{name: _plain(value) for name, value in (metrics or {}).items()},
+        }
+        self.history.append(entry)
+        self.total_steps += self.step
+        self.epoch += 1
+        self._open, self.plan, self.step, self.steps_per_epoch = False, None, 0, 0
+        self._ranks.report(entry, lambda directory: self._save(directory, state or {}))
+        return entry
+
+    # ---- inside ------------------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        committed, kept = 0, None
+        if self._checkpoint is not None:
+            try:
+                about = json.loads((self._checkpoint / _SESSION).read_text())
+                with pa.OSFile(str(self._checkpoint / _STATE)) as source:
+                    kept = SampleState.from_arrow(pa.ipc.open_file(source).read_all())
+            except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
+                raise StateError(
+                    f"{self._checkpoint}: the checkpoint is damaged ({str(error).splitlines()[0]}); "
+                    "remove it to go on from the one before."
+                ) from error
+            mine = self._about()
+            other = {key: about["run"].get(key) for key in mine if about["run"].get(key) != mine[key]}
+            if other:
+                key = next(iter(other))
+                raise StateError(
+                    f"{self._checkpoint}: the checkpoint is of another run: its {key} is {other[key]}, "
+                    f"this run's is {mine[key]}."
+                )
+            committed, self.total_steps = about["epoch"], about["total_steps"]
+            self.history = about["history"]
+        self.epoch = committed
+        attempt = uuid.uuid4().hex if self.rank == 0 else None
+        if self.rank == 0:
+            self._keeper.restore(attempt or "", committed, kept)
+        self._attempt: str = self._ranks.broadcast(attempt)
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "policy": self._dynamic.policy.parameters(),
+            "samples": self._size(),
+            "num_epochs": self.num_epochs,
+            "seed": self._dynamic.seed,
+        }
+
+    def _size(self) -> int:
+        return self._dynamic._size
+
+    def _begin(self) -> None:
+        self._started = began = time.perf_counter()
+        self.plan = self._keeper.plan(self._attempt, self.epoch)
+        self._planning = time.perf_counter() - began
+        if len(self.plan) == 0:
+            raise StateError(f"The policy planned no sample for epoch {self.epoch}; it must keep some.")
+        self._slots, self._losses, self.step, self._open = [], [], 0, True
+
+    def _current(self, caller: str) -> Plan:
+        if not self._open or self.plan is None:
+            raise StateError(f"session.{caller} was called outside an epoch; use it inside session.epochs().")
+        return self.plan
+
+    def _send(self) -> None:
+        if not self._slots:
+            return
+        slots = np.concatenate(self._slots)
+        losses = torch.cat(self._losses).cpu().numpy()  # the one wait for the device, once in a buffer
+        self._slots, self._losses = [], []
+        self._keeper.update(self._attempt, self.epoch, slots, losses)
+
+    def _drain(self) -> None:
+        if not isinstance(self._keeper, Keeper):
+            self._keeper.drain()
+
+    def _save(self, directory: Path, objects: Mapping[str, Any]) -> None:
+        torch.save(_get_rng(), directory / _rng_name(self.rank, self.world))
+        if self.rank != 0:
+            return
+        _, state = self._keeper.state(self._attempt)
+        table = state.to_arrow()
+        with (
+            pa.OSFile(str(directory / _STATE), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+        torch.save({n: _bare(value).state_dict() for n, value in objects.items()}, directory / _OBJECTS)
+        about = {
+            "run": self._about(),
+            "epoch": self.epoch,
+            "total_steps": self.total_steps,
+            "history": self.history,
+        }
+        (directory / _SESSION).write_text(json.dumps(about))
+
+    def _weights_of(self, plan: Plan, positions: np.ndarray) -> np.ndarray:
+        weights = plan.weights[positions]
+        if self._weights is not None:
+            weights = weights * self._weights[plan.slots[positions]]
+        return np.where(positions >= 0, weights, np.float32(0.0))
+
+
+class _EpochLoader:
+    """The batches of one epoch on one rank; iterating it counts the session's steps."""
+
+    def __init__(self, session: Session, loader: DataLoader, positions: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
+        self._session, self._loader, self._positions, self._plan = session, loader, positions, plan
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def __iter__(self) -> Iterator[Batch]:
+        session, plan = self._session, self._plan
+        if session.plan is not plan:
+            raise StateError("This loader belongs to an epoch that is over; ask session.loader again.")
+        if session.step:
+            raise StateError(f"Epoch {session.epoch} was iterated already; a plan is trained on once.")
+        rows = session._batch_size * session.world
+        for step, (marks, data) in enumerate(self._loader):
+            positions = self._positions[step]
+            if not np.array_equal(marks.numpy(), self._rows[step]):
+                raise StateError(
+                    "The DataLoader handed out batches in another order than it was asked to; "
+                    "leave its in_order option alone."
+                )
+            slots = np.where(positions >= 0, plan.slots[positions], -1)
+            count = min(rows, len(plan) - step * rows)
+            session.step = step + 1
+            yield Batch(
+                data,
+                torch.where(marks >= 0, marks, -1),
+                torch.from_numpy(session._weights_of(plan, positions)),
+                slots,
+                count / session.world,
+            )
+
+
+class TrainRanks:
+    """The other workers of a Ray Train run."""
+
+    def __init__(self) -> None:
+        import ray.train
+
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+
+    def checkpoint(self) -> Path | None:
+        import ray.train
+
+        found = ray.train.get_checkpoint()
+        if found is None:
+            return None
+        self._copy = tempfile.mkdtemp(prefix="raysel-")
+        found.to_directory(self._copy)
+        return Path(self._copy)
+
+    def broadcast(self, value: Any) -> Any:
+        from ray.train.collective import broadcast_from_rank_zero
+
+        return broadcast_from_rank_zero(value)
+
+    def barrier(self) -> None:
+        from ray.train.collective import barrier
+
+        barrier()
+
+    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        import ray.train
+
+        with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
+            save(Path(directory))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+
+class LocalRanks:
+    """A process alone, with its last checkpoint in a directory."""
+
+    rank, world = 0, 1
+
+    def __init__(self, directory: Path | None) -> None:
+        self._directory = directory
+
+    def checkpoint(self) -> Path | None:
+        last = self._directory / "last" if self._directory else None
+        return last if last is not None and last.exists() else None
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        return None
+
+    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        if self._directory is None:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        partial, last, old = (self._directory / name for name in (".partial", "last", ".old"))
+        for path in (partial, old):
+            shutil.rmtree(path, ignore_errors=True)
+        partial.mkdir()
+        save(partial)
+        if last.exists():
+            os.replace(last, old)
+        os.replace(partial, last)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _plain(value: Any) -> Any:
+    """A number out of a tensor or a NumPy scalar: history is JSON."""
+    return value.item() if isinstance(value, (torch.Tensor, np.generic)) else value
+
+
+def _bare(value: Any) -> Any:
+    """The module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
+    wrapped = isinstance(value, torch.nn.parallel.DistributedDataParallel)
+    return value.module if wrapped else value
+
+
+def _rng_name(rank: int, world: int) -> str:
+    return f"rng-{rank}-of-{world}.pt"
+
+
+def _get_rng() -> dict[str, Any]:
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - saved for the user's loop
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": list(random.getstate()[1]),
+        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
+    }
+
+
+def _set_rng(saved: dict[str, Any]) -> None:
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    random.setstate((3, tuple(saved["python"]), None))
+    name, keys, *rest = saved["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002

@@ -1,0 +1,240 @@
+"""The workflow file: YAML whose tree is the tree of objects it makes, checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raysel.errors import ConfigError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Rows(_Part):
+    """Rows to read: ``path`` (a file, a directory or a list) and the column that holds the class."""
+
+    path: str | list[str]
+    label: str | None = None
+
+
+class Embed(_Part):
+    """How rows become vectors: ``embedder`` (column, pca:N) on ``column``."""
+
+    embedder: str = "column"
+    column: str = "embedding"
+
+
+class SelectGIO(_Part):
+    """Preselection by gradient information optimization; the fields are those of ``raysel.GIO``."""
+
+    method: Literal["gio"]
+    budget: float | int
+    clusters: Annotated[int, Field(ge=1)] | None = 1500
+
+
+class SelectRandom(_Part):
+    """A random subset; the fields are those of ``raysel.Random``."""
+
+    method: Literal["random"]
+    budget: float | int
+    stratify: str | None = None
+
+
+class DynamicInfoBatch(_Part):
+    """InfoBatch; the fields are those of ``raysel.InfoBatch``."""
+
+    method: Literal["infobatch"]
+    prune_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    delta: Annotated[float, Field(ge=0, le=1)] = 0.875
+
+
+class DynamicRandomPrune(_Part):
+    """Random pruning with the same rescale; the fields are those of ``raysel.RandomPrune``."""
+
+    method: Literal["random_prune"]
+    prune_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    delta: Annotated[float, Field(ge=0, le=1)] = 0.875
+
+
+class DynamicFull(_Part):
+    """Every sample in every epoch."""
+
+    method: Literal["full"]
+
+
+class Train(_Part):
+    """Training on Ray Train: a classifier by ``raysel.train.loops.classify``.
+
+    model: ``file.py:factory`` beside the workflow, or ``package.module:factory``; naming it runs its code.
+    input: the column the model is fed with. batch_size: rows per worker and step.
+    """
+
+    model: str
+    input: str
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    workers: Annotated[int, Field(ge=1)] = 2
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+
+class Workflow(_Part):
+    """A whole run. ``select`` and ``dynamic`` may each be left out; ``controls`` are trained beside the chain."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    seed: Annotated[int, Field(ge=0)] = 0
+    pool: Rows
+    target: Rows | None = None
+    test: Rows | None = None
+    embed: Embed = Embed()
+    select: Annotated[SelectGIO | SelectRandom, Field(discriminator="method")] | None = None
+    dynamic: Annotated[
+        DynamicInfoBatch | DynamicRandomPrune | DynamicFull, Field(discriminator="method")
+    ] = DynamicFull(method="full")
+    train: Train
+    controls: list[Literal["full", "random"]] = []
+
+    def key(self, *parts: str) -> str:
+        """A digest of the named parts of the configuration."""
+        return digest({part: self.model_dump(mode="json")[part] for part in parts})
+
+
+def digest(value: Any) -> str:
+    """12 hexadecimal digits of anything JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Workflow:
+    """Read and check a workflow file; ``overrides`` are ``key.path=value``, values as YAML.
+
+    Paths in it are taken relative to the file. ConfigError names the key and, for a misspelt one, the right one.
+    """
+    file = Path(path)
+    try:
+        tree = yaml.load(file.read_text(), Loader=_UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: a workflow is a mapping of keys, this file holds {type(tree).__name__}.")
+    for override in overrides or []:
+        _set(tree, override)
+    try:
+        workflow = Workflow.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{file}: {_sentence(error, tree)}") from None
+    return _absolute(workflow, file.resolve().parent)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key '{twice[0]}' is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"--set {override}: write key=value, for example --set select.budget=0.2.")
+    *parents, last = path.split(".")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override}: '{key}' is a value, not a group of keys.")
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not YAML.") from error
+
+
+def _sentence(error: ValidationError, tree: Any) -> str:
+    """The first problem as a sentence; unknown keys come first, since the others may follow from them."""
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
+    problem = problems[0]
+    place = [str(part) for part in problem["loc"]]
+    here = tree
+    path: list[str] = []
+    for part in place:  # pydantic puts the tag of a union into the path; the file has no such key
+        if isinstance(here, dict) and part in here:
+            here = here[part]
+            path.append(part)
+        elif isinstance(here, list) and part.isdigit():
+            here = here[int(part)]
+            path.append(part)
+        elif problem["type"] == "missing" and part == place[-1]:
+            path.append(part)
+    name = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _known(place, tree)
+        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"known are {', '.join(known)}."
+        return f"unknown key '{name}'; {hint}"
+    if problem["type"] == "missing":
+        return f"the key '{name}' is missing."
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = here.get("method") if isinstance(here, dict) else here
+        return f"'{name}.method' is {given!r}; known are {problem['ctx'].get('expected_tags', 'gio, random, infobatch, full')}."
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"'{name}' is {problem['input']!r}: {message}."
+
+
+def _known(place: list[str], tree: Any) -> list[str]:
+    model: Any = Workflow
+    for part in place[:-1]:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:  # the tag of a union: choose the member that carries it
+            members = [m for m in _members(annotation) if part in _tags(m)]
+            model = members[0] if members else model
+            continue
+        annotation = field.annotation
+        members = _members(annotation)
+        model = members[0] if members else model
+    return list(model.model_fields)
+
+
+def _members(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in getattr(annotation, "__args__", ()) for m in _members(arg)]
+
+
+def _tags(model: Any) -> tuple[Any, ...]:
+    method = model.model_fields.get("method")
+    return getattr(method.annotation, "__args__", ()) if method else ()
+
+
+def _absolute(workflow: Workflow, base: Path) -> Workflow:
+    def place(path: str) -> str:
+        return path if "://" in path else os.path.normpath(base / Path(path).expanduser())
+
+    changed: dict[str, Any] = {}
+    for name in ("pool", "target", "test"):
+        rows = getattr(workflow, name)
+        if rows is not None:
+            path = place(rows.path) if isinstance(rows.path, str) else [place(p) for p in rows.path]
+            changed[name] = rows.model_copy(update={"path": path})
+    file, colon, factory = workflow.train.model.rpartition(":")
+    if colon and file.endswith(".py"):
+        changed["train"] = workflow.train.model_copy(update={"model": f"{place(file)}:{factory}"})
+    return workflow.model_copy(update=changed)

@@ -1,0 +1,357 @@
+"""Run a workflow in a run directory: finished steps are reused, a killed run goes on, two runs never mix.
+
+    run/
+      manifest.json            the configuration, versions, seed and input digests; whose run this is
+      index/                   the order of the input files, which fixes every row's id
+      steps/NAME-KEY/          one folder a step; KEY hangs on its configuration and inputs; done.json comes last
+      results.json             everything the report shows
+      ledger.json, report.html
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import raysel
+from raysel.errors import RunError
+from raysel.report.ledger import Ledger, LedgerEntry
+from raysel.selection import Selection
+from raysel.workflow import steps
+from raysel.workflow.config import Workflow, digest
+
+_MANIFEST, _DONE = "manifest.json", "done.json"
+
+
+class Progress:
+    """One line a step on stderr: live in a terminal, only the finished steps elsewhere."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+
+    def note(self, name: str, text: str) -> None:
+        if self._live:
+            self._stream.write(f"\r\x1b[2K  {name:<14} {text}")
+            self._stream.flush()
+
+    def done(self, name: str, text: str) -> None:
+        self._stream.write(f"{chr(13) + chr(27) + '[2K' if self._live else ''}  {name:<14} {text}\n")
+        self._stream.flush()
+
+
+@dataclass
+class _Run:
+    workflow: Workflow
+    out: Path
+    progress: Progress
+    digests: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def index(self) -> Path:
+        return self.out / "index"
+
+    def step(self, name: str, key: Any, work: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+        """The folder and the answer of a step, from an earlier run if it was finished there.
+
+        ``work`` fills the folder and answers something JSON can hold. Its seconds are kept with the answer, so
+        that a reused step still costs in the ledger what it cost.
+        """
+        directory = self.out / "steps" / f"{name}-{digest([raysel.__version__, name, key])}"
+        finished = directory / _DONE
+        if finished.exists():
+            self.progress.done(name, "reused")
+            return directory, json.loads(finished.read_text())
+        for left in directory.glob("*"):  # a step that did not finish starts anew; training keeps its checkpoints
+            if left.name != "ray":
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        directory.mkdir(parents=True, exist_ok=True)
+        self.progress.note(name, "...")
+        began = time.perf_counter()
+        answer = work(directory)
+        answer["seconds"] = time.perf_counter() - began
+        steps.write_json(finished, answer)
+        self.progress.done(name, f"{answer['seconds']:.1f} s")
+        return directory, answer
+
+
+def run(
+    workflow: Workflow, out: str | os.PathLike[str] | None = None, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run ``workflow`` and return the results that the report shows; Ray must be up (see :func:`connect`).
+
+    out: the run directory, by default ``runs/NAME``. Raises RunError if it holds another run, and the errors of
+    the steps. Running again with the same workflow and directory does only what is missing.
+    """
+    directory = Path(out) if out is not None else Path("runs") / workflow.name
+    counts = steps.check(workflow)
+    this = _Run(workflow, directory.resolve(), progress or Progress())
+    created = _claim(this)
+    this.digests = steps.number(workflow, this.index)
+    vectors, embedding = _embed(this)
+    chosen_at, selected = _select(this, vectors)
+    data, arrays = this.step(
+        "arrays",
+        [workflow.key("pool", "test"), workflow.train.input, this.digests],
+        lambda path: steps.arrays(workflow, this.index, path),
+    )
+    arms = _train(this, data, chosen_at, counts["pool"])
+    ledger = Ledger(
+        [_entry(name, arm, embedding, selected if name == "chain" else None) for name, arm in arms.items()]
+    )
+    results = {
+        "name": workflow.name,
+        "created": created,
+        "raysel": raysel.__version__,
+        "versions": _versions(),
+        "seed": workflow.seed,
+        "config": workflow.model_dump(mode="json"),
+        "data": {
+            "pool": counts["pool"],
+            "target": counts.get("target", 0),
+            "test": counts.get("test", 0),
+            "classes": arrays["classes"],
+        },
+        "selection": _selection(chosen_at, selected, counts["pool"]),
+        "arms": {
+            name: {"title": arm["title"], "rows": arm["rows"], "epochs": arm["epochs"]}
+            for name, arm in arms.items()
+        },
+        "ledger": ledger.to_dict(),
+    }
+    steps.write_json(this.out / "results.json", results)
+    ledger.save(this.out / "ledger.json")
+    report(this.out)
+    return results
+
+
+def report(directory: str | os.PathLike[str]) -> Path:
+    """Write ``report.html`` of a finished run from its ``results.json``; RunError if there is none."""
+    from raysel.report.page import write
+
+    place = Path(directory)
+    try:
+        results = json.loads((place / "results.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(
+            f"{place}: holds no results to report ({getattr(error, 'strerror', None) or error}); "
+            "give the directory of a finished run."
+        ) from error
+    return write(results, place / "report.html")
+
+
+def connect(address: str | None = None) -> None:
+    """Join the Ray cluster at ``address`` (or in RAY_ADDRESS, as inside a job), or start one on this machine.
+
+    Sets what has to be set before Ray starts: no usage statistics, no re-running of workers under uv, and a
+    quick controller, since a report waits for its poll.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import logging
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    where = address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if where == "local":
+        options |= {"include_dashboard": False}
+    else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # clients do not pick the token up by themselves
+    try:
+        ray.init(address=where, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        from raysel.errors import ResourceError
+
+        raise ResourceError(f"No Ray cluster at {where} ({str(error).splitlines()[0]}).") from error
+    _quiet()
+
+
+def _quiet() -> None:
+    import logging
+
+    import ray.data
+    import ray.train  # makes the loggers that are silenced below
+
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _claim(this: _Run) -> str:
+    """Make the directory this run's, or find that it is; RunError if it is another's."""
+    config = this.workflow.model_dump(mode="json")
+    path = this.out / _MANIFEST
+    if path.exists():
+        try:
+            before = json.loads(path.read_text())
+            created, theirs = before["created"], before["config"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: damaged; move the directory away or choose another --out.") from error
+        if theirs != config:
+            raise RunError(
+                f"{this.out}: holds another run, in which {_difference(theirs, config)}; "
+                "choose another --out, or remove the directory."
+            )
+        return created
+    if this.out.exists() and (not this.out.is_dir() or any(this.out.iterdir())):
+        raise RunError(f"{this.out}: not empty, and not a run of raysel; choose another --out.")
+    try:
+        this.index.mkdir(parents=True, exist_ok=True)
+        (this.out / "steps").mkdir(exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{this.out}: cannot be written ({error.strerror}); choose another --out.") from error
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    manifest = {
+        "created": created,
+        "name": this.workflow.name,
+        "seed": this.workflow.seed,
+        "versions": _versions(),
+        "config": config,
+    }
+    steps.write_json(path, manifest)
+    return created
+
+
+def _difference(one: Any, other: Any, path: str = "") -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key):
+                return _difference(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+    return f"{path} is {one!r}, not {other!r}"
+
+
+def _embed(this: _Run) -> tuple[Path | None, float]:
+    flow = this.workflow
+    if flow.select is None or flow.select.method != "gio":
+        return None, 0.0
+    key = [flow.key("pool", "target", "embed", "seed"), this.digests]
+    path, answer = this.step("embed", key, lambda path: steps.embed(flow, this.index, path))
+    return path, answer["seconds"]
+
+
+def _select(this: _Run, vectors: Path | None) -> tuple[Path | None, dict[str, Any]]:
+    flow = this.workflow
+    if flow.select is None:
+        return None, {"seconds": 0.0}
+    key = [flow.key("pool", "target", "embed", "select", "seed"), this.digests]
+    path, answer = this.step("select", key, lambda path: steps.select(flow, this.index, vectors, path))
+    return path / "selection", answer
+
+
+def _train(this: _Run, data: Path, chosen_at: Path | None, pool: int) -> dict[str, dict[str, Any]]:
+    """Each arm's title, rows, history and seconds of selecting; the chain first, since the controls follow it."""
+    flow = this.workflow
+    chosen: Selection | int = pool if chosen_at is None else Selection.load(chosen_at)
+    titles = {"gio": "GIO", "random": "random"}
+    dynamics = {"infobatch": "InfoBatch", "random_prune": "random pruning", "full": ""}
+    parts = [titles[flow.select.method] if flow.select else "", dynamics[flow.dynamic.method]]
+    chain = this_arm = _fit(
+        this, "chain", steps.policy(flow), chosen, data, [flow.key("select", "embed", "target", "dynamic")]
+    )
+    chain["title"] = " + ".join(filter(None, parts)) or "training"
+    arms = {"chain": chain}
+    if "random" in flow.controls:
+        total = sum(epoch["steps"] for epoch in this_arm["epochs"])
+        count = len(chosen) if isinstance(chosen, Selection) else chosen
+        path, drawn = this.step(
+            "random", [this.digests, count, flow.seed], lambda p: steps.random_subset(flow, this.index, count, p)
+        )
+        subset = Selection.load(path / "selection")
+        arms["random"] = _fit(this, "random", raysel.FullData(), subset, data, [count, total], total)
+        arms["random"]["title"] = "random, same size and steps"
+        arms["random"]["selecting"] = drawn["seconds"]
+    if "full" in flow.controls:
+        arms["full"] = _fit(this, "full", raysel.FullData(), pool, data, [])
+        arms["full"]["title"] = "full pool"
+    order = [name for name in ("full", "random", "chain") if name in arms]
+    return {name: arms[name] for name in order}
+
+
+def _fit(
+    this: _Run, arm: str, rule: Any, chosen: Selection | int, data: Path, key: Any, max_steps: int | None = None
+) -> dict[str, Any]:
+    flow = this.workflow
+    name = f"train-{arm}"
+    full_key = [flow.key("pool", "test", "train", "seed"), rule.parameters(), this.digests, key]
+
+    def work(path: Path) -> dict[str, Any]:
+        return steps.train(
+            flow,
+            rule,
+            chosen,
+            data,
+            path,
+            name=path.name,
+            max_steps=max_steps,
+            watch=lambda text: this.progress.note(name, text),
+        )
+
+    _, answer = this.step(name, full_key, work)
+    return answer
+
+
+def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str, Any] | None) -> LedgerEntry:
+    epochs = arm["epochs"]
+    passes = sum(epoch["trained"] for epoch in epochs)
+    planning = sum(epoch["planning_seconds"] for epoch in epochs)
+    evaluation = sum(epoch["evaluation_seconds"] for epoch in epochs)
+    return LedgerEntry(
+        arm=name,
+        title=arm["title"],
+        rows=arm["rows"],
+        epochs=len(epochs),
+        samples_forward=passes,
+        samples_backward=passes,
+        steps=sum(epoch["steps"] for epoch in epochs),
+        seconds={
+            "embedding": embedding if selected else 0.0,
+            "metrics": 0.0,
+            "selection": selected["seconds"] if selected else arm.get("selecting", 0.0),
+            "planning": planning,
+            "training": sum(epoch["seconds"] for epoch in epochs) - planning - evaluation,
+        },
+        accuracy=epochs[-1]["accuracy"],
+    )
+
+
+def _selection(chosen_at: Path | None, selected: dict[str, Any], pool: int) -> dict[str, Any] | None:
+    if chosen_at is None:
+        return None
+    chosen = Selection.load(chosen_at)
+    curve = chosen.info.get("curve", {"rows": [], "kl": []})
+    return {
+        "method": chosen.info.get("method", ""),
+        "kept": len(chosen),
+        "pool": pool,
+        "curve": {"rows": curve["rows"], "kl": curve["kl"]},
+        "classes": selected["classes"],
+    }
+
+
+def _versions() -> dict[str, str]:
+    names = ("raysel", "ray", "torch", "numpy", "pyarrow", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = raysel.__version__ if name == "raysel" else "unknown"
+    return found

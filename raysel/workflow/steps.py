@@ -1,0 +1,365 @@
+"""The steps of a workflow: each takes what earlier steps made, and leaves a folder with its result."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray import cloudpickle
+from ray.data import Dataset
+
+import raysel
+from raysel.data.blocks import arrow_blocks, map_blocks
+from raysel.data.rowid import ID, RowIndex, budget_rows, index_parquet, list_files
+from raysel.data.source import LABEL
+from raysel.data.store import write_arrays
+from raysel.data.vectors import EMBEDDING
+from raysel.dynamic.plan import Policy
+from raysel.errors import ConfigError, DataError, ResourceError, RunError
+from raysel.selection import Selection
+from raysel.workflow.config import Rows, Workflow
+
+Watch = Callable[[str], None]  # told in a few words how far a step is
+
+
+# ---- before anything starts ----------------------------------------------------------------------------------
+
+
+def check(workflow: Workflow) -> dict[str, int]:
+    """What can be said without starting Ray: files, columns, labels, dimensions, budget, model. Rows by role.
+
+    Reads Parquet footers only. Raises DataError or ConfigError with the workflow's key.
+    """
+    roles = {role: getattr(workflow, role) for role in ("pool", "target", "test")}
+    schemas: dict[str, pa.Schema] = {}
+    counts: dict[str, int] = {}
+    for role, rows in roles.items():
+        if rows is not None:
+            schemas[role], counts[role] = _look(role, rows)
+    selects = workflow.select is not None and workflow.select.method == "gio"
+    if selects and workflow.target is None:
+        raise ConfigError("The key 'target' is missing: select.method gio chooses rows for a target.")
+    for role in ("pool", "target") if selects else ():
+        _column(schemas[role], workflow.embed.column, f"{role}.path", "embed.column")
+    if selects:
+        sizes = {role: _elements(schemas[role].field(workflow.embed.column).type) for role in ("pool", "target")}
+        if None not in sizes.values() and sizes["pool"] != sizes["target"]:
+            raise DataError(
+                f"embed.column '{workflow.embed.column}': the pool's vectors have {sizes['pool']} elements, "
+                f"the target's {sizes['target']}; they must agree."
+            )
+    if workflow.pool.label is None:
+        raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
+    if workflow.test is not None and workflow.test.label is None:
+        raise ConfigError("The key 'test.label' is missing: scoring needs the column that holds the class.")
+    for role in ("pool", "test"):
+        if role in schemas:
+            _column(schemas[role], workflow.train.input, f"{role}.path", "train.input")
+    if workflow.select is not None:
+        try:
+            budget_rows(workflow.select.budget, counts["pool"])
+        except ConfigError as error:
+            raise ConfigError(f"select.{error}") from None
+    load_factory(workflow.train.model)
+    return counts
+
+
+def _look(role: str, rows: Rows) -> tuple[pa.Schema, int]:
+    paths = [rows.path] if isinstance(rows.path, str) else rows.path
+    try:
+        index, schema = index_parquet(*list_files(paths))
+    except DataError as error:
+        raise DataError(f"{role}.path: {error}") from None
+    if index.rows == 0:
+        raise DataError(f"{role}.path: {paths[0]} holds no rows; there is nothing to work on.")
+    if rows.label is not None:
+        _column(schema, rows.label, f"{role}.path", f"{role}.label")
+    return schema, index.rows
+
+
+def _column(schema: pa.Schema, column: str, where: str, key: str) -> None:
+    if column not in schema.names:
+        raise DataError(
+            f"{key}: no column '{column}' in the files of {where}; the columns are {', '.join(schema.names)}."
+        )
+
+
+def _elements(kind: Any) -> int | None:
+    if isinstance(kind, pa.FixedShapeTensorType):
+        return int(np.prod(kind.shape))
+    return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
+
+def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
+    """The function that ``file.py:name`` or ``package.module:name`` names; ConfigError if there is none.
+
+    A file's functions are pickled by value, so the cluster's nodes need not have the file.
+    """
+    place, colon, name = spec.rpartition(":")
+    if not colon:
+        raise ConfigError(f"train.model: '{spec}' names no function; write file.py:factory or module:factory.")
+    try:
+        if place.endswith(".py"):
+            loader = importlib.util.spec_from_file_location(f"raysel_user_{Path(place).stem}", place)
+            if loader is None or loader.loader is None or not Path(place).exists():
+                raise ConfigError(f"train.model: no file {place}.")
+            module = importlib.util.module_from_spec(loader)
+            sys.modules[loader.name] = module
+            loader.loader.exec_module(module)
+            cloudpickle.register_pickle_by_value(module)
+        else:
+            module = importlib.import_module(place)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"train.model: {place} cannot be loaded ({error}).") from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise ConfigError(f"train.model: {place} has no function '{name}'.")
+    return factory
+
+
+def check_room(workers: int, cpus: float, gpus: float, wait_s: float = 60.0) -> None:
+    """ResourceError if the cluster cannot place the workers, or has no room for them within ``wait_s``."""
+    need = f"train.workers: {workers} workers of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
+
+    def places(resources: list[dict[str, float]]) -> int:
+        return sum(
+            int(min(r.get("CPU", 0) / cpus, r.get("GPU", 0) / gpus if gpus else np.inf) + 1e-9) for r in resources
+        )
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if places(nodes) < workers:
+        have = ray.cluster_resources()
+        raise ResourceError(
+            f"{need} cannot be placed: the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU on "
+            f"{len(nodes)} node(s), room for {places(nodes)}; lower train.workers or train.cpus_per_worker."
+        )
+    deadline = time.monotonic() + wait_s
+    while ray.available_resources().get("CPU", 0) < workers * cpus - 1e-9:
+        if time.monotonic() > deadline:
+            free = ray.available_resources().get("CPU", 0)
+            raise ResourceError(
+                f"{need} found no room within {wait_s:g} s: {free:g} CPU are free, others are at work on this "
+                "cluster; try again later or ask for fewer."
+            )
+        time.sleep(0.5)
+
+
+# ---- the steps ---------------------------------------------------------------------------------------------------
+
+
+def number(workflow: Workflow, directory: Path) -> dict[str, str]:
+    """Fix the ids of every input's rows in ``directory``; returns the inputs' digests by role."""
+    digests = {}
+    for role in ("pool", "target", "test"):
+        rows = getattr(workflow, role)
+        if rows is None:
+            continue
+        path = directory / f"{role}.json"
+        known = RowIndex.load(path) if path.exists() else None
+        try:
+            index, _ = index_parquet(
+                *list_files([rows.path] if isinstance(rows.path, str) else rows.path), known
+            )
+        except DataError as error:
+            raise DataError(f"{role}.path: {error}") from None
+        if known is not None and len(index.files) != len(known.files):
+            raise RunError(
+                f"{role}.path: files were added since this run numbered its rows; start a new run with another --out."
+            )
+        index.save(path)
+        digests[role] = index.digest
+    return digests
+
+
+def read(workflow: Workflow, role: str, indexes: Path) -> Dataset:
+    """The rows of a role, with the ids that :func:`number` fixed."""
+    rows = getattr(workflow, role)
+    return raysel.read(rows.path, label=rows.label, index=indexes / f"{role}.json")
+
+
+def embed(workflow: Workflow, indexes: Path, directory: Path) -> dict[str, Any]:
+    """Vectors of pool and target as Parquet (``sample_id``, ``embedding``) under ``directory``."""
+    column = workflow.embed.column
+    pool, target = (read(workflow, role, indexes) for role in ("pool", "target"))
+    embedder = raysel.fit_embedder(workflow.embed.embedder, pool, column=column, seed=workflow.seed)
+    for role, rows in (("pool", pool), ("target", target)):
+        vectors = raysel.embed(rows.select_columns([ID, column]), embedder, column=column)
+        vectors.select_columns([ID, EMBEDDING]).write_parquet(str(directory / role))
+    return {"embedder": workflow.embed.embedder, "explained": getattr(embedder, "explained", None)}
+
+
+def select(workflow: Workflow, indexes: Path, vectors: Path | None, directory: Path) -> dict[str, Any]:
+    """The selection the workflow asks for, saved in ``directory``, with the classes it keeps."""
+    settings = workflow.select
+    assert settings is not None
+    options = settings.model_dump(exclude={"method"})
+    if settings.method == "gio":
+        assert vectors is not None
+        chosen = raysel.GIO(**options, seed=workflow.seed).select(
+            raysel.read(str(vectors / "pool")), raysel.read(str(vectors / "target"))
+        )
+    else:
+        chosen = raysel.Random(**options, seed=workflow.seed).select(read(workflow, "pool", indexes))
+    chosen.save(directory / "selection")
+    return {"kept": len(chosen), "classes": kept_classes(workflow, indexes, chosen)}
+
+
+def random_subset(workflow: Workflow, indexes: Path, count: int, directory: Path) -> dict[str, Any]:
+    """The control: ``count`` random rows of the pool."""
+    chosen = raysel.Random(count, seed=workflow.seed).select(read(workflow, "pool", indexes))
+    chosen.save(directory / "selection")
+    return {"kept": len(chosen)}
+
+
+def kept_classes(workflow: Workflow, indexes: Path, chosen: Selection) -> list[dict[str, Any]]:
+    """Rows of each class in the pool, among the chosen, and in the target where it has labels."""
+    pool = _labels(read(workflow, "pool", indexes))
+    kept = np.isin(pool[ID].to_numpy(), chosen.ids)
+    target = workflow.target is not None and workflow.target.label is not None
+    columns = {
+        "pool": _count(pool[LABEL]),
+        "kept": _count(pool.filter(pa.array(kept))[LABEL]),
+        "target": _count(_labels(read(workflow, "target", indexes))[LABEL]) if target else None,
+    }
+    names = sorted(columns["pool"] or {}, key=lambda v: (str(type(v)), v))
+    return [
+        {"label": str(name), **{key: None if c is None else c.get(name, 0) for key, c in columns.items()}}
+        for name in names
+    ]
+
+
+def _labels(dataset: Dataset) -> pa.Table:
+    return pa.concat_tables(map_blocks(_same, arrow_blocks(dataset.select_columns([ID, LABEL]))))
+
+
+def _same(table: pa.Table) -> pa.Table:
+    return table
+
+
+def _count(column: pa.ChunkedArray) -> dict[Any, int]:
+    return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
+
+
+def arrays(workflow: Workflow, indexes: Path, directory: Path) -> dict[str, Any]:
+    """Pool and test as memory-mapped arrays for training; the classes are the pool's."""
+    classes = write_arrays(read(workflow, "pool", indexes), directory / "pool", workflow.train.input)
+    if workflow.test is not None:
+        write_arrays(read(workflow, "test", indexes), directory / "test", workflow.train.input, classes)
+    return {"classes": [str(name) for name in classes]}
+
+
+def policy(workflow: Workflow) -> Policy:
+    """The dynamic policy the workflow asks for."""
+    settings = workflow.dynamic
+    options = settings.model_dump(exclude={"method"})
+    made = {"infobatch": raysel.InfoBatch, "random_prune": raysel.RandomPrune, "full": raysel.FullData}
+    return made[settings.method](**options)
+
+
+def train(
+    workflow: Workflow,
+    rule: Policy,
+    chosen: Selection | int,
+    data: Path,
+    directory: Path,
+    *,
+    name: str,
+    max_steps: int | None = None,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Train one arm on Ray Train and return its history; goes on from the last checkpoint in ``directory``.
+
+    max_steps: stop after so many steps, going round as many epochs as that takes.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from raysel.train.loops import classify
+
+    settings = workflow.train
+    check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
+    rows = len(chosen) if isinstance(chosen, Selection) else chosen
+    epochs = settings.epochs
+    if max_steps is not None:
+        epochs = -(-max_steps // -(-rows // (settings.batch_size * settings.workers)))
+    resources = {"CPU": settings.cpus_per_worker}
+    if settings.gpus_per_worker:
+        resources["GPU"] = settings.gpus_per_worker
+    with raysel.DynamicSelection(
+        rule, chosen, num_epochs=epochs, seed=workflow.seed, max_steps=max_steps
+    ) as dynamic:
+        trainer = TorchTrainer(
+            classify,
+            train_loop_config={
+                "dynamic": dynamic,
+                "train": str(data / "pool"),
+                "test": str(data / "test") if workflow.test is not None else None,
+                "model": load_factory(settings.model),
+                "batch_size": settings.batch_size,
+                "learning_rate": settings.learning_rate,
+                "momentum": settings.momentum,
+                "weight_decay": settings.weight_decay,
+                "seed": workflow.seed,
+                "threads": max(1, int(settings.cpus_per_worker)),
+            },
+            scaling_config=ScalingConfig(
+                num_workers=settings.workers,
+                use_gpu=settings.gpus_per_worker > 0,
+                resources_per_worker=resources,
+            ),
+            # The name holds the step's key: Ray Train goes on with any run of the same name it finds.
+            run_config=RunConfig(
+                name=name,
+                storage_path=str(directory / "ray"),
+                failure_config=FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        done = threading.Event()
+        watcher = threading.Thread(target=_follow, args=(dynamic, epochs, watch, done), daemon=True)
+        watcher.start()
+        try:
+            result = trainer.fit()
+        finally:
+            done.set()
+            watcher.join()
+    history = result.return_value
+    if not history:
+        raise RunError(f"{directory}: the training left no history; remove the folder and run again.")
+    return {"rows": rows, "epochs": history}
+
+
+def _follow(dynamic: Any, epochs: int, watch: Watch, done: threading.Event) -> None:
+    while not done.wait(1.0):
+        try:
+            committed, last = dynamic.progress()
+        except Exception:  # the actor may be restarting; the next second tells
+            continue
+        if last is not None:
+            loss = "" if last["mean_loss"] is None else f", loss {last['mean_loss']:.3f}"
+            watch(f"epoch {committed}/{epochs}{loss}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON that appears under its name only when it is whole."""
+    from raysel.report.files import write_text
+
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def curve_table(selection: Selection, path: Path) -> None:
+    """The KL after each pick as Parquet."""
+    curve = selection.info.get("curve")
+    if curve:
+        pq.write_table(pa.table(curve), path)

@@ -1,0 +1,122 @@
+"""FashionMNIST (60,000 + 10,000 images, 28 x 28, ten classes) as a pool with junk.
+
+    apt install dataset-fashion-mnist
+    python workflows/fashion_mnist.py [--source DIR] [--out DIR]
+
+reads the four gzipped IDX files of the Debian package (``--source``, by default where the package puts them) and
+writes, by default into ``data/fashion_mnist`` beside this script,
+
+- ``test.parquet``: the 10,000 test images; scored, never looked at by selection or training
+- ``target.parquet``: 5,000 clean training images, 500 of each class: what the selection aims at
+- ``pool.parquet``: the other 55,000, of which 18,333 (a third) are junk, see ``junk.corrupt`` for the three kinds
+
+with the columns ``pixels`` (uint8 tensor (1, 28, 28), 0..255) and ``label`` (int64, 0..9), in row groups of 4,096
+rows. The pool also has ``junk`` (bool), for scoring a selection afterwards only: nothing that selects or trains
+may read it. Seeds are fixed: every call writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+from junk import SHARE, corrupt, split_off, write
+
+SOURCE = Path("/usr/share/datasets/fashion-mnist")
+CLASSES = 10
+TARGET_SHARE = 1 / 12
+"""Share of the training images that becomes the target: 5,000 of 60,000."""
+SEED = 0
+ROW_GROUP = 4096
+FILES = {
+    "train images": "train-images-idx3-ubyte.gz",
+    "train labels": "train-labels-idx1-ubyte.gz",
+    "test images": "t10k-images-idx3-ubyte.gz",
+    "test labels": "t10k-labels-idx1-ubyte.gz",
+}
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The uint8 array in a gzipped IDX file: two zero bytes, type 8, rank, big-endian sizes, then the values."""
+    try:
+        raw = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}); reinstall the package dataset-fashion-mnist."
+        ) from None
+    rank = raw[3] if len(raw) > 3 else 0
+    head = 4 + 4 * rank
+    if raw[:3] != b"\x00\x00\x08" or rank == 0 or len(raw) < head:
+        raise ValueError(
+            f"{path} is not an IDX file of bytes; give the folder with the original files as --source."
+        )
+    shape = tuple(int(size) for size in np.frombuffer(raw, ">u4", count=rank, offset=4))
+    values = np.frombuffer(raw, np.uint8, offset=head)
+    if len(values) != np.prod(shape):
+        raise ValueError(
+            f"{path} announces {shape} values and holds {len(values)}; reinstall the package dataset-fashion-mnist."
+        )
+    return values.reshape(shape)
+
+
+def load(source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(train images (n, 1, h, w) uint8, train labels (n,) int64, test images, test labels)."""
+    missing = [name for name in FILES.values() if not (source / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{source} has no {missing[0]}; install the data with `apt install dataset-fashion-mnist` "
+            "or give the folder that holds the four files as --source."
+        )
+    arrays = {part: read_idx(source / name) for part, name in FILES.items()}
+    for part in ("train", "test"):
+        images, labels = arrays[f"{part} images"], arrays[f"{part} labels"]
+        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+            raise ValueError(
+                f"{source} holds {part} images of shape {images.shape} and labels of shape {labels.shape}; "
+                "they do not belong together."
+            )
+    return (
+        arrays["train images"][:, None],
+        arrays["train labels"].astype(np.int64),
+        arrays["test images"][:, None],
+        arrays["test labels"].astype(np.int64),
+    )
+
+
+def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers (pool, target) among the training images, each ascending."""
+    target, pool = split_off(labels, round(TARGET_SHARE * len(labels)), SEED)
+    return pool, target
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write FashionMNIST as Parquet: pool, target, test.")
+    parser.add_argument("--source", type=Path, default=SOURCE, help="folder with the gzipped IDX files")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).resolve().parent / "data" / "fashion_mnist",
+        help="folder to write",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        images, labels, test_images, test_labels = load(options.source)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    pool, target = split(labels)
+    pixels, given, junk = corrupt(images[pool], labels[pool], SHARE, CLASSES, SEED)
+
+    files = {
+        "pool": (pixels, given, junk),
+        "target": (images[target], labels[target]),
+        "test": (test_images, test_labels),
+    }
+    write(options.out, files, ROW_GROUP)
+
+
+if __name__ == "__main__":
+    main()
