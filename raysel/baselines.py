@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from raysel.data.rowid import ID, budget_rows, check_ids, hash_ids
 from raysel.errors import DataError
@@ -30,14 +29,9 @@ class Random:
 
     def select(self, pool: Dataset) -> Selection:
         """Choose; DataError for a missing column, no rows, or repeated ids."""
-        from raysel.data.blocks import arrow_blocks, map_blocks
+        from raysel.data.blocks import gather
 
-        names = [ID, *([self.stratify] if self.stratify else [])]
-        for name in names:
-            if name not in (pool.columns() or []):
-                raise DataError(f"The pool has no column '{name}'; its columns are {pool.columns()}.")
-        tables = map_blocks(_same, arrow_blocks(pool.select_columns(names)))
-        table = pa.concat_tables(tables)
+        table = gather(pool, [ID, *([self.stratify] if self.stratify else [])], "pool")
         ids = table[ID].to_numpy()
         if not len(ids):
             raise DataError("The pool is empty: no row to choose from.")
@@ -70,7 +64,3 @@ def choose(ids: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.nda
     order = np.lexsort((ids, draws, groups))
     rank = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     return np.sort(order[rank < quota[groups[order]]])
-
-
-def _same(table: pa.Table) -> pa.Table:
-    return table

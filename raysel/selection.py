@@ -94,8 +94,6 @@ class Selection:
         """
         import ray
 
-        if ID not in (dataset.columns() or []):
-            raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
         chosen = ray.put((self.ids, self.weights))
         return dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
 
@@ -147,6 +145,8 @@ def coded_text(codes: np.ndarray, texts: list[str]) -> pa.Array:
 def _keep(table: pa.Table, chosen: Any) -> pa.Table:
     import ray
 
+    if ID not in table.column_names:
+        raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
     mine = table[ID].to_numpy()
     place = np.minimum(np.searchsorted(ids, mine), len(ids) - 1)

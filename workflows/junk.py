@@ -47,8 +47,8 @@ def corrupt(
     new_images, new_labels = images.copy(), labels.copy()
     shape = images.shape[1:]
 
-    flat = images[shuffled].reshape(len(shuffled), -1)
-    new_images[shuffled] = rng.permuted(flat, axis=1).reshape(-1, *shape)
+    flat = images[shuffled].reshape(len(shuffled), int(np.prod(shape)))
+    new_images[shuffled] = rng.permuted(flat, axis=1).reshape(len(shuffled), *shape)
     if classes > 1:
         new_labels[shuffled] = (labels[shuffled] + rng.integers(1, classes, size=len(shuffled))) % classes
 

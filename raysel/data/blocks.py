@@ -34,6 +34,40 @@ def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
         context.execution_options.preserve_order = before
 
 
+def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
+    """A few narrow columns of every row, on the driver: ids, labels, group keys."""
+    return pa.concat_tables(ray.get(arrow_blocks(pick(dataset, columns, what))))
+
+
+def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
+    """``dataset`` with these columns only; DataError naming ``what`` if one is missing.
+
+    Where the columns are known the reader skips the others; where a lazy step stands in between they are not,
+    and asking Ray would run the step on a first block only to throw it away.
+    """
+    schema = dataset.schema(fetch_if_missing=False)
+    if schema is None:
+        return dataset.map_batches(
+            _pick, fn_args=(list(columns), what), batch_format="pyarrow", batch_size=None
+        )
+    check_columns(schema.names, columns, what)
+    return dataset.select_columns(list(columns))
+
+
+def check_columns(there: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """DataError unless every column wanted is there."""
+    for name in wanted:
+        if name not in there:
+            raise DataError(
+                f"The {what} has no column '{name}'; its columns are {', '.join(there) or 'none'}."
+            )
+
+
+def _pick(table: pa.Table, columns: list[str], what: str) -> pa.Table:
+    check_columns(table.column_names, columns, what)
+    return table.select(columns)
+
+
 def map_blocks(
     function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arguments: Any, num_cpus: float = 1
 ) -> list[T]:

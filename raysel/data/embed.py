@@ -11,7 +11,7 @@ from ray.data import Dataset
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from raysel.data.blocks import vector_blocks
+from raysel.data.blocks import check_columns, vector_blocks
 from raysel.data.rowid import ID
 from raysel.data.tiles import matmul
 from raysel.data.vectors import EMBEDDING, as_matrix, to_column
@@ -99,15 +99,16 @@ def embed(dataset: Dataset, embedder: str | Embedder, *, column: str) -> Dataset
                 f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
             )
         embedder = fit_embedder(embedder)
-    names = dataset.columns() or []
-    if column not in names:
-        raise DataError(f"No vector column '{column}' to embed; the columns are {', '.join(names)}.")
+    schema = dataset.schema(fetch_if_missing=False)
+    if schema is not None:  # else the step that makes the rows is still lazy, and the block below will tell
+        check_columns(schema.names, [column], "dataset to embed")
     return dataset.map_batches(
         _embed_block, fn_args=(embedder, column), batch_format="pyarrow", batch_size=None
     )
 
 
 def _embed_block(table: pa.Table, embedder: Embedder, column: str) -> pa.Table:
+    check_columns(table.column_names, [column], "dataset to embed")
     ids = table[ID].to_numpy() if ID in table.column_names else None
     rows = as_matrix(table[column], column, ids)
     vectors = check_vectors(embedder(rows), len(rows), embedder.name)

@@ -139,8 +139,15 @@ class IndexedParquet(Datasource):
             input_files=tuple(dict.fromkeys(group[0] for group in groups)),
         )
         return ReadTask(
-            lambda: _read_groups(filesystem, groups, names, columns), metadata, per_task_row_limit=limit
+            lambda: _read_groups(filesystem, groups, names, columns),
+            metadata,
+            schema=self._with_id(columns),
+            per_task_row_limit=limit,
         )
+
+    def _with_id(self, columns: list[str] | None) -> pa.Schema:
+        fields = {field.name: field for field in self._schema} | {ID: pa.field(ID, pa.int64())}
+        return pa.schema([fields[n] for n in columns or [ID, *(n for n in self._schema.names if n != ID)]])
 
 
 def _read_groups(

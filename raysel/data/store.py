@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ray.data import Dataset
 
-from raysel.data.blocks import arrow_blocks, map_blocks
+from raysel.data.blocks import arrow_blocks, map_blocks, pick
 from raysel.data.rowid import ID, check_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import to_numpy
@@ -31,11 +31,7 @@ def write_arrays(
     ``directory``. One block at a time passes through the driver.
     DataError for ids that leave gaps, a missing label, and a label that is not among ``classes``.
     """
-    names = dataset.columns() or []
-    for name, role in ((ID, "id"), (inputs, "input"), (LABEL, "label")):
-        if name not in names:
-            raise DataError(f"No {role} column '{name}' to train on; the columns are {', '.join(names)}.")
-    blocks = arrow_blocks(dataset.select_columns([ID, inputs, LABEL]))
+    blocks = arrow_blocks(pick(dataset, [ID, inputs, LABEL], "training data"))
     parts = map_blocks(_look, blocks, inputs)
     ids = np.concatenate([part[0] for part in parts])
     check_ids(ids, "The training data")
@@ -46,13 +42,17 @@ def write_arrays(
         )
     shapes = {part[1:3] for part in parts if len(part[0])}
     if len(shapes) > 1:
-        raise DataError(f"Column '{inputs}' holds rows of different shapes or types: {first(sorted(shapes))}.")
+        raise DataError(
+            f"Column '{inputs}' holds rows of different shapes or types: {first(sorted(shapes))}."
+        )
     shape, dtype = next(iter(shapes))
     found = sorted({label for part in parts for label in part[3]}, key=lambda v: (str(type(v)), v))
     known = found if classes is None else list(classes)
     strange = [label for label in found if label not in set(known)]
     if strange:
-        raise DataError(f"Label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}.")
+        raise DataError(
+            f"Label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}."
+        )
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     rows = np.lib.format.open_memmap(target / "inputs.npy", "w+", np.dtype(dtype), (len(ids), *shape))
@@ -75,7 +75,9 @@ def _look(table: Any, inputs: str) -> tuple[np.ndarray, tuple[int, ...], str, li
     ids = table[ID].to_numpy()
     if table[LABEL].null_count:
         where = ids[table[LABEL].is_null().to_numpy(zero_copy_only=False)]
-        raise DataError(f"{len(where):,} rows have no label (sample_id {first(where)}); label or drop them first.")
+        raise DataError(
+            f"{len(where):,} rows have no label (sample_id {first(where)}); label or drop them first."
+        )
     values = to_numpy(table[inputs], inputs, ids)
     return ids, values.shape[1:], str(values.dtype), table[LABEL].unique().to_pylist()
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from raysel.dynamic.plan import (
     SUBSET,
@@ -20,7 +21,6 @@ from raysel.dynamic.plan import (
     chunks,
     fraction,
     full,
-    order,
     part,
     uniform,
     unweighted,
@@ -102,18 +102,13 @@ class RandomSubset:
         object.__setattr__(self, "ratio", fraction("RandomSubset.ratio", self.ratio, zero=False))
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The samples with the smallest draws of ``epoch``, ties to the lowest slot."""
+        """The samples with the lowest draws of ``epoch``."""
         epoch, _ = check_epoch(epoch, num_epochs)
         n = len(state)
         count = _count(self.ratio, n)
         if count == n:
             return full(n)
-        draws = uniform(seed, epoch, 0, n, purpose=SUBSET)
-        last = np.partition(draws, count - 1)[count - 1]
-        keep = draws < last
-        ties = np.flatnonzero(draws == last)
-        keep[ties[: count - np.count_nonzero(keep)]] = True
-        return unweighted(keep)
+        return unweighted(_lowest(uniform(seed, epoch, 0, n, purpose=SUBSET), count))
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
         """See :func:`raysel.dynamic.state.observe`."""
@@ -147,11 +142,16 @@ class RoundRobin:
         count = _count(self.ratio, n)
         if count == n or annealing(epoch, num_epochs, self.delta):
             return full(n)
-        walk = order(n, seed, 0, purpose=WALK)  # one permutation for the run, hence epoch 0
+        draws = uniform(
+            seed, 0, 0, n, purpose=WALK
+        )  # one for the run, hence epoch 0: their ranks are the walk
         start = epoch * count % n
-        keep = np.zeros(n, np.bool_)
-        keep[walk[start : start + count]] = True
-        keep[walk[: max(start + count - n, 0)]] = True
+        stop = start + count
+        keep = ~_lowest(draws, start)
+        if stop > n:
+            keep |= _lowest(draws, stop - n)
+        else:
+            keep &= _lowest(draws, stop)
         return unweighted(keep)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
@@ -165,3 +165,14 @@ class RoundRobin:
 
 def _count(ratio: float, n: int) -> int:
     return min(max(part(ratio, n), 1), n)
+
+
+def _lowest(draws: npt.NDArray[np.uint32], count: int) -> npt.NDArray[np.bool_]:
+    """Marks the ``count`` lowest draws, ties to the lowest slot: exactly ``count`` of them."""
+    if count == 0:
+        return np.zeros(len(draws), np.bool_)
+    last = np.partition(draws, count - 1)[count - 1]
+    keep: npt.NDArray[np.bool_] = draws < last
+    ties = np.flatnonzero(draws == last)
+    keep[ties[: count - np.count_nonzero(keep)]] = True
+    return keep

@@ -5,7 +5,8 @@ Everaert and Potts, Gradient Information Optimization, ICLR 2024, arXiv 2306.116
 
 from __future__ import annotations
 
-from raysel.gio.greedy import Picks, exact_select
+from raysel.gio.gradient import gradient_select
+from raysel.gio.greedy import Picks, Stop, exact_select
 from raysel.gio.kl import kl
 
-__all__ = ["Picks", "exact_select", "kl"]
+__all__ = ["Picks", "Stop", "exact_select", "gradient_select", "kl"]

@@ -50,7 +50,9 @@ def vectors(values: Any, name: str, dimensions: int | None = None, ids: Any = No
     if not (float(array.min()) > -_LARGEST and float(array.max()) < _LARGEST):  # also false for NaN
         row = int(np.argmin((np.abs(array) < _LARGEST).all(axis=1)))
         which = f"row {row}" if ids is None else f"row with id {ids[row]}"
-        raise DataError(f"{name} {which} holds a NaN, an infinite or a too large value; repair or drop the row.")
+        raise DataError(
+            f"{name} {which} holds a NaN, an infinite or a too large value; repair or drop the row."
+        )
     return array
 
 
@@ -149,7 +151,9 @@ class _Blocks:
     def _make(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         torch = _torch()
         for at in range(0, len(self._rows), self._size):
-            block = torch.from_numpy(self._rows[at : at + self._size] - self._centre).to(self._device or "cpu")
+            block = torch.from_numpy(self._rows[at : at + self._size] - self._centre).to(
+                self._device or "cpu"
+            )
             yield at, block, (block * block).sum(dim=1)
 
 
@@ -157,7 +161,7 @@ def _squared(
     x: torch.Tensor, y: torch.Tensor, x_squares: torch.Tensor, y_squares: torch.Tensor
 ) -> torch.Tensor:
     torch = _torch()
-    squared: torch.Tensor = torch.addmm(y_squares[None, :], x, y.T, alpha=-2.0)
+    squared = torch.addmm(y_squares[None, :], x, y.T, alpha=-2.0)
     squared += x_squares[:, None]
     # near pairs have nearly equal lengths, so a limit that depends on x alone finds them all
     limit = _NEAR * x_squares

@@ -19,7 +19,9 @@ from raysel.gio.quantize import assign, cut_to_budget, fit_centroids
 from raysel.selection import Selection, coded_text
 
 _POINTS_PER_CENTROID = 256  # k-means learns from so many sampled rows per centroid, as FAISS does by default
-_TARGET_ROWS = 20_000  # target rows the KL is estimated on; more are sampled, which bounds the distance matrix
+_TARGET_ROWS = (
+    20_000  # target rows the KL is estimated on; more are sampled, which bounds the distance matrix
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class GIO:
 
     def __post_init__(self) -> None:
         if self.clusters is not None and (isinstance(self.clusters, bool) or self.clusters < 1):
-            raise ConfigError(f"clusters: {self.clusters!r}; give at least 1, or None for every row on its own.")
+            raise ConfigError(
+                f"clusters: {self.clusters!r}; give at least 1, or None for every row on its own."
+            )
         budget_rows(self.budget, 2**62)  # says at once what can be said without the pool
 
     def select(self, pool: Dataset, target: Dataset) -> Selection:
@@ -106,7 +110,10 @@ class GIO:
         left = np.ones(len(ids), bool)
         left[chosen] = False
         left_out = np.flatnonzero(left)
-        why = ["its cluster was not reached within the budget", "cut from the last cluster: far from its centroid"]
+        why = [
+            "its cluster was not reached within the budget",
+            "cut from the last cluster: far from its centroid",
+        ]
         dropped = pa.table(
             {
                 ID: pa.array(ids[left_out]),

@@ -80,7 +80,9 @@ class Stop:
             if value is not None and not math.isfinite(value):
                 raise ConfigError(f"stop.{name} = {value} must be a finite number.")
         if self.max_resets is not None and (self.increase or self.sequential_increase_tolerance is not None):
-            raise ConfigError("stop.max_resets decides what a rise does: it excludes the other rules for rises.")
+            raise ConfigError(
+                "stop.max_resets decides what a rise does: it excludes the other rules for rises."
+            )
 
 
 class Watch:
@@ -141,7 +143,9 @@ def exact_select(
     rows = vectors(pool, "pool")
     check_count(count, len(rows))
     if stop is not None and stop.max_resets is not None:
-        raise ConfigError("stop.max_resets belongs to the gradient solver: an exact choice never gains from one.")
+        raise ConfigError(
+            "stop.max_resets belongs to the gradient solver: an exact choice never gains from one."
+        )
     picks, kl_start = _greedy(rows, target, estimator, k, start, target_weights, device)
     return collect(picks, Watch(stop, len(rows), kl_start, count))
 
@@ -222,7 +226,9 @@ def _greedy(
         m = len(begin)
         nu = np.ascontiguousarray(nearest_logs(target, begin, min(rank, m), centre, device=device).T)
     kl_start = nearest_kl(row_mean(nu.T, weights), rho, m, n, d, estimator) if m else math.inf
-    logs = log_matrix(pool, target, centre, np.float32 if len(pool) * n > _FLOAT32_ABOVE else np.float64, device=device)
+    logs = log_matrix(
+        pool, target, centre, np.float32 if len(pool) * n > _FLOAT32_ABOVE else np.float64, device=device
+    )
     if weights is not None:  # scaling both sides by the weight leaves every comparison as it was
         logs *= weights.astype(logs.dtype)
         nu *= weights

@@ -51,7 +51,9 @@ def kl(
     chosen = vectors(chosen, "chosen", d)
     rank = check_rank(estimator, k, len(target))
     if estimator != "average" and rank > len(chosen):
-        raise ConfigError(f"k = {rank} needs at least {rank} chosen rows and there are {len(chosen)}; lower k.")
+        raise ConfigError(
+            f"k = {rank} needs at least {rank} chosen rows and there are {len(chosen)}; lower k."
+        )
     check_device(device)
     weights = check_weights(target_weights, len(target))
     centre = target.mean(axis=0, dtype=np.float64)
@@ -95,7 +97,9 @@ def check_target(target: Any) -> tuple[NDArray[Any], int]:
     """The target as an array of at least two rows, and its dimensions."""
     array = vectors(target, "target")
     if len(array) < 2:
-        raise DataError("target has 1 row: a KL needs the distances between its rows, so give it two or more.")
+        raise DataError(
+            "target has 1 row: a KL needs the distances between its rows, so give it two or more."
+        )
     return array, array.shape[1]
 
 
@@ -118,7 +122,9 @@ def check_weights(weights: Any, n: int) -> NDArray[np.float64] | None:
         return None
     array = np.asarray(weights, dtype=np.float64)
     if array.shape != (n,):
-        raise DataError(f"target_weights has shape {array.shape}; it must hold one weight for each of {n} rows.")
+        raise DataError(
+            f"target_weights has shape {array.shape}; it must hold one weight for each of {n} rows."
+        )
     if not np.isfinite(array).all() or (array < 0).any() or array.sum() <= 0:
         raise DataError("target_weights must be finite and not negative, with a positive sum.")
     scaled: NDArray[np.float64] = array * (n / array.sum())

@@ -133,33 +133,38 @@ class _Scores:
     """``|c|^2 - 2 x.c`` of a block of rows for every centroid, with a bound on the rounding error."""
 
     def __init__(self, centres: Array, device: str | None) -> None:
-        clusters, d = centres.shape
         self._device = None if device == "cpu" else device
         self._middle = centres.mean(axis=0, dtype=np.float64).astype(np.float32)
-        self.rows_at_a_time = max(64, (_BLOCK if self._device is None else _BLOCK << 6) // clusters)
         self._centres = centres.astype(np.float64) - self._middle
         self._squares = (self._centres**2).sum(axis=1)
-        self._kept: dict[Any, tuple[Any, Any, float]] = {}
+        self._double = not self._squares.max() < 1e36  # their float32 scores would overflow
+        if self._device is not None:
+            import torch
+
+            self._double |= torch.get_float32_matmul_precision() != "highest"  # TF32 would break the bound
+        self._operands: dict[Any, tuple[Array, float]] = {}
+        self._moved: dict[Any, Any] = {}
+        self._buffer: Array | None = None
+        self.rows_at_a_time = max(64, (_BLOCK if self._device is None else _BLOCK << 6) // len(centres))
 
     def candidates(self, rows: Array) -> tuple[Array, Array, Array]:
         """The best centroid of every row, and (row, centroid) pairs for rows where several may be the nearest."""
         rows = rows - self._middle
         with np.errstate(over="ignore"):
             squares = (rows * rows).sum(axis=1)
-            dtype = np.float32 if squares.max() < 1e36 and self._squares.max() < 1e36 else np.float64
-        if dtype == np.float64:
+        if self._double or not squares.max() < 1e36:
             rows = rows.astype(np.float64)
             squares = (rows * rows).sum(axis=1)
+        matrix, unit = self._operand(rows.dtype.type)
+        extended = np.ones((len(rows), matrix.shape[0]), rows.dtype)
+        extended[:, :-1] = rows
         if self._device is not None:
-            return self._on_device(rows, squares)
-        matrix, offset, unit = self._operands(dtype)
-        scores = rows @ matrix
-        scores += offset
+            return self._on_device(extended, matrix, squares, unit)
+        scores = np.matmul(extended, matrix, out=self._output(len(rows), rows.dtype))
         index = np.arange(len(rows))
         best = scores.argmin(axis=1)
-        lowest = scores[index, best]
-        # the lowest score is optimistic by the error bound, and so is every rival's
-        limit = lowest + self._slack(squares, best, unit)
+        # every score is optimistic by its error bound; this is the best one's, made pessimistic
+        limit = scores[index, best] + self._slack(squares, best, unit)
         scores[index, best] = np.inf
         close = np.flatnonzero(scores.min(axis=1) <= limit)
         row, candidate = np.nonzero(scores[close] <= limit[close, None])
@@ -168,36 +173,38 @@ class _Scores:
     def _slack(self, squares: Array, best: Array, unit: float) -> Array:
         return (2 * unit * (squares.astype(np.float64) + self._squares[best]) + 1e-36).astype(squares.dtype)
 
-    def _operands(self, dtype: Any) -> tuple[Array, Array, float]:
-        """-2 c transposed, |c|^2 less the bound's share of it, and the bound per unit of |x|^2 + |c|^2."""
-        if dtype not in self._kept:
-            # product of d terms, the roundings of x, c, |c|^2 and of the sum; 2|x||c| <= |x|^2 + |c|^2
-            unit = (self._centres.shape[1] + 16) * float(np.finfo(dtype).eps) / 2
-            matrix = np.ascontiguousarray((-2 * self._centres).astype(dtype).T)
-            self._kept[dtype] = matrix, (self._squares * (1 - unit)).astype(dtype), unit
-        return self._kept[dtype]
+    def _operand(self, dtype: Any) -> tuple[Array, float]:
+        """(-2 c, |c|^2 less its share of the error bound) as columns, and the bound per unit of |x|^2 + |c|^2."""
+        if dtype not in self._operands:
+            # a sum of d + 1 products, and the roundings of x, c and |c|^2; 2|x||c| <= |x|^2 + |c|^2
+            unit = (self._centres.shape[1] + 8) * float(np.finfo(dtype).eps)
+            columns = np.concatenate([-2 * self._centres.T, self._squares[None] * (1 - unit)])
+            self._operands[dtype] = np.ascontiguousarray(columns.astype(dtype)), unit
+        return self._operands[dtype]
 
-    def _on_device(self, rows: Array, squares: Array) -> tuple[Array, Array, Array]:
+    def _output(self, rows: int, dtype: Any) -> Array:
+        if self._buffer is None or self._buffer.dtype != dtype or len(self._buffer) < rows:
+            self._buffer = np.empty((rows, len(self._centres)), dtype)
+        return self._buffer[:rows]
+
+    def _on_device(
+        self, rows: Array, matrix: Array, squares: Array, unit: float
+    ) -> tuple[Array, Array, Array]:
+        """The same three steps in torch."""
         import torch
 
-        if torch.get_float32_matmul_precision() != "highest":  # TF32 would break the bound
-            rows = rows.astype(np.float64)
-        dtype = rows.dtype.type
-        if (dtype, "device") not in self._kept:
-            matrix, offset, unit = self._operands(dtype)
-            on_device = (torch.from_numpy(part).to(self._device) for part in (matrix, offset))
-            self._kept[dtype, "device"] = (*on_device, unit)  # type: ignore[assignment]
-        matrix, offset, unit = self._kept[dtype, "device"]
-        scores = torch.addmm(offset, torch.from_numpy(rows).to(self._device), matrix)
-        lowest, best = scores.min(dim=1)
-        chosen = best.cpu().numpy()
-        slack = torch.from_numpy(self._slack(squares.astype(dtype), chosen, unit)).to(self._device)
-        limit = lowest + slack
-        scores.scatter_(1, best[:, None], float("inf"))
-        close = torch.nonzero(scores.amin(dim=1) <= limit)[:, 0]
-        row, candidate = torch.nonzero(scores[close] <= limit[close, None], as_tuple=True)
-        near, pairs = close.cpu().numpy(), close[row].cpu().numpy()
-        return chosen, np.concatenate([near, pairs]), np.concatenate([chosen[near], candidate.cpu().numpy()])
+        if matrix.dtype not in self._moved:
+            self._moved[matrix.dtype] = torch.from_numpy(matrix).to(self._device)
+        scores = torch.from_numpy(rows).to(self._device) @ self._moved[matrix.dtype]
+        lowest, index = scores.min(dim=1)
+        best = index.cpu().numpy()
+        limit = lowest + torch.from_numpy(self._slack(squares, best, unit)).to(self._device)
+        scores.scatter_(1, index[:, None], float("inf"))
+        on_device = torch.nonzero(scores.amin(dim=1) <= limit)[:, 0]
+        row, candidate = torch.nonzero(scores[on_device] <= limit[on_device, None], as_tuple=True)
+        close = on_device.cpu().numpy()
+        pairs = np.concatenate([close, close[row.cpu().numpy()]])
+        return best, pairs, np.concatenate([best[close], candidate.cpu().numpy()])
 
 
 def cut_to_budget(

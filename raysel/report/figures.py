@@ -612,5 +612,6 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     svg = svg.replace("'DejaVu Sans'", FONTS)
     # A style sheet inside an SVG would hold for the whole page around it.
     svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    opening = f'<svg style="stroke-linejoin: round; stroke-linecap: butt" role="img" aria-label="{escape(title, {chr(34): "&quot;"})}"'
+    label = escape(_plain(title), {'"': "&quot;"})
+    opening = f'<svg style="stroke-linejoin: round; stroke-linecap: butt" role="img" aria-label="{label}"'
     return svg.replace("<svg", opening, 1).strip() + "\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 MISSING = "n/a"
 
 
@@ -13,14 +11,14 @@ def count(value: int | None) -> str:
 
 
 def compact(value: int | None) -> str:
-    """An integer in at most six characters: ``9,999``, ``12.3k``, ``1.20M``."""
+    """An integer in at most six characters: ``9,999``, ``12.3k``, ``1.2M``."""
     if value is None or abs(value) < 10_000:
         return count(value)
-    for limit, unit in ((1e6, "k"), (1e9, "M"), (1e12, "G"), (math.inf, "T")):
-        # 999.95 would be rounded up to a thousand of this unit: the next unit takes it.
-        if abs(value) < limit * 0.99995:
-            return f"{value / (limit / 1e3 if limit < math.inf else 1e12):.1f}{unit}"
-    raise AssertionError("unreachable: the last limit is infinite")
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
+        # 999.95 would be rounded up to a thousand of this unit: the next one takes it.
+        if abs(value) < 999.95 * size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value / 1e12:.1f}T"
 
 
 def seconds(value: float | None) -> str:
@@ -45,5 +43,5 @@ def saving(share: float | None) -> str:
         return MISSING
     points = 100 * share if share == 1 else min(100 * share, 99.9)
     # One decimal where a whole number would hide something: near nothing, and near everything.
-    text = f"{points:.1f}" if abs(points) < 9.95 or 99 < points < 100 else f"{points:.0f}"
-    return f"{'0' if float(text) == 0 else text} %"
+    text = f"{points:.1f}" if abs(points) < 9.95 or 99 < points < 100 else f"{points:,.0f}"
+    return f"{'0' if text in ('0.0', '-0.0') else text} %"

@@ -112,8 +112,9 @@ def _opening(results: Mapping[str, Any], ledger: Ledger, name: str) -> str:
         facts.append(f"seed {_text(results['seed'])}")
     if results.get("created"):
         facts.append(_text(_moment(str(results["created"]))))
+    title = name.replace("_", "_<wbr>")  # where a long name may break
     return (
-        f'<header>\n<p class="kicker">raysel report</p>\n<h1>{name}</h1>\n'
+        f'<header>\n<p class="kicker">raysel report</p>\n<h1>{title}</h1>\n'
         f'<p class="headline">{_bound(_text(headline(results)))}</p>\n'
         f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results, ledger)}</header>'
     )
@@ -133,7 +134,8 @@ def _tiles(results: Mapping[str, Any], ledger: Ledger) -> str:
             below = f"{numbers.count(arm.samples_backward)} against {numbers.count(full.samples_backward)}"
             tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
         if time is not None:
-            below = f"{numbers.seconds(arm.total_seconds)} s against {numbers.seconds(full.total_seconds)} s, selecting included"
+            spent, reference = numbers.seconds(arm.total_seconds), numbers.seconds(full.total_seconds)
+            below = f"{spent} s against {reference} s, selecting included"
             tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
     if arm and arm.accuracy is not None:
         below = "share of the test rows"
@@ -149,7 +151,8 @@ def _tiles(results: Mapping[str, Any], ledger: Ledger) -> str:
     )
     of = ""
     if arm and full and arm is not full:
-        of = f'<p class="tiles-of">{_name(arm.arm, arm.title, ledger)} <span class="against">against</span> {_name(full.arm, full.title, ledger)}</p>\n'
+        names = [_name(entry.arm, entry.title, ledger) for entry in (arm, full)]
+        of = f'<p class="tiles-of">{" <span class=against>against</span> ".join(names)}</p>\n'
     return f'{of}<dl class="tiles">\n{items}\n</dl>\n'
 
 
@@ -231,8 +234,8 @@ def _selection(results: Mapping[str, Any]) -> str:
     lead = (
         f"{method} chose <b>{numbers.count(selection['kept'])}</b> of {numbers.count(selection['pool'])} rows"
         f"{_bound(share)}, once, before training. A choice of rows changes the distribution that is trained on: "
-        "it makes no claim to be unbiased. InfoBatch, where it runs on these rows, is unbiased with respect to them, not "
-        "to the pool."
+        "it makes no claim to be unbiased. InfoBatch, where it runs on these rows, is unbiased with respect to "
+        "them, not to the pool."
     )
     figures_ = _grid(cards) or '<p class="missing">Its course was not measured.</p>'
     return _section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
@@ -312,7 +315,8 @@ def _finals(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -
         )
     table = _table(["After the last epoch", "Accuracy", "Loss"], rows, stack=False)
     error = _standard_error(results, [values.get("epochs") or [] for values in arms.values()])
-    note = f'<figcaption class="text">{error or ""} One seed: see <a href="#reading">how to read this</a>.</figcaption>'
+    how = '<a href="#reading">how to read this</a>'
+    note = f'<figcaption class="text">{error} One seed: see {how}.</figcaption>'
     return f'<figure class="card plain">{table}{note}</figure>'
 
 
@@ -354,11 +358,6 @@ def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
             f"another seed can turn it round. {error} Compare over several seeds before deciding.",
         ),
         (
-            "Selection changes the distribution.",
-            "Rows chosen before training are not a fair sample of the pool, and are not meant to be. InfoBatch inside "
-            "such an arm is unbiased <em>with respect to the selection</em>, not to the pool.",
-        ),
-        (
             "A saving counts everything spent.",
             "1 − (everything that the arm spent) ÷ (what training on full data spent). In time, that includes "
             "embedding, metrics, selection and planning; in samples, it is back-propagated samples, since that is "
@@ -372,16 +371,22 @@ def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
         ),
     ]
     if results.get("selection"):
-        items.insert(
-            2,
+        method = _text(results["selection"].get("method") or "selection")
+        items[1:1] = [
+            (
+                "Selection changes the distribution.",
+                f"Rows chosen by {method} are not a fair sample of the pool, and are not meant to be: training on them "
+                "makes no claim to be unbiased. InfoBatch inside such an arm is unbiased <em>with respect to the "
+                "selection</em>, not to the pool.",
+            ),
             (
                 "The KL curve is an estimate.",
-                "It is computed from distances to nearest neighbours, in nats; it has a bias that depends on the number "
-                "of rows and dimensions, and may fall below zero. Read its course, and compare its values only between "
-                "selections from the same pool for the same target. It says how well the chosen rows cover the "
-                "target, not how well a model will do.",
+                "It is computed from distances to nearest neighbours, in nats; it has a bias that depends on the "
+                "number of rows and dimensions, and may fall below zero. Read its course, and compare its values only "
+                "between selections from the same pool for the same target. It says how well the chosen rows cover "
+                "the target, not how well a model will do.",
             ),
-        )
+        ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
     return _section("How to read this", f'<dl class="reading">\n{words}\n</dl>', identity="reading")
 
@@ -435,7 +440,8 @@ def _standard_error(results: Mapping[str, Any], arms: Iterable[Sequence[Mapping[
     points = 100 * max(math.sqrt(share * (1 - share) / test) for share in shares)
     if not points:
         return ""
-    return f"With {_many(test, 'test row')}, one standard error of such an accuracy is up to {points:.1f}{_NBSP}points."
+    size = f"{points:.1f}{_NBSP}points"
+    return f"With {_many(test, 'test row')}, one standard error of such an accuracy is up to {size}."
 
 
 def _compared(saving: float | None, less: str, more: str) -> str:
@@ -482,7 +488,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], stack: bool = Tr
 
 
 def _card(svg: str, title: str, caption: str) -> str:
-    return f'<figure class="card">\n<h3>{title}</h3>\n<div class="chart">\n{svg}</div>\n<figcaption>{caption}</figcaption>\n</figure>'
+    return (
+        f'<figure class="card">\n<h3>{title}</h3>\n<div class="chart">\n{svg}</div>\n'
+        f"<figcaption>{caption}</figcaption>\n</figure>"
+    )
 
 
 def _grid(cards: Sequence[str], kind: str = "") -> str:

@@ -323,7 +323,9 @@ class Session:
 class _EpochLoader:
     """The batches of one epoch on one rank; iterating it counts the session's steps."""
 
-    def __init__(self, session: Session, loader: DataLoader, positions: np.ndarray, rows: np.ndarray, plan: Plan) -> None:
+    def __init__(
+        self, session: Session, loader: DataLoader, positions: np.ndarray, rows: np.ndarray, plan: Plan
+    ) -> None:
         self._session, self._loader, self._positions, self._plan = session, loader, positions, plan
         self._rows = rows
 

@@ -101,9 +101,9 @@ class Workflow(_Part):
     test: Rows | None = None
     embed: Embed = Embed()
     select: Annotated[SelectGIO | SelectRandom, Field(discriminator="method")] | None = None
-    dynamic: Annotated[
-        DynamicInfoBatch | DynamicRandomPrune | DynamicFull, Field(discriminator="method")
-    ] = DynamicFull(method="full")
+    dynamic: Annotated[DynamicInfoBatch | DynamicRandomPrune | DynamicFull, Field(discriminator="method")] = (
+        DynamicFull(method="full")
+    )
     train: Train
     controls: list[Literal["full", "random"]] = []
 
@@ -188,7 +188,11 @@ def _sentence(error: ValidationError, tree: Any) -> str:
     if problem["type"] == "extra_forbidden":
         known = _known(place, tree)
         close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean '{'.'.join([*path[:-1], close[0]])}'?" if close else f"known are {', '.join(known)}."
+        hint = (
+            f"did you mean '{'.'.join([*path[:-1], close[0]])}'?"
+            if close
+            else f"known are {', '.join(known)}."
+        )
         return f"unknown key '{name}'; {hint}"
     if problem["type"] == "missing":
         return f"the key '{name}' is missing."
@@ -200,17 +204,15 @@ def _sentence(error: ValidationError, tree: Any) -> str:
 
 
 def _known(place: list[str], tree: Any) -> list[str]:
-    model: Any = Workflow
+    """The keys that may stand where the last of ``place`` stands."""
+    choices: list[Any] = [Workflow]
     for part in place[:-1]:
-        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
-        if field is None:  # the tag of a union: choose the member that carries it
-            members = [m for m in _members(annotation) if part in _tags(m)]
-            model = members[0] if members else model
-            continue
-        annotation = field.annotation
-        members = _members(annotation)
-        model = members[0] if members else model
-    return list(model.model_fields)
+        fields = [choice.model_fields[part] for choice in choices if part in choice.model_fields]
+        if fields:
+            choices = _members(fields[0].annotation)
+        else:  # not a key but the tag of a union's member
+            choices = [choice for choice in choices if part in _tags(choice)]
+    return list(choices[0].model_fields) if choices else []
 
 
 def _members(annotation: Any) -> list[Any]:

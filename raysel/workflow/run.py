@@ -1,11 +1,11 @@
 """Run a workflow in a run directory: finished steps are reused, a killed run goes on, two runs never mix.
 
-    run/
-      manifest.json            the configuration, versions, seed and input digests; whose run this is
-      index/                   the order of the input files, which fixes every row's id
-      steps/NAME-KEY/          one folder a step; KEY hangs on its configuration and inputs; done.json comes last
-      results.json             everything the report shows
-      ledger.json, report.html
+run/
+  manifest.json            the configuration, versions, seed and input digests; whose run this is
+  index/                   the order of the input files, which fixes every row's id
+  steps/NAME-KEY/          one folder a step; KEY hangs on its configuration and inputs; done.json comes last
+  results.json             everything the report shows
+  ledger.json, report.html
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ class _Run:
     def index(self) -> Path:
         return self.out / "index"
 
-    def step(self, name: str, key: Any, work: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+    def step(
+        self, name: str, key: Any, work: Callable[[Path], dict[str, Any]]
+    ) -> tuple[Path, dict[str, Any]]:
         """The folder and the answer of a step, from an earlier run if it was finished there.
 
         ``work`` fills the folder and answers something JSON can hold. Its seconds are kept with the answer, so
@@ -72,7 +74,9 @@ class _Run:
         if finished.exists():
             self.progress.done(name, "reused")
             return directory, json.loads(finished.read_text())
-        for left in directory.glob("*"):  # a step that did not finish starts anew; training keeps its checkpoints
+        for left in directory.glob(
+            "*"
+        ):  # a step that did not finish starts anew; training keeps its checkpoints
             if left.name != "ray":
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         directory.mkdir(parents=True, exist_ok=True)
@@ -272,7 +276,9 @@ def _train(this: _Run, data: Path, chosen_at: Path | None, pool: int) -> dict[st
         total = sum(epoch["steps"] for epoch in this_arm["epochs"])
         count = len(chosen) if isinstance(chosen, Selection) else chosen
         path, drawn = this.step(
-            "random", [this.digests, count, flow.seed], lambda p: steps.random_subset(flow, this.index, count, p)
+            "random",
+            [this.digests, count, flow.seed],
+            lambda p: steps.random_subset(flow, this.index, count, p),
         )
         subset = Selection.load(path / "selection")
         arms["random"] = _fit(this, "random", raysel.FullData(), subset, data, [count, total], total)
@@ -286,7 +292,13 @@ def _train(this: _Run, data: Path, chosen_at: Path | None, pool: int) -> dict[st
 
 
 def _fit(
-    this: _Run, arm: str, rule: Any, chosen: Selection | int, data: Path, key: Any, max_steps: int | None = None
+    this: _Run,
+    arm: str,
+    rule: Any,
+    chosen: Selection | int,
+    data: Path,
+    key: Any,
+    max_steps: int | None = None,
 ) -> dict[str, Any]:
     flow = this.workflow
     name = f"train-{arm}"

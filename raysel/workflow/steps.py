@@ -20,7 +20,7 @@ from ray import cloudpickle
 from ray.data import Dataset
 
 import raysel
-from raysel.data.blocks import arrow_blocks, map_blocks
+from raysel.data.blocks import gather
 from raysel.data.rowid import ID, RowIndex, budget_rows, index_parquet, list_files
 from raysel.data.source import LABEL
 from raysel.data.store import write_arrays
@@ -53,7 +53,9 @@ def check(workflow: Workflow) -> dict[str, int]:
     for role in ("pool", "target") if selects else ():
         _column(schemas[role], workflow.embed.column, f"{role}.path", "embed.column")
     if selects:
-        sizes = {role: _elements(schemas[role].field(workflow.embed.column).type) for role in ("pool", "target")}
+        sizes = {
+            role: _elements(schemas[role].field(workflow.embed.column).type) for role in ("pool", "target")
+        }
         if None not in sizes.values() and sizes["pool"] != sizes["target"]:
             raise DataError(
                 f"embed.column '{workflow.embed.column}': the pool's vectors have {sizes['pool']} elements, "
@@ -108,7 +110,9 @@ def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
     """
     place, colon, name = spec.rpartition(":")
     if not colon:
-        raise ConfigError(f"train.model: '{spec}' names no function; write file.py:factory or module:factory.")
+        raise ConfigError(
+            f"train.model: '{spec}' names no function; write file.py:factory or module:factory."
+        )
     try:
         if place.endswith(".py"):
             loader = importlib.util.spec_from_file_location(f"raysel_user_{Path(place).stem}", place)
@@ -134,7 +138,8 @@ def check_room(workers: int, cpus: float, gpus: float, wait_s: float = 60.0) -> 
 
     def places(resources: list[dict[str, float]]) -> int:
         return sum(
-            int(min(r.get("CPU", 0) / cpus, r.get("GPU", 0) / gpus if gpus else np.inf) + 1e-9) for r in resources
+            int(min(r.get("CPU", 0) / cpus, r.get("GPU", 0) / gpus if gpus else np.inf) + 1e-9)
+            for r in resources
         )
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -240,11 +245,7 @@ def kept_classes(workflow: Workflow, indexes: Path, chosen: Selection) -> list[d
 
 
 def _labels(dataset: Dataset) -> pa.Table:
-    return pa.concat_tables(map_blocks(_same, arrow_blocks(dataset.select_columns([ID, LABEL]))))
-
-
-def _same(table: pa.Table) -> pa.Table:
-    return table
+    return gather(dataset, [ID, LABEL], "labels")
 
 
 def _count(column: pa.ChunkedArray) -> dict[Any, int]:

@@ -260,6 +260,64 @@ def test_the_gradient_of_a_linear_model_is_unbiased_and_without_weights_is_not(d
     assert not four_standard_errors((weights > 0) @ gradients, whole), "the check can tell"
 
 
+# ---- quantile, target, moving average
+
+
+def test_quantile_threshold():
+    state = state_of([*np.random.default_rng(0).permutation(1000), *[np.nan] * 200])
+    plan = InfoBatch(prune_ratio=0.5, threshold=0.3).plan(state, epoch=1, num_epochs=10, seed=0)
+    gone = np.setdiff1d(np.arange(1200), plan.slots)
+    assert state.loss[gone].max() < 300 and abs(len(gone) - 150) < 4 * math.sqrt(300 / 4)
+    assert set(state.loss[plan.slots[plan.weights == 2]]) == set(range(300)) - set(state.loss[gone])
+    equal = InfoBatch(threshold=0.9).plan(state_of([1.0] * 50), epoch=1, num_epochs=10, seed=0)
+    assert is_full(equal, 50)
+    assert is_full(InfoBatch(threshold=0.9).plan(SampleState.empty(5), epoch=1, num_epochs=9, seed=0), 5)
+
+
+@pytest.mark.parametrize("kind", ["exponential", "symmetric", "equal", "unseen"])
+@pytest.mark.parametrize("target", [0.05, 0.3, 0.6, 0.63])
+def test_target_saving_is_what_a_run_saves_and_stays_unbiased(kind, target):
+    n, num_epochs, policy = 4000, 10, InfoBatch(target_saving=target)
+    rng = np.random.default_rng(1)
+    loss = {
+        "exponential": rng.standard_exponential(n),
+        "symmetric": rng.random(n),
+        "equal": np.full(n, 0.1),
+        "unseen": np.where(rng.random(n) < 0.02, np.nan, rng.random(n)),
+    }[kind]
+    found = [policy.plan(state_of(loss), epoch=e, num_epochs=num_epochs, seed=2) for e in range(num_epochs)]
+    saved = 1 - sum(map(len, found)) / (n * num_epochs)
+    reachable = 0.7 * 0.9 * np.isfinite(loss).mean()  # epochs 1 to 7 of 10, at most 9 of 10 samples seen
+    assert abs(saved - min(target, reachable)) < 5 * math.sqrt(0.25 / (n * num_epochs))
+    assert max(p.weights.max() for p in found) <= 10.0001
+    drift = [float(p.weights.sum(dtype=np.float64)) / n - 1 for p in found]
+    assert max(map(abs, drift)) < 5 * math.sqrt(9 / n)
+
+
+def test_target_saving_raises_the_threshold_only_when_it_must():
+    state = state_of(np.arange(1000))  # mean 499.5
+    gentle = InfoBatch(target_saving=0.2).plan(state, epoch=1, num_epochs=10, seed=0)  # 2/7 of all: r = 0.571
+    assert np.setdiff1d(np.arange(1000), gentle.slots).max() < 500
+    assert gentle.weights.max() == pytest.approx(1 / (1 - 2 / 7 / 0.5))
+    strong = InfoBatch(target_saving=0.6).plan(state, epoch=1, num_epochs=10, seed=0)  # 6/7: of 953, r = 0.9
+    assert strong.weights.max() == pytest.approx(10, rel=1e-2)
+    assert set(strong.slots[strong.weights == 1]) == set(range(953, 1000))
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_a_target_out_of_reach_is_refused_with_the_reachable_one(epoch):
+    with pytest.raises(ConfigError, match=r"target_saving of 0.7 is out of reach: .* at most 0.63;"):
+        InfoBatch(target_saving=0.7).plan(state_of(range(9)), epoch=epoch, num_epochs=10, seed=0)
+    with pytest.raises(ConfigError, match="at most 0;"):
+        InfoBatch(target_saving=0.1).plan(state_of(range(9)), epoch=0, num_epochs=2, seed=0)
+
+
+def test_moving_average():
+    state, policy = state_of([1.0, np.nan]), InfoBatch(ema=0.5)
+    plan = policy.plan(state, epoch=1, num_epochs=9, seed=0)
+    assert policy.update(state, plan, np.arange(2), np.array([2.0, 3.0])).loss.tolist() == [1.5, 3.0]
+
+
 # ---- parameters
 
 
@@ -272,6 +330,11 @@ def test_the_gradient_of_a_linear_model_is_unbiased_and_without_weights_is_not(d
         ({"prune_ratio": "half"}, "prune_ratio"),
         ({"delta": 1.5}, r"InfoBatch.delta must be a number in \[0, 1\], got 1.5"),
         ({"delta": None}, "delta"),
+        ({"threshold": "median"}, r'threshold, unless "mean", must be a number in \(0, 1\), got \'median\''),
+        ({"threshold": 1.0}, "threshold"),
+        ({"target_saving": 0}, "target_saving"),
+        ({"target_saving": 1}, "target_saving"),
+        ({"ema": 1}, "ema"),
     ],
 )
 def test_parameters_are_checked(kwargs, sentence):
@@ -288,6 +351,7 @@ def test_parameters_are_json_and_make_the_policy_again():
     assert parameters["policy"] == "InfoBatch" and parameters["prune_ratio"] == 0.25
     del parameters["policy"]
     assert InfoBatch(**parameters) == InfoBatch(prune_ratio=0.25)
+    assert InfoBatch(threshold=0.5, target_saving=0.2).parameters()["target_saving"] == 0.2
 
 
 @pytest.mark.parametrize("wrong", [{"epoch": 10}, {"epoch": -1}, {"seed": -1}, {"num_epochs": 0}])

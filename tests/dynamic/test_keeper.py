@@ -135,6 +135,17 @@ def test_construction_is_checked(wrong):
         Keeper(**{"policy": FullData(), "size": 4, "num_epochs": 2, "seed": 0, **wrong})
 
 
+def test_restore_forgets_what_was_staged():
+    made = keeper(FullData())
+    made.update("a", 0, np.array([1, 2]), np.array([1.0, np.nan]))
+    for attempt in ("a", "b"):
+        made.restore(attempt)
+        assert made.staged(attempt, 0)[0].size == 0
+    summary = made.commit("b", 0)
+    assert (summary["observed"], summary["nonfinite"]) == (0, 0)
+    assert np.isnan(made.state("b")[1].loss).all()
+
+
 # ---- replays
 
 
@@ -217,8 +228,9 @@ def test_the_mean_loss_is_exact():
 
 def test_a_summary_is_the_callers_own():
     made = keeper()
-    made.commit("a", 0)["epoch"] = 7
-    assert made.commit("a", 0)["epoch"] == 0
+    for _ in range(2):
+        made.commit("a", 0)["planned"] = 7
+    assert made.commit("a", 0)["planned"] == N
 
 
 # ---- bad input

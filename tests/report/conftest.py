@@ -48,7 +48,7 @@ def _plan() -> list[int]:
 
 
 def sample_results() -> dict[str, Any]:
-    arms = {
+    arms: dict[str, dict[str, Any]] = {
         "full": {
             "title": "Full data",
             "rows": POOL,
@@ -65,7 +65,7 @@ def sample_results() -> dict[str, Any]:
             "epochs": _epochs(_plan(), 2.3, 0.16, 0.9711, 2000),
         },
     }
-    overhead = {
+    overhead: dict[str, dict[str, float]] = {
         "full": {"planning": 0.012},
         "random": {"planning": 0.010},
         "chain": {"embedding": 1.31, "selection": 3.42, "planning": 0.031},

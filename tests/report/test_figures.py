@@ -80,8 +80,10 @@ def test_nothing_to_draw_is_an_empty_string(draw: Callable[[], str]) -> None:
 
 
 def test_small_and_extreme_data() -> None:
-    one = {"full": {"title": "", "epochs": [{"epoch": 0, "planned": 0, "loss": 0.0, "accuracy": 1.0}]}}
-    worse = {
+    one: dict[str, Any] = {
+        "full": {"title": "", "epochs": [{"epoch": 0, "planned": 0, "loss": 0.0, "accuracy": 1.0}]}
+    }
+    worse: dict[str, Any] = {
         "chain": {"epochs": [{"epoch": e, "planned": 10**9, "loss": -2.0, "accuracy": 0.0} for e in range(3)]}
     }
     for arms in (one, worse, {**one, **worse}):

@@ -10,7 +10,7 @@ import pytest
 from raysel.errors import RunError
 from raysel.report.page import headline, render, write
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
 
 
 class Checker(HTMLParser):

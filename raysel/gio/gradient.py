@@ -1,0 +1,171 @@
+"""Selection by gradient descent as published (Everaert and Potts, ICLR 2024, arXiv 2306.11670), in closed form.
+
+A free point v descends KL(target || chosen + v) in `steps` plain gradient steps; the nearest pool row joins the
+chosen rows. Since the published KL is a mean over pairs, its gradient in v is ``d / (m+1)`` times that of
+``g(v) = mean_i ln(|x_i - v| + eps)`` whatever the m chosen rows are, and the KL after a pick follows from g of the
+picked row alone. That is what is computed here; the picks are the published ones.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysel.errors import ConfigError
+from raysel.gio.distances import MIN_DISTANCE, check_device, first_equal, mean_logs, vectors
+from raysel.gio.greedy import Picks, Stop, Watch, check_count
+from raysel.gio.kl import EPS, average_kl, check_rank, check_target, rho_logs
+
+_WARM_UP = 3  # times `steps`, on the first pick, after a reset and on a random restart
+_UNIFORM_START = 20
+
+
+def gradient_select(
+    pool: Any,
+    target: Any,
+    count: int = 100,
+    start: Any = None,
+    init: Literal["mean", "jump", "prev_opt"] = "mean",
+    steps: int = 50,
+    learning_rate: float = 0.01,
+    seed: int = 0,
+    *,
+    k: int | None = None,
+    stop: Stop | None = Stop(increase=True),  # noqa: B008 (frozen)
+    restart: float = 0.0,
+    device: str | None = None,
+) -> Picks:
+    """At most `count` pool rows chosen as the publication chooses them; its KL (estimator `average`) after each.
+
+    `pool` (N, d), `target` (n, d); `start` (m, d): rows already chosen, by default the published 20 uniform points
+    of length 1. `init`: where v starts for every pick: the target's mean, a random target row, or where it stopped.
+    `restart`: probability of a descent of 3 * `steps` at a pick. `k`: rank of the target's own neighbours, 5 as
+    published. `stop`: rules beside `count`; None for none. The random draws are those that the publication makes
+    after ``random.seed(seed)``. Without resets no row is chosen twice. Raises DataError, ConfigError.
+    """
+    rows = vectors(pool, "pool")
+    target, d = check_target(target)
+    vectors(rows[:1], "pool", d)
+    rank = check_rank("average", k, len(target))
+    if stop is None or stop.max_resets is None:
+        check_count(count, len(rows))
+    elif count < 1:
+        raise ConfigError(f"count = {count} must be at least 1.")
+    if init not in ("mean", "jump", "prev_opt"):
+        raise ConfigError(f"init = {init!r} is unknown; use 'mean', 'jump' or 'prev_opt'.")
+    if steps < 1 or not (math.isfinite(learning_rate) and learning_rate > 0) or not 0 <= restart <= 1:
+        raise ConfigError("steps must be at least 1, learning_rate above 0 and restart within [0, 1].")
+    check_device(device)
+    begin = _uniform(d, seed) if start is None else vectors(start, "start", d)
+
+    centre = target.mean(axis=0, dtype=np.float64)
+    rho = float(rho_logs(target, rank, centre, "average", None, device=device)[-1])
+    g = mean_logs(rows, target, centre, EPS, device=device)
+    total, m = float(mean_logs(begin, target, centre, EPS, device=device).sum()), len(begin)
+    watch = Watch(stop, len(rows), average_kl(total / m, m, len(target), d, rank, rho), count)
+    indices: list[int] = []
+    values: list[float] = []
+    walk = _Walk(rows, target, centre, m, init, steps, learning_rate, restart, seed)
+    while not watch.full and walk.left:
+        index = walk.nearest(m)
+        value = average_kl((total + g[index]) / (m + 1), m + 1, len(target), d, rank, rho)
+        verdict = watch.see(value)
+        if verdict == "stop":
+            break
+        if verdict == "reset":
+            walk.reset()
+            continue
+        indices.append(index)
+        values.append(value)
+        total, m = total + float(g[index]), m + 1
+        if verdict == "last":
+            break
+    return Picks(np.array(indices, np.int64), np.array(values, np.float64))
+
+
+class _Walk:
+    """The point v, the pool rows still there, and the random draws, in the publication's order."""
+
+    def __init__(
+        self,
+        pool: NDArray[Any],
+        target: NDArray[Any],
+        centre: NDArray[np.float64],
+        m: int,
+        init: str,
+        steps: int,
+        learning_rate: float,
+        restart: float,
+        seed: int,
+    ) -> None:
+        self._pool = pool - centre
+        self._pool_squares = (self._pool**2).sum(axis=1)
+        self._pool_squares = self._pool_squares[first_equal(pool)]
+        self._target = target - centre
+        self._slope = _slope(self._target)
+        self._init, self._steps, self._restart = init, steps, restart
+        self._random = random.Random(seed)
+        self._here = np.ones(len(pool), bool)
+        self._warm = True
+        self._v = self._begin(np.zeros(len(centre)))
+        slope = float(np.linalg.norm(self._slope(self._v)))
+        # published: |v| / |gradient| at the first v, whose length is taken from the origin; the factor d is in both
+        length = float(np.linalg.norm(self._v + centre))
+        self._rate = learning_rate * (m + 1) * length / slope if slope > 0 else 0.0
+
+    @property
+    def left(self) -> bool:
+        return bool(self._here.any())
+
+    def nearest(self, m: int) -> int:
+        """Descend with m rows chosen, and take the pool row nearest to where it ends."""
+        extend = self._warm or self._random.random() < self._restart
+        for _ in range(self._steps * (_WARM_UP if extend else 1)):
+            self._v = self._v - self._rate / (m + 1) * self._slope(self._v)
+        squared = self._pool_squares - 2.0 * (self._pool @ self._v)
+        squared[~self._here] = np.inf
+        index = int(squared.argmin())
+        self._here[index] = self._warm = False
+        self._v = self._begin(self._v)
+        return index
+
+    def reset(self) -> None:
+        """All rows are available again; `prev_opt` starts from the mean once more."""
+        self._here[:] = self._warm = True
+        if self._init == "prev_opt":
+            self._v = np.zeros_like(self._v)
+
+    def _begin(self, before: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._init == "mean":
+            return np.zeros_like(before)  # the target is centred
+        if self._init == "jump":
+            row = self._random.sample(range(len(self._target)), 1)[0]
+            return np.array(self._target[row])
+        return before
+
+
+def _slope(target: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """The gradient of g as a function of v: two matrix-vector products."""
+    squares = (target**2).sum(axis=1)
+    columns = np.ascontiguousarray(target.T)
+
+    def slope(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        squared = squares - 2.0 * (v @ columns) + float(v @ v)
+        far = squared > MIN_DISTANCE**2  # where the distance is clipped the gradient is zero
+        distance = np.sqrt(np.where(far, squared, 1.0))
+        pull = np.where(far, 1.0 / (distance * (distance + EPS)), 0.0)
+        gradient: NDArray[np.float64] = (pull.sum() * v - columns @ pull) / len(squares)
+        return gradient
+
+    return slope
+
+
+def _uniform(d: int, seed: int) -> NDArray[np.float64]:
+    points = np.random.Generator(np.random.Philox(seed % 2**64)).uniform(-1.0, 1.0, size=(_UNIFORM_START, d))
+    scaled: NDArray[np.float64] = points / np.linalg.norm(points, axis=1, keepdims=True)
+    return scaled
