@@ -142,9 +142,8 @@ class RoundRobin:
         count = _count(self.ratio, n)
         if count == n or annealing(epoch, num_epochs, self.delta):
             return full(n)
-        draws = uniform(
-            seed, 0, 0, n, purpose=WALK
-        )  # one for the run, hence epoch 0: their ranks are the walk
+        # The ranks of one set of draws are the walk: the run's, whatever the epoch, hence epoch 0.
+        draws = uniform(seed, 0, 0, n, purpose=WALK)
         start = epoch * count % n
         stop = start + count
         keep = ~_lowest(draws, start)

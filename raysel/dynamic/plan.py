@@ -101,9 +101,9 @@ class Policy(Protocol):
         ...
 
 
-def chunks(n: int, start: int = 0) -> Iterator[tuple[int, int]]:
-    """Consecutive (start, stop) of at most 65,536 that cover ``start..n``."""
-    for begin in range(start, n, CHUNK):
+def chunks(n: int) -> Iterator[tuple[int, int]]:
+    """Consecutive (start, stop) of at most 65,536 that cover 0..n."""
+    for begin in range(0, n, CHUNK):
         yield begin, min(begin + CHUNK, n)
 
 
@@ -166,9 +166,9 @@ def below(probability: float) -> np.uint32:
     return np.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
-def order(n: int, seed: int, epoch: int, *, purpose: int = ORDER) -> npt.NDArray[np.int64]:
+def order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A seeded permutation of 0..n-1, int64: the order in which a loader visits the plan's positions."""
-    generator = np.random.Generator(_philox(seed, epoch, purpose))
+    generator = np.random.Generator(_philox(seed, epoch, ORDER))
     positions = np.arange(whole("the number of samples", n, 0), dtype=np.int64)
     generator.shuffle(positions)
     return positions

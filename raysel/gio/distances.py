@@ -26,13 +26,16 @@ _NEAR = 1e-5  # below this share of |x|^2 the expansion has lost digits
 _ROWS, _COLUMNS = 256, 4096  # one block: 8 MB of float64
 _KEEP = 1 << 24  # numbers: this much of a side stays converted, 128 MB
 _LARGEST = 1e150  # its square is still a float64
+_LARGEST_SINGLE = 1e38  # twice that is still a float32
 
 
-def vectors(values: Any, name: str, dimensions: int | None = None, ids: Any = None) -> Array:
+def vectors(
+    values: Any, name: str, dimensions: int | None = None, *, ids: Any = None, single: bool = False
+) -> Array:
     """A finite 2-D array of at least one row, or a DataError that names what is wrong with `name`.
 
     `values`: (rows, dimensions), any real dtype, NumPy or torch; float32 and float64 are not copied.
-    `ids`: what to call the rows in the sentence.
+    `ids`: what to call the rows in the sentence. `single`: as float32, which must hold the values.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
@@ -47,25 +50,26 @@ def vectors(values: Any, name: str, dimensions: int | None = None, ids: Any = No
         array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
     if dimensions is not None and array.shape[1] != dimensions:
         raise DataError(f"{name} has {array.shape[1]} dimensions; {dimensions} were expected.")
-    if not (float(array.min()) > -_LARGEST and float(array.max()) < _LARGEST):  # also false for NaN
-        row = int(np.argmin((np.abs(array) < _LARGEST).all(axis=1)))
+    largest = _LARGEST_SINGLE if single else _LARGEST
+    if not (float(array.min()) > -largest and float(array.max()) < largest):  # also false for NaN
+        row = int(np.argmin((np.abs(array.astype(np.float64)) < largest).all(axis=1)))
         which = f"row {row}" if ids is None else f"row with id {ids[row]}"
         raise DataError(
             f"{name} {which} holds a NaN, an infinite or a too large value; repair or drop the row."
         )
-    return array
+    return array.astype(np.float32, copy=False) if single else array
 
 
 def first_equal(rows: Array) -> NDArray[np.int64]:
     """For every row the index of the first row that equals it; ties among duplicates must be exact ties."""
-    words = np.ascontiguousarray(rows).dtype.itemsize // 4
+    words = rows.dtype.itemsize // 4
     odd = np.random.Generator(np.random.Philox(0)).integers(
         0, 2**63, size=rows.shape[1] * words, dtype=np.uint64, endpoint=False
     )
     odd = odd * np.uint64(2) + np.uint64(1)
     keys = np.empty(len(rows), np.uint64)
     for at in range(0, len(rows), 4096):
-        block = np.ascontiguousarray(rows[at : at + 4096]) + rows.dtype.type(0)  # turns -0.0 into 0.0
+        block = np.ascontiguousarray(rows[at : at + 4096] + rows.dtype.type(0))  # turns -0.0 into 0.0
         keys[at : at + 4096] = (block.view(np.uint32).astype(np.uint64) * odd).sum(axis=1, dtype=np.uint64)
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     found = first[inverse].astype(np.int64)
@@ -75,10 +79,12 @@ def first_equal(rows: Array) -> NDArray[np.int64]:
     return found
 
 
-def nearest_logs(x: Array, y: Array, k: int, centre: Array, *, device: str | None = None) -> Array:
-    """ln of the distances of every x to its k nearest y, ascending: (n, k) float64; `y is x` skips the row itself.
+def nearest_logs(
+    x: Array, y: Array, k: int, centre: Array, *, among_itself: bool = False, device: str | None = None
+) -> Array:
+    """ln of the distances of every x to its k nearest y, ascending: (n, k) float64.
 
-    Distances are floored at MIN_DISTANCE.
+    Distances are floored at MIN_DISTANCE. `among_itself`: y is x, and a row is not its own neighbour.
     """
     torch = _torch()
     out = np.empty((len(x), k))
@@ -87,7 +93,7 @@ def nearest_logs(x: Array, y: Array, k: int, centre: Array, *, device: str | Non
         nearest = None
         for column, right, right_squares in columns:
             squared = _squared(left, right, left_squares, right_squares)
-            if y is x:
+            if among_itself:
                 own = torch.arange(len(left), device=squared.device)
                 inside = (own + row >= column) & (own + row < column + len(right))
                 squared[own[inside], own[inside] + (row - column)] = float("inf")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from raysel.errors import ConfigError
 from raysel.gio.distances import MIN_DISTANCE, check_device, first_equal, mean_logs, vectors
@@ -23,6 +24,7 @@ from raysel.gio.kl import EPS, average_kl, check_rank, check_target, rho_logs
 
 _WARM_UP = 3  # times `steps`, on the first pick, after a reset and on a random restart
 _UNIFORM_START = 20
+AS_PUBLISHED = Stop(increase=True)
 
 
 def gradient_select(
@@ -36,7 +38,7 @@ def gradient_select(
     seed: int = 0,
     *,
     k: int | None = None,
-    stop: Stop | None = Stop(increase=True),  # noqa: B008 (frozen)
+    stop: Stop | None = AS_PUBLISHED,
     restart: float = 0.0,
     device: str | None = None,
 ) -> Picks:
@@ -72,7 +74,8 @@ def gradient_select(
     values: list[float] = []
     walk = _Walk(rows, target, centre, m, init, steps, learning_rate, restart, seed)
     while not watch.full and walk.left:
-        index = walk.nearest(m)
+        with threadpool_limits(1, "blas"):  # products this small lose more to waiting threads than they gain
+            index = walk.nearest(m)
         value = average_kl((total + g[index]) / (m + 1), m + 1, len(target), d, rank, rho)
         verdict = watch.see(value)
         if verdict == "stop":
@@ -105,7 +108,7 @@ class _Walk:
     ) -> None:
         self._pool = pool - centre
         self._pool_squares = (self._pool**2).sum(axis=1)
-        self._pool_squares = self._pool_squares[first_equal(pool)]
+        self._first_equal = first_equal(pool)
         self._target = target - centre
         self._slope = _slope(self._target)
         self._init, self._steps, self._restart = init, steps, restart
@@ -127,7 +130,7 @@ class _Walk:
         extend = self._warm or self._random.random() < self._restart
         for _ in range(self._steps * (_WARM_UP if extend else 1)):
             self._v = self._v - self._rate / (m + 1) * self._slope(self._v)
-        squared = self._pool_squares - 2.0 * (self._pool @ self._v)
+        squared = (self._pool_squares - 2.0 * (self._pool @ self._v))[self._first_equal]
         squared[~self._here] = np.inf
         index = int(squared.argmin())
         self._here[index] = self._warm = False

@@ -81,7 +81,7 @@ def rho_logs(
     target: Any, k: int, centre: Any, estimator: Estimator, weights: Any, *, device: str | None = None
 ) -> NDArray[np.float64]:
     """mean_i ln rho_j(i) for j = 1..k (plus eps inside the logarithm for `average`)."""
-    logs = nearest_logs(target, target, k, centre, device=device)
+    logs = nearest_logs(target, target, k, centre, among_itself=True, device=device)
     if estimator == "average":
         logs = np.log(np.exp(logs) + EPS)
     return row_mean(logs, weights)

@@ -23,6 +23,8 @@ _PER_CENTROID = 256  # rows a centroid needs to settle; more do not move it
 _INIT_PER_CENTROID = 16
 _ITERATIONS = 25
 _BLOCK = 1 << 20  # scores at a time: 4 MB of float32, which stay in cache
+_OVERFLOWS = 1e36  # a squared length whose float32 scores could overflow: use float64
+_UNDERFLOWS = 1e-36  # absolute error of a score by underflow
 
 
 def fit_centroids(sample: Any, clusters: int, seed: int = 0) -> NDArray[np.float32]:
@@ -32,7 +34,7 @@ def fit_centroids(sample: Any, clusters: int, seed: int = 0) -> NDArray[np.float
     K < `clusters` when the sample has fewer distinct rows (each is then its own centroid) or a cluster ended empty.
     Raises DataError, ConfigError.
     """
-    rows = vectors(sample, "sample").astype(np.float32, copy=False)
+    rows = vectors(sample, "sample", single=True)
     if isinstance(clusters, bool) or int(clusters) != clusters or clusters < 1:
         raise ConfigError(f"clusters = {clusters} must be a whole number of at least 1.")
     distinct = np.flatnonzero(first_equal(rows) == np.arange(len(rows)))
@@ -85,9 +87,10 @@ def _some(rows: Array, count: int, seed: int) -> Array:
 
 def _shares(size: Array, total: int) -> list[int]:
     """`total` clusters over cells in proportion to their sizes, at least one for every cell that has rows."""
-    exact = size * (total / size.sum())
-    share = np.minimum(np.maximum(np.floor(exact), size > 0), size).astype(np.int64)
-    for cell in np.argsort(share - exact, kind="stable"):
+    share = (size > 0).astype(np.int64)
+    exact = (total - share.sum()) * size / size.sum()
+    share += np.minimum(np.floor(exact).astype(np.int64), size - share)
+    for cell in np.argsort(np.floor(exact) - exact, kind="stable"):
         if share.sum() >= total:
             break
         share[cell] += share[cell] < size[cell]
@@ -103,8 +106,8 @@ def assign(
     result depends on the row and the centroids alone: not on the other rows, the block, the BLAS or the device.
     Raises DataError.
     """
-    centres = vectors(centroids, "centroids").astype(np.float32, copy=False)
-    rows = vectors(vectors_, "vectors", centres.shape[1], ids=ids).astype(np.float32, copy=False)
+    centres = vectors(centroids, "centroids", single=True)
+    rows = vectors(vectors_, "vectors", centres.shape[1], ids=ids, single=True)
     check_device(device)
     nearest = np.empty(len(rows), np.int32)
     distance = np.empty(len(rows), np.float32)
@@ -137,7 +140,7 @@ class _Scores:
         self._middle = centres.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._centres = centres.astype(np.float64) - self._middle
         self._squares = (self._centres**2).sum(axis=1)
-        self._double = not self._squares.max() < 1e36  # their float32 scores would overflow
+        self._double = not self._squares.max() < _OVERFLOWS
         if self._device is not None:
             import torch
 
@@ -149,18 +152,18 @@ class _Scores:
 
     def candidates(self, rows: Array) -> tuple[Array, Array, Array]:
         """The best centroid of every row, and (row, centroid) pairs for rows where several may be the nearest."""
-        rows = rows - self._middle
+        moved = rows - self._middle
         with np.errstate(over="ignore"):
-            squares = (rows * rows).sum(axis=1)
-        if self._double or not squares.max() < 1e36:
-            rows = rows.astype(np.float64)
-            squares = (rows * rows).sum(axis=1)
-        matrix, unit = self._operand(rows.dtype.type)
-        extended = np.ones((len(rows), matrix.shape[0]), rows.dtype)
-        extended[:, :-1] = rows
+            squares = (moved * moved).sum(axis=1)
+        if self._double or not squares.max() < _OVERFLOWS:
+            moved = rows.astype(np.float64) - self._middle
+            squares = (moved * moved).sum(axis=1)
+        matrix, unit = self._operand(moved.dtype.type)
+        extended = np.ones((len(rows), matrix.shape[0]), moved.dtype)
+        extended[:, :-1] = moved
         if self._device is not None:
             return self._on_device(extended, matrix, squares, unit)
-        scores = np.matmul(extended, matrix, out=self._output(len(rows), rows.dtype))
+        scores = np.matmul(extended, matrix, out=self._output(len(rows), moved.dtype))
         index = np.arange(len(rows))
         best = scores.argmin(axis=1)
         # every score is optimistic by its error bound; this is the best one's, made pessimistic
@@ -171,7 +174,9 @@ class _Scores:
         return best, np.concatenate([close, close[row]]), np.concatenate([best[close], candidate])
 
     def _slack(self, squares: Array, best: Array, unit: float) -> Array:
-        return (2 * unit * (squares.astype(np.float64) + self._squares[best]) + 1e-36).astype(squares.dtype)
+        return (2 * unit * (squares.astype(np.float64) + self._squares[best]) + _UNDERFLOWS).astype(
+            squares.dtype
+        )
 
     def _operand(self, dtype: Any) -> tuple[Array, float]:
         """(-2 c, |c|^2 less its share of the error bound) as columns, and the bound per unit of |x|^2 + |c|^2."""

@@ -162,9 +162,8 @@ def connect(address: str | None = None) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import logging
 
     import ray
@@ -183,10 +182,11 @@ def connect(address: str | None = None) -> None:
         from raysel.errors import ResourceError
 
         raise ResourceError(f"No Ray cluster at {where} ({str(error).splitlines()[0]}).") from error
-    _quiet()
+    quiet()
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """Silence the progress bars and notices of Ray Data and Ray Train: a workflow has its own lines."""
     import logging
 
     import ray.data
