@@ -36,7 +36,11 @@ def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
 
 def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
     """A few narrow columns of every row, on the driver: ids, labels, group keys."""
-    return pa.concat_tables(ray.get(arrow_blocks(pick(dataset, columns, what))))
+    tables = ray.get(arrow_blocks(pick(dataset, columns, what)))
+    filled = [table for table in tables if table.num_rows]  # an empty block may come without its columns
+    if not filled:
+        raise DataError(f"The {what} is empty: it has no row.")
+    return pa.concat_tables(filled)
 
 
 def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
@@ -153,10 +157,14 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
             f"The {what}'s column '{column}' holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows "
             f"(sample_id {first(bad)}); repair or drop these rows first."
         )
-    return VectorBlocks(blocks, column, ids, widths[0])
+    filled = [block for block, part in zip(blocks, found, strict=True) if len(part[0])]
+    return VectorBlocks(filled, column, ids, widths[0])
 
 
 def _look(table: pa.Table, column: str) -> tuple[np.ndarray, int, np.ndarray]:
+    if not table.num_rows:  # an empty block may come without its columns
+        none = np.empty(0, np.int64)
+        return none, 0, none
     ids = table[ID].to_numpy()
     vectors = as_matrix(table[column], column, ids)
     return ids, vectors.shape[1], ids[not_finite(vectors)]

@@ -1,0 +1,226 @@
+"""The session in one plain process: every loss finds its sample, and a resumed run is the undisturbed one."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
+from raysel.dynamic.keeper import Keeper
+from raysel.errors import ConfigError, DataError, StateError
+
+
+class Numbers(torch.utils.data.Dataset):
+    """``dataset[i]`` is (i as a float, i): whoever gets it knows which sample it is."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> tuple[float, int]:
+        assert 0 <= i < self.n
+        return float(i), i
+
+
+def loss_of(ids: torch.Tensor, epoch: int) -> torch.Tensor:
+    return ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
+
+
+def train(dynamic, n, *, batch_size=16, stop=None, check=None, **options):
+    """Train on losses that are a function of id and epoch; returns the session."""
+    session = dynamic.session()
+    model = torch.nn.Linear(1, 1)
+    session.restore({"model": model})
+    for epoch in session.epochs():
+        if epoch == stop:
+            return session
+        for batch in session.loader(Numbers(n), batch_size=batch_size, **options):
+            value, number = batch.data
+            real = batch.ids >= 0
+            assert torch.equal(batch.ids[real], number[real]) and torch.equal(value.long(), number)
+            session.loss(batch, loss_of(number, epoch))
+            if check:
+                check(session, batch, epoch)
+        session.report({}, state={"model": model})
+    return session
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_loss_reaches_its_own_sample(workers):
+    dynamic = DynamicSelection.local(InfoBatch(), 100, num_epochs=4, seed=5)
+    train(dynamic, 100, num_workers=workers, persistent_workers=workers > 0)
+    keeper: Keeper = dynamic._keeper
+    _, state = keeper.state(keeper._attempt)
+    # Replayed by hand from the plans: the last epoch in which each sample was planned gives its loss.
+    expected = np.full(100, np.nan, np.float32)
+    replay = Keeper(InfoBatch(), 100, 4, 5)
+    replay.restore("a")
+    for epoch in range(4):
+        slots = replay.plan("a", epoch).slots
+        expected[slots] = loss_of(torch.from_numpy(slots.copy()), epoch).numpy()
+        replay.update("a", epoch, slots, expected[slots])
+        replay.commit("a", epoch)
+    assert np.array_equal(state.loss, expected)
+
+
+def test_a_selections_ids_and_weights_ride_in_the_batch():
+    chosen = Selection.of(np.array([3, 40, 41, 77, 90]), weight=np.array([1, 2, 3, 4, 5.0]), info={"pool_rows": 100})
+    seen = {}
+
+    def check(session, batch, epoch):
+        for i, w, s in zip(batch.ids.tolist(), batch.weights.tolist(), batch.slots.tolist(), strict=True):
+            seen[i] = (w, s)
+
+    dynamic = DynamicSelection.local(FullData(), chosen, num_epochs=1)
+    train(dynamic, 100, batch_size=2, check=check)
+    assert seen == {3: (1, 0), 40: (2, 1), 41: (3, 2), 77: (4, 3), 90: (5, 4), -1: (0, -1)}
+
+
+def test_the_loss_is_the_weighted_mean_over_the_rows_that_count():
+    dynamic = DynamicSelection.local(FullData(), 5, num_epochs=1)
+    session = dynamic.session()
+    for _ in session.epochs():
+        values = []
+        for batch in session.loader(Numbers(5), batch_size=4):
+            losses = torch.arange(1.0, 5.0, requires_grad=True)
+            if (batch.ids < 0).any():
+                with torch.no_grad():
+                    losses[batch.ids < 0] = math.nan  # what padding computes must not matter, not even as NaN
+            scalar = session.loss(batch, losses)
+            scalar.backward()
+            values.append((scalar.item(), losses.grad.tolist()))
+        session.report()
+    assert values[0] == (2.5, [0.25] * 4)
+    total, gradient = values[1]
+    assert total == 1.0 and gradient == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_low_precision_losses_are_taken_and_other_shapes_are_not():
+    dynamic = DynamicSelection.local(FullData(), 4, num_epochs=1)
+    session = dynamic.session()
+    for _ in session.epochs():
+        for batch in session.loader(Numbers(4), batch_size=4):
+            for dtype in (torch.bfloat16, torch.float16, torch.float64):
+                assert session.loss(batch, torch.ones(4, dtype=dtype)).item() == 1.0
+            for wrong in (torch.tensor(1.0), torch.ones(4, 2), torch.ones(3), 1.0):
+                with pytest.raises(DataError, match='reduction="none"'):
+                    session.loss(batch, wrong)
+        session.report()
+
+
+@pytest.mark.parametrize("policy", [InfoBatch(0.6, 0.9), RoundRobin(0.4)])
+def test_a_run_killed_and_resumed_is_the_undisturbed_run(tmp_path, policy):
+    def dynamic(place):
+        return DynamicSelection.local(policy, 200, num_epochs=6, seed=2, checkpoints=place)
+
+    whole = train(dynamic(tmp_path / "a"), 200).history
+    assert train(dynamic(tmp_path / "b"), 200, stop=3).epoch == 3  # killed in epoch 3, its losses half sent
+    rest = train(dynamic(tmp_path / "b"), 200)
+    keys = ("epoch", "planned", "trained", "steps", "loss", "digest")
+    assert [[e[k] for k in keys] for e in rest.history] == [[e[k] for k in keys] for e in whole]
+    assert train(dynamic(tmp_path / "b"), 200).epoch == 6  # a finished run trains nothing more
+
+
+def test_a_resumed_run_is_bit_equal_in_its_weights_too(tmp_path):
+    inputs, labels = torch.randn(300, 6, generator=torch.Generator().manual_seed(0)), torch.arange(300) % 3
+    data = torch.utils.data.TensorDataset(inputs, labels)
+
+    def run(place, stop=None):
+        torch.manual_seed(7)
+        model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.Dropout(0.3), torch.nn.Linear(16, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        session = DynamicSelection.local(InfoBatch(), 300, num_epochs=5, checkpoints=place).session()
+        session.restore({"model": model, "optimizer": optimizer})
+        for epoch in session.epochs():
+            if epoch == stop:
+                return None
+            for batch in session.loader(data, batch_size=32):
+                x, y = batch.data
+                loss = session.loss(batch, F.cross_entropy(model(x), y, reduction="none"))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            session.report(state={"model": model, "optimizer": optimizer})
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    whole = run(tmp_path / "a")
+    assert run(tmp_path / "b", stop=2) is None
+    assert torch.equal(run(tmp_path / "b"), whole)
+
+
+def test_progress_runs_from_0_to_1_and_steps_are_known_before_the_epoch():
+    marks = []
+    dynamic = DynamicSelection.local(RoundRobin(0.5), 64, num_epochs=3)
+    session = dynamic.session()
+    for _ in session.epochs():
+        loader = session.loader(Numbers(64), batch_size=8)
+        assert len(loader) == session.steps_per_epoch == 4
+        for batch in loader:
+            marks.append(session.progress)
+            session.loss(batch, torch.ones(8))
+        session.report()
+    assert marks == pytest.approx(np.arange(1, 13) / 12) and session.progress == 1.0
+
+
+def test_max_steps_cuts_the_last_epoch():
+    dynamic = DynamicSelection.local(FullData(), 64, num_epochs=9, max_steps=10)
+    session = train(dynamic, 64, batch_size=16)
+    assert [e["steps"] for e in session.history] == [4, 4, 2]
+    assert [e["trained"] for e in session.history] == [64, 64, 32] and session.progress == 1.0
+
+
+def test_global_random_state_is_left_alone():
+    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())  # noqa: NPY002
+    train(DynamicSelection.local(InfoBatch(), 50, num_epochs=2), 50)
+    # DataLoader itself draws one seed an epoch from torch; nothing else does.
+    assert random.getstate() == before[1] and np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
+
+
+def test_misuse_gets_one_sentence(tmp_path):
+    dynamic = DynamicSelection.local(FullData(), 8, num_epochs=2, checkpoints=tmp_path)
+    session = dynamic.session()
+    with pytest.raises(StateError, match=r"loader was called outside an epoch"):
+        session.loader(Numbers(8), batch_size=2)
+    for epoch in session.epochs():
+        for data, sentence in ((Numbers(7), "has 7 samples, the selection was made from 8"), (iter([]), "no length")):
+            with pytest.raises(DataError, match=sentence):
+                session.loader(data, batch_size=2)
+        for size in (0, True, 2.0):
+            with pytest.raises(ConfigError, match="batch_size"):
+                session.loader(Numbers(8), batch_size=size)
+        with pytest.raises(DataError, match="shuffle|sampler"):
+            session.loader(Numbers(8), batch_size=2, sampler=None)
+        loader = session.loader(Numbers(8), batch_size=2)
+        list(loader)
+        with pytest.raises(StateError, match="iterated already"):
+            list(loader)
+        session.report()
+        if epoch == 0:
+            break
+    fresh = dynamic.session()
+    with pytest.raises(StateError, match="the model was not restored"):
+        next(fresh.epochs())
+    with pytest.raises(StateError, match="checkpoint holds nothing, asked to restore model"):
+        fresh.restore({"model": torch.nn.Linear(1, 1)})
+    with pytest.raises(StateError, match="another run: its seed is 0, this run's is 1"):
+        DynamicSelection.local(FullData(), 8, num_epochs=2, seed=1, checkpoints=tmp_path).session()
+    (tmp_path / "last" / "selection.arrow").write_bytes(b"ARROW1 and then nothing")
+    with pytest.raises(StateError, match="damaged"):
+        dynamic.session()
+    forgetful = DynamicSelection.local(FullData(), 8, num_epochs=2).session().epochs()
+    next(forgetful)
+    with pytest.raises(StateError, match="ended without session.report"):
+        next(forgetful)
+    with pytest.raises(StateError, match="has not been started"):
+        DynamicSelection(FullData(), 8, num_epochs=2).session()
+    with pytest.raises(ConfigError, match="num_epochs"):
+        DynamicSelection(FullData(), 8, num_epochs=0)
+    with pytest.raises(ConfigError, match="max_steps"):
+        DynamicSelection(FullData(), 8, num_epochs=1, max_steps=0)
