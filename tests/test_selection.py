@@ -13,7 +13,11 @@ from raysel.errors import ConfigError, DataError
 def example() -> Selection:
     dropped = pa.table({"sample_id": [1, 2], "reason": ["far", "far"]})
     return Selection.of(
-        np.array([7, 0, 3]), score=np.array([0.5, 0.1, 0.3]), reason="near", dropped=dropped, info={"pool_rows": 8}
+        np.array([7, 0, 3]),
+        score=np.array([0.5, 0.1, 0.3]),
+        reason="near",
+        dropped=dropped,
+        info={"pool_rows": 8},
     )
 
 
@@ -30,7 +34,9 @@ def test_saved_and_loaded_is_the_same_and_saving_twice_writes_the_same_bytes(tmp
     chosen.save(tmp_path / "one")
     chosen.save(tmp_path / "two")
     back = Selection.load(tmp_path / "one")
-    assert back.table.equals(chosen.table) and back.info == chosen.info and back.dropped.equals(chosen.dropped)
+    assert (
+        back.table.equals(chosen.table) and back.info == chosen.info and back.dropped.equals(chosen.dropped)
+    )
     for name in ("selection.parquet", "dropped.parquet", "selection.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
@@ -68,7 +74,9 @@ def test_a_table_that_is_no_selection_is_refused(change, sentence):
         Selection(change(example().table))
 
 
-@pytest.mark.parametrize(("budget", "rows"), [(0.3, 30), (1.0, 100), (1, 1), (100, 100), (0.001, 1), (0.005, 1)])
+@pytest.mark.parametrize(
+    ("budget", "rows"), [(0.3, 30), (1.0, 100), (1, 1), (100, 100), (0.001, 1), (0.005, 1)]
+)
 def test_a_budget_is_a_share_or_a_number_of_rows(budget, rows):
     assert budget_rows(budget, 100) == rows
 

@@ -8,8 +8,6 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
-from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 
 from raysel.data.blocks import check_columns, vector_blocks
 from raysel.data.rowid import ID
@@ -130,6 +128,9 @@ def check_vectors(vectors: Any, rows: int, name: str) -> np.ndarray:
 
 
 def _fit_pca(spec: str, components: int, dataset: Dataset, column: str, seed: int) -> PCAEmbedder:
+    from sklearn.decomposition import PCA  # two seconds that workers, who only project, need not spend
+    from threadpoolctl import threadpool_limits
+
     source = vector_blocks(dataset, column, "dataset to fit on")
     _, sample = source.sample(_PCA_ROWS, seed)
     most = min(source.dimension, len(sample))

@@ -34,6 +34,7 @@ from raysel.gio.kl import (
 )
 
 _FLOAT32_ABOVE = 50_000_000  # entries of the matrix of log distances
+_BATCH = 16  # candidates looked at first
 _LARGEST_MATRIX = 4 * 2**30  # entries: 16 GiB of float32
 
 
@@ -301,7 +302,7 @@ def _best(
     """The lowest index of the largest gain; tightens `bound` in place (-inf: no longer in the pool)."""
     gain = np.full(len(bound), -np.inf)
     left = np.flatnonzero(bound > -np.inf)
-    size, top = 16, -np.inf
+    size, top = _BATCH, -np.inf
     while True:
         left = left[bound[left] >= top]
         if len(left) == 0:

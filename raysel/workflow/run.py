@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import shutil
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import raysel
-from raysel.errors import RunError
+from raysel.errors import ResourceError, RunError
 from raysel.report.ledger import Ledger, LedgerEntry
 from raysel.selection import Selection
 from raysel.workflow import steps
@@ -177,10 +178,11 @@ def connect(address: str | None = None) -> None:
     else:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # clients do not pick the token up by themselves
     try:
+        host, _, port = where.rpartition(":")
+        if host and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address=where, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        from raysel.errors import ResourceError
-
+    except (OSError, RuntimeError, ValueError) as error:
         raise ResourceError(f"No Ray cluster at {where} ({str(error).splitlines()[0]}).") from error
     quiet()
 

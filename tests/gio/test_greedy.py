@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import raysel.gio.greedy as module
 from raysel.errors import ConfigError, DataError
 from raysel.gio import Picks, Stop, exact_select, kl
+from raysel.gio import distances as blocks
 from raysel.gio.greedy import _best, _insert, _score, greedy
 
 ESTIMATORS = [
@@ -70,6 +72,17 @@ def test_equals_exhaustive_greedy(estimator, k):
         assert found.indices.tolist() == expected, f"seed {seed}"
 
 
+def all_evaluated(logs, estimator, k, count):
+    """Greedy with the gains of the solver itself, every one of them computed anew for every pick."""
+    nu, here, picks = np.empty((0, logs.shape[1])), np.ones(len(logs), bool), []
+    for _ in range(count):
+        gain, _bound = _score(logs, nu, k, estimator)(np.arange(len(logs)))
+        picks.append(int(np.where(here, gain, -np.inf).argmax()))
+        here[picks[-1]] = False
+        nu = _insert(nu, logs[picks[-1]].astype(np.float64), k)
+    return picks
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.integers(2, 9).flatmap(
@@ -85,14 +98,12 @@ def test_lazy_evaluation_changes_nothing_on_grids(rows, which):
     estimator, k = which
     pool, target = (np.array(part, np.float64) for part in rows)
     logs = log_distances(pool, target)
-    nu, here, bound = np.empty((0, len(target))), np.ones(len(pool), bool), np.full(len(pool), np.inf)
+    nu, bound, picks = np.empty((0, len(target))), np.full(len(pool), np.inf), []
     for _ in range(len(pool)):
-        score = _score(logs, nu, k, estimator)
-        gain, _bound = score(np.arange(len(pool)))
-        expected = int(np.where(here, gain, -np.inf).argmax())
-        assert _best(bound, score) == expected
-        here[expected], bound[expected] = False, -np.inf
-        nu = _insert(nu, logs[expected], k)
+        picks.append(_best(bound, _score(logs, nu, k, estimator)))
+        bound[picks[-1]] = -np.inf
+        nu = _insert(nu, logs[picks[-1]], k)
+    assert picks == all_evaluated(logs, estimator, k, len(pool))
 
 
 @pytest.mark.parametrize("estimator,k", ESTIMATORS)
@@ -130,9 +141,33 @@ def test_ties_go_to_the_lowest_index(estimator, k):
 
 
 @pytest.mark.parametrize("estimator,k", ESTIMATORS)
-def test_a_larger_problem_in_many_blocks(estimator, k, monkeypatch):
-    from raysel.gio import distances as blocks
+def test_equal_rows_tie_whatever_a_matrix_product_rounds(estimator, k, monkeypatch):
+    rng = np.random.default_rng(13)
+    squared = blocks._squared
+    monkeypatch.setattr(blocks, "_squared", lambda *a: squared(*a) * (1 + 1e-12 * float(rng.normal())))
+    monkeypatch.setattr(blocks, "_ROWS", 5)
+    pool, target = rng.normal(size=(20, 4)), rng.normal(size=(15, 4))
+    picks = exact_select(np.concatenate([pool, pool]), target, estimator=estimator, k=k).indices.tolist()
+    assert all(picks.index(row) < picks.index(row + 20) for row in range(20))
 
+
+@pytest.mark.parametrize("estimator,k", ESTIMATORS[:5])
+def test_no_candidate_is_left_out(estimator, k, monkeypatch):
+    """One candidate at a time, so that whatever is not looked at is left out by its bound alone."""
+    monkeypatch.setattr(module, "_BATCH", 1)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        logs = log_distances(rng.normal(size=(120, 2)), rng.normal(size=(25, 2)))
+        nu, bound, picks = np.empty((0, 25)), np.full(120, np.inf), []
+        for _ in range(60):
+            picks.append(_best(bound, _score(logs, nu, k, estimator)))
+            bound[picks[-1]] = -np.inf
+            nu = _insert(nu, logs[picks[-1]], k)
+        assert picks == all_evaluated(logs, estimator, k, 60)
+
+
+@pytest.mark.parametrize("estimator,k", ESTIMATORS)
+def test_a_larger_problem_in_many_blocks(estimator, k, monkeypatch):
     rng = np.random.default_rng(6)
     centres = rng.normal(size=(12, 5)) * 2
     pool = centres[rng.integers(12, size=400)] + rng.normal(size=(400, 5)) * 0.3
@@ -143,13 +178,14 @@ def test_a_larger_problem_in_many_blocks(estimator, k, monkeypatch):
     small = exact_select(pool, target, 60, estimator, k)
     assert small.indices.tolist() == whole.indices.tolist()
     assert small.indices.tolist()[:8] == exhaustive(pool, target, estimator, k, None, 8)
+    if estimator != "average":
+        logs = blocks.log_matrix(pool, target, target.mean(axis=0), np.float64)
+        assert small.indices.tolist() == all_evaluated(logs, estimator, k, 60)
     np.testing.assert_allclose(small.kl, whole.kl, atol=1e-9)
 
 
 @pytest.mark.parametrize("estimator,k", ESTIMATORS[:5])
 def test_a_float32_matrix_stays_exact_for_its_own_values(estimator, k, monkeypatch):
-    import raysel.gio.greedy as module
-
     rng = np.random.default_rng(7)
     pool, target = rng.normal(size=(80, 4)), rng.normal(size=(30, 4))
     double = exact_select(pool, target, 40, estimator, k)
@@ -187,18 +223,19 @@ def test_one_at_a_time():
 def test_weights_count_target_rows(estimator, k):
     rng = np.random.default_rng(10)
     pool, target, times = rng.normal(size=(25, 3)), rng.normal(size=(10, 3)), rng.integers(1, 4, size=10)
-    weighted = exact_select(pool, target, 12, estimator, k, target_weights=times)
+    start = rng.normal(size=(2, 3))
+    weighted = exact_select(pool, target, 12, estimator, k, start, target_weights=times)
     logs = np.repeat(
         log_distances(target, pool), times, axis=0
     )  # a row of weight 3 is a row seen three times
-    chosen, expected = np.empty((len(logs), 0)), []
+    chosen, expected = np.repeat(log_distances(target, start), times, axis=0), []
     for _ in range(12):
         left = [c for c in range(25) if c not in expected]
         values = [objective(np.column_stack([chosen, logs[:, c]]), estimator, k) for c in left]
         expected.append(left[int(np.argmin(values))])
         chosen = np.column_stack([chosen, logs[:, expected[-1]]])
     assert weighted.indices.tolist() == expected
-    final = kl(target, pool[weighted.indices], estimator, k, target_weights=times)
+    final = kl(target, np.concatenate([start, pool[weighted.indices]]), estimator, k, target_weights=times)
     assert weighted.kl[-1] == pytest.approx(final, abs=1e-9)
 
 
@@ -282,8 +319,6 @@ def test_bad_stop_rules(options):
 
 
 def test_a_matrix_that_cannot_fit_is_refused(monkeypatch):
-    import raysel.gio.greedy as module
-
     monkeypatch.setattr(module, "_LARGEST_MATRIX", 50)
     with pytest.raises(ConfigError, match="quantise"):
         exact_select(GOOD, GOOD)

@@ -83,12 +83,16 @@ def test_average_of_the_published_picks(name):
         )
 
 
-def test_raw_pixels_keep_their_near_neighbours():
-    """Far from the origin a float32 (and even a plain float64) expansion of near pairs is noise."""
+def test_near_neighbours_far_from_the_centre_keep_their_distance():
+    """|x|^2 + |y|^2 - 2 x.y of such pairs is noise, even in float64 and centred."""
     rng = np.random.default_rng(2)
-    target = (1e6 + rng.normal(size=(40, 8))).astype(np.float64)
-    chosen = target + rng.normal(size=target.shape) * 1e-4
-    assert kl(target, chosen) == pytest.approx(direct(target, chosen, "nearest", 1), abs=1e-6)
+    target = 1e6 + rng.normal(size=(40, 8)) * 1e4
+    chosen = target + rng.normal(size=target.shape) * 1e-3
+    assert kl(target, chosen) == pytest.approx(direct(target, chosen, "nearest", 1), abs=1e-9)
+    pixels = np.rint(rng.random((40, 300)) * 255).astype(np.float32)
+    shifted = pixels.copy()
+    shifted[:, 7] += 1
+    assert kl(pixels, shifted) == pytest.approx(direct(pixels, shifted, "nearest", 1), abs=1e-9)
 
 
 def test_the_target_itself_is_at_distance_zero():

@@ -94,7 +94,9 @@ def test_the_state_actor_is_fenced_and_removed(cluster):
     from raysel.dynamic.service import NAMESPACE
 
     def alive():
-        return [a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE]
+        return [
+            a["name"] for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == NAMESPACE
+        ]
 
     with raysel.DynamicSelection(raysel.FullData(), 10, num_epochs=2) as dynamic:
         keeper = dynamic._keeper
@@ -113,7 +115,7 @@ def test_the_state_actor_is_fenced_and_removed(cluster):
         assert keeper.commit("b", 0)["observed"] == 0  # what the stale attempt staged is gone
         actor = ray.get_actor(keeper.name, namespace=NAMESPACE)
         ray.kill(actor, no_restart=False)
-        with pytest.raises(StateError, match="not been restored|died"):
+        with pytest.raises(StateError, match=r"not been restored|died"):
             for _ in range(200):  # the old process may answer for a moment
                 keeper.plan("b", 1)
     assert keeper.name not in alive()

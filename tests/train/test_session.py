@@ -71,7 +71,9 @@ def test_every_loss_reaches_its_own_sample(workers):
 
 
 def test_a_selections_ids_and_weights_ride_in_the_batch():
-    chosen = Selection.of(np.array([3, 40, 41, 77, 90]), weight=np.array([1, 2, 3, 4, 5.0]), info={"pool_rows": 100})
+    chosen = Selection.of(
+        np.array([3, 40, 41, 77, 90]), weight=np.array([1, 2, 3, 4, 5.0]), info={"pool_rows": 100}
+    )
     seen = {}
 
     def check(session, batch, epoch):
@@ -189,13 +191,16 @@ def test_misuse_gets_one_sentence(tmp_path):
     with pytest.raises(StateError, match=r"loader was called outside an epoch"):
         session.loader(Numbers(8), batch_size=2)
     for epoch in session.epochs():
-        for data, sentence in ((Numbers(7), "has 7 samples, the selection was made from 8"), (iter([]), "no length")):
+        for data, sentence in (
+            (Numbers(7), "has 7 samples, the selection was made from 8"),
+            (iter([]), "no length"),
+        ):
             with pytest.raises(DataError, match=sentence):
                 session.loader(data, batch_size=2)
         for size in (0, True, 2.0):
             with pytest.raises(ConfigError, match="batch_size"):
                 session.loader(Numbers(8), batch_size=size)
-        with pytest.raises(DataError, match="shuffle|sampler"):
+        with pytest.raises(DataError, match="sampler= is not passed on"):
             session.loader(Numbers(8), batch_size=2, sampler=None)
         loader = session.loader(Numbers(8), batch_size=2)
         list(loader)
@@ -216,7 +221,7 @@ def test_misuse_gets_one_sentence(tmp_path):
         dynamic.session()
     forgetful = DynamicSelection.local(FullData(), 8, num_epochs=2).session().epochs()
     next(forgetful)
-    with pytest.raises(StateError, match="ended without session.report"):
+    with pytest.raises(StateError, match=r"ended without session\.report"):
         next(forgetful)
     with pytest.raises(StateError, match="has not been started"):
         DynamicSelection(FullData(), 8, num_epochs=2).session()

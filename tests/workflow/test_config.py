@@ -36,15 +36,31 @@ def test_paths_are_relative_to_the_file_and_defaults_are_filled_in(tmp_path):
     flow = load(write(tmp_path, GOOD))
     assert flow.pool.path == str(tmp_path / "pool.parquet")
     assert flow.train.model == f"{tmp_path}/models.py:mlp"
-    assert (flow.select.clusters, flow.dynamic.prune_ratio, flow.train.workers, flow.seed) == (1500, 0.5, 2, 0)
+    assert (flow.select.clusters, flow.dynamic.prune_ratio, flow.train.workers, flow.seed) == (
+        1500,
+        0.5,
+        2,
+        0,
+    )
     text = GOOD.replace("path: pool.parquet", "path: s3://bucket/pool")
     assert load(write(tmp_path, text)).pool.path == "s3://bucket/pool"
 
 
 def test_overrides_are_yaml_and_may_make_groups(tmp_path):
-    flow = load(write(tmp_path, GOOD), ["select.budget=500", "test.path=t.parquet", "controls=[full]", "seed=3"])
-    assert (flow.select.budget, flow.test.path, flow.controls, flow.seed) == (500, str(tmp_path / "t.parquet"), ["full"], 3)
-    for bad, sentence in (("seed", "write key=value"), ("seed.x=1", "'seed' is a value"), ("seed=[", "not YAML")):
+    flow = load(
+        write(tmp_path, GOOD), ["select.budget=500", "test.path=t.parquet", "controls=[full]", "seed=3"]
+    )
+    assert (flow.select.budget, flow.test.path, flow.controls, flow.seed) == (
+        500,
+        str(tmp_path / "t.parquet"),
+        ["full"],
+        3,
+    )
+    for bad, sentence in (
+        ("seed", "write key=value"),
+        ("seed.x=1", "'seed' is a value"),
+        ("seed=[", "not YAML"),
+    ):
         with pytest.raises(ConfigError, match=sentence):
             load(write(tmp_path, GOOD + "seed: 1"), [bad])
 
@@ -55,9 +71,15 @@ def test_overrides_are_yaml_and_may_make_groups(tmp_path):
         (("budget:", "bugdet:"), r"unknown key 'select.bugdet'; did you mean 'select.budget'\?"),
         (("select:", "selct:"), r"unknown key 'selct'; did you mean 'select'\?"),
         (("input:", "imput:"), r"unknown key 'train.imput'; did you mean 'train.input'\?"),
-        (("{method: infobatch}", "{method: infobatch, prune: 0.1}"), r"'dynamic.prune'; did you mean 'dynamic.prune_ratio'"),
+        (
+            ("{method: infobatch}", "{method: infobatch, prune: 0.1}"),
+            r"'dynamic.prune'; did you mean 'dynamic.prune_ratio'",
+        ),
         (("{method: infobatch}", "{method: infobatch, zzz: 1}"), "known are method, prune_ratio, delta"),
-        (("{method: infobatch}", "{method: infobach}"), r"'dynamic.method' is 'infobach'; known are 'infobatch'"),
+        (
+            ("{method: infobatch}", "{method: infobach}"),
+            r"'dynamic.method' is 'infobach'; known are 'infobatch'",
+        ),
         (("name: tiny", ""), "the key 'name' is missing"),
         ((", input: pixels", ""), "the key 'train.input' is missing"),
         (("name: tiny", "name: a b"), "'name' is 'a b'"),

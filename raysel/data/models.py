@@ -1,0 +1,331 @@
+"""Embedders that are neural networks: loaded once in every worker, from local weights where there are any.
+
+A network's last bits depend on the rows it is given together: these embedders ask for tiles of fixed ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from raysel.data.decode import Takes
+from raysel.errors import ConfigError, DataError, first
+
+_TEXT_BATCH, _TEXT_BATCH_GPU = 32, 256
+_TEXT_TILE = 1024  # sorted by length inside: wide enough that a batch holds texts of about one length
+_TILE = 64
+
+Run = Callable[[Any], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelEmbedder:
+    """A network to be loaded by ``make(device)``; calling the embedder itself loads it on the CPU."""
+
+    name: str
+    takes: Takes
+    tile: int
+    digest: str
+    make: Callable[[str], Run]
+    prepare: Callable[[Any], np.ndarray] | None = None
+
+    def load(self, device: str) -> Run:
+        return self.make(device)
+
+    def __call__(self, rows: Any) -> np.ndarray:
+        return self.make("cpu")(rows)
+
+
+def need(module: str, package: str, extra: str, spec: str) -> ModuleType:
+    """An optional module; ConfigError with the pip command if it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        missing = (
+            f"{package}, which is not installed"
+            if getattr(error, "name", None) == module
+            else f"{package}, which cannot be imported ({error})"
+        )
+        raise ConfigError(
+            f"'{spec}' needs {missing}; install it with: pip install 'raysel[{extra}]'"
+        ) from None
+
+
+# ---- text ----------------------------------------------------------------------------------------------------
+
+
+def sentence_transformer(spec: str, name: str) -> ModelEmbedder:
+    """``sentence-transformers:NAME_OR_PATH``: a folder, or a model that is in the local Hugging Face cache."""
+    need("sentence_transformers", "sentence-transformers", "text", spec)
+    path = _text_model_folder(spec, name)
+    return ModelEmbedder(spec, "text", _TEXT_TILE, _digest_files(path), partial(_load_text, str(path)))
+
+
+def _text_model_folder(spec: str, name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists() and not (path / "modules.json").exists():
+            raise ConfigError(f"embedder: '{spec}': the folder {path} holds no model (no config.json in it).")
+        return path.resolve()
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise ConfigError(f"embedder: '{spec}': there is no folder {path}.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    for repository in (name, f"sentence-transformers/{name}"):
+        try:
+            return Path(snapshot_download(repository, local_files_only=True))
+        except (LocalEntryNotFoundError, HFValidationError):
+            continue
+    raise ConfigError(
+        f"embedder: '{spec}': there is no folder {name} and no such model in the local Hugging Face cache; "
+        f"nothing is downloaded during a run, so fetch it first: hf download {name}"
+    )
+
+
+def _load_text(path: str, device: str) -> Run:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(path, device=device, local_files_only=True)
+    height = _TEXT_BATCH if device == "cpu" else _TEXT_BATCH_GPU
+
+    def run(texts: list[str]) -> np.ndarray:  # encode sorts by length and puts back
+        vectors = model.encode(texts, batch_size=height, show_progress_bar=False, convert_to_numpy=True)
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+    return run
+
+
+# ---- images --------------------------------------------------------------------------------------------------
+
+
+def timm(spec: str, name: str) -> ModelEmbedder:
+    """``timm:NAME``: pooled features of a pretrained network; ``timm:local-dir:PATH`` for one on disk."""
+    library = need("timm", "timm", "images", spec)
+    model = _made(spec, lambda: library.create_model(name, pretrained=True, num_classes=0))
+    config = library.data.resolve_model_data_config(model)
+    prepare = partial(_prepared, library.data.create_transform(**config, is_training=False))
+    return ModelEmbedder(spec, "images", _TILE, _digest_state(model), partial(_load_timm, name), prepare)
+
+
+def _load_timm(name: str, device: str) -> Run:
+    import timm as library
+
+    return _runner(library.create_model(name, pretrained=True, num_classes=0), device)
+
+
+def torchvision(spec: str, name: str) -> ModelEmbedder:
+    """``torchvision:NAME``: what goes into the classifier of a network with its default weights."""
+    models = need("torchvision.models", "torchvision", "images", spec)
+    weights = _made(spec, lambda: models.get_model_weights(name).DEFAULT)
+    model = _made(spec, lambda: models.get_model(name, weights=weights))
+    prepare = partial(_prepared, weights.transforms())
+    return ModelEmbedder(
+        spec, "images", _TILE, _digest_state(model), partial(_load_torchvision, name), prepare
+    )
+
+
+def _load_torchvision(name: str, device: str) -> Run:
+    import torchvision
+
+    model = torchvision.models.get_model(name, weights="DEFAULT")
+    return _runner(model, device, _before_last(model, name))
+
+
+def open_clip(spec: str, name: str) -> ModelEmbedder:
+    """``open_clip:NAME`` or ``open_clip:NAME/PRETRAINED``: image vectors of a CLIP network."""
+    need("open_clip", "open_clip_torch", "images", spec)
+    model, prepare = _made(spec, lambda: _clip(name))
+    return ModelEmbedder(
+        spec,
+        "images",
+        _TILE,
+        _digest_state(model),
+        partial(_load_open_clip, name),
+        partial(_prepared, prepare),
+    )
+
+
+def _clip(name: str) -> tuple[Any, Any]:
+    import open_clip as library
+
+    architecture, _, pretrained = name.partition("/")
+    model, _, prepare = library.create_model_and_transforms(architecture, pretrained=pretrained or None)
+    return model, prepare
+
+
+def _load_open_clip(name: str, device: str) -> Run:
+    model, _ = _clip(name)
+    return _runner(model, device, model.encode_image)
+
+
+def _prepared(transform: Callable[[Any], Any], image: Any) -> np.ndarray:
+    return transform(image).numpy()
+
+
+def _made(spec: str, build: Callable[[], Any]) -> Any:
+    try:
+        return build()
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise ConfigError(f"embedder: '{spec}' cannot be loaded ({_line(error)}).") from error
+
+
+# ---- the user's own network ----------------------------------------------------------------------------------
+
+
+def network(spec: str, argument: str) -> ModelEmbedder:
+    """``torch:module:factory`` or ``torch:file.py:factory``, and ``:penultimate`` for what enters the last layer.
+
+    ``factory()`` returns the network with its weights. It gets the column's numbers as they are stored, images as
+    uint8 (n, 3, height, width), text as a list of str. Naming it runs its code.
+    """
+    place, _, rest = argument.partition(".py:") if ".py:" in argument else argument.partition(":")
+    place = f"{place}.py" if ".py:" in argument else place
+    name, _, layer = rest.partition(":")
+    if not place or not name or layer not in ("", "penultimate"):
+        raise ConfigError(
+            f"embedder: '{spec}' names no network; write torch:module:factory or torch:file.py:factory, and "
+            ":penultimate after it for what enters its last layer."
+        )
+    factory = _function(spec, place, name)
+    model = _network(factory, spec)
+    if layer:
+        _before_last(model, spec)
+    return ModelEmbedder(
+        spec, "stored", _TILE, _digest_state(model), partial(_load_network, factory, layer, spec)
+    )
+
+
+def _network(factory: Callable[[], Any], spec: str) -> Any:
+    import torch
+
+    model = factory()
+    if not isinstance(model, torch.nn.Module):
+        raise ConfigError(
+            f"embedder: '{spec}': the factory returned a {type(model).__name__}, not a torch.nn.Module."
+        )
+    return model
+
+
+def _load_network(factory: Callable[[], Any], layer: str, spec: str, device: str) -> Run:
+    model = _network(factory, spec)
+    return _runner(model, device, _before_last(model, spec) if layer else None)
+
+
+def _before_last(model: Any, spec: str) -> Callable[[Any], Any]:
+    """A call of ``model`` that returns what enters its last linear layer."""
+    import torch
+
+    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    if not linear:
+        raise ConfigError(f"embedder: '{spec}': the network has no linear layer to stop before.")
+    seen: list[Any] = []
+    linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def call(batch: Any) -> Any:
+        seen.clear()
+        model(batch)
+        return seen.pop()
+
+    return call
+
+
+def _runner(model: Any, device: str, call: Callable[[Any], Any] | None = None) -> Run:
+    import torch
+
+    model = model.to(device).eval()
+    call = call or model
+
+    def run(rows: Any) -> np.ndarray:
+        if isinstance(rows, list) and rows and isinstance(rows[0], np.ndarray):
+            rows = _stack(rows)
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.array(rows)).to(device) if isinstance(rows, np.ndarray) else rows
+            vectors = call(batch).flatten(start_dim=1).float().cpu().numpy()
+        return np.ascontiguousarray(vectors)
+
+    return run
+
+
+def _stack(images: list[np.ndarray]) -> np.ndarray:
+    sizes = sorted({image.shape for image in images})
+    if len(sizes) > 1:
+        raise DataError(
+            f"The images are of different sizes ({first(['x'.join(map(str, size)) for size in sizes])}); a network of "
+            "your own needs them equal, so resize them first."
+        )
+    rows = np.stack(images)
+    return rows.transpose(0, 3, 1, 2) if rows.dtype == np.uint8 else rows
+
+
+def _function(spec: str, place: str, name: str) -> Callable[[], Any]:
+    """The function ``name`` of a module or a file; a file's functions travel by value, so nodes need not have it."""
+    try:
+        if place.endswith(".py"):
+            path = Path(place).expanduser().resolve()
+            if not path.exists():
+                raise ConfigError(f"embedder: '{spec}': there is no file {path}.")
+            found = importlib.util.spec_from_file_location(f"raysel_embedder_{path.stem}", path)
+            assert found is not None and found.loader is not None
+            module = importlib.util.module_from_spec(found)
+            sys.modules[found.name] = module
+            found.loader.exec_module(module)
+            from ray import cloudpickle
+
+            cloudpickle.register_pickle_by_value(module)
+        else:
+            module = importlib.import_module(place)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"embedder: '{spec}': {place} cannot be loaded ({_line(error)}).") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ConfigError(f"embedder: '{spec}': {place} has no function '{name}'.")
+    return function
+
+
+# ---- digests -------------------------------------------------------------------------------------------------
+
+
+def _digest_files(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in _files(folder):
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        with path.open("rb") as source:
+            while piece := source.read(1 << 22):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    documents = {".md", ".gitattributes", ".gitignore"}
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(root, name)
+            if path.suffix not in documents and path.name not in documents:
+                yield path
+
+
+def _digest_state(model: Any) -> str:
+    import torch
+
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,124 @@
+"""The command line: one sentence and a non-zero exit for what is wrong, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from raysel import cli
+from raysel.version import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def raysel(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["raysel", *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    data = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, str(ROOT / "workflows/digits.py"), "--out", str(data)], check=True)
+    return [x for role in ("pool", "target", "test") for x in ("--set", f"{role}.path={data}/{role}.parquet")]
+
+
+def test_version_and_help(raysel):
+    assert raysel("--version") == (0, f"raysel, version {__version__}\n", "")
+    code, out, _ = raysel("-h")
+    assert code == 0 and all(name in out for name in ("run", "validate", "report", "cleanup"))
+
+
+def test_the_installed_command_runs():
+    done = subprocess.run([sys.executable, "-m", "raysel.cli", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"raysel, version {__version__}\n")
+
+
+def test_validate_counts_the_rows_and_starts_nothing(raysel, digits):
+    code, out, err = raysel("validate", ROOT / "workflows/quickstart.yaml", *digits)
+    assert (code, err) == (0, "") and out.endswith("ok (pool 1,517 rows, target 100 rows, test 180 rows)\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--set", "select.bugdet=0.1"], "unknown key 'select.bugdet'; did you mean 'select.budget'?"),
+        (["--set", "select.budget=1.5"], "select.budget: 1.5 is not a share in (0, 1]"),
+        (["--set", "pool.path=/no/such.parquet"], "pool.path: /no/such.parquet: no such file"),
+        (["--set", "nonsense"], "write key=value"),
+    ],
+)
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_what_is_wrong_is_one_sentence(raysel, digits, tmp_path, command, arguments, sentence):
+    out = ["--out", tmp_path / "run"] if command == "run" else []
+    code, stdout, err = raysel(command, ROOT / "workflows/quickstart.yaml", *digits, *arguments, *out)
+    assert code == 1 and stdout == ""
+    assert err.startswith("raysel: error: ") and sentence in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_options_and_commands(raysel):
+    assert raysel("run")[0] == 2 and raysel("rnu")[0] == 2
+    assert "no results to report" in raysel("report", "/no/such/run")[2]
+
+
+def test_report_is_made_again_from_the_results(raysel, tmp_path):
+    entry = {"arm": "chain", "title": "training", "rows": 3, "epochs": 1}
+    results = {
+        "name": "tiny",
+        "created": "2026-01-01T00:00:00+00:00",
+        "raysel": "0",
+        "versions": {},
+        "seed": 0,
+        "config": {},
+        "data": {"pool": 3, "target": 0, "test": 0, "classes": []},
+        "selection": None,
+        "arms": {},
+        "ledger": {"entries": [entry]},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    code, out, err = raysel("report", tmp_path)
+    assert (code, err) == (0, "") and out == f"report: {tmp_path / 'report.html'}\n"
+    assert "tiny" in (tmp_path / "report.html").read_text()
+
+
+def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):
+    """In a process of its own: this one may have joined a cluster already."""
+    code = "import sys; from raysel.cli import main; sys.argv = ['raysel', *sys.argv[1:]]; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", str(ROOT / "workflows/quickstart.yaml"), *digits, "--out",
+         str(tmp_path / "run"), "--address", "127.0.0.1:1"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "No Ray cluster at 127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_our_own_error_is_found_inside_what_ray_wraps_it_in():
+    from raysel.errors import DataError
+
+    class Wrapped(DataError):
+        def __init__(self, cause):
+            super().__init__("a traceback of many lines")
+            self.cause = cause
+
+    inner = DataError("the sentence.")
+    assert cli._foreseen(Wrapped(inner)) is inner
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: Wrapped(inner)}
+    assert cli._foreseen(outer) is inner
+    assert cli._foreseen(KeyError("bug")) is None

@@ -1,0 +1,146 @@
+"""Reading: the same ids in every layout, every format, and a sentence for what cannot be read."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.feather as feather
+import pyarrow.parquet as pq
+import pytest
+
+import raysel
+from raysel.data.blocks import gather
+from raysel.data.rowid import ID
+from raysel.data.vectors import to_column
+from raysel.errors import DataError
+
+pytestmark = pytest.mark.usefixtures("cluster")
+ROWS = 100
+
+
+@pytest.fixture(scope="module")
+def table():
+    rng = np.random.default_rng(0)
+    return pa.table(
+        {
+            "value": np.arange(ROWS, dtype=np.int64) * 10,
+            "name": [f"row {i}" for i in range(ROWS)],
+            "v": to_column(rng.standard_normal((ROWS, 4), np.float32)),
+        }
+    )
+
+
+def rows(dataset, *columns):
+    return gather(dataset, [ID, *columns], "rows").sort_by(ID)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7])
+@pytest.mark.parametrize("row_group", [1000, 9])
+def test_ids_are_the_file_order_in_every_layout(table, tmp_path, parts, row_group):
+    step = -(-ROWS // parts)
+    for i in range(parts):
+        pq.write_table(table.slice(i * step, step), tmp_path / f"{i}.parquet", row_group_size=row_group)
+    got = rows(raysel.read(tmp_path), "value", "name")
+    assert got[ID].to_pylist() == list(range(ROWS))
+    assert got["value"].to_pylist() == table["value"].to_pylist()
+    assert got["name"].to_pylist() == table["name"].to_pylist()
+
+
+def test_an_index_keeps_ids_when_a_file_comes_later(table, tmp_path):
+    data, index = tmp_path / "data", tmp_path / "index.json"
+    data.mkdir()
+    pq.write_table(table.slice(50), data / "b.parquet")
+    raysel.read(data, index=index)
+    pq.write_table(table.slice(0, 50), data / "a.parquet")
+    got = rows(raysel.read(data, index=index), "value")
+    assert got["value"].to_pylist() == table["value"].to_pylist()[50:] + table["value"].to_pylist()[:50]
+    (data / "b.parquet").rename(data / "c.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: numbered by an earlier reading and now missing"):
+        raysel.read(data, index=index)
+
+
+def test_only_the_asked_columns_are_read(table, tmp_path):
+    pq.write_table(table, tmp_path / "a.parquet")
+    dataset = raysel.read(tmp_path, columns=["value"])
+    assert dataset.columns() == [ID, "value"]
+    assert raysel.read(tmp_path, columns=["value"], label="name").columns() == [ID, "value", "label"]
+    assert raysel.read(tmp_path).select_columns([ID]).take(1) == [{ID: 0}]
+
+
+def test_stored_ids_are_kept_and_checked(table, tmp_path):
+    ids = np.arange(ROWS)[::-1] + 5
+    pq.write_table(table.append_column(ID, pa.array(ids)), tmp_path / "a.parquet")
+    got = gather(raysel.read(tmp_path), [ID, "value"], "rows")
+    assert dict(zip(got[ID].to_pylist(), got["value"].to_pylist(), strict=True)) == dict(
+        zip(ids.tolist(), table["value"].to_pylist(), strict=True)
+    )
+    pq.write_table(table.append_column(ID, pa.array(ids // 2)), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="occur more than once"):
+        raysel.read(tmp_path)
+
+
+def test_every_format_gives_the_same_rows(table, tmp_path):
+    plain = table.select(["value", "name"])
+    pacsv.write_csv(plain, tmp_path / "t.csv")
+    feather.write_feather(plain, str(tmp_path / "t.feather"))
+    np.savez(tmp_path / "t.npz", value=plain["value"].to_numpy(), name=np.array(plain["name"].to_pylist()))
+    np.save(tmp_path / "t.npy", plain["value"].to_numpy())
+    sources = [
+        tmp_path / "t.csv",
+        tmp_path / "t.feather",
+        tmp_path / "t.npz",
+        plain,
+        plain.to_pandas(),
+        {"value": plain["value"].to_numpy(), "name": plain["name"].to_pylist()},
+    ]
+    for source in sources:
+        got = rows(raysel.read(source), "value", "name")
+        assert got[ID].to_pylist() == list(range(ROWS)), source
+        assert got["value"].to_pylist() == plain["value"].to_pylist()
+        assert got["name"].to_pylist() == plain["name"].to_pylist()
+    assert rows(raysel.read(tmp_path / "t.npy"), "data")["data"].to_pylist() == plain["value"].to_pylist()
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 7])
+def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
+    step = -(-ROWS // blocks)
+    dataset = cluster.data.from_arrow([table.slice(i * step, step) for i in range(blocks)])
+    got = rows(raysel.read(dataset), "value")
+    assert got[ID].to_pylist() == list(range(ROWS))
+    assert got["value"].to_pylist() == table["value"].to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "sentence"),
+    [
+        ({"a": [1, 2], "b": [1]}, {}, "Columns of different lengths"),
+        ({"a": []}, {}, "no rows"),
+        (object(), {}, "Cannot read rows from object"),
+        ({"a": [1]}, {"label": "b"}, "no label column 'b'; the columns are a"),
+        ({"a": [1], "label": [1]}, {"label": "a"}, "cannot become 'label'"),
+        ({"a": [1]}, {"columns": ["b"]}, "no column 'b'"),
+        ({"a": [1]}, {"index": "i.json"}, "not a Parquet path"),
+        ({ID: [1, 1]}, {}, "more than once"),
+        ({ID: [0.5]}, {}, "must hold an integer"),
+        (pd.DataFrame({"a": []}), {}, "no rows"),
+    ],
+)
+def test_what_cannot_be_read(source, options, sentence):
+    with pytest.raises(DataError, match=sentence):
+        raysel.read(source, **options)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        raysel.read(tmp_path / "no.parquet")
+    (tmp_path / "x.npy").write_bytes(b"no")
+    with pytest.raises(DataError, match=r"x\.npy: not a readable \.npy file"):
+        raysel.read(tmp_path / "x.npy")
+    (tmp_path / "x.strange").write_bytes(b"no")
+    with pytest.raises(DataError, match="cannot tell what it holds"):
+        raysel.read(tmp_path / "x.strange")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="the directory holds no"):
+        raysel.read(tmp_path / "empty")

@@ -1,0 +1,132 @@
+"""Columns to arrays and back: every Arrow type that holds vectors, and every sentence for one that does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from raysel.data.tiles import matmul, tiles
+from raysel.data.vectors import as_matrix, not_finite, to_column, to_numpy
+from raysel.errors import DataError
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.uint8, np.int64])
+ARRAYS = DTYPES.flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        hnp.array_shapes(min_dims=2, max_dims=4, min_side=1, max_side=5),
+        elements=hnp.from_dtype(np.dtype(dtype), allow_nan=False),
+    )
+)
+
+
+@given(ARRAYS)
+def test_a_column_gives_back_its_array(values):
+    back = to_numpy(to_column(values), "v")
+    assert back.dtype == values.dtype
+    assert np.array_equal(back, values)
+
+
+@given(ARRAYS, st.integers(1, 5), st.integers(0, 4))
+def test_chunks_and_slices_change_nothing(values, height, start):
+    whole = to_column(values)
+    chunks = pa.chunked_array([whole.slice(i, height) for i in range(0, len(whole), height)], whole.type)
+    assert np.array_equal(to_numpy(chunks, "v"), values)
+    assert np.array_equal(to_numpy(chunks.slice(start), "v"), values[start:])
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.list_(pa.float32(), 3), pa.list_(pa.float32()), pa.large_list(pa.float32())]
+)
+def test_lists(kind):
+    values = np.arange(12, dtype=np.float32).reshape(4, 3)
+    column = pa.array(list(values), kind)
+    assert np.array_equal(to_numpy(column, "v"), values)
+    assert np.array_equal(to_numpy(column.slice(1, 2), "v"), values[1:3])
+
+
+def test_rays_own_tensor_type():
+    from ray.data.extensions import ArrowTensorArray
+
+    values = np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+    column = ArrowTensorArray.from_numpy(values)
+    assert np.array_equal(to_numpy(column, "v"), values)
+    assert np.array_equal(to_numpy(column.slice(2), "v"), values[2:])
+
+
+def test_no_copy_of_a_tensor_column():
+    column = to_column(np.ones((10, 4), np.float32))
+    address = column.storage.flatten().buffers()[1].address
+    assert to_numpy(column, "v").__array_interface__["data"][0] == address
+
+
+def test_numbers_become_one_column():
+    assert as_matrix(pa.array([1, 2, 3]), "n").tolist() == [[1.0], [2.0], [3.0]]
+    assert as_matrix(pa.array([1, 2, 3]), "n").dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        (
+            pa.array([[1.0], [1.0, 2.0], [3.0]]),
+            r"different lengths: most have 1, 1 of 3 rows \(row 1\) has 2",
+        ),
+        (pa.array([[1.0], None], pa.list_(pa.float64())), r"no value in 1 of 2 rows \(row 1\)"),
+        (pa.array([[1.0, None]], pa.list_(pa.float64())), "missing elements"),
+        (pa.array(["a"]), "holds string, not numbers"),
+        (pa.array([["a"]]), "holds string, not numbers"),
+        (pa.array([{"a": 1}]), "not numbers"),
+    ],
+)
+def test_columns_that_hold_no_vectors(column, sentence):
+    with pytest.raises(DataError, match=sentence):
+        as_matrix(column, "v")
+
+
+def test_rows_are_named_by_id():
+    chunks = pa.chunked_array([pa.array([[1.0], [2.0]]), pa.array([[1.0], None], pa.list_(pa.float64()))])
+    with pytest.raises(DataError, match=r"sample_id 40"):
+        to_numpy(chunks, "v", np.array([10, 20, 30, 40]))
+
+
+def test_chunks_of_different_widths():
+    chunks = pa.chunked_array([pa.array([[1.0]]), pa.array([[1.0, 2.0]])])
+    with pytest.raises(DataError, match="different shapes: 1, 2"):
+        to_numpy(chunks, "v")
+
+
+def test_not_finite_finds_rows_and_no_others():
+    vectors = np.zeros((5, 3), np.float32)
+    vectors[1, 2] = np.nan
+    vectors[3] = [np.inf, -np.inf, 0]
+    vectors[4] = np.finfo(np.float32).max  # sums to infinity, and is finite
+    assert not_finite(vectors).tolist() == [1, 3]
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_tiles_cover_every_row_once_at_one_height(rows, height):
+    values = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+    seen = []
+    for place, tile in tiles(values, height):
+        assert tile.shape == (height, 2)
+        count = place.stop - place.start
+        assert np.array_equal(tile[:count], values[place])
+        assert not tile[count:].any()
+        seen.extend(range(place.start, place.stop))
+    assert seen == list(range(rows))
+
+
+@pytest.mark.parametrize("width", [3, 64, 784])
+def test_a_product_does_not_depend_on_the_cut(width):
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1000, width), np.float32)
+    weights = rng.standard_normal((width, 32), np.float32)
+    whole = matmul(rows, weights)
+    for cut in (1, 37, 256, 999):
+        parts = np.concatenate([matmul(rows[:cut], weights), matmul(rows[cut:], weights)])
+        assert np.array_equal(parts, whole)
+    np.testing.assert_allclose(whole, rows @ weights, rtol=1e-3, atol=1e-3)

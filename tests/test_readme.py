@@ -1,0 +1,34 @@
+"""What the README tells people to type is what is tested."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[str]:
+    return [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
+
+
+def test_ci_runs_the_second_command():
+    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == commands()[1]
+
+
+def test_the_first_command_runs_the_quickstart():
+    first = commands()[0]
+    assert first.startswith("python3 -m venv .venv && ") and first.endswith(
+        "raysel run workflows/quickstart.yaml"
+    )
+
+
+def test_every_file_the_documents_name_is_there():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        text = page.read_text()
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+        for name in re.findall(r"\b((?:workflows|benchmarks|docs|deploy)/[\w/]+\.\w+)\b", text):
+            if page.name != "design.md":
+                assert (ROOT / name).exists(), f"{page.name} names {name}"

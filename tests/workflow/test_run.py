@@ -1,0 +1,216 @@
+"""The whole quickstart on a real local cluster, and what a run directory promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from raysel import Selection
+from raysel.errors import ConfigError, DataError, ResourceError, RunError
+from raysel.report.ledger import Ledger
+from raysel.workflow import config, steps
+from raysel.workflow.run import Progress, report, run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory):
+    """The shipped workflow on freshly written digits, as its overrides would make it."""
+    data = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, str(ROOT / "workflows/digits.py"), "--out", str(data)], check=True)
+    paths = [f"{role}.path={data}/{role}.parquet" for role in ("pool", "target", "test")]
+    return lambda *more: config.load(ROOT / "workflows/quickstart.yaml", [*paths, *more])
+
+
+@pytest.fixture(scope="module")
+def finished(cluster, quickstart, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "quickstart"
+    return out, run(quickstart(), out)
+
+
+def chosen_in(out: Path) -> Path:
+    return next(out.glob("steps/select-*/selection"))
+
+
+def test_the_quickstart_does_what_it_says(finished, quickstart):
+    out, results = finished
+    flow = quickstart()
+    assert [results["data"][role] for role in ("pool", "target", "test")] == [1517, 100, 180]
+    assert results["selection"]["kept"] == round(0.3 * 1517) == 455
+    assert list(results["arms"]) == ["full", "random", "chain"]
+    ledger = Ledger.from_dict(results["ledger"])
+    full, random, chain = (ledger.entry(name) for name in ("full", "random", "chain"))
+    assert (full.rows, random.rows, chain.rows) == (1517, 455, 455)
+    assert full.samples_backward == 1517 * 20 and full.steps == 20 * -(-1517 // 64)
+    assert random.steps == chain.steps < full.steps
+    plans = [epoch["planned"] for epoch in results["arms"]["chain"]["epochs"]]
+    assert plans[0] == plans[-1] == plans[-2] == 455 and 455 * 0.5 < np.mean(plans[1:17]) < 455 * 0.9
+    assert [epoch["epoch"] for epoch in results["arms"]["chain"]["epochs"]] == list(range(flow.train.epochs))
+    assert (
+        chain.seconds["embedding"] > 0 and chain.seconds["selection"] > 0 and full.seconds["embedding"] == 0
+    )
+    # It learns, and the choice is aimed at the target: the classes 0 to 4.
+    assert full.accuracy > 0.85 and chain.accuracy > 0.85
+    kept = {c["label"]: c["kept"] for c in results["selection"]["classes"]}
+    assert sum(kept[str(i)] for i in range(5)) > 3 * sum(kept[str(i)] for i in range(5, 10))
+    assert json.loads((out / "ledger.json").read_text()) and "quickstart" in (out / "report.html").read_text()
+
+
+def test_selection_never_looks_at_what_only_scores(finished, quickstart):
+    out, _ = finished
+    pool = pq.read_table(quickstart().pool.path)
+    junk = pool["junk"].to_numpy()
+    chosen = Selection.load(chosen_in(out))
+    assert junk[chosen.ids].mean() < junk.mean() / 1.5
+    assert {"junk", "label"}.isdisjoint(
+        name for path in out.glob("steps/embed-*/*/*.parquet") for name in pq.read_schema(path).names
+    )
+
+
+def test_a_second_run_reuses_every_step_and_another_run_is_refused(finished, quickstart, capsys):
+    out, results = finished
+    capsys.readouterr()
+    again = run(quickstart(), out, progress=Progress(sys.stderr))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 7 and all(line.endswith("reused") for line in lines)
+    assert again["ledger"] == results["ledger"] and again["created"] == results["created"]
+    with pytest.raises(RunError, match=r"holds another run, in which select.budget is 0.3, not 0.2"):
+        run(quickstart("select.budget=0.2"), out)
+
+
+def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
+    cluster, finished, quickstart, tmp_path, monkeypatch
+):
+    out, _ = finished
+    flow = quickstart("train.epochs=2", "controls=[]", "train.cpus_per_worker=0.5")
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "train", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(flow, tmp_path / "run")
+    assert not (tmp_path / "run" / "report.html").exists()
+    for name in ("selection.parquet", "dropped.parquet", "selection.json"):
+        assert (chosen_in(out) / name).read_bytes() == (chosen_in(tmp_path / "run") / name).read_bytes()
+    before = chosen_in(tmp_path / "run").stat().st_mtime_ns
+    results = run(flow, tmp_path / "run")
+    assert chosen_in(tmp_path / "run").stat().st_mtime_ns == before
+    assert list(results["arms"]) == ["chain"] and len(results["arms"]["chain"]["epochs"]) == 2
+
+
+def test_a_step_that_failed_leaves_nothing_that_looks_finished(cluster, quickstart, tmp_path, monkeypatch):
+    flow = quickstart("train.epochs=1", "controls=[]")
+
+    def half(workflow, indexes, directory):
+        (directory / "pool").mkdir()
+        (directory / "pool" / "part.parquet").write_bytes(b"half")
+        raise DataError("the disk is full.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "embed", half)
+        with pytest.raises(DataError, match="disk is full"):
+            run(flow, tmp_path / "run")
+    assert not list((tmp_path / "run").glob("steps/*/done.json"))
+    monkeypatch.setattr(steps, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(flow, tmp_path / "run")  # the half-written vectors are gone, or reading them would fail
+    assert len(Selection.load(chosen_in(tmp_path / "run"))) == 455
+
+
+def test_an_output_that_is_not_ours_is_left_alone(cluster, quickstart, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunError, match="not empty, and not a run"):
+        run(quickstart(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(RunError, match="not empty, and not a run"):
+        run(quickstart(), tmp_path / "thesis.tex")
+    with pytest.raises(RunError, match="no results to report"):
+        report(tmp_path)
+
+
+def test_changed_inputs_are_noticed(cluster, quickstart, tmp_path, monkeypatch):
+    pool = pq.read_table(quickstart().pool.path)
+    pq.write_table(pool, tmp_path / "pool.parquet")
+    flow = quickstart(f"pool.path={tmp_path}/pool.parquet", "controls=[]")
+    monkeypatch.setattr(steps, "embed", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(flow, tmp_path / "run")
+    pq.write_table(pool.slice(1), tmp_path / "pool.parquet")
+    with pytest.raises(DataError, match=r"pool.path: .*pool.parquet: changed since its rows were numbered"):
+        run(flow, tmp_path / "run")
+
+
+def test_more_workers_than_can_be_placed_is_said_at_once(cluster, quickstart, tmp_path):
+    with pytest.raises(ResourceError, match=r"5 workers of 1 CPU cannot be placed: the cluster has 2 CPU"):
+        steps.check_room(5, 1.0, 0.0)
+    with pytest.raises(ResourceError, match=r"1 workers of 3 CPU cannot be placed"):
+        steps.check_room(1, 3.0, 0.0)
+    with pytest.raises(ResourceError, match=r"and 1 GPU cannot be placed"):
+        steps.check_room(1, 1.0, 1.0)
+    steps.check_room(4, 0.5, 0.0)
+
+
+def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
+    import ray
+
+    @ray.remote(num_cpus=2)
+    class Busy:
+        def ready(self):
+            return True
+
+    busy = Busy.remote()
+    ray.get(busy.ready.remote())
+    with pytest.raises(ResourceError, match="found no room within 1 s"):
+        steps.check_room(2, 1.0, 0.0, wait_s=1.0)
+    ray.kill(busy)
+    steps.check_room(2, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("pool.path=none.parquet", r"pool.path: .*none.parquet: no such file"),
+        ("pool.path=flow.yaml", r"pool.path: .*flow.yaml: not a readable Parquet file"),
+        ("pool.label=klass", r"pool.label: no column 'klass' .* the columns are pixels, label, junk"),
+        ("embed.column=vector", r"embed.column: no column 'vector'"),
+        ("train.input=image", r"train.input: no column 'image'"),
+        ("select.budget=1.5", r"select.budget: 1.5 is not a share"),
+        ("select.budget=5000", r"select.budget: 5,000 rows asked for, the pool has 1,517"),
+        ("target=null", r"'target' is missing"),
+        ("train.model=models.py", r"train.model: 'models.py' names no function"),
+        ("train.model=none.py:mlp", r"train.model: no file"),
+        ("train.model=json:nothing", r"train.model: json has no function 'nothing'"),
+        ("train.model=no.such.module:f", r"train.model: no.such.module cannot be loaded"),
+        ("pool.label=null", r"'pool.label' is missing"),
+    ],
+)
+def test_bad_input_is_said_before_ray_is_needed(quickstart, override, sentence, tmp_path):
+    (tmp_path / "flow.yaml").write_text("name: x")
+    key, value = override.split("=")
+    value = str(tmp_path / value) if value.endswith((".parquet", ".yaml")) else value
+    with pytest.raises((DataError, ConfigError), match=sentence):
+        steps.check(quickstart(f"{key}={value}"))
+
+
+def test_pool_and_target_of_other_dimension_or_without_rows(quickstart, tmp_path):
+    import pyarrow as pa
+
+    from raysel.data.vectors import to_column
+
+    other = pa.table({"pixels": to_column(np.zeros((3, 7), np.float32)), "label": [0, 1, 2]})
+    pq.write_table(other, tmp_path / "other.parquet")
+    with pytest.raises(DataError, match="pool's vectors have 64 elements, the target's 7"):
+        steps.check(quickstart(f"target.path={tmp_path}/other.parquet"))
+    pq.write_table(other.slice(0, 0), tmp_path / "empty.parquet")
+    for role in ("pool", "target"):
+        with pytest.raises(DataError, match=f"{role}.path: .*holds no rows"):
+            steps.check(quickstart(f"{role}.path={tmp_path}/empty.parquet"))
