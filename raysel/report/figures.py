@@ -371,11 +371,11 @@ def cost_bars(ledger: Ledger) -> str:
 
 
 def _series(arms: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, list[tuple[Any, int, float]]]:
-    """Per arm: (epoch entry, samples planned up to its end, value), where the value was measured."""
+    """Per arm: (epoch entry, samples trained on up to its end, value), where the value was measured."""
     found = {}
     for arm, values in arms.items():
         epochs = values.get("epochs") or ()
-        spent = accumulate(entry.get("planned") or 0 for entry in epochs)
+        spent = accumulate(entry.get("trained", entry.get("planned")) or 0 for entry in epochs)
         points = [
             (entry, total, float(entry[key]))
             for entry, total in zip(epochs, spent, strict=True)

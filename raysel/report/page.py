@@ -338,7 +338,7 @@ def _costs(ledger: Ledger) -> str:
     forward = ", ".join(
         f"{_text(entry.title)}{_NBSP}{numbers.count(entry.samples_forward)}" for entry in ledger.entries
     )
-    note = f'<figcaption class="text">Samples forwarded, embedding included: {forward}.</figcaption>'
+    note = f'<figcaption class="text">Samples forwarded in training: {forward}.</figcaption>'
     wide = " wide" if len(ledger.entries) > 3 else ""
     cards = [
         _card(drawn, "Where the time went", "Wall-clock seconds of each stage."),

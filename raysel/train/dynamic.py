@@ -9,8 +9,10 @@ import numpy as np
 
 from raysel.dynamic.keeper import Keeper
 from raysel.dynamic.plan import Policy
+from raysel.dynamic.state import whole
 from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
+from raysel.train.session import LocalRanks, Run, Session, TrainRanks
 
 
 class DynamicSelection:
@@ -37,18 +39,15 @@ class DynamicSelection:
     ) -> None:
         if max_steps is not None and (isinstance(max_steps, bool) or max_steps < 1):
             raise ConfigError(f"max_steps: {max_steps!r}; at least one optimiser step must be taken.")
-        self.policy = policy
-        self.num_epochs = num_epochs
-        self.seed = seed
-        self.max_steps = max_steps
-        self._size = len(chosen) if isinstance(chosen, Selection) else int(chosen)
-        self._pool_rows: int | None = self._size
         self._ids: Any = None  # None: ids are slots
         self._weights: Any = None
         if isinstance(chosen, Selection):
-            self._pool_rows = chosen.info.get("pool_rows")
+            samples, pool_rows = len(chosen), chosen.info.get("pool_rows")
             self._ids, self._weights = chosen.ids, chosen.weights
-        Keeper(policy, self._size, num_epochs, seed)  # raises here, not in an actor, for what cannot be
+        else:
+            samples = pool_rows = whole("the number of samples", chosen, 1)
+        self.run = Run(policy, samples, num_epochs, seed, max_steps, pool_rows)
+        Keeper(policy, samples, num_epochs, seed)  # raises here, not in an actor, for what cannot be
         self._keeper: Any = None
         self._local = False
         self._directory: Path | None = None
@@ -68,7 +67,8 @@ class DynamicSelection:
         process goes on; None keeps nothing.
         """
         dynamic = cls(policy, chosen, **parameters)
-        dynamic._keeper = Keeper(policy, dynamic._size, dynamic.num_epochs, dynamic.seed)
+        run = dynamic.run
+        dynamic._keeper = Keeper(policy, run.samples, run.num_epochs, run.seed)
         dynamic._local = True
         dynamic._directory = None if checkpoints is None else Path(checkpoints)
         return dynamic
@@ -79,7 +79,8 @@ class DynamicSelection:
 
             from raysel.dynamic.service import start_keeper
 
-            self._keeper = start_keeper(self.policy, self._size, self.num_epochs, self.seed)
+            run = self.run
+            self._keeper = start_keeper(run.policy, run.samples, run.num_epochs, run.seed)
             if self._ids is not None and isinstance(self._ids, np.ndarray):
                 # Once into the object store: the handle travels to every worker.
                 self._ids, self._weights = ray.put(self._ids), ray.put(self._weights)
@@ -90,23 +91,21 @@ class DynamicSelection:
             self._keeper.close()
             self._keeper = None
 
-    def session(self) -> Any:
-        """This worker's part of the run (:class:`raysel.train.session.Session`); call it in the train loop."""
-        from raysel.train.session import LocalRanks, Session, TrainRanks
-
+    def session(self) -> Session:
+        """This worker's part of the run; call it in the train loop."""
         if self._keeper is None:
             raise StateError(
                 "The dynamic selection has not been started: use 'with raysel.DynamicSelection(...) as dynamic:' "
                 "around trainer.fit(), or DynamicSelection.local(...) without Ray Train."
             )
         if self._local:
-            return Session(self, self._keeper, LocalRanks(self._directory), self._ids, self._weights)
+            return Session(self.run, self._keeper, LocalRanks(self._directory), self._ids, self._weights)
         import ray
 
         ids, weights = self._ids, self._weights
         if isinstance(ids, ray.ObjectRef):
             ids, weights = ray.get([ids, weights])
-        return Session(self, self._keeper, TrainRanks(), ids, weights)
+        return Session(self.run, self._keeper, TrainRanks(), ids, weights)
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
         """Committed epochs and the last one's summary, for a driver that watches while workers train."""

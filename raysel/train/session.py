@@ -10,6 +10,8 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +21,31 @@ import torch
 from torch.utils.data import DataLoader
 
 from raysel.dynamic.keeper import Keeper
-from raysel.dynamic.plan import Plan, batches
+from raysel.dynamic.plan import Plan, Policy, batches
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, signed_rows
 
 if TYPE_CHECKING:
     from raysel.dynamic.service import KeeperClient
-    from raysel.train.dynamic import DynamicSelection
 
 _STATE, _SESSION, _OBJECTS = "selection.arrow", "session.json", "objects.pt"
 _BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is fixed for a whole run: the rule, how many samples it plans, for how long, from which seed.
+
+    pool_rows: the length that the training data must have, None where it is not known.
+    """
+
+    policy: Policy
+    samples: int
+    num_epochs: int
+    seed: int
+    max_steps: int | None
+    pool_rows: int | None
 
 
 class Session:
@@ -42,18 +58,18 @@ class Session:
 
     def __init__(
         self,
-        dynamic: DynamicSelection,
+        run: Run,
         keeper: Keeper | KeeperClient,
         ranks: TrainRanks | LocalRanks,
         ids: np.ndarray | None,
         weights: np.ndarray | None,
     ) -> None:
-        self._dynamic = dynamic
+        self._run = run
         self._keeper = keeper
         self._ranks = ranks
         self._ids, self._weights = ids, weights
         self.rank, self.world = ranks.rank, ranks.world
-        self.num_epochs = dynamic.num_epochs
+        self.num_epochs = run.num_epochs
         self.epoch = 0
         self.step = 0
         self.steps_per_epoch = 0
@@ -67,9 +83,9 @@ class Session:
         self._open = False
         self._planning = 0.0
         self._started = 0.0
-        self._checkpoint = ranks.checkpoint()
-        self._restored = self._checkpoint is None
-        self._resume()
+        self._attempt = ""
+        self._resuming = self._resume()
+        self._restored = not self._resuming
 
     # ---- the epoch's life --------------------------------------------------------------------------------
 
@@ -80,9 +96,13 @@ class Session:
         random generators where the number of workers is the same. Call it after the objects are made and
         before :meth:`epochs`; on a fresh start it does nothing.
         """
-        if self._checkpoint is None:
+        if not self._resuming:
             return False
-        saved = torch.load(self._checkpoint / _OBJECTS, map_location="cpu", weights_only=True)
+        with self._ranks.checkpoint() as directory:
+            assert directory is not None  # there was one when the session began
+            saved = torch.load(directory / _OBJECTS, map_location="cpu", weights_only=True)
+            mine = directory / _rng_name(self.rank, self.world)
+            rng = torch.load(mine, map_location="cpu", weights_only=True) if mine.exists() else None
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
@@ -91,9 +111,8 @@ class Session:
             )
         for name, value in objects.items():
             _bare(value).load_state_dict(saved[name])
-        mine = self._checkpoint / _rng_name(self.rank, self.world)
-        if mine.exists():
-            _set_rng(torch.load(mine, map_location="cpu", weights_only=True))
+        if rng is not None:
+            _set_rng(rng)
         self._restored = True
         return True
 
@@ -104,7 +123,7 @@ class Session:
                 f"The run goes on at epoch {self.epoch} but the model was not restored: call "
                 "session.restore({'model': model, ...}) before session.epochs()."
             )
-        while self.epoch < self.num_epochs and self.total_steps < (self._dynamic.max_steps or np.inf):
+        while self.epoch < self.num_epochs and self.total_steps < (self._run.max_steps or np.inf):
             self._begin()
             yield self.epoch
             if self._open:
@@ -116,8 +135,8 @@ class Session:
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: for learning-rate schedules, which cannot count on epochs
         of equal length."""
-        if self._dynamic.max_steps is not None:
-            return min(1.0, (self.total_steps + self.step) / self._dynamic.max_steps)
+        if self._run.max_steps is not None:
+            return min(1.0, (self.total_steps + self.step) / self._run.max_steps)
         within = self.step / self.steps_per_epoch if self.steps_per_epoch else 0.0
         return min(1.0, (self.epoch + within) / self.num_epochs)
 
@@ -142,16 +161,15 @@ class Session:
         kept = self._loaders.get(id(dataset))
         wanted = (batch_size, collate_fn, *sorted(options.items(), key=lambda item: item[0]))
         if kept is None or kept[3] != wanted:
-            pool = self._dynamic._pool_rows
-            check_length(dataset, np.array([self._size() - 1]) if self._ids is None else self._ids, pool)
+            pool = self._run.pool_rows
+            last = np.array([self._run.samples - 1])
+            check_length(dataset, last if self._ids is None else self._ids, pool)
             order = EpochOrder()
             kept = (dataset, order, data_loader(dataset, order, collate_fn, **options), wanted)
             self._loaders[id(dataset)] = kept
         began = time.perf_counter()
-        positions = batches(
-            len(plan), batch_size, self.rank, self.world, self._dynamic.seed, self.epoch, shuffle
-        )
-        left = np.inf if self._dynamic.max_steps is None else self._dynamic.max_steps - self.total_steps
+        positions = batches(len(plan), batch_size, self.rank, self.world, self._run.seed, self.epoch, shuffle)
+        left = np.inf if self._run.max_steps is None else self._run.max_steps - self.total_steps
         positions = positions[: int(min(left, len(positions)))]
         ids = plan.slots if self._ids is None else self._ids[plan.slots]
         kept[1].rows = signed_rows(positions, ids)
@@ -229,44 +247,48 @@ class Session:
 
     # ---- inside ------------------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        committed, kept = 0, None
-        if self._checkpoint is not None:
-            try:
-                about = json.loads((self._checkpoint / _SESSION).read_text())
-                with pa.OSFile(str(self._checkpoint / _STATE)) as source:
-                    kept = SampleState.from_arrow(pa.ipc.open_file(source).read_all())
-            except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
-                raise StateError(
-                    f"{self._checkpoint}: the checkpoint is damaged ({str(error).splitlines()[0]}); "
-                    "remove it to go on from the one before."
-                ) from error
-            mine = self._about()
-            other = {key: about["run"].get(key) for key in mine if about["run"].get(key) != mine[key]}
-            if other:
-                key = next(iter(other))
-                raise StateError(
-                    f"{self._checkpoint}: the checkpoint is of another run: its {key} is {other[key]}, "
-                    f"this run's is {mine[key]}."
-                )
-            committed, self.total_steps = about["epoch"], about["total_steps"]
-            self.history = about["history"]
-        self.epoch = committed
+    def _resume(self) -> bool:
+        """Start this attempt from the checkpoint, or from nothing; True if there was one."""
+        kept = None
+        with self._ranks.checkpoint() as directory:
+            if directory is not None:
+                kept = self._read(directory)
         attempt = uuid.uuid4().hex if self.rank == 0 else None
-        if self.rank == 0:
-            self._keeper.restore(attempt or "", committed, kept)
-        self._attempt: str = self._ranks.broadcast(attempt)
+        if attempt is not None:
+            self._keeper.restore(attempt, self.epoch, kept)
+        self._attempt = self._ranks.broadcast(attempt)
+        return directory is not None
+
+    def _read(self, directory: Path) -> SampleState | None:
+        """Take over the checkpoint's place in the run; rank 0, which restores it, gets the state."""
+        try:
+            about = json.loads((directory / _SESSION).read_text())
+            run, state = about["run"], None
+            if self.rank == 0:
+                with pa.OSFile(str(directory / _STATE)) as source:
+                    state = SampleState.from_arrow(pa.ipc.open_file(source).read_all())
+        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+            raise StateError(
+                f"{directory}: the checkpoint is damaged ({str(error).splitlines()[0]}); "
+                "remove it to go on from the one before."
+            ) from error
+        mine = self._about()
+        other = [key for key in mine if run.get(key) != mine[key]]
+        if other:
+            raise StateError(
+                f"{directory}: the checkpoint is of another run: its {other[0]} is {run.get(other[0])}, "
+                f"this run's is {mine[other[0]]}."
+            )
+        self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], about["history"]
+        return state
 
     def _about(self) -> dict[str, Any]:
         return {
-            "policy": self._dynamic.policy.parameters(),
-            "samples": self._size(),
+            "policy": self._run.policy.parameters(),
+            "samples": self._run.samples,
             "num_epochs": self.num_epochs,
-            "seed": self._dynamic.seed,
+            "seed": self._run.seed,
         }
-
-    def _size(self) -> int:
-        return self._dynamic._size
 
     def _begin(self) -> None:
         self._started = began = time.perf_counter()
@@ -367,15 +389,16 @@ class TrainRanks:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
-    def checkpoint(self) -> Path | None:
+    @contextmanager
+    def checkpoint(self) -> Iterator[Path | None]:
         import ray.train
 
         found = ray.train.get_checkpoint()
         if found is None:
-            return None
-        self._copy = tempfile.mkdtemp(prefix="raysel-")
-        found.to_directory(self._copy)
-        return Path(self._copy)
+            yield None
+            return
+        with found.as_directory() as directory:
+            yield Path(directory)
 
     def broadcast(self, value: Any) -> Any:
         from ray.train.collective import broadcast_from_rank_zero
@@ -403,9 +426,10 @@ class LocalRanks:
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
 
-    def checkpoint(self) -> Path | None:
+    @contextmanager
+    def checkpoint(self) -> Iterator[Path | None]:
         last = self._directory / "last" if self._directory else None
-        return last if last is not None and last.exists() else None
+        yield last if last is not None and last.exists() else None
 
     def broadcast(self, value: Any) -> Any:
         return value

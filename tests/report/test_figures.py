@@ -119,3 +119,9 @@ def test_an_arm_has_the_same_colour_in_every_company() -> None:
     )
     assert few["chain"] == many["chain"]
     assert len(set(many.values())) == 5
+
+
+def test_the_spent_axis_counts_what_was_trained_not_what_was_planned():
+    """An epoch that max_steps cut short planned more than it trained."""
+    cut = {"epochs": [{"epoch": 0, "planned": 900, "trained": 450, "accuracy": 0.5}]}
+    assert figures._series({"random": cut}, "accuracy") == {"random": [(cut["epochs"][0], 450, 0.5)]}
