@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,11 @@ class Selection:
         missing = [n for n in (ID, "weight", "score", "reason") if n not in self.table.column_names]
         if missing:
             raise DataError(f"A selection needs the column {missing[0]!r}; it has {self.table.column_names}.")
+        for name, kind in ((ID, pa.int64()), ("weight", pa.float32())):
+            if self.table[name].type != kind or self.table[name].null_count:
+                raise DataError(
+                    f"A selection's column '{name}' must be {kind} without nulls, not {self.table[name].type}."
+                )
         ids = self.ids
         if len(ids) == 0:
             raise DataError("A selection without a row: nothing would be trained on.")
@@ -61,6 +67,12 @@ class Selection:
     def weights(self) -> np.ndarray:
         """Weight of each chosen row, float32."""
         return self.table["weight"].to_numpy()
+
+    def digest(self) -> str:
+        """Changes when the rows chosen or their weights do: 32 hexadecimal digits."""
+        digest = hashlib.blake2b(np.ascontiguousarray(self.ids).data, digest_size=16)
+        digest.update(np.ascontiguousarray(self.weights).data)
+        return digest.hexdigest()
 
     @classmethod
     def of(

@@ -6,7 +6,8 @@ fractions of that. Functions given here return small things: ids and statistics,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,6 +31,10 @@ def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
     context.execution_options.preserve_order = True
     try:
         return list(dataset.materialize().to_arrow_refs())
+    except ray.exceptions.RayError as error:
+        if (ours := own_error(error)) is not None:
+            raise ours from None
+        raise
     finally:
         context.execution_options.preserve_order = before
 
@@ -51,8 +56,8 @@ def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
     """
     schema = dataset.schema(fetch_if_missing=False)
     if schema is None:
-        return dataset.map_batches(
-            _pick, fn_args=(list(columns), what), batch_format="pyarrow", batch_size=None
+        return plain_errors(
+            dataset.map_batches(_pick, fn_args=(list(columns), what), batch_format="pyarrow", batch_size=None)
         )
     check_columns(schema.names, columns, what)
     return dataset.select_columns(list(columns))
@@ -89,9 +94,52 @@ def map_blocks(
     try:
         return ray.get(pending)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayselError):
-            raise error.cause from None
+        if (ours := own_error(error)) is not None:
+            raise ours from None
         raise
+
+
+def own_error(error: BaseException) -> RayselError | None:
+    """The error that raysel raised in a task, however often Ray has wrapped it since."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RayselError) and not isinstance(seen, ray.exceptions.RayError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
+
+
+def plain_errors(dataset: Dataset) -> Dataset:
+    """``dataset``, whose steps raise what they raise instead of one of Ray Data's own errors around it."""
+    dataset.context.raise_original_map_exception = True
+    return dataset
+
+
+def stream_blocks(
+    dataset: Dataset, columns: Sequence[str], what: str, function: Callable[..., T], *arguments: Any
+) -> Iterator[T]:
+    """``function(table of the columns, *arguments)`` for every block as it is read, in any order.
+
+    Nothing is kept in the object store: for small answers about data sets that do not fit there.
+    """
+    answers = plain_errors(
+        pick(dataset, columns, what).map_batches(
+            _answer, fn_args=(function, *arguments), batch_format="pyarrow", batch_size=None
+        )
+    )
+    try:
+        for batch in answers.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            for answer in batch["answer"].to_pylist():
+                yield pickle.loads(answer)  # made by _answer on this cluster a moment ago
+    except ray.exceptions.RayError as error:
+        if (ours := own_error(error)) is not None:
+            raise ours from None
+        raise
+
+
+def _answer(table: pa.Table, function: Callable[..., Any], *arguments: Any) -> pa.Table:
+    rows = [pickle.dumps(function(table, *arguments))] if table.num_rows else []
+    return pa.table({"answer": pa.array(rows, pa.large_binary())})
 
 
 def _call(function: Callable[..., T], block: pa.Table, *arguments: Any) -> T:
@@ -124,6 +172,13 @@ class VectorBlocks:
         ids = np.concatenate([ids for ids, _ in parts])
         order = np.argsort(ids, kind="stable")
         return ids[order], np.concatenate([vectors for _, vectors in parts])[order]
+
+    def on_sample(self, function: Callable[..., T], count: int, seed: int, *arguments: Any) -> T:
+        """``function(vectors, *arguments)`` of such a sample, in a task: only the answer comes to the driver."""
+        share = 1.0 if self.rows <= count else count / self.rows
+        take = ray.remote(num_cpus=1)(_sample)
+        parts = [take.remote(block, self.column, share, seed) for block in self.blocks]
+        return map_blocks(_on_sample, [ray.put(function)], arguments, *parts)[0]
 
 
 def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
@@ -174,3 +229,8 @@ def _sample(table: pa.Table, column: str, share: float, seed: int) -> tuple[np.n
     ids = table[ID].to_numpy()
     taken = np.flatnonzero(hash_ids(ids, seed) < share) if share < 1 else np.arange(len(ids))
     return ids[taken], as_matrix(table[column], column, ids)[taken]
+
+
+def _on_sample(function: Callable[..., T], arguments: tuple[Any, ...], *parts: tuple[np.ndarray, ...]) -> T:
+    order = np.argsort(np.concatenate([ids for ids, _ in parts]), kind="stable")
+    return function(np.concatenate([vectors for _, vectors in parts])[order], *arguments)

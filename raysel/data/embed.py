@@ -1,149 +1,285 @@
-"""Vectors for rows: the column ``embedding`` (float32, one length) that preselection works on."""
+"""Vectors for rows: the column ``embedding`` (one length, float32 or float16) that preselection works on."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.data.blocks import check_columns, vector_blocks
-from raysel.data.rowid import ID
-from raysel.data.tiles import matmul
-from raysel.data.vectors import EMBEDDING, as_matrix, to_column
-from raysel.errors import ConfigError, DataError
-
-_PCA_ROWS = (
-    65_536  # rows a PCA is fitted on, sampled by id: bounds the driver's memory, not the answer's worth
+from raysel.data import pipeline, shards
+from raysel.data.blocks import check_columns, plain_errors, stream_blocks
+from raysel.data.decode import decode
+from raysel.data.embedders import (
+    ColumnEmbedder,
+    Embedder,
+    FunctionEmbedder,
+    HashEmbedder,
+    PCAEmbedder,
+    TableEmbedder,
+    check_vectors,
+    numbers,
 )
+from raysel.data.pca import Grid, Moments, Range, components
+from raysel.data.rowid import ID
+from raysel.data.vectors import EMBEDDING, as_matrix, as_vectors, not_finite, to_column
+from raysel.errors import ConfigError, DataError, first
 
-
-class Embedder(Protocol):
-    """What turns a column's rows (n, ...) into vectors: a picklable callable with a name."""
-
-    @property
-    def name(self) -> str: ...
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Vectors (n, d) float32 of the rows (n, D) float32."""
-
-
-@dataclass(frozen=True)
-class ColumnEmbedder:
-    """Takes the column as it is."""
-
-    name: str = "column"
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return rows
-
-
-@dataclass(frozen=True, eq=False)
-class PCAEmbedder:
-    """Projects onto principal components: ``(x - mean) @ components.T``.
-
-    mean: (D,) float32. components: (N, D) float32, of unit length, largest variance first.
-    explained: share of the variance that the N components hold.
-    """
-
-    name: str
-    mean: np.ndarray
-    components: np.ndarray
-    explained: float
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        if rows.shape[1] != len(self.mean):
-            raise DataError(
-                f"{self.name} was fitted on {len(self.mean)} columns, these rows have {rows.shape[1]}."
-            )
-        return matmul(rows - self.mean, np.ascontiguousarray(self.components.T))
+KNOWN = (
+    "column, pca:N, hash:N, table, sentence-transformers:NAME_OR_PATH, timm:NAME, torchvision:NAME, open_clip:NAME, "
+    "torch:module:factory"
+)
+_NETWORKS = ("sentence-transformers", "timm", "torchvision", "open_clip", "torch")
+_BUCKETS = 16  # elements of a hashed category
 
 
 def fit_embedder(
-    spec: str, dataset: Dataset | None = None, *, column: str | None = None, seed: int = 0
+    spec: str, dataset: Dataset | None = None, *, column: str | Sequence[str] | None = None
 ) -> Embedder:
     """The embedder that ``spec`` names, fitted on ``dataset`` where it must learn from data.
 
-    spec: ``"column"`` (the column holds vectors already) or ``"pca:N"`` (N principal components).
+    spec:
+        ``column``: the column holds vectors already. ``pca:N``: N principal components of all rows, the same bits
+        however they are split into blocks. ``hash:N``: words and pairs of words of text in N elements. ``table``:
+        numbers scaled to 0..1 and hashed categories of the columns given.
+        ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``: pretrained
+        networks, from local weights. ``torch:file.py:factory``, ``torch:module:factory``: a network of your own,
+        and with ``:penultimate`` what enters its last linear layer. Naming one runs its code.
     Use one fitted embedder for pool and target: two fits would give vectors that cannot be compared.
-    ConfigError for an unknown spec; DataError for a column that holds no usable vectors.
+    ConfigError for an unknown spec or a model that is not there; DataError for a column without usable values.
     """
     kind, _, argument = spec.partition(":")
     if kind == "column" and not argument:
         return ColumnEmbedder()
-    if kind == "pca":
+    if kind in ("pca", "hash"):
         if not argument.isdecimal() or int(argument) < 1:
-            raise ConfigError(f"embedder: '{spec}' names no number of components; write pca:32, for example.")
-        if dataset is None or column is None:
             raise ConfigError(
-                f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
+                f"embedder: '{spec}' names no number of elements; write {kind}:32, for example."
             )
-        return _fit_pca(spec, int(argument), dataset, column, seed)
-    raise ConfigError(f"embedder: '{spec}' is not known; there are column and pca:N.")
+        if kind == "hash":
+            return HashEmbedder(spec, int(argument))
+        return _fit_pca(spec, int(argument), *_fitted_on(spec, dataset, column))
+    if kind == "table" and not argument:
+        return _fit_table(spec, *_fitted_on(spec, dataset, column))
+    if argument and kind in _NETWORKS:
+        from raysel.data import models
+
+        named: dict[str, Callable[[str, str], Embedder]] = {
+            "sentence-transformers": models.sentence_transformer,
+            "timm": models.timm,
+            "torchvision": models.torchvision,
+            "open_clip": models.open_clip,
+            "torch": models.network,
+        }
+        return named[kind](spec, argument)
+    raise ConfigError(f"embedder: '{spec}' is not known; there are {KNOWN}.")
 
 
-def embed(dataset: Dataset, embedder: str | Embedder, *, column: str) -> Dataset:
-    """``dataset`` with the column ``embedding``: one float32 vector a row, made from ``column``.
+def weights_digest(spec: str) -> str | None:
+    """The digest of the weights that ``spec`` names, None for an embedder that has none or learns from data."""
+    if spec.partition(":")[0] in _NETWORKS:
+        return pipeline.digest(fit_embedder(spec))
+    return None
 
-    embedder: ``"column"``, or what :func:`fit_embedder` returned. Lazy. A row's vector is the same bit for
-    bit however the data set is split into blocks.
+
+def embed(
+    dataset: Dataset,
+    embedder: str | Embedder | Callable[[Any], np.ndarray],
+    *,
+    column: str | Sequence[str],
+    normalize: bool = False,
+    dtype: Literal["float32", "float16"] = "float32",
+    on_error: Literal["raise", "drop", "null"] = "raise",
+    directory: str | os.PathLike[str] | None = None,
+) -> Dataset:
+    """``dataset`` with the column ``embedding``: one vector a row, made from ``column``.
+
+    embedder: a spec, what :func:`fit_embedder` returned, or a function of rows (text as a list of str, encoded images
+        as a list of RGB arrays, numbers as a float32 matrix) that returns float32 vectors (n, d).
+    normalize: to unit length. dtype: how vectors are kept.
+    on_error: a row without a value, or whose image or vector cannot be used, stops everything, is left out, or has
+        a null for its vector; the last two list it with the reason in ``_rejected.parquet`` beside the vectors.
+    directory: where vectors are written, a path or URI that every node sees. Networks, and ``on_error`` other than
+        "raise", always write: by default under ``$RAYSEL_CACHE`` or ~/.cache/raysel, by content, so that the same
+        rows are not embedded twice. A run that was killed goes on there.
+
+    Without writing, the vectors are made lazily when they are asked for. A row's vector is the same bit for bit
+    however the data set is split into blocks and on any number of nodes.
     """
     if isinstance(embedder, str):
-        if embedder.startswith("pca"):
+        if embedder.split(":")[0] in ("pca", "table"):
             raise ConfigError(
                 f"embedder: '{embedder}' learns from data; fit it once with "
                 f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
             )
         embedder = fit_embedder(embedder)
-    schema = dataset.schema(fetch_if_missing=False)
-    if schema is not None:  # else the step that makes the rows is still lazy, and the block below will tell
-        check_columns(schema.names, [column], "dataset to embed")
-    return dataset.map_batches(
-        _embed_block, fn_args=(embedder, column), batch_format="pyarrow", batch_size=None
-    )
+    made = as_embedder(embedder)
+    columns = [column] if isinstance(column, str) else list(column)
+    options = shards.Options(normalize, dtype, on_error)
+    written = directory is not None or hasattr(made, "load") or on_error != "raise"
+    if not written:
+        schema = dataset.schema(fetch_if_missing=False)
+        if (
+            schema is not None
+        ):  # else the step that makes the rows is still lazy, and the block below will tell
+            check_columns(schema.names, columns, "dataset to embed")
+        return plain_errors(
+            dataset.map_batches(
+                _embed_block, fn_args=(made, columns, options), batch_format="pyarrow", batch_size=None
+            )
+        )
+    place = os.fspath(directory) if directory is not None else _cache(dataset, made, columns, options)
+    report = pipeline.compute(dataset, made, columns, place, options, _tell if sys.stderr.isatty() else None)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[2K")
+    return pipeline.attach(dataset, place, made, report, options)
 
 
-def _embed_block(table: pa.Table, embedder: Embedder, column: str) -> pa.Table:
-    check_columns(table.column_names, [column], "dataset to embed")
-    ids = table[ID].to_numpy() if ID in table.column_names else None
-    rows = as_matrix(table[column], column, ids)
-    vectors = check_vectors(embedder(rows), len(rows), embedder.name)
+def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
+    """``embedder``, or a plain function with a name."""
+    if isinstance(getattr(embedder, "name", None), str):
+        return embedder  # type: ignore[return-value]
+    if not callable(embedder):
+        raise ConfigError(
+            f"embedder: {embedder!r} is neither a name nor a function of rows; there are {KNOWN}."
+        )
+    return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
+
+
+def _cache(dataset: Dataset, embedder: Embedder, columns: list[str], options: shards.Options) -> str:
+    root = os.environ.get("RAYSEL_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "raysel")
+    key = pipeline.key_of(dataset, embedder, columns, options)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return f"{root.rstrip('/')}/vectors/{name}"
+
+
+def _tell(text: str) -> None:
+    sys.stderr.write(f"\r\x1b[2K  embedding      {text}")
+    sys.stderr.flush()
+
+
+def _embed_block(
+    table: pa.Table, embedder: Embedder, columns: list[str], options: shards.Options
+) -> pa.Table:
+    check_columns(table.column_names, columns, "dataset to embed")
+    if isinstance(embedder, ColumnEmbedder) and options == shards.Options():
+        vectors_there = as_vectors(table[columns[0]])
+        if vectors_there is not None:  # nothing to compute, and nothing to copy
+            return _with_vectors(table, vectors_there)
+    if table.num_rows == 0:
+        return table
+    numbered = table if ID in table.column_names else table.append_column(ID, pa.array(range(len(table))))
+    rows = decode(numbered, columns, getattr(embedder, "takes", "any"), getattr(embedder, "prepare", None))
+    if rows.rejected:
+        shards.refuse(rows.rejected, numbered[ID].to_numpy())
+    vectors = check_vectors(embedder(rows.rows), rows.ids, embedder.name)
+    if not isinstance(embedder, ColumnEmbedder):  # a column's own are checked where they are used
+        shards.refuse_not_finite(vectors, rows.ids, embedder.name)
+    return _with_vectors(table, to_column(shards.finish(vectors, rows.ids, embedder.name, options)))
+
+
+def _with_vectors(table: pa.Table, vectors: pa.Array | pa.ChunkedArray) -> pa.Table:
     if EMBEDDING in table.column_names:
         table = table.drop_columns([EMBEDDING])
-    return table.append_column(EMBEDDING, to_column(vectors))
+    return table.append_column(EMBEDDING, vectors)
 
 
-def check_vectors(vectors: Any, rows: int, name: str) -> np.ndarray:
-    """``vectors`` if it is what an embedder must return, (rows, d) float32; DataError otherwise."""
-    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype != np.float32:
-        got = (
-            f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
-        )
-        raise DataError(f"Embedder {name} returned {got}; it must return float32 of shape (rows, dimension).")
-    if len(vectors) != rows:
-        raise DataError(f"Embedder {name} returned {len(vectors)} vectors for {rows} rows.")
-    return vectors
+# ---- fitting -------------------------------------------------------------------------------------------------
 
 
-def _fit_pca(spec: str, components: int, dataset: Dataset, column: str, seed: int) -> PCAEmbedder:
-    from sklearn.decomposition import PCA  # two seconds that workers, who only project, need not spend
-    from threadpoolctl import threadpool_limits
-
-    source = vector_blocks(dataset, column, "dataset to fit on")
-    _, sample = source.sample(_PCA_ROWS, seed)
-    most = min(source.dimension, len(sample))
-    if components > most:
+def _fitted_on(
+    spec: str, dataset: Dataset | None, column: str | Sequence[str] | None
+) -> tuple[Dataset, list[str]]:
+    if dataset is None or column is None:
         raise ConfigError(
-            f"embedder: '{spec}' asks for {components} components; {len(sample)} rows of {source.dimension} "
-            f"columns have at most {most}."
+            f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
         )
-    with threadpool_limits(limits=1):  # more threads would add in another order
-        fitted = PCA(components, svd_solver="covariance_eigh").fit(sample.astype(np.float64))
-    return PCAEmbedder(
-        spec,
-        fitted.mean_.astype(np.float32),
-        np.ascontiguousarray(fitted.components_, dtype=np.float32),
-        float(fitted.explained_variance_ratio_.sum()),
+    return dataset, [column] if isinstance(column, str) else list(column)
+
+
+def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCAEmbedder:
+    name = columns[0]
+    what = "dataset to fit on"
+    wanted = [ID, name] if ID in (dataset.columns() or []) else [name]
+    span: Range | None = None
+    bad = 0
+    some: list[int] = []
+    for part, wrong in stream_blocks(dataset, wanted, what, _range, name):
+        bad, some = bad + len(wrong), sorted([*some, *wrong.tolist()])[:4]
+        if part is not None:
+            if span is not None and len(span.low) != len(part.low):
+                raise DataError(
+                    f"The {what}'s column '{name}' holds vectors of different lengths: "
+                    f"{first(sorted((len(span.low), len(part.low))))}."
+                )
+            span = part if span is None else span + part
+    if bad:
+        more = f" and {bad - 3:,} more" if bad > 3 else ""
+        raise DataError(
+            f"The {what}'s column '{name}' holds NaN or infinite values in {bad:,} rows (sample_id "
+            f"{first(some[:3])}{more}); repair or drop these rows first."
+        )
+    if span is None:
+        raise DataError(f"The {what} is empty: nothing to learn from.")
+    most = min(len(span.low), span.rows)
+    if count > most:
+        raise ConfigError(
+            f"embedder: '{spec}' asks for {count} components; {span.rows} rows of {len(span.low)} columns have at "
+            f"most {most}."
+        )
+    grid = Grid.over(span)
+    total: Moments | None = None
+    for moments in stream_blocks(dataset, wanted, what, _moments, name, grid):
+        total = moments if total is None else total + moments
+    assert total is not None
+    return PCAEmbedder(spec, *components(total, grid, count))
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    ids = table[ID].to_numpy() if ID in table.column_names else None
+    rows = decode(
+        table if ids is not None else table.append_column(ID, pa.array(range(len(table)))), [name], "stored"
     )
+    if rows.rejected:
+        shards.refuse(rows.rejected, rows.ids)
+    if not isinstance(rows.rows, np.ndarray):
+        as_matrix(table[name], name, ids)  # text: says so
+    return rows.rows.reshape(len(rows.rows), -1)
+
+
+def _range(table: pa.Table, name: str) -> tuple[Range | None, np.ndarray]:
+    values = _values(table, name)
+    ids = table[ID].to_numpy() if ID in table.column_names else np.arange(len(values))
+    if values.dtype.kind == "f" and len(bad := not_finite(values)):
+        return None, ids[bad]
+    return Range.of(values), ids[:0]
+
+
+def _moments(table: pa.Table, name: str, grid: Grid) -> Moments:
+    return Moments.of(_values(table, name), grid)
+
+
+def _fit_table(spec: str, dataset: Dataset, columns: list[str]) -> TableEmbedder:
+    low: dict[str, float] = {}
+    high: dict[str, float] = {}
+    for part in stream_blocks(dataset, columns, "dataset to fit on", _extremes):
+        for name, (least, most) in part.items():
+            low[name], high[name] = min(low.get(name, least), least), max(high.get(name, most), most)
+    return TableEmbedder(spec, tuple(columns), low, high, _BUCKETS)
+
+
+def _extremes(table: pa.Table) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name in table.column_names:
+        kind = table[name].type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            values = numbers(table[name])
+            values = values[np.isfinite(values)]
+            found[name] = (float(values.min()), float(values.max())) if len(values) else (np.inf, -np.inf)
+    return found

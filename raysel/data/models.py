@@ -112,7 +112,7 @@ def _load_text(path: str, device: str) -> Run:
 
 def timm(spec: str, name: str) -> ModelEmbedder:
     """``timm:NAME``: pooled features of a pretrained network; ``timm:local-dir:PATH`` for one on disk."""
-    library = need("timm", "timm", "images", spec)
+    library = need("timm", "timm", "vision", spec)
     model = _made(spec, lambda: library.create_model(name, pretrained=True, num_classes=0))
     config = library.data.resolve_model_data_config(model)
     prepare = partial(_prepared, library.data.create_transform(**config, is_training=False))
@@ -127,7 +127,7 @@ def _load_timm(name: str, device: str) -> Run:
 
 def torchvision(spec: str, name: str) -> ModelEmbedder:
     """``torchvision:NAME``: what goes into the classifier of a network with its default weights."""
-    models = need("torchvision.models", "torchvision", "images", spec)
+    models = need("torchvision.models", "torchvision", "vision", spec)
     weights = _made(spec, lambda: models.get_model_weights(name).DEFAULT)
     model = _made(spec, lambda: models.get_model(name, weights=weights))
     prepare = partial(_prepared, weights.transforms())
@@ -145,7 +145,7 @@ def _load_torchvision(name: str, device: str) -> Run:
 
 def open_clip(spec: str, name: str) -> ModelEmbedder:
     """``open_clip:NAME`` or ``open_clip:NAME/PRETRAINED``: image vectors of a CLIP network."""
-    need("open_clip", "open_clip_torch", "images", spec)
+    need("open_clip", "open_clip_torch", "vision", spec)
     model, prepare = _made(spec, lambda: _clip(name))
     return ModelEmbedder(
         spec,

@@ -8,10 +8,11 @@ an id is never used twice, and a file that changed under its name is an error. P
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +90,23 @@ class RowIndex:
             raise DataError(
                 f"{path}: not a row index ({error}); remove it to number the rows anew."
             ) from error
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row group of a Parquet file: where it lies, its first ``sample_id``, rows and bytes."""
+
+    filesystem: pafs.FileSystem
+    path: str
+    number: int
+    start: int
+    rows: int
+    bytes: int
+
+
+def with_ids(table: pa.Table, start: int) -> pa.Table:
+    """``table`` with the ids from ``start`` on as its first column."""
+    return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
 
 
 def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
@@ -176,6 +194,16 @@ def index_parquet(
                     "so write the new rows to a new file, or number everything anew in another index."
                 )
     return RowIndex(tuple(file for file, _ in footers)), schema
+
+
+def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
+    """Each row group with its file, opened once for those that follow each other."""
+    for (_, path), group in itertools.groupby(pieces, lambda piece: (piece.filesystem, piece.path)):
+        held = list(group)
+        with held[0].filesystem.open_input_file(path) as source:
+            reader = pq.ParquetFile(source)
+            for piece in held:
+                yield piece, reader
 
 
 def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:

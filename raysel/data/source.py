@@ -13,18 +13,23 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.feather as feather
 import pyarrow.fs as pafs
+import pyarrow.json as pajson
 import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from raysel.data.blocks import arrow_blocks, map_blocks
-from raysel.data.rowid import ID, RowIndex, check_ids, index_parquet, list_files
+from raysel.data.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.data.foreign import from_hugging_face, from_torch
+from raysel.data.images import holds_images, list_images, load_images
+from raysel.data.rowid import ID, Piece, RowIndex, check_ids, index_parquet, list_files, opened, with_ids
 from raysel.data.vectors import to_column
 from raysel.errors import DataError, first
 
 LABEL = "label"
+_ORIGIN = "_raysel_origin"  # set on a Dataset; what is made of it by a further step does not have it
+_IMAGE_ROWS = 256  # images that make one block
 _BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
 
 
@@ -37,9 +42,12 @@ def read(
 ) -> Dataset:
     """Rows with ids: a Ray Dataset of the source's columns and ``sample_id`` (int64, 0..N-1).
 
-    source: a path or URI, or several, of Parquet (also a directory), Feather / Arrow, CSV, ``.npy`` or
-        ``.npz``; a pandas DataFrame; an Arrow table; a NumPy array (column ``data``) or a dict of arrays;
-        a Ray Dataset. A column ``sample_id`` that is there already is kept, and checked.
+    source: a path or URI, or several, of Parquet (also a directory), Feather / Arrow, CSV, JSON lines, ``.npy``
+        or ``.npz``, or a directory of images; a pandas DataFrame; an Arrow table; a NumPy array (column ``data``) or
+        a dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset (columns ``data``, or
+        ``data`` and ``target``, or those of its dicts). A column ``sample_id`` that is there is kept, and checked.
+        Images are read when they are needed: columns ``path``, ``image`` (the file's bytes) and ``label`` (the first
+        folder below the directory, if there are any; or by ``labels.csv`` in it, with the columns path and label).
     label: the column that holds the class; it is called ``label`` from here on.
     columns: read only these (the label column comes along).
     index: a file that keeps the order of Parquet files between runs, so that files added later get new ids
@@ -53,12 +61,13 @@ def read(
     if _is_parquet(source):
         dataset, schema, where = _read_parquet(source, index)
     elif _is_path(source):
-        dataset, schema, where = _read_files(source)
+        dataset, schema, where = _read_files(source) if _suffix(_paths(source)[0]) else read_images(source)
     elif isinstance(source, Dataset):
         dataset, schema, where = _read_dataset(source)
     else:
         table = _as_table(source)
         dataset, schema, where = _number([table], "the table"), table.schema, "the table"
+    made_from = origin(dataset)
     names = [ID, *(name for name in schema.names if name != ID)]
     if label is not None:
         if label not in names:
@@ -77,6 +86,8 @@ def read(
         dataset = dataset.select_columns([name for name in names if name in wanted])
     if label is not None and label != LABEL:
         dataset = dataset.rename_columns({label: LABEL})
+    if made_from is not None:  # the same rows, whichever columns are shown under which name
+        setattr(dataset, _ORIGIN, (made_from[0], {LABEL: label} if label else {}))
     return dataset
 
 
@@ -89,6 +100,30 @@ class IndexedParquet(Datasource):
         self._filesystem = filesystem
         self._index = index
         self._schema = schema
+
+    @property
+    def index(self) -> RowIndex:
+        return self._index
+
+    @property
+    def stores_ids(self) -> bool:
+        """Whether ids are a column of the files and not the places of the rows."""
+        return ID in self._schema.names
+
+    def pieces(self) -> list[Piece]:
+        """The row groups that hold rows, in the order of their ids."""
+        return [
+            Piece(self._filesystem, file.path, number, int(start), rows, size)
+            for file, offset in zip(self._index.files, self._index.offsets, strict=True)
+            for number, start, rows, size in zip(
+                range(len(file.group_rows)),
+                offset + np.concatenate([[0], np.cumsum(file.group_rows)[:-1]]).astype(np.int64),
+                file.group_rows,
+                file.group_bytes,
+                strict=True,
+            )
+            if rows
+        ]
 
     def get_name(self) -> str:
         return "Parquet"
@@ -104,42 +139,28 @@ class IndexedParquet(Datasource):
     ) -> list[ReadTask]:
         projection = self.get_projection_map()
         columns = None if projection is None else list(projection) or [ID]
-        groups = [
-            (file.path, number, int(start), rows, size)
-            for file, offset in zip(self._index.files, self._index.offsets, strict=True)
-            for number, start, rows, size in zip(
-                range(len(file.group_rows)),
-                offset + np.concatenate([[0], np.cumsum(file.group_rows)[:-1]]).astype(np.int64),
-                file.group_rows,
-                file.group_bytes,
-                strict=True,
-            )
-            if rows
-        ]
         share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
-        tasks: list[list[tuple[str, int, int, int, int]]] = []
+        tasks: list[list[Piece]] = []
         held = share
-        for group in groups:  # consecutive row groups, about equal bytes a task
+        for piece in self.pieces():  # consecutive row groups, about equal bytes a task
             if held >= share:
                 tasks.append([])
                 held = 0
-            tasks[-1].append(group)
-            held += group[4]
+            tasks[-1].append(piece)
+            held += piece.bytes
         return [self._task(task, columns, per_task_row_limit) for task in tasks]
 
-    def _task(
-        self, groups: list[tuple[str, int, int, int, int]], columns: list[str] | None, limit: int | None
-    ) -> ReadTask:
-        filesystem, names = self._filesystem, self._schema.names
+    def _task(self, pieces: list[Piece], columns: list[str] | None, limit: int | None) -> ReadTask:
+        names = self._schema.names
         # Bound here, not to self: the whole index must not travel with every task.
         metadata = BlockMetadata(
-            num_rows=sum(group[3] for group in groups),
-            size_bytes=sum(group[4] for group in groups),
+            num_rows=sum(piece.rows for piece in pieces),
+            size_bytes=sum(piece.bytes for piece in pieces),
             exec_stats=None,
-            input_files=tuple(dict.fromkeys(group[0] for group in groups)),
+            input_files=tuple(dict.fromkeys(piece.path for piece in pieces)),
         )
         return ReadTask(
-            lambda: _read_groups(filesystem, groups, names, columns),
+            lambda: _read_groups(pieces, names, columns),
             metadata,
             schema=self._with_id(columns),
             per_task_row_limit=limit,
@@ -150,36 +171,25 @@ class IndexedParquet(Datasource):
         return pa.schema([fields[n] for n in columns or [ID, *(n for n in self._schema.names if n != ID)]])
 
 
-def _read_groups(
-    filesystem: pafs.FileSystem,
-    groups: list[tuple[str, int, int, int, int]],
-    names: list[str],
-    columns: list[str] | None,
-) -> Iterable[pa.Table]:
+def _read_groups(pieces: list[Piece], names: list[str], columns: list[str] | None) -> Iterable[pa.Table]:
     wanted = [ID, *(n for n in names if n != ID)] if columns is None else columns
     stored = [name for name in wanted if name in names]
-    path = None
-    source: pa.NativeFile | None = None
-    try:
-        for group_path, number, start, rows, _ in groups:
-            if group_path != path:
-                if source is not None:
-                    source.close()
-                source = filesystem.open_input_file(group_path)
-                reader, path = pq.ParquetFile(source), group_path
-            table = reader.read_row_group(number, columns=stored)
-            if table.num_rows != rows:
-                raise DataError(
-                    f"{path}: row group {number} has {table.num_rows} rows, its footer says {rows}."
-                )
-            if ID in wanted and ID not in names:
-                table = table.add_column(0, ID, pa.array(np.arange(start, start + rows, dtype=np.int64)))
-            elif ID in wanted:
-                table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
-            yield table.select(wanted).replace_schema_metadata(None)
-    finally:
-        if source is not None:
-            source.close()
+    for piece, reader in opened(pieces):
+        table = reader.read_row_group(piece.number, columns=stored)
+        if table.num_rows != piece.rows:
+            raise DataError(
+                f"{piece.path}: row group {piece.number} has {table.num_rows} rows, its footer says {piece.rows}."
+            )
+        if ID in wanted and ID not in names:
+            table = with_ids(table, piece.start)
+        elif ID in wanted:
+            table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
+        yield table.select(wanted).replace_schema_metadata(None)
+
+
+def origin(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
+    """The Parquet files whose rows ``dataset`` is, unchanged since :func:`read`, and which columns it renamed."""
+    return getattr(dataset, _ORIGIN, None)
 
 
 def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Dataset, pa.Schema, str]:
@@ -193,7 +203,10 @@ def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Da
         check_ids(_stored_ids(filesystem, rows, schema), where)
     if index is not None:
         rows.save(index)
-    return ray.data.read_datasource(IndexedParquet(filesystem, rows, schema)), schema, where
+    reader = IndexedParquet(filesystem, rows, schema)
+    dataset = ray.data.read_datasource(reader)
+    setattr(dataset, _ORIGIN, (reader, {}))
+    return dataset, schema, where
 
 
 def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:
@@ -213,6 +226,9 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
     suffix = _suffix(sources[0])
     readers = {
         ".csv": lambda f: pacsv.read_csv(f),
+        ".jsonl": lambda f: pajson.read_json(f),
+        ".ndjson": lambda f: pajson.read_json(f),
+        ".json": lambda f: pajson.read_json(f),
         ".arrow": lambda f: feather.read_table(f),
         ".feather": lambda f: feather.read_table(f),
         ".npy": lambda f: _as_table(np.load(f, allow_pickle=False)),
@@ -221,7 +237,7 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
     if suffix not in readers:
         raise DataError(
             f"{sources[0]}: cannot tell what it holds from its name; "
-            f"known are .parquet, {', '.join(readers)} and directories of Parquet."
+            f"known are .parquet, {', '.join(readers)} and directories of Parquet or images."
         )
     if any(_suffix(other) != suffix for other in sources):
         raise DataError(f"{first(sources)}: files of different kinds; read them one by one.")
@@ -241,6 +257,22 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
     return _number(tables, where), tables[0].schema, where
 
 
+def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
+    """The images of one directory; their bytes are read when they are needed."""
+    if len(_paths(source)) > 1:
+        raise DataError(f"{first(_paths(source))}: read directories of images one by one.")
+    where = _paths(source)[0]
+    table = with_ids(list_images(where), 0)
+    schema = pa.schema([*list(table.schema)[1:], pa.field("image", pa.binary())])
+    blocks = [table.slice(start, _IMAGE_ROWS) for start in range(0, len(table), _IMAGE_ROWS)]
+    listed = ray.data.from_arrow(blocks)
+    return (
+        plain_errors(listed.map_batches(load_images, fn_args=(where,), batch_format="pyarrow")),
+        schema,
+        where,
+    )
+
+
 def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
     where = "the Ray Dataset"
     refs = arrow_blocks(dataset)
@@ -256,15 +288,11 @@ def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
         check_ids(np.concatenate(ids), where)
         return ray.data.from_arrow_refs(refs), schema, where
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    add = ray.remote(_with_ids)
+    add = ray.remote(with_ids)
     numbered = [
         add.remote(ref, int(start)) for ref, start, count in zip(refs, starts, counts, strict=True) if count
     ]
     return ray.data.from_arrow_refs(numbered), schema, where
-
-
-def _with_ids(table: pa.Table, start: int) -> pa.Table:
-    return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
 
 
 def _number(tables: list[pa.Table], where: str) -> Dataset:
@@ -277,7 +305,7 @@ def _number(tables: list[pa.Table], where: str) -> Dataset:
         table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
         check_ids(table[ID].to_numpy(), where)
     else:
-        table = _with_ids(table, 0)
+        table = with_ids(table, 0)
     return ray.data.from_arrow(
         [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
     )
@@ -296,9 +324,17 @@ def _as_table(source: Any) -> pa.Table:
         if len(set(lengths.values())) != 1 or None in lengths.values():
             raise DataError(f"Columns of different lengths: {lengths}.")
         return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
+    if type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "with_format"):
+        return from_hugging_face(source)
+    if (
+        hasattr(source, "__getitem__")
+        and hasattr(source, "__len__")
+        and not isinstance(source, (str, list, tuple))
+    ):
+        return from_torch(source)
     raise DataError(
         f"Cannot read rows from {type(source).__name__}; give a path, a DataFrame, an Arrow table, "
-        "NumPy arrays or a Ray Dataset."
+        "NumPy arrays, a Ray Dataset, a Hugging Face dataset or a map-style torch Dataset."
     )
 
 
@@ -319,4 +355,9 @@ def _suffix(path: str) -> str:
 
 
 def _is_parquet(source: Any) -> bool:
-    return _is_path(source) and _suffix(_paths(source)[0]) in (".parquet", ".pq", "")
+    if not _is_path(source):
+        return False
+    first_path = _paths(source)[0]
+    return _suffix(first_path) in (".parquet", ".pq") or (
+        not _suffix(first_path) and not holds_images(first_path)
+    )

@@ -6,10 +6,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from ray.data import Dataset
 
 from raysel.data.blocks import arrow_blocks, map_blocks, pick
@@ -17,6 +16,9 @@ from raysel.data.rowid import ID, check_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import to_numpy
 from raysel.errors import DataError, first
+
+if TYPE_CHECKING:
+    import torch
 
 _META = "arrays.json"
 
@@ -82,7 +84,7 @@ def _look(table: Any, inputs: str) -> tuple[np.ndarray, tuple[int, ...], str, li
     return ids, values.shape[1:], str(values.dtype), table[LABEL].unique().to_pylist()
 
 
-class ArrayDataset(torch.utils.data.Dataset):
+class ArrayDataset:
     """What :func:`write_arrays` wrote, as a map-style dataset: ``[sample_id]`` is (input tensor, class code)."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -96,9 +98,13 @@ class ArrayDataset(torch.utils.data.Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        import torch
+
         return torch.from_numpy(np.array(self.inputs[index])), int(self.labels[index])
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
+        import torch  # here, so that the tasks that write the arrays need not load it
+
         rows = torch.from_numpy(self.inputs[np.asarray(indices)])  # one gather for the whole batch
         return list(zip(rows, self.labels[np.asarray(indices)].tolist(), strict=True))
 

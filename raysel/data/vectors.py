@@ -77,6 +77,14 @@ def as_matrix(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | N
     return np.ascontiguousarray(values.reshape(len(values), width), dtype=np.float32)
 
 
+def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The column itself as vectors, without a copy, if its type is already that of :func:`to_column`; else None."""
+    kind = column.type
+    if column.null_count or not isinstance(kind, pa.FixedShapeTensorType):
+        return None
+    return column if kind.value_type == pa.float32() and len(kind.shape) == 1 else None
+
+
 def not_finite(vectors: np.ndarray) -> np.ndarray:
     """Positions of the rows of ``vectors`` (n, d) that hold a NaN or an infinity, int64."""
     # A row's sum is finite if its values are, barring overflow: only suspects are looked at closely.

@@ -1,60 +1,95 @@
-"""GIO over Ray Datasets: vectors stay on the cluster; only a sample, centroids, counts and ids travel."""
+"""GIO over Ray Datasets: vectors stay on the cluster; only centroids, counts, ids and a sample of the target travel."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import Dataset
+from ray.util import ActorPool
 
-from raysel.data.blocks import VectorBlocks, map_blocks, vector_blocks
+from raysel.data.blocks import VectorBlocks, map_blocks, own_error, stream_blocks, vector_blocks
 from raysel.data.rowid import ID, budget_rows
 from raysel.data.vectors import EMBEDDING, as_matrix
-from raysel.errors import ConfigError, DataError
-from raysel.gio.greedy import greedy
-from raysel.gio.quantize import assign, cut_to_budget, fit_centroids
+from raysel.errors import ConfigError, DataError, first
+from raysel.gio.budget import arrow_bytes, parse_bytes
+from raysel.gio.gradient import gradient_select
+from raysel.gio.greedy import Picks, Stop, exact_select
+from raysel.gio.kl import Estimator, check_rank
+from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids
 from raysel.selection import Selection, coded_text
 
 _POINTS_PER_CENTROID = 256  # k-means learns from so many sampled rows per centroid, as FAISS does by default
-_TARGET_ROWS = (
-    20_000  # target rows the KL is estimated on; more are sampled, which bounds the distance matrix
-)
+_SAMPLE_ROWS, _SAMPLE_NUMBERS = 1 << 20, 1 << 27  # and from no more than these: 512 MB
+_TARGET_ROWS = 20_000  # more target rows are sampled, which bounds the distance matrix
 
 
 @dataclass(frozen=True)
 class GIO:
     """Gradient information optimization: choose the pool rows that bring KL(target || chosen) down fastest.
 
-    budget: rows to keep; a float is a share of the pool, an int a count. clusters: k-means centroids the pool is
-    quantised to (None, or no fewer than there are rows: every row stands for itself). Greedy selection over
-    centroids with the nearest-neighbour estimator is exact; then each chosen centroid brings its rows, the
-    last one cut to the budget, farthest rows first. column: the vectors. seed: of sampling and k-means.
+    budget: what to keep: a share of the pool's rows (float), a number of rows (int) or of Arrow bytes of all the
+    pool's columns at its mean row size (text such as "200MB"). clusters: k-means centroids the pool is quantised
+    to, and greedy selection picks from; None, or no fewer than there are rows: rows are picked themselves, and all
+    vectors go to the driver. within: how picked clusters become rows. "random": from the clusters picked until the
+    KL rises, each in proportion to the target rows that fall into it, by a seeded draw. "nearest", as published:
+    whole clusters in the order of the picks, of the last one the rows nearest to its centroid.
+
+    estimator, k: see `raysel.gio.kl`. solver: "exact" greedy, or "gradient" as published (estimator="average"),
+    which starts every descent at `init`. stop: rules that may end the selection before the budget does.
+    column: the vectors. seed: of sampling, k-means, the draw and the gradient solver.
 
     Source: Everaert & Potts, ICLR 2024 (arXiv 2306.11670), with the k-NN estimator of Wang, Kulkarni &
-    Verdú (2009) in place of the published average over all neighbour ranks (see docs/methods.md).
+    Verdú (2009) in place of the published average over all neighbour ranks (see docs/gio.md).
     """
 
-    budget: float | int
+    budget: float | int | str
     clusters: int | None = 1500
+    estimator: Estimator = "nearest"
+    k: int | None = None
+    solver: Literal["exact", "gradient"] = "exact"
+    init: Literal["mean", "jump", "prev_opt"] = "mean"
+    stop: Stop | None = None
+    within: Literal["random", "nearest"] = "random"
     column: str = EMBEDDING
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Says at once what can be said without the pool."""
         if self.clusters is not None and (isinstance(self.clusters, bool) or self.clusters < 1):
             raise ConfigError(
                 f"clusters: {self.clusters!r}; give at least 1, or None for every row on its own."
             )
-        budget_rows(self.budget, 2**62)  # says at once what can be said without the pool
+        if isinstance(self.budget, str):
+            parse_bytes(self.budget)
+        else:
+            budget_rows(self.budget, 2**62)
+        check_rank(self.estimator, self.k, 2**62)
+        for name, known in (
+            ("solver", ("exact", "gradient")),
+            ("init", ("mean", "jump", "prev_opt")),
+            ("within", ("random", "nearest")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name}: {getattr(self, name)!r} is unknown; use {' or '.join(known)}.")
+        if self.solver == "gradient" and self.estimator != "average":
+            raise ConfigError(
+                f"solver: gradient descends the published KL; give estimator='average', not {self.estimator!r}."
+            )
+        if self.solver == "exact" and self.stop is not None and self.stop.max_resets is not None:
+            raise ConfigError("stop.max_resets belongs to solver='gradient'.")
 
-    def select(self, pool: Dataset, target: Dataset) -> Selection:
+    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """The chosen rows; ``info["curve"]`` holds the KL and the rows after each pick.
 
-        The result hangs on the rows, their ids and the seed alone, not on blocks or nodes. Columns beside the
-        usual: ``cluster`` (int32), ``rank`` (int32, order of its cluster), ``distance`` (float32, to the
-        centroid). DataError for vectors that cannot be used, ConfigError for a budget over the pool's rows.
+        start: an earlier selection from this pool to continue: its rows are kept and count in the budget, and their
+        clusters' centroids count as chosen. The result hangs on the rows, their ids and the seed alone, not on
+        blocks or nodes. Columns beside the usual: ``cluster`` (int32), ``rank`` (int32, order of its cluster, -1 for
+        rows of `start`), ``distance`` (float32, to the centroid). DataError for vectors that cannot be used or a
+        start that is not from this pool, ConfigError for a budget or k that the rows do not allow.
         """
         source = vector_blocks(pool, self.column, "pool")
         aim = vector_blocks(target, self.column, "target")
@@ -63,92 +98,214 @@ class GIO:
                 f"The pool's vectors have {source.dimension} dimensions, the target's {aim.dimension}; "
                 "embed both with the same embedder."
             )
-        count = budget_rows(self.budget, source.rows)
-        ids, cluster, distance, centroids = self._quantise(source)
+        count = self._count(pool, source.rows)
+        before = _check_start(start, source.ids, count)
         _, aims = aim.sample(_TARGET_ROWS, self.seed)
-        sizes = np.bincount(cluster, minlength=len(centroids))
-        order, kls, rows = [], [], []
-        for index, kl in greedy(centroids, aims):
-            order.append(index)
-            kls.append(kl)
-            rows.append(min(count, int(sizes[order].sum())))
-            if rows[-1] >= count:
-                break
-        picked = np.array(order, np.int64)
-        chosen = cut_to_budget(picked, cluster, distance, ids, count)
-        return self._selection(source.rows, ids, cluster, distance, picked, np.array(kls), rows, chosen)
+        if len(aims) > 1:
+            check_rank(self.estimator, self.k, len(aims))
+        quantised = self._quantise(source)
+        kept = np.isin(quantised.ids, before)
+        picks = self._pick(quantised, kept, aims, count - len(before))
+        new = self._rows(quantised, kept, picks, aims, count - len(before))
+        return self._selection(quantised, kept, picks, new, start)
 
-    def _quantise(self, source: VectorBlocks) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Ids ascending, and each row's cluster and distance to its centroid; the centroids (K, d), none empty."""
+    def _count(self, pool: Dataset, rows: int) -> int:
+        """Rows to keep."""
+        if isinstance(self.budget, str):
+            total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
+            count = parse_bytes(self.budget) * rows // max(total, 1)
+            if not 1 <= count <= rows:
+                raise ConfigError(
+                    f"budget: {self.budget} is {count:,} of the pool's {rows:,} rows, which take {total:,} bytes; "
+                    "at least one row must be kept, and no more than there are."
+                )
+        else:
+            count = budget_rows(self.budget, rows)
+        share = 1.0 if self.stop is None else self.stop.data_size or 1.0
+        return max(1, min(count, int(share * rows + 1e-9)))
+
+    def _quantise(self, source: VectorBlocks) -> _Quantised:
         if self.clusters is None or self.clusters >= source.rows:
             ids, vectors = source.sample(source.rows, self.seed)
-            return ids, np.arange(len(ids), dtype=np.int32), np.zeros(len(ids), np.float32), vectors
-        _, sample = source.sample(self.clusters * _POINTS_PER_CENTROID, self.seed)
-        centroids = fit_centroids(sample, self.clusters, self.seed)
-        parts = map_blocks(_assign, source.blocks, self.column, ray.put(centroids))
+            return _Quantised(
+                ids, np.arange(len(ids), dtype=np.int32), np.zeros(len(ids), np.float32), vectors
+            )
+        rows = min(self.clusters * _POINTS_PER_CENTROID, _SAMPLE_ROWS, _SAMPLE_NUMBERS // source.dimension)
+        rows = max(rows, self.clusters)
+        centroids = source.on_sample(fit_centroids, rows, self.seed, self.clusters, self.seed)
+        parts = _assign(source, centroids)
         ids = np.concatenate([part[0] for part in parts])
         order = np.argsort(ids, kind="stable")
         cluster = np.concatenate([part[1] for part in parts])[order]
         distance = np.concatenate([part[2] for part in parts])[order]
         used, cluster = np.unique(cluster, return_inverse=True)  # a centroid without a row is nothing to pick
-        return ids[order], cluster.astype(np.int32), distance, centroids[used]
+        return _Quantised(ids[order], cluster.astype(np.int32), distance, centroids[used])
+
+    def _pick(self, pool: _Quantised, kept: np.ndarray, target: np.ndarray, count: int) -> Picks:
+        """Clusters that bring `count` rows, none of them `kept` already; those of kept rows count as chosen."""
+        sizes = np.bincount(pool.cluster[~kept], minlength=len(pool.centroids))
+        left = np.flatnonzero(sizes)
+        start = pool.centroids[np.unique(pool.cluster[kept])] if kept.any() else None
+        stop = None if self.stop is None else replace(self.stop, data_size=None)  # it is in the count
+        rest: dict[str, Any] = {
+            "k": self.k,
+            "stop": stop,
+            "sizes": sizes[left],
+            "onward": self._draws(pool),
+        }
+        if self.solver == "exact":
+            found = exact_select(pool.centroids[left], target, count, self.estimator, start=start, **rest)
+        else:
+            found = gradient_select(
+                pool.centroids[left], target, count, start, self.init, seed=self.seed, **rest
+            )
+        return Picks(left[found.indices], found.kl, found.kl_start, found.ended)
+
+    def _draws(self, pool: _Quantised) -> bool:
+        return self.within == "random" and len(pool.centroids) < len(pool.ids)
+
+    def _rows(
+        self, pool: _Quantised, kept: np.ndarray, picks: Picks, target: np.ndarray, count: int
+    ) -> np.ndarray:
+        """Positions of `count` rows, none of them `kept` already, from the picked clusters."""
+        free = np.flatnonzero(~kept)
+        cluster, ids = pool.cluster[free], pool.ids[free]
+        order = picks.indices[np.sort(np.unique(picks.indices, return_index=True)[1])]  # resets pick again
+        if not self._draws(pool):
+            return free[cut_to_budget(order, cluster, pool.distance[free], ids, count)]
+        rises = np.flatnonzero(np.diff(picks.kl, prepend=picks.kl_start) > 0)
+        before = np.bincount(pool.cluster[kept], minlength=len(pool.centroids))
+        support = np.union1d(picks.indices[: rises[0]] if len(rises) else order, np.flatnonzero(before))
+        order = np.concatenate([support, order[~np.isin(order, support)]])
+        share = np.bincount(assign(target, pool.centroids)[0], minlength=len(pool.centroids))
+        return free[draw_to_budget(order, len(support), share, cluster, ids, count, self.seed, before)]
 
     def _selection(
-        self,
-        pool_rows: int,
-        ids: np.ndarray,
-        cluster: np.ndarray,
-        distance: np.ndarray,
-        picked: np.ndarray,
-        kls: np.ndarray,
-        rows: list[int],
-        chosen: np.ndarray,
+        self, pool: _Quantised, kept: np.ndarray, picks: Picks, new: np.ndarray, start: Selection | None
     ) -> Selection:
-        rank_of = np.full(int(cluster.max()) + 1, -1, np.int64)
-        rank_of[picked] = np.arange(len(picked))
-        rank = rank_of[cluster]
-        left = np.ones(len(ids), bool)
-        left[chosen] = False
-        left_out = np.flatnonzero(left)
-        why = [
-            "its cluster was not reached within the budget",
-            "cut from the last cluster: far from its centroid",
-        ]
+        rank_of = np.full(len(pool.centroids), -1, np.int64)
+        rank_of[picks.indices[::-1]] = np.arange(len(picks))[
+            ::-1
+        ]  # where one was picked again: the first time
+        rank = rank_of[pool.cluster]
+        rank[kept] = -1
+        taken = kept.copy()
+        taken[new] = True
+        out, chosen = np.flatnonzero(~taken), np.flatnonzero(taken)
+
+        unreached = "its cluster was not reached within the budget"
+        if picks.ended == "stop":
+            unreached = "its cluster was not reached before a stop rule ended the selection"
+        left_out = "cut from the last cluster: far from its centroid"
+        if self._draws(pool):
+            left_out = "its cluster was picked, the draw left it out"
         dropped = pa.table(
             {
-                ID: pa.array(ids[left_out]),
-                "cluster": pa.array(cluster[left_out]),
-                "reason": coded_text((rank[left_out] >= 0).astype(np.int32), why),
+                ID: pa.array(pool.ids[out]),
+                "cluster": pa.array(pool.cluster[out]),
+                "reason": coded_text(rank[out] >= 0, [unreached, left_out]),
             }
         )
         texts = [
-            f"cluster {c}, pick {r + 1}, KL {kl:.6g} after it"
-            for r, (c, kl) in enumerate(zip(picked, kls, strict=True))
-        ]
+            *(f"cluster {c}, pick {r + 1}, KL {kl:.6g} after it" for r, (c, kl) in enumerate(zip(picks.indices, picks.kl, strict=True))),
+            "in the selection continued from",
+            "its cluster is in the selection continued from",
+        ]  # fmt: skip
+        reason = np.where(rank >= 0, rank, np.where(kept, len(picks), len(picks) + 1))
+        weight = np.ones(len(pool.ids), np.float32)
+        if start is not None:
+            weight[kept] = start.weights  # both ascend in their ids
+        brought = np.bincount(rank[new] + 1, minlength=len(picks) + 1)
         info: dict[str, Any] = {
             "method": "GIO",
             **asdict(self),
-            "estimator": "nearest",
-            "solver": "exact",
-            "pool_rows": pool_rows,
+            "pool_rows": len(pool.ids),
+            "centroids": len(pool.centroids),
+            "start_rows": int(kept.sum()),
+            "ended": picks.ended,
             "score": "KL(target || chosen centroids) in nats after the row's cluster joined",
-            "curve": {"rows": rows, "kl": kls.tolist(), "cluster": picked.tolist()},
+            "curve": {
+                "rows": (kept.sum() + np.cumsum(brought)[1:]).tolist(),
+                "kl": picks.kl.tolist(),
+                "cluster": picks.indices.tolist(),
+            },
         }
         return Selection.of(
-            ids[chosen],
-            score=kls[rank[chosen]],
-            reason=coded_text(rank[chosen], texts),
+            pool.ids[chosen],
+            score=np.append(picks.kl, picks.kl_start)[rank[chosen]],  # the last one is that of rank -1
+            weight=weight[chosen],
+            reason=coded_text(reason[chosen], texts),
             dropped=dropped,
             info=info,
             columns={
-                "cluster": cluster[chosen],
+                "cluster": pool.cluster[chosen],
                 "rank": rank[chosen].astype(np.int32),
-                "distance": distance[chosen],
+                "distance": pool.distance[chosen],
             },
         )
 
 
-def _assign(table: pa.Table, column: str, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclass(frozen=True)
+class _Quantised:
+    """Ids ascending, each row's cluster (int32) and distance to its centroid; the centroids (K, d), none empty."""
+
+    ids: np.ndarray
+    cluster: np.ndarray
+    distance: np.ndarray
+    centroids: np.ndarray
+
+
+def _check_start(start: Selection | None, pool_ids: np.ndarray, count: int) -> np.ndarray:
+    """The ids chosen before."""
+    if start is None:
+        return np.empty(0, np.int64)
+    strange = np.setdiff1d(start.ids, pool_ids)
+    if len(strange):
+        raise DataError(
+            f"start holds {len(strange):,} rows that the pool does not have (sample_id {first(strange)}); "
+            "continue a selection from the same pool."
+        )
+    if len(start) >= count:
+        raise ConfigError(
+            f"budget: {count:,} rows in all, and start holds {len(start):,} already; give a larger budget."
+        )
+    return start.ids
+
+
+def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Ids, cluster and distance of every row, block by block: on the GPUs that are free, else by plain tasks."""
+    shared = ray.put(centroids)
+    gpus = min(int(ray.available_resources().get("GPU", 0)), len(source.blocks))
+    if not gpus:
+        return map_blocks(_nearest, source.blocks, source.column, shared)
+    actors = [ray.remote(num_gpus=1)(_OnDevice).remote(source.column, shared) for _ in range(gpus)]
+    try:
+        return list(ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks))
+    except ray.exceptions.RayError as error:
+        if (ours := own_error(error)) is not None:
+            raise ours from None
+        raise
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+
+
+class _OnDevice:
+    """Holds a GPU for the time of one assignment."""
+
+    def __init__(self, column: str, centroids: np.ndarray) -> None:
+        import torch
+
+        self._column, self._centroids = column, centroids
+        self._device = "cuda" if torch.cuda.is_available() else None
+
+    def nearest(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return _nearest(table, self._column, self._centroids, self._device)
+
+
+def _nearest(
+    table: pa.Table, column: str, centroids: np.ndarray, device: str | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ids = table[ID].to_numpy()
-    cluster, distance = assign(as_matrix(table[column], column, ids), centroids)
+    cluster, distance = assign(as_matrix(table[column], column, ids), centroids, ids, device=device)
     return ids, cluster, distance

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from raysel.errors import ConfigError
 from raysel.gio.distances import MIN_DISTANCE, check_device, first_equal, mean_logs, vectors
-from raysel.gio.greedy import Picks, Stop, Watch, check_count
+from raysel.gio.greedy import Picks, Run, Stop, Watch, check_count, check_sizes, collect
 from raysel.gio.kl import EPS, average_kl, check_rank, check_target, rho_logs
 
 _WARM_UP = 3  # times `steps`, on the first pick, after a reset and on a random restart
@@ -40,6 +40,8 @@ def gradient_select(
     k: int | None = None,
     stop: Stop | None = AS_PUBLISHED,
     restart: float = 0.0,
+    sizes: Any = None,
+    onward: bool = False,
     device: str | None = None,
 ) -> Picks:
     """At most `count` pool rows chosen as the publication chooses them; its KL (estimator `average`) after each.
@@ -47,15 +49,16 @@ def gradient_select(
     `pool` (N, d), `target` (n, d); `start` (m, d): rows already chosen, by default the published 20 uniform points
     of length 1. `init`: where v starts for every pick: the target's mean, a random target row, or where it stopped.
     `restart`: probability of a descent of 3 * `steps` at a pick. `k`: rank of the target's own neighbours, 5 as
-    published. `stop`: rules beside `count`; None for none. The random draws are those that the publication makes
+    published. `stop`: rules beside `count`; None for none. `sizes`, `onward`: see `exact_select`. The random draws are those that the publication makes
     after ``random.seed(seed)``. Without resets no row is chosen twice. Raises DataError, ConfigError.
     """
     rows = vectors(pool, "pool")
     target, d = check_target(target)
     vectors(rows[:1], "pool", d)
     rank = check_rank("average", k, len(target))
+    sizes = check_sizes(sizes, len(rows))
     if stop is None or stop.max_resets is None:
-        check_count(count, len(rows))
+        check_count(count, len(rows) if sizes is None else int(sizes.sum()))
     elif count < 1:
         raise ConfigError(f"count = {count} must be at least 1.")
     if init not in ("mean", "jump", "prev_opt"):
@@ -69,26 +72,24 @@ def gradient_select(
     rho = float(rho_logs(target, rank, centre, "average", None, device=device)[-1])
     g = mean_logs(rows, target, centre, EPS, device=device)
     total, m = float(mean_logs(begin, target, centre, EPS, device=device).sum()), len(begin)
-    watch = Watch(stop, len(rows), average_kl(total / m, m, len(target), d, rank, rho), count)
-    indices: list[int] = []
-    values: list[float] = []
+    kl_start = average_kl(total / m, m, len(target), d, rank, rho)
     walk = _Walk(rows, target, centre, m, init, steps, learning_rate, restart, seed)
-    while not watch.full and walk.left:
-        with threadpool_limits(1, "blas"):  # products this small lose more to waiting threads than they gain
-            index = walk.nearest(m)
-        value = average_kl((total + g[index]) / (m + 1), m + 1, len(target), d, rank, rho)
-        verdict = watch.see(value)
-        if verdict == "stop":
-            break
-        if verdict == "reset":
-            walk.reset()
-            continue
-        indices.append(index)
-        values.append(value)
-        total, m = total + float(g[index]), m + 1
-        if verdict == "last":
-            break
-    return Picks(np.array(indices, np.int64), np.array(values, np.float64))
+
+    def run() -> Run:
+        chosen, so_far = m, total
+        while walk.left:
+            with threadpool_limits(
+                1, "blas"
+            ):  # products this small lose more to waiting threads than they gain
+                index = walk.nearest(chosen)
+            after = so_far + float(g[index])
+            verdict = yield index, average_kl(after / (chosen + 1), chosen + 1, len(target), d, rank, rho)
+            if verdict == "reset":
+                walk.reset()
+            else:
+                chosen, so_far = chosen + 1, after
+
+    return collect(run(), Watch(stop, len(rows), kl_start, count, sizes, onward))
 
 
 class _Walk:

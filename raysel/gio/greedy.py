@@ -12,14 +12,14 @@ While fewer than k rows are chosen, the rank is their number; the first pick of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, DataError
 from raysel.gio.distances import check_device, log_matrix, mean_logs, nearest_logs, vectors
 from raysel.gio.kl import (
     EPS,
@@ -35,15 +35,22 @@ from raysel.gio.kl import (
 
 _FLOAT32_ABOVE = 50_000_000  # entries of the matrix of log distances
 _BATCH = 16  # candidates looked at first
+Run = Generator[tuple[int, float], "str | None", None]  # picks, answered with a Watch's verdict
 _LARGEST_MATRIX = 4 * 2**30  # entries: 16 GiB of float32
 
 
 @dataclass(frozen=True)
 class Picks:
-    """Chosen pool rows (int64, in the order of choice) and the KL in nats after each (float64)."""
+    """Chosen pool rows (int64, in the order of choice) and the KL in nats after each (float64).
+
+    kl_start: the KL before the first pick; infinite without start rows. ended: "count", "stop" (a stop rule) or
+    "pool" (nothing was left).
+    """
 
     indices: NDArray[np.int64]
     kl: NDArray[np.float64]
+    kl_start: float = math.inf
+    ended: str = "count"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -87,23 +94,60 @@ class Stop:
 
 
 class Watch:
-    """Applies a Stop to one run: feed it the KL after each pick."""
+    """Applies a Stop and a count to one run: feed it each pick and the KL after it.
 
-    def __init__(self, stop: Stop | None, pool_rows: int, kl_start: float, count: int | None = None) -> None:
+    `sizes`: how many rows each pool row stands for; count and data_size are in these. A row chosen again after a
+    reset brings none. `onward`: the count alone ends nothing before the KL rises.
+    """
+
+    def __init__(
+        self,
+        stop: Stop | None,
+        pool_rows: int,
+        kl_start: float,
+        count: int | None = None,
+        sizes: NDArray[np.int64] | None = None,
+        onward: bool = False,
+    ) -> None:
         self._stop = stop or Stop()
-        self._previous = kl_start
-        self._limit = pool_rows if count is None else count
-        if self._stop.data_size is not None:
-            self._limit = min(self._limit, int(self._stop.data_size * pool_rows + 1e-9))
+        self.kl_start = self._previous = kl_start
+        total = pool_rows if sizes is None else int(sizes.sum())
+        share = total if self._stop.data_size is None else int(self._stop.data_size * total + 1e-9)
+        self._limit = min(total if count is None else count, share)
+        self._ended = "stop" if share < (total if count is None else count) else "count"
+        self._sizes = None if sizes is None else sizes.copy()
         self._taken = self._rises = self._resets = 0
+        self._onward = onward
+        self.ended = "pool"
 
     @property
     def full(self) -> bool:
         """Whether no further row may be taken."""
-        return self._taken >= self._limit
+        if self._taken < self._limit or self._onward:
+            return False
+        self.ended = self._ended
+        return True
 
-    def see(self, kl: float) -> str:
+    def see(self, index: int, kl: float) -> str:
         """What to do with a row that leads to `kl`: "take", "last" (take it and stop), "reset" or "stop"."""
+        verdict = self._judge(kl)
+        if verdict in ("stop", "reset"):
+            if verdict == "stop":
+                self.ended = "count" if self._taken >= self._limit else "stop"
+            return verdict
+        self._onward &= kl <= self._previous
+        if self.full:
+            return "stop"
+        self._previous = kl
+        self._taken += 1 if self._sizes is None else int(self._sizes[index])
+        if self._sizes is not None:
+            self._sizes[index] = 0
+        if self._stop.min_kl is not None and kl < self._stop.min_kl:
+            self.ended = "stop"
+            return "last"
+        return "last" if self.full else "take"
+
+    def _judge(self, kl: float) -> str:
         stop, rose = self._stop, kl > self._previous
         if rose and stop.increase:
             return "stop"
@@ -118,9 +162,7 @@ class Watch:
             return "stop"
         if stop.min_difference is not None and self._previous - kl < stop.min_difference:
             return "stop"
-        self._previous = kl
-        self._taken += 1
-        return "last" if self.full or (stop.min_kl is not None and kl < stop.min_kl) else "take"
+        return "take"
 
 
 def exact_select(
@@ -132,23 +174,27 @@ def exact_select(
     start: Any = None,
     stop: Stop | None = None,
     *,
+    sizes: Any = None,
+    onward: bool = False,
     target_weights: Any = None,
     device: str | None = None,
 ) -> Picks:
     """Greedy choice of `count` pool rows (default: all, or until `stop`) that lowers KL(target || chosen) fastest.
 
     `pool` (N, d), `target` (n, d), `start` (m, d) rows already chosen, or None. Ties go to the lowest index, and
-    equal rows tie exactly. Memory: one N x n matrix, float32 above 5e7 entries (none for `average`).
+    equal rows tie exactly. `sizes` (N,): how many rows each pool row stands for, as a centroid does; `count` is
+    then in those rows, and the last pick may go beyond it. `onward`: go on past `count` while the KL falls. Memory: one N x n matrix, float32 above 5e7 entries (none for `average`).
     Estimators, `k`, `target_weights`, `device`: see `kl`. Raises DataError, ConfigError.
     """
     rows = vectors(pool, "pool")
-    check_count(count, len(rows))
+    sizes = check_sizes(sizes, len(rows))
+    check_count(count, len(rows) if sizes is None else int(sizes.sum()))
     if stop is not None and stop.max_resets is not None:
         raise ConfigError(
             "stop.max_resets belongs to the gradient solver: an exact choice never gains from one."
         )
     picks, kl_start = _greedy(rows, target, estimator, k, start, target_weights, device)
-    return collect(picks, Watch(stop, len(rows), kl_start, count))
+    return collect(picks, Watch(stop, len(rows), kl_start, count, sizes, onward))
 
 
 def greedy(
@@ -165,19 +211,21 @@ def greedy(
     return _greedy(vectors(pool, "pool"), target, estimator, k, start, target_weights, device)[0]
 
 
-def collect(picks: Iterator[tuple[int, float]], watch: Watch) -> Picks:
-    """The picks that `watch` lets through."""
+def collect(picks: Run, watch: Watch) -> Picks:
+    """The picks that `watch` lets through; `picks` is told what became of each."""
     indices: list[int] = []
     values: list[float] = []
-    while not watch.full:
-        pick = next(picks, None)
-        verdict = "stop" if pick is None else watch.see(pick[1])
-        if pick is not None and verdict != "stop":
-            indices.append(pick[0])
-            values.append(pick[1])
-        if verdict in ("stop", "last"):
+    verdict: str | None = None
+    while not watch.full and verdict not in ("stop", "last"):
+        try:
+            index, kl = picks.send(verdict)
+        except StopIteration:
             break
-    return Picks(np.array(indices, np.int64), np.array(values, np.float64))
+        verdict = watch.see(index, kl)
+        if verdict in ("take", "last"):
+            indices.append(index)
+            values.append(kl)
+    return Picks(np.array(indices, np.int64), np.array(values, np.float64), watch.kl_start, watch.ended)
 
 
 def check_count(count: int | None, pool_rows: int) -> None:
@@ -190,6 +238,18 @@ def check_count(count: int | None, pool_rows: int) -> None:
         raise ConfigError(f"count = {count} is more than the pool's {pool_rows} rows.")
 
 
+def check_sizes(sizes: Any, pool_rows: int) -> NDArray[np.int64] | None:
+    """Rows that each pool row stands for, at least one each."""
+    if sizes is None:
+        return None
+    array = np.asarray(sizes)
+    if array.shape != (pool_rows,) or array.dtype.kind not in "iu" or array.min() < 1:
+        raise DataError(
+            f"sizes must hold a whole number of at least 1 for each of the pool's {pool_rows} rows."
+        )
+    return array.astype(np.int64)
+
+
 def _greedy(
     pool: NDArray[Any],
     target: Any,
@@ -198,7 +258,7 @@ def _greedy(
     start: Any,
     target_weights: Any,
     device: str | None,
-) -> tuple[Iterator[tuple[int, float]], float]:
+) -> tuple[Run, float]:
     """The picks, and the KL before the first one (infinite without `start`)."""
     target, d = check_target(target)
     vectors(pool[:1], "pool", d)
@@ -236,9 +296,7 @@ def _greedy(
     return _lazy(logs, nu, rank, m, rho, d, estimator), kl_start
 
 
-def _sorted_pass(
-    g: NDArray[np.float64], total: float, m: int, n: int, d: int, k: int, rho: float
-) -> Iterator[tuple[int, float]]:
+def _sorted_pass(g: NDArray[np.float64], total: float, m: int, n: int, d: int, k: int, rho: float) -> Run:
     for index in np.argsort(g, kind="stable").tolist():
         total += float(g[index])
         m += 1
@@ -247,7 +305,7 @@ def _sorted_pass(
 
 def _lazy(
     logs: NDArray[Any], nu: NDArray[np.float64], k: int, m: int, rho: Any, d: int, estimator: Estimator
-) -> Iterator[tuple[int, float]]:
+) -> Run:
     """Picks from the (pool, target) matrix of log distances; `nu`: the ranks so far, (at most k, target)."""
     pool_rows, n = logs.shape
     bound = np.full(pool_rows, np.inf)

@@ -8,11 +8,12 @@ float32 product only rules out centroids that its worst-case rounding error cann
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raysel.data.rowid import hash_ids
 from raysel.errors import ConfigError, DataError
 from raysel.gio.distances import check_device, first_equal, vectors
 
@@ -212,57 +213,75 @@ class _Scores:
         return best, pairs, np.concatenate([best[close], candidate.cpu().numpy()])
 
 
-def cut_to_budget(
-    order: Any,
-    cluster: Any,
-    distance: Any,
-    ids: Any,
-    budget: int,
-    within: Literal["nearest", "random"] = "nearest",
-    seed: int = 0,
-) -> NDArray[np.int64]:
+def cut_to_budget(order: Any, cluster: Any, distance: Any, ids: Any, budget: int) -> NDArray[np.int64]:
     """Positions (ascending) of the rows to take: whole clusters in `order` until `budget` rows, the last one cut.
 
     `order`: picked clusters, best first. `cluster`, `distance`, `ids` (n,): each row's cluster, its distance to the
-    centroid and its integer id. The cut keeps the rows nearest to the centroid (ties: the lower id), or with
-    within="random" those with the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows;
-    fewer rows than `budget` come back when the picked clusters hold no more. Raises DataError, ConfigError.
+    centroid and its integer id. The cut keeps the rows nearest to the centroid (ties: the lower id). A smaller
+    budget takes a subset of a larger one's rows; fewer rows than `budget` come back when the picked clusters hold
+    no more. Raises DataError, ConfigError.
     """
-    order, cluster, distance, ids = (np.asarray(each) for each in (order, cluster, distance, ids))
-    if not (cluster.ndim == 1 and cluster.shape == distance.shape == ids.shape):
+    order, cluster, distance, ids = _checked(order, cluster, distance, ids, budget)
+    if len(order) == 0 or len(cluster) == 0:
+        return np.empty(0, np.int64)
+    place = np.full(max(int(order.max()), int(cluster.max())) + 1, len(order))
+    place[order] = np.arange(len(order))
+    return _first(budget, place[cluster] < len(order), ids, distance, place[cluster])
+
+
+def draw_to_budget(
+    order: Any,
+    support: int,
+    share: Any,
+    cluster: Any,
+    ids: Any,
+    budget: int,
+    seed: int = 0,
+    before: Any = None,
+) -> NDArray[np.int64]:
+    """Positions (ascending) of rows drawn from the first `support` clusters of `order`, of each by its `share`.
+
+    `share` (K,): how much of the result each cluster should make up; one that runs out leaves its part to the
+    others, and one with share 0 comes after them. `before` (K,): rows there already, which count in its part. When
+    the support is used up the other clusters of `order` follow, one after the other. Inside a cluster rows come by
+    the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows. Raises DataError,
+    ConfigError.
+    """
+    draw = hash_ids(np.asarray(ids), seed)
+    order, cluster, draw, ids = _checked(order, cluster, draw, ids, budget)
+    if len(order) == 0 or len(cluster) == 0:
+        return np.empty(0, np.int64)
+    share = np.asarray(share, np.float64)
+    size = np.bincount(cluster, minlength=len(share))
+    rank = np.empty(len(cluster))
+    rank[np.lexsort((ids, draw, cluster))] = np.arange(len(cluster)) - np.repeat(np.cumsum(size) - size, size)
+    if before is not None:
+        rank += np.asarray(before)[cluster]
+    place = np.full(len(share), len(order))
+    place[order] = np.arange(len(order))
+    later = np.where(place < support, 0, place)[cluster]
+    # turn t of a cluster with share s comes at (t + 1/2) / s: any number of first turns is in proportion
+    with np.errstate(divide="ignore"):
+        turn = np.where(later > 0, 0.0, (rank + 0.5) / share[cluster])
+    return _first(budget, later < len(order), ids, draw, turn, later)
+
+
+def _first(budget: int, allowed: Array, *keys: Array) -> NDArray[np.int64]:
+    """The allowed positions that come first by the keys (the last key counts most), ascending."""
+    there = np.flatnonzero(allowed)
+    return np.sort(there[np.lexsort([key[there] for key in keys])[:budget]])
+
+
+def _checked(order: Any, cluster: Any, key: Any, ids: Any, budget: int) -> tuple[Array, Array, Array, Array]:
+    order, cluster, key, ids = (np.asarray(each) for each in (order, cluster, key, ids))
+    if not (cluster.ndim == 1 and cluster.shape == key.shape == ids.shape):
         raise DataError(
-            f"cluster, distance and ids must be 1-D of one length, not {cluster.shape}, {distance.shape}, {ids.shape}."
+            f"cluster, distance and ids must be 1-D of one length, not {cluster.shape}, {key.shape}, {ids.shape}."
         )
     if isinstance(budget, bool) or int(budget) != budget or budget < 1:
         raise ConfigError(f"budget = {budget} must be a whole number of rows, at least 1.")
-    if within not in ("nearest", "random"):
-        raise ConfigError(f"within = {within!r} is unknown; use 'nearest' or 'random'.")
-    if len(order) == 0 or len(cluster) == 0:
-        return np.empty(0, np.int64)
-    if len(np.unique(order)) != len(order) or order.min() < 0 or cluster.min() < 0:
+    if len(order) and (len(np.unique(order)) != len(order) or order.min() < 0):
         raise DataError("order must name each picked cluster once, by an index of 0 or more.")
-    size = np.bincount(cluster, minlength=int(order.max()) + 1)
-    taken = np.cumsum(size[order])
-    whole = int(np.searchsorted(taken, budget, side="right"))
-    keep = np.zeros(len(size), bool)
-    keep[order[:whole]] = True
-    mask = keep[cluster]
-    left = int(budget) - (int(taken[whole - 1]) if whole else 0)
-    if whole < len(order) and left:
-        members = np.flatnonzero(cluster == order[whole])
-        key = distance[members] if within == "nearest" else hash_ids(ids[members], seed)
-        mask[members[np.lexsort((ids[members], key))[:left]]] = True
-    return np.flatnonzero(mask)
-
-
-def hash_ids(ids: Any, seed: int) -> NDArray[np.uint64]:
-    """A pseudo-random uint64 per id, the same wherever the id turns up (SplitMix64 of the id, keyed by the seed)."""
-    key = _mix(np.array([seed % 2**64], np.uint64))
-    return _mix(np.asarray(ids).astype(np.uint64) ^ key)
-
-
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    value = value + np.uint64(0x9E3779B97F4A7C15)
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    if len(cluster) and cluster.min() < 0:
+        raise DataError("cluster must be an index of 0 or more.")
+    return order, cluster, key, ids

@@ -36,6 +36,7 @@ STAGE_COLOURS = {
     "selection": "#e69f00",
     "planning": "#009e73",
     "training": "#b4bcc8",
+    "other": "#e4e7ec",
 }
 _KNOWN = {"full": "#4a5361", "random": "#c25608", "chain": "#0068b0"}
 _OTHERS = ("#007a5a", "#96387f", "#7a6500", "#2f8fc4", "#8c2d19", "#5b4fa2")

@@ -16,7 +16,7 @@ from raysel.errors import DataError, RunError, first
 from raysel.report import numbers
 from raysel.report.files import write_text
 
-STAGES = ("embedding", "metrics", "selection", "planning", "training")
+STAGES = ("embedding", "metrics", "selection", "planning", "training", "other")
 REFERENCE = "full"
 WIDTH = 100
 
@@ -29,7 +29,8 @@ class LedgerEntry:
     """What one arm spent.
 
     ``samples_forward`` and ``samples_backward`` count samples, once for every pass; ``steps`` are optimiser
-    steps; ``seconds`` maps each of STAGES to wall-clock seconds, 0.0 for a stage that the arm does not have;
+    steps; ``seconds`` maps each of STAGES to wall-clock seconds (``other``: starting workers, evaluation, checkpoints and
+    epochs done twice after a failure), 0.0 for a stage that the arm does not have;
     ``accuracy`` is a share in [0, 1]. None, or a stage left out of ``seconds``, means *not measured* and
     makes what depends on it None. Raises DataError for figures that cannot be (negative, not finite).
     """
@@ -211,10 +212,11 @@ def _saving(spent: float | None, reference: float | None) -> float | None:
 
 _SHORT = {
     "embedding": "embed",
-    "metrics": "metrics",
+    "metrics": "info",
     "selection": "select",
     "planning": "plan",
     "training": "train",
+    "other": "other",
 }
 
 
@@ -224,6 +226,8 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
     number = numbers.compact if compact else numbers.count
 
     def time(value: float | None) -> str:
+        if compact and value is not None and value >= 100_000:
+            return f"{value / 1000:,.0f}k"  # six columns of them must fit
         return number(round(value)) if value is not None and value >= 1000 else numbers.seconds(value)
 
     def column(header: str, cells: list[str]) -> list[str]:
@@ -234,7 +238,8 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
         return above, [" ".join(cells) for cells in zip(*columns, strict=True)]
 
     # No arm had metrics computed in most runs: their column then only takes room.
-    stages = [stage for stage in STAGES if stage != "metrics" or any(e.seconds[stage] != 0 for e in entries)]
+    rare = ("metrics", "other")
+    stages = [stage for stage in STAGES if stage not in rare or any(e.seconds[stage] != 0 for e in entries)]
     return [
         block(
             "back-propagated",
@@ -295,6 +300,4 @@ def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
     if full is None:
         return f"saving {numbers.MISSING}: it is measured against training on full data, and no arm did that"
-    return (
-        "saving = 1 - spent / spent on full data; time counts every stage, selecting too; below 0: cost more"
-    )
+    return "saving = 1 - spent / spent on full data; other: start-up, evaluation, checkpoints; < 0: cost more"

@@ -188,7 +188,7 @@ def _ledger(ledger: Ledger) -> str:
     if ledger.entry(REFERENCE):
         note = (
             "<strong>Samples</strong> are back-propagated. <strong>Saved</strong> = 1 − spent ÷ spent on full data; "
-            "time counts every stage, embedding and selecting included. "
+            "time counts everything: embedding and selecting, and under <i>other</i> starting workers, evaluation, checkpoints and epochs done twice. "
             "Below zero means that the arm cost more."
         )
     else:

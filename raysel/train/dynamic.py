@@ -42,11 +42,12 @@ class DynamicSelection:
         self._ids: Any = None  # None: ids are slots
         self._weights: Any = None
         if isinstance(chosen, Selection):
-            samples, pool_rows = len(chosen), chosen.info.get("pool_rows")
+            samples, pool_rows, digest = len(chosen), chosen.info.get("pool_rows"), chosen.digest()
             self._ids, self._weights = chosen.ids, chosen.weights
         else:
             samples = pool_rows = whole("the number of samples", chosen, 1)
-        self.run = Run(policy, samples, num_epochs, seed, max_steps, pool_rows)
+            digest = ""
+        self.run = Run(policy, samples, num_epochs, seed, max_steps, pool_rows, digest)
         Keeper(policy, samples, num_epochs, seed)  # raises here, not in an actor, for what cannot be
         self._keeper: Any = None
         self._local = False

@@ -18,7 +18,8 @@ class Batch:
     """What one rank trains on in one step.
 
     data: what the collate function made of the samples.
-    ids: int64 (B,), the samples' ids; -1 for padding, which repeats a sample so that all ranks take equal steps.
+    ids: int64 (B,), the samples' ids. The last batch of an epoch is shorter; where fewer rows than ranks remain, a rank
+        without one gets a single row of padding, id -1, so that all ranks take equal steps.
     weights: float32 (B,), the plan's weight times the selection's; 0 for padding.
     slots: int64 NumPy (B,), the samples' places in the selection state; -1 for padding.
     share: the rows that count in this step over all ranks, divided by the number of ranks: what a
@@ -58,7 +59,7 @@ class EpochOrder(Sampler):
     """The rows of an epoch's batches: ids, and ``-id - 1`` for a row that only pads."""
 
     def __init__(self) -> None:
-        self.rows = np.empty((0, 0), np.int64)
+        self.rows: list[np.ndarray] = []
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,13 +90,22 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
     return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=CollateWithIds(collate), **options)
 
 
-def signed_rows(positions: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """``ids[positions]`` (steps, B), and ``-id - 1`` of a sample of the plan where a position is -1."""
-    rows = ids[positions]
-    padding = positions < 0
-    if padding.any():  # any real sample serves; the first keeps the choice free of chance
-        rows[padding] = -ids[0] - 1
-    return rows
+def without_padding(positions: np.ndarray) -> list[np.ndarray]:
+    """The rows of ``positions`` (steps, B), the last without its padding, but with one row at least.
+
+    Ranks must take equal steps, not equal batches: what only pads would still be computed, and counted by batch
+    statistics.
+    """
+    steps = list(positions)
+    if steps:
+        real = steps[-1][steps[-1] >= 0]
+        steps[-1] = real if len(real) else steps[-1][:1]
+    return steps
+
+
+def marks_of(positions: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """``ids[positions]``, and ``-id - 1`` of the plan's first sample where a position is -1."""
+    return np.where(positions >= 0, ids[positions], -ids[0] - 1)
 
 
 def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:

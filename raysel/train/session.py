@@ -24,7 +24,7 @@ from raysel.dynamic.keeper import Keeper
 from raysel.dynamic.plan import Plan, Policy, batches
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, DataError, StateError
-from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, signed_rows
+from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, marks_of, without_padding
 
 if TYPE_CHECKING:
     from raysel.dynamic.service import KeeperClient
@@ -37,7 +37,8 @@ _BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a ca
 class Run:
     """What is fixed for a whole run: the rule, how many samples it plans, for how long, from which seed.
 
-    pool_rows: the length that the training data must have, None where it is not known.
+    pool_rows: the length that the training data must have, None where it is not known. chosen: a digest of the
+    samples' ids and weights.
     """
 
     policy: Policy
@@ -46,6 +47,7 @@ class Run:
     seed: int
     max_steps: int | None
     pool_rows: int | None
+    chosen: str = ""
 
 
 class Session:
@@ -77,6 +79,7 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.plan: Plan | None = None
         self._batch_size = 0
+        self._loader: _EpochLoader | None = None
         self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
         self._slots: list[np.ndarray] = []
         self._losses: list[torch.Tensor] = []
@@ -100,9 +103,9 @@ class Session:
             return False
         with self._ranks.checkpoint() as directory:
             assert directory is not None  # there was one when the session began
-            saved = torch.load(directory / _OBJECTS, map_location="cpu", weights_only=True)
+            saved = _load(directory / _OBJECTS)
             mine = directory / _rng_name(self.rank, self.world)
-            rng = torch.load(mine, map_location="cpu", weights_only=True) if mine.exists() else None
+            rng = _load(mine) if mine.exists() else None
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
@@ -153,7 +156,9 @@ class Session:
 
         dataset: map-style; ``dataset[sample_id]`` is the sample. batch_size: rows per rank and step.
         options: passed to torch's DataLoader (num_workers, pin_memory, persistent_workers, ...).
-        All ranks get the same number of batches, ``len()`` of what is returned.
+        All ranks get the same number of batches, ``len()`` of what is returned; only the last may be shorter. A plan
+        is trained on once: the loader asked for last is the one that counts. What ``persistent_workers`` drew at
+        random in an earlier process is not restored with a checkpoint; everything else is.
         """
         plan = self._current("loader")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -172,10 +177,12 @@ class Session:
         left = np.inf if self._run.max_steps is None else self._run.max_steps - self.total_steps
         positions = positions[: int(min(left, len(positions)))]
         ids = plan.slots if self._ids is None else self._ids[plan.slots]
-        kept[1].rows = signed_rows(positions, ids)
+        mine = without_padding(positions)
+        kept[1].rows = [marks_of(rows, ids) for rows in mine]
         self._planning += time.perf_counter() - began
-        self._batch_size, self.steps_per_epoch = batch_size, len(positions)
-        return _EpochLoader(self, kept[2], positions, kept[1].rows, plan)
+        self._batch_size, self.steps_per_epoch = batch_size, len(mine)
+        self._loader = _EpochLoader(self, kept[2], mine, kept[1].rows, plan, batch_size)
+        return self._loader
 
     def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
         """Note each sample's loss and return the scalar to differentiate: the weighted mean over the step's rows.
@@ -212,11 +219,14 @@ class Session:
     ) -> dict[str, Any]:
         """End the epoch: commit its losses, save ``state`` and the selection state in one checkpoint.
 
-        metrics: numbers of this epoch, kept in ``history`` and given to ``ray.train.report`` (rank 0's count).
+        metrics: what JSON can hold, numbers of this epoch, kept in ``history`` and given to ``ray.train.report`` (rank
+        0's count), beside our own: epoch, planned, trained, steps, observed, nonfinite, mean_loss, seconds,
+        planning_seconds, digest.
         state: name -> object with ``state_dict`` to save; None saves only the selection state.
         Returns the epoch's entry of ``history``. Every rank calls it, once an epoch.
         """
         plan = self._current("report")
+        mine = _checked(metrics or {})
         self._send()
         began = time.perf_counter()
         self._drain()
@@ -225,18 +235,23 @@ class Session:
         summary = self._keeper.commit(attempt, self.epoch) if self.rank == 0 else None
         summary = self._ranks.broadcast(summary)
         self._planning += time.perf_counter() - began
+        if self.step and not summary["observed"] and not summary["nonfinite"]:
+            raise StateError(
+                f"No loss of epoch {self.epoch} was noted: call session.loss(batch, losses) for every batch."
+            )
         trained = min(len(plan), self.step * self._batch_size * self.world)
         entry = {
             "epoch": self.epoch,
             "planned": len(plan),
             "trained": trained,
             "steps": self.step,
-            "loss": summary["mean_loss"],
+            "observed": summary["observed"],
             "nonfinite": summary["nonfinite"],
+            "mean_loss": summary["mean_loss"],
             "seconds": time.perf_counter() - self._started,
             "planning_seconds": self._planning,
             "digest": summary["digest"],
-            **{name: _plain(value) for name, value in (metrics or {}).items()},
+            **mine,
         }
         self.history.append(entry)
         self.total_steps += self.step
@@ -272,7 +287,7 @@ class Session:
                 f"{directory}: the checkpoint is damaged ({str(error).splitlines()[0]}); "
                 "remove it to go on from the one before."
             ) from error
-        mine = self._about()
+        mine = json.loads(json.dumps(self._about()))  # as the checkpoint holds it: a tuple is a list there
         other = [key for key in mine if run.get(key) != mine[key]]
         if other:
             raise StateError(
@@ -288,6 +303,8 @@ class Session:
             "samples": self._run.samples,
             "num_epochs": self.num_epochs,
             "seed": self._run.seed,
+            "max_steps": self._run.max_steps,
+            "chosen": self._run.chosen,
         }
 
     def _begin(self) -> None:
@@ -346,37 +363,42 @@ class _EpochLoader:
     """The batches of one epoch on one rank; iterating it counts the session's steps."""
 
     def __init__(
-        self, session: Session, loader: DataLoader, positions: np.ndarray, rows: np.ndarray, plan: Plan
+        self,
+        session: Session,
+        loader: DataLoader,
+        positions: list[np.ndarray],
+        marks: list[np.ndarray],
+        plan: Plan,
+        batch_size: int,
     ) -> None:
-        self._session, self._loader, self._positions, self._plan = session, loader, positions, plan
-        self._rows = rows
+        self._session, self._loader, self._positions, self._marks = session, loader, positions, marks
+        self._plan, self._rows = plan, batch_size * session.world
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __iter__(self) -> Iterator[Batch]:
         session, plan = self._session, self._plan
-        if session.plan is not plan:
-            raise StateError("This loader belongs to an epoch that is over; ask session.loader again.")
+        if session.plan is not plan or session._loader is not self:
+            raise StateError(
+                "This loader has been replaced by a later one, or its epoch is over; ask session.loader."
+            )
         if session.step:
             raise StateError(f"Epoch {session.epoch} was iterated already; a plan is trained on once.")
-        rows = session._batch_size * session.world
         for step, (marks, data) in enumerate(self._loader):
             positions = self._positions[step]
-            if not np.array_equal(marks.numpy(), self._rows[step]):
+            if not np.array_equal(marks.numpy(), self._marks[step]):
                 raise StateError(
                     "The DataLoader handed out batches in another order than it was asked to; "
                     "leave its in_order option alone."
                 )
-            slots = np.where(positions >= 0, plan.slots[positions], -1)
-            count = min(rows, len(plan) - step * rows)
             session.step = step + 1
             yield Batch(
                 data,
                 torch.where(marks >= 0, marks, -1),
                 torch.from_numpy(session._weights_of(plan, positions)),
-                slots,
-                count / session.world,
+                np.where(positions >= 0, plan.slots[positions], -1),
+                min(self._rows, len(plan) - step * self._rows) / session.world,
             )
 
 
@@ -428,8 +450,9 @@ class LocalRanks:
 
     @contextmanager
     def checkpoint(self) -> Iterator[Path | None]:
-        last = self._directory / "last" if self._directory else None
-        yield last if last is not None and last.exists() else None
+        # A process killed between the two renames of report() leaves the one before under ".old".
+        places = [] if self._directory is None else [self._directory / name for name in ("last", ".old")]
+        yield next((place for place in places if place.exists()), None)
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -442,25 +465,65 @@ class LocalRanks:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
         partial, last, old = (self._directory / name for name in (".partial", "last", ".old"))
-        for path in (partial, old):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save(partial)
         if last.exists():
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(last, old)
         os.replace(partial, last)
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _plain(value: Any) -> Any:
-    """A number out of a tensor or a NumPy scalar: history is JSON."""
-    return value.item() if isinstance(value, (torch.Tensor, np.generic)) else value
+_OURS = frozenset(
+    [
+        "epoch",
+        "planned",
+        "trained",
+        "steps",
+        "observed",
+        "nonfinite",
+        "mean_loss",
+        "seconds",
+        "planning_seconds",
+        "digest",
+    ]
+)
+
+
+def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's metrics as JSON holds them; ConfigError for a name of ours or a value that JSON cannot hold."""
+    taken = sorted(_OURS & set(metrics))
+    if taken:
+        raise ConfigError(
+            f"report: the metric '{taken[0]}' is one of the session's own; give it another name."
+        )
+    plain = {}
+    for name, value in metrics.items():
+        single = isinstance(value, np.generic) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+        plain[name] = value.item() if single else value
+        try:
+            json.dumps(plain[name])
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"report: the metric '{name}' is {type(value).__name__}, which JSON cannot hold; give a number."
+            ) from None
+    return plain
 
 
 def _bare(value: Any) -> Any:
     """The module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
     wrapped = isinstance(value, torch.nn.parallel.DistributedDataParallel)
     return value.module if wrapped else value
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise StateError(
+            f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]}); remove it to go on from the one before."
+        ) from error
 
 
 def _rng_name(rank: int, world: int) -> str:
@@ -472,7 +535,7 @@ def _get_rng() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": list(random.getstate()[1]),
+        "python": [random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]],
         "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
     }
 
@@ -481,6 +544,7 @@ def _set_rng(saved: dict[str, Any]) -> None:
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
-    random.setstate((3, tuple(saved["python"]), None))
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(words), gauss))
     name, keys, *rest = saved["numpy"]
     np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002

@@ -6,6 +6,8 @@ import difflib
 import hashlib
 import json
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,10 +29,13 @@ class Rows(_Part):
 
 
 class Embed(_Part):
-    """How rows become vectors: ``embedder`` (column, pca:N) on ``column``."""
+    """How rows become vectors; the fields are those of ``raysel.fit_embedder`` and ``raysel.embed``."""
 
     embedder: str = "column"
     column: str = "embedding"
+    normalize: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+    on_error: Literal["raise", "drop", "null"] = "raise"
 
 
 class SelectGIO(_Part):
@@ -82,12 +87,12 @@ class Train(_Part):
     input: str
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
     workers: Annotated[int, Field(ge=1)] = 2
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
 
 
@@ -95,7 +100,7 @@ class Workflow(_Part):
     """A whole run. ``select`` and ``dynamic`` may each be left out; ``controls`` are trained beside the chain."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     pool: Rows
     target: Rows | None = None
     test: Rows | None = None
@@ -124,7 +129,7 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     """
     file = Path(path)
     try:
-        tree = yaml.load(file.read_text(), Loader=_UniqueKeys)
+        tree = yaml.load(file.read_text(), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -140,17 +145,30 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     return _absolute(workflow, file.resolve().parent)
 
 
-class _UniqueKeys(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key in keys if keys.count(key) > 1]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"the key '{twice[0]}' is given twice", node.start_mark
-            )
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
+        wrong = [f"the key '{key}' is given twice" for key in keys if keys.count(key) > 1]
+        wrong += [
+            f"the key '{key}' is not text; write it in quotes" for key in keys if not isinstance(key, str)
+        ]
+        if wrong:
+            raise yaml.constructor.ConstructorError(None, None, wrong[0], node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which the library reads, takes 5e-4 for text; YAML 1.2 and everybody else take it for a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
@@ -163,7 +181,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override}: '{key}' is a value, not a group of keys.")
     try:
-        tree[last] = yaml.safe_load(text)
+        tree[last] = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML.") from error
 
@@ -228,7 +246,8 @@ def _tags(model: Any) -> tuple[Any, ...]:
 
 def _absolute(workflow: Workflow, base: Path) -> Workflow:
     def place(path: str) -> str:
-        return path if "://" in path else os.path.normpath(base / Path(path).expanduser())
+        # os.path's expanduser leaves alone a ~name that nobody has; Path's raises
+        return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))
 
     changed: dict[str, Any] = {}
     for name in ("pool", "target", "test"):
@@ -239,4 +258,18 @@ def _absolute(workflow: Workflow, base: Path) -> Workflow:
     file, colon, factory = workflow.train.model.rpartition(":")
     if colon and file.endswith(".py"):
         changed["train"] = workflow.train.model_copy(update={"model": f"{place(file)}:{factory}"})
+    changed["embed"] = workflow.embed.model_copy(
+        update={"embedder": _embedder(workflow.embed.embedder, place)}
+    )
     return workflow.model_copy(update=changed)
+
+
+def _embedder(spec: str, place: Callable[[str], str]) -> str:
+    """The embedder with its file or folder, where it names one, taken relative to the workflow."""
+    kind, _, argument = spec.partition(":")
+    if kind == "torch" and ".py:" in argument:
+        file, _, factory = argument.partition(".py:")
+        return f"{kind}:{place(file)}.py:{factory}"
+    if kind == "sentence-transformers" and argument.startswith((".", "~", "/")):
+        return f"{kind}:{place(argument)}"
+    return spec

@@ -10,6 +10,7 @@ run/
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -18,13 +19,15 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import raysel
+from raysel.data.embed import weights_digest
 from raysel.errors import ResourceError, RunError
 from raysel.report.ledger import Ledger, LedgerEntry
 from raysel.selection import Selection
@@ -78,7 +81,7 @@ class _Run:
         for left in directory.glob(
             "*"
         ):  # a step that did not finish starts anew; training keeps its checkpoints
-            if left.name != "ray":
+            if left.name not in ("ray", "vectors"):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         directory.mkdir(parents=True, exist_ok=True)
         self.progress.note(name, "...")
@@ -100,17 +103,29 @@ def run(
     """
     directory = Path(out) if out is not None else Path("runs") / workflow.name
     counts = steps.check(workflow)
+    train = workflow.train
+    steps.check_room(
+        train.workers, train.cpus_per_worker, train.gpus_per_worker
+    )  # not after an hour of embedding
     this = _Run(workflow, directory.resolve(), progress or Progress())
     created = _claim(this)
+    with _alone(this.out):
+        return _run(this, counts, created)
+
+
+def _run(this: _Run, counts: dict[str, int], created: str) -> dict[str, Any]:
+    workflow = this.workflow
     this.digests = steps.number(workflow, this.index)
     vectors, embedding = _embed(this)
     chosen_at, selected = _select(this, vectors)
+    chosen: Selection | int = counts["pool"] if chosen_at is None else Selection.load(chosen_at)
+    subset = _random(this, chosen)
     data, arrays = this.step(
         "arrays",
         [workflow.key("pool", "test"), workflow.train.input, this.digests],
         lambda path: steps.arrays(workflow, this.index, path),
     )
-    arms = _train(this, data, chosen_at, counts["pool"])
+    arms = _train(this, data, chosen, subset, counts["pool"])
     ledger = Ledger(
         [_entry(name, arm, embedding, selected if name == "chain" else None) for name, arm in arms.items()]
     )
@@ -127,9 +142,14 @@ def run(
             "test": counts.get("test", 0),
             "classes": arrays["classes"],
         },
-        "selection": _selection(chosen_at, selected, counts["pool"]),
+        "inputs": this.digests,
+        "selection": None if isinstance(chosen, int) else _selection(this, chosen),
         "arms": {
-            name: {"title": arm["title"], "rows": arm["rows"], "epochs": arm["epochs"]}
+            name: {
+                "title": arm["title"],
+                "rows": arm["rows"],
+                "epochs": [{**epoch, "loss": epoch["mean_loss"]} for epoch in arm["epochs"]],
+            }
             for name, arm in arms.items()
         },
         "ledger": ledger.to_dict(),
@@ -147,7 +167,9 @@ def report(directory: str | os.PathLike[str]) -> Path:
     place = Path(directory)
     try:
         results = json.loads((place / "results.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        if not isinstance(results, dict) or "ledger" not in results:
+            raise ValueError("results.json is not what a run writes")
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{place}: holds no results to report ({getattr(error, 'strerror', None) or error}); "
             "give the directory of a finished run."
@@ -236,6 +258,19 @@ def _claim(this: _Run) -> str:
     return created
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the run directory; RunError if another process does. The lock goes with its process, however it ends."""
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"{directory}: another process is at work in it; wait for it, or choose another --out."
+            ) from error
+        yield
+
+
 def _difference(one: Any, other: Any, path: str = "") -> str:
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted(one.keys() | other.keys()):
@@ -248,9 +283,13 @@ def _embed(this: _Run) -> tuple[Path | None, float]:
     flow = this.workflow
     if flow.select is None or flow.select.method != "gio":
         return None, 0.0
-    key = [flow.key("pool", "target", "embed", "seed"), this.digests]
-    path, answer = this.step("embed", key, lambda path: steps.embed(flow, this.index, path))
-    return path, answer["seconds"]
+    key = [flow.key("pool", "target", "embed", "seed"), this.digests, weights_digest(flow.embed.embedder)]
+    path, answer = this.step(
+        "embed",
+        key,
+        lambda path: steps.embed(flow, this.index, path, lambda text: this.progress.note("embed", text)),
+    )
+    return path / "vectors", answer["seconds"]
 
 
 def _select(this: _Run, vectors: Path | None) -> tuple[Path | None, dict[str, Any]]:
@@ -262,35 +301,40 @@ def _select(this: _Run, vectors: Path | None) -> tuple[Path | None, dict[str, An
     return path / "selection", answer
 
 
-def _train(this: _Run, data: Path, chosen_at: Path | None, pool: int) -> dict[str, dict[str, Any]]:
-    """Each arm's title, rows, history and seconds of selecting; the chain first, since the controls follow it."""
+def _random(this: _Run, chosen: Selection | int) -> tuple[Selection, float] | None:
+    """The control's rows, as many as were chosen, and the seconds that drawing them took."""
+    if "random" not in this.workflow.controls:
+        return None
+    count = len(chosen) if isinstance(chosen, Selection) else chosen
+    path, drawn = this.step(
+        "random",
+        [this.digests, count, this.workflow.seed],
+        lambda path: steps.random_subset(this.workflow, this.index, count, path),
+    )
+    return Selection.load(path / "selection"), drawn["seconds"]
+
+
+def _train(
+    this: _Run, data: Path, chosen: Selection | int, subset: tuple[Selection, float] | None, pool: int
+) -> dict[str, dict[str, Any]]:
+    """Each arm's title, rows, history and seconds of selecting; the chain first, since a control follows it."""
     flow = this.workflow
-    chosen: Selection | int = pool if chosen_at is None else Selection.load(chosen_at)
     titles = {"gio": "GIO", "random": "random"}
     dynamics = {"infobatch": "InfoBatch", "random_prune": "random pruning", "full": ""}
     parts = [titles[flow.select.method] if flow.select else "", dynamics[flow.dynamic.method]]
-    chain = this_arm = _fit(
-        this, "chain", steps.policy(flow), chosen, data, [flow.key("select", "embed", "target", "dynamic")]
-    )
+    key = [flow.key("select", "embed", "target", "dynamic")]
+    chain = _fit(this, "chain", steps.policy(flow), chosen, data, key)
     chain["title"] = " + ".join(filter(None, parts)) or "training"
     arms = {"chain": chain}
-    if "random" in flow.controls:
-        total = sum(epoch["steps"] for epoch in this_arm["epochs"])
-        count = len(chosen) if isinstance(chosen, Selection) else chosen
-        path, drawn = this.step(
-            "random",
-            [this.digests, count, flow.seed],
-            lambda p: steps.random_subset(flow, this.index, count, p),
-        )
-        subset = Selection.load(path / "selection")
-        arms["random"] = _fit(this, "random", raysel.FullData(), subset, data, [count, total], total)
-        arms["random"]["title"] = "random, same size and steps"
-        arms["random"]["selecting"] = drawn["seconds"]
+    if subset is not None:
+        rows, seconds = subset
+        total = sum(epoch["steps"] for epoch in chain["epochs"])
+        arms["random"] = _fit(this, "random", raysel.FullData(), rows, data, [len(rows), total], total)
+        arms["random"] |= {"title": "random, same size and steps", "selecting": seconds}
     if "full" in flow.controls:
         arms["full"] = _fit(this, "full", raysel.FullData(), pool, data, [])
         arms["full"]["title"] = "full pool"
-    order = [name for name in ("full", "random", "chain") if name in arms]
-    return {name: arms[name] for name in order}
+    return {name: arms[name] for name in ("full", "random", "chain") if name in arms}
 
 
 def _fit(
@@ -304,7 +348,8 @@ def _fit(
 ) -> dict[str, Any]:
     flow = this.workflow
     name = f"train-{arm}"
-    full_key = [flow.key("pool", "test", "train", "seed"), rule.parameters(), this.digests, key]
+    code = steps.model_digest(flow.train.model)
+    full_key = [flow.key("pool", "test", "train", "seed"), code, rule.parameters(), this.digests, key]
 
     def work(path: Path) -> dict[str, Any]:
         return steps.train(
@@ -327,6 +372,7 @@ def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str,
     passes = sum(epoch["trained"] for epoch in epochs)
     planning = sum(epoch["planning_seconds"] for epoch in epochs)
     evaluation = sum(epoch["evaluation_seconds"] for epoch in epochs)
+    training = sum(epoch["seconds"] for epoch in epochs) - planning - evaluation
     return LedgerEntry(
         arm=name,
         title=arm["title"],
@@ -340,23 +386,28 @@ def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str,
             "metrics": 0.0,
             "selection": selected["seconds"] if selected else arm.get("selecting", 0.0),
             "planning": planning,
-            "training": sum(epoch["seconds"] for epoch in epochs) - planning - evaluation,
+            "training": training,
+            # All the rest of the arm's wall time: starting workers, evaluation, checkpoints, epochs done twice.
+            "other": max(0.0, arm["seconds"] - planning - training),
         },
         accuracy=epochs[-1]["accuracy"],
     )
 
 
-def _selection(chosen_at: Path | None, selected: dict[str, Any], pool: int) -> dict[str, Any] | None:
-    if chosen_at is None:
-        return None
-    chosen = Selection.load(chosen_at)
+def _selection(this: _Run, chosen: Selection) -> dict[str, Any]:
+    """What the report shows of the choice; counting its classes is the report's expense, not the selection's."""
+    _, counted = this.step(
+        "classes",
+        [this.digests, chosen.digest()],
+        lambda _: {"classes": steps.kept_classes(this.workflow, this.index, chosen)},
+    )
     curve = chosen.info.get("curve", {"rows": [], "kl": []})
     return {
         "method": chosen.info.get("method", ""),
         "kept": len(chosen),
-        "pool": pool,
+        "pool": chosen.info["pool_rows"],
         "curve": {"rows": curve["rows"], "kl": curve["kl"]},
-        "classes": selected["classes"],
+        "classes": counted["classes"],
     }
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
 import sys
 import threading
-import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,16 @@ import pyarrow.parquet as pq
 import ray
 from ray import cloudpickle
 from ray.data import Dataset
+from ray.util.placement_group import placement_group, remove_placement_group
 
 import raysel
 from raysel.data.blocks import gather
+from raysel.data.embed import fit_embedder
+from raysel.data.pipeline import compute
 from raysel.data.rowid import ID, RowIndex, budget_rows, index_parquet, list_files
+from raysel.data.shards import Options
 from raysel.data.source import LABEL
 from raysel.data.store import write_arrays
-from raysel.data.vectors import EMBEDDING
 from raysel.dynamic.plan import Policy
 from raysel.errors import ConfigError, DataError, ResourceError, RunError
 from raysel.selection import Selection
@@ -68,6 +72,14 @@ def check(workflow: Workflow) -> dict[str, int]:
     for role in ("pool", "test"):
         if role in schemas:
             _column(schemas[role], workflow.train.input, f"{role}.path", "train.input")
+    if selects:
+        _embedder(workflow.embed.embedder, sizes["pool"])
+    if workflow.select is not None and workflow.select.method == "random" and workflow.select.stratify:
+        labels = {LABEL if name == workflow.pool.label else name for name in schemas["pool"].names}
+        if workflow.select.stratify not in labels:
+            raise DataError(
+                f"select.stratify: no column '{workflow.select.stratify}' in the pool; there are {', '.join(sorted(labels))}."
+            )
     if workflow.select is not None:
         try:
             budget_rows(workflow.select.budget, counts["pool"])
@@ -87,7 +99,32 @@ def _look(role: str, rows: Rows) -> tuple[pa.Schema, int]:
         raise DataError(f"{role}.path: {paths[0]} holds no rows; there is nothing to work on.")
     if rows.label is not None:
         _column(schema, rows.label, f"{role}.path", f"{role}.label")
+        kind = schema.field(rows.label).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not any(test(kind) for test in _LABELS):
+            raise DataError(
+                f"{role}.label: column '{rows.label}' holds {kind}; a class is an integer or text."
+            )
     return schema, index.rows
+
+
+_LABELS = (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
+
+
+def _embedder(spec: str, width: int | None) -> None:
+    """ConfigError for a spec that is not known, or that asks for more components than a vector has elements."""
+    try:
+        if not spec.startswith(("pca:", "table")):
+            fit_embedder(spec)  # what learns from data needs them; of it only the number can be checked
+        elif spec.startswith("pca:") and (
+            not spec[4:].isdecimal() or not 0 < int(spec[4:]) <= (width or np.inf)
+        ):
+            most = f", at most {width}" if width else ""
+            raise ConfigError(
+                f"embedder: '{spec}' names no number of components; write pca:32, for example{most}."
+            )
+    except ConfigError as error:
+        raise ConfigError(f"embed.{error}") from None
 
 
 def _column(schema: pa.Schema, column: str, where: str, key: str) -> None:
@@ -108,8 +145,8 @@ def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
 
     A file's functions are pickled by value, so the cluster's nodes need not have the file.
     """
-    place, colon, name = spec.rpartition(":")
-    if not colon:
+    place, _, name = spec.rpartition(":")
+    if not place.strip(".") or not name:
         raise ConfigError(
             f"train.model: '{spec}' names no function; write file.py:factory or module:factory."
         )
@@ -124,40 +161,51 @@ def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
             cloudpickle.register_pickle_by_value(module)
         else:
             module = importlib.import_module(place)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"train.model: {place} cannot be loaded ({error}).") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # it is the user's code that runs here: anything can happen
+        raise ConfigError(
+            f"train.model: {place} cannot be loaded ({type(error).__name__}: {error})."
+        ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
         raise ConfigError(f"train.model: {place} has no function '{name}'.")
     return factory
 
 
+def model_digest(spec: str) -> str:
+    """Changes when the file that ``spec`` names does: what was trained with other code is not reused."""
+    place = spec.rpartition(":")[0]
+    file = place if place.endswith(".py") else getattr(importlib.import_module(place), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
 def check_room(workers: int, cpus: float, gpus: float, wait_s: float = 60.0) -> None:
     """ResourceError if the cluster cannot place the workers, or has no room for them within ``wait_s``."""
     need = f"train.workers: {workers} workers of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
 
-    def places(resources: list[dict[str, float]]) -> int:
-        return sum(
-            int(min(r.get("CPU", 0) / cpus, r.get("GPU", 0) / gpus if gpus else np.inf) + 1e-9)
-            for r in resources
-        )
+    def places(resources: dict[str, float]) -> int:
+        by_gpu = resources.get("GPU", 0) / gpus if gpus else np.inf
+        return int(min(resources.get("CPU", 0) / cpus, by_gpu) + 1e-9)
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if places(nodes) < workers:
+    if sum(map(places, nodes)) < workers:
         have = ray.cluster_resources()
         raise ResourceError(
             f"{need} cannot be placed: the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU on "
-            f"{len(nodes)} node(s), room for {places(nodes)}; lower train.workers or train.cpus_per_worker."
+            f"{len(nodes)} node(s), room for {sum(map(places, nodes))}; lower train.workers or train.cpus_per_worker."
         )
-    deadline = time.monotonic() + wait_s
-    while ray.available_resources().get("CPU", 0) < workers * cpus - 1e-9:
-        if time.monotonic() > deadline:
-            free = ray.available_resources().get("CPU", 0)
+    # Reserved as Ray Train will reserve it, so that what is free in pieces does not count; then given back.
+    group = placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * workers)
+    try:
+        if not group.wait(wait_s):
+            free = ray.available_resources()
             raise ResourceError(
-                f"{need} found no room within {wait_s:g} s: {free:g} CPU are free, others are at work on this "
-                "cluster; try again later or ask for fewer."
+                f"{need} found no room within {wait_s:g} s: {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU "
+                "are free, others are at work on this cluster; try again later or ask for fewer."
             )
-        time.sleep(0.5)
+    finally:
+        remove_placement_group(group)
 
 
 # ---- the steps ---------------------------------------------------------------------------------------------------
@@ -193,19 +241,34 @@ def read(workflow: Workflow, role: str, indexes: Path) -> Dataset:
     return raysel.read(rows.path, label=rows.label, index=indexes / f"{role}.json")
 
 
-def embed(workflow: Workflow, indexes: Path, directory: Path) -> dict[str, Any]:
-    """Vectors of pool and target as Parquet (``sample_id``, ``embedding``) under ``directory``."""
-    column = workflow.embed.column
+def embed(workflow: Workflow, indexes: Path, directory: Path, watch: Watch) -> dict[str, Any]:
+    """Vectors of pool and target as Parquet (``sample_id``, ``embedding``) under ``directory/vectors``.
+
+    Goes on where a killed run stopped.
+    """
+    settings = workflow.embed
     pool, target = (read(workflow, role, indexes) for role in ("pool", "target"))
-    embedder = raysel.fit_embedder(workflow.embed.embedder, pool, column=column, seed=workflow.seed)
+    embedder = raysel.fit_embedder(settings.embedder, pool, column=settings.column)
+    options = Options(settings.normalize, settings.dtype, settings.on_error)
+    answer: dict[str, Any] = {
+        "embedder": settings.embedder,
+        "explained": getattr(embedder, "explained", None),
+    }
     for role, rows in (("pool", pool), ("target", target)):
-        vectors = raysel.embed(rows.select_columns([ID, column]), embedder, column=column)
-        vectors.select_columns([ID, EMBEDDING]).write_parquet(str(directory / role))
-    return {"embedder": workflow.embed.embedder, "explained": getattr(embedder, "explained", None)}
+        report = compute(
+            rows,
+            embedder,
+            [settings.column],
+            str(directory / "vectors" / role),
+            options,
+            lambda text, role=role: watch(f"{role}: {text}"),  # type: ignore[misc]
+        )
+        answer[role] = asdict(report)
+    return answer
 
 
 def select(workflow: Workflow, indexes: Path, vectors: Path | None, directory: Path) -> dict[str, Any]:
-    """The selection the workflow asks for, saved in ``directory``, with the classes it keeps."""
+    """The selection the workflow asks for, saved in ``directory``."""
     settings = workflow.select
     assert settings is not None
     options = settings.model_dump(exclude={"method"})
@@ -217,7 +280,7 @@ def select(workflow: Workflow, indexes: Path, vectors: Path | None, directory: P
     else:
         chosen = raysel.Random(**options, seed=workflow.seed).select(read(workflow, "pool", indexes))
     chosen.save(directory / "selection")
-    return {"kept": len(chosen), "classes": kept_classes(workflow, indexes, chosen)}
+    return {"kept": len(chosen)}
 
 
 def random_subset(workflow: Workflow, indexes: Path, count: int, directory: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 import raysel
 from raysel.data.blocks import gather
 from raysel.data.rowid import ID
-from raysel.data.vectors import to_column
+from raysel.data.vectors import to_column, to_numpy
 from raysel.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -144,3 +144,43 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="the directory holds no"):
         raysel.read(tmp_path / "empty")
+
+
+def test_json_lines(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"a": 1, "b": "x"}\n{"a": 2, "b": null}\n')
+    got = rows(raysel.read(tmp_path / "t.jsonl"), "a", "b")
+    assert got["a"].to_pylist() == [1, 2] and got["b"].to_pylist() == ["x", None]
+    (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": "x"}\n')
+    with pytest.raises(DataError, match=r"t\.jsonl: not a readable \.jsonl file"):
+        raysel.read(tmp_path / "t.jsonl")
+
+
+def test_a_map_style_torch_dataset():
+    import torch
+
+    pixels = torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2)
+    dataset = torch.utils.data.TensorDataset(pixels, torch.arange(6) % 2)
+    got = rows(raysel.read(dataset, label="target"), "data", "label")
+    assert got["label"].to_pylist() == [0, 1, 0, 1, 0, 1]
+    assert to_numpy(got["data"], "data").shape == (6, 1, 2, 2)
+
+    class Ragged(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            return {"x": torch.zeros(index + 1)}
+
+    with pytest.raises(DataError, match="Column 'x' holds values of mixed shapes or types"):
+        raysel.read(Ragged())
+
+
+def test_a_hugging_face_dataset():
+    datasets = pytest.importorskip("datasets", reason="needs the extra raysel[datasets]")
+    source = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "class": [1, 0, 1]})
+    chosen = source.select([2, 0])
+    got = rows(raysel.read(chosen, label="class"), "text", "label")
+    assert got[ID].to_pylist() == [0, 1]
+    assert got["text"].to_pylist() == ["c", "a"] and got["label"].to_pylist() == [1, 1]
+    with pytest.raises(DataError, match="choose a split"):
+        raysel.read(datasets.DatasetDict({"train": source}))

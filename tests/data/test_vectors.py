@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from raysel.data.tiles import matmul, tiles
-from raysel.data.vectors import as_matrix, not_finite, to_column, to_numpy
+from raysel.data.vectors import as_matrix, as_vectors, not_finite, to_column, to_numpy
 from raysel.errors import DataError
 
 DTYPES = st.sampled_from([np.float32, np.float64, np.float16, np.uint8, np.int64])
@@ -130,3 +130,11 @@ def test_a_product_does_not_depend_on_the_cut(width):
         parts = np.concatenate([matmul(rows[:cut], weights), matmul(rows[cut:], weights)])
         assert np.array_equal(parts, whole)
     np.testing.assert_allclose(whole, rows @ weights, rtol=1e-3, atol=1e-3)
+
+
+def test_vectors_that_are_vectors_already_are_handed_on():
+    vectors = pa.chunked_array([to_column(np.ones((3, 4), np.float32))])
+    assert as_vectors(vectors) is vectors
+    for other in (np.ones((3, 4)), np.ones((3, 2, 2), np.float32)):
+        assert as_vectors(pa.chunked_array([to_column(other)])) is None
+    assert as_vectors(pa.chunked_array([[1.0, 2.0]])) is None

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from raysel.errors import ConfigError, DataError
 from raysel.gio import quantize
-from raysel.gio.quantize import assign, cut_to_budget, fit_centroids, hash_ids
+from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids
 
 
 def by_hand(rows, centroids):
@@ -220,35 +220,55 @@ def test_cut_by_hand(budget, expected):
 
 
 @settings(max_examples=80)
-@given(st.integers(0, 10_000), st.sampled_from(["nearest", "random"]))
-def test_cuts_are_nested_exact_and_blind_to_the_order_of_rows(seed, within):
+@given(st.integers(0, 10_000), st.booleans())
+def test_cuts_are_nested_exact_and_blind_to_the_order_of_rows(seed, drawn):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(1, 60))
     cluster, distance, ids = rng.integers(0, 9, n), rng.integers(0, 4, n) / 4, rng.permutation(1000)[:n]
     order = rng.permutation(9)[: rng.integers(1, 10)]
+    support, share = int(rng.integers(0, len(order) + 1)), rng.integers(0, 5, 9)
     held = int(np.isin(cluster, order).sum())
+
+    def cut(some, budget):
+        if drawn:
+            return draw_to_budget(order, support, share, cluster[some], ids[some], budget, seed)
+        return cut_to_budget(order, cluster[some], distance[some], ids[some], budget)
+
     shuffle, before = rng.permutation(n), set()
     for budget in range(1, n + 2):
-        chosen = cut_to_budget(order, cluster, distance, ids, budget, within, seed)
+        chosen = cut(np.arange(n), budget)
         assert len(chosen) == min(budget, held)
         now = set(ids[chosen].tolist())
         assert before <= now
-        again = cut_to_budget(order, cluster[shuffle], distance[shuffle], ids[shuffle], budget, within, seed)
-        assert set(ids[shuffle][again].tolist()) == now
+        assert set(ids[shuffle][cut(shuffle, budget)].tolist()) == now
+        # Clusters are reached in their order; a draw has all of the support before it goes on.
         touched = [c for c in order if (cluster[chosen] == c).any()]
         full = [c for c in order if (cluster == c).any()]
-        assert touched == full[: len(touched)]
+        if drawn:
+            first = [c for c in full if c in order[:support]]
+            rest = [c for c in touched if c not in first]
+            assert rest == [c for c in full if c not in first][: len(rest)]
+            assert not rest or set(np.flatnonzero(np.isin(cluster, first))) <= set(chosen)
+        else:
+            assert touched == full[: len(touched)]
         before = now
 
 
-def test_random_within_is_even_and_seeded():
-    cluster, ids = np.zeros(2000, int), np.arange(2000)
-    one, two = (cut_to_budget([0], cluster, np.arange(2000.0), ids, 1000, "random", seed) for seed in (0, 1))
-    assert not np.array_equal(one, two)
-    assert 420 < (one < 1000).sum() < 580  # nothing to do with the distance
-    assert 420 < len(np.intersect1d(one, two)) < 580
-    assert len(np.unique(hash_ids(np.arange(100_000), 0))) == 100_000
-    assert hash_ids([5], 3).tolist() == hash_ids(np.arange(10), 3)[5:6].tolist()
+def test_a_draw_follows_the_shares():
+    cluster, ids = np.repeat([0, 1, 2, 3], [1000, 1000, 20, 1000]), np.arange(3020)
+    share = [30, 10, 20, 0]
+    found = draw_to_budget([2, 0, 1, 3], 4, share, cluster, ids, 60)
+    assert np.bincount(cluster[found]).tolist() == [30, 10, 20]
+    found = draw_to_budget([2, 0, 1, 3], 4, share, cluster, ids, 420)  # cluster 2 has run out
+    assert np.bincount(cluster[found]).tolist() == [300, 100, 20]
+    found = draw_to_budget([2, 0, 1, 3], 4, share, cluster, ids, 2030)  # share 0 comes last
+    assert np.bincount(cluster[found]).tolist() == [1000, 1000, 20, 10]
+    found = draw_to_budget([1, 0], 2, share, cluster, ids, 60, before=[0, 20, 0, 0])  # 20 are there already
+    assert np.bincount(cluster[found]).tolist() == [60]
+    found = draw_to_budget([1, 0], 2, share, cluster, ids, 100, before=[0, 20, 0, 0])
+    assert np.bincount(cluster[found]).tolist() == [90, 10]
+    one, two = (draw_to_budget([0], 1, share, cluster, ids, 500, seed) for seed in (0, 1))
+    assert not np.array_equal(one, two) and 200 < len(np.intersect1d(one, two)) < 300
 
 
 @pytest.mark.parametrize(
@@ -256,7 +276,6 @@ def test_random_within_is_even_and_seeded():
     [
         ({"budget": 0}, ConfigError),
         ({"budget": 1.5}, ConfigError),
-        ({"within": "farthest"}, ConfigError),
         ({"order": [1, 1]}, DataError),
         ({"order": [-1]}, DataError),
         ({"ids": IDS[:3]}, DataError),

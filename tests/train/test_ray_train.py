@@ -83,7 +83,7 @@ def test_a_worker_killed_in_mid_epoch_leaves_exactly_one_trace(cluster, tmp_path
     history = fit(tmp_path, "killed", str(kill))
     assert kill.exists()  # the worker did die
     expected = undisturbed()
-    keys = ("epoch", "planned", "trained", "steps", "loss", "nonfinite", "digest")
+    keys = ("epoch", "planned", "trained", "steps", "mean_loss", "nonfinite", "digest")
     assert [[e[k] for k in keys] for e in history] == [[e[k] for k in keys] for e in expected]
     assert [e["epoch"] for e in history] == list(range(EPOCHS)) and history[2]["planned"] < N
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ import torch.nn.functional as F
 from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
 from raysel.dynamic.keeper import Keeper
 from raysel.errors import ConfigError, DataError, StateError
+from raysel.train import session as train_session
+from raysel.train.session import Session
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -82,26 +86,60 @@ def test_a_selections_ids_and_weights_ride_in_the_batch():
 
     dynamic = DynamicSelection.local(FullData(), chosen, num_epochs=1)
     train(dynamic, 100, batch_size=2, check=check)
-    assert seen == {3: (1, 0), 40: (2, 1), 41: (3, 2), 77: (4, 3), 90: (5, 4), -1: (0, -1)}
+    assert seen == {3: (1, 0), 40: (2, 1), 41: (3, 2), 77: (4, 3), 90: (5, 4)}
 
 
-def test_the_loss_is_the_weighted_mean_over_the_rows_that_count():
-    dynamic = DynamicSelection.local(FullData(), 5, num_epochs=1)
-    session = dynamic.session()
-    for _ in session.epochs():
-        values = []
-        for batch in session.loader(Numbers(5), batch_size=4):
-            losses = torch.arange(1.0, 5.0, requires_grad=True)
-            if (batch.ids < 0).any():
-                with torch.no_grad():
-                    losses[batch.ids < 0] = math.nan  # what padding computes must not matter, not even as NaN
+class Ranks:
+    """Workers in one process: what rank 0 broadcasts, the others, asked later, are told."""
+
+    def __init__(self, rank: int, world: int, told: list) -> None:
+        self.rank, self.world, self._told = rank, world, told
+
+    @contextmanager
+    def checkpoint(self):
+        yield None
+
+    def broadcast(self, value):
+        if self.rank == 0:
+            self._told.append(value)
+        return self._told[-1]
+
+    def barrier(self):
+        pass
+
+    def report(self, metrics, save):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("n", "world", "batch_size"), [(7, 2, 3), (13, 4, 2), (5, 4, 1), (64, 2, 16), (3, 4, 8)]
+)
+def test_the_mean_over_ranks_is_the_mean_over_the_rows_that_count(n, world, batch_size):
+    dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1), []
+    sessions = [
+        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), None, None) for r in range(world)
+    ]
+    loaders = []
+    for session in sessions:
+        next(session.epochs())
+        loaders.append(session.loader(Numbers(n), batch_size=batch_size))
+    assert len({len(loader) for loader in loaders}) == 1
+    seen = []
+    for together in zip(*loaders, strict=True):
+        means, rows = [], []
+        for session, batch in zip(sessions, together, strict=True):
+            losses = batch.data[0].float().clone()
+            losses[batch.ids < 0] = math.nan  # what padding computes must not matter
+            losses.requires_grad_()
             scalar = session.loss(batch, losses)
             scalar.backward()
-            values.append((scalar.item(), losses.grad.tolist()))
-        session.report()
-    assert values[0] == (2.5, [0.25] * 4)
-    total, gradient = values[1]
-    assert total == 1.0 and gradient == [1.0, 0.0, 0.0, 0.0]
+            assert torch.isfinite(losses.grad).all()
+            assert len(batch.ids) <= batch_size and ((batch.ids < 0).sum() == 0 or batch.ids.tolist() == [-1])
+            means.append(scalar.item())
+            rows += batch.ids[batch.ids >= 0].tolist()
+        assert np.mean(means) == pytest.approx(np.mean(rows))
+        seen += rows
+    assert sorted(seen) == list(range(n))
 
 
 def test_low_precision_losses_are_taken_and_other_shapes_are_not():
@@ -125,7 +163,7 @@ def test_a_run_killed_and_resumed_is_the_undisturbed_run(tmp_path, policy):
     whole = train(dynamic(tmp_path / "a"), 200).history
     assert train(dynamic(tmp_path / "b"), 200, stop=3).epoch == 3  # killed in epoch 3, its losses half sent
     rest = train(dynamic(tmp_path / "b"), 200)
-    keys = ("epoch", "planned", "trained", "steps", "loss", "digest")
+    keys = ("epoch", "planned", "trained", "steps", "mean_loss", "digest")
     assert [[e[k] for k in keys] for e in rest.history] == [[e[k] for k in keys] for e in whole]
     assert train(dynamic(tmp_path / "b"), 200).epoch == 6  # a finished run trains nothing more
 
@@ -178,6 +216,110 @@ def test_max_steps_cuts_the_last_epoch():
     assert [e["trained"] for e in session.history] == [64, 64, 32] and session.progress == 1.0
 
 
+def save_once(tmp_path, chosen=50, policy=None, **more):
+    """One epoch of a run that keeps its checkpoint in ``tmp_path``; returns a maker of the same run."""
+
+    def make(chosen=chosen, **other):
+        return DynamicSelection.local(
+            policy or FullData(), chosen, checkpoints=tmp_path, **{"num_epochs": 2, **more, **other}
+        )
+
+    dynamic = make()
+    model = torch.nn.Linear(1, 1)
+    session = dynamic.session()
+    for epoch in session.epochs():
+        if epoch == 1:
+            break
+        for batch in session.loader(Numbers(100 if isinstance(chosen, Selection) else chosen), batch_size=10):
+            session.loss(batch, loss_of(batch.data[1], epoch))
+        session.report(state={"model": model})
+    return make
+
+
+def test_a_checkpoint_of_another_selection_is_refused(tmp_path):
+    def some(start, weight):
+        return Selection.of(np.arange(start, start + 50), weight=weight, info={"pool_rows": 100})
+
+    make = save_once(tmp_path, some(0, 1.0))
+    assert make(some(0, 1.0)).session().epoch == 1
+    for other in (some(50, 1.0), some(0, 2.0)):
+        with pytest.raises(StateError, match="another run: its chosen"):
+            make(other).session()
+    with pytest.raises(StateError, match="another run: its max_steps"):
+        make(some(0, 1.0), max_steps=3).session()
+
+
+@dataclass(frozen=True)
+class Pair(FullData):
+    span: tuple[float, float] = (0.1, 0.2)
+
+    def parameters(self):
+        return {"policy": "Pair", "span": self.span}
+
+
+def test_a_policy_whose_parameters_are_not_quite_json_resumes(tmp_path):
+    assert save_once(tmp_path, policy=Pair())().session().epoch == 1
+
+
+def test_a_process_killed_while_it_saved_goes_on_from_the_checkpoint_before(tmp_path):
+    make = save_once(tmp_path)
+    (tmp_path / "last").rename(tmp_path / ".old")
+    (tmp_path / ".partial").mkdir()
+    assert make().session().epoch == 1
+
+
+@pytest.mark.parametrize("name", ["objects.pt", "session.json", "selection.arrow"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_checkpoint_is_said(tmp_path, name, damage):
+    make = save_once(tmp_path)
+    path = tmp_path / "last" / name
+    path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(StateError, match=r"the checkpoint is damaged|sample state is damaged"):
+        make().session().restore({"model": torch.nn.Linear(1, 1)})
+
+
+def test_metrics_are_checked_before_the_epoch_is_committed():
+    session = DynamicSelection.local(FullData(), 4, num_epochs=1).session()
+    for _ in session.epochs():
+        for batch in session.loader(Numbers(4), batch_size=4):
+            session.loss(batch, torch.ones(4))
+        with pytest.raises(ConfigError, match="'steps' is one of the session's own"):
+            session.report({"steps": 3})
+        with pytest.raises(ConfigError, match="'curve' is ndarray"):
+            session.report({"curve": np.zeros(3)})
+        entry = session.report({"loss": torch.tensor(0.5), "lr": np.float32(0.25)})
+    assert (entry["loss"], entry["lr"], entry["mean_loss"], entry["observed"]) == (0.5, 0.25, 1.0, 4)
+
+
+def test_an_epoch_without_a_noted_loss_is_said():
+    session = DynamicSelection.local(InfoBatch(), 4, num_epochs=1).session()
+    for _ in session.epochs():
+        list(session.loader(Numbers(4), batch_size=2))
+        with pytest.raises(StateError, match=r"call session.loss\(batch, losses\)"):
+            session.report()
+        break
+
+
+def test_a_loader_that_was_replaced_is_refused():
+    session = DynamicSelection.local(FullData(), 64, num_epochs=1).session()
+    for _ in session.epochs():
+        first = session.loader(Numbers(64), batch_size=16)
+        second = session.loader(Numbers(64), batch_size=32)
+        with pytest.raises(StateError, match="replaced by a later one"):
+            next(iter(first))
+        for batch in second:
+            assert session.loss(batch, torch.ones(32)).item() == 1.0
+        session.report()
+
+
+def test_all_of_the_random_state_is_restored():
+    random.gauss(0, 1)  # keeps a second value for the next call
+    saved = train_session._get_rng()
+    following = random.gauss(0, 1), torch.rand(2).tolist(), np.random.rand()  # noqa: NPY002
+    train_session._set_rng(saved)
+    assert (random.gauss(0, 1), torch.rand(2).tolist(), np.random.rand()) == following  # noqa: NPY002
+
+
 def test_global_random_state_is_left_alone():
     before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())  # noqa: NPY002
     train(DynamicSelection.local(InfoBatch(), 50, num_epochs=2), 50)
@@ -203,7 +345,8 @@ def test_misuse_gets_one_sentence(tmp_path):
         with pytest.raises(DataError, match="sampler= is not passed on"):
             session.loader(Numbers(8), batch_size=2, sampler=None)
         loader = session.loader(Numbers(8), batch_size=2)
-        list(loader)
+        for batch in loader:
+            session.loss(batch, torch.ones(2))
         with pytest.raises(StateError, match="iterated already"):
             list(loader)
         session.report()

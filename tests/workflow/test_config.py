@@ -110,6 +110,25 @@ def test_a_file_that_is_no_workflow(tmp_path):
         load(binary)
 
 
+def test_numbers_are_read_as_everybody_writes_them(tmp_path):
+    text = GOOD.replace("input: pixels", "input: pixels, weight_decay: 5e-4, learning_rate: 1E-2")
+    train = load(write(tmp_path, text), ["train.momentum=9e-1"]).train
+    assert (train.weight_decay, train.learning_rate, train.momentum) == (5e-4, 1e-2, 0.9)
+    with pytest.raises(ConfigError, match=r"'train\.learning_rate' is inf"):
+        load(write(tmp_path, GOOD), ["train.learning_rate=.inf"])
+    with pytest.raises(ConfigError, match="'seed' is 1000"):
+        load(write(tmp_path, GOOD), [f"seed={10**23}"])
+
+
+def test_anchors_may_be_merged_and_keys_are_text(tmp_path):
+    text = GOOD.replace(
+        "pool: {path: pool.parquet, label: label}", "pool: &p {path: pool.parquet, label: label}"
+    )
+    assert load(write(tmp_path, text + "test: {<<: *p, path: t.parquet}")).test.label == "label"
+    with pytest.raises(ConfigError, match="the key 'True' is not text"):
+        load(write(tmp_path, GOOD + "on: 1"))
+
+
 def test_yaml_cannot_make_objects(tmp_path):
     with pytest.raises(ConfigError, match="not YAML"):
         load(write(tmp_path, GOOD + "seed: !!python/object/apply:os.getpid []"))

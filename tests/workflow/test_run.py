@@ -48,10 +48,10 @@ def test_the_quickstart_does_what_it_says(finished, quickstart):
     ledger = Ledger.from_dict(results["ledger"])
     full, random, chain = (ledger.entry(name) for name in ("full", "random", "chain"))
     assert (full.rows, random.rows, chain.rows) == (1517, 455, 455)
-    assert full.samples_backward == 1517 * 20 and full.steps == 20 * -(-1517 // 64)
+    assert full.samples_backward == 1517 * 12 and full.steps == 12 * -(-1517 // 32)
     assert random.steps == chain.steps < full.steps
     plans = [epoch["planned"] for epoch in results["arms"]["chain"]["epochs"]]
-    assert plans[0] == plans[-1] == plans[-2] == 455 and 455 * 0.5 < np.mean(plans[1:17]) < 455 * 0.9
+    assert plans[0] == plans[-1] == plans[-2] == 455 and 455 * 0.5 < np.mean(plans[1:10]) < 455 * 0.9
     assert [epoch["epoch"] for epoch in results["arms"]["chain"]["epochs"]] == list(range(flow.train.epochs))
     assert (
         chain.seconds["embedding"] > 0 and chain.seconds["selection"] > 0 and full.seconds["embedding"] == 0
@@ -79,7 +79,7 @@ def test_a_second_run_reuses_every_step_and_another_run_is_refused(finished, qui
     capsys.readouterr()
     again = run(quickstart(), out, progress=Progress(sys.stderr))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 7 and all(line.endswith("reused") for line in lines)
+    assert len(lines) == 8 and all(line.endswith("reused") for line in lines)
     assert again["ledger"] == results["ledger"] and again["created"] == results["created"]
     with pytest.raises(RunError, match=r"holds another run, in which select.budget is 0.3, not 0.2"):
         run(quickstart("select.budget=0.2"), out)
@@ -110,9 +110,8 @@ def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
 def test_a_step_that_failed_leaves_nothing_that_looks_finished(cluster, quickstart, tmp_path, monkeypatch):
     flow = quickstart("train.epochs=1", "controls=[]")
 
-    def half(workflow, indexes, directory):
-        (directory / "pool").mkdir()
-        (directory / "pool" / "part.parquet").write_bytes(b"half")
+    def half(workflow, indexes, directory, watch):
+        (directory / "part.parquet").write_bytes(b"half")
         raise DataError("the disk is full.")
 
     with monkeypatch.context() as patch:
@@ -122,7 +121,8 @@ def test_a_step_that_failed_leaves_nothing_that_looks_finished(cluster, quicksta
     assert not list((tmp_path / "run").glob("steps/*/done.json"))
     monkeypatch.setattr(steps, "train", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        run(flow, tmp_path / "run")  # the half-written vectors are gone, or reading them would fail
+        run(flow, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("part.parquet"))
     assert len(Selection.load(chosen_in(tmp_path / "run"))) == 455
 
 
@@ -149,14 +149,42 @@ def test_changed_inputs_are_noticed(cluster, quickstart, tmp_path, monkeypatch):
         run(flow, tmp_path / "run")
 
 
-def test_more_workers_than_can_be_placed_is_said_at_once(cluster, quickstart, tmp_path):
+def test_more_workers_than_can_be_placed_is_said_before_anything_is_done(cluster, quickstart, tmp_path):
     with pytest.raises(ResourceError, match=r"5 workers of 1 CPU cannot be placed: the cluster has 2 CPU"):
-        steps.check_room(5, 1.0, 0.0)
+        run(quickstart("train.workers=5"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     with pytest.raises(ResourceError, match=r"1 workers of 3 CPU cannot be placed"):
         steps.check_room(1, 3.0, 0.0)
     with pytest.raises(ResourceError, match=r"and 1 GPU cannot be placed"):
         steps.check_room(1, 1.0, 1.0)
     steps.check_room(4, 0.5, 0.0)
+
+
+def test_another_model_is_trained_anew_and_the_choice_is_kept(cluster, quickstart, tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text("def make(shape, classes):\n    return 1\n")
+    flow = quickstart(f"train.model={tmp_path}/net.py:make", "controls=[]")
+    made = []
+    monkeypatch.setattr(steps, "train", lambda *a, directory=None, **k: made.append(k["name"]) or KILLED())
+    for text in ("return 1", "return 2"):
+        (tmp_path / "net.py").write_text(f"def make(shape, classes):\n    {text}\n")
+        with pytest.raises(KeyboardInterrupt):
+            run(flow, tmp_path / "run")
+    assert len(set(made)) == 2 and len(list((tmp_path / "run").glob("steps/select-*"))) == 1
+
+
+def KILLED():
+    raise KeyboardInterrupt
+
+
+def test_two_processes_do_not_share_a_run(cluster, quickstart, tmp_path, monkeypatch):
+    flow = quickstart("controls=[]")
+
+    def second(*_):
+        run(flow, tmp_path / "run")
+
+    monkeypatch.setattr(steps, "embed", second)
+    with pytest.raises(RunError, match="another process is at work in it"):
+        run(flow, tmp_path / "run")
 
 
 def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
@@ -190,6 +218,11 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("train.model=none.py:mlp", r"train.model: no file"),
         ("train.model=json:nothing", r"train.model: json has no function 'nothing'"),
         ("train.model=no.such.module:f", r"train.model: no.such.module cannot be loaded"),
+        ("train.model=:f", r"train.model: ':f' names no function"),
+        ("embed.embedder=nonsense", r"embed.embedder: 'nonsense' is not known"),
+        ("embed.embedder=pca:-1", r"embed.embedder: 'pca:-1' names no number of components"),
+        ("embed.embedder=pca:65", r"write pca:32, for example, at most 64"),
+        ("test.label=pixels", r"test.label: column 'pixels' holds .*a class is an integer or text"),
         ("pool.label=null", r"'pool.label' is missing"),
     ],
 )
@@ -214,3 +247,20 @@ def test_pool_and_target_of_other_dimension_or_without_rows(quickstart, tmp_path
     for role in ("pool", "target"):
         with pytest.raises(DataError, match=f"{role}.path: .*holds no rows"):
             steps.check(quickstart(f"{role}.path={tmp_path}/empty.parquet"))
+
+
+def test_a_model_file_that_raises_and_a_stratum_that_is_not_there(quickstart, tmp_path):
+    (tmp_path / "net.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"cannot be loaded .ZeroDivisionError"):
+        steps.check(quickstart(f"train.model={tmp_path}/net.py:make"))
+    flow = quickstart("select={method: random, budget: 0.5, stratify: colour}")
+    with pytest.raises(DataError, match=r"select.stratify: no column 'colour'"):
+        steps.check(flow)
+    steps.check(quickstart("select={method: random, budget: 0.5, stratify: label}"))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"\xff\xfe", b"{"])
+def test_results_that_are_no_results(tmp_path, content):
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(RunError, match="no results to report"):
+        report(tmp_path)

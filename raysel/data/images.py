@@ -1,0 +1,86 @@
+"""A directory of images as a table of paths and classes, and their bytes when they are needed. Pure: no Ray."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
+
+from raysel.data.rowid import resolve
+from raysel.errors import DataError, first
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LABELS = "labels.csv"
+
+
+def holds_images(source: str) -> bool:
+    """Whether a path is a directory with images in it and no Parquet."""
+    filesystem, path = resolve(source)
+    if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+        return False
+    names = [
+        entry.path.lower() for entry in filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    ]
+    return any(name.endswith(SUFFIXES) for name in names) and not any(
+        name.endswith(".parquet") for name in names
+    )
+
+
+def list_images(source: str) -> pa.Table:
+    """``path`` (below the directory, sorted) of every image in it, and ``label`` where classes are known.
+
+    The class is that of ``labels.csv`` (columns path and label) if there is one, else the first folder of the path.
+    DataError if some images have a class and others none.
+    """
+    filesystem, root = resolve(source)
+    entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    inside = [entry.path[len(root) :].lstrip("/") for entry in entries if entry.type == pafs.FileType.File]
+    paths = sorted(
+        path
+        for path in inside
+        if path.lower().endswith(SUFFIXES) and not any(p.startswith((".", "_")) for p in path.split("/"))
+    )
+    if not paths:
+        raise DataError(f"{source}: the directory holds no image ({', '.join(SUFFIXES)}).")
+    if LABELS in inside:
+        return pa.table({"path": paths, "label": _listed(filesystem, f"{root}/{LABELS}", paths)})
+    classes = [path.split("/")[0] if "/" in path else None for path in paths]
+    if not any(classes):
+        return pa.table({"path": paths})
+    loose = [path for path, name in zip(paths, classes, strict=True) if name is None]
+    if loose:
+        raise DataError(
+            f"{source}: {len(loose):,} images lie in no class's folder while others do ({first(loose)}); move them, or "
+            f"list the classes in {LABELS}."
+        )
+    return pa.table({"path": paths, "label": classes})
+
+
+def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.ChunkedArray:
+    try:
+        with filesystem.open_input_stream(place) as stream:
+            table = pacsv.read_csv(stream)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{place}: not a readable CSV file ({str(error).splitlines()[0]}).") from error
+    if not {"path", "label"} <= set(table.column_names):
+        raise DataError(f"{place}: needs the columns path and label, has {', '.join(table.column_names)}.")
+    where = {os.path.normpath(str(name)): row for row, name in enumerate(table["path"].to_pylist())}
+    missing = [path for path in paths if path not in where]
+    if missing:
+        raise DataError(f"{place}: names no class for {len(missing):,} images ({first(missing)}).")
+    return table["label"].take(pa.array([where[path] for path in paths]))
+
+
+def load_images(table: pa.Table, source: str) -> pa.Table:
+    """``table`` with the column ``image``: the bytes of the files its paths name; null where one cannot be read."""
+    filesystem, root = resolve(source)
+    images = []
+    for path in table["path"].to_pylist():
+        try:
+            with filesystem.open_input_file(f"{root}/{path}") as file:
+                images.append(file.read())
+        except OSError:
+            images.append(None)
+    return table.append_column("image", pa.array(images, pa.binary()))

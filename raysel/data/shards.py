@@ -1,0 +1,329 @@
+"""One shard of vectors at a time: read its rows, embed them by tiles, write its file. Pure: no Ray.
+
+A shard is a fixed range of ids, so that what it holds does not depend on blocks, nodes or earlier attempts; it
+appears as one file, whole or not at all. The rows of a network's tile are the same wherever it is made, and so are
+its bits.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raysel.data.decode import Rows, Takes, decode
+from raysel.data.embedders import Embedder, check_vectors, length_of, rows_of
+from raysel.data.rowid import ID, Piece, opened, resolve, with_ids
+from raysel.data.vectors import EMBEDDING, not_finite, to_column
+from raysel.errors import DataError, RunError, first
+
+_ROWS = 16_384  # of a shard whose rows are independent of each other
+_ROWS_TILED = {"text": 2048, "images": 256}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How vectors are made and kept.
+
+    normalize: to unit length. dtype: on disk. on_error: what a row without a usable value or vector does: stop
+    everything, leave the row out, or keep it with a null in place of its vector.
+    """
+
+    normalize: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+    on_error: Literal["raise", "drop", "null"] = "raise"
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is to be done with every shard, and where it goes."""
+
+    embedder: Embedder
+    columns: tuple[str, ...]
+    directory: str
+    options: Options
+    shard: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one reader reads: the ids low..high-1 without the shards that are done.
+
+    pieces: the Parquet row groups they lie in, none if the rows come as tables. names: of the columns, as they shall
+    be called and as the files call them.
+    """
+
+    low: int
+    high: int
+    done: frozenset[int] = frozenset()
+    pieces: tuple[Piece, ...] = ()
+    names: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Stat:
+    """What was done with a shard: its number and its rows."""
+
+    number: int
+    rows: int
+
+
+def shard_rows(embedder: Embedder) -> int:
+    """Ids in one file: many enough to be worth one, few enough that a lost one is soon made again."""
+    if getattr(embedder, "tile", None) is None:
+        return _ROWS
+    return _ROWS_TILED.get(getattr(embedder, "takes", "any"), 512)
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+def read(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Rows]:
+    """The decoded rows of a unit's shards, from its pieces or from tables that hold them among others."""
+    takes: Takes = getattr(work.embedder, "takes", "any")
+    prepare = getattr(work.embedder, "prepare", None)
+    for table in _from_tables(unit, tables) if tables else _from_pieces(unit, work.shard):
+        rows = decode(table, work.columns, takes, prepare)
+        if rows.rejected and work.options.on_error == "raise":
+            refuse(rows.rejected, table[ID].to_numpy())
+        yield rows
+
+
+def _from_tables(unit: Unit, tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
+    whole = pa.concat_tables([_between(table, unit.low, unit.high) for table in tables])
+    if whole.num_rows:
+        yield whole.sort_by(ID) if (np.diff(whole[ID].to_numpy()) < 0).any() else whole
+
+
+def _from_pieces(unit: Unit, shard: int) -> Iterator[pa.Table]:
+    parts = stream_rows(unit.pieces, unit.names or {}, unit.low, unit.high, shard)
+    for number, group in itertools.groupby(parts, lambda part: part[ID][0].as_py() // shard):
+        if number not in unit.done:
+            yield pa.concat_tables(group)
+
+
+def _between(table: pa.Table, low: int, high: int) -> pa.Table:
+    ids = table[ID].to_numpy()
+    return table.filter(pa.array((ids >= low) & (ids < high)))
+
+
+def stream_rows(
+    pieces: Sequence[Piece], names: Mapping[str, str], low: int, high: int, step: int
+) -> Iterator[pa.Table]:
+    """The rows low..high-1 of consecutive pieces with their ids, in tables that never cross a multiple of ``step``.
+
+    names: of the columns, as they shall be called and as the files call them. Of the last piece only what is
+    needed is decoded.
+    """
+    for piece, reader in opened(pieces):
+        start = piece.start
+        for batch in reader.iter_batches(
+            batch_size=step, row_groups=[piece.number], columns=list(set(names.values()))
+        ):
+            if start >= high:
+                return
+            table = pa.Table.from_batches([batch])
+            table = pa.table({name: table[stored] for name, stored in names.items()})
+            table = with_ids(table, start)
+            cut = max(start, low)
+            while cut < min(start + len(table), high):
+                stop = min((cut // step + 1) * step, start + len(table), high)
+                yield table.slice(cut - start, stop - cut)
+                cut = stop
+            start += len(table)
+
+
+# ---- embedding -----------------------------------------------------------------------------------------------
+
+
+def prepare_network(embedder: Embedder, device: str) -> Callable[[Any], Any]:
+    """The callable to embed with: what ``load`` makes, or the embedder itself."""
+    load = getattr(embedder, "load", None)
+    run = embedder if load is None else load(device)
+    if device == "cpu" and "torch" in sys.modules:
+        # More threads would add in another order, and nodes differ in their number: one worker a CPU instead.
+        sys.modules["torch"].set_num_threads(1)
+    return run
+
+
+def embed(rows: Rows, run: Callable[[Any], Any], work: Work) -> Stat:
+    """Write the vectors of a shard's rows; DataError for an answer that cannot be used."""
+    name = work.embedder.name
+    vectors = (
+        np.concatenate(list(_tiles(rows, run, work)))
+        if length_of(rows.rows)
+        else np.empty((0, 0), np.float32)
+    )
+    if work.options.on_error == "raise":
+        refuse_not_finite(vectors, rows.ids, name)
+    bad = not_finite(vectors)
+    rejected = rows.rejected | dict.fromkeys(
+        rows.ids[bad].tolist(), "its vector holds NaN or infinite values"
+    )
+    good = np.setdiff1d(np.arange(len(vectors)), bad)
+    ids = rows.ids[good]
+    if not len(ids):  # without a vector there is no dimension, and no column to write
+        number = min(rejected) // work.shard
+        Folder(work.directory).write_none(number, rejected)
+        return Stat(number, len(rejected))
+    table = table_of(ids, finish(vectors[good], ids, name, work.options), rejected, work.options.on_error)
+    number = int(ids[0]) // work.shard
+    Folder(work.directory).write_part(number, table, rejected)
+    return Stat(number, len(ids) + len(rejected))
+
+
+def _tiles(rows: Rows, run: Callable[[Any], Any], work: Work) -> Iterator[np.ndarray]:
+    ids = rows.ids
+    tile = getattr(work.embedder, "tile", None) or work.shard
+    edges = [0, *(np.flatnonzero(np.diff(ids // tile)) + 1).tolist(), len(ids)]
+    width: int | None = None
+    for start, stop in itertools.pairwise(edges):
+        vectors = check_vectors(
+            run(rows_of(rows.rows, start, stop)), ids[start:stop], work.embedder.name, width
+        )
+        width = vectors.shape[1]
+        yield vectors
+
+
+def refuse(rejected: dict[int, str], ids: np.ndarray) -> None:
+    """DataError with the first three of the rejected rows among ``ids``."""
+    some = sorted(rejected.items())
+    reasons = "; ".join(f"sample_id {number}: {reason}" for number, reason in some[:3])
+    raise DataError(
+        f"{len(some):,} of the rows with sample_id {ids.min()} to {ids.max()} cannot be embedded ({reasons}"
+        f"{'; and others' if len(some) > 3 else ''}); repair them, or set on_error to drop or null."
+    )
+
+
+def refuse_not_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
+    """DataError with the first ids whose vectors hold NaN or infinity."""
+    bad = not_finite(vectors)
+    if len(bad):
+        raise DataError(
+            f"Embedder {name} returned NaN or infinite values for {len(bad):,} of {len(vectors):,} rows "
+            f"(sample_id {first(ids[bad])})."
+        )
+
+
+def finish(vectors: np.ndarray, ids: np.ndarray, name: str, options: Options) -> np.ndarray:
+    """Vectors (n, d) float32 as they are kept: of unit length if asked for, and of the dtype asked for."""
+    if options.normalize:
+        vectors = vectors / np.maximum(np.sqrt(np.square(vectors).sum(axis=1, keepdims=True)), 1e-12)
+    stored = vectors.astype(options.dtype, copy=False)
+    if stored.dtype == np.float16 and len(over := not_finite(stored)):
+        raise DataError(
+            f"Embedder {name} returned values beyond what float16 holds (65504) for sample_id {first(ids[over])}; "
+            "normalize the vectors or keep them as float32."
+        )
+    return stored
+
+
+def table_of(ids: np.ndarray, vectors: np.ndarray, rejected: dict[int, str], on_error: str) -> pa.Table:
+    """A part's columns; rejected rows are in it, with a null, if ``on_error`` says so."""
+    if on_error != "null" or not rejected:
+        return pa.table({ID: ids, EMBEDDING: to_column(vectors)})
+    every = np.sort(np.concatenate([ids, np.array(list(rejected), np.int64)]))
+    filled = np.zeros((len(every), vectors.shape[1]), vectors.dtype)
+    filled[np.searchsorted(every, ids)] = vectors
+    column = to_column(filled)
+    storage = pa.FixedSizeListArray.from_arrays(
+        column.storage.values, vectors.shape[1], mask=pa.array(np.isin(every, ids, invert=True))
+    )
+    return pa.table({ID: every, EMBEDDING: pa.ExtensionArray.from_storage(column.type, storage)})
+
+
+# ---- the directory -------------------------------------------------------------------------------------------
+
+
+class Folder:
+    """The files of a data set's vectors, on any Arrow filesystem; each appears whole or not at all."""
+
+    def __init__(self, directory: str) -> None:
+        self.name = directory
+        self.filesystem, self.path = resolve(directory)
+
+    def read(self, name: str) -> Any:
+        try:
+            with self.filesystem.open_input_file(f"{self.path}/{name}") as source:
+                return json.loads(source.read().decode())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"{self.name}/{name}: damaged ({error}); remove the directory and run again."
+            ) from error
+
+    def write(self, name: str, data: bytes) -> None:
+        partial = f"{self.path}/.{name}.{time.monotonic_ns():x}.partial"
+        with self.filesystem.open_output_stream(partial) as sink:
+            sink.write(data)
+        self.filesystem.move(partial, f"{self.path}/{name}")
+
+    def claim(self, key: dict[str, Any]) -> None:
+        """Make the directory these vectors' own; RunError if it holds others."""
+        before = self.read("_key.json")
+        if before is None:
+            try:
+                self.filesystem.create_dir(self.path, recursive=True)
+                self.write("_key.json", json.dumps(key, indent=1).encode())
+            except OSError as error:
+                raise RunError(f"{self.name}: cannot be written ({error}).") from error
+        elif before != key:
+            other = [part for part in key if before.get(part) != key[part]]
+            raise RunError(
+                f"{self.name}: holds vectors of another {first(other)}; choose another directory, or remove it."
+            )
+
+    def parts(self) -> set[int]:
+        """Numbers of the shards that are there."""
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.path))
+        names = (f.base_name.partition(".")[0] for f in found)
+        return {int(name[5:]) for name in names if name.startswith(("part-", "none-"))}
+
+    def part(self, number: int) -> str:
+        return f"{self.path}/{part_name(number)}"
+
+    def write_part(self, number: int, table: pa.Table, rejected: dict[int, str]) -> None:
+        sink = io.BytesIO()
+        kept = table.replace_schema_metadata({"rejected": json.dumps(sorted(rejected.items()))})
+        pq.write_table(kept, sink, compression="none")
+        self.write(part_name(number), sink.getvalue())
+
+    def write_none(self, number: int, rejected: dict[int, str]) -> None:
+        """Note a shard that has no vector at all."""
+        self.write(f"none-{number:012d}.json", json.dumps(sorted(rejected.items())).encode())
+
+
+def part_name(number: int) -> str:
+    """The file of a shard."""
+    return f"part-{number:012d}.parquet"
+
+
+def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int, int, list[Any]]]:
+    """Of each part: vectors, the sum of their ids, their dimension, the first id, and what was rejected."""
+    folder = Folder(directory)
+    found = []
+    for number in numbers:
+        none = folder.read(f"none-{number:012d}.json")
+        if none is not None:
+            found.append((0, 0, 0, -1, none))
+            continue
+        with folder.filesystem.open_input_file(folder.part(number)) as source:
+            file = pq.ParquetFile(source)
+            ids = file.read(columns=[ID])[ID].to_numpy()
+            schema = file.schema_arrow
+        rejected = json.loads(schema.metadata[b"rejected"])
+        ids = np.setdiff1d(ids, [number for number, _ in rejected], assume_unique=True)
+        width = schema.field(EMBEDDING).type.shape[0]
+        found.append((len(ids), int(ids.sum()), width, int(ids[0]) if len(ids) else -1, rejected))
+    return found

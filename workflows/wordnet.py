@@ -1,0 +1,104 @@
+"""WordNet's 117,659 glosses (one sentence each, 45 lexicographer classes) as a pool wider than its target.
+
+    apt install wordnet-base
+    python workflows/wordnet.py [--source DIR] [--out DIR] [--rows N]
+
+The task is to tell five classes of living things and their parts apart (animal, body, food, person, plant); the pool
+holds all 45. Writes, by default into ``data/wordnet`` beside this script,
+
+- ``test.parquet``: 2,000 glosses of the five classes, stratified; scored, never looked at by selection or training
+- ``target.parquet``: 1,000 of the five, stratified, taken out of the rest: what the selection aims at
+- ``pool.parquet``: all others, of all 45 classes
+
+with the columns ``text`` (the gloss), ``label`` (the class, such as noun.animal) and ``words`` (float32 (256,): hashed
+words and pairs of words, what a small network is trained on), in row groups of 4,096 rows. ``--rows`` keeps that many
+rows of the pool, drawn at random. Seeds are fixed: every call writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from junk import split_off
+from sklearn.feature_extraction.text import HashingVectorizer
+
+SOURCE = Path("/usr/share/wordnet")
+PARTS = ("noun", "verb", "adj", "adv")
+WANTED = ("noun.animal", "noun.body", "noun.food", "noun.person", "noun.plant")
+TEST_ROWS, TARGET_ROWS = 2000, 1000
+WORDS = 256
+SEED = 0
+ROW_GROUP = 4096
+# The lexicographer files in the order of their numbers, as lexnames(5WN) lists them.
+CLASSES = """
+    adj.all adj.pert adv.all noun.Tops noun.act noun.animal noun.artifact noun.attribute noun.body noun.cognition
+    noun.communication noun.event noun.feeling noun.food noun.group noun.location noun.motive noun.object noun.person
+    noun.phenomenon noun.plant noun.possession noun.process noun.quantity noun.relation noun.shape noun.state
+    noun.substance noun.time verb.body verb.change verb.cognition verb.communication verb.competition
+    verb.consumption verb.contact verb.creation verb.emotion verb.motion verb.perception verb.possession
+    verb.social verb.stative verb.weather adj.ppl
+""".split()  # noqa: SIM905
+
+
+def glosses(source: Path) -> tuple[list[str], list[str]]:
+    """Every synset's gloss and class, in the order of the four data files."""
+    texts, labels = [], []
+    for part in PARTS:
+        path = source / f"data.{part}"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            sys.exit(f"error: {path} cannot be read ({error}); install it with `apt install wordnet-base`.")
+        for line in lines:
+            if not line.startswith(" "):  # the licence is indented
+                head, _, gloss = line.partition("|")
+                labels.append(CLASSES[int(head.split()[1])])
+                texts.append(gloss.strip())
+    return texts, labels
+
+
+def table(texts: np.ndarray, labels: np.ndarray) -> pa.Table:
+    hashed = (
+        HashingVectorizer(n_features=WORDS, ngram_range=(1, 2), dtype=np.float32).transform(texts).toarray()
+    )
+    storage = pa.FixedSizeListArray.from_arrays(pa.array(hashed.reshape(-1)), WORDS)
+    words = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [WORDS]), storage)
+    return pa.table({"text": pa.array(texts), "label": pa.array(labels), "words": words})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Write WordNet's glosses as Parquet: pool, target, test.")
+    parser.add_argument("--source", type=Path, default=SOURCE, help="folder with data.noun and the others")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).resolve().parent / "data" / "wordnet",
+        help="folder to write",
+    )
+    parser.add_argument("--rows", type=int, default=None, help="rows of the pool to keep")
+    options = parser.parse_args(arguments)
+    texts, labels = map(np.array, glosses(options.source))
+    wanted = np.flatnonzero(np.isin(labels, WANTED))
+    test, rest = split_off(labels[wanted], TEST_ROWS, SEED)
+    target, _ = split_off(labels[wanted[rest]], TARGET_ROWS, SEED)
+    test, target = wanted[test], wanted[rest[target]]
+    pool = np.setdiff1d(np.arange(len(texts)), np.concatenate([test, target]))
+    if options.rows is not None:
+        pool = np.sort(np.random.default_rng(SEED).choice(pool, min(options.rows, len(pool)), replace=False))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("pool", pool), ("target", target), ("test", test)):
+        path = options.out / f"{name}.parquet"
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        pq.write_table(table(texts[rows], labels[rows]), partial, row_group_size=ROW_GROUP)
+        os.replace(partial, path)
+        print(f"{path}: {len(rows):,} rows of {len(set(labels[rows]))} classes")
+
+
+if __name__ == "__main__":
+    main()
