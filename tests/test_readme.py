@@ -37,11 +37,19 @@ def test_every_file_the_documents_name_is_there():
 def test_the_training_example_runs_as_it_stands(cluster, tmp_path):
     import torch
 
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "TorchTrainer" in block)
-    for written, here in (("50_000", "96"), ("num_epochs=20", "num_epochs=2"), ("/shared/runs", str(tmp_path))):
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "TorchTrainer" in block
+    )
+    for written, here in (
+        ("50_000", "96"),
+        ("num_epochs=20", "num_epochs=2"),
+        ("/shared/runs", str(tmp_path)),
+    ):
         assert written in code
         code = code.replace(written, here)
-    code = code.replace("ScalingConfig(num_workers=2)", "ScalingConfig(num_workers=1)")  # the suite's cluster is small
+    code = code.replace(
+        "ScalingConfig(num_workers=2)", "ScalingConfig(num_workers=1)"
+    )  # the suite's cluster is small
     data = torch.utils.data.TensorDataset(torch.randn(96, 4), torch.arange(96) % 3)
     scope = {"__name__": "__main__", "dataset": data, "make_model": lambda: torch.nn.Linear(4, 3)}
     exec(compile(code, "README.md", "exec"), scope)

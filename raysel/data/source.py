@@ -29,6 +29,7 @@ from raysel.errors import DataError, first
 
 LABEL = "label"
 _ORIGIN = "_raysel_origin"  # set on a Dataset; what is made of it by a further step does not have it
+_FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a block; Ray's default is 200 blocks
 _IMAGE_ROWS = 256  # images that make one block
 _BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
 
@@ -204,7 +205,10 @@ def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Da
     if index is not None:
         rows.save(index)
     reader = IndexedParquet(filesystem, rows, schema)
-    dataset = ray.data.read_datasource(reader)
+    groups = len(reader.pieces())
+    # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
+    blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
+    dataset = ray.data.read_datasource(reader, override_num_blocks=blocks)
     setattr(dataset, _ORIGIN, (reader, {}))
     return dataset, schema, where
 
@@ -316,6 +320,8 @@ def _as_table(source: Any) -> pa.Table:
         return source
     if isinstance(source, pd.DataFrame):
         return pa.Table.from_pandas(source, preserve_index=False).replace_schema_metadata(None)
+    if type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "with_format"):
+        return from_hugging_face(source)
     if isinstance(source, np.ndarray):
         source = {"data": source}
     if isinstance(source, Mapping):
@@ -324,8 +330,6 @@ def _as_table(source: Any) -> pa.Table:
         if len(set(lengths.values())) != 1 or None in lengths.values():
             raise DataError(f"Columns of different lengths: {lengths}.")
         return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
-    if type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "with_format"):
-        return from_hugging_face(source)
     if (
         hasattr(source, "__getitem__")
         and hasattr(source, "__len__")

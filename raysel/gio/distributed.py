@@ -184,9 +184,7 @@ class GIO:
         self, pool: _Quantised, kept: np.ndarray, picks: Picks, new: np.ndarray, start: Selection | None
     ) -> Selection:
         rank_of = np.full(len(pool.centroids), -1, np.int64)
-        rank_of[picks.indices[::-1]] = np.arange(len(picks))[
-            ::-1
-        ]  # where one was picked again: the first time
+        rank_of[picks.indices[::-1]] = np.arange(len(picks))[::-1]  # the first time, where picked again
         rank = rank_of[pool.cluster]
         rank[kept] = -1
         taken = kept.copy()
@@ -197,13 +195,15 @@ class GIO:
         if picks.ended == "stop":
             unreached = "its cluster was not reached before a stop rule ended the selection"
         left_out = "cut from the last cluster: far from its centroid"
+        reached = rank[out] >= 0
         if self._draws(pool):
             left_out = "its cluster was picked, the draw left it out"
+            reached |= np.isin(pool.cluster[out], pool.cluster[kept])
         dropped = pa.table(
             {
                 ID: pa.array(pool.ids[out]),
                 "cluster": pa.array(pool.cluster[out]),
-                "reason": coded_text(rank[out] >= 0, [unreached, left_out]),
+                "reason": coded_text(reached, [unreached, left_out]),
             }
         )
         texts = [

@@ -44,6 +44,11 @@ class SelectGIO(_Part):
     method: Literal["gio"]
     budget: float | int
     clusters: Annotated[int, Field(ge=1)] | None = 1500
+    estimator: Literal["nearest", "nearest_mean", "average"] = "nearest"
+    k: Annotated[int, Field(ge=1)] | None = None
+    solver: Literal["exact", "gradient"] = "exact"
+    init: Literal["mean", "jump", "prev_opt"] = "mean"
+    within: Literal["random", "nearest"] = "random"
 
 
 class SelectRandom(_Part):

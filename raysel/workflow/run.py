@@ -120,6 +120,7 @@ def _run(this: _Run, counts: dict[str, int], created: str) -> dict[str, Any]:
     chosen_at, selected = _select(this, vectors)
     chosen: Selection | int = counts["pool"] if chosen_at is None else Selection.load(chosen_at)
     subset = _random(this, chosen)
+    shown = None if isinstance(chosen, int) else _selection(this, chosen)
     data, arrays = this.step(
         "arrays",
         [workflow.key("pool", "test"), workflow.train.input, this.digests],
@@ -143,7 +144,7 @@ def _run(this: _Run, counts: dict[str, int], created: str) -> dict[str, Any]:
             "classes": arrays["classes"],
         },
         "inputs": this.digests,
-        "selection": None if isinstance(chosen, int) else _selection(this, chosen),
+        "selection": shown,
         "arms": {
             name: {
                 "title": arm["title"],

@@ -259,6 +259,7 @@ class DiesOnce:
         return run
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(cluster, tmp_path):
     values = np.arange(2000, dtype=np.float32)[:, None]
     made = pipeline.compute(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import raysel.gio.greedy as module
 from raysel.errors import ConfigError, DataError
-from raysel.gio import Picks, Stop, exact_select, kl
+from raysel.gio import Picks, Stop, exact_select, gradient_select, kl
 from raysel.gio import distances as blocks
 from raysel.gio.greedy import _best, _insert, _score, greedy
 
@@ -323,3 +323,37 @@ def test_a_matrix_that_cannot_fit_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="quantise"):
         exact_select(GOOD, GOOD)
     assert isinstance(exact_select(GOOD, GOOD, estimator="average"), Picks)
+
+
+@pytest.mark.parametrize("solve", [exact_select, gradient_select])
+def test_counts_in_rows_and_on_past_them_while_the_kl_falls(solve):
+    rng = np.random.default_rng(7)
+    pool, target = rng.normal(size=(60, 5)), rng.normal(size=(40, 5))
+    sizes = rng.integers(1, 9, 60)
+    none = {} if solve is exact_select else {"stop": None, "init": "jump", "steps": 5}
+    whole = solve(pool, target, 60, **none)
+    rows = np.cumsum(sizes[whole.indices])
+    fall = int(np.flatnonzero(np.diff(whole.kl, prepend=whole.kl_start) > 0)[0])
+    assert fall < 60 and whole.ended == "count"
+    for count in (1, 17, int(rows[fall]), int(rows[-1])):
+        enough = int(np.searchsorted(rows, count)) + 1
+        plain = solve(pool, target, count, sizes=sizes, **none)
+        assert plain.indices.tolist() == whole.indices[:enough].tolist() and plain.ended == "count"
+        onward = solve(pool, target, count, sizes=sizes, onward=True, **none)
+        assert onward.indices.tolist() == whole.indices[: max(enough, fall)].tolist()
+        assert onward.ended == "count"
+    with pytest.raises(ConfigError, match=f"more than the pool's {rows[-1]} rows"):
+        solve(pool, target, int(rows[-1]) + 1, sizes=sizes, **none)
+    for wrong in (sizes[1:], sizes * 0, sizes / 2):
+        with pytest.raises(DataError, match="sizes must hold"):
+            solve(pool, target, 5, sizes=wrong, **none)
+
+
+def test_why_it_ended_and_the_kl_before():
+    rng = np.random.default_rng(8)
+    pool, target, start = rng.normal(size=(30, 4)), rng.normal(size=(20, 4)), rng.normal(size=(6, 4))
+    assert exact_select(pool, target, 30).kl_start == np.inf
+    assert exact_select(pool, target, 3, start=start).kl_start == pytest.approx(kl(target, start), abs=1e-9)
+    assert exact_select(pool, target, stop=Stop(increase=True)).ended == "stop"
+    assert exact_select(pool, target, stop=Stop(data_size=0.1)).ended == "stop"
+    assert exact_select(pool, target, 1, stop=Stop(increase=True)).ended == "count"

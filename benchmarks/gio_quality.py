@@ -1,0 +1,459 @@
+"""Does GIO choose better training data than simpler rules? Three scenes, four budgets, three seeds.
+
+    python benchmarks/gio_quality.py run                    # an hour of one core; stops and continues anywhere
+    python benchmarks/gio_quality.py run --clusters 500 3000 --arms gio published-jump
+    python benchmarks/gio_quality.py run --embedder convolutions --scenes junk classes
+    python benchmarks/gio_quality.py run --target 300       # a small target
+    python benchmarks/gio_quality.py wordnet --model FOLDER && python benchmarks/gio_quality.py run \\
+        --vectors benchmarks/results/wordnet.npz --clusters 500
+    python benchmarks/gio_quality.py tables                 # Markdown from benchmarks/results/gio_quality.jsonl
+
+Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors, or vectors made by ``--vectors FILE``, an
+npz with train_x, train_y, test_x, test_y. A seed draws the target (a twelfth of the training rows) and the junk; the
+rest is the pool. Scenes: ``like`` (the pool is like the target), ``junk`` (half of the pool is junk: see
+workflows/junk.py; for other data: rows with noise added as long as the row, and a wrong label), ``classes`` (the
+target has only the first half of the classes; so has the test).
+
+Scored for every arm and budget, on the same network (one hidden layer of 256, 2,000 Adam steps of 128
+rows whatever the budget; fixed before the first cell was run): accuracy on the test rows; the share of chosen rows
+that are not junk and of the target's classes; and KL(1,000 test rows || chosen rows), 5th neighbour, which no arm has
+seen. The test set chooses nothing.
+
+A cell is one JSON line; cells that are there are not computed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "workflows"))
+
+from raysel.baselines import choose  # noqa: E402
+from raysel.gio import Picks, exact_select, gradient_select, kl  # noqa: E402
+from raysel.gio.distances import nearest_logs  # noqa: E402
+from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids  # noqa: E402
+
+RESULTS = HERE / "results" / "gio_quality.jsonl"
+SCENES = ("like", "junk", "classes")
+BUDGETS = (0.05, 0.10, 0.25, 0.50)
+SEEDS = (0, 1, 2)
+DIMENSIONS = 64
+HELD_OUT = 1000
+Chooser = Callable[[int], np.ndarray]
+
+
+@dataclass
+class Scene:
+    """Pool, target and test of one seed; `select_*` is what selection sees, the rest what training sees."""
+
+    pool: np.ndarray
+    labels: np.ndarray
+    good: np.ndarray
+    target: np.ndarray
+    test: np.ndarray
+    test_labels: np.ndarray
+    clusters: int
+    seed: int
+    select_pool: np.ndarray
+    select_target: np.ndarray
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        return np.arange(len(self.pool))
+
+    @cached_property
+    def quantised(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centroids that have rows, and every row's cluster and distance."""
+        centroids = fit_centroids(self.select_pool, self.clusters, self.seed)
+        cluster, distance = assign(self.select_pool, centroids)
+        used, cluster = np.unique(cluster, return_inverse=True)
+        return centroids[used], cluster, distance
+
+    @property
+    def centroids(self) -> np.ndarray:
+        return self.quantised[0]
+
+    @property
+    def members(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.quantised[1:]
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        return np.bincount(self.members[0], minlength=len(self.centroids))
+
+    @cached_property
+    def target_centroids(self) -> np.ndarray:
+        """The publication quantises the target too."""
+        return fit_centroids(self.select_target, min(self.clusters, len(self.select_target) // 2), self.seed)
+
+    def whole(self, picks: Picks) -> Chooser:
+        """Rows of whole clusters in the order of the picks (within="nearest")."""
+        cluster, distance = self.members
+        return lambda rows: cut_to_budget(picks.indices, cluster, distance, self.ids, rows)
+
+    @cached_property
+    def target_counts(self) -> np.ndarray:
+        return np.bincount(assign(self.select_target, self.centroids)[0], minlength=len(self.centroids))
+
+    def drawn(self, picks: Picks, share: np.ndarray) -> Chooser:
+        """Rows drawn from the clusters picked until the KL rises, of each in proportion to `share`."""
+        rises = np.flatnonzero(np.diff(picks.kl) > 0)
+        support = rises[0] + 1 if len(rises) else len(picks)
+        return lambda rows: draw_to_budget(
+            picks.indices, support, share, self.members[0], self.ids, rows, self.seed
+        )
+
+
+def random(scene: Scene) -> Chooser:
+    return lambda rows: choose(scene.ids, np.zeros(len(scene.ids), np.int64), rows, scene.seed)
+
+
+def by_class(scene: Scene) -> Chooser:
+    return lambda rows: choose(scene.ids, scene.labels, rows, scene.seed)
+
+
+def by_cluster(scene: Scene) -> Chooser:
+    return lambda rows: choose(scene.ids, scene.members[0].astype(np.int64), rows, scene.seed)
+
+
+def oracle(scene: Scene) -> Chooser:
+    """A random sample of the rows that are on target, which nobody knows; all of them where they are too few."""
+    good = np.flatnonzero(scene.good)
+    return lambda rows: good[choose(good, np.zeros(len(good), np.int64), min(rows, len(good)), scene.seed)]
+
+
+def nearest_to_target(scene: Scene) -> Chooser:
+    centre = scene.select_target.mean(axis=0, dtype=np.float64)
+    order = np.argsort(nearest_logs(scene.select_pool, scene.select_target, 1, centre)[:, 0], kind="stable")
+    return lambda rows: np.sort(order[:rows])
+
+
+def published(init: str) -> Callable[[Scene], Chooser]:
+    def arm(scene: Scene) -> Chooser:
+        return scene.whole(
+            gradient_select(
+                scene.centroids,
+                scene.target_centroids,
+                round(max(BUDGETS) * len(scene.pool)),
+                init=init,  # type: ignore[arg-type]
+                seed=scene.seed,
+                stop=None,
+                sizes=scene.sizes,
+            )
+        )
+
+    return arm
+
+
+def exact(estimator: str, k: int, share: str | None = None) -> Callable[[Scene], Chooser]:
+    def arm(scene: Scene) -> Chooser:
+        picks = exact_select(scene.centroids, scene.select_target, estimator=estimator, k=k)  # type: ignore[arg-type]
+        if share is None:
+            return scene.whole(picks)
+        return scene.drawn(picks, scene.sizes if share == "pool" else scene.target_counts)
+
+    return arm
+
+
+def cluster_share(scene: Scene) -> Chooser:
+    """No GIO: from every cluster in proportion to the target rows that fall into it."""
+    everything = Picks(np.arange(len(scene.centroids)), np.zeros(len(scene.centroids)))
+    return scene.drawn(everything, scene.target_counts)
+
+
+ARMS: dict[str, Callable[[Scene], Chooser]] = {
+    "random": random,
+    "class-stratified": by_class,
+    "kmeans-stratified": by_cluster,
+    "nearest-to-target": nearest_to_target,
+    "published-mean": published("mean"),
+    "published-jump": published("jump"),
+    "gio": exact("nearest", 1),
+    "gio-k5": exact("nearest", 5),
+    "gio-mean5": exact("nearest_mean", 5),
+    "gio-sampled": exact("nearest", 1, share="pool"),
+    "gio-share": exact("nearest", 1, share="target"),
+    "cluster-share": cluster_share,
+    "oracle": oracle,
+}
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+def fashion(scene: str, seed: int, target_rows: int) -> tuple[np.ndarray, ...]:
+    """Pixels: (pool images, labels, good, target, test, test labels)."""
+    from fashion_mnist import SOURCE, load
+    from junk import corrupt, split_off
+
+    images, labels, test, test_labels = load(SOURCE)
+    target, pool = split_off(labels, target_rows or len(labels) // 12, seed)
+    pixels, given = images[pool], labels[pool]
+    good = np.ones(len(pool), bool)
+    if scene == "junk":
+        pixels, given, bad = corrupt(pixels, given, 0.5, 10, seed)
+        good = ~bad
+    return pixels, given, good, images[target], labels[target], test, test_labels
+
+
+def ready(path: Path, scene: str, seed: int, target_rows: int) -> tuple[np.ndarray, ...]:
+    """The same from an npz of vectors."""
+    from junk import split_off
+
+    data = np.load(path, allow_pickle=False)
+    x, y = data["train_x"].astype(np.float32), data["train_y"].astype(np.int64)
+    target, pool = split_off(y, target_rows or len(y) // 12, seed)
+    vectors, given = x[pool], y[pool].copy()
+    good = np.ones(len(pool), bool)
+    if scene == "junk":
+        rng = np.random.default_rng(seed)
+        bad = rng.choice(len(pool), len(pool) // 2, replace=False)
+        noise = rng.normal(size=(len(bad), x.shape[1])).astype(np.float32)
+        noise *= np.linalg.norm(vectors[bad], axis=1, keepdims=True) / np.linalg.norm(
+            noise, axis=1, keepdims=True
+        )
+        mixed = vectors[bad] + noise
+        length = np.linalg.norm(vectors[bad], axis=1, keepdims=True)
+        vectors[bad] = mixed * length / np.linalg.norm(mixed, axis=1, keepdims=True)
+        classes = int(y.max()) + 1
+        given[bad] = (given[bad] + rng.integers(1, classes, len(bad))) % classes
+        good[bad] = False
+    return vectors, given, good, x[target], y[target], data["test_x"], data["test_y"].astype(np.int64)
+
+
+def pca(fit: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    from sklearn.decomposition import PCA
+
+    model = PCA(DIMENSIONS, svd_solver="covariance_eigh").fit(fit)
+    return [model.transform(x).astype(np.float32) for x in (fit, *others)]
+
+
+def random_convolutions(images: np.ndarray) -> np.ndarray:
+    """A second representation of images: 256 random 7 x 7 filters, ReLU, averaged over a 3 x 3 grid."""
+    generator = torch.Generator().manual_seed(0)
+    filters = torch.randn(256, 1, 7, 7, generator=generator)
+    filters -= filters.mean(dim=(2, 3), keepdim=True)
+    parts = []
+    for at in range(0, len(images), 1000):
+        x = torch.from_numpy(images[at : at + 1000].astype(np.float32) / 255)
+        seen = torch.relu(torch.nn.functional.conv2d(x, filters, stride=2))
+        parts.append(torch.nn.functional.adaptive_avg_pool2d(seen, 3).flatten(1).numpy())
+    return np.concatenate(parts)
+
+
+def wordnet(options: argparse.Namespace) -> None:
+    """Vectors of WordNet's glosses in 45 classes by a sentence-transformers model, as an npz for ``--vectors``."""
+    from junk import split_off
+    from sentence_transformers import SentenceTransformer
+    from wordnet import SOURCE, glosses
+
+    torch.set_num_threads(1)
+    texts, names = glosses(SOURCE)
+    labels = np.unique(names, return_inverse=True)[1]
+    rows, _ = split_off(labels, options.rows, 0)
+    rows = rows[np.bincount(labels[rows])[labels[rows]] >= 24]  # every class must reach target, pool and test
+    labels = np.unique(labels[rows], return_inverse=True)[1]
+    model = SentenceTransformer(str(options.model), device="cpu")
+    x = model.encode([texts[row] for row in rows], batch_size=128, normalize_embeddings=True)
+    test, train_rows = split_off(labels, len(rows) // 6, 0)
+    np.savez(
+        options.out, train_x=x[train_rows], train_y=labels[train_rows], test_x=x[test], test_y=labels[test]
+    )
+
+
+def build(scene: str, seed: int, clusters: int, options: argparse.Namespace) -> Scene:
+    vectors = options.vectors
+    if vectors is None:
+        raw = fashion(scene, seed, options.target)
+    else:
+        raw = ready(vectors, scene, seed, options.target)
+    pool, labels, good, target, target_labels, test, test_labels = raw
+    flat = [part.reshape(len(part), -1).astype(np.float32) for part in (pool, target, test)]
+    if vectors is None:
+        flat = pca(flat[0] / 255, flat[1] / 255, flat[2] / 255)
+    chosen = flat[:2]
+    if options.embedder == "convolutions":
+        chosen = pca(random_convolutions(pool), random_convolutions(target))
+    keep, keep_test = np.ones(len(target), bool), np.ones(len(test), bool)
+    if scene == "classes":
+        half = (int(labels.max()) + 1) // 2
+        keep, keep_test, good = target_labels < half, test_labels < half, labels < half
+    return Scene(
+        flat[0],
+        labels,
+        good,
+        flat[1][keep],
+        flat[2][keep_test],
+        test_labels[keep_test],
+        clusters,
+        seed,
+        chosen[0],
+        chosen[1][keep],
+    )
+
+
+# ------------------------------------------------------------------------------------------------ scores
+
+
+def accuracy(scene: Scene, rows: np.ndarray) -> float:
+    """Percent of the test rows that the fixed network gets right when it learns from `rows`."""
+    scale = scene.pool.std()
+    w1, b1, w2, b2 = train(
+        scene.pool[rows] / scale, scene.labels[rows], int(scene.labels.max()) + 1, scene.seed
+    )
+    hidden = np.maximum(scene.test / scale @ w1 + b1, 0)
+    return 100 * float(((hidden @ w2 + b2).argmax(axis=1) == scene.test_labels).mean())
+
+
+def train(x: np.ndarray, y: np.ndarray, classes: int, seed: int) -> list[np.ndarray]:
+    """Weights of a network with one hidden layer of 256 ReLUs: Adam, cosine schedule, mean cross-entropy."""
+    steps, batch, hidden, d = 2000, 128, 256, x.shape[1]
+    rng = np.random.Generator(np.random.Philox(seed))
+    shapes = [(d, hidden), (hidden,), (hidden, classes), (classes,)]
+    ends = np.cumsum([0] + [int(np.prod(shape)) for shape in shapes])
+    theta, slope, first, second = np.zeros((4, ends[-1]), np.float32)
+
+    def parts(flat: np.ndarray) -> list[np.ndarray]:
+        return [flat[a:b].reshape(shape) for a, b, shape in zip(ends, ends[1:], shapes, strict=False)]
+
+    (w1, b1, w2, b2), (dw1, db1, dw2, db2) = parts(theta), parts(slope)
+    w1[:] = rng.normal(size=w1.shape) * (2 / d) ** 0.5
+    w2[:] = rng.normal(size=w2.shape) * (1 / hidden) ** 0.5
+    order = np.concatenate([rng.permutation(len(x)) for _ in range(-(-steps * batch // len(x)))])
+    for step in range(steps):
+        some = order[step * batch : (step + 1) * batch]
+        h = np.maximum(x[some] @ w1 + b1, 0)
+        p = h @ w2 + b2
+        p = np.exp(p - p.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        p[np.arange(batch), y[some]] -= 1
+        p /= batch
+        back = (p @ w2.T) * (h > 0)
+        dw1[:], db1[:], dw2[:], db2[:] = x[some].T @ back, back.sum(axis=0), h.T @ p, p.sum(axis=0)
+        first += 0.1 * (slope - first)
+        second += 0.001 * (slope * slope - second)
+        correction = (1 - 0.999 ** (step + 1)) ** 0.5 / (1 - 0.9 ** (step + 1))
+        rate = 1e-3 * 0.5 * (1 + np.cos(np.pi * step / steps)) * correction
+        theta -= np.float32(rate) * first / (np.sqrt(second) + np.float32(1e-8))
+    return [w1, b1, w2, b2]
+
+
+def held_out_kl(scene: Scene, rows: np.ndarray) -> float:
+    step = max(1, len(scene.test) // HELD_OUT)
+    return kl(scene.test[::step][:HELD_OUT], scene.pool[rows], k=5)
+
+
+def run(options: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    RESULTS.parent.mkdir(exist_ok=True)
+    done = {key(cell) for cell in cells()}
+    name = "fashion" if options.vectors is None else options.vectors.stem
+    name += f"-target{options.target}" if options.target else ""
+    for clusters in options.clusters:
+        for seed in options.seeds:
+            for scene_name in options.scenes:
+                setting = {"data": name, "scene": scene_name, "seed": seed, "clusters": clusters}
+                setting["embedder"] = options.embedder
+                todo = [
+                    {**setting, "arm": arm, "budget": budget}
+                    for arm in options.arms
+                    for budget in BUDGETS
+                    if key({**setting, "arm": arm, "budget": budget}) not in done
+                ]
+                if not todo:
+                    continue
+                scene = build(scene_name, seed, clusters, options)
+                _ = scene.sizes
+                for arm in dict.fromkeys(cell["arm"] for cell in todo):
+                    start = time.perf_counter()
+                    chooser = ARMS[arm](scene)
+                    seconds = time.perf_counter() - start
+                    for cell in (cell for cell in todo if cell["arm"] == arm):
+                        rows = chooser(round(cell["budget"] * len(scene.pool)))
+                        cell |= {
+                            "rows": len(rows),
+                            "good": float(scene.good[rows].mean()),
+                            "kl": held_out_kl(scene, rows),
+                            "accuracy": accuracy(scene, rows),
+                            "seconds": round(seconds, 2),
+                        }
+                        with RESULTS.open("a") as out:
+                            out.write(json.dumps(cell) + "\n")
+                    print(f"{setting} {arm}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def cells() -> list[dict]:
+    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+
+
+def key(cell: dict) -> tuple:
+    return tuple(cell[part] for part in ("data", "scene", "seed", "clusters", "embedder", "arm", "budget"))
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def tables(_: argparse.Namespace) -> None:
+    grid = cells()
+    for setting in sorted({(c["data"], c["clusters"], c["embedder"]) for c in grid}):
+        some = [c for c in grid if (c["data"], c["clusters"], c["embedder"]) == setting]
+        seeds = len({c["seed"] for c in some})
+        for scene in [s for s in SCENES if any(c["scene"] == s for c in some)]:
+            print(
+                f"\n**{setting[0]}, scene `{scene}`, K = {setting[1]:,}, {setting[2]}, {seeds} seed(s)**: "
+                "accuracy % ± standard deviation over seeds (on-target %, held-out KL) [seeds, where fewer]\n"
+            )
+            print("| arm | " + " | ".join(f"{b:.0%} of the pool" for b in BUDGETS) + " |")
+            print("|---" * (len(BUDGETS) + 1) + "|")
+            for arm in [a for a in ARMS if any((c["arm"], c["scene"]) == (a, scene) for c in some)]:
+                texts = []
+                for budget in BUDGETS:
+                    here = [c for c in some if (c["scene"], c["arm"], c["budget"]) == (scene, arm, budget)]
+                    texts.append(_text(here, seeds) if here else "-")
+                print(f"| {arm} | " + " | ".join(texts) + " |")
+
+
+def _text(here: list[dict], seeds: int) -> str:
+    score, good, divergence = (np.array([c[part] for c in here]) for part in ("accuracy", "good", "kl"))
+    spread = f" ± {score.std(ddof=1):.1f}" if len(here) > 1 else ""
+    fewer = f" [{len(here)}]" if len(here) < seeds else ""
+    return f"{score.mean():.1f}{spread} ({100 * good.mean():.0f}, {divergence.mean():.1f}){fewer}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The evidence for GIO's defaults.")
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run", help="compute the cells that are missing")
+    runs.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES)
+    runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    runs.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    runs.add_argument("--clusters", nargs="+", type=int, default=(1500,))
+    runs.add_argument(
+        "--embedder", choices=("pca", "convolutions"), default="pca", help="what selection sees"
+    )
+    runs.add_argument("--target", type=int, default=0, help="rows of the target; 0: a twelfth of the data")
+    runs.add_argument("--vectors", type=Path, help="npz with train_x, train_y, test_x, test_y")
+    runs.set_defaults(run=run)
+    words = commands.add_parser("wordnet", help="embed WordNet's glosses")
+    words.add_argument("--model", type=Path, required=True, help="folder of a sentence-transformers model")
+    words.add_argument("--rows", type=int, default=30_000)
+    words.add_argument("--out", type=Path, default=RESULTS.parent / "wordnet.npz")
+    words.set_defaults(run=wordnet)
+    commands.add_parser("tables", help="print the tables").set_defaults(run=tables)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()
