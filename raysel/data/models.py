@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from raysel.code import load_function
 from raysel.data.decode import Takes
 from raysel.errors import ConfigError, DataError, first
 
@@ -198,7 +197,7 @@ def network(spec: str, argument: str) -> ModelEmbedder:
             f"embedder: '{spec}' names no network; write torch:module:factory or torch:file.py:factory, and "
             ":penultimate after it for what enters its last layer."
         )
-    factory = _function(spec, place, name)
+    factory = load_function(place, name, f"embedder: '{spec}'")
     model = _network(factory, spec)
     if layer:
         _before_last(model, spec)
@@ -267,31 +266,6 @@ def _stack(images: list[np.ndarray]) -> np.ndarray:
         )
     rows = np.stack(images)
     return rows.transpose(0, 3, 1, 2) if rows.dtype == np.uint8 else rows
-
-
-def _function(spec: str, place: str, name: str) -> Callable[[], Any]:
-    """The function ``name`` of a module or a file; a file's functions travel by value, so nodes need not have it."""
-    try:
-        if place.endswith(".py"):
-            path = Path(place).expanduser().resolve()
-            if not path.exists():
-                raise ConfigError(f"embedder: '{spec}': there is no file {path}.")
-            found = importlib.util.spec_from_file_location(f"raysel_embedder_{path.stem}", path)
-            assert found is not None and found.loader is not None
-            module = importlib.util.module_from_spec(found)
-            sys.modules[found.name] = module
-            found.loader.exec_module(module)
-            from ray import cloudpickle
-
-            cloudpickle.register_pickle_by_value(module)
-        else:
-            module = importlib.import_module(place)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"embedder: '{spec}': {place} cannot be loaded ({_line(error)}).") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ConfigError(f"embedder: '{spec}': {place} has no function '{name}'.")
-    return function
 
 
 # ---- digests -------------------------------------------------------------------------------------------------

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,11 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray import cloudpickle
 from ray.data import Dataset
 from ray.util.placement_group import placement_group, remove_placement_group
 
 import raysel
+from raysel.code import load_function
 from raysel.data.blocks import gather
 from raysel.data.embed import fit_embedder
 from raysel.data.pipeline import compute
@@ -141,36 +139,13 @@ def _elements(kind: Any) -> int | None:
 
 
 def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
-    """The function that ``file.py:name`` or ``package.module:name`` names; ConfigError if there is none.
-
-    A file's functions are pickled by value, so the cluster's nodes need not have the file.
-    """
+    """The function that ``file.py:name`` or ``package.module:name`` names; ConfigError if there is none."""
     place, _, name = spec.rpartition(":")
     if not place.strip(".") or not name:
         raise ConfigError(
             f"train.model: '{spec}' names no function; write file.py:factory or module:factory."
         )
-    try:
-        if place.endswith(".py"):
-            loader = importlib.util.spec_from_file_location(f"raysel_user_{Path(place).stem}", place)
-            if loader is None or loader.loader is None or not Path(place).exists():
-                raise ConfigError(f"train.model: no file {place}.")
-            module = importlib.util.module_from_spec(loader)
-            sys.modules[loader.name] = module
-            loader.loader.exec_module(module)
-            cloudpickle.register_pickle_by_value(module)
-        else:
-            module = importlib.import_module(place)
-    except ConfigError:
-        raise
-    except Exception as error:  # it is the user's code that runs here: anything can happen
-        raise ConfigError(
-            f"train.model: {place} cannot be loaded ({type(error).__name__}: {error})."
-        ) from error
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise ConfigError(f"train.model: {place} has no function '{name}'.")
-    return factory
+    return load_function(place, name, "train.model")
 
 
 def model_digest(spec: str) -> str:

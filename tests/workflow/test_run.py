@@ -215,7 +215,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("select.budget=5000", r"select.budget: 5,000 rows asked for, the pool has 1,517"),
         ("target=null", r"'target' is missing"),
         ("train.model=models.py", r"train.model: 'models.py' names no function"),
-        ("train.model=none.py:mlp", r"train.model: no file"),
+        ("train.model=none.py:mlp", r"train.model: there is no file"),
         ("train.model=json:nothing", r"train.model: json has no function 'nothing'"),
         ("train.model=no.such.module:f", r"train.model: no.such.module cannot be loaded"),
         ("train.model=:f", r"train.model: ':f' names no function"),
