@@ -83,7 +83,7 @@ def main() -> None:
         known = _foreseen(error)
         if known is None:
             raise
-        click.echo(f"raysel: error: {known}", err=True)
+        click.echo(f"raysel: error: {str(known).splitlines()[0]}", err=True)  # Ray may have added lines
         sys.exit(1)
 
 

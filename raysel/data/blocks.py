@@ -104,7 +104,7 @@ def own_error(error: BaseException) -> RayselError | None:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, RayselError) and not isinstance(seen, ray.exceptions.RayError):
-            return seen
+            return type(seen)(str(seen).splitlines()[0])  # Ray Data adds lines of advice to what it passes on
         seen = getattr(seen, "cause", None) or seen.__cause__
     return None
 

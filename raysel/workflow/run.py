@@ -217,8 +217,9 @@ def quiet() -> None:
     import ray.data
     import ray.train  # makes the loggers that are silenced below
 
-    for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    # Ray Data logs the traceback of an error that it also raises; the raised one is told in a sentence.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

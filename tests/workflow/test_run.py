@@ -264,3 +264,38 @@ def test_results_that_are_no_results(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
     with pytest.raises(RunError, match="no results to report"):
         report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (
+            "nan",
+            r"holds NaN or infinite values in 2 rows \(sample_id 3, 700\); repair or drop these rows first.",
+        ),
+        ("ragged", r"vectors of different lengths: most have 64, 1 of \d+ rows \(sample_id 5\) has 10."),
+        ("unlabelled", r"1 rows have no label \(sample_id 4\)"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_said_in_one_line(cluster, quickstart, tmp_path, bad, sentence, capfd):
+    import pyarrow as pa
+
+    from raysel.data.vectors import to_column
+
+    table = pq.read_table(quickstart().pool.path)
+    pixels = table["pixels"].combine_chunks().to_numpy_ndarray().reshape(-1, 64).copy()
+    if bad == "nan":
+        pixels[[3, 700], 7] = np.nan
+        table = table.set_column(0, "pixels", to_column(pixels))
+    elif bad == "ragged":
+        rows = pixels.tolist()
+        rows[5] = rows[5][:10]
+        table = table.set_column(0, "pixels", pa.array(rows, pa.list_(pa.float32())))
+    else:
+        table = table.set_column(1, "label", pa.array([None if i == 4 else i % 5 for i in range(len(table))]))
+    pq.write_table(table, tmp_path / "pool.parquet", row_group_size=256)
+    with pytest.raises(DataError, match=sentence) as caught:
+        run(quickstart(f"pool.path={tmp_path}/pool.parquet", "controls=[]"), tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "Traceback" not in capfd.readouterr().err
+    assert not (tmp_path / "run" / "report.html").exists()
