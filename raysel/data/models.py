@@ -143,8 +143,18 @@ def _load_torchvision(name: str, device: str) -> Run:
 
 
 def open_clip(spec: str, name: str) -> ModelEmbedder:
-    """``open_clip:NAME`` or ``open_clip:NAME/PRETRAINED``: image vectors of a CLIP network."""
+    """``open_clip:NAME/PRETRAINED``: image vectors of a CLIP network; PRETRAINED is a tag or a file of weights.
+
+    ``open_clip:hf-hub:NAME`` and ``open_clip:local-dir:PATH`` name network and weights in one.
+    """
     need("open_clip", "open_clip_torch", "vision", spec)
+    if not _clip_parts(name)[1] and not name.startswith(
+        _CLIP_WHOLE
+    ):  # every worker would draw its own weights
+        raise ConfigError(
+            f"embedder: '{spec}' names no weights; write open_clip:NAME/PRETRAINED, for example "
+            "open_clip:ViT-B-32/laion2b_s34b_b79k, or a file of weights in the place of PRETRAINED."
+        )
     model, prepare = _made(spec, lambda: _clip(name))
     return ModelEmbedder(
         spec,
@@ -156,10 +166,20 @@ def open_clip(spec: str, name: str) -> ModelEmbedder:
     )
 
 
+_CLIP_WHOLE = ("hf-hub:", "local-dir:")
+
+
+def _clip_parts(name: str) -> tuple[str, str]:
+    if name.startswith(_CLIP_WHOLE):
+        return name, ""
+    architecture, _, pretrained = name.partition("/")
+    return architecture, pretrained
+
+
 def _clip(name: str) -> tuple[Any, Any]:
     import open_clip as library
 
-    architecture, _, pretrained = name.partition("/")
+    architecture, pretrained = _clip_parts(name)
     model, _, prepare = library.create_model_and_transforms(architecture, pretrained=pretrained or None)
     return model, prepare
 

