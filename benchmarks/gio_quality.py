@@ -4,14 +4,14 @@
     python benchmarks/gio_quality.py run --clusters 500 3000 --arms gio published-jump
     python benchmarks/gio_quality.py run --embedder convolutions --scenes junk classes
     python benchmarks/gio_quality.py run --target 300       # a small target
-    python benchmarks/gio_quality.py wordnet --model FOLDER && python benchmarks/gio_quality.py run \\
-        --vectors benchmarks/results/wordnet.npz --clusters 500
+    python benchmarks/gio_quality.py wordnet --run runs/wordnet   # after raysel run workflows/wordnet_embed.yaml
+    python benchmarks/gio_quality.py run --vectors benchmarks/results/wordnet.npz
     python benchmarks/gio_quality.py tables                 # Markdown from benchmarks/results/gio_quality.jsonl
 
-Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors, or vectors made by ``--vectors FILE``, an
-npz with train_x, train_y, test_x, test_y. A seed draws the target (a twelfth of the training rows) and the junk; the
-rest is the pool. Scenes: ``like`` (the pool is like the target), ``junk`` (half of the pool is junk: see
-workflows/junk.py; for other data: rows with noise added as long as the row, and a wrong label), ``classes`` (the
+Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors, or ``--vectors FILE``, an npz with
+train_x, train_y, train_junk (what each row is as junk), test_x, test_y. A seed draws the target (a twelfth of the training rows) and the junk; the
+rest is the pool. Scenes: ``like`` (the pool is like the target), ``junk`` (half of the pool is junk:
+for images see workflows/junk.py; for glosses word salad, as many words drawn from all glosses, and a wrong label), ``classes`` (the
 target has only the first half of the classes; so has the test).
 
 Scored for every arm and budget, on the same network (one hidden layer of 256, 2,000 Adam steps of 128
@@ -219,15 +219,8 @@ def ready(path: Path, scene: str, seed: int, target_rows: int) -> tuple[np.ndarr
     if scene == "junk":
         rng = np.random.default_rng(seed)
         bad = rng.choice(len(pool), len(pool) // 2, replace=False)
-        noise = rng.normal(size=(len(bad), x.shape[1])).astype(np.float32)
-        noise *= np.linalg.norm(vectors[bad], axis=1, keepdims=True) / np.linalg.norm(
-            noise, axis=1, keepdims=True
-        )
-        mixed = vectors[bad] + noise
-        length = np.linalg.norm(vectors[bad], axis=1, keepdims=True)
-        vectors[bad] = mixed * length / np.linalg.norm(mixed, axis=1, keepdims=True)
-        classes = int(y.max()) + 1
-        given[bad] = (given[bad] + rng.integers(1, classes, len(bad))) % classes
+        vectors[bad] = data["train_junk"][pool[bad]]
+        given[bad] = (given[bad] + rng.integers(1, int(y.max()) + 1, len(bad))) % (int(y.max()) + 1)
         good[bad] = False
     return vectors, given, good, x[target], y[target], data["test_x"], data["test_y"].astype(np.int64)
 
@@ -253,23 +246,74 @@ def random_convolutions(images: np.ndarray) -> np.ndarray:
 
 
 def wordnet(options: argparse.Namespace) -> None:
-    """Vectors of WordNet's glosses in 45 classes by a sentence-transformers model, as an npz for ``--vectors``."""
+    """The vectors that a run of workflows/wordnet_embed.yaml made, and those of its glosses turned into word salad."""
     from junk import split_off
-    from sentence_transformers import SentenceTransformer
-    from wordnet import SOURCE, glosses
 
-    torch.set_num_threads(1)
-    texts, names = glosses(SOURCE)
+    parts = [read_part(options.run, role) for role in ("pool", "target")]
+    texts, names, x = (np.concatenate(column) for column in zip(*parts, strict=True))
     labels = np.unique(names, return_inverse=True)[1]
     rows, _ = split_off(labels, options.rows, 0)
     rows = rows[np.bincount(labels[rows])[labels[rows]] >= 24]  # every class must reach target, pool and test
     labels = np.unique(labels[rows], return_inverse=True)[1]
-    model = SentenceTransformer(str(options.model), device="cpu")
-    x = model.encode([texts[row] for row in rows], batch_size=128, normalize_embeddings=True)
     test, train_rows = split_off(labels, len(rows) // 6, 0)
+    junk = embedded(salad(texts[rows[train_rows]]), options.run, options.out.with_suffix(""))
+    x = x[rows]
     np.savez(
-        options.out, train_x=x[train_rows], train_y=labels[train_rows], test_x=x[test], test_y=labels[test]
+        options.out,
+        train_x=x[train_rows],
+        train_y=labels[train_rows],
+        train_junk=junk,
+        test_x=x[test],
+        test_y=labels[test],
     )
+
+
+def salad(texts: np.ndarray) -> list[str]:
+    """For every text as many words, drawn from the words of all of them: real words that say nothing."""
+    rng = np.random.default_rng(0)
+    sentences = [text.split() for text in texts]
+    words = np.array([word for sentence in sentences for word in sentence])
+    drawn = np.split(words[rng.integers(0, len(words), len(words))], np.cumsum([len(s) for s in sentences]))
+    return [" ".join(some) for some in drawn[:-1]]
+
+
+def read_part(run: Path, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(texts, classes, vectors) of the pool or the target of a finished run, in the order of their ids."""
+    import pyarrow.parquet as pq
+
+    from raysel.data.vectors import EMBEDDING, to_numpy
+
+    config = json.loads((run / "manifest.json").read_text())["config"]
+    rows = pq.read_table(config[role]["path"], columns=["text", "label"])
+    (folder,) = run.glob(f"steps/embed-*/vectors/{role}")
+    files = [pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))]  # the parts are in order
+    vectors = np.concatenate([to_numpy(file[EMBEDDING], EMBEDDING) for file in files])
+    return np.array(rows["text"].to_pylist()), np.array(rows["label"].to_pylist()), vectors
+
+
+def embedded(texts: list[str], run: Path, directory: Path) -> np.ndarray:
+    """Vectors of ``texts`` by the run's own embedder; kept in ``directory``, so that it goes on when it was stopped."""
+    import pyarrow as pa
+    import ray
+
+    import raysel
+    from raysel.data.blocks import gather
+    from raysel.data.rowid import ID
+    from raysel.data.vectors import EMBEDDING, to_numpy
+    from raysel.workflow.run import connect
+
+    settings = json.loads((run / "manifest.json").read_text())["config"]["embed"]
+    connect()
+    made = raysel.embed(
+        raysel.read(pa.table({"text": texts})),
+        settings["embedder"],
+        column="text",
+        normalize=settings["normalize"],
+        directory=directory,
+    )
+    table = gather(made, [ID, EMBEDDING], "vectors").sort_by(ID)
+    ray.shutdown()
+    return to_numpy(table[EMBEDDING], EMBEDDING)
 
 
 def build(scene: str, seed: int, clusters: int, options: argparse.Namespace) -> Scene:
@@ -445,8 +489,8 @@ def main() -> None:
     runs.add_argument("--target", type=int, default=0, help="rows of the target; 0: a twelfth of the data")
     runs.add_argument("--vectors", type=Path, help="npz with train_x, train_y, test_x, test_y")
     runs.set_defaults(run=run)
-    words = commands.add_parser("wordnet", help="embed WordNet's glosses")
-    words.add_argument("--model", type=Path, required=True, help="folder of a sentence-transformers model")
+    words = commands.add_parser("wordnet", help="vectors of WordNet's glosses and of junk made of them")
+    words.add_argument("--run", type=Path, required=True, help="finished run of workflows/wordnet_embed.yaml")
     words.add_argument("--rows", type=int, default=30_000)
     words.add_argument("--out", type=Path, default=RESULTS.parent / "wordnet.npz")
     words.set_defaults(run=wordnet)
