@@ -18,16 +18,35 @@ from ray.data import Dataset
 
 from raysel.data.rowid import ID, check_ids, hash_ids
 from raysel.data.vectors import as_matrix, not_finite
-from raysel.errors import DataError, RayselError, first
+from raysel.errors import DataError, RayselError, ResourceError, first
 
 T = TypeVar("T")
 _IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the scheduler's queue
+_ROOM_S = 120.0  # for one task to find a CPU on a cluster that others use too
+
+
+def wait_for_room() -> None:
+    """ResourceError unless a task of one CPU runs within two minutes; Ray itself would wait for ever and say nothing."""
+    ping = ray.remote(num_cpus=1, max_retries=0)(_nothing).remote()
+    if ray.wait([ping], timeout=_ROOM_S, fetch_local=False)[0]:
+        return
+    ray.cancel(ping, force=True)
+    raise ResourceError(
+        f"No CPU was free within {_ROOM_S:g} s: {ray.available_resources().get('CPU', 0):g} of the cluster's "
+        f"{ray.cluster_resources().get('CPU', 0):g} are, one is needed, and others hold the rest; try again later or "
+        "free one ('ray status' shows who holds them)."
+    )
+
+
+def _nothing() -> None:
+    return None
 
 
 def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
     """References to the blocks of ``dataset`` as Arrow tables, in its order; runs what is still lazy."""
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order
+    wait_for_room()
     context.execution_options.preserve_order = True
     try:
         return list(dataset.materialize().to_arrow_refs())
@@ -127,6 +146,7 @@ def stream_blocks(
             _answer, fn_args=(function, *arguments), batch_format="pyarrow", batch_size=None
         )
     )
+    wait_for_room()
     try:
         for batch in answers.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             for answer in batch["answer"].to_pylist():

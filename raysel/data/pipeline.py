@@ -31,7 +31,15 @@ from ray import cloudpickle
 from ray.data import Dataset
 
 from raysel.data import shards
-from raysel.data.blocks import arrow_blocks, check_columns, map_blocks, own_error, pick, plain_errors
+from raysel.data.blocks import (
+    arrow_blocks,
+    check_columns,
+    map_blocks,
+    own_error,
+    pick,
+    plain_errors,
+    wait_for_room,
+)
 from raysel.data.embedders import Embedder
 from raysel.data.rowid import ID, check_ids
 from raysel.data.shards import Folder, Options, Stat, Unit, Work, shard_rows
@@ -314,6 +322,7 @@ def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
     held = ray.put(work)
     try:
         if not hasattr(work.embedder, "load"):
+            wait_for_room()
             stream = ray.remote(_whole).options(
                 num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
             )

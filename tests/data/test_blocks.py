@@ -12,7 +12,7 @@ import raysel
 from raysel.data.blocks import arrow_blocks, gather, map_blocks, vector_blocks
 from raysel.data.rowid import ID
 from raysel.data.vectors import to_column
-from raysel.errors import DataError
+from raysel.errors import DataError, ResourceError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -35,6 +35,20 @@ def test_an_error_keeps_its_class_and_sentence(cluster):
 
     with pytest.raises(DataError, match=r"^this row$"):
         map_blocks(fail, arrow_blocks(dataset(cluster, np.ones((2, 2), np.float32), 1)))
+
+
+def test_a_full_cluster_is_said_and_not_waited_for(cluster, monkeypatch):
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    monkeypatch.setattr("raysel.data.blocks._ROOM_S", 1.0)
+    rows = dataset(cluster, np.ones((2, 2), np.float32), 1)
+    everything = placement_group([{"CPU": 2}])
+    assert everything.wait(60)
+    try:
+        with pytest.raises(ResourceError, match=r"No CPU was free within 1 s: 0 of the cluster's 2 are"):
+            gather(rows, [ID], "pool")
+    finally:
+        remove_placement_group(everything)
 
 
 def test_gather_names_a_missing_column(cluster):
