@@ -5,11 +5,11 @@ They record losses like any other policy, for the report, but their plans depend
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from raysel.dynamic.plan import (
     SUBSET,
@@ -25,6 +25,7 @@ from raysel.dynamic.plan import (
     uniform,
     unweighted,
 )
+from raysel.dynamic.shards import lowest, plan_whole
 from raysel.dynamic.state import Array, SampleState, observe
 
 
@@ -32,10 +33,17 @@ from raysel.dynamic.state import Array, SampleState, observe
 class FullData:
     """Every sample in every epoch, weight 1."""
 
-    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
         """All the data."""
+        yield from ()  # nothing hangs on the other shards
         check_epoch(epoch, num_epochs)
-        return full(len(state))
+        return full(len(state), start)
+
+    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+        """The plan of all the samples; see :meth:`plan_shard`."""
+        return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
         """See :func:`raysel.dynamic.state.observe`."""
@@ -68,17 +76,25 @@ class RandomPrune:
         object.__setattr__(self, "share", fraction("RandomPrune.share", self.share))
         object.__setattr__(self, "delta", fraction("RandomPrune.delta", self.delta))
 
-    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
         """The plan of ``epoch``, from (n, epoch, seed) alone."""
+        yield from ()  # nothing hangs on the other shards
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
-            return full(len(state))
+            return full(len(state), start)
         ratio = self.prune_ratio * self.share
         keep = np.empty(len(state), np.bool_)
-        for start, stop in chunks(len(state)):
-            np.greater_equal(uniform(seed, epoch, start, stop), below(ratio), out=keep[start:stop])
-        slots = unweighted(keep).slots
+        for begin, end in chunks(len(state)):
+            draws = uniform(seed, epoch, start + begin, start + end)
+            np.greater_equal(draws, below(ratio), out=keep[begin:end])
+        slots = unweighted(keep, start).slots
         return Plan(slots, np.full(len(slots), 1.0 / (1.0 - ratio), np.float32))
+
+    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+        """The plan of all the samples; see :meth:`plan_shard`."""
+        return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
         """See :func:`raysel.dynamic.state.observe`."""
@@ -101,14 +117,20 @@ class RandomSubset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", fraction("RandomSubset.ratio", self.ratio, zero=False))
 
-    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
         """The samples with the lowest draws of ``epoch``."""
         epoch, _ = check_epoch(epoch, num_epochs)
-        n = len(state)
         count = _count(self.ratio, n)
         if count == n:
-            return full(n)
-        return unweighted(_lowest(uniform(seed, epoch, 0, n, purpose=SUBSET), count))
+            return full(len(state), start)
+        draws = uniform(seed, epoch, start, start + len(state), purpose=SUBSET)
+        return unweighted((yield from lowest(draws, count, start)), start)
+
+    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+        """The plan of all the samples; see :meth:`plan_shard`."""
+        return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
         """See :func:`raysel.dynamic.state.observe`."""
@@ -135,23 +157,28 @@ class RoundRobin:
         object.__setattr__(self, "ratio", fraction("RoundRobin.ratio", self.ratio, zero=False))
         object.__setattr__(self, "delta", fraction("RoundRobin.delta", self.delta))
 
-    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
         """The next stretch of the walk: ``epoch`` times its length from the start, round the end."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
-        n = len(state)
         count = _count(self.ratio, n)
         if count == n or annealing(epoch, num_epochs, self.delta):
-            return full(n)
+            return full(len(state), start)
         # The ranks of one set of draws are the walk: the run's, whatever the epoch, hence epoch 0.
-        draws = uniform(seed, 0, 0, n, purpose=WALK)
-        start = epoch * count % n
-        stop = start + count
-        keep = ~_lowest(draws, start)
-        if stop > n:
-            keep |= _lowest(draws, stop - n)
+        draws = uniform(seed, 0, start, start + len(state), purpose=WALK)
+        first = epoch * count % n
+        last = first + count
+        keep = ~(yield from lowest(draws, first, start))
+        if last > n:
+            keep |= yield from lowest(draws, last - n, start)
         else:
-            keep &= _lowest(draws, stop)
-        return unweighted(keep)
+            keep &= yield from lowest(draws, last, start)
+        return unweighted(keep, start)
+
+    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+        """The plan of all the samples; see :meth:`plan_shard`."""
+        return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
         """See :func:`raysel.dynamic.state.observe`."""
@@ -164,14 +191,3 @@ class RoundRobin:
 
 def _count(ratio: float, n: int) -> int:
     return min(max(part(ratio, n), 1), n)
-
-
-def _lowest(draws: npt.NDArray[np.uint32], count: int) -> npt.NDArray[np.bool_]:
-    """Marks the ``count`` lowest draws, ties to the lowest slot: exactly ``count`` of them."""
-    if count == 0:
-        return np.zeros(len(draws), np.bool_)
-    last = np.partition(draws, count - 1)[count - 1]
-    keep: npt.NDArray[np.bool_] = draws < last
-    ties = np.flatnonzero(draws == last)
-    keep[ties[: count - np.count_nonzero(keep)]] = True
-    return keep

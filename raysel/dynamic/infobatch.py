@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Generator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,15 +17,17 @@ from raysel.dynamic.plan import (
     annealing,
     below,
     check_epoch,
+    chunk_sums,
     chunks,
+    class_sums,
     fraction,
     full,
-    loss_sum,
     mean,
     part,
     uniform,
 )
-from raysel.dynamic.state import Array, SampleState, observe
+from raysel.dynamic.shards import kth, ordered, plan_whole, values_of
+from raysel.dynamic.state import Array, SampleState, frozen, observe
 from raysel.errors import ConfigError
 
 HIGHEST_RATIO = 0.9  # that a target_saving may ask for: no weight passes 1 / (1 - 0.9) = 10
@@ -30,24 +35,31 @@ HIGHEST_RATIO = 0.9  # that a target_saving may ask for: no weight passes 1 / (1
 
 def prune_below(
     loss: npt.NDArray[np.float32],
-    threshold: np.float32,
+    threshold: np.float32 | npt.NDArray[np.float32],
     ratio: float,
     *,
     seed: int,
     epoch: int,
     start: int = 0,
+    classes: Array | None = None,
 ) -> Plan:
     """The plan of the slots start..start+len(loss): those strictly below the threshold are pruned with
     probability ``ratio`` each, the survivors weigh 1 / (1 - ratio), everything else is kept at weight 1.
 
-    What is not finite (NaN = unseen) is below nothing. The plans of shards, joined in order, are the plan of the whole. Beside the
-    12 bytes a kept sample takes, one byte a sample is used while it runs.
+    threshold: one, or one a class where ``classes`` names each sample's. What is not finite (NaN = unseen) is below
+    nothing. The plans of shards, joined in order, are the plan of the whole. Beside the 12 bytes a kept sample
+    takes, one byte a sample is used while it runs.
     """
+
+    def low(begin: int, end: int, some: Array | slice = slice(None)) -> npt.NDArray[np.bool_]:
+        bound = threshold if classes is None else np.asarray(threshold)[classes[begin:end][some]]
+        return _low(loss[begin:end][some], bound)
+
     n, bound = len(loss), below(ratio)
     keep = np.empty(n, np.bool_)
     for begin, end in chunks(n):
         draws = uniform(seed, epoch, start + begin, start + end)
-        np.logical_not(_low(loss[begin:end], threshold) & (draws < bound), out=keep[begin:end])
+        np.logical_not(low(begin, end) & (draws < bound), out=keep[begin:end])
     kept = int(np.count_nonzero(keep))
     slots, weights = np.empty(kept, np.int64), np.empty(kept, np.float32)
     survivor, filled = np.float32(1.0 / (1.0 - ratio)), 0
@@ -55,36 +67,15 @@ def prune_below(
         here = np.flatnonzero(keep[begin:end])
         span = slice(filled, filled + len(here))
         np.add(here, start + begin, out=slots[span])
-        weights[span] = np.where(_low(loss[begin:end][here], threshold), survivor, np.float32(1.0))
+        weights[span] = np.where(low(begin, end, here), survivor, np.float32(1.0))
         filled += len(here)
     return Plan(slots, weights)
 
 
-def _low(loss: npt.NDArray[np.float32], threshold: np.float32) -> npt.NDArray[np.bool_]:
+def _low(
+    loss: npt.NDArray[np.float32], threshold: np.float32 | npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
     return (loss < threshold) & (loss > -np.inf)
-
-
-def _ranked(values: npt.NDArray[np.float32], rank: int) -> np.float32:
-    """The value of this rank from below, 0 the lowest; ``values`` is reordered."""
-    values.partition(rank)
-    value: np.float32 = values[rank]
-    return value
-
-
-def _solve(loss: npt.NDArray[np.float32], threshold: np.float32, wanted: float) -> tuple[np.float32, float]:
-    """The threshold and the ratio that prune ``wanted`` (a share of all samples) on average.
-
-    The threshold stays where it is if a ratio up to 0.9 reaches that; else it rises to the lowest one with
-    which 0.9 does. Where even all the losses seen are too few, as much as they allow.
-    """
-    target = wanted * len(loss)
-    low = np.count_nonzero(_low(loss, threshold))
-    if low * HIGHEST_RATIO < target:
-        seen = loss[np.isfinite(loss)]
-        enough = min(math.ceil(target / HIGHEST_RATIO), len(seen))
-        threshold = np.nextafter(_ranked(seen, enough - 1), np.float32(np.inf))
-        low = np.count_nonzero(seen < threshold)
-    return threshold, min(target / low, HIGHEST_RATIO)
 
 
 @dataclass(frozen=True)
@@ -102,9 +93,12 @@ class InfoBatch:
     target_saving: the share of all passes to save, in the place of ``prune_ratio``, which is then solved from
     the losses seen before every epoch; no weight passes 10, and where that is not enough the threshold rises.
     ema: the share of the old score that a new loss leaves (0 = the last loss alone).
+    classes: one label a chosen sample, in ascending order of their ids, any integer type: the threshold (mean,
+    quantile or raised) is then each class's own, so that no class is pruned for being easy.
 
     Raises ConfigError for prune_ratio or ema outside [0, 1), delta outside [0, 1], threshold or target_saving
-    outside (0, 1), and, when planning, for a target_saving that num_epochs and delta put out of reach.
+    outside (0, 1), classes that are no vector of integers, and, when planning, for a target_saving that num_epochs
+    and delta put out of reach and classes of another number than the samples.
     """
 
     prune_ratio: float = 0.5
@@ -112,6 +106,9 @@ class InfoBatch:
     threshold: str | float = "mean"
     target_saving: float | None = None
     ema: float = 0.0
+    classes: Any = field(default=None, repr=False, compare=False)
+    classes_digest: str | None = field(default=None, init=False, repr=False)
+    _number: int = field(default=1, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {
@@ -127,22 +124,45 @@ class InfoBatch:
             checked["threshold"] = fraction(
                 'InfoBatch.threshold, unless "mean",', self.threshold, zero=False, one=False
             )
+        if self.classes is not None:
+            checked["classes"], checked["_number"] = _dense(self.classes)
+            checked["classes_digest"] = hashlib.blake2b(checked["classes"].data, digest_size=16).hexdigest()
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
-    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
         """The plan of ``epoch``; the same call gives the same answer, on any machine and in any order."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         wanted = self._wanted(num_epochs)
+        loss, classes = state.loss, self.classes
+        if classes is not None and len(classes) != len(loss):
+            raise ConfigError(f"InfoBatch.classes names {len(classes)} samples, there are {len(loss)}")
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
-            return full(len(state))
-        threshold = self._threshold(state)
-        if threshold is None:
-            return full(len(state))
+            return full(len(loss), start)
+        threshold = yield from self._threshold(loss)
         ratio = self.prune_ratio
         if wanted is not None:
-            threshold, ratio = _solve(state.loss, threshold, wanted)
-        return prune_below(state.loss, threshold, ratio, seed=seed, epoch=epoch)
+            threshold, ratio = yield from self._solve(loss, threshold, wanted, n)
+        if np.isnan(threshold).all():  # no loss has been seen
+            return full(len(loss), start)
+        bound = threshold[0] if classes is None else threshold
+        return prune_below(loss, bound, ratio, seed=seed, epoch=epoch, start=start, classes=classes)
+
+    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+        """The plan of all the samples; see :meth:`plan_shard`."""
+        return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
+
+    def shard(self, start: int, stop: int, n: int) -> InfoBatch:
+        """The same policy for the slots start..stop of n."""
+        if self.classes is None:
+            return self
+        if len(self.classes) != n:
+            raise ConfigError(f"InfoBatch.classes names {len(self.classes)} samples, there are {n}")
+        part = copy.copy(self)
+        object.__setattr__(part, "classes", self.classes[start:stop])
+        return part
 
     def _wanted(self, num_epochs: int) -> float | None:
         """The share of the samples that each pruning epoch must leave out, None without a target."""
@@ -157,19 +177,70 @@ class InfoBatch:
             )
         return self.target_saving * num_epochs / pruning
 
-    def _threshold(self, state: SampleState) -> np.float32 | None:
-        """The loss below which a sample may be pruned, None when no loss has been seen."""
+    def _threshold(self, loss: npt.NDArray[np.float32]) -> Generator[Any, Any, npt.NDArray[np.float32]]:
+        """The losses, one a class, below which a sample may be pruned; NaN where no loss has been seen."""
         if isinstance(self.threshold, float):
-            seen = state.loss[np.isfinite(state.loss)]
-            return _ranked(seen, part(self.threshold, len(seen))) if len(seen) else None
-        average = mean(*loss_sum(state))
+            share = self.threshold
+            return (yield from self._ranked(loss, lambda seen: np.array([part(share, int(k)) for k in seen])))
         # Losses are float32, so is the threshold: rounding it puts the mean of equal losses exactly on them.
-        return None if average is None else np.float32(average)
+        if self.classes is None:
+            average = mean(*(yield chunk_sums(loss)))
+            return np.array([np.nan if average is None else average], np.float32)
+        sums, count = yield class_sums(loss, self.classes, self._number)
+        means = (mean([s[k] for s in sums], int(count[k])) for k in range(self._number))
+        return np.array([np.nan if m is None else m for m in means], np.float32)
+
+    def _ranked(
+        self, loss: npt.NDArray[np.float32], rank: Any
+    ) -> Generator[Any, Any, npt.NDArray[np.float32]]:
+        """The loss of this rank among those seen, one a class, NaN where there is none."""
+        seen = np.isfinite(loss)
+        classes = None if self.classes is None else self.classes[seen]
+        key, ties = yield from kth(ordered(loss[seen]), rank, classes, self._number)
+        return np.where(ties > 0, values_of(key), np.float32(np.nan))
+
+    def _solve(
+        self, loss: npt.NDArray[np.float32], threshold: npt.NDArray[np.float32], wanted: float, n: int
+    ) -> Generator[Any, Any, tuple[npt.NDArray[np.float32], float]]:
+        """The thresholds and the ratio that prune ``wanted`` (a share of all samples) on average.
+
+        The thresholds stay where they are if a ratio up to 0.9 reaches that; else they rise to the lowest ones with
+        which 0.9 does, in every class alike. Where even all the losses seen are too few, as much as they allow.
+        """
+        classes, number = self.classes, self._number
+
+        def low() -> int:
+            bound = threshold[0] if classes is None else threshold[classes]
+            return int(np.count_nonzero(_low(loss, bound)))
+
+        def sizes() -> Array:
+            return np.array([len(loss)]) if classes is None else np.bincount(classes, minlength=number)
+
+        below_it, size = yield low(), sizes()
+        if below_it * HIGHEST_RATIO < wanted * n:
+            enough = [math.ceil(wanted * int(k) / HIGHEST_RATIO) for k in size]
+            rank = yield from self._ranked(loss, lambda seen: np.minimum(enough, seen) - 1)
+            threshold = np.fmax(threshold, np.nextafter(rank, np.float32(np.inf)))
+            below_it = yield low()
+        return threshold, min(wanted * n / below_it, HIGHEST_RATIO) if below_it else 0.0
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
         """The last finite loss (or its moving average) of every sample observed, one more selection for every sample planned."""
         return observe(state, plan.slots, slots, losses, self.ema)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name and parameters."""
-        return {"policy": type(self).__name__, **asdict(self)}
+        """The policy's name and parameters; of the classes, their digest."""
+        names = ("prune_ratio", "delta", "threshold", "target_saving", "ema")
+        parameters = {"policy": type(self).__name__, **{name: getattr(self, name) for name in names}}
+        return parameters if self.classes is None else {**parameters, "classes": self.classes_digest}
+
+
+def _dense(classes: Any) -> tuple[Array, int]:
+    """The labels as int32 0..number-1 in their order, and their number."""
+    given = np.asarray(classes)
+    if given.ndim != 1 or given.dtype.kind not in "iu":
+        raise ConfigError(
+            f"InfoBatch.classes must be a vector of integers, one a sample, got {given.dtype}{list(given.shape)}"
+        )
+    labels, dense = np.unique(given, return_inverse=True)
+    return frozen(dense.astype(np.int32)), max(len(labels), 1)

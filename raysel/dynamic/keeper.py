@@ -1,6 +1,6 @@
-"""The keeper of the one state of a run: stages an epoch's losses, commits them once, refuses stale callers.
+"""The keeper of the state of a run: stages an epoch's losses, commits them once, refuses stale callers.
 
-This is the whole of what the actor on the cluster does, without the cluster. Life of an epoch::
+This is the whole of what the actors on the cluster do, without the cluster. Life of an epoch::
 
     restore(attempt) -> plan(attempt, e) -> update(attempt, e, slots, losses) ... -> commit(attempt, e)
 
@@ -8,17 +8,25 @@ Every call carries (attempt, epoch). An update only assigns into the epoch's sta
 changes nothing; a commit folds the staging area in once and answers the same when it is repeated; a restore
 forgets what was staged and shuts out every earlier attempt. Whatever died and was replayed in between, an
 epoch leaves one trace.
+
+A keeper may hold a shard of the samples. Then plans are made in rounds (``plan_round``), in which the shards
+exchange what hangs on all the samples, and a commit takes two phases, ``prepare`` on all and then ``fold`` on all;
+:class:`Keepers` makes the rounds and is called as one keeper is. Every round and phase may be repeated, by any
+number of workers.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from raysel.dynamic.plan import Plan, Policy, chunk_sums, chunks, mean
-from raysel.dynamic.state import Array, SampleState, pairs, whole
+from raysel.dynamic.plan import Plan, Policy, ShardedPolicy, chunk_sums, chunks, mean
+from raysel.dynamic.shards import join
+from raysel.dynamic.state import Array, SampleState, digest_of, pairs, whole
 from raysel.errors import ConfigError, DataError, StateError, first
 
 # What a slot of the staging area says when it holds no loss.
@@ -26,19 +34,62 @@ _WAITING, _NOT_FINITE, _UNPLANNED = np.float32(np.nan), np.float32(np.inf), np.f
 
 
 class _Open(NamedTuple):
-    plan: Plan
-    staging: npt.NDArray[np.float32]  # one per slot
+    plan: Plan  # its slots are the run's, not counted from the shard's first
+    staging: npt.NDArray[np.float32]  # one per slot of the shard
+
+
+class Outcome(NamedTuple):
+    """What a shard's epoch came to; the outcomes of all shards, joined, are the run's.
+
+    planned, observed, nonfinite: samples. sums: of the finite losses, one a chunk. digests: of the new state's chunks.
+    """
+
+    planned: int
+    observed: int
+    nonfinite: int
+    sums: list[float]
+    digests: list[bytes]
+
+
+def summary(epoch: int, size: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """The epoch's entry that a commit answers, from the outcomes of all shards in order."""
+    planned, observed, nonfinite, sums, digests = join([tuple(outcome) for outcome in outcomes])
+    return {
+        "epoch": epoch,
+        "planned": planned,
+        "observed": observed,
+        "nonfinite": nonfinite,
+        "mean_loss": mean(sums, observed),
+        "digest": digest_of(size, digests),
+    }
+
+
+class Kept(Protocol):
+    """A state that can be cut to a shard: a SampleState, or the files of a checkpoint that are read by parts."""
+
+    def __len__(self) -> int: ...
+
+    def cut(self, start: int, stop: int) -> SampleState: ...
 
 
 class Keeper:
-    """The state of one run under one policy; not thread-safe, one call at a time.
+    """The state of one run, or of the shard start..start+size of it, under one policy; one call at a time.
 
     Holds 8 bytes a sample, and during an epoch 4 for staging and 12 for each one planned.
-    Refuses everything with a StateError until :meth:`restore` has been called. Raises ConfigError for a
-    size, number of epochs or seed that cannot be.
+    Refuses everything with a StateError until :meth:`restore` has been called. total: the number of samples of all
+    shards, ``size`` if this is the only one. Slots are the run's, whatever the shard. Raises ConfigError for a
+    size, number of epochs or seed that cannot be, and for a shard under a policy that cannot plan one.
     """
 
-    def __init__(self, policy: Policy, size: int, num_epochs: int, seed: int) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        size: int,
+        num_epochs: int,
+        seed: int,
+        start: int = 0,
+        total: int | None = None,
+    ) -> None:
         if not isinstance(policy, Policy):
             raise ConfigError(
                 f"a policy needs plan, update and parameters, {type(policy).__name__} lacks one"
@@ -47,14 +98,22 @@ class Keeper:
         self._size = whole("the number of samples", size, 1)
         self._num_epochs = whole("num_epochs", num_epochs, 1)
         self._seed = whole("seed", seed, 0)
+        self._start = whole("start", start, 0)
+        self._total = self._size if total is None else whole("total", total, self._start + self._size)
+        if self._total != self._size and not isinstance(policy, ShardedPolicy):
+            raise ConfigError(
+                f"{type(policy).__name__} has no plan_shard, so it plans all the samples in one place: use shards=1."
+            )
         self._attempt: str | None = None
         self._past: set[str] = set()
         self._epoch = 0  # the epoch being trained = the number of epochs committed
         self._state = SampleState.empty(0)
         self._open: _Open | None = None
-        self._last: dict[str, Any] | None = None
+        self._planning: tuple[Generator[Any, Any, Plan], list[Any]] | None = None  # and what it has yielded
+        self._ready: tuple[SampleState, Outcome] | None = None  # prepared, not folded in
+        self._last: tuple[int, Outcome] | None = None
 
-    def restore(self, attempt: str, epoch: int = 0, state: SampleState | None = None) -> None:
+    def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
         """Start or continue: ``epoch`` epochs are committed, ``state`` is what they left (None = the very start).
 
         From here on only ``attempt`` is accepted; what was staged is forgotten. An attempt that another has
@@ -79,15 +138,44 @@ class Keeper:
         if self._attempt is not None and self._attempt != attempt:
             self._past.add(self._attempt)
         self._attempt, self._epoch = attempt, epoch
-        self._state = SampleState.empty(self._size) if state is None else state
-        self._open = self._last = None
+        self._state = SampleState.empty(self._size) if state is None else state.cut(0, self._size)
+        self._open = self._planning = self._ready = self._last = None
 
     def plan(self, attempt: str, epoch: int) -> Plan:
-        """The plan of the current epoch, made once and kept until the epoch is committed.
+        """The plan of the current epoch, made once and kept until the epoch is committed; of a shard, its part.
 
-        Raises StateError for another attempt or epoch, and for a policy whose plan does not fit the state.
+        Raises StateError for another attempt or epoch, for a shard whose rounds are not over, and for a policy
+        whose plan does not fit the state.
         """
         return self._opened(attempt, epoch).plan
+
+    def plan_round(self, attempt: str, epoch: int, number: int, joined: Any = None) -> tuple[bool, Any]:
+        """Round ``number`` of the plan: (False, this shard's partial), or (True, None) when its part is made.
+
+        joined: the partials of all shards of the round before. A round that has been is answered as it was.
+        Raises StateError as :meth:`plan` does, and for a round that is not the next.
+        """
+        self._current(attempt, epoch)
+        if self._planning is None:
+            self._planning = self._shards_plan(epoch), []
+        generator, yielded = self._planning
+        if number < len(yielded):
+            return False, yielded[number]
+        if self._open is not None and number == len(yielded):
+            return True, None
+        if number > len(yielded) or self._open is not None:
+            raise StateError(
+                f"round {number} of the plan of epoch {epoch} was asked for, round {len(yielded)} is next"
+            )
+        try:
+            yielded.append(generator.send(joined if number else None))
+        except StopIteration as stop:
+            self._take(stop.value, epoch)
+            return True, None
+        except BaseException:
+            self._planning = None  # a generator that raised is over: the next caller begins again
+            raise
+        return False, yielded[number]
 
     def update(self, attempt: str, epoch: int, slots: Array, losses: Array) -> None:
         """Stage losses of the current epoch; the same call again changes nothing, a later loss replaces.
@@ -98,14 +186,15 @@ class Keeper:
         different losses.
         """
         plan, staging = self._opened(attempt, epoch)
-        slots, losses = pairs(slots, losses, self._size)
+        slots, losses = pairs(slots, losses, self._size, self._start)
         before = staging[slots]
         unknown = before == _UNPLANNED
         if unknown.any():
             raise DataError(
                 f"slots that are not among the {len(plan)} planned in epoch {epoch}: "
-                f"{first(slots[unknown].tolist())}"
+                f"{first((slots[unknown] + self._start).tolist())}"
             )
+        self._ready = None
         losses = np.where(np.isfinite(losses), losses, _NOT_FINITE)
         staging[slots] = losses
         clash = staging[slots] != losses
@@ -113,17 +202,68 @@ class Keeper:
             staging[slots] = before
             raise DataError(
                 f"slots given twice with different losses in epoch {epoch}: "
-                f"{first(np.unique(slots[clash]).tolist())}"
+                f"{first((np.unique(slots[clash]) + self._start).tolist())}"
             )
 
-    def staged(self, attempt: str, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """What the current epoch has staged, slots ascending, inf for a loss that was not finite.
+    def drain(self) -> None:
+        """Every update has been taken in when it returns: what the client of an actor must wait for."""
+
+    def staged(
+        self, attempt: str, epoch: int, start: int = 0, stop: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """What the current epoch has staged in the slots start..stop, ascending, inf for a loss that was not finite.
 
         For a checkpoint within the epoch: passed to :meth:`update` after :meth:`restore`, it is staged again.
         """
-        staging = self._opened(attempt, epoch).staging
+        begin, end = self._within(start, stop)
+        staging = self._opened(attempt, epoch).staging[begin:end]
         slots = np.flatnonzero(staging > _UNPLANNED).astype(np.int64, copy=False)  # NaN is not above
-        return slots, staging[slots]
+        return slots + (begin + self._start), staging[slots]
+
+    def prepare(self, attempt: str, epoch: int) -> Outcome:
+        """The first phase of a commit: work out the state that results, and keep it beside the old one.
+
+        An update that comes after it makes it void. Repeated for the epoch just committed, it answers the same.
+        Raises StateError for another attempt or epoch; nothing has changed if the policy raises.
+        """
+        self._admit(attempt)
+        if self._last is not None and self._last[0] == epoch:
+            return self._last[1]
+        plan, staging = self._opened(attempt, epoch)
+        if self._ready is None:
+            slots = np.flatnonzero(np.isfinite(staging)).astype(np.int64, copy=False)
+            own = Plan(plan.slots - self._start, plan.weights) if self._start else plan
+            state = self._policy.update(self._state, own, slots, staging[slots])
+            if not isinstance(state, SampleState) or len(state) != self._size:
+                name = type(self._policy).__name__
+                raise StateError(
+                    f"{name}.update must answer a SampleState of {self._size} samples in epoch {epoch}"
+                )
+            nonfinite = sum(
+                int(np.count_nonzero(staging[start:stop] == _NOT_FINITE))
+                for start, stop in chunks(self._size)
+            )
+            sums, observed = chunk_sums(staging)
+            self._ready = state, Outcome(len(plan), observed, nonfinite, sums, state.chunk_digests())
+        return self._ready[1]
+
+    def fold(self, attempt: str, epoch: int) -> None:
+        """The second phase of a commit: what was prepared becomes the state, once, and the next epoch begins.
+
+        Raises StateError for another attempt or epoch, and where nothing is prepared.
+        """
+        self._admit(attempt)
+        if self._last is not None and self._last[0] == epoch:
+            return
+        self._opened(attempt, epoch)
+        if self._ready is None:
+            raise StateError(
+                f"epoch {epoch} is not prepared for its commit: call prepare on all shards first"
+            )
+        self._state, outcome = self._ready
+        self._last = epoch, outcome
+        self._epoch += 1
+        self._open = self._planning = self._ready = None
 
     def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
         """Close the current epoch: fold what was staged into the state, once, and go on to the next.
@@ -133,36 +273,23 @@ class Keeper:
         and the digest of the state that results. Repeated for the epoch just committed, it answers the same.
         Raises StateError for another attempt or epoch; the epoch stays open if the policy raises.
         """
-        self._admit(attempt)
-        if self._last is not None and self._last["epoch"] == epoch:
-            return dict(self._last)
-        plan, staging = self._opened(attempt, epoch)
-        slots = np.flatnonzero(np.isfinite(staging)).astype(np.int64, copy=False)
-        state = self._policy.update(self._state, plan, slots, staging[slots])
-        if not isinstance(state, SampleState) or len(state) != self._size:
-            name = type(self._policy).__name__
-            raise StateError(
-                f"{name}.update must answer a SampleState of {self._size} samples in epoch {epoch}"
-            )
-        nonfinite = sum(
-            np.count_nonzero(staging[start:stop] == _NOT_FINITE) for start, stop in chunks(self._size)
-        )
-        summary = {
-            "epoch": self._epoch,
-            "planned": len(plan),
-            "observed": len(slots),
-            "nonfinite": int(nonfinite),
-            "mean_loss": mean(*chunk_sums(staging)),
-            "digest": state.digest(),
-        }
-        self._state, self._epoch, self._last = state, self._epoch + 1, summary
-        self._open = None
-        return dict(summary)
+        outcome = self.prepare(attempt, epoch)
+        self.fold(attempt, epoch)
+        return summary(epoch, self._size, [outcome])
 
-    def state(self, attempt: str) -> tuple[int, SampleState]:
-        """The number of committed epochs and the state they left: what goes into a checkpoint."""
+    def state(self, attempt: str, start: int = 0, stop: int | None = None) -> tuple[int, SampleState]:
+        """The number of committed epochs and the state they left in the slots start..stop, for a checkpoint."""
         self._admit(attempt)
-        return self._epoch, self._state
+        return self._epoch, self._state.cut(*self._within(start, stop))
+
+    def progress(self) -> tuple[int, Outcome | None]:
+        """The number of committed epochs and the outcome of the last; for whoever watches, so not fenced."""
+        return self._epoch, None if self._last is None else self._last[1]
+
+    def _within(self, start: int, stop: int | None) -> tuple[int, int]:
+        """The part of the run's slots start..stop that this shard holds, counted from its own first."""
+        end = self._size if stop is None else min(stop - self._start, self._size)
+        return min(max(start - self._start, 0), self._size), max(end, 0)
 
     def _admit(self, attempt: str) -> None:
         if self._attempt is None:
@@ -170,22 +297,142 @@ class Keeper:
         if attempt != self._attempt:
             raise StateError(f"attempt {attempt!r} is stale: the state belongs to attempt {self._attempt!r}")
 
-    def _opened(self, attempt: str, epoch: int) -> _Open:
+    def _current(self, attempt: str, epoch: int) -> None:
         self._admit(attempt)
         if self._epoch == self._num_epochs:
             raise StateError(f"epoch {epoch} cannot be trained: all {self._num_epochs} epochs are committed")
         if epoch != self._epoch:
             raise StateError(f"epoch {epoch} is not the current one: epoch {self._epoch} is being trained")
+
+    def _opened(self, attempt: str, epoch: int) -> _Open:
+        self._current(attempt, epoch)
         if self._open is None:
-            plan = self._policy.plan(
-                self._state, epoch=self._epoch, num_epochs=self._num_epochs, seed=self._seed
-            )
-            if not isinstance(plan, Plan) or (len(plan) and plan.slots[-1] >= self._size):
-                name = type(self._policy).__name__
-                raise StateError(
-                    f"{name}.plan must answer a Plan of slots below {self._size} in epoch {epoch}"
-                )
-            staging = np.full(self._size, _UNPLANNED)
-            staging[plan.slots] = _WAITING
-            self._open = _Open(plan, staging)
+            if self._total != self._size:
+                raise StateError(f"epoch {epoch} has no plan yet: the shards make it together, in rounds")
+            number, joined = 0, None
+            while not (answer := self.plan_round(attempt, epoch, number, joined))[0]:
+                number, joined = number + 1, join([answer[1]])
+            assert self._open is not None
         return self._open
+
+    def _shards_plan(self, epoch: int) -> Generator[Any, Any, Plan]:
+        policy, state = self._policy, self._state
+        run = {"epoch": epoch, "num_epochs": self._num_epochs, "seed": self._seed}
+        if self._total == self._size:
+            yield from ()
+            return policy.plan(state, **run)
+        assert isinstance(policy, ShardedPolicy)
+        return (yield from policy.plan_shard(state, self._start, self._total, **run))
+
+    def _take(self, plan: Plan, epoch: int) -> None:
+        start, stop = self._start, self._start + self._size
+        if not isinstance(plan, Plan) or (len(plan) and not start <= plan.slots[0] <= plan.slots[-1] < stop):
+            name = type(self._policy).__name__
+            where = f"below {stop}" if start == 0 else f"in {start}..{stop - 1}"
+            raise StateError(f"{name}.plan must answer a Plan of slots {where} in epoch {epoch}")
+        staging = np.full(self._size, _UNPLANNED)
+        staging[plan.slots - start if start else plan.slots] = _WAITING
+        self._open = _Open(plan, staging)
+
+
+class Keepers:
+    """The keepers of all shards of a run, called as one keeper is.
+
+    spans: the slots (start, stop) of each, in order. Everything is done by :meth:`_all`, which asks every shard.
+    """
+
+    def __init__(self, keepers: Sequence[Any], spans: Sequence[tuple[int, int]]) -> None:
+        self._keepers = list(keepers)
+        self._spans = list(spans)
+        self._size = self._spans[-1][1]
+
+    def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
+        """See :meth:`Keeper.restore`; of ``state``, the part of one shard is cut out after the other."""
+        if state is not None and len(state) != self._size:
+            raise StateError(
+                f"the state is of another data set: it has {len(state)} samples, the run has {self._size}"
+            )
+        parts = ((None if state is None else state.cut(*span),) for span in self._spans)
+        self._all("restore", attempt, epoch, each=parts)
+
+    def plan(self, attempt: str, epoch: int) -> Plan:
+        """See :meth:`Keeper.plan`. Whoever asks makes the rounds; what a shard has worked out it only repeats."""
+        number, joined = 0, None
+        while True:
+            answers = self._all("plan_round", attempt, epoch, number, joined)
+            done = [over for over, _ in answers]
+            if all(done):
+                return self._joined(attempt, epoch)
+            if any(done):
+                raise StateError(
+                    f"some shards had their plan of epoch {epoch} before others: all must yield alike"
+                )
+            number, joined = number + 1, join([partial for _, partial in answers])
+
+    def update(self, attempt: str, epoch: int, slots: Array, losses: Array) -> None:
+        """See :meth:`Keeper.update`."""
+        for shard, here, values in self._split(slots, losses):
+            self._keepers[shard].update(attempt, epoch, here, values)
+
+    def drain(self) -> None:
+        """See :meth:`Keeper.drain`."""
+
+    def staged(
+        self, attempt: str, epoch: int, start: int = 0, stop: int | None = None
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """See :meth:`Keeper.staged`."""
+        found = self._all("staged", attempt, epoch, start, stop)
+        return np.concatenate([slots for slots, _ in found]), np.concatenate([losses for _, losses in found])
+
+    def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
+        """See :meth:`Keeper.commit`: no shard folds its losses in before all have prepared it."""
+        outcomes = self._all("prepare", attempt, epoch)
+        self._all("fold", attempt, epoch)
+        return summary(epoch, self._size, outcomes)
+
+    def state(self, attempt: str, start: int = 0, stop: int | None = None) -> tuple[int, SampleState]:
+        """See :meth:`Keeper.state`."""
+        found = self._all("state", attempt, start, stop)
+        if len({epoch for epoch, _ in found}) > 1:
+            raise StateError("the shards of the selection state are not in the same epoch: restore them")
+        parts = [part for _, part in found if len(part)]
+        if len(parts) == 1:
+            return found[0][0], parts[0]
+        empty = SampleState.empty(0)
+        loss = np.concatenate([part.loss for part in parts] or [empty.loss])
+        return found[0][0], SampleState(loss, np.concatenate([p.selected for p in parts] or [empty.selected]))
+
+    def progress(self) -> tuple[int, dict[str, Any] | None]:
+        """The number of committed epochs and the summary of the last; for whoever watches, so not fenced."""
+        found = self._all("progress")
+        epoch = min(epochs for epochs, _ in found)
+        outcomes = [outcome for epochs, outcome in found if epochs == epoch and outcome is not None]
+        return epoch, summary(epoch - 1, self._size, outcomes) if len(outcomes) == len(found) else None
+
+    def _all(self, method: str, *args: Any, each: Iterable[tuple[Any, ...]] | None = None) -> list[Any]:
+        """What every shard answers, in order; ``each``: further arguments, one tuple a shard."""
+        more = [()] * len(self._keepers) if each is None else each
+        return [getattr(k, method)(*args, *its) for k, its in zip(self._keepers, more, strict=True)]
+
+    def _joined(self, attempt: str, epoch: int) -> Plan:
+        return join_plans(self._all("plan", attempt, epoch))
+
+    def _split(self, slots: Array, losses: Array) -> Iterable[tuple[int, Array, Array]]:
+        """The observations of each shard that has some. What lies outside all of them goes to one, which says so."""
+        slots, losses = np.asarray(slots), np.asarray(losses)
+        if len(self._keepers) == 1 or slots.ndim != 1 or slots.shape != losses.shape:
+            yield 0, slots, losses
+            return
+        by_slot = np.argsort(slots, kind="stable")
+        slots, losses = slots[by_slot], losses[by_slot]
+        cuts = [0, *np.searchsorted(slots, [start for start, _ in self._spans[1:]]).tolist(), len(slots)]
+        for shard, (begin, end) in enumerate(pairwise(cuts)):
+            if end > begin:
+                yield shard, slots[begin:end], losses[begin:end]
+
+
+def join_plans(parts: Sequence[Plan]) -> Plan:
+    """The plans of shards in order, laid end to end; a single one is not copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return Plan(np.concatenate([p.slots for p in parts]), np.concatenate([p.weights for p in parts]))

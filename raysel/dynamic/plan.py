@@ -12,7 +12,7 @@ how the samples are sharded:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol, runtime_checkable
@@ -20,10 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from raysel.dynamic.state import Array, SampleState, frozen, whole
+from raysel.dynamic.state import CHUNK, Array, SampleState, frozen, whole
 from raysel.errors import ConfigError, DataError
-
-CHUNK = 65_536
 
 # What a stream of draws is for; streams of different purposes are independent.
 PRUNE, ORDER, SUBSET, WALK = 1, 2, 3, 4
@@ -86,6 +84,8 @@ class Policy(Protocol):
 
             def parameters(self):
                 return {"policy": "HideEasy", "share": self.share}
+
+    That is enough for a state in one place. :class:`ShardedPolicy` says what several shards take.
     """
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
@@ -93,11 +93,46 @@ class Policy(Protocol):
         ...
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """The state after the epoch, from all its observations at once; the arguments stay as they were."""
+        """The state after the epoch, from all its observations at once; the arguments stay as they were.
+
+        Of a shard, the state, the plan and the slots are the shard's own, counted from 0: what happens to a
+        sample may hang on that sample alone.
+        """
         ...
 
     def parameters(self) -> dict[str, Any]:
         """What ``json.dumps`` can write: ``"policy"``, the class's name, and every parameter."""
+        ...
+
+
+@runtime_checkable
+class ShardedPolicy(Policy, Protocol):
+    """A policy whose samples may be kept in several shards: its rule is written once, as a generator.
+
+    ``plan_shard`` knows a shard alone. What hangs on all the samples it yields, a partial, and is sent the
+    partials of all shards joined (``raysel.dynamic.shards.join``); the lowest keys and quantiles are found by
+    ``lowest`` and ``kth`` from there. ``plan`` is one line over it. Of the policy above::
+
+        def plan_shard(self, state, start, n, *, epoch, num_epochs, seed):
+            seen = yield int(np.isfinite(state.loss).sum())
+            count = min(int(self.share * n), seen)
+            easy = yield from lowest(ordered(state.loss), count, start)   # NaN comes last, so is not reached
+            return unweighted(~easy, start)
+
+        def plan(self, state, *, epoch, num_epochs, seed):
+            return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
+
+    A policy that holds an array of one entry a sample also has ``shard(start, stop, n)``: the same policy with
+    its arrays cut to these slots, ConfigError where they are not of length n.
+    """
+
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
+        """The part of the plan that lies in the slots start..start+len(state) of n; its slots count from 0 of n.
+
+        ``start`` is a multiple of 65,536. All shards yield equally often.
+        """
         ...
 
 
@@ -205,6 +240,28 @@ def chunk_sums(values: npt.NDArray[np.float32]) -> tuple[list[float], int]:
     return sums, count
 
 
+def class_sums(
+    values: npt.NDArray[np.float32], classes: Array, number: int
+) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
+    """:func:`chunk_sums` of each of ``number`` classes: sums float64 (number,), a few a chunk, and counts int64.
+
+    classes: 0..number-1, one a value. The cuts are :func:`exact_sum`'s, so that every sum of upper parts is
+    exact; adding up all sums of a class with ``math.fsum`` gives its correctly rounded sum.
+    """
+    sums: list[npt.NDArray[np.float64]] = []
+    count = np.zeros(number, np.int64)
+    for start, stop in chunks(len(values)):
+        finite = np.isfinite(values[start:stop])
+        rest, of = values[start:stop][finite].astype(np.float64), classes[start:stop][finite]
+        count += np.bincount(of, minlength=number)
+        while rest.size and (top := float(np.abs(rest).max())) > 0.0:
+            cut = math.ldexp(1.0, math.frexp(top)[1] + 17)
+            high = (rest + cut) - cut
+            sums.append(np.bincount(of, weights=high, minlength=number).astype(np.float64, copy=False))
+            rest -= high
+    return sums, count
+
+
 def loss_sum(state: SampleState) -> tuple[list[float], int]:
     """:func:`chunk_sums` of the losses seen. Of shards at multiples of 65,536: join the lists, add the counts."""
     return chunk_sums(state.loss)
@@ -218,14 +275,15 @@ def mean(sums: list[float], count: int) -> float | None:
 # ---- plans -------------------------------------------------------------------------------------------------
 
 
-def full(n: int) -> Plan:
-    """Every sample at weight 1: 12 bytes a sample."""
-    return Plan(np.arange(n, dtype=np.int64), np.ones(n, np.float32))
+def full(n: int, start: int = 0) -> Plan:
+    """Every sample at weight 1, the slots start..start+n: 12 bytes a sample."""
+    return Plan(np.arange(start, start + n, dtype=np.int64), np.ones(n, np.float32))
 
 
-def unweighted(keep: npt.NDArray[np.bool_]) -> Plan:
-    """The samples marked in ``keep`` (bool, one per slot) at weight 1."""
+def unweighted(keep: npt.NDArray[np.bool_], start: int = 0) -> Plan:
+    """The samples marked in ``keep`` (bool, one per slot from ``start`` on) at weight 1."""
     slots = np.flatnonzero(keep).astype(np.int64, copy=False)
+    slots += start
     return Plan(slots, np.ones(len(slots), np.float32))
 
 
@@ -235,21 +293,31 @@ def steps(n: int, batch_size: int, world: int) -> int:
 
 
 def batches(
-    n: int, batch_size: int, rank: int, world: int, seed: int, epoch: int, shuffle: bool = True
+    n: int,
+    batch_size: int,
+    rank: int,
+    world: int,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    skip: int = 0,
 ) -> npt.NDArray[np.int64]:
     """One rank's share of a plan of length n: int64 (steps, batch_size) positions into the plan, -1 = padding.
 
-    Global batch s is ``order[s * B * W : (s + 1) * B * W]`` and rank r takes its r-th B rows, so the global
-    batches depend on B * W alone. The last, short one is spread evenly (the ranks' shares differ by at most
+    Global batch s is ``order[skip + s * B * W : skip + (s + 1) * B * W]`` and rank r takes its r-th B rows, so the
+    global batches depend on B * W alone. The last, short one is spread evenly (the ranks' shares differ by at most
     one row): a rank is left with padding only where fewer rows than ranks remain.
-    Raises ConfigError for sizes that are not positive and for a rank outside 0..world-1.
+    skip: samples of the order that were trained on already, in batches of whatever size.
+    Raises ConfigError for sizes that are not positive, for a rank outside 0..world-1 and a skip outside 0..n.
     """
-    length, rank = steps(n, batch_size, world), whole("rank", rank, 0)
+    if whole("skip", skip, 0) > whole("n", n, 0):
+        raise ConfigError(f"skip must not be above the number of planned samples ({n}), got {skip}")
+    length, rank = steps(n - skip, batch_size, world), whole("rank", rank, 0)
     if rank >= world:
         raise ConfigError(f"rank must be below the number of ranks ({world}), got {rank}")
-    visit = order(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64)
+    visit = (order(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64))[skip:]
     mine = np.full((length, batch_size), -1, np.int64)
-    whole_steps = n // (batch_size * world)
+    whole_steps = len(visit) // (batch_size * world)
     rows = visit[: whole_steps * batch_size * world].reshape(whole_steps, world, batch_size)
     mine[:whole_steps] = rows[:, rank]
     if whole_steps < length:

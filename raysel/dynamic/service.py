@@ -1,20 +1,28 @@
-"""The Ray actor that keeps a run's selection state, and the client that workers talk to it through."""
+"""The Ray actors that keep a run's selection state, and the client that workers talk to them through."""
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import ray
 
-from raysel.dynamic.keeper import Keeper
+from raysel.dynamic.keeper import Keeper, Keepers, Kept, join_plans
 from raysel.dynamic.plan import Plan, Policy
-from raysel.dynamic.state import SampleState
-from raysel.errors import RayselError, StateError
+from raysel.dynamic.shards import cut, spans
+from raysel.errors import RayselError, ResourceError, StateError
 
 NAMESPACE = "raysel"
-_IN_FLIGHT = 8  # unanswered updates of one worker before it waits: bounds the actor's queue
+_IN_FLIGHT = 8  # unanswered updates of one worker to one actor before it waits: bounds the actor's queue
+
+# No call waits longer. The longest honest one, the plan or the commit of 10**9 samples in a single actor, takes under
+# two minutes, and an actor or a node that has died is said by Ray within about half a minute.
+TIMEOUT_S = 300.0
+# For an actor to come up, at first or again on another node: Ray Train gives its own workers as long.
+START_S = 60.0
 
 
 class _StateActor(Keeper):
@@ -22,41 +30,58 @@ class _StateActor(Keeper):
 
     def plan_ref(self, attempt: str, epoch: int) -> list[ray.ObjectRef]:
         plan = self.plan(attempt, epoch)
-        if self._shared is None or self._shared[0] is not plan:
-            self._shared = (plan, ray.put(plan))
-        return [self._shared[1]]
+        if self._part is None or self._part[0] is not plan:
+            self._part, self._all_of_it = (plan, ray.put(plan)), None
+        return [self._part[1]]
 
-    def progress(self) -> tuple[int, dict[str, Any] | None]:
-        return self._epoch, self._last
+    def joined_ref(self, attempt: str, epoch: int, parts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        """The plan of all shards as one object, made once however many workers ask; the first shard does it."""
+        self.plan_ref(attempt, epoch)
+        if self._all_of_it is None:
+            self._all_of_it = ray.put(join_plans(ray.get(parts, timeout=TIMEOUT_S)))
+        return [self._all_of_it]
 
-    _shared: tuple[Plan, ray.ObjectRef] | None = None
+    _part: tuple[Plan, ray.ObjectRef] | None = None
+    _all_of_it: ray.ObjectRef | None = None
 
 
-def start_keeper(policy: Policy, size: int, num_epochs: int, seed: int) -> KeeperClient:
-    """Start the state actor, detached so that it outlives a restarted worker or driver, and wait until it is up.
+def start_keepers(policy: Policy, size: int, num_epochs: int, seed: int, shards: int = 1) -> KeeperClient:
+    """Start the actors of the state, one a shard, and wait until they are up.
 
-    It takes no CPU from training. A restarted actor comes back empty and refuses everything until the next
-    attempt restores it. Ray retries none of its calls. Remove it with :meth:`KeeperClient.close`.
+    They are detached, so that they outlive a restarted worker or driver, and take no CPU from training. A restarted
+    actor comes back empty and refuses everything until the next attempt restores it. Ray retries none of their
+    calls. Remove them with :meth:`KeeperClient.close`. Fewer than ``shards`` where there are fewer chunks of
+    65,536 samples. Raises ResourceError, with none left behind, if they are not up within a minute.
     """
-    name = f"state-{uuid.uuid4().hex[:12]}"
-    actor = (
-        ray.remote(_StateActor)
-        .options(
-            name=name,
+    name, parts = f"state-{uuid.uuid4().hex[:12]}", spans(size, shards)
+    make = ray.remote(_StateActor).options
+    actors = [
+        make(
+            name=f"{name}-{i}",
             namespace=NAMESPACE,
             lifetime="detached",
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=0,
-        )
-        .remote(policy, size, num_epochs, seed)
-    )
-    ray.get(actor.__ray_ready__.remote())
-    return KeeperClient(actor, name)
+        ).remote(cut(policy, start, stop, size), stop - start, num_epochs, seed, start, size)
+        for i, (start, stop) in enumerate(parts)
+    ]
+    client = KeeperClient(actors, parts, name)
+    try:
+        ray.get([actor.__ray_ready__.remote() for actor in actors], timeout=START_S)
+    except BaseException as error:
+        client.close()
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            raise ResourceError(
+                f"The {len(actors)} actors of the selection state were not up within {START_S:.0f} s; they need no CPU "
+                "but a node with memory to spare: look at 'ray status'."
+            ) from None
+        raise
+    return client
 
 
 def cleanup() -> list[str]:
-    """Remove every state actor of the cluster, of this and other drivers; returns their names.
+    """Remove every state actor of the cluster, all shards, of this and other drivers; returns their names.
 
     For actors left behind by a driver that was killed; a run that is still training fails by it.
     """
@@ -68,60 +93,88 @@ def cleanup() -> list[str]:
     return names
 
 
-class KeeperClient:
-    """A keeper on the cluster, called as the one in the process: picklable, one per worker.
+class KeeperClient(Keepers):
+    """The keepers on the cluster, called as the one in the process: picklable, one client a worker.
 
-    ``update`` does not wait for the actor: up to eight are under way, and :meth:`drain` waits for the rest.
+    ``update`` does not wait for the actors: up to eight are under way to each, and :meth:`drain` waits for the rest.
+    Whatever cannot be answered, because an actor died or is lost, raises a StateError within ``TIMEOUT_S``.
     """
 
-    def __init__(self, actor: Any, name: str) -> None:
-        self._actor = actor
+    def __init__(self, actors: list[Any], parts: list[tuple[int, int]], name: str) -> None:
+        super().__init__(actors, parts)
         self.name = name
-        self._pending: list[ray.ObjectRef] = []
+        self._pending: list[list[ray.ObjectRef]] = [[] for _ in actors]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_actor": self._actor, "name": self.name, "_pending": []}
+        return {**self.__dict__, "_pending": [[] for _ in self._keepers]}
 
-    def restore(self, attempt: str, epoch: int = 0, state: SampleState | None = None) -> None:
-        self._get(self._actor.restore.remote(attempt, epoch, state))
-
-    def plan(self, attempt: str, epoch: int) -> Plan:
-        return self._get(self._get(self._actor.plan_ref.remote(attempt, epoch))[0])
+    def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
+        """See :meth:`Keeper.restore`. An actor that is on its way back, after its node died, is waited for."""
+        deadline = time.monotonic() + START_S
+        while True:
+            try:
+                return super().restore(attempt, epoch, state)
+            except _Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
 
     def update(self, attempt: str, epoch: int, slots: np.ndarray, losses: np.ndarray) -> None:
-        self._pending.append(self._actor.update.remote(attempt, epoch, slots, losses))
-        while len(self._pending) > _IN_FLIGHT:
-            self._get(self._pending.pop(0))
+        """See :meth:`Keeper.update`; does not wait."""
+        for shard, here, values in self._split(slots, losses):
+            pending = self._pending[shard]
+            pending.append(self._keepers[shard].update.remote(attempt, epoch, here, values))
+            while len(pending) > _IN_FLIGHT:
+                self._get(pending.pop(0))
 
     def drain(self) -> None:
         """Wait until every update sent has been taken in; raises what the first that failed raised."""
-        while self._pending:
-            self._get(self._pending.pop(0))
-
-    def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
-        return self._get(self._actor.commit.remote(attempt, epoch))
-
-    def state(self, attempt: str) -> tuple[int, SampleState]:
-        return self._get(self._actor.state.remote(attempt))
-
-    def progress(self) -> tuple[int, dict[str, Any] | None]:
-        """The number of committed epochs and the summary of the last; for whoever watches, so not fenced."""
-        return self._get(self._actor.progress.remote())
+        for pending in self._pending:
+            while pending:
+                self._get(pending.pop(0))
 
     def close(self) -> None:
-        """Remove the actor; nothing happens if it is gone already."""
-        ray.kill(self._actor)
+        """Remove the actors; nothing happens if they are gone already."""
+        for actor in self._keepers:
+            ray.kill(actor)
 
-    def _get(self, ref: Any) -> Any:
+    def _all(self, method: str, *args: Any, each: Iterable[tuple[Any, ...]] | None = None) -> list[Any]:
+        more = [()] * len(self._keepers) if each is None else each
+        calls = zip(self._keepers, more, strict=True)
+        return self._get([getattr(actor, method).remote(*args, *its) for actor, its in calls])
+
+    def _joined(self, attempt: str, epoch: int) -> Plan:
+        parts = [refs[0] for refs in self._all("plan_ref", attempt, epoch)]
+        if len(parts) > 1:
+            parts = self._get(self._keepers[0].joined_ref.remote(attempt, epoch, parts))
+        return self._get(parts[0])
+
+    def _get(self, refs: Any) -> Any:
         try:
-            return ray.get(ref)
+            return ray.get(refs, timeout=TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RayselError):
                 raise error.cause from None
+            if isinstance(error.cause, _LOST):
+                raise self._lost(error.cause) from error
             raise
-        except ray.exceptions.RayActorError as error:
-            raise StateError(
-                f"The selection state's actor '{self.name}' died ({str(error).splitlines()[0]}); "
-                "training goes on from the last checkpoint when Ray Train restarts the workers "
-                "(FailureConfig(max_failures=...))."
-            ) from error
+        except _LOST as error:
+            raise self._lost(error) from error
+
+    def _lost(self, error: BaseException) -> StateError:
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            what = f"did not answer within {TIMEOUT_S:.0f} s"
+        else:
+            what = f"died ({str(error).splitlines()[0]})"
+        kind = _Unavailable if isinstance(error, ray.exceptions.ActorUnavailableError) else StateError
+        return kind(
+            f"The selection state's actor '{self.name}' {what}; training goes on from the last checkpoint when "
+            "Ray Train restarts the workers (FailureConfig(max_failures=...))."
+        )
+
+
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError)
+
+
+class _Unavailable(StateError):
+    """The actor may come back: Ray is restarting it."""

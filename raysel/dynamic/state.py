@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from raysel.errors import ConfigError, DataError, StateError, first
 
-FORMAT = "sample-state/1"
+FORMAT = "sample-state/2"
+CHUNK = 65_536  # slots that are summed, digested and kept together
 _FORMAT, _SAMPLES, _DIGEST = b"raysel.format", b"raysel.samples", b"raysel.digest"
 _SCHEMA = pa.schema(
     [pa.field("loss", pa.float32(), nullable=False), pa.field("selected", pa.int32(), nullable=False)]
@@ -74,12 +75,23 @@ class SampleState:
         n = whole("the number of samples", n, 0)
         return SampleState(np.full(n, np.nan, np.float32), np.zeros(n, np.int32))
 
+    def cut(self, start: int, stop: int) -> SampleState:
+        """The state of the slots start..stop: views, nothing is copied."""
+        return SampleState(self.loss[start:stop], self.selected[start:stop])
+
+    def chunk_digests(self) -> list[bytes]:
+        """One digest (BLAKE2b, 128 bits) for each chunk of 65,536 samples: shards at its multiples have the whole's."""
+        digests = []
+        for begin in range(0, len(self), CHUNK):
+            digest = hashlib.blake2b(digest_size=16)
+            digest.update(np.ascontiguousarray(self.loss[begin : begin + CHUNK]).data)
+            digest.update(np.ascontiguousarray(self.selected[begin : begin + CHUNK]).data)
+            digests.append(digest.digest())
+        return digests
+
     def digest(self) -> str:
-        """32 hexadecimal digits that differ when any loss or count does (BLAKE2b, 128 bits)."""
-        digest = hashlib.blake2b(f"{FORMAT} {len(self)}".encode(), digest_size=16)
-        digest.update(np.ascontiguousarray(self.loss).data)
-        digest.update(np.ascontiguousarray(self.selected).data)
-        return digest.hexdigest()
+        """32 hexadecimal digits that differ when any loss or count does."""
+        return digest_of(len(self), self.chunk_digests())
 
     def to_arrow(self) -> pa.Table:
         """Two columns, ``loss`` and ``selected``; the schema's metadata name the format, n and the digest."""
@@ -116,8 +128,18 @@ class SampleState:
         return state
 
 
-def pairs(slots: Array, losses: Array, n: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Observations as int64 slots and float32 losses; DataError naming what cannot be used.
+def digest_of(n: int, chunk_digests: list[bytes]) -> str:
+    """The digest of a state of n samples, from those of its chunks in order."""
+    digest = hashlib.blake2b(f"{FORMAT} {n}".encode(), digest_size=16)
+    digest.update(b"".join(chunk_digests))
+    return digest.hexdigest()
+
+
+def pairs(
+    slots: Array, losses: Array, n: int, start: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Observations of the slots start..start+n, as int64 counted from start and float32 losses; DataError naming
+    what cannot be used.
 
     Slots must be integers of an integer type: an index that went through a float has lost digits.
     """
@@ -130,14 +152,15 @@ def pairs(slots: Array, losses: Array, n: int) -> tuple[npt.NDArray[np.int64], n
         raise DataError(f"slots must be of an integer type, got {slots.dtype}")
     if losses.dtype.kind != "f":
         raise DataError(f"losses must be of a floating-point type that NumPy knows, got {losses.dtype}")
-    if int(slots.min()) < 0 or int(slots.max()) >= n:
-        wrong = slots[(slots < 0) | (slots >= n)]
+    if int(slots.min()) < start or int(slots.max()) >= start + n:
+        wrong = slots[(slots < start) | (slots >= start + n)]
         hint = "; padding (-1) must be removed before losses are recorded" if (wrong == -1).any() else ""
-        raise DataError(f"slots outside 0..{n - 1}: {first(wrong.tolist())}{hint}")
+        raise DataError(f"slots outside {start}..{start + n - 1}: {first(wrong.tolist())}{hint}")
     with np.errstate(
         over="ignore"
     ):  # a float64 loss beyond float32's range becomes inf: not finite either way
-        return slots.astype(np.int64, copy=False), losses.astype(np.float32, copy=False)
+        slots = slots.astype(np.int64, copy=False)
+        return slots - start if start else slots, losses.astype(np.float32, copy=False)
 
 
 def observe(

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from raysel.dynamic.keeper import Keeper
+from raysel.dynamic.keeper import Keeper, Keepers
 from raysel.dynamic.plan import Policy
+from raysel.dynamic.shards import cut, spans
 from raysel.dynamic.state import whole
 from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
@@ -23,9 +24,12 @@ class DynamicSelection:
     num_epochs: epochs of the run; policies plan with it. max_steps: stop after so many optimiser steps
         (the last epoch is cut, and progress counts towards it).
     seed: every draw of the run hangs on it.
+    shards: actors that share the state, each a range of the samples, cut at multiples of 65,536: fewer where there are
+        not so many. One is enough to some 10**8 samples; the plans are the same for any number, also when a
+        checkpoint of another number is continued.
 
-    Use it as a context manager around ``trainer.fit()``: on entry it starts the actor that keeps the state,
-    on exit it removes it. Hand it to the workers in ``train_loop_config`` and call :meth:`session` there.
+    Use it as a context manager around ``trainer.fit()``: on entry it starts the actors that keep the state,
+    on exit it removes them. Hand it to the workers in ``train_loop_config`` and call :meth:`session` there.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class DynamicSelection:
         num_epochs: int,
         seed: int = 0,
         max_steps: int | None = None,
+        shards: int = 1,
     ) -> None:
         if max_steps is not None and (isinstance(max_steps, bool) or max_steps < 1):
             raise ConfigError(f"max_steps: {max_steps!r}; at least one optimiser step must be taken.")
@@ -47,8 +52,11 @@ class DynamicSelection:
         else:
             samples = pool_rows = whole("the number of samples", chosen, 1)
             digest = ""
-        self.run = Run(policy, samples, num_epochs, seed, max_steps, pool_rows, digest)
         Keeper(policy, samples, num_epochs, seed)  # raises here, not in an actor, for what cannot be
+        for start, stop in spans(samples, shards):
+            cut(policy, start, stop, samples)
+        self.run = Run(policy.parameters(), samples, num_epochs, seed, max_steps, pool_rows, digest)
+        self._policy, self._shards = policy, shards
         self._keeper: Any = None
         self._local = False
         self._directory: Path | None = None
@@ -69,7 +77,12 @@ class DynamicSelection:
         """
         dynamic = cls(policy, chosen, **parameters)
         run = dynamic.run
-        dynamic._keeper = Keeper(policy, run.samples, run.num_epochs, run.seed)
+        parts = spans(run.samples, dynamic._shards)
+        keepers = [
+            Keeper(cut(policy, a, b, run.samples), b - a, run.num_epochs, run.seed, a, run.samples)
+            for a, b in parts
+        ]
+        dynamic._keeper = keepers[0] if len(keepers) == 1 else Keepers(keepers, parts)
         dynamic._local = True
         dynamic._directory = None if checkpoints is None else Path(checkpoints)
         return dynamic
@@ -78,10 +91,10 @@ class DynamicSelection:
         if self._keeper is None:
             import ray
 
-            from raysel.dynamic.service import start_keeper
+            from raysel.dynamic.service import start_keepers
 
             run = self.run
-            self._keeper = start_keeper(run.policy, run.samples, run.num_epochs, run.seed)
+            self._keeper = start_keepers(self._policy, run.samples, run.num_epochs, run.seed, self._shards)
             if self._ids is not None and isinstance(self._ids, np.ndarray):
                 # Once into the object store: the handle travels to every worker.
                 self._ids, self._weights = ray.put(self._ids), ray.put(self._weights)
@@ -91,6 +104,10 @@ class DynamicSelection:
         if not self._local and self._keeper is not None:
             self._keeper.close()
             self._keeper = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.
+        return {**self.__dict__, "_policy": None} if self._keeper is not None else self.__dict__
 
     def session(self) -> Session:
         """This worker's part of the run; call it in the train loop."""

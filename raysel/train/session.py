@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-import random
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch.utils.data import DataLoader
 
-from raysel.dynamic.keeper import Keeper
-from raysel.dynamic.plan import Plan, Policy, batches
-from raysel.dynamic.state import SampleState
+from raysel.dynamic.plan import Plan, batches
 from raysel.errors import ConfigError, DataError, StateError
+from raysel.train import checkpoint
 from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, marks_of, without_padding
 
 if TYPE_CHECKING:
-    from raysel.dynamic.service import KeeperClient
+    from raysel.dynamic.keeper import Keeper, Keepers
 
-_STATE, _SESSION, _OBJECTS = "selection.arrow", "session.json", "objects.pt"
+log = logging.getLogger("raysel")
 _BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
 
 
@@ -37,11 +35,11 @@ _BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a ca
 class Run:
     """What is fixed for a whole run: the rule, how many samples it plans, for how long, from which seed.
 
-    pool_rows: the length that the training data must have, None where it is not known. chosen: a digest of the
+    policy: its parameters. pool_rows: the length that the training data must have, None where it is not known. chosen: a digest of the
     samples' ids and weights.
     """
 
-    policy: Policy
+    policy: dict[str, Any]
     samples: int
     num_epochs: int
     seed: int
@@ -61,7 +59,7 @@ class Session:
     def __init__(
         self,
         run: Run,
-        keeper: Keeper | KeeperClient,
+        keeper: Keeper | Keepers,
         ranks: TrainRanks | LocalRanks,
         ids: np.ndarray | None,
         weights: np.ndarray | None,
@@ -78,7 +76,7 @@ class Session:
         self.total_steps = 0
         self.history: list[dict[str, Any]] = []
         self.plan: Plan | None = None
-        self._batch_size = 0
+        self._batch_size, self._shuffle = 0, True
         self._loader: _EpochLoader | None = None
         self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
         self._slots: list[np.ndarray] = []
@@ -87,6 +85,11 @@ class Session:
         self._planning = 0.0
         self._started = 0.0
         self._attempt = ""
+        self._place: Any = None  # the checkpoint that this run goes on from
+        self._within: dict[str, Any] | None = None  # where in its epoch it stands
+        self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
+        self._noted = 0  # the last step whose losses have been noted
+        self._rng: Any = None  # to be set where the epoch goes on
         self._resuming = self._resume()
         self._restored = not self._resuming
 
@@ -95,17 +98,15 @@ class Session:
     def restore(self, objects: Mapping[str, Any]) -> bool:
         """Put the checkpoint back into ``objects`` (name -> model, optimizer, scheduler ...); True if there was one.
 
-        Each needs ``load_state_dict``; the names are those given to :meth:`report`. Also restores this rank's
+        Each needs ``load_state_dict``; the names are those given to :meth:`report` and :meth:`checkpoint`. Also restores this rank's
         random generators where the number of workers is the same. Call it after the objects are made and
         before :meth:`epochs`; on a fresh start it does nothing.
         """
         if not self._resuming:
             return False
-        with self._ranks.checkpoint() as directory:
-            assert directory is not None  # there was one when the session began
-            saved = _load(directory / _OBJECTS)
-            mine = directory / _rng_name(self.rank, self.world)
-            rng = _load(mine) if mine.exists() else None
+        with self._ranks.opened(self._place) as directory:
+            saved = checkpoint.objects(directory)
+            rng = checkpoint.rng(directory, self.rank, self.world)
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
@@ -113,9 +114,10 @@ class Session:
                 f"{', '.join(sorted(objects)) or 'nothing'}: give the same names to restore and report."
             )
         for name, value in objects.items():
-            _bare(value).load_state_dict(saved[name])
+            checkpoint.bare(value).load_state_dict(saved[name])
         if rng is not None:
-            _set_rng(rng)
+            checkpoint.set_rng(rng)
+            self._rng = rng if self._within else None
         self._restored = True
         return True
 
@@ -173,14 +175,22 @@ class Session:
             kept = (dataset, order, data_loader(dataset, order, collate_fn, **options), wanted)
             self._loaders[id(dataset)] = kept
         began = time.perf_counter()
-        positions = batches(len(plan), batch_size, self.rank, self.world, self._run.seed, self.epoch, shuffle)
-        left = np.inf if self._run.max_steps is None else self._run.max_steps - self.total_steps
+        if self._within and self._within["shuffle"] != shuffle:
+            raise StateError(
+                f"loader: epoch {self.epoch} was begun with shuffle={not shuffle} and goes on in mid-epoch; "
+                "a plan is visited in one order."
+            )
+        positions = batches(
+            len(plan), batch_size, self.rank, self.world, self._run.seed, self.epoch, shuffle, self._skip
+        )
+        max_steps = self._run.max_steps
+        left = np.inf if max_steps is None else max_steps - self.total_steps - self._done
         positions = positions[: int(min(left, len(positions)))]
         ids = plan.slots if self._ids is None else self._ids[plan.slots]
         mine = without_padding(positions)
         kept[1].rows = [marks_of(rows, ids) for rows in mine]
         self._planning += time.perf_counter() - began
-        self._batch_size, self.steps_per_epoch = batch_size, len(mine)
+        self._batch_size, self._shuffle, self.steps_per_epoch = batch_size, shuffle, self._done + len(mine)
         self._loader = _EpochLoader(self, kept[2], mine, kept[1].rows, plan, batch_size)
         return self._loader
 
@@ -212,6 +222,7 @@ class Session:
             self._losses.append(noted)
         if sum(map(len, self._slots)) >= _BUFFER:
             self._send()
+        self._noted = self.step
         return weighted.sum() / batch.share
 
     def report(
@@ -229,7 +240,7 @@ class Session:
         mine = _checked(metrics or {})
         self._send()
         began = time.perf_counter()
-        self._drain()
+        self._keeper.drain()
         self._ranks.barrier()  # every rank's losses are in
         attempt = self._attempt
         summary = self._keeper.commit(attempt, self.epoch) if self.rank == 0 else None
@@ -239,11 +250,10 @@ class Session:
             raise StateError(
                 f"No loss of epoch {self.epoch} was noted: call session.loss(batch, losses) for every batch."
             )
-        trained = min(len(plan), self.step * self._batch_size * self.world)
         entry = {
             "epoch": self.epoch,
             "planned": len(plan),
-            "trained": trained,
+            "trained": self._trained(plan),
             "steps": self.step,
             "observed": summary["observed"],
             "nonfinite": summary["nonfinite"],
@@ -257,49 +267,100 @@ class Session:
         self.total_steps += self.step
         self.epoch += 1
         self._open, self.plan, self.step, self.steps_per_epoch = False, None, 0, 0
-        self._ranks.report(entry, lambda directory: self._save(directory, state or {}))
+        self._within = self._rng = None
+        self._ranks.report(entry, lambda directory: self._save(directory, state or {}, None))
         return entry
+
+    def checkpoint(self, state: Mapping[str, Any] | None = None) -> None:
+        """Save a checkpoint within the epoch: a run that dies later goes on after this very step.
+
+        state: name -> object with ``state_dict``, the same names as :meth:`report` is given. Also saved: the
+        place in the epoch, the losses noted so far and every rank's random generators. Every rank calls it at the same
+        step, after :meth:`loss` and the optimiser's step; it costs a ``ray.train.report``, so call it every few minutes,
+        not every few steps. Nothing that is trained or planned afterwards hangs on whether it was called.
+        """
+        plan = self._current("checkpoint")
+        if self._loader is None or self._noted != self.step:
+            raise StateError(
+                f"session.checkpoint was called in epoch {self.epoch} before session.loss had noted step {self.step}; "
+                "call it inside the loop over session.loader, after the optimiser's step."
+            )
+        where = self.epoch, self.step
+        if (told := self._ranks.broadcast(where)) != where:
+            raise StateError(
+                f"session.checkpoint was called at epoch, step {where} on rank {self.rank}, at {told} on rank 0; "
+                "all ranks must call it at the same step."
+            )
+        self._send()
+        self._keeper.drain()
+        self._ranks.barrier()  # every rank's losses are in, and none goes on before all have saved
+        within = {
+            "trained": self._trained(plan),
+            "steps": self.step,
+            "shuffle": self._shuffle,
+            "seconds": time.perf_counter() - self._started,
+            "planning_seconds": self._planning,
+        }
+        metrics = {"epoch": self.epoch, "step": self.step, "trained": within["trained"]}
+        self._ranks.report(metrics, lambda directory: self._save(directory, state or {}, within))
 
     # ---- inside ------------------------------------------------------------------------------------------
 
     def _resume(self) -> bool:
-        """Start this attempt from the checkpoint, or from nothing; True if there was one."""
-        kept = None
-        with self._ranks.checkpoint() as directory:
-            if directory is not None:
-                kept = self._read(directory)
-        attempt = uuid.uuid4().hex if self.rank == 0 else None
-        if attempt is not None:
-            self._keeper.restore(attempt, self.epoch, kept)
-        self._attempt = self._ranks.broadcast(attempt)
-        return directory is not None
-
-    def _read(self, directory: Path) -> SampleState | None:
-        """Take over the checkpoint's place in the run; rank 0, which restores it, gets the state."""
-        try:
-            about = json.loads((directory / _SESSION).read_text())
-            run, state = about["run"], None
-            if self.rank == 0:
-                with pa.OSFile(str(directory / _STATE)) as source:
-                    state = SampleState.from_arrow(pa.ipc.open_file(source).read_all())
-        except (OSError, pa.ArrowException, ValueError, KeyError) as error:
-            raise StateError(
-                f"{directory}: the checkpoint is damaged ({str(error).splitlines()[0]}); "
-                "remove it to go on from the one before."
-            ) from error
-        mine = json.loads(json.dumps(self._about()))  # as the checkpoint holds it: a tuple is a list there
-        other = [key for key in mine if run.get(key) != mine[key]]
-        if other:
-            raise StateError(
-                f"{directory}: the checkpoint is of another run: its {other[0]} is {run.get(other[0])}, "
-                f"this run's is {mine[other[0]]}."
-            )
+        """Start this attempt from the newest whole checkpoint, or from nothing; True if there was one."""
+        found = None
+        if self.rank == 0:
+            attempt = uuid.uuid4().hex
+            place, about = self._newest(attempt)
+            if about is None:
+                self._keeper.restore(attempt)
+            found = attempt, place, about
+        self._attempt, self._place, about = self._ranks.broadcast(found)
+        if about is None:
+            return False
         self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], about["history"]
-        return state
+        self._within = about["within"]
+        return True
+
+    def _newest(self, attempt: str) -> tuple[Any, dict[str, Any] | None]:
+        """The newest whole checkpoint, and what it says, after the selection state has been restored from it."""
+        damaged: list[checkpoint.Damaged] = []
+        for place in self._ranks.checkpoints():
+            with self._ranks.opened(place) as directory:
+                try:
+                    about = checkpoint.verified(directory)
+                except checkpoint.Damaged as error:
+                    damaged.append(error)
+                    continue
+                mine = json.loads(
+                    json.dumps(self._about())
+                )  # as the checkpoint holds it: a tuple is a list there
+                other = [key for key in mine if about["run"].get(key) != mine[key]]
+                if other:
+                    raise StateError(
+                        f"{directory}: the checkpoint is of another run: its {other[0]} is "
+                        f"{about['run'].get(other[0])}, this run's is {mine[other[0]]}."
+                    )
+                keeper, epoch = self._keeper, about["epoch"]
+                keeper.restore(attempt, epoch, checkpoint.StateFiles(directory, about))
+                if about["within"]:
+                    keeper.plan(attempt, epoch)
+                    for slots, losses in checkpoint.staged(directory, about):
+                        keeper.update(attempt, epoch, slots, losses)
+                    keeper.drain()
+            if damaged:
+                step = f", step {about['within']['steps']}" if about["within"] else ""
+                log.warning(
+                    f"{damaged[0]}. The run goes on from the checkpoint before, model included: at epoch {epoch}{step}."
+                )
+            return place, about
+        if damaged:
+            raise StateError(f"{damaged[0]}. No earlier one is whole; remove it to begin anew.")
+        return None, None
 
     def _about(self) -> dict[str, Any]:
         return {
-            "policy": self._run.policy.parameters(),
+            "policy": self._run.policy,
             "samples": self._run.samples,
             "num_epochs": self.num_epochs,
             "seed": self._run.seed,
@@ -308,12 +369,18 @@ class Session:
         }
 
     def _begin(self) -> None:
-        self._started = began = time.perf_counter()
+        began = time.perf_counter()
         self.plan = self._keeper.plan(self._attempt, self.epoch)
-        self._planning = time.perf_counter() - began
+        self._started, self._planning = began, time.perf_counter() - began
         if len(self.plan) == 0:
             raise StateError(f"The policy planned no sample for epoch {self.epoch}; it must keep some.")
-        self._slots, self._losses, self.step, self._open = [], [], 0, True
+        self._skip = self._done = 0
+        if self._within:
+            self._skip, self._done = self._within["trained"], self._within["steps"]
+            self._started -= self._within["seconds"]
+            self._planning += self._within["planning_seconds"]
+        self._slots, self._losses, self.step, self._open = [], [], self._done, True
+        self._loader, self._noted = None, self._done
 
     def _current(self, caller: str) -> Plan:
         if not self._open or self.plan is None:
@@ -328,29 +395,19 @@ class Session:
         self._slots, self._losses = [], []
         self._keeper.update(self._attempt, self.epoch, slots, losses)
 
-    def _drain(self) -> None:
-        if not isinstance(self._keeper, Keeper):
-            self._keeper.drain()
+    def _trained(self, plan: Plan) -> int:
+        """Samples of the epoch's order that have been trained on, over all ranks."""
+        return min(len(plan), self._skip + (self.step - self._done) * self._batch_size * self.world)
 
-    def _save(self, directory: Path, objects: Mapping[str, Any]) -> None:
-        torch.save(_get_rng(), directory / _rng_name(self.rank, self.world))
-        if self.rank != 0:
-            return
-        _, state = self._keeper.state(self._attempt)
-        table = state.to_arrow()
-        with (
-            pa.OSFile(str(directory / _STATE), "wb") as sink,
-            pa.ipc.new_file(sink, table.schema) as writer,
-        ):
-            writer.write_table(table)
-        torch.save({n: _bare(value).state_dict() for n, value in objects.items()}, directory / _OBJECTS)
+    def _save(self, directory: Path, objects: Mapping[str, Any], within: dict[str, Any] | None) -> None:
         about = {
             "run": self._about(),
             "epoch": self.epoch,
             "total_steps": self.total_steps,
             "history": self.history,
+            "within": within,
         }
-        (directory / _SESSION).write_text(json.dumps(about))
+        checkpoint.save(directory, self.rank, self.world, about, objects, self._keeper, self._attempt)
 
     def _weights_of(self, plan: Plan, positions: np.ndarray) -> np.ndarray:
         weights = plan.weights[positions]
@@ -373,6 +430,7 @@ class _EpochLoader:
     ) -> None:
         self._session, self._loader, self._positions, self._marks = session, loader, positions, marks
         self._plan, self._rows = plan, batch_size * session.world
+        self._left = len(plan) - session._skip
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -383,22 +441,27 @@ class _EpochLoader:
             raise StateError(
                 "This loader has been replaced by a later one, or its epoch is over; ask session.loader."
             )
-        if session.step:
+        if session.step != session._done:
             raise StateError(f"Epoch {session.epoch} was iterated already; a plan is trained on once.")
-        for step, (marks, data) in enumerate(self._loader):
+        batches = iter(self._loader)
+        if (
+            session._rng is not None
+        ):  # in mid-epoch: what making the iterator drew was drawn at the epoch's start
+            checkpoint.set_rng(session._rng)
+        for step, (marks, data) in enumerate(batches):
             positions = self._positions[step]
             if not np.array_equal(marks.numpy(), self._marks[step]):
                 raise StateError(
                     "The DataLoader handed out batches in another order than it was asked to; "
                     "leave its in_order option alone."
                 )
-            session.step = step + 1
+            session.step = session._done + step + 1
             yield Batch(
                 data,
                 torch.where(marks >= 0, marks, -1),
                 torch.from_numpy(session._weights_of(plan, positions)),
                 np.where(positions >= 0, plan.slots[positions], -1),
-                min(self._rows, len(plan) - step * self._rows) / session.world,
+                min(self._rows, self._left - step * self._rows) / session.world,
             )
 
 
@@ -411,15 +474,22 @@ class TrainRanks:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
-    @contextmanager
-    def checkpoint(self) -> Iterator[Path | None]:
+    def checkpoints(self) -> Iterable[Any]:
+        """This run's checkpoints, the newest first; asked on rank 0."""
         import ray.train
 
-        found = ray.train.get_checkpoint()
-        if found is None:
-            yield None
+        newest = ray.train.get_checkpoint()
+        if newest is None:
             return
-        with found.as_directory() as directory:
+        yield newest
+        mode = ray.train.CheckpointConsistencyMode.COMMITTED
+        for reported in reversed(ray.train.get_all_reported_checkpoints(consistency_mode=mode)):
+            if reported.checkpoint.path != newest.path:
+                yield reported.checkpoint
+
+    @contextmanager
+    def opened(self, place: Any) -> Iterator[Path]:
+        with place.as_directory() as directory:
             yield Path(directory)
 
     def broadcast(self, value: Any) -> Any:
@@ -441,18 +511,20 @@ class TrainRanks:
 
 
 class LocalRanks:
-    """A process alone, with its last checkpoint in a directory."""
+    """A process alone, with its last two checkpoints in a directory."""
 
     rank, world = 0, 1
 
     def __init__(self, directory: Path | None) -> None:
         self._directory = directory
 
+    def checkpoints(self) -> Iterable[Any]:
+        places = [] if self._directory is None else [self._directory / name for name in ("last", "before")]
+        return [place for place in places if place.exists()]
+
     @contextmanager
-    def checkpoint(self) -> Iterator[Path | None]:
-        # A process killed between the two renames of report() leaves the one before under ".old".
-        places = [] if self._directory is None else [self._directory / name for name in ("last", ".old")]
-        yield next((place for place in places if place.exists()), None)
+    def opened(self, place: Any) -> Iterator[Path]:
+        yield place
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -464,15 +536,14 @@ class LocalRanks:
         if self._directory is None:
             return
         self._directory.mkdir(parents=True, exist_ok=True)
-        partial, last, old = (self._directory / name for name in (".partial", "last", ".old"))
+        partial, last, before = (self._directory / name for name in (".partial", "last", "before"))
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         save(partial)
-        if last.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(last, old)
+        if last.exists():  # killed between any two of these lines, there is one whole checkpoint at least
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(last, before)
         os.replace(partial, last)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 _OURS = frozenset(
@@ -509,42 +580,3 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
                 f"report: the metric '{name}' is {type(value).__name__}, which JSON cannot hold; give a number."
             ) from None
     return plain
-
-
-def _bare(value: Any) -> Any:
-    """The module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
-    wrapped = isinstance(value, torch.nn.parallel.DistributedDataParallel)
-    return value.module if wrapped else value
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise StateError(
-            f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]}); remove it to go on from the one before."
-        ) from error
-
-
-def _rng_name(rank: int, world: int) -> str:
-    return f"rng-{rank}-of-{world}.pt"
-
-
-def _get_rng() -> dict[str, Any]:
-    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - saved for the user's loop
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]],
-        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
-    }
-
-
-def _set_rng(saved: dict[str, Any]) -> None:
-    torch.set_rng_state(saved["torch"])
-    if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(saved["cuda"])
-    version, words, gauss = saved["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = saved["numpy"]
-    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002

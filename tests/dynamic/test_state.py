@@ -92,7 +92,7 @@ def test_arrow_shares_the_memory_and_names_what_it_is():
     table = state.to_arrow()
     assert pa.total_allocated_bytes() == before
     assert table.schema.names == ["loss", "selected"]
-    assert table.schema.metadata[b"raysel.format"] == b"sample-state/1"
+    assert table.schema.metadata[b"raysel.format"] == b"sample-state/2"
     assert table.schema.metadata[b"raysel.samples"] == b"10000"
 
 
@@ -109,7 +109,7 @@ def damaged() -> dict[str, object]:
         "has the columns": table.drop_columns("selected").replace_schema_metadata(metadata),
         "found: loss double": table.set_column(0, "loss", pa.array([0.5, 1, 2, 0], pa.float64())),
         "3 of 4 samples": table.slice(0, 3),
-        "of \\? samples": table.replace_schema_metadata({b"raysel.format": b"sample-state/1"}),
+        "of \\? samples": table.replace_schema_metadata({b"raysel.format": b"sample-state/2"}),
         "nulls": nulls,
         "digest": changed,
     }

@@ -100,7 +100,7 @@ def test_the_state_actor_is_fenced_and_removed(cluster):
 
     with raysel.DynamicSelection(raysel.FullData(), 10, num_epochs=2) as dynamic:
         keeper = dynamic._keeper
-        assert keeper.name in alive()
+        assert f"{keeper.name}-0" in alive()
         with pytest.raises(StateError, match="has not been restored"):
             keeper.plan("a", 0)
         keeper.restore("a")
@@ -113,11 +113,11 @@ def test_the_state_actor_is_fenced_and_removed(cluster):
             keeper.drain()
         keeper.plan("b", 0)
         assert keeper.commit("b", 0)["observed"] == 0  # what the stale attempt staged is gone
-        actor = ray.get_actor(keeper.name, namespace=NAMESPACE)
+        actor = ray.get_actor(f"{keeper.name}-0", namespace=NAMESPACE)
         ray.kill(actor, no_restart=False)
         with pytest.raises(StateError, match=r"not been restored|died"):
             for _ in range(200):  # the old process may answer for a moment
                 keeper.plan("b", 1)
-    assert keeper.name not in alive()
+    assert f"{keeper.name}-0" not in alive()
     with pytest.raises(StateError, match="died"):
         keeper.plan("b", 0)

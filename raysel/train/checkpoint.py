@@ -1,0 +1,193 @@
+"""A checkpoint: the model's objects, the selection state and the place in the run, whole or known to be damaged.
+
+Every rank writes its part into one directory::
+
+    session.json                    rank 0: which run it is, where it stands, its history
+    objects.pt                      rank 0: the state_dict of everything the loop named
+    selection-<r>-of-<W>.arrow      the committed state of the r-th of W ranges of samples
+    staged-<r>-of-<W>.arrow         the losses of the current epoch noted there so far, within an epoch only
+    rng-<r>-of-<W>.pt               the rank's random generators
+    files-<r>-of-<W>.json           size and digest of each file that the rank wrote, itself included
+
+so that it is restored by any number of ranks into any number of shards, and a file that is missing, cut or changed is
+found before anything is taken from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from raysel.dynamic.shards import spans
+from raysel.dynamic.state import SampleState
+from raysel.errors import StateError
+
+if TYPE_CHECKING:
+    from raysel.dynamic.keeper import Keeper, Keepers
+
+_SESSION, _OBJECTS = "session.json", "objects.pt"
+_STAGED = pa.schema([pa.field("slot", pa.int64(), False), pa.field("loss", pa.float32(), False)])
+
+
+class Damaged(StateError):
+    """A checkpoint that is not whole."""
+
+
+def save(
+    directory: Path,
+    rank: int,
+    world: int,
+    about: Mapping[str, Any],
+    objects: Mapping[str, Any],
+    keeper: Keeper | Keepers,
+    attempt: str,
+) -> None:
+    """Write this rank's part into the empty ``directory``; ``about["within"]`` says whether an epoch is under way."""
+    torch.save(get_rng(), directory / _name("rng", rank, world, "pt"))
+    if rank == 0:
+        torch.save({n: bare(value).state_dict() for n, value in objects.items()}, directory / _OBJECTS)
+        (directory / _SESSION).write_text(json.dumps({**about, "world": world}))
+    parts = spans(about["run"]["samples"], world)
+    if rank < len(parts):
+        _, state = keeper.state(attempt, *parts[rank])
+        _write(directory / _name("selection", rank, world, "arrow"), state.to_arrow())
+        if about["within"]:
+            staged = pa.table(keeper.staged(attempt, about["epoch"], *parts[rank]), schema=_STAGED)
+            _write(directory / _name("staged", rank, world, "arrow"), staged)
+    files = {path.name: _digest(path) for path in sorted(directory.iterdir())}
+    text = json.dumps(files, sort_keys=True)
+    own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    (directory / _name("files", rank, world, "json")).write_text(json.dumps({"files": files, "digest": own}))
+
+
+def verified(directory: Path) -> dict[str, Any]:
+    """What ``session.json`` says, after every file was found to be as it was written; Damaged if one is not."""
+    try:
+        about = json.loads((directory / _SESSION).read_text())
+        for rank in range(about["world"]):
+            manifest = json.loads((directory / _name("files", rank, about["world"], "json")).read_text())
+            text = json.dumps(manifest["files"], sort_keys=True)
+            if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != manifest["digest"]:
+                raise ValueError(f"the list of files of rank {rank} has been changed")
+            if rank == 0 and _SESSION not in manifest["files"]:
+                raise ValueError(f"{_SESSION} is not in the list of files")
+            for name, expected in manifest["files"].items():
+                found = _digest(directory / name)
+                if found != expected:
+                    what = "has been changed" if found[0] == expected[0] else f"has {found[0]} bytes"
+                    raise ValueError(f"{name} {what}, {expected[0]} were written")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FileNotFoundError):
+            what = f"{Path(error.filename).name} is missing"
+        else:
+            what = str(error).splitlines()[0]
+        raise Damaged(f"{directory}: the checkpoint is damaged ({what})") from error
+    return dict(about)
+
+
+class StateFiles:
+    """The committed state in a checkpoint, read by parts: no more of it is held than was asked for."""
+
+    def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
+        self._directory, self._world = directory, about["world"]
+        self._parts = spans(about["run"]["samples"], self._world)
+
+    def __len__(self) -> int:
+        return self._parts[-1][1]
+
+    def cut(self, start: int, stop: int) -> SampleState:
+        found = []
+        for rank, (begin, end) in enumerate(self._parts):
+            if begin < stop and start < end:
+                path = self._directory / _name("selection", rank, self._world, "arrow")
+                part = SampleState.from_arrow(_read(path))
+                found.append(part.cut(max(start - begin, 0), min(stop, end) - begin))
+        if len(found) == 1:
+            return found[0]
+        loss, selected = ([getattr(part, name) for part in found] for name in ("loss", "selected"))
+        return SampleState(np.concatenate(loss), np.concatenate(selected))
+
+
+def staged(directory: Path, about: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(slots, losses) that the epoch had noted, inf for a loss that was not finite, one pair a file."""
+    for rank in range(len(spans(about["run"]["samples"], about["world"]))):
+        table = _read(directory / _name("staged", rank, about["world"], "arrow"))
+        yield table.column("slot").to_numpy(), table.column("loss").to_numpy()
+
+
+def objects(directory: Path) -> dict[str, Any]:
+    """The state_dicts by name."""
+    return dict(_load(directory / _OBJECTS))
+
+
+def rng(directory: Path, rank: int, world: int) -> Any:
+    """The random generators of this rank, None where the checkpoint is of another number of ranks."""
+    path = directory / _name("rng", rank, world, "pt")
+    return _load(path) if path.exists() else None
+
+
+def bare(value: Any) -> Any:
+    """The module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
+    wrapped = isinstance(value, torch.nn.parallel.DistributedDataParallel)
+    return value.module if wrapped else value
+
+
+def get_rng() -> dict[str, Any]:
+    """The state of every global random generator of this process."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - saved for the user's loop
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": [random.getstate()[0], list(random.getstate()[1]), random.getstate()[2]],
+        "numpy": [str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(gauss)],
+    }
+
+
+def set_rng(saved: dict[str, Any]) -> None:
+    """Put :func:`get_rng`'s answer back."""
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(saved["cuda"])
+    version, words, gauss = saved["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = saved["numpy"]
+    np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002
+
+
+def _name(kind: str, rank: int, world: int, ending: str) -> str:
+    return f"{kind}-{rank}-of-{world}.{ending}"
+
+
+def _digest(path: Path) -> list[Any]:
+    """[bytes, BLAKE2b of 128 bits] of a file."""
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+            size += len(part)
+    return [size, digest.hexdigest()]
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _read(path: Path) -> pa.Table:
+    with pa.OSFile(str(path)) as source:
+        return pa.ipc.open_file(source).read_all()
+
+
+def _load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise Damaged(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from error
