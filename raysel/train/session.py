@@ -88,6 +88,7 @@ class Session:
         self._place: Any = None  # the checkpoint that this run goes on from
         self._within: dict[str, Any] | None = None  # where in its epoch it stands
         self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
+        self._before = 0.0  # those samples, in steps of today's size
         self._noted = 0  # the last step whose losses have been noted
         self._rng: Any = None  # to be set where the epoch goes on
         self._resuming = self._resume()
@@ -142,7 +143,9 @@ class Session:
         of equal length."""
         if self._run.max_steps is not None:
             return min(1.0, (self.total_steps + self.step) / self._run.max_steps)
-        within = self.step / self.steps_per_epoch if self.steps_per_epoch else 0.0
+        # Steps of an earlier process count as steps of today's size: with the same size, as what they were.
+        taken, left = self.step - self._done, self.steps_per_epoch - self._done
+        within = (self._before + taken) / (self._before + left) if self.steps_per_epoch else 0.0
         return min(1.0, (self.epoch + within) / self.num_epochs)
 
     def loader(
@@ -191,6 +194,7 @@ class Session:
         kept[1].rows = [marks_of(rows, ids) for rows in mine]
         self._planning += time.perf_counter() - began
         self._batch_size, self._shuffle, self.steps_per_epoch = batch_size, shuffle, self._done + len(mine)
+        self._before = self._skip / (batch_size * self.world)
         self._loader = _EpochLoader(self, kept[2], mine, kept[1].rows, plan, batch_size)
         return self._loader
 
@@ -318,7 +322,7 @@ class Session:
         self._attempt, self._place, about = self._ranks.broadcast(found)
         if about is None:
             return False
-        self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], about["history"]
+        self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], [*about["history"]]
         self._within = about["within"]
         return True
 
@@ -380,7 +384,7 @@ class Session:
             self._started -= self._within["seconds"]
             self._planning += self._within["planning_seconds"]
         self._slots, self._losses, self.step, self._open = [], [], self._done, True
-        self._loader, self._noted = None, self._done
+        self._loader, self._noted, self._before = None, self._done, 0.0
 
     def _current(self, caller: str) -> Plan:
         if not self._open or self.plan is None:

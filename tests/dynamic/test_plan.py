@@ -271,6 +271,30 @@ def test_global_batches_depend_on_their_size_alone(shuffle):
     assert sets(1) == sets(2) == sets(4)
 
 
+@given(
+    st.integers(0, 200), st.integers(1, 9), st.integers(1, 4), st.integers(1, 9), st.integers(1, 4), st.data()
+)
+@FAST
+def test_an_epoch_goes_on_with_other_batches_where_it_stopped(n, batch_size, world, later, workers, data):
+    done = data.draw(st.integers(0, steps(n, batch_size, world)))
+    first = [batches(n, batch_size, r, world, 3, 1)[:done] for r in range(world)]
+    skip = min(n, done * batch_size * world)
+    rest = [batches(n, later, r, workers, 3, 1, skip=skip) for r in range(workers)]
+    assert all(r.shape == (steps(n - skip, later, workers), later) for r in rest)
+    both = np.concatenate([x.ravel() for x in first + rest])
+    assert np.array_equal(np.sort(both[both >= 0]), np.arange(n))
+    if (later, workers) == (batch_size, world):  # the very batches that an undisturbed epoch has
+        undisturbed = [batches(n, batch_size, r, world, 3, 1)[done:] for r in range(world)]
+        assert all(np.array_equal(a, b) for a, b in zip(rest, undisturbed, strict=True))
+
+
+def test_skipped_batches_worked_by_hand():
+    assert batches(7, 2, 0, 2, 0, 0, shuffle=False, skip=4).tolist() == [[4, -1]]
+    assert batches(7, 3, 0, 1, 0, 0, shuffle=False, skip=2).tolist() == [[2, 3, 4], [5, 6, -1]]
+    assert np.array_equal(batches(20, 4, 0, 1, 5, 6, skip=8)[0], order(20, 5, 6)[8:12])
+    assert batches(7, 2, 0, 2, 0, 0, skip=7).shape == (0, 2)
+
+
 def test_batches_worked_by_hand():
     assert batches(7, 2, 0, 2, 0, 0, shuffle=False).tolist() == [[0, 1], [4, -1]]
     assert batches(7, 2, 1, 2, 0, 0, shuffle=False).tolist() == [[2, 3], [5, 6]]
@@ -291,6 +315,8 @@ def test_batches_follow_the_order():
         {"rank": -1},
         {"world": 0},
         {"n": -1},
+        {"skip": -1},
+        {"skip": 11},
         {"seed": -1},
     ],
 )
