@@ -76,7 +76,9 @@ class Session:
         self.total_steps = 0
         self.history: list[dict[str, Any]] = []
         self.plan: Plan | None = None
-        self._batch_size, self._shuffle = 0, True
+        self._shuffle = True
+        self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
+        self._within = 0.0  # how much of the current epoch is done
         self._loader: _EpochLoader | None = None
         self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
         self._slots: list[np.ndarray] = []
@@ -86,9 +88,8 @@ class Session:
         self._started = 0.0
         self._attempt = ""
         self._place: Any = None  # the checkpoint that this run goes on from
-        self._within: dict[str, Any] | None = None  # where in its epoch it stands
+        self._midway: dict[str, Any] | None = None  # where in its epoch that stands
         self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
-        self._before = 0.0  # those samples, in steps of today's size
         self._noted = 0  # the last step whose losses have been noted
         self._rng: Any = None  # to be set where the epoch goes on
         self._resuming = self._resume()
@@ -118,7 +119,7 @@ class Session:
             checkpoint.bare(value).load_state_dict(saved[name])
         if rng is not None:
             checkpoint.set_rng(rng)
-            self._rng = rng if self._within else None
+            self._rng = rng if self._midway else None
         self._restored = True
         return True
 
@@ -143,10 +144,7 @@ class Session:
         of equal length."""
         if self._run.max_steps is not None:
             return min(1.0, (self.total_steps + self.step) / self._run.max_steps)
-        # Steps of an earlier process count as steps of today's size: with the same size, as what they were.
-        taken, left = self.step - self._done, self.steps_per_epoch - self._done
-        within = (self._before + taken) / (self._before + left) if self.steps_per_epoch else 0.0
-        return min(1.0, (self.epoch + within) / self.num_epochs)
+        return min(1.0, (self.epoch + self._within) / self.num_epochs)
 
     def loader(
         self,
@@ -178,7 +176,7 @@ class Session:
             kept = (dataset, order, data_loader(dataset, order, collate_fn, **options), wanted)
             self._loaders[id(dataset)] = kept
         began = time.perf_counter()
-        if self._within and self._within["shuffle"] != shuffle:
+        if self._midway and self._midway["shuffle"] != shuffle:
             raise StateError(
                 f"loader: epoch {self.epoch} was begun with shuffle={not shuffle} and goes on in mid-epoch; "
                 "a plan is visited in one order."
@@ -186,15 +184,12 @@ class Session:
         positions = batches(
             len(plan), batch_size, self.rank, self.world, self._run.seed, self.epoch, shuffle, self._skip
         )
-        max_steps = self._run.max_steps
-        left = np.inf if max_steps is None else max_steps - self.total_steps - self._done
-        positions = positions[: int(min(left, len(positions)))]
+        positions = positions[: int(min(self._steps_left(), len(positions)))]
         ids = plan.slots if self._ids is None else self._ids[plan.slots]
         mine = without_padding(positions)
         kept[1].rows = [marks_of(rows, ids) for rows in mine]
         self._planning += time.perf_counter() - began
-        self._batch_size, self._shuffle, self.steps_per_epoch = batch_size, shuffle, self._done + len(mine)
-        self._before = self._skip / (batch_size * self.world)
+        self._shuffle, self.steps_per_epoch = shuffle, self._done + len(mine)
         self._loader = _EpochLoader(self, kept[2], mine, kept[1].rows, plan, batch_size)
         return self._loader
 
@@ -257,7 +252,7 @@ class Session:
         entry = {
             "epoch": self.epoch,
             "planned": len(plan),
-            "trained": self._trained(plan),
+            "trained": self._trained,
             "steps": self.step,
             "observed": summary["observed"],
             "nonfinite": summary["nonfinite"],
@@ -271,7 +266,8 @@ class Session:
         self.total_steps += self.step
         self.epoch += 1
         self._open, self.plan, self.step, self.steps_per_epoch = False, None, 0, 0
-        self._within = self._rng = None
+        self._trained, self._within = 0, 0.0
+        self._midway = self._rng = None
         self._ranks.report(entry, lambda directory: self._save(directory, state or {}, None))
         return entry
 
@@ -283,7 +279,7 @@ class Session:
         step, after :meth:`loss` and the optimiser's step; it costs a ``ray.train.report``, so call it every few minutes,
         not every few steps. Nothing that is trained or planned afterwards hangs on whether it was called.
         """
-        plan = self._current("checkpoint")
+        self._current("checkpoint")
         if self._loader is None or self._noted != self.step:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had noted step {self.step}; "
@@ -299,7 +295,8 @@ class Session:
         self._keeper.drain()
         self._ranks.barrier()  # every rank's losses are in, and none goes on before all have saved
         within = {
-            "trained": self._trained(plan),
+            "trained": self._trained,
+            "share": self._within,
             "steps": self.step,
             "shuffle": self._shuffle,
             "seconds": time.perf_counter() - self._started,
@@ -323,7 +320,7 @@ class Session:
         if about is None:
             return False
         self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], [*about["history"]]
-        self._within = about["within"]
+        self._midway = about["within"]
         return True
 
     def _newest(self, attempt: str) -> tuple[Any, dict[str, Any] | None]:
@@ -379,12 +376,13 @@ class Session:
         if len(self.plan) == 0:
             raise StateError(f"The policy planned no sample for epoch {self.epoch}; it must keep some.")
         self._skip = self._done = 0
-        if self._within:
-            self._skip, self._done = self._within["trained"], self._within["steps"]
-            self._started -= self._within["seconds"]
-            self._planning += self._within["planning_seconds"]
+        if self._midway:
+            self._skip, self._done = self._midway["trained"], self._midway["steps"]
+            self._started -= self._midway["seconds"]
+            self._planning += self._midway["planning_seconds"]
         self._slots, self._losses, self.step, self._open = [], [], self._done, True
-        self._loader, self._noted, self._before = None, self._done, 0.0
+        self._loader, self._noted, self._trained = None, self._done, self._skip
+        self._within = self._midway["share"] if self._midway else 0.0
 
     def _current(self, caller: str) -> Plan:
         if not self._open or self.plan is None:
@@ -399,9 +397,9 @@ class Session:
         self._slots, self._losses = [], []
         self._keeper.update(self._attempt, self.epoch, slots, losses)
 
-    def _trained(self, plan: Plan) -> int:
-        """Samples of the epoch's order that have been trained on, over all ranks."""
-        return min(len(plan), self._skip + (self.step - self._done) * self._batch_size * self.world)
+    def _steps_left(self) -> float:
+        max_steps = self._run.max_steps
+        return np.inf if max_steps is None else max_steps - self.total_steps - self._done
 
     def _save(self, directory: Path, objects: Mapping[str, Any], within: dict[str, Any] | None) -> None:
         about = {
@@ -460,6 +458,10 @@ class _EpochLoader:
                     "leave its in_order option alone."
                 )
             session.step = session._done + step + 1
+            session._trained = min(len(plan), session._skip + (step + 1) * self._rows)
+            # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
+            before = session._skip / self._rows
+            session._within = (before + step + 1) / (before + len(self))
             yield Batch(
                 data,
                 torch.where(marks >= 0, marks, -1),

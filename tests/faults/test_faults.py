@@ -1,0 +1,136 @@
+"""Real kills on a real cluster: whatever dies, plans and state are those of the run that nobody disturbed.
+
+Each run is a process of its own with its own Ray (``job.py``). With losses that are a function of id and epoch, every
+epoch's plan (by its digest) and committed state equal an undisturbed run's, in this process and without Ray; with
+real losses and the same number of workers, the weights do too.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(600)
+JOB = Path(__file__).with_name("job.py")
+KEYS = ("epoch", "plan", "planned", "trained", "observed", "mean_loss", "digest")
+
+
+def job():
+    spec = importlib.util.spec_from_file_location("faults_job", JOB)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(directory, **options):
+    directory.mkdir(exist_ok=True)
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    log = (directory / "log.txt").open("a")
+    return subprocess.Popen(
+        [sys.executable, str(JOB), str(directory), *words],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process, directory):
+    try:
+        process.wait(timeout=400)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, (directory / "log.txt").read_text()[-3000:]
+    return json.loads((directory / "result.json").read_text())
+
+
+def outcome(history, *more):
+    return [[entry[key] for key in (*KEYS, *more)] for entry in history]
+
+
+def kill_driver(process, directory):
+    """SIGKILL of the driver, and of the Ray it started, once the run has reached the step."""
+    deadline = time.monotonic() + 200
+    while not (directory / "struck").exists():
+        assert process.poll() is None and time.monotonic() < deadline, (directory / "log.txt").read_text()[
+            -3000:
+        ]
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(2)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    history = job().undisturbed(70_000)
+    assert len({entry["plan"] for entry in history}) == len(history) - 1  # the first and the last take all
+    return history
+
+
+def test_the_actor_of_one_shard_is_killed(tmp_path, expected):
+    found = finish(start(tmp_path, fault="actor", save=4), tmp_path)
+    assert (tmp_path / "struck").exists() and found["resumed"]
+    assert outcome(found["history"], "steps") == outcome(expected, "steps")
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed_after_a_checkpoint_in_mid_epoch(tmp_path, expected):
+    found = finish(start(tmp_path, fault="worker", save=4), tmp_path)
+    assert (tmp_path / "struck").exists() and found["resumed"]
+    assert outcome(found["history"], "steps") == outcome(expected, "steps")
+
+
+@pytest.mark.slow
+def test_the_node_that_holds_the_state_is_killed(tmp_path, expected):
+    found = finish(start(tmp_path, fault="node", save=4, failures=4), tmp_path)
+    assert (tmp_path / "struck").exists() and found["resumed"]
+    assert outcome(found["history"], "steps") == outcome(expected, "steps")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("again", [{"workers": 2, "shards": 2}, {"workers": 1, "shards": 1}], ids=str)
+def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path, expected, again):
+    kill_driver(start(tmp_path, fault="driver", save=4), tmp_path)
+    found = finish(start(tmp_path, fault="driver", save=4, **again), tmp_path)
+    assert found["resumed"] and outcome(found["history"], "steps") == outcome(expected, "steps")
+    # It was the checkpoint in mid-epoch that was used: epoch 2 reported a step 4 once, epoch 3 another.
+    assert sum("mid-epoch" in line for line in (tmp_path / "log.txt").read_text().splitlines()) == 0
+
+
+@pytest.mark.slow
+def test_with_real_losses_the_weights_are_bit_equal_and_a_damaged_checkpoint_gives_way(tmp_path):
+    options = {"losses": "real", "n": 6000, "rows": 512}
+    whole = finish(start(tmp_path / "whole", **options), tmp_path / "whole")
+    for fault in ("worker", "actor"):
+        place = tmp_path / fault
+        found = finish(start(place, fault=fault, save=4, **options), place)
+        assert (place / "struck").exists() and found["resumed"]
+        assert outcome(found["history"], "steps") == outcome(whole["history"], "steps")
+        assert found["weights"] == whole["weights"]
+
+    place = tmp_path / "driver"
+    kill_driver(start(place, fault="driver", save=4, **options), place)
+    newest = max(place.glob("train/run/checkpoint_*/objects.pt"), key=lambda path: path.parent.name)
+    assert json.loads(newest.with_name("session.json").read_text())["within"]["steps"] == 4
+    newest.write_bytes(newest.read_bytes()[:-100])
+    found = finish(start(place, fault="driver", save=4, **options), place)
+    said = [line for line in (place / "log.txt").read_text().splitlines() if "checkpoint is damaged" in line]
+    assert len(said) == 1 and "the checkpoint before, model included: at epoch 2." in said[0]
+    assert outcome(found["history"], "steps") == outcome(whole["history"], "steps")
+    assert found["weights"] == whole["weights"]
+
+
+@pytest.mark.slow
+def test_what_may_not_be_restarted_fails_soon_and_says_why(tmp_path):
+    found = finish(start(tmp_path, fault="actor", failures=0), tmp_path)
+    assert "The selection state's actor" in found["error"] and "died" in found["error"]
+    assert found["seconds"] < 120  # the whole run, Ray Train's start included
