@@ -81,6 +81,8 @@ class Keeper:
     size, number of epochs or seed that cannot be, and for a shard under a policy that cannot plan one.
     """
 
+    for_all_ranks = True  # whether every rank can ask it, and not rank 0 alone
+
     def __init__(
         self,
         policy: Policy,
@@ -340,6 +342,8 @@ class Keepers:
 
     spans: the slots (start, stop) of each, in order. Everything is done by :meth:`_all`, which asks every shard.
     """
+
+    for_all_ranks = True
 
     def __init__(self, keepers: Sequence[Any], spans: Sequence[tuple[int, int]]) -> None:
         self._keepers = list(keepers)

@@ -4,8 +4,8 @@ Every rank writes its part into one directory::
 
     session.json                    rank 0: which run it is, where it stands, its history
     objects.pt                      rank 0: the state_dict of everything the loop named
-    selection-<r>-of-<W>.arrow      the committed state of the r-th of W ranges of samples
-    staged-<r>-of-<W>.arrow         the losses of the current epoch noted there so far, within an epoch only
+    selection-<p>-of-<P>.arrow      the committed state of the p-th of P ranges of samples: one a rank, or one in all
+    staged-<p>-of-<P>.arrow         the losses of the current epoch noted there so far, within an epoch only
     rng-<r>-of-<W>.pt               the rank's random generators
     files-<r>-of-<W>.json           size and digest of each file that the rank wrote, itself included
 
@@ -50,19 +50,27 @@ def save(
     keeper: Keeper | Keepers,
     attempt: str,
 ) -> None:
-    """Write this rank's part into the empty ``directory``; ``about["within"]`` says whether an epoch is under way."""
-    torch.save(get_rng(), directory / _name("rng", rank, world, "pt"))
+    """Write this rank's part into ``directory``, which ranks may share.
+
+    about: ``run``, ``epoch``, and ``within``: whether an epoch is under way. What is gathered from all ranks is
+    gathered here: every rank calls it.
+    """
+    pieces = world if keeper.for_all_ranks else 1
+    rng = directory / _name("rng", rank, world, "pt")
+    torch.save(get_rng(), rng)
+    mine = [rng]
     if rank == 0:
         torch.save({n: bare(value).state_dict() for n, value in objects.items()}, directory / _OBJECTS)
-        (directory / _SESSION).write_text(json.dumps({**about, "world": world}))
-    parts = spans(about["run"]["samples"], world)
+        (directory / _SESSION).write_text(json.dumps({**about, "world": world, "pieces": pieces}))
+        mine += [directory / _OBJECTS, directory / _SESSION]
+    parts = spans(about["run"]["samples"], pieces)
     if rank < len(parts):
         _, state = keeper.state(attempt, *parts[rank])
-        _write(directory / _name("selection", rank, world, "arrow"), state.to_arrow())
+        mine.append(_write(directory / _name("selection", rank, pieces, "arrow"), state.to_arrow()))
         if about["within"]:
-            staged = pa.table(keeper.staged(attempt, about["epoch"], *parts[rank]), schema=_STAGED)
-            _write(directory / _name("staged", rank, world, "arrow"), staged)
-    files = {path.name: _digest(path) for path in sorted(directory.iterdir())}
+            noted = pa.table(keeper.staged(attempt, about["epoch"], *parts[rank]), schema=_STAGED)
+            mine.append(_write(directory / _name("staged", rank, pieces, "arrow"), noted))
+    files = {path.name: _digest(path) for path in sorted(mine)}
     text = json.dumps(files, sort_keys=True)
     own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
     (directory / _name("files", rank, world, "json")).write_text(json.dumps({"files": files, "digest": own}))
@@ -82,8 +90,8 @@ def verified(directory: Path) -> dict[str, Any]:
             for name, expected in manifest["files"].items():
                 found = _digest(directory / name)
                 if found != expected:
-                    what = "has been changed" if found[0] == expected[0] else f"has {found[0]} bytes"
-                    raise ValueError(f"{name} {what}, {expected[0]} were written")
+                    cut = f"has {found[0]} bytes, {expected[0]} were written"
+                    raise ValueError(f"{name} {'has been changed' if found[0] == expected[0] else cut}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError):
             what = f"{Path(error.filename).name} is missing"
@@ -97,17 +105,17 @@ class StateFiles:
     """The committed state in a checkpoint, read by parts: no more of it is held than was asked for."""
 
     def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
-        self._directory, self._world = directory, about["world"]
-        self._parts = spans(about["run"]["samples"], self._world)
+        self._directory, self._pieces = directory, about["pieces"]
+        self._parts = spans(about["run"]["samples"], self._pieces)
 
     def __len__(self) -> int:
         return self._parts[-1][1]
 
     def cut(self, start: int, stop: int) -> SampleState:
         found = []
-        for rank, (begin, end) in enumerate(self._parts):
+        for piece, (begin, end) in enumerate(self._parts):
             if begin < stop and start < end:
-                path = self._directory / _name("selection", rank, self._world, "arrow")
+                path = self._directory / _name("selection", piece, self._pieces, "arrow")
                 part = SampleState.from_arrow(_read(path))
                 found.append(part.cut(max(start - begin, 0), min(stop, end) - begin))
         if len(found) == 1:
@@ -118,8 +126,8 @@ class StateFiles:
 
 def staged(directory: Path, about: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(slots, losses) that the epoch had noted, inf for a loss that was not finite, one pair a file."""
-    for rank in range(len(spans(about["run"]["samples"], about["world"]))):
-        table = _read(directory / _name("staged", rank, about["world"], "arrow"))
+    for piece in range(len(spans(about["run"]["samples"], about["pieces"]))):
+        table = _read(directory / _name("staged", piece, about["pieces"], "arrow"))
         yield table.column("slot").to_numpy(), table.column("loss").to_numpy()
 
 
@@ -176,9 +184,10 @@ def _digest(path: Path) -> list[Any]:
     return [size, digest.hexdigest()]
 
 
-def _write(path: Path, table: pa.Table) -> None:
+def _write(path: Path, table: pa.Table) -> Path:
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+    return path
 
 
 def _read(path: Path) -> pa.Table:

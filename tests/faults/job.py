@@ -150,7 +150,8 @@ def on_one_machine(config):
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 * 2**20)
     with selection(config) as dynamic:
         fit(config, dynamic)
-    assert not ray.util.list_named_actors(all_namespaces=True)
+    left = [a for a in ray.util.list_named_actors(all_namespaces=True) if a["namespace"] == "raysel"]
+    assert not left, left
 
 
 def on_nodes(config):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 JOB = Path(__file__).with_name("job.py")
 KEYS = ("epoch", "plan", "planned", "trained", "observed", "mean_loss", "digest")
 
@@ -69,6 +69,11 @@ def kill_driver(process, directory):
     time.sleep(2)
 
 
+def newest(directory, name):
+    """The file of this name in the newest checkpoint of Ray Train."""
+    return max(directory.glob(f"train/run/checkpoint_*/{name}"), key=lambda path: path.parent.name)
+
+
 @pytest.fixture(scope="module")
 def expected():
     history = job().undisturbed(70_000)
@@ -100,10 +105,10 @@ def test_the_node_that_holds_the_state_is_killed(tmp_path, expected):
 @pytest.mark.parametrize("again", [{"workers": 2, "shards": 2}, {"workers": 1, "shards": 1}], ids=str)
 def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path, expected, again):
     kill_driver(start(tmp_path, fault="driver", save=4), tmp_path)
+    about = json.loads(newest(tmp_path, "session.json").read_text())
+    assert (about["epoch"], about["within"]["steps"]) == (2, 4)  # what the next one goes on from
     found = finish(start(tmp_path, fault="driver", save=4, **again), tmp_path)
     assert found["resumed"] and outcome(found["history"], "steps") == outcome(expected, "steps")
-    # It was the checkpoint in mid-epoch that was used: epoch 2 reported a step 4 once, epoch 3 another.
-    assert sum("mid-epoch" in line for line in (tmp_path / "log.txt").read_text().splitlines()) == 0
 
 
 @pytest.mark.slow
@@ -119,9 +124,9 @@ def test_with_real_losses_the_weights_are_bit_equal_and_a_damaged_checkpoint_giv
 
     place = tmp_path / "driver"
     kill_driver(start(place, fault="driver", save=4, **options), place)
-    newest = max(place.glob("train/run/checkpoint_*/objects.pt"), key=lambda path: path.parent.name)
-    assert json.loads(newest.with_name("session.json").read_text())["within"]["steps"] == 4
-    newest.write_bytes(newest.read_bytes()[:-100])
+    model = newest(place, "objects.pt")
+    assert json.loads(model.with_name("session.json").read_text())["within"]["steps"] == 4
+    model.write_bytes(model.read_bytes()[:-100])
     found = finish(start(place, fault="driver", save=4, **options), place)
     said = [line for line in (place / "log.txt").read_text().splitlines() if "checkpoint is damaged" in line]
     assert len(said) == 1 and "the checkpoint before, model included: at epoch 2." in said[0]

@@ -245,6 +245,7 @@ class OneAtATime:
 
     def __init__(self, keeper) -> None:
         self._keeper, self._lock = keeper, threading.Lock()
+        self.for_all_ranks = keeper.for_all_ranks
 
     def __getattr__(self, name):
         def call(*args):
@@ -319,6 +320,27 @@ def test_more_ranks_than_chunks_of_samples(tmp_path):
     alone = train(dynamic().session(), 90, batch_size=15).history
     for history in together(dynamic(), tmp_path, 3, lambda s: train(s, 90, batch_size=5).history):
         assert outcome(history) == outcome(alone)
+
+
+def test_ranks_may_share_a_directory_and_leave_the_state_to_rank_0(tmp_path):
+    n = 2 * CHUNK + 9
+    keeper = DynamicSelection.local(FullData(), n, num_epochs=2)._keeper
+    keeper.restore("a")
+    keeper.update("a", 0, np.arange(5), np.ones(5))
+    keeper.for_all_ranks = False
+    about = {"run": {"samples": n}, "epoch": 0, "within": {"steps": 1}}
+    for rank in (1, 0, 2):
+        checkpoint.save(tmp_path, rank, 3, about, {}, keeper if rank == 0 else OneAtATime(keeper), "a")
+    read = checkpoint.verified(tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.arrow")) == [
+        "selection-0-of-1.arrow",
+        "staged-0-of-1.arrow",
+    ]
+    assert checkpoint.StateFiles(tmp_path, read).cut(0, n).digest() == keeper.state("a")[1].digest()
+    assert [slots.tolist() for slots, _ in checkpoint.staged(tmp_path, read)] == [list(range(5))]
+    spoil(tmp_path / "rng-1-of-3.pt", "bit")
+    with pytest.raises(checkpoint.Damaged, match=r"rng-1-of-3\.pt has been changed"):
+        checkpoint.verified(tmp_path)
 
 
 def test_ranks_must_call_it_at_the_same_step(tmp_path):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
+import time
 
 import numpy as np
 import pytest
 import torch
 
 import raysel
-from raysel.errors import StateError
+from raysel.errors import ConfigError, StateError
 
 N, EPOCHS = 403, 5
 
@@ -121,3 +123,79 @@ def test_the_state_actor_is_fenced_and_removed(cluster):
     assert f"{keeper.name}-0" not in alive()
     with pytest.raises(StateError, match="died"):
         keeper.plan("b", 0)
+
+
+def test_shards_on_the_cluster_are_the_keeper_of_one_process(cluster, monkeypatch):
+    import ray
+
+    from raysel.dynamic import service
+    from raysel.dynamic.keeper import Keeper
+    from raysel.dynamic.plan import CHUNK
+
+    n, policy = 2 * CHUNK + 7, raysel.InfoBatch(threshold=0.4)
+    alone = Keeper(policy, n, 3, 1)
+    alone.restore("a")
+    client = service.start_keepers(policy, n, 3, 1, shards=9)  # as many as there are chunks
+    try:
+        pids = ray.get([a.__ray_call__.remote(lambda self: os.getpid()) for a in client._keepers])
+        assert len(set(pids)) == 3 and os.getpid() not in pids
+        client.restore("a")
+        workers = [pickle.loads(pickle.dumps(client)) for _ in range(2)]
+        for epoch in range(2):
+            plans = [w.plan("a", epoch) for w in workers]
+            expected = alone.plan("a", epoch)
+            assert all(np.array_equal(p.slots, expected.slots) for p in plans)
+            assert all(np.array_equal(p.weights, expected.weights) for p in plans)
+            shuffled = np.random.default_rng(epoch).permutation(expected.slots)
+            losses = loss_of(torch.from_numpy(shuffled), epoch).numpy()
+            alone.update("a", epoch, shuffled, losses)
+            for w, part in zip(workers, np.array_split(np.arange(len(shuffled)), 2), strict=True):
+                for some in np.array_split(part, 30):  # more than may be under way
+                    w.update("a", epoch, shuffled[some], losses[some])
+            for w in workers:
+                w.drain()
+            assert all(
+                np.array_equal(a, b)
+                for a, b in zip(client.staged("a", epoch), alone.staged("a", epoch), strict=True)
+            )
+            assert client.commit("a", epoch) == alone.commit("a", epoch) == client.progress()[1]
+        (epoch, kept), part = alone.state("a"), client.state("a", CHUNK - 3, CHUNK + 9)[1]
+        assert client.state("a")[1].digest() == kept.digest()
+        assert part.digest() == kept.cut(CHUNK - 3, CHUNK + 9).digest()
+
+        # One shard dies: nothing works until all are restored, which waits for the actor to be back.
+        os.kill(pids[1], signal.SIGKILL)
+        with pytest.raises(StateError, match=r"died|not been restored"):
+            for _ in range(100):
+                client.plan("a", 2)
+                time.sleep(0.1)
+        client.restore("b", epoch, kept)
+        alone.restore("b", epoch, kept)
+        assert np.array_equal(client.plan("b", 2).slots, alone.plan("b", 2).slots)
+
+        # One shard hangs: that is said, too.
+        os.kill(pids[0], signal.SIGSTOP)
+        monkeypatch.setattr(service, "TIMEOUT_S", 2.0)
+        with pytest.raises(
+            StateError, match="did not answer within 2 s; training goes on from the last checkpoint"
+        ):
+            client.commit("b", 2)
+        os.kill(pids[0], signal.SIGCONT)
+        assert sum(name.startswith(client.name) for name in service.cleanup()) == 3
+    finally:
+        client.close()
+
+
+def test_shards_need_a_policy_that_can_plan_them():
+    class Whole:
+        plan, update, parameters = (
+            getattr(raysel.FullData, name) for name in ("plan", "update", "parameters")
+        )
+
+    raysel.DynamicSelection(Whole(), 200_000, num_epochs=1)
+    with pytest.raises(ConfigError, match=r"Whole has no plan_shard.* use shards=1"):
+        raysel.DynamicSelection(Whole(), 200_000, num_epochs=1, shards=2)
+    with pytest.raises(ConfigError, match="shards must be a whole number"):
+        raysel.DynamicSelection(raysel.FullData(), 10, num_epochs=1, shards=0)
+    with pytest.raises(ConfigError, match="classes names 3 samples, there are 4"):
+        raysel.DynamicSelection(raysel.InfoBatch(classes=[0, 1, 1]), 4, num_epochs=1)

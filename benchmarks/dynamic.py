@@ -1,0 +1,281 @@
+"""What dynamic selection costs: planning, losses into one actor, a training step, the turn of an epoch.
+
+    python benchmarks/dynamic.py [--parts plan shard updates steps turnover]
+
+Prints Markdown tables. Every part runs in processes of its own; planning is one process on one core. ``updates``,
+``steps`` and ``turnover`` talk to a real actor on a local Ray cluster, as the workers of a run do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+PLAN = """
+import json, os, re, resource, sys, time
+import numpy as np
+from raysel.dynamic import FullData, InfoBatch, RandomSubset, SampleState
+from raysel.dynamic.shards import cut, spans
+name, n, shards = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})  # one core
+start, stop = spans(n, shards)[-1]
+rng = np.random.default_rng(0)
+state = SampleState(rng.standard_exponential(stop - start, dtype=np.float32), np.zeros(stop - start, np.int32))
+policy = {
+    "mean": lambda: InfoBatch(),
+    "quantile": lambda: InfoBatch(threshold=0.5),
+    "target": lambda: InfoBatch(target_saving=0.6),
+    "classes": lambda: InfoBatch(classes=rng.integers(0, 1000, stop - start, dtype=np.int32)),
+    "subset": lambda: RandomSubset(0.5),
+}[name]()
+def peak(reset=False):
+    if os.path.exists("/proc/self/clear_refs"):  # Linux: the peak since it was reset
+        if reset:
+            open("/proc/self/clear_refs", "w").write("5")
+        return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+InfoBatch().plan(SampleState.empty(1000), epoch=1, num_epochs=10, seed=0)
+before, began = peak(reset=True), time.perf_counter()
+made = policy.plan_shard(state, start, n, epoch=1, num_epochs=10, seed=0)
+sent = None
+while True:  # the other shards are taken to have yielded nothing: the same work for this one
+    try:
+        sent = made.send(sent)
+    except StopIteration as stop_:
+        plan = stop_.value
+        break
+seconds = time.perf_counter() - began
+print(json.dumps({"samples": len(state), "seconds": seconds, "peak": peak() - before, "planned": len(plan)}))
+"""
+
+
+def plans(options: argparse.Namespace) -> None:
+    names = {
+        "mean": "InfoBatch, mean",
+        "quantile": "InfoBatch, threshold=0.5",
+        "target": "InfoBatch, target_saving=0.6",
+        "classes": "InfoBatch, 1,000 classes",
+        "subset": "RandomSubset(0.5)",
+    }
+    rows = []
+    for name, title in names.items():
+        found = child(name, options.samples, 1)
+        rows.append([title, found["seconds"], found["peak"] / options.samples, share(found)])
+    table(
+        f"Plan of {options.samples:,} samples, one core",
+        ["policy", "seconds", "peak, bytes a sample beyond the state", "planned"],
+        rows,
+    )
+
+
+def shard(options: argparse.Namespace) -> None:
+    shards, n = 16, 10 * options.samples
+    found = child("mean", n, shards)
+    size = found["samples"]
+    table(
+        f"{n:,} samples in {shards} shards: one shard of it, one core, InfoBatch",
+        [
+            "samples of the shard",
+            "plan, seconds",
+            "state, MB",
+            "plan, peak MB beyond it",
+            "all shards' states, GB",
+        ],
+        [[f"{size:,}", found["seconds"], 8 * size / 1e6, found["peak"] / 1e6, 8 * n / 1e9]],
+    )
+
+
+def child(*words: Any) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAN, *map(str, words)], capture_output=True, text=True, check=True
+    )
+    return dict(json.loads(done.stdout))
+
+
+def share(found: dict[str, Any]) -> str:
+    return f"{100 * found['planned'] / found['samples']:.1f} %"
+
+
+def updates(options: argparse.Namespace) -> None:
+    """(id, loss) pairs a second into one actor, sent by two processes in buffers as a session sends them."""
+    import ray
+
+    from raysel.dynamic import FullData
+    from raysel.dynamic.service import start_keepers
+
+    n, rows = options.updates, []
+
+    @ray.remote(num_cpus=0)
+    class Sender:
+        def __init__(self, client: Any, attempt: str, half: int) -> None:
+            self.client, self.attempt = client, attempt
+            self.slots = np.random.default_rng(half).permutation(client.plan(attempt, 0).slots[half::2])
+            self.losses = np.ones(len(self.slots), np.float32)
+
+        def send(self, buffer: int) -> float:
+            for begin in range(0, len(self.slots), buffer):
+                part = slice(begin, begin + buffer)
+                self.client.update(self.attempt, 0, self.slots[part], self.losses[part])
+            self.client.drain()
+            return time.time()
+
+    for buffer in (4096, 16_384, 65_536):
+        client = start_keepers(FullData(), n, 1, 0)
+        client.restore("a")
+        senders = [Sender.remote(client, "a", half) for half in range(2)]
+        ray.get([sender.send.remote(n) for sender in senders])  # warm: every page of the staging area exists
+        rates = []
+        for _ in range(3):
+            began = time.perf_counter()
+            ray.get([sender.send.remote(buffer) for sender in senders])
+            rates.append(n / (time.perf_counter() - began) / 1e6)
+        rows.append([f"{buffer:,}", max(rates), statistics.median(rates)])
+        client.close()
+    table(
+        f"Losses into one actor of {n:,} samples from 2 processes",
+        ["pairs a call", "million pairs a second, best of 3", "median"],
+        rows,
+    )
+
+
+def steps(options: argparse.Namespace) -> None:
+    """What a session adds to a step of 20 ms: the loop with it and the plain loop, each step's own time."""
+    import torch
+    from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+
+    from raysel.dynamic import FullData
+    from raysel.dynamic.service import start_keepers
+    from raysel.train.session import LocalRanks, Run, Session
+
+    n, batch, step = 64_000, 128, 0.020
+    data = TensorDataset(torch.randn(n, 16), torch.arange(n))
+    client = start_keepers(FullData(), n, 3, 0)
+
+    def busy(spent: float) -> float:
+        time.sleep(max(step - spent, 0))  # the device's step, during which the host has nothing to do
+        return time.perf_counter()
+
+    def plain() -> list[float]:
+        times = []
+        rows = iter(DataLoader(data, sampler=RandomSampler(data), batch_size=batch))
+        for _ in range(len(data) // batch):
+            began = time.perf_counter()
+            x, _ = next(rows)
+            losses = x.square().mean(1)
+            losses.mean()
+            times.append(time.perf_counter() - began)
+            busy(times[-1])
+        return times
+
+    session = Session(Run({}, n, 3, 0, None, n), client, LocalRanks(None), None, None)
+    selected, usual = [], []
+    for _ in session.epochs():
+        rows = iter(session.loader(data, batch_size=batch))
+        for _ in range(session.steps_per_epoch):
+            began = time.perf_counter()
+            made = next(rows)
+            losses = made.data[0].square().mean(1)
+            session.loss(made, losses)
+            selected.append(time.perf_counter() - began)
+            busy(selected[-1])
+        session.report()
+        usual += plain()
+    client.close()
+    heads = ["", "mean, ms", "median, ms", "99th percentile, ms"]
+    shown = [
+        [name, 1e3 * statistics.fmean(t), 1e3 * statistics.median(t), 1e3 * float(np.quantile(t, 0.99))]
+        for name, t in (("plain loop", usual), ("session", selected))
+    ]
+    extra = [b - a for a, b in zip(shown[0][1:], shown[1][1:], strict=True)]
+    table(
+        f"Host time of a step (batch of {batch}, step of 20 ms, {len(selected):,} steps)",
+        heads,
+        [*shown, ["added", *extra], ["added, % of 20 ms", *(100 * x / 20 for x in extra)]],
+    )
+
+
+def turnover(options: argparse.Namespace) -> None:
+    """From the last loss of an epoch to the first batch of the next, Ray Train's own report apart."""
+    from raysel.dynamic import InfoBatch
+    from raysel.dynamic.plan import batches
+    from raysel.dynamic.service import start_keepers
+
+    n, rows = options.turnover, []
+    for shards in (1, 2):
+        client = start_keepers(InfoBatch(), n, 4, 0, shards)
+        client.restore("a")
+        rng = np.random.default_rng(0)
+        for epoch in range(4):
+            began = time.perf_counter()
+            plan = client.plan("a", epoch)
+            planned = time.perf_counter()
+            batches(len(plan), 256, 0, 8, 0, epoch)
+            ordered = time.perf_counter()
+            for part in np.array_split(plan.slots, max(len(plan) // 65_536, 1)):
+                client.update("a", epoch, part, rng.standard_exponential(len(part), dtype=np.float32))
+            client.drain()
+            sent = time.perf_counter()
+            client.commit("a", epoch)
+            committed = time.perf_counter()
+            client.state("a")
+            fetched = time.perf_counter()
+            if 1 <= epoch <= 2:  # epochs that prune
+                times = [committed - sent, planned - began, ordered - planned]
+                rows.append([shards, epoch, *times, sum(times), fetched - committed])
+        client.close()
+    table(
+        f"Turn of an epoch at {n:,} samples, InfoBatch, seconds",
+        ["shards", "epoch", "commit", "plan", "order (1 of 8 ranks)", "together", "state for the checkpoint"],
+        rows,
+    )
+
+
+def table(title: str, heads: list[str], rows: list[list[Any]]) -> None:
+    print(f"\n**{title}**, load {os.getloadavg()[0]:.1f}\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for row in rows:
+        print(
+            "| " + " | ".join(f"{x:,.3f}" if isinstance(x, float) else str(x) for x in row) + " |", flush=True
+        )
+
+
+def main() -> None:
+    parts = {"plan": plans, "shard": shard, "updates": updates, "steps": steps, "turnover": turnover}
+    parser = argparse.ArgumentParser(description="Timings of dynamic selection.")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
+    parser.add_argument("--samples", type=int, default=10**8, help="to plan")
+    parser.add_argument("--updates", type=int, default=2 * 10**7, help="samples whose losses are sent")
+    parser.add_argument("--turnover", type=int, default=10**7, help="samples of the epoch that turns")
+    options = parser.parse_args()
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}, load {os.getloadavg()[0]:.1f} at the start"
+    )
+    for part in options.parts:
+        if part in ("updates", "steps", "turnover"):
+            import ray
+
+            if not ray.is_initialized():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    object_store_memory=2 * 10**9,
+                    logging_level="ERROR",
+                )
+        parts[part](options)
+
+
+if __name__ == "__main__":
+    main()
