@@ -31,7 +31,11 @@ class _StateActor(Keeper):
     def plan_ref(self, attempt: str, epoch: int) -> list[ray.ObjectRef]:
         plan = self.plan(attempt, epoch)
         if self._part is None or self._part[0] is not plan:
-            self._part, self._all_of_it = (plan, ray.put(plan)), None
+            ref = ray.put(plan)
+            plan = ray.get(ref)  # in the object store, not copied back: the actor keeps no second one
+            assert self._open is not None
+            self._open = self._open._replace(plan=plan)
+            self._part, self._all_of_it = (plan, ref), None
         return [self._part[1]]
 
     def joined_ref(self, attempt: str, epoch: int, parts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
@@ -139,9 +143,11 @@ class KeeperClient(Keepers):
             ray.kill(actor)
 
     def _all(self, method: str, *args: Any, each: Iterable[tuple[Any, ...]] | None = None) -> list[Any]:
-        more = [()] * len(self._keepers) if each is None else each
-        calls = zip(self._keepers, more, strict=True)
-        return self._get([getattr(actor, method).remote(*args, *its) for actor, its in calls])
+        if each is None:
+            return self._get([getattr(actor, method).remote(*args) for actor in self._keepers])
+        # What is of one shard alone may be large, so that one is under way at a time.
+        calls = zip(self._keepers, each, strict=True)
+        return [self._get(getattr(actor, method).remote(*args, *its)) for actor, its in calls]
 
     def _joined(self, attempt: str, epoch: int) -> Plan:
         parts = [refs[0] for refs in self._all("plan_ref", attempt, epoch)]
