@@ -249,14 +249,14 @@ def wordnet(options: argparse.Namespace) -> None:
     """The vectors that a run of workflows/wordnet_embed.yaml made, and those of its glosses turned into word salad."""
     from junk import split_off
 
-    parts = [read_part(options.run, role) for role in ("pool", "target")]
+    parts = [read_part(options.finished, role) for role in ("pool", "target")]
     texts, names, x = (np.concatenate(column) for column in zip(*parts, strict=True))
     labels = np.unique(names, return_inverse=True)[1]
     rows, _ = split_off(labels, options.rows, 0)
     rows = rows[np.bincount(labels[rows])[labels[rows]] >= 24]  # every class must reach target, pool and test
     labels = np.unique(labels[rows], return_inverse=True)[1]
     test, train_rows = split_off(labels, len(rows) // 6, 0)
-    junk = embedded(salad(texts[rows[train_rows]]), options.run, options.out.with_suffix(""))
+    junk = embedded(salad(texts[rows[train_rows]]), options.finished, options.out.with_suffix(""))
     x = x[rows]
     np.savez(
         options.out,
@@ -490,7 +490,13 @@ def main() -> None:
     runs.add_argument("--vectors", type=Path, help="npz with train_x, train_y, test_x, test_y")
     runs.set_defaults(run=run)
     words = commands.add_parser("wordnet", help="vectors of WordNet's glosses and of junk made of them")
-    words.add_argument("--run", type=Path, required=True, help="finished run of workflows/wordnet_embed.yaml")
+    words.add_argument(
+        "--run",
+        dest="finished",
+        type=Path,
+        required=True,
+        help="finished run of workflows/wordnet_embed.yaml",
+    )
     words.add_argument("--rows", type=int, default=30_000)
     words.add_argument("--out", type=Path, default=RESULTS.parent / "wordnet.npz")
     words.set_defaults(run=wordnet)
