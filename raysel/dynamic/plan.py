@@ -301,27 +301,32 @@ def batches(
     epoch: int,
     shuffle: bool = True,
     skip: int = 0,
+    accumulate: int = 1,
 ) -> npt.NDArray[np.int64]:
-    """One rank's share of a plan of length n: int64 (steps, batch_size) positions into the plan, -1 = padding.
+    """One rank's share of a plan of length n: int64 (steps * accumulate, batch_size) positions, -1 = padding.
 
-    Global batch s is ``order[skip + s * B * W : skip + (s + 1) * B * W]`` and rank r takes its r-th B rows, so the
-    global batches depend on B * W alone. The last, short one is spread evenly (the ranks' shares differ by at most
-    one row): a rank is left with padding only where fewer rows than ranks remain.
+    A step is ``accumulate`` batches on each of ``world`` ranks: L = world * accumulate batches. Step s takes
+    ``order[skip + s * B * L : skip + (s + 1) * B * L]`` and rank r its r-th B * accumulate rows, so the rows of a step
+    depend on B * L alone. The last, short step is spread evenly (its batches differ by at most one row), so that every
+    step has all of its batches: one is left with padding only where fewer rows than L remain.
     skip: samples of the order that were trained on already, in batches of whatever size.
     Raises ConfigError for sizes that are not positive, for a rank outside 0..world-1 and a skip outside 0..n.
     """
     if whole("skip", skip, 0) > whole("n", n, 0):
         raise ConfigError(f"skip must not be above the number of planned samples ({n}), got {skip}")
-    length, rank = steps(n - skip, batch_size, world), whole("rank", rank, 0)
+    lanes = whole("the number of ranks", world, 1) * whole("accumulate", accumulate, 1)
+    length, rank = steps(n - skip, batch_size, lanes), whole("rank", rank, 0)
     if rank >= world:
         raise ConfigError(f"rank must be below the number of ranks ({world}), got {rank}")
     visit = (order(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64))[skip:]
-    mine = np.full((length, batch_size), -1, np.int64)
-    whole_steps = len(visit) // (batch_size * world)
-    rows = visit[: whole_steps * batch_size * world].reshape(whole_steps, world, batch_size)
-    mine[:whole_steps] = rows[:, rank]
+    mine = np.full((length, accumulate, batch_size), -1, np.int64)
+    whole_steps = len(visit) // (batch_size * lanes)
+    rows = visit[: whole_steps * batch_size * lanes].reshape(whole_steps, lanes, batch_size)
+    mine[:whole_steps] = rows[:, rank * accumulate : (rank + 1) * accumulate]
     if whole_steps < length:
-        rest = visit[whole_steps * batch_size * world :]
-        share = rest[rank * len(rest) // world : (rank + 1) * len(rest) // world]
-        mine[-1, : len(share)] = share
-    return mine
+        rest = visit[whole_steps * batch_size * lanes :]
+        for part in range(accumulate):
+            lane = rank * accumulate + part
+            share = rest[lane * len(rest) // lanes : (lane + 1) * len(rest) // lanes]
+            mine[-1, part, : len(share)] = share
+    return mine.reshape(length * accumulate, batch_size)

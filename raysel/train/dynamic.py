@@ -13,6 +13,7 @@ from raysel.dynamic.shards import cut, spans
 from raysel.dynamic.state import whole
 from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
+from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
 from raysel.train.session import LocalRanks, Run, Session, TrainRanks
 
 
@@ -70,10 +71,12 @@ class DynamicSelection:
         checkpoints: str | Path | None = None,
         **parameters: Any,
     ) -> DynamicSelection:
-        """The same in one plain PyTorch process: no cluster, no Ray Train.
+        """The same without a cluster and Ray Train: in one plain PyTorch process, or in several.
 
-        checkpoints: a directory where ``session.report`` keeps the last checkpoint, and from which a new
-        process goes on; None keeps nothing.
+        Processes are those that torch.distributed has joined when :meth:`session` is called (torchrun, Accelerate,
+        ...); each makes the same selection, and rank 0 keeps the state.
+        checkpoints: a directory, shared by all, where ``session.report`` keeps the last checkpoint, and from which a
+        new process goes on; None keeps nothing.
         """
         dynamic = cls(policy, chosen, **parameters)
         run = dynamic.run
@@ -111,19 +114,34 @@ class DynamicSelection:
 
     def session(self) -> Session:
         """This worker's part of the run; call it in the train loop."""
+        self._check_started()
+        return self._session(ranks(self._directory) if self._local else TrainRanks())
+
+    def driven(self, found: Path | None = None) -> Session:
+        """The session under a framework that runs the epochs and keeps the checkpoints; adapters call it.
+
+        found: the directory to go on from, None to begin. The processes are those that torch.distributed has joined.
+        """
+        self._check_started()
+        return self._session(ranks(None, found))
+
+    def _check_started(self) -> None:
         if self._keeper is None:
             raise StateError(
                 "The dynamic selection has not been started: use 'with raysel.DynamicSelection(...) as dynamic:' "
                 "around trainer.fit(), or DynamicSelection.local(...) without Ray Train."
             )
-        if self._local:
-            return Session(self.run, self._keeper, LocalRanks(self._directory), self._ids, self._weights)
-        import ray
 
-        ids, weights = self._ids, self._weights
-        if isinstance(ids, ray.ObjectRef):
-            ids, weights = ray.get([ids, weights])
-        return Session(self.run, self._keeper, TrainRanks(), ids, weights)
+    def _session(self, processes: TrainRanks | LocalRanks) -> Session:
+        ids, weights, keeper = self._ids, self._weights, self._keeper
+        if self._local and isinstance(processes, ProcessRanks):
+            keeper = SharedKeeper(keeper, processes)
+        if not self._local:
+            import ray
+
+            if isinstance(ids, ray.ObjectRef):
+                ids, weights = ray.get([ids, weights])
+        return Session(self.run, keeper, processes, ids, weights)
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
         """Committed epochs and the last one's summary, for a driver that watches while workers train."""

@@ -22,8 +22,9 @@ class Batch:
         without one gets a single row of padding, id -1, so that all ranks take equal steps.
     weights: float32 (B,), the plan's weight times the selection's; 0 for padding.
     slots: int64 NumPy (B,), the samples' places in the selection state; -1 for padding.
-    share: the rows that count in this step over all ranks, divided by the number of ranks: what a
-        weighted sum of losses is divided by, so that the mean over ranks is the mean over rows.
+    share: the rows that count in this step over all ranks, divided by the number of its batches (one a rank, or
+        ``accumulate``): what a weighted sum of losses is divided by, so that the mean over batches is the mean over
+        rows.
     """
 
     data: Any
@@ -90,17 +91,17 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
     return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=CollateWithIds(collate), **options)
 
 
-def without_padding(positions: np.ndarray) -> list[np.ndarray]:
-    """The rows of ``positions`` (steps, B), the last without its padding, but with one row at least.
+def without_padding(positions: np.ndarray, last: int = 1) -> list[np.ndarray]:
+    """The rows of ``positions`` (batches, B), the ``last`` ones without their padding, but with one row at least.
 
     Ranks must take equal steps, not equal batches: what only pads would still be computed, and counted by batch
     statistics.
     """
-    steps = list(positions)
-    if steps:
-        real = steps[-1][steps[-1] >= 0]
-        steps[-1] = real if len(real) else steps[-1][:1]
-    return steps
+    rows = list(positions)
+    for at in range(max(len(rows) - last, 0), len(rows)):
+        real = rows[at][rows[at] >= 0]
+        rows[at] = real if len(real) else rows[at][:1]
+    return rows
 
 
 def marks_of(positions: np.ndarray, ids: np.ndarray) -> np.ndarray:

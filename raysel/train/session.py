@@ -79,6 +79,7 @@ class Session:
         self._shuffle = True
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
+        self._accumulate = 1  # batches of an optimiser step on this rank
         self._loader: _EpochLoader | None = None
         self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
         self._slots: list[np.ndarray] = []
@@ -90,7 +91,7 @@ class Session:
         self._place: Any = None  # the checkpoint that this run goes on from
         self._midway: dict[str, Any] | None = None  # where in its epoch that stands
         self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
-        self._noted = 0  # the last step whose losses have been noted
+        self._handed = self._noted = 0  # batches handed out, and those whose losses have been noted
         self._rng: Any = None  # to be set where the epoch goes on
         self._resuming = self._resume()
         self._restored = not self._resuming
@@ -153,13 +154,16 @@ class Session:
         batch_size: int,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         shuffle: bool = True,
+        accumulate: int = 1,
         **options: Any,
     ) -> _EpochLoader:
         """This rank's batches of the current epoch: :class:`Batch` with ``data``, ``ids`` and ``weights``.
 
-        dataset: map-style; ``dataset[sample_id]`` is the sample. batch_size: rows per rank and step.
+        dataset: map-style; ``dataset[sample_id]`` is the sample. batch_size: rows of a batch.
+        accumulate: batches of a rank whose gradients make one optimiser step; their mean is what to step with.
         options: passed to torch's DataLoader (num_workers, pin_memory, persistent_workers, ...).
-        All ranks get the same number of batches, ``len()`` of what is returned; only the last may be shorter. A plan
+        All ranks get the same number of batches, ``len()`` of what is returned, a multiple of ``accumulate``; only
+        those of the last step may be shorter, all of them evenly. A plan
         is trained on once: the loader asked for last is the one that counts. What ``persistent_workers`` drew at
         random in an earlier process is not restored with a checkpoint; everything else is.
         """
@@ -181,23 +185,36 @@ class Session:
                 f"loader: epoch {self.epoch} was begun with shuffle={not shuffle} and goes on in mid-epoch; "
                 "a plan is visited in one order."
             )
+        run = self._run
         positions = batches(
-            len(plan), batch_size, self.rank, self.world, self._run.seed, self.epoch, shuffle, self._skip
+            len(plan),
+            batch_size,
+            self.rank,
+            self.world,
+            run.seed,
+            self.epoch,
+            shuffle,
+            self._skip,
+            accumulate,
         )
-        positions = positions[: int(min(self._steps_left(), len(positions)))]
+        positions = positions[: int(min(self._steps_left() * accumulate, len(positions)))]
         ids = plan.slots if self._ids is None else self._ids[plan.slots]
-        mine = without_padding(positions)
+        mine = without_padding(positions, accumulate)
         kept[1].rows = [marks_of(rows, ids) for rows in mine]
         self._planning += time.perf_counter() - began
-        self._shuffle, self.steps_per_epoch = shuffle, self._done + len(mine)
-        self._loader = _EpochLoader(self, kept[2], mine, kept[1].rows, plan, batch_size)
+        self._shuffle, self._accumulate = shuffle, accumulate
+        self.steps_per_epoch = self._done + len(mine) // accumulate
+        self._loader = _EpochLoader(
+            self, kept[2], mine, kept[1].rows, plan, batch_size * accumulate * self.world, accumulate
+        )
         return self._loader
 
     def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
         """Note each sample's loss and return the scalar to differentiate: the weighted mean over the step's rows.
 
         losses: one per sample, shape (B,), any float dtype: what a criterion gives with ``reduction="none"``.
-        Under DDP the mean over ranks of what is returned is ``sum(weight * loss) / rows`` over all ranks.
+        The mean of what is returned over the step's batches, those of all ranks (which DDP takes) and those
+        accumulated, is ``sum(weight * loss) / rows`` over all of its rows.
         Nothing is copied from the device here. DataError for another shape.
         """
         if not isinstance(losses, torch.Tensor) or losses.ndim != 1 or len(losses) != len(batch.ids):
@@ -221,7 +238,7 @@ class Session:
             self._losses.append(noted)
         if sum(map(len, self._slots)) >= _BUFFER:
             self._send()
-        self._noted = self.step
+        self._noted += 1
         return weighted.sum() / batch.share
 
     def report(
@@ -280,10 +297,10 @@ class Session:
         not every few steps. Nothing that is trained or planned afterwards hangs on whether it was called.
         """
         self._current("checkpoint")
-        if self._loader is None or self._noted != self.step:
+        if self._loader is None or self._noted != self._handed or self._noted % self._accumulate:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had noted step {self.step}; "
-                "call it inside the loop over session.loader, after the optimiser's step."
+                "call it inside the loop over session.loader, after the optimiser's step, and with no batch fetched ahead."
             )
         where = self.epoch, self.step
         if (told := self._ranks.broadcast(where)) != where:
@@ -342,7 +359,8 @@ class Session:
                         f"{directory}: the checkpoint is of another run: its {other[0]} is "
                         f"{about['run'].get(other[0])}, this run's is {mine[other[0]]}."
                     )
-                keeper, epoch = self._keeper, about["epoch"]
+                # Rank 0 is alone here: of a keeper that the ranks call together, it takes the one inside.
+                keeper, epoch = getattr(self._keeper, "own", self._keeper), about["epoch"]
                 keeper.restore(attempt, epoch, checkpoint.StateFiles(directory, about))
                 if about["within"]:
                     keeper.plan(attempt, epoch)
@@ -381,7 +399,7 @@ class Session:
             self._started -= self._midway["seconds"]
             self._planning += self._midway["planning_seconds"]
         self._slots, self._losses, self.step, self._open = [], [], self._done, True
-        self._loader, self._noted, self._trained = None, self._done, self._skip
+        self._loader, self._handed, self._noted, self._trained = None, 0, 0, self._skip
         self._within = self._midway["share"] if self._midway else 0.0
 
     def _current(self, caller: str) -> Plan:
@@ -428,10 +446,11 @@ class _EpochLoader:
         positions: list[np.ndarray],
         marks: list[np.ndarray],
         plan: Plan,
-        batch_size: int,
+        rows: int,
+        accumulate: int,
     ) -> None:
         self._session, self._loader, self._positions, self._marks = session, loader, positions, marks
-        self._plan, self._rows = plan, batch_size * session.world
+        self._plan, self._rows, self._accumulate = plan, rows, accumulate
         self._left = len(plan) - session._skip
 
     def __len__(self) -> int:
@@ -450,24 +469,24 @@ class _EpochLoader:
             session._rng is not None
         ):  # in mid-epoch: what making the iterator drew was drawn at the epoch's start
             checkpoint.set_rng(session._rng)
-        for step, (marks, data) in enumerate(batches):
-            positions = self._positions[step]
-            if not np.array_equal(marks.numpy(), self._marks[step]):
+        for index, (marks, data) in enumerate(batches):
+            positions, step = self._positions[index], index // self._accumulate
+            if not np.array_equal(marks.numpy(), self._marks[index]):
                 raise StateError(
                     "The DataLoader handed out batches in another order than it was asked to; "
                     "leave its in_order option alone."
                 )
-            session.step = session._done + step + 1
+            session.step, session._handed = session._done + step + 1, index + 1
             session._trained = min(len(plan), session._skip + (step + 1) * self._rows)
             # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
             before = session._skip / self._rows
-            session._within = (before + step + 1) / (before + len(self))
+            session._within = (before + step + 1) / (before + len(self) // self._accumulate)
             yield Batch(
                 data,
                 torch.where(marks >= 0, marks, -1),
                 torch.from_numpy(session._weights_of(plan, positions)),
                 np.where(positions >= 0, plan.slots[positions], -1),
-                min(self._rows, self._left - step * self._rows) / session.world,
+                min(self._rows, self._left - step * self._rows) / (session.world * self._accumulate),
             )
 
 
@@ -517,20 +536,25 @@ class TrainRanks:
 
 
 class LocalRanks:
-    """A process alone, with its last two checkpoints in a directory."""
+    """A process alone, with its last two checkpoints in a directory.
+
+    found: the checkpoint to go on from where something else keeps them, and so has no directory here.
+    """
 
     rank, world = 0, 1
 
-    def __init__(self, directory: Path | None) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path | None, found: Path | None = None) -> None:
+        self._directory, self._found = directory, found
 
     def checkpoints(self) -> Iterable[Any]:
-        places = [] if self._directory is None else [self._directory / name for name in ("last", "before")]
+        if self._directory is None:
+            return [] if self._found is None else [self._found]
+        places = [self._directory / name for name in ("last", "before")]
         return [place for place in places if place.exists()]
 
     @contextmanager
     def opened(self, place: Any) -> Iterator[Path]:
-        yield place
+        yield self._found or place  # each rank its own copy, where something else has handed them out
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -541,11 +565,15 @@ class LocalRanks:
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         if self._directory is None:
             return
-        self._directory.mkdir(parents=True, exist_ok=True)
-        partial, last, before = (self._directory / name for name in (".partial", "last", "before"))
+        partial = self._directory / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         save(partial)
+        self._keep(partial)
+
+    def _keep(self, partial: Path) -> None:
+        """Put what was saved in the place of the last checkpoint, and that in the place of the one before."""
+        last, before = partial.parent / "last", partial.parent / "before"
         if last.exists():  # killed between any two of these lines, there is one whole checkpoint at least
             shutil.rmtree(before, ignore_errors=True)
             os.replace(last, before)

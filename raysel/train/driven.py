@@ -1,0 +1,75 @@
+"""A session under a framework that owns the epoch loop and writes the checkpoints: what every adapter is made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raysel.dynamic.plan import steps
+from raysel.errors import StateError
+from raysel.train.dynamic import DynamicSelection
+
+
+class Driven:
+    """One run's session: an epoch opens when its batches are asked for and ends when the framework says so.
+
+    found: the directory of a checkpoint that :meth:`save` wrote, None to begin. Every rank makes the same calls.
+    """
+
+    def __init__(self, dynamic: DynamicSelection, found: Path | None) -> None:
+        self.session = dynamic.driven(found)
+        self.session.restore({})
+        self._epochs = self.session.epochs()
+        self._loader: tuple[Any, Any] = (None, [])  # the plan it is of, and the epoch's batches
+
+    @property
+    def is_open(self) -> bool:
+        return self.session.plan is not None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run's last epoch has ended."""
+        session, run = self.session, self.session._run
+        return not self.is_open and (
+            session.epoch == session.num_epochs
+            or (run.max_steps is not None and session.total_steps >= run.max_steps)
+        )
+
+    def loader(self, dataset: Any, **options: Any) -> Any:
+        """The open epoch's batches, the next epoch's where none is open; an empty list when the run is over.
+
+        dataset, options: as for :meth:`Session.loader`. Asked again within an epoch, it answers the same object.
+        """
+        if not self.is_open and next(self._epochs, None) is None:
+            return []
+        plan = self.session.plan
+        if self._loader[0] is not plan:
+            self._loader = (plan, self.session.loader(dataset, **options))
+        return self._loader[1]
+
+    def end_epoch(self) -> None:
+        """Commit the open epoch, if batches of it have been trained on."""
+        if self.is_open and self.session.step:
+            self.session.report()
+
+    def progress(self, step: int) -> float:
+        """:attr:`Session.progress` after ``step`` optimiser steps of the whole run, whatever has been fetched ahead."""
+        session, run = self.session, self.session._run
+        if run.max_steps is not None:
+            return min(1.0, step / run.max_steps)
+        within = (step - session.total_steps) / session.steps_per_epoch if session.steps_per_epoch else 0.0
+        return min(1.0, (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs)
+
+    def longest(self, batch_size: int, accumulate: int) -> int:
+        """Batches of a rank in an epoch that leaves nothing out."""
+        return accumulate * steps(self.session._run.samples, batch_size, accumulate * self.session.world)
+
+    def save(self, directory: Path) -> None:
+        """Write the selection state beside the model's; every rank calls it. StateError within an epoch."""
+        if self.is_open and self.session.step:
+            raise StateError(
+                f"A checkpoint was asked for within epoch {self.session.epoch}, where the model and the selection "
+                "cannot agree; save at the end of epochs."
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        self.session._save(directory, {}, None)

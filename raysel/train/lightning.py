@@ -1,0 +1,142 @@
+"""Dynamic selection under PyTorch Lightning: a callback that brings the batches and takes the losses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raysel.errors import ConfigError
+from raysel.train.driven import Driven
+from raysel.train.dynamic import DynamicSelection
+from raysel.train.loader import Batch
+from raysel.train.processes import ProcessRanks
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError(
+        f"raysel.train.lightning needs lightning ({error}); install it with: pip install 'raysel[lightning]'"
+    ) from error
+
+
+class Selecting(Callback):
+    """A Lightning callback for a run whose epochs ``dynamic`` plans.
+
+    dynamic: a DynamicSelection over the rows of ``dataset``, which is map-style.
+    batch_size: rows of a batch, on each device. options: as for :meth:`Session.loader` (collate_fn, num_workers, ...).
+
+    Give it to ``Trainer(callbacks=[selecting], max_epochs=..., reload_dataloaders_every_n_epochs=1)``, its ``loader``
+    to ``trainer.fit(model, selecting.loader)``, and return ``selecting.loss(batch, losses)`` from ``training_step``,
+    where batch is a :class:`Batch`. Checkpoints hold the selection beside the model. ConfigError for a Trainer whose
+    arguments do not go together with it.
+    """
+
+    def __init__(self, dynamic: DynamicSelection, dataset: Any, *, batch_size: int, **options: Any) -> None:
+        self.dynamic, self.dataset = dynamic, dataset
+        self.loader = _Batches(self)
+        self.driven: Driven | None = None
+        self._options = {"batch_size": batch_size, **options}
+        self._trainer: Trainer | None = None
+        self._found: dict[str, torch.Tensor] = {}
+
+    def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+        """:meth:`Session.loss`: note each sample's loss, (B,), and return the scalar that training_step returns."""
+        session = self._driven().session
+        if batch.weights.dtype != torch.float32:  # a Trainer of low precision rounds what it finds in a batch
+            assert session.plan is not None
+            exact = session._weights_of(session.plan, _positions(session.plan.slots, batch.slots))
+            batch = replace(batch, weights=torch.from_numpy(exact))
+        return session.loss(batch, losses)
+
+    def progress(self, step: int) -> float:
+        """How much of the run is done after ``step`` optimiser steps, in [0, 1], for a LambdaLR stepped each step."""
+        return 0.0 if self.driven is None else self.driven.progress(step)
+
+    # ---- what Lightning calls ----------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        epochs = self.dynamic.run.num_epochs
+        for right, advice in (
+            (
+                trainer.max_epochs == epochs and trainer.max_steps == -1,
+                f"max_epochs={epochs} and no max_steps",
+            ),
+            (trainer.reload_dataloaders_every_n_epochs == 1, "reload_dataloaders_every_n_epochs=1"),
+            (trainer.limit_train_batches in (None, 1.0), "no limit_train_batches and no fast_dev_run"),
+        ):
+            if not right:
+                raise ConfigError(
+                    f"Selecting: give the Trainer {advice}; the selection plans {epochs} epochs, each of its own "
+                    "length (DynamicSelection takes max_steps)."
+                )
+        self._trainer, self.driven, self._found = trainer, None, {}
+
+    def on_train_batch_end(self, trainer: Trainer, *more: Any) -> None:
+        if trainer.is_last_batch:  # before the validation that may follow, and save
+            self._driven().end_epoch()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        driven = self._driven()
+        driven.end_epoch()  # one that was cut short
+        if driven.is_over:
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        if self.driven is None:
+            return {}
+        with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
+            self.driven.save(Path(directory))
+            files = {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+        ranks = self.driven.session._ranks
+        if isinstance(ranks, ProcessRanks):  # Lightning asks every rank and keeps what the first answers
+            files = {name: data for theirs in ranks.gather(files) for name, data in theirs.items()}
+        return {
+            "files": {
+                name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in files.items()
+            }
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._found = state_dict["files"]
+
+    # ---- inside ------------------------------------------------------------------------------------------
+
+    def _driven(self) -> Driven:
+        """The run, from the checkpoint that has been loaded by the time batches are asked for."""
+        if self.driven is None:
+            with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
+                for name, data in self._found.items():
+                    (Path(directory) / name).write_bytes(data.cpu().numpy().tobytes())
+                self.driven = Driven(self.dynamic, Path(directory) if self._found else None)
+            self._found = {}
+        return self.driven
+
+    def _batches(self) -> Any:
+        assert self._trainer is not None
+        accumulate = self._trainer.accumulate_grad_batches
+        return self._driven().loader(self.dataset, accumulate=accumulate, **self._options)
+
+
+class _Batches:
+    """The current epoch's batches, as Lightning asks for them: anew in every epoch, and more than once."""
+
+    def __init__(self, selecting: Selecting) -> None:
+        self._selecting = selecting
+
+    def __len__(self) -> int:
+        return len(self._selecting._batches())
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._selecting._batches())
+
+
+def _positions(planned: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    return np.where(slots >= 0, np.searchsorted(planned, slots), -1)

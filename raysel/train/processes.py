@@ -1,0 +1,121 @@
+"""Sessions of several processes under torch.distributed, without Ray Train: one keeper, on rank 0."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from raysel.dynamic.keeper import Keeper, Keepers, Kept
+from raysel.dynamic.plan import Plan
+from raysel.dynamic.state import SampleState
+from raysel.train.session import LocalRanks
+
+
+def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:
+    """The processes that torch.distributed has joined, or this one alone. Every one of them calls it."""
+    joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return ProcessRanks(directory, found) if joined else LocalRanks(directory, found)
+
+
+class ProcessRanks(LocalRanks):
+    """The processes of a torch.distributed run (torchrun, Accelerate, Lightning ...), their checkpoint in a directory.
+
+    What they tell each other goes over gloo, from and to the CPU: nothing waits for a device.
+    """
+
+    def __init__(self, directory: Path | None, found: Path | None = None) -> None:
+        super().__init__(directory, found)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+    def broadcast(self, value: Any) -> Any:
+        told = [value]
+        dist.broadcast_object_list(told, src=0, group=self._group)
+        return told[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everyone's value, on rank 0, in the order of the ranks; an empty list elsewhere."""
+        values = [None] * self.world if self.rank == 0 else None
+        dist.gather_object(value, values, dst=0, group=self._group)
+        return values or []
+
+    def of_zero(self, call: Callable[[], Any]) -> Any:
+        """What ``call`` answers on rank 0, on every rank; what it raises there is raised on every rank."""
+        answer, error = None, None
+        if self.rank == 0:
+            try:
+                answer = call()
+            except Exception as raised:
+                error = raised
+        answer, error = self.broadcast((answer, error))
+        if error is not None:
+            raise error
+        return answer
+
+    def barrier(self) -> None:
+        dist.barrier(group=self._group)
+
+    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        if self._directory is None:
+            return
+        partial = self._directory / ".partial"
+        if self.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.barrier()
+        save(partial)
+        self.barrier()
+        if self.rank == 0:
+            self._keep(partial)
+        self.barrier()
+
+
+class SharedKeeper:
+    """The keeper of rank 0, called by every rank: plans go out when an epoch begins, losses come in when it ends.
+
+    Nothing is sent in between: a rank holds 12 bytes for each sample of its own share of the epoch until then.
+    Every rank makes the same calls of :meth:`plan` and :meth:`drain`; what rank 0's keeper raises, all raise.
+    own: the keeper inside, for what rank 0 does alone.
+    """
+
+    for_all_ranks = False
+
+    def __init__(self, own: Keeper | Keepers, ranks: ProcessRanks) -> None:
+        self.own, self._ranks = own, ranks
+        self._held: list[tuple[str, int, np.ndarray, np.ndarray]] = []
+
+    def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
+        self.own.restore(attempt, epoch, state)
+
+    def plan(self, attempt: str, epoch: int) -> Plan:
+        self._held = []
+        return self._ranks.of_zero(lambda: self.own.plan(attempt, epoch))
+
+    def update(self, attempt: str, epoch: int, slots: np.ndarray, losses: np.ndarray) -> None:
+        self._held.append((attempt, epoch, slots, losses))
+
+    def drain(self) -> None:
+        """Hand every rank's losses to the keeper."""
+        held, self._held = self._held, []
+        everyones = self._ranks.gather(held)
+
+        def take() -> None:
+            for theirs in everyones:
+                for update in theirs:
+                    self.own.update(*update)
+
+        self._ranks.of_zero(take)
+
+    def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
+        return self.own.commit(attempt, epoch)
+
+    def state(self, attempt: str, start: int, stop: int) -> tuple[int, SampleState]:
+        return self.own.state(attempt, start, stop)
+
+    def staged(self, attempt: str, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.own.staged(attempt, epoch, start, stop)

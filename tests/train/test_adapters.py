@@ -1,0 +1,283 @@
+"""Under Lightning, the Hugging Face Trainer and Accelerate: every loss reaches its own sample, every gradient its weight.
+
+Each test runs adapter_job.py with the real framework, in one process or in two that gloo joins, and compares with a
+run worked out by hand. The documents' examples run as they stand.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from raysel import InfoBatch
+from raysel.dynamic.keeper import Keeper
+from raysel.dynamic.plan import order
+
+JOB = Path(__file__).with_name("adapter_job.py")
+_spec = importlib.util.spec_from_file_location("adapter_job", JOB)
+job = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(job)
+
+KEYS = ("epoch", "planned", "trained", "steps", "observed", "nonfinite", "mean_loss", "digest")
+
+
+def by_hand(rows: int, max_steps: int | None = None) -> tuple[list[dict], float]:
+    """History and trained weight of the same run: ``rows`` a step, SGD on the weighted mean, a rate falling to 0."""
+    keeper = Keeper(InfoBatch(0.6, 0.9), job.N, job.EPOCHS, job.SEED)
+    keeper.restore("hand")
+    history, weight, taken = [], 0.0, 0
+    for epoch in range(job.EPOCHS):
+        plan = keeper.plan("hand", epoch)
+        visit = order(len(plan), job.SEED, epoch)
+        steps = -(-len(plan) // rows)
+        if max_steps is not None:
+            steps = min(steps, max_steps - taken)
+        seen = visit[: steps * rows]
+        for step in range(steps):
+            at = visit[step * rows : (step + 1) * rows]
+            slopes = job.slope_of(torch.from_numpy(plan.slots[at])).numpy().astype(np.float64)
+            progress = (epoch + step / steps) / job.EPOCHS if max_steps is None else taken / max_steps
+            weight -= job.RATE * (1 - progress) * float((plan.weights[at] * slopes).sum()) / len(at)
+            taken += 1
+        slots = plan.slots[seen]
+        keeper.update("hand", epoch, slots, job.loss_of(torch.from_numpy(slots), epoch).numpy())
+        done = keeper.commit("hand", epoch)
+        history.append({**done, "trained": len(seen), "steps": steps})
+        if taken == max_steps:
+            break
+    return history, weight
+
+
+def run(framework: str, directory: Path, *options: str, ranks: int = 1, fails: int = 0) -> tuple[list, list]:
+    """The job's history and every rank's trained weight."""
+    (directory / "result.json").unlink(missing_ok=True)
+    launch = [sys.executable]
+    if ranks > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    done = subprocess.run(
+        [*launch, str(JOB), framework, str(directory), *options],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    if fails:
+        assert done.returncode and not (directory / "result.json").exists(), done.stderr[-3000:]
+        return [], []
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads((directory / "result.json").read_text())
+    return result["history"], result["weights"]
+
+
+def same(history: list[dict], expected: list[dict]) -> None:
+    assert [[entry[key] for key in KEYS] for entry in history] == [
+        [entry[key] for key in KEYS] for entry in expected
+    ]
+
+
+FRAMEWORKS = [
+    pytest.param("huggingface", marks=pytest.mark.slow),
+    pytest.param("accelerate", marks=pytest.mark.slow),
+    pytest.param("lightning", marks=pytest.mark.slow),
+]
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def framework(request):
+    pytest.importorskip({"huggingface": "transformers"}.get(request.param, request.param))
+    return request.param
+
+
+def test_the_run_by_hand_leaves_samples_out_and_ends_with_a_short_step():
+    history, _ = by_hand(rows=24)
+    assert history[0]["nonfinite"] == 1 and history[-1]["nonfinite"] == 2  # the last epoch leaves nothing out
+    assert min(entry["planned"] for entry in history) < 0.8 * job.N
+    assert sum(entry["planned"] % 24 > 0 for entry in history) >= 3
+
+
+@pytest.mark.parametrize(("ranks", "accumulate", "batch_size", "workers"), [(1, 1, 8, 0), (2, 3, 4, 1)])
+def test_losses_and_gradients_are_those_worked_out_by_hand(
+    framework, tmp_path, ranks, accumulate, batch_size, workers
+):
+    options = [f"--accumulate={accumulate}", f"--batch-size={batch_size}", f"--workers={workers}"]
+    history, weights = run(framework, tmp_path, *options, ranks=ranks)
+    expected, weight = by_hand(rows=ranks * accumulate * batch_size)
+    same(history, expected)
+    assert weights == pytest.approx([weight] * ranks, rel=1e-5) and len(set(weights)) == 1
+
+
+def stopped_and_resumed(framework: str, directory: Path) -> None:
+    """On two ranks, stopped within an epoch, resumed on two, or on one that takes twice the rows."""
+    options = ["--accumulate=2", "--batch-size=4"]
+    run(framework, directory, *options, "--stop", "2", "5", ranks=2, fails=1)
+    shutil.copytree(directory, directory / "alone")
+    history, weights = run(framework, directory, *options, "--resume", ranks=2)
+    expected, weight = by_hand(rows=16)
+    same(history, expected)
+    assert weights == pytest.approx([weight] * 2, rel=1e-5)
+    alone, weights = run(framework, directory / "alone", "--accumulate=4", "--batch-size=4", "--resume")
+    same(alone, expected)
+    assert weights == pytest.approx([weight], rel=1e-5)
+
+
+def test_processes_without_ray_and_without_a_framework_share_one_state(tmp_path):
+    stopped_and_resumed("plain", tmp_path)
+
+
+def test_a_run_stopped_within_an_epoch_and_resumed_is_the_undisturbed_run(framework, tmp_path):
+    stopped_and_resumed(framework, tmp_path)
+    before, _ = by_hand(rows=16)
+    again, _ = run(framework, tmp_path, "--accumulate=2", "--batch-size=4", "--resume", ranks=2)
+    same(again, before)  # nothing was left to train
+
+
+def test_max_steps_cuts_the_last_epoch(framework, tmp_path):
+    history, weights = run(framework, tmp_path, "--max-steps=40")
+    expected, weight = by_hand(rows=8, max_steps=40)
+    assert 1 < len(expected) < job.EPOCHS
+    same(history, expected)
+    assert weights == pytest.approx([weight], rel=1e-5)
+
+
+def blocks() -> dict[str, str]:
+    text = (Path(__file__).resolve().parents[2] / "docs/adapters.md").read_text()
+    found = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = ("DynamicSelection.local(InfoBatch()", "SelectingTrainer(", "Accelerator(", "L.Trainer(")
+    return {name: next(block for block in found if name in block) for name in names}
+
+
+class Words(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 70
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        ids = torch.arange(i, i + 5) % 50
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SelectingTrainer(", "Accelerator(", "L.Trainer("])
+def test_the_documented_examples_run_as_they_stand(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    pairs = torch.utils.data.TensorDataset(torch.randn(70, 4), torch.arange(70) % 3)
+    scope = {"dataset": pairs, "make_model": lambda: torch.nn.Linear(4, 3)}
+    if name == "SelectingTrainer(":
+        transformers = pytest.importorskip("transformers")
+        config = transformers.GPT2Config(
+            vocab_size=50, n_positions=8, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0
+        )
+        scope |= {"dataset": Words(), "model": transformers.GPT2LMHeadModel(config)}
+    elif name == "Accelerator(":
+        pytest.importorskip("accelerate")
+        model = torch.nn.Linear(4, 3)
+        scope |= {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1)}
+    else:
+        pytest.importorskip("lightning")
+    exec(compile(blocks()["DynamicSelection.local(InfoBatch()"], "docs/adapters.md", "exec"), scope)
+    exec(compile(blocks()[name], "docs/adapters.md", "exec"), scope)
+    session = scope.get("session") or (scope.get("trainer") and getattr(scope["trainer"], "driven", None))
+    session = session or scope["selecting"].driven
+    history = getattr(session, "session", session).history
+    assert [entry["epoch"] for entry in history] == [0, 1, 2, 3] and history[2]["planned"] < 70
+    if name == "SelectingTrainer(":
+        rate = scope["trainer"].lr_scheduler.get_last_lr()[0]
+        assert rate == pytest.approx(0.0, abs=1e-9)  # the schedule ended with the run
+        last = sorted(tmp_path.glob("runs/mine/checkpoint-*/raysel"))
+        assert len(last) == 4
+
+
+@pytest.mark.slow
+def test_a_lightning_batch_rounded_to_bfloat16_keeps_its_weights():
+    pytest.importorskip("lightning")
+    from types import SimpleNamespace
+
+    from lightning.pytorch.plugins.precision import HalfPrecision
+
+    from raysel import DynamicSelection, FullData, Selection
+    from raysel.train.lightning import Selecting
+
+    chosen = Selection.of(np.arange(0, 20, 2), weight=np.full(10, 1.1), info={"pool_rows": 20})
+    data = torch.utils.data.TensorDataset(torch.randn(20, 2))
+    selecting = Selecting(DynamicSelection.local(FullData(), chosen, num_epochs=1), data, batch_size=4)
+    selecting._trainer = SimpleNamespace(accumulate_grad_batches=1)
+    for batch in selecting.loader:
+        rounded = HalfPrecision("bf16-true").convert_input(batch)
+        assert rounded.weights.dtype == torch.bfloat16
+        assert selecting.loss(rounded, torch.ones(len(batch.ids))).item() == pytest.approx(1.1, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_arguments_that_do_not_go_together_are_said(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from raysel import DynamicSelection
+    from raysel.errors import ConfigError, StateError
+    from raysel.train.huggingface import SelectingTrainer
+
+    def make(**arguments):
+        arguments = {"num_train_epochs": 4, "save_strategy": "epoch", "use_cpu": True, **arguments}
+        return SelectingTrainer(
+            job.OneNumber(),
+            transformers.TrainingArguments(str(tmp_path), report_to=[], **arguments),
+            train_dataset=job.Numbers(),
+            compute_loss_func=lambda outputs, labels: outputs["logits"],
+            dynamic=DynamicSelection.local(InfoBatch(), job.N, num_epochs=4),
+        )
+
+    for wrong in ({"num_train_epochs": 3}, {"max_steps": 10}):
+        with pytest.raises(ConfigError, match="num_train_epochs=4"):
+            make(**wrong)
+    with pytest.raises(ConfigError, match='save_strategy="epoch"'):
+        make(save_strategy="steps")
+    (tmp_path / "checkpoint-5").mkdir()
+    with pytest.raises(StateError, match="holds no selection state"):
+        make().train(resume_from_checkpoint=True)
+
+
+@pytest.mark.slow
+def test_a_lightning_trainer_that_does_not_fit_is_said(tmp_path):
+    pytest.importorskip("lightning")
+    import lightning.pytorch as L
+
+    from raysel import DynamicSelection
+    from raysel.errors import ConfigError
+    from raysel.train.lightning import Selecting
+
+    for wrong, sentence in (
+        ({"max_epochs": 3}, "max_epochs=4"),
+        ({"max_epochs": 4, "max_steps": 9}, "no max_steps"),
+        ({"max_epochs": 4, "reload_dataloaders_every_n_epochs": 0}, "reload_dataloaders_every_n_epochs=1"),
+        ({"max_epochs": 4, "limit_train_batches": 3}, "limit_train_batches"),
+    ):
+        selecting = Selecting(
+            DynamicSelection.local(InfoBatch(), job.N, num_epochs=4), job.Numbers(), batch_size=8
+        )
+        options = {"reload_dataloaders_every_n_epochs": 1, **wrong}
+        trainer = L.Trainer(
+            **options, accelerator="cpu", callbacks=[selecting], logger=False, default_root_dir=tmp_path
+        )
+        with pytest.raises(ConfigError, match=sentence):
+            trainer.fit(_module(), selecting.loader)
+
+
+def _module():
+    import lightning.pytorch as L
+
+    class Module(L.LightningModule):
+        def training_step(self, batch, index):
+            raise AssertionError("nothing is trained")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Module()
