@@ -40,6 +40,43 @@ def run(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: s
 
 @cli.command()
 @click.argument("workflow", type=click.Path(path_type=Path))
+@click.option(
+    "--policies",
+    default="full,full-equal-steps,random,roundrobin,infobatch",
+    show_default=True,
+    metavar="A,B,...",
+    help="Methods and controls to train; the workflow's own policy is always among them.",
+)
+@click.option("--seeds", default=3, show_default=True, help="Seeds of each, from the workflow's on.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [default: runs/NAME]")
+@click.option("--address", help="A Ray cluster, for example auto.  [default: RAY_ADDRESS, or start one here]")
+def compare(
+    workflow: Path,
+    policies: str,
+    seeds: int,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    address: str | None,
+) -> None:
+    """Train WORKFLOW's dynamic policy and its controls at one budget, over several seeds."""
+    from raysel.report import comparison
+    from raysel.workflow import config
+    from raysel.workflow.compare import check
+    from raysel.workflow.compare import compare as compare_policies
+    from raysel.workflow.run import connect
+
+    loaded, names = config.load(workflow, list(overrides)), policies.split(",")
+    check(loaded, names, seeds)  # before the seconds that Ray takes to start
+    connect(address)
+    results = compare_policies(loaded, names, seeds, out)
+    place = out if out is not None else Path("runs") / loaded.name
+    click.echo(comparison.text(results))
+    click.echo(f"\nreport: {(place / 'compare.html').resolve()}")
+
+
+@cli.command()
+@click.argument("workflow", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
 def validate(workflow: Path, overrides: tuple[str, ...]) -> None:
     """Check WORKFLOW, its files and columns without starting anything."""

@@ -1,14 +1,15 @@
 """FashionMNIST (60,000 + 10,000 images, 28 x 28, ten classes) as a pool with junk.
 
     apt install dataset-fashion-mnist
-    python workflows/fashion_mnist.py [--source DIR] [--out DIR]
+    python workflows/fashion_mnist.py [--source DIR] [--out DIR] [--junk SHARE]
 
 reads the four gzipped IDX files of the Debian package (``--source``, by default where the package puts them) and
 writes, by default into ``data/fashion_mnist`` beside this script,
 
 - ``test.parquet``: the 10,000 test images; scored, never looked at by selection or training
 - ``target.parquet``: 5,000 clean training images, 500 of each class: what the selection aims at
-- ``pool.parquet``: the other 55,000, of which 18,333 (a third) are junk, see ``junk.corrupt`` for the three kinds
+- ``pool.parquet``: the other 55,000, of which 18,333 (a third, or ``--junk``) are junk, see ``junk.corrupt`` for
+  the three kinds
 
 with the columns ``pixels`` (uint8 tensor (1, 28, 28), 0..255) and ``label`` (int64, 0..9), in row groups of 4,096
 rows. The pool also has ``junk`` (bool), for scoring a selection afterwards only: nothing that selects or trains
@@ -102,13 +103,18 @@ def main(arguments: list[str] | None = None) -> None:
         default=Path(__file__).resolve().parent / "data" / "fashion_mnist",
         help="folder to write",
     )
+    parser.add_argument(
+        "--junk", type=float, default=SHARE, help="share of the pool that is junk, 0 for none"
+    )
     options = parser.parse_args(arguments)
+    if not 0 <= options.junk <= 1:
+        sys.exit(f"error: --junk {options.junk:g} is not a share from 0 to 1.")
     try:
         images, labels, test_images, test_labels = load(options.source)
     except ValueError as error:
         sys.exit(f"error: {error}")
     pool, target = split(labels)
-    pixels, given, junk = corrupt(images[pool], labels[pool], SHARE, CLASSES, SEED)
+    pixels, given, junk = corrupt(images[pool], labels[pool], options.junk, CLASSES, SEED)
 
     files = {
         "pool": (pixels, given, junk),

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import Rectangle
@@ -330,6 +331,138 @@ def accuracy_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
     return svg[0]
 
 
+def accuracy_against_passes(policies: Sequence[Mapping[str, Any]]) -> str:
+    """A comparison's courses: accuracy against samples back-propagated, a thin line a seed, a dot where it ends.
+
+    ``policies``: ``{"title", "colour", "seeds"}``, of each seed the (passes, accuracy) after its epochs.
+    """
+    if not policies:
+        return ""
+    with _figure(height=250 + 15.0 * len(_key_rows(policies))) as (figure, svg):
+        _courses(figure, policies)
+        svg.append(_svg(figure, "courses", "Accuracy against samples back-propagated, by policy and seed"))
+    return svg[0]
+
+
+def final_accuracies(policies: Sequence[Mapping[str, Any]]) -> str:
+    """A comparison's ends: each policy's seeds as open dots on a strip, their mean and standard deviation.
+
+    ``policies`` as in :func:`accuracy_against_passes`; a line marks the mean of the one whose ``own`` is true.
+    """
+    if not policies:
+        return ""
+    with _figure(height=58 + 44.0 * len(policies)) as (figure, svg):
+        _ends(figure, policies)
+        svg.append(_svg(figure, "ends", "Final accuracy by policy"))
+    return svg[0]
+
+
+def comparison_png(policies: Sequence[Mapping[str, Any]], name: str) -> bytes:
+    """Both figures of a comparison side by side under the workflow's name, as PNG."""
+    head = 34.0
+    tall = max(250 + 15.0 * len(_key_rows(policies)), 58 + 44.0 * len(policies))
+    with _figure(tall + head, width=2 * _WIDTH + 24) as (figure, _):
+        seeds = len(policies[0]["seeds"])
+        title = f"{_plain(name)}: {seeds} seed{'' if seeds == 1 else 's'}"
+        figure.text(8 / figure.bbox.width, 1 - 22 / figure.bbox.height, title, fontweight="bold", fontsize=12)
+        _courses(figure, policies, above=head)
+        _ends(figure, policies, before=_WIDTH + 24, above=head)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None}, facecolor="white")
+    return buffer.getvalue()
+
+
+def _courses(figure: Figure, policies: Sequence[Mapping[str, Any]], above: float = 0.0) -> None:
+    """In the figure's left ``_WIDTH`` points, ``above`` points below its top."""
+    key = _key_rows(policies)
+    for line, words in enumerate(key):
+        _words(figure, words, left=8, y=figure.bbox.height - above - 14 - 15.0 * line)
+    axes = _axes(
+        figure,
+        left=44,
+        right=figure.bbox.width - _WIDTH + 16,
+        top=above + 30 + 15.0 * len(key),
+        bottom=38,
+    )
+    points = [point for policy in policies for course in policy["seeds"] for point in course]
+    axes.set_xlim(0, 1.03 * max(x for x, _ in points))
+    # What an untrained network answers would press the rest into a line: the first quarter may run out below.
+    most = max(x for x, _ in points)
+    shown = [y for x, y in points if x >= most / 4]
+    _reach(axes, min(shown), max(shown), within=(0.0, 1.0))
+    for policy in policies:
+        for course in policy["seeds"]:
+            xs, ys = zip(*course, strict=True)
+            axes.plot(xs, ys, color=policy["colour"], linewidth=0.9, alpha=0.7)
+            axes.plot(xs[-1:], ys[-1:], "o", color=policy["colour"], markersize=3.5, clip_on=False, zorder=3)
+    _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %")
+    _titles(axes, x="samples back-propagated so far", y="accuracy on the test rows")
+
+
+def _ends(
+    figure: Figure, policies: Sequence[Mapping[str, Any]], before: float = 0.0, above: float = 0.0
+) -> None:
+    """From ``before`` points on the left, ``above`` points below the figure's top."""
+    room = 0.45 * _WIDTH
+    step = 44.0
+    ends = [[course[-1] for course in policy["seeds"]] for policy in policies]
+    left = 8 + max(
+        *(_text_width(_shorten(_plain(policy["title"]), room, bold=True), bold=True) for policy in policies),
+        70.0,
+    )
+    bottom = figure.bbox.height - above - 6 - step * len(policies)
+    axes = _axes(figure, left=before + left + 12, right=16, top=above + 6, bottom=bottom, grid="x")
+    axes.set_ylim(step * len(policies), 0)
+    everything = [y for end in ends for _, y in end]
+    spreads = [float(np.std([y for _, y in end], ddof=1)) if len(end) > 1 else 0.0 for end in ends]
+    means = [math.fsum(y for _, y in end) / len(end) for end in ends]
+    low = min(*everything, *(m - s for m, s in zip(means, spreads, strict=True)))
+    high = max(*everything, *(m + s for m, s in zip(means, spreads, strict=True)))
+    margin = 0.06 * (high - low) or 0.002
+    axes.set_xlim(low - margin, high + margin)
+    for place, (policy, end) in enumerate(zip(policies, ends, strict=True)):
+        y, colour = step * (place + 0.5), policy["colour"]
+        if policy["own"]:
+            axes.axvline(means[place], color=colour, linewidth=0.9, alpha=0.6, zorder=1)
+        axes.errorbar(
+            means[place], y + 5, xerr=spreads[place], color=colour, marker="|", markersize=11, capsize=0, zorder=3
+        )  # fmt: skip
+        axes.plot(
+            [share for _, share in end],
+            [y - 7] * len(end),
+            "o",
+            markersize=5,
+            markerfacecolor="white",
+            markeredgecolor=colour,
+            clip_on=False,
+            zorder=4,
+        )
+        passes = f"{_thousands(math.fsum(x for x, _ in end) / len(end))} passes"
+        look = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "right"}
+        title = _shorten(_plain(policy["title"]), room, bold=True)
+        axes.annotate(title, (0, y), (-12, 1), color=colour, fontweight="bold", va="bottom", **look)
+        axes.annotate(passes, (0, y), (-12, -1), color=MUTED, fontsize=_SIZE - 1, va="top", **look)
+    axes.set_yticks([])
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    axes.set_xlabel("accuracy after the last epoch\nopen: seeds; bar: mean ± deviation", labelpad=5)
+
+
+def _key_rows(policies: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, str]]]:
+    """The titles in their colours, in as many rows as they take."""
+    lines: list[list[tuple[str, str]]] = [[]]
+    used = 0.0
+    for policy in policies:
+        title = _shorten(_plain(policy["title"]), _WIDTH - 16, bold=True)
+        wide = _text_width(title, bold=True) + 10
+        if lines[-1] and used + wide > _WIDTH - 16:
+            lines.append([])
+            used = 0.0
+        lines[-1].append((title, policy["colour"]))
+        used += wide
+    return lines
+
+
 def cost_bars(ledger: Ledger) -> str:
     """Wall-clock seconds of each arm, stacked by stage; a stage that was not measured is left out and said so."""
     entries = ledger.entries
@@ -396,13 +529,13 @@ def _most_telling(classes: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, A
 
 
 @contextmanager
-def _figure(height: float) -> Iterator[tuple[Figure, list[str]]]:
+def _figure(height: float, width: float = _WIDTH) -> Iterator[tuple[Figure, list[str]]]:
     """A figure under our own style whatever the user's matplotlibrc says, and the list its SVG goes to."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
-        yield Figure(figsize=(_WIDTH / 72, height / 72), dpi=72), []
+        yield Figure(figsize=(width / 72, height / 72), dpi=72), []
 
 
 def _axes(

@@ -9,7 +9,12 @@ from raysel.errors import RunError
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
-    """Write UTF-8 text to a temporary file beside ``path`` and move it into place.
+    """:func:`write_bytes` of UTF-8 text."""
+    return write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> Path:
+    """Write to a temporary file beside ``path`` and move it into place.
 
     Returns the path. Raises RunError when the folder is missing or cannot be written to.
     """
@@ -17,8 +22,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
-            with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
+            with open(temporary, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from raysel.report import figures, numbers
+from raysel.report import figures, html, numbers
 from raysel.report.files import write_text
 from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
-
-_NBSP = "\u00a0"
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -26,7 +22,7 @@ def render(results: Mapping[str, Any]) -> str:
     """
     ledger = Ledger.from_dict(results["ledger"]) if results.get("ledger") else Ledger()
     arms = _arms(results, ledger)
-    name = _text(results.get("name") or "unnamed run")
+    name = html.text(results.get("name") or "unnamed run")
     body = "\n".join(
         part
         for part in (
@@ -36,18 +32,12 @@ def render(results: Mapping[str, Any]) -> str:
             _training(results, arms),
             _costs(ledger),
             _reading(results, ledger),
-            _configuration(results),
-            _versions(results),
+            configuration(results),
+            versions(results),
         )
         if part
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{name} · raysel report</title>\n<style>{_CSS}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
-    )
+    return html.document(f"{name} · raysel report", body)
 
 
 def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
@@ -68,13 +58,15 @@ def headline(results: Mapping[str, Any]) -> str:
         parts.append("no arm was trained")
     elif full is None:
         parts.append(
-            f"trained on {numbers.count(arm.samples_backward)} samples in {_many(arm.epochs, 'epoch')}"
+            f"trained on {numbers.count(arm.samples_backward)} samples in {html.many(arm.epochs, 'epoch')}"
             if arm.samples_backward is not None
-            else f"trained for {_many(arm.epochs, 'epoch')}"
+            else f"trained for {html.many(arm.epochs, 'epoch')}"
         )
         parts.append("no arm trained on full data, so no saving can be stated")
     elif arm is full:
-        parts.append(f"trained on full data, {_many(arm.rows, 'row')} for {_many(arm.epochs, 'epoch')}")
+        parts.append(
+            f"trained on full data, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
+        )
     else:
         samples = _compared(ledger.saving_samples(arm.arm), "fewer samples", "more samples")
         time = _compared(ledger.saving_seconds(arm.arm), "less time", "more time")
@@ -105,17 +97,17 @@ def _opening(results: Mapping[str, Any], ledger: Ledger, name: str) -> str:
     data = results.get("data") or {}
     for key, word in (("pool", "pool row"), ("target", "target row"), ("test", "test row")):
         if data.get(key) is not None:
-            facts.append(_many(data[key], word))
+            facts.append(html.many(data[key], word))
     if data.get("classes"):
-        facts.append(_many(len(data["classes"]), "class", "classes"))
+        facts.append(html.many(len(data["classes"]), "class", "classes"))
     if results.get("seed") is not None:
-        facts.append(f"seed {_text(results['seed'])}")
+        facts.append(f"seed {html.text(results['seed'])}")
     if results.get("created"):
-        facts.append(_text(_moment(str(results["created"]))))
+        facts.append(html.text(html.moment(str(results["created"]))))
     title = name.replace("_", "_<wbr>")  # where a long name may break
     return (
         f'<header>\n<p class="kicker">raysel report</p>\n<h1>{title}</h1>\n'
-        f'<p class="headline">{_bound(_text(headline(results)))}</p>\n'
+        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
         f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results, ledger)}</header>'
     )
 
@@ -145,8 +137,8 @@ def _tiles(results: Mapping[str, Any], ledger: Ledger) -> str:
     if not tiles:
         return ""
     items = "\n".join(
-        f"<div{' class=more' if more else ''}><dt>{label}</dt><dd><b>{_bound(value)}</b>"
-        f"<span>{'cost more: ' if more else ''}{_bound(below)}</span></dd></div>"
+        f"<div{' class=more' if more else ''}><dt>{label}</dt><dd><b>{html.bound(value)}</b>"
+        f"<span>{'cost more: ' if more else ''}{html.bound(below)}</span></dd></div>"
         for label, value, below, more in tiles
     )
     of = ""
@@ -158,7 +150,7 @@ def _tiles(results: Mapping[str, Any], ledger: Ledger) -> str:
 
 def _ledger(ledger: Ledger) -> str:
     if not ledger.entries:
-        return _section("Ledger", '<p class="missing">Not measured.</p>')
+        return html.section("Ledger", '<p class="missing">Not measured.</p>')
     heads = [
         "Arm",
         "Rows",
@@ -196,21 +188,21 @@ def _ledger(ledger: Ledger) -> str:
             "<strong>Samples</strong> are back-propagated. No arm trained on full data, so there is nothing to "
             "measure a saving against."
         )
-    return _section("Ledger", _table(heads, rows) + f'<p class="note">{note}</p>')
+    return html.section("Ledger", html.table(heads, rows) + f'<p class="note">{note}</p>')
 
 
 def _selection(results: Mapping[str, Any]) -> str:
     selection = results.get("selection")
     if not selection:
         return ""
-    method = _text(selection.get("method") or "selection")
+    method = html.text(selection.get("method") or "selection")
     curve = selection.get("curve") or {}
     classes = selection.get("classes") or []
     cards = []
     rows, kl = curve.get("rows") or [], curve.get("kl") or []
     if drawn := figures.kl_curve(rows, kl, str(selection.get("method") or "")):
         cards.append(
-            _card(
+            html.card(
                 drawn,
                 "Divergence from the target",
                 "Nearest-neighbour estimate of how far what was chosen so far is from covering the target; one point "
@@ -221,7 +213,7 @@ def _selection(results: Mapping[str, Any]) -> str:
         known = all(entry.get("target") is not None for entry in classes)
         right = " Right: what pool, kept rows and target are made of." if known else ""
         cards.append(
-            _card(
+            html.card(
                 drawn,
                 "What was kept of each class",
                 f"Bars: kept share of the class’s pool rows; line: of the whole pool.{right} "
@@ -233,34 +225,34 @@ def _selection(results: Mapping[str, Any]) -> str:
     )
     lead = (
         f"{method} chose <b>{numbers.count(selection['kept'])}</b> of {numbers.count(selection['pool'])} rows"
-        f"{_bound(share)}, once, before training. A choice of rows changes the distribution that is trained on: "
+        f"{html.bound(share)}, once, before training. A choice of rows changes the distribution that is trained on: "
         "it makes no claim to be unbiased. InfoBatch, where it runs on these rows, is unbiased with respect to "
         "them, not to the pool."
     )
-    figures_ = _grid(cards) or '<p class="missing">Its course was not measured.</p>'
-    return _section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
+    figures_ = html.grid(cards) or '<p class="missing">Its course was not measured.</p>'
+    return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
 
 
 def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
     if not arms:
-        return _section("Training", '<p class="missing">Not measured.</p>')
+        return html.section("Training", '<p class="missing">Not measured.</p>')
     cards = []
     missing = []
     if drawn := figures.accuracy_curves(arms):
         cards.append(
-            _card(
+            html.card(
                 drawn, "Accuracy for what was spent", "Where a line ends is all that the arm back-propagated."
             )
         )
     else:
         missing.append("accuracy")
     if drawn := figures.plan_sizes(arms):
-        cards.append(_card(drawn, "Samples planned in each epoch", _planned(arms)))
+        cards.append(html.card(drawn, "Samples planned in each epoch", _planned(arms)))
     else:
         missing.append("planned samples")
     if drawn := figures.loss_curves(arms):
         cards.append(
-            _card(
+            html.card(
                 drawn,
                 "Training loss",
                 "Mean over the samples that the arm trained on. Arms train on different samples, so a higher line "
@@ -276,11 +268,11 @@ def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]])
         odd = sum(entry.get("nonfinite") or 0 for entry in values.get("epochs") or ())
         if odd:
             notes.append(
-                f"{_text(values.get('title'))}: {_many(odd, 'loss', 'losses')} not finite; these samples were kept "
+                f"{html.text(values.get('title'))}: {html.many(odd, 'loss', 'losses')} not finite; these samples were kept "
                 "in the plan and out of its threshold."
             )
     tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
-    return _section("Training", _grid(cards) + tail)
+    return html.section("Training", html.grid(cards) + tail)
 
 
 def _planned(arms: Mapping[str, Mapping[str, Any]]) -> str:
@@ -292,8 +284,8 @@ def _planned(arms: Mapping[str, Mapping[str, Any]]) -> str:
         if sizes and every and min(sizes) != max(sizes):
             share = numbers.percent(sum(sizes) / every)
             parts.append(
-                f"{_text(values.get('title'))} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
-                f"passes over its rows ({_bound(share)})."
+                f"{html.text(values.get('title'))} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
+                f"passes over its rows ({html.bound(share)})."
             )
     return " ".join(parts) or "Every epoch of an arm had as many samples as the others."
 
@@ -308,12 +300,12 @@ def _finals(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -
         loss = last.get("loss")
         rows.append(
             [
-                _dot(colours[arm]) + _text(values.get("title")),
+                html.dot(colours[arm]) + html.text(values.get("title")),
                 numbers.percent(last.get("accuracy")),
                 numbers.MISSING if loss is None or not math.isfinite(loss) else f"{loss:.3f}",
             ]
         )
-    table = _table(["After the last epoch", "Accuracy", "Loss"], rows, stack=False)
+    table = html.table(["After the last epoch", "Accuracy", "Loss"], rows, stack=False)
     error = _standard_error(results, [values.get("epochs") or [] for values in arms.values()])
     how = '<a href="#reading">how to read this</a>'
     note = f'<figcaption class="text">{error} One seed: see {how}.</figcaption>'
@@ -325,9 +317,9 @@ def _costs(ledger: Ledger) -> str:
         return ""
     drawn = figures.cost_bars(ledger)
     if not drawn:
-        return _section("Costs", '<p class="missing">Seconds were not measured.</p>')
+        return html.section("Costs", '<p class="missing">Seconds were not measured.</p>')
     stages = [stage for stage in STAGES if any(entry.seconds[stage] != 0 for entry in ledger.entries)]
-    heads = ["Stage, seconds", *(_text(entry.title) for entry in ledger.entries)]
+    heads = ["Stage, seconds", *(html.text(entry.title) for entry in ledger.entries)]
     rows = [
         [stage.capitalize(), *(numbers.seconds(entry.seconds[stage]) for entry in ledger.entries)]
         for stage in stages
@@ -336,20 +328,21 @@ def _costs(ledger: Ledger) -> str:
         ["<b>Total</b>", *(f"<b>{numbers.seconds(entry.total_seconds)}</b>" for entry in ledger.entries)]
     )
     forward = ", ".join(
-        f"{_text(entry.title)}{_NBSP}{numbers.count(entry.samples_forward)}" for entry in ledger.entries
+        f"{html.text(entry.title)}{html.NBSP}{numbers.count(entry.samples_forward)}"
+        for entry in ledger.entries
     )
     note = f'<figcaption class="text">Samples forwarded in training: {forward}.</figcaption>'
     wide = " wide" if len(ledger.entries) > 3 else ""
     cards = [
-        _card(drawn, "Where the time went", "Wall-clock seconds of each stage."),
-        f'<figure class="card plain{wide}">{_table(heads, rows, stack=False)}{note}</figure>',
+        html.card(drawn, "Where the time went", "Wall-clock seconds of each stage."),
+        f'<figure class="card plain{wide}">{html.table(heads, rows, stack=False)}{note}</figure>',
     ]
-    return _section("Costs", _grid(cards, "costs"))
+    return html.section("Costs", html.grid(cards, "costs"))
 
 
 def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
     seed = results.get("seed")
-    seed_words = f"One seed ({_text(seed)})" if seed is not None else "One run"
+    seed_words = f"One seed ({html.text(seed)})" if seed is not None else "One run"
     error = _standard_error(results, [[{"accuracy": entry.accuracy}] for entry in ledger.entries])
     items = [
         (
@@ -371,7 +364,7 @@ def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
         ),
     ]
     if results.get("selection"):
-        method = _text(results["selection"].get("method") or "selection")
+        method = html.text(results["selection"].get("method") or "selection")
         items[1:1] = [
             (
                 "Selection changes the distribution.",
@@ -388,27 +381,29 @@ def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
             ),
         ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
-    return _section("How to read this", f'<dl class="reading">\n{words}\n</dl>', identity="reading")
+    return html.section("How to read this", f'<dl class="reading">\n{words}\n</dl>', identity="reading")
 
 
-def _configuration(results: Mapping[str, Any]) -> str:
+def configuration(results: Mapping[str, Any]) -> str:
+    """The section with the whole configuration, folded."""
     config = results.get("config")
     if not config:
         return ""
     text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
-    return _section(
+    return html.section(
         "Configuration",
-        f"<details>\n<summary>Everything this run was told</summary>\n<pre>{_text(text, lines=True)}</pre>\n</details>",
+        f"<details>\n<summary>Everything this run was told</summary>\n<pre>{html.text(text, lines=True)}</pre>\n</details>",
     )
 
 
-def _versions(results: Mapping[str, Any]) -> str:
-    versions = dict(results.get("versions") or {})
+def versions(results: Mapping[str, Any]) -> str:
+    """The footer with the versions of what the run used."""
+    used = dict(results.get("versions") or {})
     if results.get("raysel"):
-        versions = {"raysel": results["raysel"], **versions}
-    if not versions:
+        used = {"raysel": results["raysel"], **used}
+    if not used:
         return ""
-    words = " · ".join(f"{_text(name)}{_NBSP}{_text(version)}" for name, version in versions.items())
+    words = " · ".join(f"{html.text(name)}{html.NBSP}{html.text(version)}" for name, version in used.items())
     return f"<footer>\n<h2>Versions</h2>\n<p>{words}</p>\n</footer>"
 
 
@@ -440,8 +435,8 @@ def _standard_error(results: Mapping[str, Any], arms: Iterable[Sequence[Mapping[
     points = 100 * max(math.sqrt(share * (1 - share) / test) for share in shares)
     if not points:
         return ""
-    size = f"{points:.1f}{_NBSP}points"
-    return f"With {_many(test, 'test row')}, one standard error of such an accuracy is up to {size}."
+    size = f"{points:.1f}{html.NBSP}points"
+    return f"With {html.many(test, 'test row')}, one standard error of such an accuracy is up to {size}."
 
 
 def _compared(saving: float | None, less: str, more: str) -> str:
@@ -462,170 +457,4 @@ def _saved(arm: str, share: float | None) -> str:
 
 
 def _name(arm: str, title: str, ledger: Ledger) -> str:
-    return _dot(figures.arm_colours([entry.arm for entry in ledger.entries])[arm]) + _text(title)
-
-
-def _dot(colour: str) -> str:
-    return f'<i class="dot" style="background:{colour}"></i>'
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], stack: bool = True) -> str:
-    """Cells are HTML. On a narrow page a stacked table shows every row as a list of its own."""
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "\n".join(
-        "<tr>"
-        + f'<th scope="row">{row[0]}</th>'
-        + "".join(
-            f'<td data-head="{heads[i]}">{_bound(cell)}</td>' for i, cell in enumerate(row[1:], start=1)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll"><table{" class=stack" if stack else ""}>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}\n</tbody>\n</table></div>\n"
-    )
-
-
-def _card(svg: str, title: str, caption: str) -> str:
-    return (
-        f'<figure class="card">\n<h3>{title}</h3>\n<div class="chart">\n{svg}</div>\n'
-        f"<figcaption>{caption}</figcaption>\n</figure>"
-    )
-
-
-def _grid(cards: Sequence[str], kind: str = "") -> str:
-    opening = f'<div class="{f"grid {kind}".strip()}">\n'
-    return opening + "\n".join(cards) + "\n</div>" if cards else ""
-
-
-def _section(title: str, body: str, identity: str = "") -> str:
-    mark = f' id="{identity}"' if identity else ""
-    return f"<section{mark}>\n<h2>{title}</h2>\n{body}\n</section>"
-
-
-def _many(count: int, one: str, more: str = "") -> str:
-    return f"{numbers.count(count)}{_NBSP}{one if count == 1 else more or one + 's'}"
-
-
-def _bound(text: str) -> str:
-    """Keep a number and its unit on one line, and give it a true minus."""
-    return re.sub(r"(?<![\w-])-(?=\d)", "\u2212", text).replace(" %", f"{_NBSP}%")
-
-
-def _moment(text: str) -> str:
-    """``2026-03-14T09:26:53+00:00`` as people write it; anything else as it is."""
-    found = re.fullmatch(
-        r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(Z|[+-]00:?00|[+-]\d\d:?\d\d)?", text
-    )
-    if not found:
-        return text
-    zone = found[3] or ""
-    zone = " UTC" if zone in ("Z", "+00:00", "-00:00", "+0000") else f" {zone}" if zone else ""
-    return f"{found[1]} {found[2]}{zone}"
-
-
-def _text(value: object, lines: bool = False) -> str:
-    """Escaped text that HTML can hold, quotes included."""
-    text = str(value)
-    if not lines:
-        text = " ".join(text.split())
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
-    return escape(text, quote=True)
-
-
-_CSS = """
-:root{--page:#fbfbfa;--ink:#1f2933;--quiet:#5f6b7a;--line:#e2e5ea;--accent:#0068b0;--more:#b04a00;
---sans:system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;
---mono:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-@media (prefers-color-scheme:dark){:root{--page:#14181d;--ink:#e6e9ed;--quiet:#a0abb8;--line:#313942;
---accent:#6cb8f0;--more:#f0a060}}
-*{box-sizing:border-box}
-html{-webkit-text-size-adjust:100%}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 var(--sans);
-font-variant-numeric:tabular-nums lining-nums}
-main{max-width:900px;margin:0 auto;padding:64px 24px 72px}
-h1,h2,h3,p,dl,dd,figure{margin:0}
-h1{font-size:2.5rem;line-height:1.15;letter-spacing:-.02em;font-weight:680;overflow-wrap:anywhere}
-h2{font-size:1.3rem;letter-spacing:-.01em;font-weight:650;margin-bottom:16px}
-h3{font-size:.98rem;font-weight:650;line-height:1.35}
-a{color:var(--accent)}
-.kicker{font-size:.8rem;letter-spacing:.09em;text-transform:uppercase;color:var(--accent);font-weight:650;
-margin-bottom:6px}
-.headline{font-size:1.22rem;line-height:1.5;margin-top:14px;max-width:44em;text-wrap:pretty}
-.facts{color:var(--quiet);font-size:.9rem;margin-top:10px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(180px,1fr));gap:0;margin-top:28px;
-border-top:2px solid var(--ink);border-bottom:1px solid var(--line)}
-.tiles>div{padding:14px 16px 16px 0}
-.tiles dt{font-size:.85rem;color:var(--quiet)}
-.tiles b{display:block;font-size:2rem;line-height:1.25;font-weight:650;letter-spacing:-.02em}
-.tiles span{display:block;font-size:.85rem;line-height:1.4;color:var(--quiet)}
-.tiles .more b,.more{color:var(--more)}
-.tiles-of{font-size:.9rem;margin-top:28px}
-.against{color:var(--quiet);margin:0 .45em 0 .2em}
-.tag{color:var(--quiet);font-weight:400;font-size:.85em;margin-left:.25em}
-.tiles-of+.tiles{margin-top:8px}
-section,footer{margin-top:56px}
-.lead{max-width:44em;margin-bottom:20px}
-.note{color:var(--quiet);font-size:.9rem;margin-top:12px;max-width:52em}
-.missing{color:var(--quiet);font-size:.95rem;margin-top:12px}
-.quiet{color:var(--quiet)}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:.92rem}
-th,td{padding:9px 0 9px 14px;text-align:right;vertical-align:baseline;white-space:nowrap}
-th:first-child{text-align:left;padding-left:0;white-space:normal}
-thead th{font-weight:500;font-size:.82rem;line-height:1.3;color:var(--quiet);vertical-align:bottom;white-space:normal;
-border-bottom:1.5px solid var(--ink)}
-tbody th{font-weight:600}
-tbody tr{border-bottom:1px solid var(--line)}
-.dot{display:inline-block;width:.62em;height:.62em;border-radius:50%;margin-right:.5em;
--webkit-print-color-adjust:exact;print-color-adjust:exact;outline:1px solid rgba(255,255,255,.35)}
-.grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:20px}
-.grid>.card:only-child{max-width:560px}
-.card{border-radius:10px;padding:18px 18px 16px;display:flex;flex-direction:column}
-.card:not(.plain){background:#fff;color:#1f2933;border:1px solid #e2e5ea;--quiet:#5f6b7a}
-.card.plain{padding:18px 0 0 6px}
-.chart{margin:10px -8px 0;flex:1}
-.costs{align-items:start}
-.wide{grid-column:1/-1}
-p,dd,figcaption{text-wrap:pretty}
-.chart svg{display:block;width:100%;height:auto}
-figcaption{font-size:.86rem;line-height:1.45;color:var(--quiet);margin-top:8px}
-figcaption.text{margin-top:14px}
-.reading{max-width:46em}
-.reading dt{font-weight:650}
-.reading dd{margin:2px 0 16px;color:var(--quiet)}
-details{border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-summary{cursor:pointer;color:var(--quiet)}
-pre{font:.84rem/1.5 var(--mono);overflow-x:auto;margin:12px 0 4px;white-space:pre-wrap;overflow-wrap:anywhere}
-footer{border-top:1px solid var(--line);padding-top:18px;color:var(--quiet);font-size:.88rem}
-footer h2{font-size:.88rem;margin-bottom:2px}
-@media (max-width:640px){
-main{padding:36px 16px 48px}
-h1{font-size:2rem}
-.headline{font-size:1.1rem}
-.tiles{grid-template-columns:1fr 1fr}
-.tiles b{font-size:1.7rem}
-.grid{grid-template-columns:minmax(0,1fr)}
-.card{padding:14px 12px 12px}
-.card.plain{padding:4px 0 0}
-section,footer{margin-top:44px}
-table.stack thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
-table.stack,table.stack tbody{display:block}
-table.stack tr{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));column-gap:28px;padding:10px 0 12px}
-table.stack th{grid-column:1/-1;padding:0 0 4px}
-table.stack tr{font-size:.88rem}
-table.stack th{font-size:1rem}
-table.stack td{display:flex;justify-content:space-between;padding:2px 0}
-table.stack td::before{content:attr(data-head);color:var(--quiet)}
-th,td{padding-left:10px}
-}
-@media print{
-:root{--page:#fff;--ink:#1f2933;--quiet:#5f6b7a;--line:#e2e5ea;--accent:#0068b0;--more:#b04a00}
-body{font-size:11pt}
-main{max-width:none;padding:0}
-section{margin-top:28px}
-.card,tr,.tiles>div,.reading dd{break-inside:avoid}
-h2,h3,dt{break-after:avoid}
-}
-"""
+    return html.dot(figures.arm_colours([entry.arm for entry in ledger.entries])[arm]) + html.text(title)

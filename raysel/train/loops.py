@@ -28,17 +28,25 @@ def classify(config: dict[str, Any]) -> list[dict[str, Any]]:
 
     config: ``dynamic`` (DynamicSelection); ``train`` and ``test`` (directories of ``write_arrays``, test may be
     None); ``model`` (factory(input_shape, classes) -> module); ``batch_size`` (per worker), ``learning_rate``,
-    ``momentum``, ``weight_decay``, ``seed``, ``threads``. SGD with Nesterov momentum.
-    Returns the session's history, ``loss`` and ``accuracy`` of each epoch included.
+    ``momentum``, ``weight_decay``, ``seed``, ``threads``; ``alone``: true in a plain process, where ``dynamic`` is
+    ``DynamicSelection.local(...)``. SGD with Nesterov momentum.
+    Returns the session's history, ``mean_loss`` and ``accuracy`` of each epoch included. One worker of Ray Train and
+    a plain process give the same numbers, to the last bit.
     """
-    import ray.train.torch
-
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])  # the same weights on every rank and in every arm
     train = ArrayDataset(config["train"])
     test = ArrayDataset(config["test"]) if config["test"] else None
     shape = tuple(train.inputs.shape[1:])
-    model = ray.train.torch.prepare_model(config["model"](shape, len(train.classes)))
+    model = config["model"](shape, len(train.classes))
+    if config["alone"]:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = model.to(device)
+    else:
+        import ray.train.torch
+
+        device = ray.train.torch.get_device()
+        model = ray.train.torch.prepare_model(model)
     optimizer = torch.optim.SGD(
         model.parameters(),
         lr=config["learning_rate"],
@@ -46,7 +54,6 @@ def classify(config: dict[str, Any]) -> list[dict[str, Any]]:
         weight_decay=config["weight_decay"],
         nesterov=config["momentum"] > 0,
     )
-    device = ray.train.torch.get_device()
 
     session = config["dynamic"].session()
     session.restore({"model": model, "optimizer": optimizer})

@@ -65,6 +65,9 @@ class DynamicInfoBatch(_Part):
     method: Literal["infobatch"]
     prune_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
     delta: Annotated[float, Field(ge=0, le=1)] = 0.875
+    threshold: Literal["mean"] | Annotated[float, Field(gt=0, lt=1)] = "mean"
+    target_saving: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
 class DynamicRandomPrune(_Part):
@@ -72,13 +75,47 @@ class DynamicRandomPrune(_Part):
 
     method: Literal["random_prune"]
     prune_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
     delta: Annotated[float, Field(ge=0, le=1)] = 0.875
+
+
+class DynamicRandomSubset(_Part):
+    """A fresh random subset in every epoch, not rescaled; the fields are those of ``raysel.RandomSubset``."""
+
+    method: Literal["random_subset"]
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+
+class DynamicRoundRobin(_Part):
+    """Round one random permutation of the samples; the fields are those of ``raysel.RoundRobin``."""
+
+    method: Literal["round_robin"]
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
+    delta: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
 class DynamicFull(_Part):
     """Every sample in every epoch."""
 
     method: Literal["full"]
+
+
+Dynamic = DynamicInfoBatch | DynamicRandomPrune | DynamicRandomSubset | DynamicRoundRobin | DynamicFull
+
+
+def _members(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for arg in getattr(annotation, "__args__", ()) for m in _members(arg)]
+
+
+def _tags(model: Any) -> tuple[Any, ...]:
+    method = model.model_fields.get("method")
+    return getattr(method.annotation, "__args__", ()) if method else ()
+
+
+METHODS: dict[str, Any] = {_tags(model)[0]: model for model in _members(Dynamic)}
+"""The dynamic methods that a workflow can name."""
 
 
 class Train(_Part):
@@ -111,9 +148,7 @@ class Workflow(_Part):
     test: Rows | None = None
     embed: Embed = Embed()
     select: Annotated[SelectGIO | SelectRandom, Field(discriminator="method")] | None = None
-    dynamic: Annotated[DynamicInfoBatch | DynamicRandomPrune | DynamicFull, Field(discriminator="method")] = (
-        DynamicFull(method="full")
-    )
+    dynamic: Annotated[Dynamic, Field(discriminator="method")] = DynamicFull(method="full")
     train: Train
     controls: list[Literal["full", "random"]] = []
 
@@ -236,17 +271,6 @@ def _known(place: list[str], tree: Any) -> list[str]:
         else:  # not a key but the tag of a union's member
             choices = [choice for choice in choices if part in _tags(choice)]
     return list(choices[0].model_fields) if choices else []
-
-
-def _members(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in getattr(annotation, "__args__", ()) for m in _members(arg)]
-
-
-def _tags(model: Any) -> tuple[Any, ...]:
-    method = model.model_fields.get("method")
-    return getattr(method.annotation, "__args__", ()) if method else ()
 
 
 def _absolute(workflow: Workflow, base: Path) -> Workflow:

@@ -5,6 +5,7 @@ run/
   index/                   the order of the input files, which fixes every row's id
   steps/NAME-KEY/          one folder a step; KEY hangs on its configuration and inputs; done.json comes last
   results.json             everything the report shows
+  compare.json, .md, .png, .html   what `raysel compare` leaves, in the same directory and from the same steps
   ledger.json, report.html
 """
 
@@ -34,7 +35,14 @@ from raysel.selection import Selection
 from raysel.workflow import steps
 from raysel.workflow.config import Workflow, digest
 
-_MANIFEST, _DONE = "manifest.json", "done.json"
+_MANIFEST, DONE = "manifest.json", "done.json"
+DYNAMICS = {
+    "infobatch": "InfoBatch",
+    "random_prune": "random pruning",
+    "random_subset": "random subsets",
+    "round_robin": "round robin",
+    "full": "",
+}
 
 
 class Progress:
@@ -55,15 +63,24 @@ class Progress:
 
 
 @dataclass
-class _Run:
+class RunDirectory:
+    """A run directory that is this process's: the workflow, where its steps go, who is told of them."""
+
     workflow: Workflow
     out: Path
     progress: Progress
+    created: str = ""
     digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def index(self) -> Path:
         return self.out / "index"
+
+    def place(self, name: str, key: Any) -> tuple[Path, dict[str, Any] | None]:
+        """The folder of a step and the answer that it left when it finished, None if it has not."""
+        directory = self.out / "steps" / f"{name}-{digest([raysel.__version__, name, key])}"
+        finished = directory / DONE
+        return directory, json.loads(finished.read_text()) if finished.exists() else None
 
     def step(
         self, name: str, key: Any, work: Callable[[Path], dict[str, Any]]
@@ -73,11 +90,10 @@ class _Run:
         ``work`` fills the folder and answers something JSON can hold. Its seconds are kept with the answer, so
         that a reused step still costs in the ledger what it cost.
         """
-        directory = self.out / "steps" / f"{name}-{digest([raysel.__version__, name, key])}"
-        finished = directory / _DONE
-        if finished.exists():
+        directory, finished = self.place(name, key)
+        if finished is not None:
             self.progress.done(name, "reused")
-            return directory, json.loads(finished.read_text())
+            return directory, finished
         for left in directory.glob(
             "*"
         ):  # a step that did not finish starts anew; training keeps its checkpoints
@@ -88,7 +104,7 @@ class _Run:
         began = time.perf_counter()
         answer = work(directory)
         answer["seconds"] = time.perf_counter() - began
-        steps.write_json(finished, answer)
+        steps.write_json(directory / DONE, answer)
         self.progress.done(name, f"{answer['seconds']:.1f} s")
         return directory, answer
 
@@ -101,47 +117,70 @@ def run(
     out: the run directory, by default ``runs/NAME``. Raises RunError if it holds another run, and the errors of
     the steps. Running again with the same workflow and directory does only what is missing.
     """
-    directory = Path(out) if out is not None else Path("runs") / workflow.name
     counts = steps.check(workflow)
     train = workflow.train
     steps.check_room(
         train.workers, train.cpus_per_worker, train.gpus_per_worker
     )  # not after an hour of embedding
-    this = _Run(workflow, directory.resolve(), progress or Progress())
-    created = _claim(this)
+    with open_run(workflow, out, progress) as this:
+        return _run(this, counts)
+
+
+@contextmanager
+def open_run(
+    workflow: Workflow, out: str | os.PathLike[str] | None, progress: Progress | None
+) -> Iterator[RunDirectory]:
+    """Hold the run directory ``out`` (by default ``runs/NAME``) for this workflow, its inputs' rows numbered.
+
+    RunError if it is another's, or another process is at work in it.
+    """
+    directory = Path(out) if out is not None else Path("runs") / workflow.name
+    this = RunDirectory(workflow, directory.resolve(), progress or Progress())
+    this.created = _claim(this)
     with _alone(this.out):
-        return _run(this, counts, created)
+        this.digests = steps.number(workflow, this.index)
+        yield this
 
 
-def _run(this: _Run, counts: dict[str, int], created: str) -> dict[str, Any]:
-    workflow = this.workflow
-    this.digests = steps.number(workflow, this.index)
+def choose(this: RunDirectory, pool_rows: int) -> tuple[Selection | int, float, dict[str, Any]]:
+    """What the workflow trains on, the seconds of embedding, and the answer of the step that selected."""
     vectors, embedding = _embed(this)
     chosen_at, selected = _select(this, vectors)
-    chosen: Selection | int = counts["pool"] if chosen_at is None else Selection.load(chosen_at)
-    subset = _random(this, chosen)
-    shown = None if isinstance(chosen, int) else _selection(this, chosen)
-    data, arrays = this.step(
+    return pool_rows if chosen_at is None else Selection.load(chosen_at), embedding, selected
+
+
+def arrays(this: RunDirectory) -> tuple[Path, dict[str, Any]]:
+    """The folder of the arrays to train from, and the step's answer."""
+    workflow = this.workflow
+    return this.step(
         "arrays",
         [workflow.key("pool", "test"), workflow.train.input, this.digests],
         lambda path: steps.arrays(workflow, this.index, path),
     )
+
+
+def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
+    workflow = this.workflow
+    chosen, embedding, selected = choose(this, counts["pool"])
+    subset = _random(this, chosen)
+    shown = None if isinstance(chosen, int) else _selection(this, chosen)
+    data, written = arrays(this)
     arms = _train(this, data, chosen, subset, counts["pool"])
     ledger = Ledger(
         [_entry(name, arm, embedding, selected if name == "chain" else None) for name, arm in arms.items()]
     )
     results = {
         "name": workflow.name,
-        "created": created,
+        "created": this.created,
         "raysel": raysel.__version__,
-        "versions": _versions(),
+        "versions": versions(),
         "seed": workflow.seed,
         "config": workflow.model_dump(mode="json"),
         "data": {
             "pool": counts["pool"],
             "target": counts.get("target", 0),
             "test": counts.get("test", 0),
-            "classes": arrays["classes"],
+            "classes": written["classes"],
         },
         "inputs": this.digests,
         "selection": shown,
@@ -225,7 +264,7 @@ def quiet() -> None:
     context.print_on_execution_start = False
 
 
-def _claim(this: _Run) -> str:
+def _claim(this: RunDirectory) -> str:
     """Make the directory this run's, or find that it is; RunError if it is another's."""
     config = this.workflow.model_dump(mode="json")
     path = this.out / _MANIFEST
@@ -253,7 +292,7 @@ def _claim(this: _Run) -> str:
         "created": created,
         "name": this.workflow.name,
         "seed": this.workflow.seed,
-        "versions": _versions(),
+        "versions": versions(),
         "config": config,
     }
     steps.write_json(path, manifest)
@@ -281,7 +320,7 @@ def _difference(one: Any, other: Any, path: str = "") -> str:
     return f"{path} is {one!r}, not {other!r}"
 
 
-def _embed(this: _Run) -> tuple[Path | None, float]:
+def _embed(this: RunDirectory) -> tuple[Path | None, float]:
     flow = this.workflow
     if flow.select is None or flow.select.method != "gio":
         return None, 0.0
@@ -294,7 +333,7 @@ def _embed(this: _Run) -> tuple[Path | None, float]:
     return path / "vectors", answer["seconds"]
 
 
-def _select(this: _Run, vectors: Path | None) -> tuple[Path | None, dict[str, Any]]:
+def _select(this: RunDirectory, vectors: Path | None) -> tuple[Path | None, dict[str, Any]]:
     flow = this.workflow
     if flow.select is None:
         return None, {"seconds": 0.0}
@@ -303,7 +342,7 @@ def _select(this: _Run, vectors: Path | None) -> tuple[Path | None, dict[str, An
     return path / "selection", answer
 
 
-def _random(this: _Run, chosen: Selection | int) -> tuple[Selection, float] | None:
+def _random(this: RunDirectory, chosen: Selection | int) -> tuple[Selection, float] | None:
     """The control's rows, as many as were chosen, and the seconds that drawing them took."""
     if "random" not in this.workflow.controls:
         return None
@@ -317,15 +356,14 @@ def _random(this: _Run, chosen: Selection | int) -> tuple[Selection, float] | No
 
 
 def _train(
-    this: _Run, data: Path, chosen: Selection | int, subset: tuple[Selection, float] | None, pool: int
+    this: RunDirectory, data: Path, chosen: Selection | int, subset: tuple[Selection, float] | None, pool: int
 ) -> dict[str, dict[str, Any]]:
     """Each arm's title, rows, history and seconds of selecting; the chain first, since a control follows it."""
     flow = this.workflow
     titles = {"gio": "GIO", "random": "random"}
-    dynamics = {"infobatch": "InfoBatch", "random_prune": "random pruning", "full": ""}
-    parts = [titles[flow.select.method] if flow.select else "", dynamics[flow.dynamic.method]]
+    parts = [titles[flow.select.method] if flow.select else "", DYNAMICS[flow.dynamic.method]]
     key = [flow.key("select", "embed", "target", "dynamic")]
-    chain = _fit(this, "chain", steps.policy(flow), chosen, data, key)
+    chain = _fit(this, "chain", steps.policy(flow.dynamic), chosen, data, key)
     chain["title"] = " + ".join(filter(None, parts)) or "training"
     arms = {"chain": chain}
     if subset is not None:
@@ -340,7 +378,7 @@ def _train(
 
 
 def _fit(
-    this: _Run,
+    this: RunDirectory,
     arm: str,
     rule: Any,
     chosen: Selection | int,
@@ -396,7 +434,7 @@ def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str,
     )
 
 
-def _selection(this: _Run, chosen: Selection) -> dict[str, Any]:
+def _selection(this: RunDirectory, chosen: Selection) -> dict[str, Any]:
     """What the report shows of the choice; counting its classes is the report's expense, not the selection's."""
     _, counted = this.step(
         "classes",
@@ -413,7 +451,8 @@ def _selection(this: _Run, chosen: Selection) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that the numbers hang on."""
     names = ("raysel", "ray", "torch", "numpy", "pyarrow", "scikit-learn")
     found = {"python": platform.python_version()}
     for name in names:

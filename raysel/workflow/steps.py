@@ -28,9 +28,10 @@ from raysel.data.shards import Options
 from raysel.data.source import LABEL
 from raysel.data.store import write_arrays
 from raysel.dynamic.plan import Policy
+from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, DataError, ResourceError, RunError
 from raysel.selection import Selection
-from raysel.workflow.config import Rows, Workflow
+from raysel.workflow.config import Dynamic, Rows, Workflow
 
 Watch = Callable[[str], None]  # told in a few words how far a step is
 
@@ -83,6 +84,11 @@ def check(workflow: Workflow) -> dict[str, int]:
             budget_rows(workflow.select.budget, counts["pool"])
         except ConfigError as error:
             raise ConfigError(f"select.{error}") from None
+    try:  # a saving that is out of reach is said when the first epoch is planned
+        first_epoch = {"epoch": 0, "num_epochs": workflow.train.epochs, "seed": workflow.seed}
+        policy(workflow.dynamic).plan(SampleState.empty(1), **first_epoch)
+    except ConfigError as error:
+        raise ConfigError(f"dynamic: {error}.") from None
     load_factory(workflow.train.model)
     return counts
 
@@ -298,12 +304,34 @@ def arrays(workflow: Workflow, indexes: Path, directory: Path) -> dict[str, Any]
     return {"classes": [str(name) for name in classes]}
 
 
-def policy(workflow: Workflow) -> Policy:
-    """The dynamic policy the workflow asks for."""
-    settings = workflow.dynamic
-    options = settings.model_dump(exclude={"method"})
-    made = {"infobatch": raysel.InfoBatch, "random_prune": raysel.RandomPrune, "full": raysel.FullData}
-    return made[settings.method](**options)
+def policy(settings: Dynamic) -> Policy:
+    """The dynamic policy that the settings ask for."""
+    made: dict[str, Callable[..., Policy]] = {
+        "infobatch": raysel.InfoBatch,
+        "random_prune": raysel.RandomPrune,
+        "random_subset": raysel.RandomSubset,
+        "round_robin": raysel.RoundRobin,
+        "full": raysel.FullData,
+    }
+    return made[settings.method](**settings.model_dump(exclude={"method"}))
+
+
+def loop_config(workflow: Workflow, data: Path) -> dict[str, Any]:
+    """What ``raysel.train.loops.classify`` is told by the workflow, wherever it runs."""
+    settings = workflow.train
+    return {
+        "train": str(data / "pool"),
+        "test": str(data / "test") if workflow.test is not None else None,
+        "model": load_factory(settings.model),
+        "learning_rate": settings.learning_rate,
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+    }
+
+
+def epochs_for(rows: int, batch: int, max_steps: int) -> int:
+    """The epochs over all ``rows`` that ``max_steps`` steps of ``batch`` rows take, the last one begun."""
+    return -(-max_steps // -(-rows // batch))
 
 
 def train(
@@ -331,7 +359,7 @@ def train(
     rows = len(chosen) if isinstance(chosen, Selection) else chosen
     epochs = settings.epochs
     if max_steps is not None:
-        epochs = -(-max_steps // -(-rows // (settings.batch_size * settings.workers)))
+        epochs = epochs_for(rows, settings.batch_size * settings.workers, max_steps)
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
@@ -341,14 +369,10 @@ def train(
         trainer = TorchTrainer(
             classify,
             train_loop_config={
+                **loop_config(workflow, data),
                 "dynamic": dynamic,
-                "train": str(data / "pool"),
-                "test": str(data / "test") if workflow.test is not None else None,
-                "model": load_factory(settings.model),
+                "alone": False,
                 "batch_size": settings.batch_size,
-                "learning_rate": settings.learning_rate,
-                "momentum": settings.momentum,
-                "weight_decay": settings.weight_decay,
                 "seed": workflow.seed,
                 "threads": max(1, int(settings.cpus_per_worker)),
             },

@@ -1,0 +1,343 @@
+"""A comparison of policies over seeds: its numbers, the table for a terminal and for Markdown, the figure, the page.
+
+Everything is made from what ``raysel compare`` leaves in compare.json. Accuracies are of the last epoch. A spread is the
+standard deviation over seeds; a difference is taken seed by seed, with its standard error.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scipy.special import stdtrit
+
+from raysel.report import figures, html, numbers
+from raysel.report.files import write_bytes
+from raysel.report.page import configuration, versions
+
+WIDTH = 100
+_MINUS = "\u2212"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The workflow's policy minus another, in points of accuracy: the mean over pairs of equal seed.
+
+    error: the standard error of that mean, None with one seed. verdict: "better", "tie" or "worse" by the 95 %
+    interval of Student's t over the pairs; "one seed" where there is no spread to judge by.
+    """
+
+    mean: float
+    error: float | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One policy: means over seeds. accuracies and deviation are shares in [0, 1]; seconds are of training and planning."""
+
+    name: str
+    title: str
+    budget: str
+    passes: float
+    share: float
+    steps: float
+    seconds: float
+    accuracies: tuple[float, ...]
+    accuracy: float
+    deviation: float | None
+    difference: Difference | None
+
+
+def rows(results: Mapping[str, Any]) -> list[Row]:
+    """The table's rows in the order asked for; ``share`` is of the passes that all the data in all epochs take."""
+    own = results["own"]
+    final = {
+        name: tuple(cell["epochs"][-1]["accuracy"] for cell in policy["cells"])
+        for name, policy in results["policies"].items()
+    }
+    every = results["data"]["rows"] * results["config"]["train"]["epochs"]
+    found = []
+    for name, policy in results["policies"].items():
+        cells = [cell["epochs"] for cell in policy["cells"]]
+        passes = statistics.fmean(sum(e["trained"] for e in epochs) for epochs in cells)
+        accuracies = final[name]
+        found.append(
+            Row(
+                name=name,
+                title=policy["title"],
+                budget=policy["budget"],
+                passes=passes,
+                share=passes / every,
+                steps=statistics.fmean(sum(e["steps"] for e in epochs) for epochs in cells),
+                seconds=statistics.fmean(
+                    sum(e["seconds"] - e["evaluation_seconds"] for e in epochs) for epochs in cells
+                ),
+                accuracies=accuracies,
+                accuracy=statistics.fmean(accuracies),
+                deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
+                difference=None
+                if name == own
+                else difference(final[own], accuracies, results["data"]["test"]),
+            )
+        )
+    return found
+
+
+def difference(own: Sequence[float], other: Sequence[float], test_rows: int) -> Difference:
+    """``own`` minus ``other`` by pairs, accuracies as shares.
+
+    Accuracies move in steps of one test row: pairs that agree by chance are judged as if they spread by that much.
+    """
+    pairs = [100 * (a - b) for a, b in zip(own, other, strict=True)]
+    mean = statistics.fmean(pairs)
+    if len(pairs) < 2:
+        return Difference(mean, None, "one seed")
+    spread = statistics.stdev(pairs)
+    reach = stdtrit(len(pairs) - 1, 0.975) * max(spread, 100 / test_rows) / math.sqrt(len(pairs))
+    verdict = "tie" if abs(mean) <= reach else "better" if mean > 0 else "worse"
+    return Difference(mean, spread / math.sqrt(len(pairs)), verdict)
+
+
+# ---- in words ------------------------------------------------------------------------------------------------
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """What the comparison found, in one sentence."""
+    table = rows(results)
+    own = next(row for row in table if row.name == results["own"])
+    start = f"With {numbers.percent(own.share)} of full data's passes, {own.title}"
+    held = [row for row in table if row.budget == "held" and row.difference]
+    if not held:
+        return f"{start} reached {_accuracy(own)} %; no control was held to its budget."
+    words = {"better": "beats", "tie": "ties with", "worse": "loses to"}
+    parts = []
+    for verdict, verb in words.items():
+        titles = [row.title for row in held if row.difference and row.difference.verdict == verdict]
+        if titles:
+            parts.append(f"{verb} {_listed(titles)}")
+    if not parts:
+        return (
+            f"{start} was trained once beside its controls: one seed shows no spread, and no claim is made."
+        )
+    return f"{start} {_listed(parts)} at the same budget."
+
+
+def findings(results: Mapping[str, Any]) -> list[str]:
+    """A sentence for each policy that the workflow's own is compared with, the controls at its budget first."""
+    table = rows(results)
+    own = next(row for row in table if row.name == results["own"])
+    sentences = []
+    for row in sorted(table, key=lambda row: row.budget != "held"):
+        found = row.difference
+        if found is None:
+            continue
+        points = f"{_points(found)} points"
+        if row.budget != "held":
+            fewer = 1 - own.passes / row.passes
+            spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} passes"
+            end = {"better": "higher", "worse": "lower", "tie": "a tie"}.get(
+                found.verdict, "one seed, no claim"
+            )
+            sentences.append(f"{own.title} with {spent} than {row.title}: {points}, {end}.")
+        elif found.verdict == "better":
+            sentences.append(f"{own.title} beats {row.title} at the same budget: {points}.")
+        elif found.verdict == "one seed":
+            sentences.append(f"{own.title} against {row.title}: {points} with one seed, no claim.")
+        else:
+            how = "this is a tie" if found.verdict == "tie" else "it is worse"
+            sentences.append(f"{own.title} does not beat {row.title} at the same budget: {points}, {how}.")
+    return sentences
+
+
+def notes(results: Mapping[str, Any]) -> list[str]:
+    """What has to be known to read the table."""
+    table = rows(results)
+    own = next(row for row in table if row.name == results["own"])
+    seeds = len(results["seeds"])
+    batch = results["config"]["train"]["batch_size"] * results["config"]["train"]["workers"]
+    error = max(100 * math.sqrt(row.accuracy * (1 - row.accuracy) / results["data"]["test"]) for row in table)
+    held = [row.title for row in table if row.budget == "held"]
+    free = [row.title for row in table if row.budget == "free"]
+    sentences = [
+        f"Means over {_many(seeds, 'seed')} ({', '.join(map(str, results['seeds']))}); accuracy after the last epoch on "
+        f"{numbers.count(results['data']['test'])} test rows, ± its standard deviation over seeds; difference: "
+        f"{own.title} minus the policy of the row, in points, ± the standard error over pairs of equal seed.",
+        f"Passes are samples back-propagated. {own.title} sets the budget of each seed"
+        + (f"; held to it: {', '.join(held)}" if held else "")
+        + (f"; not held: {', '.join(free)}" if free else "")
+        + f". Batches of {numbers.count(batch)}; every policy's learning rate has decayed to zero at its own last step.",
+        "A tie: the 95 % interval of Student's t over the pairs contains zero. Each verdict is taken by itself, and the "
+        f"test rows are the same for all: their choice alone gives an accuracy a standard error of up to {error:.2f} "
+        "points, which seeds do not show.",
+        "Seconds are of training and planning, of one process with one thread, as measured on a machine that was "
+        "doing other things too: passes and steps are what compares.",
+    ]
+    if any(row.name == "random-subset" for row in table):
+        sentences.append("Random subsets are not rescaled and have no full-data tail.")
+    return sentences
+
+
+def text(results: Mapping[str, Any]) -> str:
+    """The table and its findings for a terminal, at most 100 columns wide."""
+    for compact in (False, True):
+        cells = _cells(results, compact)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= WIDTH:
+            break
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+    lines = []
+    for row in cells:
+        first, *rest = textwrap.wrap(row[0], widths[0]) or [""]
+        numbers_ = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *numbers_]).rstrip())
+        lines += rest
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    own = results["policies"][results["own"]]["title"]
+    meaning = [
+        f"accuracy ± deviation over {_many(len(results['seeds']), 'seed')}; difference: {own} minus the row's policy, "
+        "points ± standard error of the pairs",
+        *findings(results),
+    ]
+    wrapped = [
+        line for sentence in meaning for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")
+    ]
+    return "\n".join([lines[0], rule, *lines[1:], rule, *wrapped])
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The table, the findings and the notes as Markdown."""
+    head, *body = _cells(results, compact=False)
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in body]
+    said = "\n".join(f"- {sentence}" for sentence in findings(results))
+    below = "\n\n".join(notes(results))
+    table = "\n".join(lines)
+    return f"# {results['name']}: policies compared\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
+
+
+def _cells(results: Mapping[str, Any], compact: bool) -> list[list[str]]:
+    """Header and rows as text."""
+    number = numbers.compact if compact else numbers.count
+    head = ["policy", "passes", "of full", "steps", "seconds", "accuracy, %", "difference, points"]
+    return [
+        head,
+        *(
+            [
+                row.title,
+                number(round(row.passes)),
+                numbers.percent(row.share),
+                number(round(row.steps)),
+                numbers.seconds(row.seconds),
+                _accuracy(row),
+                _points(row.difference) if row.difference else "",
+            ]
+            for row in rows(results)
+        ),
+    ]
+
+
+def _accuracy(row: Row) -> str:
+    spread = "" if row.deviation is None else f" ± {100 * row.deviation:.2f}"
+    return f"{100 * row.accuracy:.2f}{spread}"
+
+
+def _points(found: Difference) -> str:
+    error = "" if found.error is None else f" ± {found.error:.2f}"
+    return f"{found.mean:+.2f}{error}".replace("-", _MINUS)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _many(count: int, one: str) -> str:
+    return f"{count} {one}{'' if count == 1 else 's'}"
+
+
+# ---- drawn ---------------------------------------------------------------------------------------------------
+
+
+def write_png(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """The two figures of the page side by side as one PNG, whole or not at all."""
+    return write_bytes(path, figures.comparison_png(_drawn(results), str(results["name"])))
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The comparison as one HTML page that fetches nothing; the same results give the same text."""
+    drawn = _drawn(results)
+    table = rows(results)
+    colours = {one["name"]: one["colour"] for one in drawn}
+    head, *body = _cells(results, compact=False)
+    for cells, row in zip(body, table, strict=True):
+        tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
+        tag = ' <span class="tag">not held to it</span>' if row.budget == "free" else tag
+        cells[0] = html.dot(colours[row.name]) + html.text(cells[0]) + tag
+    cards = [
+        html.card(
+            figures.accuracy_against_passes(drawn),
+            "Accuracy for the passes spent",
+            "A thin line is one seed; its first epochs may run out below. On the way the learning rate is still high: only "
+            "the ends compare.",
+        ),
+        html.card(
+            figures.final_accuracies(drawn),
+            "Where they end",
+            "Open dots are seeds; the bar is their mean ± one standard deviation. The line is the mean of the "
+            "workflow's own policy.",
+        ),
+    ]
+    said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
+    read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))
+    data = results["data"]
+    facts = [
+        html.many(data["pool"], "pool row"),
+        *([f"{html.many(data['rows'], 'row')} selected"] if data["rows"] != data["pool"] else []),
+        html.many(data["test"], "test row"),
+        html.many(len(results["seeds"]), "seed"),
+        html.text(html.moment(str(results["created"]))),
+    ]
+    name = html.text(results["name"])
+    opening = (
+        f'<header>\n<p class="kicker">raysel compare</p>\n<h1>{name.replace("_", "_<wbr>")}</h1>\n'
+        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
+        f'<p class="facts">{" · ".join(facts)}</p>\n</header>'
+    )
+    heads = [name[0].upper() + name[1:] for name in head]
+    sections = [
+        opening,
+        html.section("Policies", html.table(heads, body)),
+        html.section("What it says", f'<ul class="said">\n{said}\n</ul>'),
+        html.section("Figures", html.grid(cards)),
+        html.section("How to read this", read),
+        configuration(results),
+        versions(results),
+    ]
+    return html.document(f"{name} · raysel compare", "\n".join(part for part in sections if part))
+
+
+def _drawn(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the figures need of each policy: its name, title, colour, and per seed the (passes, accuracy) of its epochs."""
+    policies = results["policies"]
+    own = results["own"]
+    colours = figures.arm_colours(["chain" if name == own else name for name in policies])
+    drawn = []
+    for name, policy in policies.items():
+        seeds = []
+        for cell in policy["cells"]:
+            spent, course = 0, []
+            for epoch in cell["epochs"]:
+                spent += epoch["trained"]
+                course.append((spent, epoch["accuracy"]))
+            seeds.append(course)
+        colour = colours["chain" if name == own else name]
+        drawn.append(
+            {"name": name, "title": policy["title"], "colour": colour, "own": name == own, "seeds": seeds}
+        )
+    return drawn

@@ -1,0 +1,172 @@
+"""The comparison's numbers by hand, its words for a win, a tie and a loss, and what it looks like."""
+
+from __future__ import annotations
+
+import copy
+import math
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from raysel.report import comparison
+
+TITLES = {
+    "full": "full data",
+    "full-equal-steps": "full data at equal steps",
+    "random": "random pruning",
+    "infobatch": "InfoBatch",
+}
+ENDS = {
+    "full": (0.905, 0.907, 0.909),
+    "full-equal-steps": (0.880, 0.882, 0.884),
+    "random": (0.902, 0.899, 0.906),
+    "infobatch": (0.901, 0.902, 0.904),
+}
+
+
+def sample(ends: dict[str, tuple[float, ...]] = ENDS, rows: int = 1000) -> dict[str, Any]:
+    """Ten epochs of a thousand rows; what is held to the budget spends 700 an epoch."""
+
+    def cell(name: str, seed: int, end: float) -> dict[str, Any]:
+        planned = rows if name == "full" else 7 * rows // 10
+        course = [end - 0.3 * math.exp(-epoch) for epoch in range(9)] + [end]
+        epochs = [
+            {"trained": planned, "steps": planned // 100, "accuracy": share, "seconds": 2.0, "evaluation_seconds": 0.5}
+            for share in course
+        ]  # fmt: skip
+        return {"seed": seed, "policy": {}, "max_steps": None, "epochs": epochs, "seconds": 21.0}
+
+    budgets = {"infobatch": "sets", "full": "free"}
+    return {
+        "name": "a_sample",
+        "created": "2026-01-02T03:04:05+00:00",
+        "raysel": "0.1",
+        "versions": {"python": "3"},
+        "seeds": list(range(len(ends["infobatch"]))),
+        "config": {"train": {"epochs": 10, "batch_size": 50, "workers": 2}},
+        "data": {"pool": rows, "rows": rows, "test": 10_000},
+        "own": "infobatch",
+        "policies": {
+            name: {
+                "title": TITLES[name],
+                "budget": budgets.get(name, "held"),
+                "cells": [cell(name, seed, end) for seed, end in enumerate(shares)],
+            }
+            for name, shares in ends.items()
+        },
+    }
+
+
+def test_means_spreads_and_paired_differences():
+    table = {row.name: row for row in comparison.rows(sample())}
+    full, random, own = table["full"], table["random"], table["infobatch"]
+    assert (full.passes, full.share, full.steps, full.seconds) == (10_000, 1.0, 100, 15.0)
+    assert (own.passes, own.share, own.steps) == (7000, 0.7, 70) and own.difference is None
+    assert own.accuracy == pytest.approx((0.901 + 0.902 + 0.904) / 3)
+    assert full.deviation == pytest.approx(0.002)
+    # Pairs in points: -0.1, 0.3, -0.2: mean 0, deviation sqrt(0.07), over sqrt(3).
+    assert random.difference.mean == pytest.approx(0.0)
+    assert random.difference.error == pytest.approx(math.sqrt(0.07 / 3))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict"),
+    [
+        # t(2) at 97.5 % is 4.303; pairs with mean m and deviation 0.1 reach 4.303 * 0.1 / sqrt(3) = 0.2484 points.
+        ((0.15, 0.25, 0.35), "better"),
+        ((0.147, 0.247, 0.347), "tie"),
+        ((-0.15, -0.25, -0.35), "worse"),
+        ((0.1, 0.1, 0.1), "better"),  # they agree, and by more than the reach of one test row, 0.0248 points
+        ((0.02, 0.02, 0.02), "tie"),  # they agree, by chance or not: two test rows
+        ((0.0, 0.0, 0.0), "tie"),
+        ((0.3,), "one seed"),
+    ],
+)
+def test_a_verdict_is_the_interval_of_student(pairs, verdict):
+    found = comparison.difference([0.9 + p / 100 for p in pairs], [0.9] * len(pairs), 10_000)
+    assert found.verdict == verdict and found.mean == pytest.approx(sum(pairs) / len(pairs))
+
+
+def test_what_is_not_beaten_is_said():
+    results = sample()
+    said = comparison.findings(results)
+    assert said == [
+        "InfoBatch beats full data at equal steps at the same budget: +2.03 ± 0.03 points.",
+        "InfoBatch does not beat random pruning at the same budget: +0.00 ± 0.15 points, this is a tie.",
+        "InfoBatch with 30 % fewer passes than full data: −0.47 ± 0.03 points, lower.",
+    ]
+    assert comparison.headline(results) == (
+        "With 70.0 % of full data's passes, InfoBatch beats full data at equal steps and ties with random pruning "
+        "at the same budget."
+    )
+    lost = sample(ENDS | {"random": (0.951, 0.952, 0.954)})
+    assert "does not beat random pruning at the same budget: −5.00 ± 0.00 points, it is worse." in " ".join(
+        comparison.findings(lost)
+    )
+    assert "loses to random pruning" in comparison.headline(lost)
+    one = sample({name: shares[:1] for name, shares in ENDS.items()})
+    assert (
+        comparison.findings(one)[1]
+        == "InfoBatch against random pruning: −0.10 points with one seed, no claim."
+    )
+    assert "no claim" in comparison.headline(one)
+    alone = sample({"infobatch": ENDS["infobatch"]})
+    assert comparison.findings(alone) == [] and "no control" in comparison.headline(alone)
+
+
+def test_the_terminal_table_fits_and_says_everything():
+    text = comparison.text(sample())
+    assert max(map(len, text.splitlines())) <= 100
+    assert "random pruning             7,000   70.0 %     70     15.0  90.23 ± 0.35" in text
+    big = sample(rows=2_000_000_000)
+    big["policies"]["random"]["title"] = "a policy of somebody who likes names that go on and on and on " * 2
+    text = comparison.text(big)
+    assert max(map(len, text.splitlines())) <= 100 and "20.0G" in text
+
+
+def test_markdown_has_every_policy_and_every_note():
+    text = comparison.markdown(sample())
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 2 + 4 and len({line.count("|") for line in table}) == 1
+    assert all(sentence in text for sentence in [*comparison.findings(sample()), *comparison.notes(sample())])
+
+
+class Reader(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [v for k, v in attributes if k in ("src", "href", "xlink:href") and v and v[0] != "#"]
+        if tag not in ("meta", "br", "wbr", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.fetched += [v for k, v in attributes if k in ("src", "href", "xlink:href") and v and v[0] != "#"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_page_is_whole_and_fetches_nothing(seeds):
+    results = sample({name: shares[:seeds] for name, shares in ENDS.items()})
+    results["policies"]["random"]["title"] = "<b>random</b> & co"
+    page = comparison.render(results)
+    reader = Reader()
+    reader.feed(page)
+    assert reader.open == [] and reader.fetched == [] and "<script" not in page
+    assert page.count("<svg") == 2 and "<b>random" not in page and "sets the budget" in page
+    assert comparison.render(copy.deepcopy(results)) == page
+
+
+def test_the_png_is_an_image_of_one_and_of_many(tmp_path):
+    from PIL import Image
+
+    for number, ends in enumerate([ENDS, {"infobatch": (0.5,)}]):
+        path = comparison.write_png(sample(ends), tmp_path / f"{number}.png")
+        with Image.open(path) as image:
+            image.load()
+            assert image.width > 1400 and image.height > 400
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["0.png", "1.png"]
