@@ -40,7 +40,7 @@ def digits(tmp_path_factory):
 def test_version_and_help(raysel):
     assert raysel("--version") == (0, f"raysel, version {__version__}\n", "")
     code, out, _ = raysel("-h")
-    assert code == 0 and all(name in out for name in ("run", "validate", "report", "cleanup"))
+    assert code == 0 and all(name in out for name in ("run", "compare", "validate", "report", "cleanup"))
 
 
 def test_the_installed_command_runs():
@@ -122,3 +122,18 @@ def test_our_own_error_is_found_inside_what_ray_wraps_it_in():
     outer.worker_failures = {0: Wrapped(inner)}
     assert cli._foreseen(outer) is inner
     assert cli._foreseen(KeyError("bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--policies", "full,roundrobim"], "'roundrobim' is not known; did you mean 'roundrobin'?"),
+        (["--seeds", "0"], "a comparison needs at least one"),
+        (["--set", "test=null"], "The key 'test' is missing"),
+    ],
+)
+def test_a_comparison_that_cannot_be_is_one_sentence(raysel, digits, tmp_path, arguments, sentence):
+    out = ["--out", tmp_path / "run"]
+    code, stdout, err = raysel("compare", ROOT / "workflows/quickstart.yaml", *digits, *arguments, *out)
+    assert code == 1 and stdout == "" and not (tmp_path / "run").exists()
+    assert err.startswith("raysel: error: ") and sentence in err and err.count("\n") == 1

@@ -14,6 +14,7 @@ import torch
 
 import raysel
 from raysel.dynamic import SampleState
+from raysel.dynamic.plan import part
 from raysel.errors import ConfigError, RunError
 from raysel.report import comparison
 from raysel.train import loops
@@ -217,6 +218,13 @@ def test_controls_are_held_to_the_budget(budget, tail):
     infobatch = comparing._infobatch(budget)
     assert infobatch.delta == budget.delta
     assert (infobatch.target_saving or 0) == pytest.approx(budget.saving)
+
+
+def test_a_ratio_is_of_the_very_number_of_rows():
+    for rows in (1, 49, 1517):
+        assert [part(comparing._ratio(count, rows), rows) for count in range(1, rows + 1)] == list(
+            range(1, rows + 1)
+        )
 
 
 @pytest.mark.parametrize(

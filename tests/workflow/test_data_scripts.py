@@ -295,6 +295,18 @@ def test_fashion_columns_counts_and_contents(script, idx, tmp_path):
         assert first.read_bytes() == second.read_bytes()
 
 
+def test_fashion_without_junk(script, idx, tmp_path, capsys):
+    """The same rows as with junk, every one as it was; a share that is none is one sentence."""
+    folder, arrays = idx
+    script("fashion_mnist").main(["--source", str(folder), "--out", str(tmp_path / "a"), "--junk", "0"])
+    pixels, _, junk = read(tmp_path / "a" / "pool.parquet")
+    assert not junk.any() and "220 rows, 0 of them junk" in capsys.readouterr().out
+    target = read(tmp_path / "a" / "target.parquet")[0]
+    assert bags(pixels, target) == bags(arrays["train-images-idx3"].astype(np.uint8))
+    with pytest.raises(SystemExit, match=r"--junk 1.5 is not a share from 0 to 1\."):
+        script("fashion_mnist").main(["--source", str(folder), "--junk", "1.5"])
+
+
 def test_fashion_real_sizes(script):
     """60,000 labels give the documented 5,000 and 55,000."""
     labels = np.random.default_rng(0).permutation(np.arange(60_000) % 10)
