@@ -309,7 +309,7 @@ def render(results: Mapping[str, Any]) -> str:
         f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
         f'<p class="facts">{" · ".join(facts)}</p>\n</header>'
     )
-    heads = [name[0].upper() + name[1:] for name in head]
+    heads = [name[0].upper() + name[1:].removesuffix(", points") for name in head]
     sections = [
         opening,
         html.section("Policies", html.table(heads, body)),
