@@ -82,7 +82,7 @@ def test_what_is_left_in_the_run_directory(compared, digits):
         compare(digits("train.epochs=5"), ("full",), 1, out)
 
 
-def test_a_killed_comparison_does_only_what_is_missing(compared, digits, tmp_path, monkeypatch):
+def test_a_killed_comparison_does_only_what_is_missing(compared, digits, tmp_path):
     """Interrupted after two cells: those are not trained again, and the numbers are the undisturbed run's."""
     before, whole = compared
     out = tmp_path / "run"
