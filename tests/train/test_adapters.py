@@ -281,3 +281,33 @@ def _module():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     return Module()
+
+
+@pytest.mark.slow
+def test_the_language_model_example_prints_its_four_runs(tmp_path):
+    pytest.importorskip("transformers")
+    workflows = Path(__file__).resolve().parents[2] / "workflows"
+    source = tmp_path / "wordnet"
+    source.mkdir()
+    for part in (
+        "noun",
+        "verb",
+        "adj",
+        "adv",
+    ):  # as data files begin: offset, lexicographer file, rest | gloss
+        lines = [f"{i:08d} 03 n 01 w {i} | the {i % 7} of {i % 11} things; part {part}" for i in range(600)]
+        (source / f"data.{part}").write_text("  licence\n" + "\n".join(lines) + "\n")
+    small = ["--rows=96", "--epochs=4"]
+    done = subprocess.run(
+        [sys.executable, str(workflows / "wordnet_lm.py"), f"--source={source}", f"--out={tmp_path}", *small],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = {row["run"]: row for row in json.loads((tmp_path / "wordnet_lm.json").read_text())["runs"]}
+    assert list(runs) == ["full", "infobatch", "random", "full, equal steps"]
+    assert runs["full"]["passes"] == 4 * 96 and runs["infobatch"]["share"] < 1
+    assert runs["full, equal steps"]["steps"] == runs["infobatch"]["steps"]
+    assert all(1 < row["perplexity"] < 2003 for row in runs.values())
