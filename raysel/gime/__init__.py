@@ -1,0 +1,26 @@
+"""GIME: eleven information metrics of a training table, from one mergeable pass (no Ray needed).
+
+Xu et al., General Information Metrics Evaluation, arXiv 2501.02004, on Objective Information Theory.
+"""
+
+from __future__ import annotations
+
+from raysel.gime.binding import Binding, Target
+from raysel.gime.rows import key_counts, merge_key_counts, row_scores
+from raysel.gime.state import METRICS, State, columns, finalize, measure, merge, partial, with_target
+
+__all__ = [
+    "METRICS",
+    "Binding",
+    "State",
+    "Target",
+    "columns",
+    "finalize",
+    "key_counts",
+    "measure",
+    "merge",
+    "merge_key_counts",
+    "partial",
+    "row_scores",
+    "with_target",
+]

@@ -1,0 +1,215 @@
+"""What the columns of a table mean to the metrics. Declared, checked, saved with every result; never guessed."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysel.errors import ConfigError, DataError
+from raysel.gime.columns import NOTHING, UNZONED, ZONED, kind
+
+Columns = str | Sequence[str]
+_KEYS = ("entity", "classes", "relation", "content", "carrier")
+_SINGLE = ("event_time", "record_time", "size")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is kept of a target table: see `raysel.gime.with_target`, which makes it.
+
+    rows: its rows. scale: for each numeric content column its centres and its spread. summary: its saved state, base64.
+    """
+
+    rows: int
+    scale: Mapping[str, tuple[tuple[float, ...], float]]
+    summary: str
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The declared meaning of columns. Only bound columns are needed; what is not bound is null in the result.
+
+    entity: what a row is about (o); several columns name it together.
+    event_time, record_time: when it happened (T_h) and when it was recorded (T_m): timestamps, dates or ISO 8601 text.
+    reference_time: a moment in ISO 8601 that stands for the time of record of every row, in place of record_time.
+    size: the size of a row's object, a number of at least 0.
+    classes: the columns that together make the equivalence R. relation: keys; rows that share one are related.
+    content: the states (g). Rows equal in all of them are copies; its columns of numbers, and of lists of one length, are
+    compared with the target's. carrier: what holds the row (c): a file, a source.
+    reference: for a column, the column that says what it should be. bounds: for a column of numbers, the least and
+    greatest value that are valid, either None.
+    target: of a target table, set by `raysel.gime.with_target`.
+
+    ConfigError for a value of another form, and if nothing is bound.
+    """
+
+    entity: Columns = ()
+    event_time: str | None = None
+    record_time: str | None = None
+    reference_time: str | None = None
+    size: str | None = None
+    classes: Columns = ()
+    relation: Columns = ()
+    content: Columns = ()
+    carrier: Columns = ()
+    reference: Mapping[str, str] = field(default_factory=dict)
+    bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    target: Target | None = None
+
+    def __post_init__(self) -> None:
+        for name in _KEYS:
+            given = getattr(self, name)
+            names = (given,) if isinstance(given, str) else given
+            if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
+                raise ConfigError(f"binding.{name}: {given!r} is not a column or a list of columns.")
+            if len(set(names)) < len(names):
+                raise ConfigError(f"binding.{name}: {list(names)} names a column twice.")
+            object.__setattr__(self, name, tuple(names))
+        for name in (*_SINGLE, "reference_time"):
+            given = getattr(self, name)
+            if given is not None and (not isinstance(given, str) or not given):
+                what = "a moment in ISO 8601" if name == "reference_time" else "a column"
+                raise ConfigError(f"binding.{name}: {given!r} is not {what}.")
+        if self.record_time is not None and self.reference_time is not None:
+            raise ConfigError("binding: give record_time or reference_time, not both.")
+        if self.reference_time is not None:
+            self.reference_moment()
+        if not isinstance(self.reference, Mapping) or not all(
+            isinstance(name, str) for pair in self.reference.items() for name in pair
+        ):
+            raise ConfigError(f"binding.reference: {self.reference!r} does not map columns to columns.")
+        object.__setattr__(self, "reference", dict(self.reference))
+        object.__setattr__(self, "bounds", _bounds(self.bounds))
+        if not self.columns:
+            raise ConfigError(
+                "binding: no column is bound, so there is nothing to measure; bind at least one."
+            )
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are needed, each once."""
+        found = [name for role in _KEYS for name in getattr(self, role)]
+        found += [name for role in _SINGLE if (name := getattr(self, role)) is not None]
+        found += [name for pair in self.reference.items() for name in pair] + list(self.bounds)
+        return list(dict.fromkeys(found))
+
+    def reference_moment(self) -> tuple[int, str]:
+        """reference_time in nanoseconds since 1970, and whether it has a zone, as `raysel.gime.columns.times` says it."""
+        text = pa.array([self.reference_time], pa.string())
+        for to, what in ((pa.timestamp("ns"), UNZONED), (pa.timestamp("ns", "UTC"), ZONED)):
+            try:
+                return pc.cast(text, to).cast(pa.int64())[0].as_py(), what
+            except pa.ArrowInvalid:
+                continue
+        raise ConfigError(
+            f"binding.reference_time: {self.reference_time!r} is not a moment in ISO 8601 between 1677 and 2262, such as "
+            "2024-05-01 or 2024-05-01T12:00:00Z."
+        )
+
+    def to_json(self) -> str:
+        """One line that :meth:`from_json` reads; what is not bound is left out."""
+        found = {name: value for name, value in asdict(self).items() if value}
+        return json.dumps(found, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Binding:
+        """ConfigError for text that is no binding."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"binding: not JSON ({error}).") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"binding: a JSON object is needed, not {type(raw).__name__}.")
+        known = [f.name for f in fields(cls)]
+        for name in raw:
+            if name not in known:
+                raise ConfigError(f"binding.{name}: there is no such role{did_you_mean(name, known)}.")
+        if isinstance(kept := raw.get("target"), dict):
+            try:
+                scale = {n: (tuple(map(float, c)), float(s)) for n, (c, s) in kept["scale"].items()}
+                raw["target"] = Target(int(kept["rows"]), scale, str(kept["summary"]))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ConfigError(f"binding.target: not a saved target ({error}).") from error
+        return cls(**raw)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that differ when any meaning, or the target, does."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
+
+    def check(self, schema: pa.Schema, what: str = "table") -> None:
+        """DataError unless every bound column is in ``schema`` with a type that its meaning allows."""
+        for role, name in self._roles():
+            if name not in schema.names:
+                raise DataError(
+                    f"The {what} has no column '{name}', which the binding names as {role}{did_you_mean(name, schema.names)}; "
+                    f"its columns are {', '.join(schema.names) or 'none'}."
+                )
+            if schema.names.count(name) > 1:
+                raise DataError(f"The {what} has more than one column '{name}'; rename one of them.")
+            holds = kind(schema.field(name).type, name)
+            if role in ("event_time", "record_time") and holds not in (ZONED, UNZONED, "text", NOTHING):
+                raise DataError(
+                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}; cast it to a timestamp, since no "
+                    "unit or origin is guessed."
+                )
+            if (
+                role in ("size", "bounds")
+                and holds not in ("number", "bool", NOTHING)
+                and "decimal" not in holds
+            ):
+                raise DataError(
+                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; bind another or cast it."
+                )
+
+    def within(self, names: Sequence[str]) -> Binding | None:
+        """This binding for a table that has only the columns ``names``: a meaning that lacks a column is left out, of
+        relation, content, reference and bounds only the column; None if nothing is left."""
+        have = set(names)
+        kept: dict[str, Any] = {
+            role: () for role in ("entity", "classes", "carrier") if not have.issuperset(getattr(self, role))
+        }
+        kept |= {role: None for role in _SINGLE if getattr(self, role) not in have}
+        kept |= {role: [n for n in getattr(self, role) if n in have] for role in ("relation", "content")}
+        kept["reference"] = {one: other for one, other in self.reference.items() if {one, other} <= have}
+        kept["bounds"] = {name: ends for name, ends in self.bounds.items() if name in have}
+        try:
+            return replace(self, **kept)
+        except ConfigError:
+            return None
+
+    def _roles(self) -> list[tuple[str, str]]:
+        found = [(role, name) for role in _KEYS for name in getattr(self, role)]
+        found += [(role, name) for role in _SINGLE if (name := getattr(self, role)) is not None]
+        found += [("reference", name) for pair in self.reference.items() for name in pair]
+        return found + [("bounds", name) for name in self.bounds]
+
+
+def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"binding.bounds: {given!r} does not map columns to (least, greatest).")
+    found = {}
+    for name, ends in given.items():
+        if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
+            raise ConfigError(
+                f"binding.bounds.{name}: {ends!r} is not (least, greatest); either may be None."
+            )
+        for end in ends:
+            if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or end != end):
+                raise ConfigError(f"binding.bounds.{name}: {end!r} is not a number.")
+        low, high = (None if end is None else float(end) for end in ends)
+        if low is not None and high is not None and low > high:
+            raise ConfigError(f"binding.bounds.{name}: the least value {low} is above the greatest, {high}.")
+        found[str(name)] = (low, high)
+    return found
+
+
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,224 @@
+"""A block of rows as the metrics collect from it, and a group's collected parts as they report from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raysel.errors import DataError
+from raysel.gime.binding import Binding
+from raysel.gime.columns import (
+    NOTHING,
+    Array,
+    Hashes,
+    combine,
+    hash_column,
+    kind,
+    numbers,
+    plain,
+    times,
+    valid,
+)
+from raysel.gime.sketches import (
+    KEYS,
+    LEAST,
+    MOST,
+    Codes,
+    Estimate,
+    Histogram,
+    Parts,
+    Sample,
+    exact,
+    gather_keys,
+    histogram,
+)
+
+Mask = npt.NDArray[np.bool_]
+Scale = Any  # Target.scale, or None
+
+
+class Figure(NamedTuple):
+    """One statistic of a metric: null (None) with the reason, or a value, with a remark if there is one."""
+
+    statistic: str
+    value: Estimate | None
+    unit: str
+    reason: str | None = None
+
+
+@dataclass(eq=False)
+class Block:
+    """Rows, their groups (int64 codes, None = all in one), and what the metrics have collected from them.
+
+    scale: of the target's columns; None when no target is aimed at. first_row: the table's first row, for errors.
+    """
+
+    table: pa.Table
+    binding: Binding
+    group: Codes | None
+    groups: int
+    scale: Scale = None
+    first_row: int = 0
+    parts: Parts = field(default_factory=Parts)
+    kinds: dict[str, str] = field(default_factory=dict)
+    _kept: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in self.binding.columns:
+            self.kinds[name] = kind(self.table.schema.field(name).type, name)
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def hash(self, name: str) -> Hashes:
+        return self._once(("hash", name), lambda: hash_column(self.table[name], name))
+
+    def valid(self, name: str) -> Mask:
+        return self._once(("valid", name), lambda: _valid(self.table[name]))
+
+    def numbers(self, name: str) -> Array:
+        return self._once(("numbers", name), lambda: numbers(self.table[name], name))
+
+    def time(self, name: str) -> tuple[npt.NDArray[np.int64], Mask]:
+        """Nanoseconds, and where there are any."""
+        found = self._once(("time", name), lambda: times(self.table[name], name, self.first_row))
+        if self.kinds[name] != NOTHING:
+            self.kinds[name] = found[2]
+        return found[0], found[1]
+
+    def key(self, names: Sequence[str]) -> tuple[Hashes, Mask]:
+        """One hash a row of several columns, and where all of them have a value."""
+        return self._once(
+            ("key", tuple(names)),
+            lambda: (
+                combine([self.hash(name) for name in names], self.table.num_rows),
+                np.logical_and.reduce([self.valid(name) for name in names]),
+            ),
+        )
+
+    def codes(self, where: Mask | None = None) -> Codes | None:
+        """The groups of the rows picked."""
+        return self.group if self.group is None or where is None or where.all() else self.group[where]
+
+    # What is collected, each under a name that the report asks for.
+
+    def count(self, name: str, where: Mask | None = None) -> None:
+        """Rows for each group."""
+        if self.group is None:
+            rows = self.table.num_rows if where is None else int(np.count_nonzero(where))
+            self.add(name, np.full(self.groups, rows, np.int64))
+        else:
+            self.add(
+                name, np.bincount(self.group if where is None else self.group[where], minlength=self.groups)
+            )
+
+    def add(self, name: str, counts: npt.NDArray[np.int64]) -> None:
+        known = self.parts.counts.get(name)
+        self.parts.counts[name] = counts if known is None else known + counts
+
+    def extremes(self, name: str, values: npt.NDArray[np.int64], where: Mask) -> None:
+        values, codes = _picked(values, where), self.codes(where)
+        low, high = np.full(self.groups, MOST), np.full(self.groups, LEAST)
+        if len(values) and codes is None:
+            low[0], high[0] = values.min(), values.max()
+        elif len(values):
+            np.minimum.at(low, codes, values)
+            np.maximum.at(high, codes, values)
+        self.parts.low[name], self.parts.high[name] = low, high
+
+    def keys(self, name: str, hashes: Hashes, where: Mask | None = None, **columns: Any) -> None:
+        if where is not None and not where.all():
+            columns = {n: v if isinstance(v, int) else v[where] for n, v in columns.items()}
+            self.parts.keys[name] = gather_keys(
+                self.codes(where), hashes[where], self.groups, KEYS, **columns
+            )
+        else:
+            self.parts.keys[name] = gather_keys(self.group, hashes, self.groups, KEYS, **columns)
+
+    def histogram(self, name: str, values: npt.NDArray[np.int64], where: Mask, relative: bool) -> None:
+        self.parts.histograms[name] = histogram(
+            self.codes(where), _picked(values, where), self.groups, relative
+        )
+
+
+def _valid(column: pa.ChunkedArray) -> Mask:
+    return (
+        valid(plain(column)) if column.null_count or _hides_nulls(column.type) else np.ones(len(column), bool)
+    )
+
+
+def _hides_nulls(of: Any) -> bool:
+    return pa.types.is_dictionary(of) or isinstance(of, pa.BaseExtensionType) or pa.types.is_null(of)
+
+
+def _picked(values: Array, where: Mask) -> Array:
+    return values if where.all() else values[where]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The parts of one group."""
+
+    binding: Binding
+    parts: Parts
+    group: int
+    kinds: dict[str, str]
+    target: View | None = None
+
+    def count(self, name: str) -> int:
+        return int(self.parts.counts[name][self.group])
+
+    @property
+    def rows(self) -> int:
+        return self.count("rows")
+
+    def low(self, name: str) -> int | None:
+        found = int(self.parts.low[name][self.group])
+        return None if self.high(name) is None else found
+
+    def high(self, name: str) -> int | None:
+        low, high = int(self.parts.low[name][self.group]), int(self.parts.high[name][self.group])
+        return None if low > high else high
+
+    def sum(self, name: str) -> int:
+        return self.parts.sums[name][self.group]
+
+    def keys(self, name: str) -> Sample:
+        return self.parts.keys[name].of(self.group)
+
+    def histogram(self, name: str) -> Histogram:
+        return self.parts.histograms[name].of(self.group)
+
+    def left_out(self, counted: int, what: str) -> str | None:
+        """A remark about rows that a figure does not include."""
+        missing = self.rows - counted
+        return f"{missing:,} of {self.rows:,} rows without {what} are left out" if missing else None
+
+
+def unbound(role: str, *statistics: tuple[str, str]) -> list[Figure]:
+    """What a metric reports when its input is not bound."""
+    return [Figure(name, None, unit, f"the binding names no {role}") for name, unit in statistics]
+
+
+def absent(reason: str, *statistics: tuple[str, str]) -> list[Figure]:
+    """What a metric reports when there is nothing to compute it from."""
+    return [Figure(name, None, unit, reason) for name, unit in statistics]
+
+
+def share(part: int, whole: int) -> Estimate:
+    return exact(part / whole)
+
+
+def refuse_row(block: Block, name: str, bad: Mask, why: str) -> None:
+    """DataError with the first row of ``bad``, if there is one."""
+    if bad.any():
+        row = int(np.argmax(bad))
+        value = block.table[name][row].as_py()
+        raise DataError(f"Column '{name}' row {block.first_row + row}: {value} {why}")

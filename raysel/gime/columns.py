@@ -1,0 +1,392 @@
+"""Arrow columns as what the metrics compute with: 64-bit hashes, integer nanoseconds, numbers, bytes a row.
+
+Hashes are the same on every machine and in every process, for a value in whatever block, chunk, width or
+dictionary it comes: 1, 1.0 and an int8 of 1 are one number, text is its UTF-8 bytes, -0.0 is 0.0, all NaN are one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysel.errors import DataError
+
+Array = npt.NDArray[Any]
+Hashes = npt.NDArray[np.uint64]
+
+UNZONED, ZONED, NOTHING = "time without zone", "time with zone", "nothing"
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_NULL, _NAN = np.uint64(0x6E756C6C6E756C6C), np.uint64(0x6E616E6E616E6E61)
+_SLICE = 1 << 20  # words or elements hashed at once
+
+
+def mix(values: Hashes) -> Hashes:
+    """The finalizer of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), a bijection of uint64."""
+    x = values ^ (values >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def kind(of: Any, name: str) -> str:
+    """What a column holds, whatever its width: "number", "text", "time with zone", "list of number" ...
+
+    DataError for types whose values have no one meaning as a key: maps and unions.
+    """
+    if isinstance(of, pa.BaseExtensionType):
+        return kind(of.storage_type, name)
+    is_ = pa.types
+    if is_.is_dictionary(of):
+        return kind(of.value_type, name)
+    if is_.is_null(of):
+        return NOTHING
+    if is_.is_boolean(of):
+        return "bool"
+    if is_.is_integer(of) or is_.is_floating(of):
+        return "number"
+    if is_.is_decimal(of):
+        return f"decimal of scale {of.scale}"
+    if is_.is_string(of) or is_.is_large_string(of) or is_.is_string_view(of):
+        return "text"
+    if is_.is_binary(of) or is_.is_large_binary(of) or is_.is_fixed_size_binary(of) or is_.is_binary_view(of):
+        return "bytes"
+    if is_.is_timestamp(of):
+        return UNZONED if of.tz is None else ZONED
+    if is_.is_date(of):
+        return UNZONED
+    if is_.is_time(of) or is_.is_duration(of):
+        return "clock time" if is_.is_time(of) else "duration"
+    if _is_list(of):
+        return f"list of {kind(of.value_type, name)}"
+    if is_.is_struct(of):
+        return f"struct of {', '.join(f'{f.name} {kind(f.type, name)}' for f in of)}"
+    raise DataError(
+        f"Column '{name}' is of type {of}, which cannot be compared or counted; "
+        "bind a column of numbers, text, times, lists or structs."
+    )
+
+
+def _is_list(of: Any) -> bool:
+    return pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of)
+
+
+def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """One chunk without extension type; of a dictionary its values."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # what combining no chunks or very long text gives
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if isinstance(array.type, pa.BaseExtensionType):
+        return plain(array.storage)
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
+def valid(array: pa.Array) -> npt.NDArray[np.bool_]:
+    """True where the row has a value."""
+    if not array.null_count:
+        return np.ones(len(array), bool)
+    return array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _fixed(array: pa.Array, dtype: Any) -> Array:
+    """The values buffer of a fixed-width array, whatever lies under its nulls: a view."""
+    if not len(array):
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+
+
+def hash_column(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
+    """A uint64 for each row; null is a value of its own."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.Array) and pa.types.is_dictionary(array.type):  # each value once
+        values = hash_column(array.dictionary, name)
+        codes = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.intp)
+        found = values[codes] if len(values) else np.full(len(array), _NULL)
+        found[~valid(array)] = _NULL
+        return found
+    array = plain(array)
+    found = _hash(array, name)
+    if array.null_count:
+        found[~valid(array)] = _NULL
+    return found
+
+
+def _hash(array: pa.Array, name: str) -> Hashes:
+    of = array.type
+    is_ = pa.types
+    if is_.is_null(of):
+        return np.full(len(array), _NULL)
+    if is_.is_boolean(of):
+        return _hash_ints(array.cast(pa.uint8()))
+    if is_.is_integer(of):
+        return _hash_ints(array)
+    if is_.is_floating(of):
+        return _hash_floats(array.cast(pa.float64()))
+    if is_.is_timestamp(of) or is_.is_date(of):
+        return _hash_ints(nanoseconds(array, name).view(pa.int64()))
+    if is_.is_time(of):
+        unit = pa.time64("ns")
+        return _hash_ints(
+            (array.cast(pa.time32("ms")) if is_.is_time32(of) else array).cast(unit).view(pa.int64())
+        )
+    if is_.is_duration(of):
+        return _hash_ints(_cast(array, pa.duration("ns"), name).view(pa.int64()))
+    if is_.is_decimal(of):
+        return _hash_bytes(array.cast(pa.decimal256(76, of.scale)).cast(pa.string()).cast(pa.large_binary()))
+    if _is_list(of):
+        return _hash_lists(array, name)
+    if is_.is_struct(of):
+        return combine([hash_column(part, name) for part in array.flatten()], len(array))
+    if is_.is_fixed_size_binary(of):
+        return _hash_bytes(array.cast(pa.binary()).cast(pa.large_binary()))
+    kind(of, name)  # refuses what is left but text and binary
+    return _hash_bytes(array.cast(pa.large_binary()))
+
+
+def _hash_ints(array: pa.Array) -> Hashes:
+    width, signed = array.type.bit_width // 8, array.type not in _UNSIGNED
+    values = _fixed(array, np.dtype(f"{'i' if signed else 'u'}{width}"))
+    return mix(values.astype(np.int64 if signed else np.uint64).view(np.uint64) + _GOLDEN)
+
+
+_UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
+
+
+def _hash_floats(array: pa.Array) -> Hashes:
+    values = _fixed(array, np.float64)
+    whole = np.rint(values)
+    alike = (whole == values) & (np.abs(values) < 2.0**62)
+    bits = np.where(alike, np.where(alike, whole, 0.0).astype(np.int64), (values + 0.0).view(np.int64) ^ 0x7F)
+    found = mix(bits.view(np.uint64) + _GOLDEN)
+    found[np.isnan(values)] = _NAN
+    return found
+
+
+def _hash_bytes(array: pa.Array) -> Hashes:
+    """A sum of mixed 8-byte words, each with its place, so that long and short values cost by the byte."""
+    found = np.empty(len(array), np.uint64)
+    if not len(array):
+        return found
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    raw = array.buffers()[2]
+    data = np.frombuffer(raw, np.uint8) if raw is not None else np.empty(0, np.uint8)
+    words = np.maximum((np.diff(offsets) + 7) >> 3, 1)
+    ends = np.cumsum(words)
+    start = 0
+    while start < len(array):
+        stop = max(int(np.searchsorted(ends, (ends[start - 1] if start else 0) + _SLICE)), start + 1)
+        found[start:stop] = _hash_words(data, offsets[start : stop + 1], words[start:stop])
+        start = stop
+    return found
+
+
+def _hash_words(data: npt.NDArray[np.uint8], offsets: Array, words: Array) -> Hashes:
+    first, last = int(offsets[0]), int(offsets[-1])
+    padded = np.zeros(((last - first) >> 3) + 2, "<u8")
+    padded.view(np.uint8)[: last - first] = data[first:last]
+    length = np.diff(offsets)
+    longest = int(words.max())
+    if longest == 1:
+        place, row, start = np.zeros(len(words), np.int64), slice(None), offsets[:-1] - first
+        left = length
+    else:
+        row = np.repeat(np.arange(len(words)), words)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(words) - words, words)
+        start = (offsets[:-1] - first)[row] + 8 * place
+        left = length[row] - 8 * place
+    at, shift = start >> 3, ((start & 7) << 3).astype(np.uint64)
+    word = padded[at] >> shift
+    high = np.flatnonzero(shift)
+    word[high] |= padded[at[high] + 1] << (np.uint64(64) - shift[high])
+    cut = np.flatnonzero(left < 8)
+    word[cut] &= (np.uint64(1) << (left[cut] << 3).astype(np.uint64)) - np.uint64(1)
+    mixed = mix(word ^ mix((place.astype(np.uint64) + np.uint64(1)) * _GOLDEN))
+    if longest > 1:
+        mixed = np.add.reduceat(mixed, np.cumsum(words) - words)
+    return mix(mixed + length.astype(np.uint64) * _GOLDEN)
+
+
+def _hash_lists(array: pa.Array, name: str) -> Hashes:
+    """A sum of the elements' mixed hashes, each with its place."""
+    if pa.types.is_fixed_size_list(array.type):
+        size = array.type.list_size
+        inner = array.values.slice(array.offset * size, len(array) * size)
+        length = np.full(len(array), size, np.int64)
+    else:  # a null's elements are not in flatten()
+        length = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        inner = array.flatten()
+    ends = np.cumsum(length)
+    elements = hash_column(inner, name)
+    place = np.arange(len(elements)) - np.repeat(ends - length, length)
+    sums = np.concatenate(
+        [
+            np.zeros(1, np.uint64),
+            np.cumsum(mix(elements ^ mix((place.astype(np.uint64) + np.uint64(1)) * _GOLDEN))),
+        ]
+    )
+    return mix(sums[ends] - sums[ends - length] + (length.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+
+
+def combine(parts: list[Hashes], rows: int) -> Hashes:
+    """One hash a row of the hashes of several columns, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    found = np.full(rows, np.uint64(len(parts)))
+    for part in parts:
+        found = mix(found * _GOLDEN + part)
+    return found
+
+
+def _cast(array: pa.Array, to: Any, name: str, first_row: int = 0) -> pa.Array:
+    try:
+        return array.cast(to)
+    except pa.ArrowInvalid:
+        row, value = _first_bad(array, lambda part: part.cast(to))
+        raise DataError(
+            f"Column '{name}' row {first_row + row}: {value} is outside the years 1677 to 2262, which nanoseconds can "
+            "hold; make placeholders null."
+        ) from None
+
+
+def nanoseconds(array: pa.Array, name: str, first_row: int = 0) -> pa.Array:
+    """A timestamp or date array as timestamp[ns]; DataError with the row for what it cannot hold."""
+    of = array.type
+    if pa.types.is_date(of):
+        array = (
+            array.cast(pa.date32()).cast(pa.timestamp("s"))
+            if pa.types.is_date32(of)
+            else array.cast(pa.timestamp("ms"))
+        )
+    return _cast(array, pa.timestamp("ns", array.type.tz), name, first_row)
+
+
+def times(
+    column: pa.ChunkedArray, name: str, first_row: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
+    """int64 nanoseconds since 1970, where there is a value, and the kind: with zone, without, or nothing.
+
+    Takes timestamps, dates and ISO 8601 text. DataError with the row (counted from ``first_row``) for text that is no
+    time, for text of which only some has a zone, and for moments outside 1677 to 2262.
+    """
+    array = plain(column)
+    what = kind(array.type, name)
+    if what == NOTHING:
+        return np.zeros(len(array), np.int64), np.zeros(len(array), bool), NOTHING
+    if what == "text":
+        array, what = _parse(array, name, first_row)
+    elif what not in (ZONED, UNZONED):
+        raise DataError(
+            f"Column '{name}' holds {what}, not times; cast it to a timestamp, since no unit or origin is guessed."
+        )
+    array = nanoseconds(array, name, first_row)
+    good = valid(array)
+    values = _fixed(array, np.int64)
+    return (values if good.all() else np.where(good, values, 0)), good, what if good.any() else NOTHING
+
+
+def _parse(array: pa.Array, name: str, first_row: int) -> tuple[pa.Array, str]:
+    zoned, unzoned = pa.timestamp("ns", "UTC"), pa.timestamp("ns")
+    for to, what in ((unzoned, UNZONED), (zoned, ZONED)):
+        try:
+            return array.cast(to), what
+        except pa.ArrowInvalid:
+            pass
+    seen: dict[str, tuple[int, str]] = {}
+    for row, text in enumerate(array.to_pylist()):  # only to say what is wrong
+        if text is None:
+            continue
+        one = pa.array([text], pa.string())
+        what = next((w for to, w in ((unzoned, UNZONED), (zoned, ZONED)) if _casts(one, to)), None)
+        if what is None:
+            raise DataError(
+                f"Column '{name}' row {first_row + row}: {text!r} is not a time in ISO 8601 between 1677 and 2262; "
+                "repair it or make it null."
+            )
+        seen.setdefault(what, (first_row + row, text))
+        if len(seen) == 2:
+            break
+    (row_z, text_z), (row_u, text_u) = seen[ZONED], seen[UNZONED]
+    raise DataError(
+        f"Column '{name}' mixes times with and without a zone (row {row_z}: {text_z!r}, row {row_u}: {text_u!r}); "
+        "write all of them with one, or none."
+    )
+
+
+def _casts(array: pa.Array, to: Any) -> bool:
+    try:
+        array.cast(to)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _first_bad(array: pa.Array, use: Any) -> tuple[int, str]:
+    """The first row that ``use`` refuses, by halving."""
+    low, high = 0, len(array)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            use(array.slice(low, middle - low))
+            low = middle
+        except pa.ArrowInvalid:
+            high = middle
+    return low, pc.cast(array.slice(low, 1), pa.string())[0].as_py()
+
+
+def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
+    """float64 (n,), or (n, d) for lists of one length; null as NaN. DataError for anything that holds no numbers."""
+    array = plain(column)
+    of = array.type
+    if pa.types.is_null(of):
+        return np.full(len(array), np.nan)
+    if pa.types.is_fixed_size_list(of) or _is_list(of):
+        return _vectors(array, name)
+    found = (
+        array.cast(pa.float64()) if not pa.types.is_boolean(of) else array.cast(pa.uint8()).cast(pa.float64())
+    )
+    values = _fixed(found, np.float64)
+    return np.where(valid(found), values, np.nan) if found.null_count else values
+
+
+def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
+    good = valid(array)
+    there = array.drop_null() if not good.all() else array
+    length = pc.list_value_length(there).to_numpy(zero_copy_only=False)
+    if len(length) and (length != length[0]).any():
+        raise DataError(
+            f"Column '{name}' holds lists of different lengths ({length.min()} to {length.max()}), which are no vectors; "
+            "give all the same length or leave the column out of the content."
+        )
+    width = int(length[0]) if len(length) else 0
+    found = np.full((len(array), width), np.nan)
+    found[good] = numbers(there.flatten(), name).reshape(-1, width) if width else 0.0
+    return found
+
+
+def row_bytes(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
+    """Bytes of the values and offsets of each row, int64: what `raysel.gio.budget.arrow_bytes` counts in all."""
+    array = plain(column)
+    of = array.type
+    if pa.types.is_null(of):
+        return np.zeros(len(array), np.int64)
+    if pa.types.is_struct(of):
+        return np.sum([row_bytes(part, name) for part in array.flatten()], axis=0, dtype=np.int64)
+    if pa.types.is_fixed_size_list(of):
+        inner = row_bytes(array.values.slice(array.offset * of.list_size, len(array) * of.list_size), name)
+        each = inner.reshape(len(array), of.list_size).sum(axis=1)
+        return np.where(valid(array), each, 0)
+    if _is_list(of):
+        length = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        sums = np.concatenate([[0], np.cumsum(row_bytes(array.flatten(), name))])
+        ends = np.cumsum(length)
+        return sums[ends] - sums[ends - length] + (8 if pa.types.is_large_list(of) else 4)
+    try:
+        return np.full(len(array), max(of.bit_width // 8, 1), np.int64)
+    except ValueError:  # text and binary
+        length = pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+        return length.astype(np.int64) + 4

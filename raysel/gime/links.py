@@ -1,0 +1,103 @@
+"""Aggregation and coverage: how states relate to one another, and in how many copies they are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raysel.gime.block import Block, Figure, View, absent, unbound
+from raysel.gime.columns import combine
+from raysel.gime.sketches import Estimate, Sample, exact
+
+_COPIES = (
+    ("copies_per_content", "rows/content"),
+    ("duplicate_share", "share"),
+    ("carriers", "carriers"),
+    ("carriers_per_content", "carriers/content"),
+)
+
+
+def collect(block: Block) -> None:
+    """Rows that share a relation key; distinct contents, and on how many carriers each is."""
+    binding = block.binding
+    for name in binding.relation:
+        there = block.valid(name)
+        block.count(f"related {name}", there)
+        block.keys(f"relation {name}", block.hash(name), there, count=1)
+    if binding.content:
+        content = combine([block.hash(name) for name in binding.content], block.table.num_rows)
+        block.keys("content", content)
+        if binding.carrier:
+            carrier, held = block.key(binding.carrier)
+            block.count("carried", held)
+            block.keys("carried content", content, held)
+            block.keys("carriers", combine([content, carrier], len(content)), held)
+
+
+def pairs(sample: Sample, rows: int) -> Estimate:
+    """Pairs of rows with the same key, sum of c (c - 1) / 2: exact beyond int64 too, by AMS where cut."""
+    squares = sample.squares()
+    if sample.tug is None:  # the difference of two large integers, not of two floats
+        counts = sample.columns["count"].tolist()
+        return exact(sum(c * (c - 1) // 2 for c in counts))
+    return squares.through(lambda total: max(total - rows, 0.0) / 2)
+
+
+def aggregation(view: View) -> list[Figure]:
+    """How closely states are related (OIT: relations by states).
+
+    pairs: pairs of rows that share a key, summed over relation columns, from 0 up. pairs_per_row: by all rows, from 0 to
+    (rows - 1) / 2 for each column. linked_share[column]: share of all rows that share their key with another,
+    in [0, 1]. A null relates to nothing. Beyond 2,048 keys pairs are estimated with an absolute error of 9 % of the sum of
+    squared counts, which says little where keys are nearly unique: see the bound.
+    """
+    names = view.binding.relation
+    statistics = (("pairs", "pairs"), ("pairs_per_row", "pairs/row"))
+    if not names:
+        return unbound("relation", *statistics, ("linked_share", "share"))
+    each = tuple((f"linked_share[{name}]", "share") for name in names)
+    if not view.rows:
+        return absent("there is no row", *statistics, *each)
+    total, linked = exact(0), []
+    for (statistic, unit), name in zip(each, names, strict=True):
+        sample, related = view.keys(f"relation {name}"), view.count(f"related {name}")
+        total += pairs(sample, related)
+        alone = sample.total((sample.columns["count"] == 1).astype(np.float64))
+        part = (exact(related) + -alone).clip(0, related)
+        linked.append(Figure(statistic, part / exact(view.rows), unit))
+    if not sum(view.count(f"related {name}") for name in names):
+        return absent("the relation columns hold no value", *statistics, *each)
+    per_row = total / exact(view.rows)
+    return [Figure("pairs", total, "pairs"), Figure("pairs_per_row", per_row, "pairs/row"), *linked]
+
+
+def coverage(view: View) -> list[Figure]:
+    """In how many copies states are kept (OIT: the sum of carriers over all copies).
+
+    copies_per_content: rows by distinct contents, from 1 up; duplicate_share: 1 - its inverse, in [0, 1). carriers: distinct
+    (content, carrier) pairs, from 1 up, and carriers_per_content. Contents are equal when all content columns are,
+    null with null; for near duplicates bind a column of cells. This is not how much of a target's support is reached, which is
+    support_coverage under mismatch.
+    """
+    binding = view.binding
+    if not binding.content:
+        return unbound("content", *_COPIES)
+    if not view.rows:
+        return absent("there is no row", *_COPIES)
+    contents = view.keys("content").distinct().clip(1, view.rows)
+    copies = exact(view.rows) / contents
+    found = [
+        Figure("copies_per_content", copies, "rows/content"),
+        Figure("duplicate_share", copies.through(lambda each: 1 - 1 / each), "share"),
+    ]
+    if not binding.carrier:
+        return [*found, *unbound("carrier", *_COPIES[2:])]
+    held = view.count("carried")
+    if not held:
+        return [*found, *absent("no row names its carrier", *_COPIES[2:])]
+    remark = view.left_out(held, "a carrier")
+    carriers, carried = view.keys("carriers").distinct(), view.keys("carried content").distinct()
+    return [
+        *found,
+        Figure("carriers", carriers, "carriers", remark),
+        Figure("carriers_per_content", (carriers / carried).clip(1, held), "carriers/content", remark),
+    ]

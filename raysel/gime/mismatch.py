@@ -1,0 +1,266 @@
+"""Mismatch: how far a table is from a target table, component by component."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from raysel.errors import DataError
+from raysel.gime.block import Block, Figure, View, absent, unbound
+from raysel.gime.columns import NOTHING
+from raysel.gime.sketches import (
+    SIGMAS,
+    Array,
+    Estimate,
+    Sample,
+    distribution_distance,
+    exact,
+    kernel_distance,
+    waves,
+)
+
+_COMPONENTS = (
+    ("entities", "share"),
+    ("time", "share"),
+    ("states", "distance"),
+    ("labels", "share"),
+    ("schema", "share"),
+)
+
+
+def collect(block: Block) -> None:
+    """Fourier features of the numeric content, in the target's scale."""
+    if not block.scale:
+        return
+    usable = all(_numeric(block.kinds.get(name, "")) for name in block.scale)
+    points = features(block, block.scale) if usable else np.empty((0, 1))
+    good = np.isfinite(points).all(axis=1)
+    if usable:
+        block.count("waving", good)
+        block.parts.waves["content"] = waves(block.codes(good), points[good], block.groups)
+    else:
+        block.count("waving", np.zeros(block.table.num_rows, bool))
+        block.parts.waves["content"] = waves(None, points, block.groups)
+
+
+def numeric(kinds: dict[str, str], content: Sequence[str]) -> list[str]:
+    """The content columns that hold numbers, or lists of them."""
+    return [name for name in content if kinds[name] != NOTHING and _numeric(kinds[name])]
+
+
+def _numeric(kind: str) -> bool:
+    return kind in ("number", "bool", NOTHING, "list of number") or kind.startswith("decimal")
+
+
+def features(block: Block, scale: dict[str, tuple[Sequence[float], float]]) -> Array:
+    """float64 (n, d): the columns of ``scale``, centred and divided by their spread; NaN where a value is missing."""
+    parts = []
+    for name, (centres, spread) in scale.items():
+        values = block.numbers(name)
+        if values.ndim == 1:
+            values = values[:, None]
+        if not np.isfinite(values).any():  # a block without a value does not know how wide its vectors are
+            values = np.full((len(values), len(centres)), np.nan)
+        if values.shape[1] != len(centres):
+            raise DataError(
+                f"Column '{name}' holds vectors of {values.shape[1]} numbers, the target's of {len(centres)}; "
+                "make both in the same way."
+            )
+        parts.append((values - np.asarray(centres)) / spread)
+    return np.concatenate(parts, axis=1)
+
+
+def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
+    """The centres of each numeric content column of a target, and its spread: the root mean square over its coordinates
+    of their standard deviations, 1 where all rows are alike."""
+    found = {}
+    for name in numeric(block.kinds, block.binding.content):
+        values = block.numbers(name)
+        values = values.reshape(len(values), -1)
+        values = values[np.isfinite(values).all(axis=1)]
+        if values.size:
+            spread = math.sqrt(float(values.var(axis=0).mean()))
+            if not math.isfinite(spread):
+                raise DataError(
+                    f"Column '{name}' of the target holds numbers too large to compare; rescale it."
+                )
+            found[name] = (tuple(values.mean(axis=0).tolist()), spread or 1.0)
+    return found
+
+
+def mismatch(view: View) -> list[Figure]:
+    """How far the table is from the target (OIT: d(I, I_0)), by component; 0 if they agree. ``bound`` beside each.
+
+    entities: 1 - |common entities| / |all entities|, in [0, 1]. time: Kolmogorov-Smirnov distance of event times, in [0, 1].
+    states: maximum mean discrepancy (MMD) of the numeric content, each column scaled by the target's mean and standard
+    deviation, kernel exp(-|x - y|^2 / 2d) in d dimensions by 64 random Fourier features, in [0, sqrt 2]; rows that lack one
+    of the columns are left out. labels: total variation of the shares of classes, in [0, 1]. schema: share of the bound
+    columns that the target lacks or that hold another kind there, in [0, 1]. overall (ours): the mean of the components that could
+    be computed, states divided by sqrt 2, in [0, 1].
+    """
+    target = view.target
+    if target is None:
+        return unbound("target", *_COMPONENTS, ("overall", "share"))
+    found = [_entities(view, target), _time(view, target), _states(view, target), _labels(view, target)]
+    there = view.binding.columns
+    differ = [name for name in there if not _same(view, target, name)]
+    remark = f"differing: {', '.join(differ)}" if differ else None
+    found.append(Figure("schema", exact(len(differ) / len(there)), "share", remark))
+    known = [
+        f.value.through(lambda d: d / math.sqrt(2)) if f.statistic == "states" else f.value
+        for f in found
+        if f.value
+    ]
+    total = sum(known, exact(0.0)).through(lambda value: value / len(known))
+    components = [figure.statistic for figure in found if figure.value]
+    return [*found, Figure("overall", total, "share", f"mean of {', '.join(components)}")]
+
+
+def support_coverage(view: View) -> list[Figure]:
+    """How much of what the target holds is reached: the share of the target's rows whose class is in the table, in [0, 1].
+
+    Not OIT's coverage, which counts copies; here because the word is used for both.
+    """
+    statistic = ("support_coverage", "share")
+    if view.target is None:
+        return unbound("target", statistic)
+    why = _missing(view, view.target, view.binding.classes, "classes")
+    if why:
+        return absent(why, statistic)
+    rows = view.target.count("classed")
+    if not rows:
+        return absent("no row of the target has a class", statistic)
+    here, there = view.keys("classes"), view.target.keys("classes")
+    hashes, share = _common(here, there)
+    reached = _looked_up(there, hashes) * (_looked_up(here, hashes) > 0) / rows
+    return [Figure(*_named(statistic, _scaled(reached, share).clip(0, 1)))]
+
+
+def _named(statistic: tuple[str, str], value: Estimate) -> tuple[str, Estimate, str]:
+    return statistic[0], value, statistic[1]
+
+
+def _same(view: View, target: View, name: str) -> bool:
+    if name not in target.kinds:
+        return False
+    pair = {view.kinds[name], target.kinds[name]} - {NOTHING}
+    return len(pair) < 2
+
+
+def _missing(view: View, target: View, columns: Sequence[str], role: str) -> str | None:
+    """Why two tables cannot be compared in these columns."""
+    if not columns:
+        return f"the binding names no {role}"
+    for name in columns:
+        if name not in target.kinds:
+            return f"the target has no column '{name}'"
+        if not _same(view, target, name):
+            return f"column '{name}' holds {view.kinds[name]}, the target's {target.kinds[name]}"
+    return None
+
+
+def _entities(view: View, target: View) -> Figure:
+    why = _missing(view, target, view.binding.entity, "entity")
+    if why is None and not (view.count("named") and target.count("named")):
+        why = f"no row {'of the target ' if view.count('named') else ''}names an entity"
+    if why:
+        return Figure("entities", None, "share", why)
+    return Figure("entities", set_distance(view.keys("entity"), target.keys("entity")), "share")
+
+
+def _time(view: View, target: View) -> Figure:
+    column = view.binding.event_time
+    why = _missing(view, target, [column] if column else [], "event_time")
+    if why is None and not (view.count("event") and target.count("event")):
+        why = f"no row {'of the target ' if view.count('event') else ''}has a value in '{column}'"
+    if why:
+        return Figure("time", None, "share", why)
+    return Figure("time", distribution_distance(view.histogram("event"), target.histogram("event")), "share")
+
+
+def _states(view: View, target: View) -> Figure:
+    scale = view.binding.target.scale if view.binding.target else {}
+    why = None
+    if not scale:
+        why = (
+            "the binding names no content"
+            if not view.binding.content
+            else "no content column of the target holds numbers"
+        )
+    else:
+        why = _missing(view, target, list(scale), "content")
+    if why is None and not (view.count("waving") and target.count("waving")):
+        why = f"no row {'of the target ' if view.count('waving') else ''}has a number in all of {', '.join(scale)}"
+    if why:
+        return Figure("states", None, "distance", why)
+    rows = view.count("waving")
+    value = kernel_distance(
+        view.parts.waves["content"][view.group],
+        rows,
+        target.parts.waves["content"][target.group],
+        target.count("waving"),
+    )
+    return Figure("states", value, "distance", view.left_out(rows, f"a number in all of {', '.join(scale)}"))
+
+
+def _labels(view: View, target: View) -> Figure:
+    why = _missing(view, target, view.binding.classes, "classes")
+    if why is None and not (view.count("classed") and target.count("classed")):
+        why = f"no row {'of the target ' if view.count('classed') else ''}has a class"
+    if why:
+        return Figure("labels", None, "share", why)
+    here, there = view.keys("classes"), target.keys("classes")
+    hashes, share = _common(here, there)
+    gaps = _looked_up(here, hashes) / view.count("classed") - _looked_up(there, hashes) / target.count(
+        "classed"
+    )
+    return Figure("labels", _scaled(np.abs(gaps) / 2, share).clip(0, 1), "share")
+
+
+def set_distance(one: Sample, other: Sample) -> Estimate:
+    """1 - |common| / |all| of two sets of keys; from the smallest hashes of their union where one is cut."""
+    every = _union(one, other)
+    if one.cut or other.cut:
+        every = every[: max(len(s.hash) for s in (one, other) if s.cut)]
+    common = int((_place(one, every)[1] & _place(other, every)[1]).sum())
+    if not (one.cut or other.cut):
+        return exact(1 - common / len(every))
+    value = 1 - common / len(every)
+    error = SIGMAS * math.sqrt(value * (1 - value) / len(every)) + SIGMAS / len(every)
+    return Estimate(value, value - error, value + error).clip(0, 1)
+
+
+def _common(one: Sample, other: Sample) -> tuple[Array, float]:
+    """The hashes of both samples below which neither lacks a key, and the share of all keys that lies there."""
+    every = _union(one, other)
+    cuts = [s.hash[-1] for s in (one, other) if s.cut]
+    if not cuts:
+        return every, 1.0
+    return every[every < min(cuts)], (float(min(cuts)) + 1.0) / 2.0**64
+
+
+def _union(one: Sample, other: Sample) -> Array:
+    every = np.sort(np.concatenate([one.hash, other.hash]))
+    return every[np.append(every[1:] != every[:-1], True)]
+
+
+def _place(sample: Sample, hashes: Array) -> tuple[Array, Array]:
+    """Where each hash would stand in a sample that is not empty, and whether it does."""
+    place = np.minimum(np.searchsorted(sample.hash, hashes), len(sample.hash) - 1)
+    return place, sample.hash[place] == hashes
+
+
+def _looked_up(sample: Sample, hashes: Array) -> Array:
+    """The count of each hash; 0 where the sample has none."""
+    place, there = _place(sample, hashes)
+    return np.where(there, sample.columns["count"][place], 0)
+
+
+def _scaled(values: Array, share: float) -> Estimate:
+    if share == 1.0:
+        return exact(math.fsum(values))
+    value = math.fsum(values) / share
+    error = SIGMAS * math.sqrt((1 - share) * math.fsum(values * values)) / share
+    return Estimate(value, value - error, value + error)

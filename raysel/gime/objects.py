@@ -1,0 +1,93 @@
+"""Scope and granularity: what the rows are about, and how large it is."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raysel.gime.block import Block, Figure, View, absent, share, unbound
+from raysel.gime.block import refuse_row as _refuse_row
+from raysel.gime.sketches import LEAST, MOST, as_float, exact, exact_sums
+
+
+def collect(block: Block) -> None:
+    """Entities with their times and sizes; sizes; cells that have a value."""
+    binding = block.binding
+    columns = {}
+    if binding.size is not None:
+        sizes = block.numbers(binding.size)
+        _refuse_row(block, binding.size, sizes < 0, "is a negative size; repair it or make it null.")
+        finite = np.isfinite(sizes)
+        block.count("sized", finite)
+        block.parts.sums["size"] = exact_sums(block.codes(finite), sizes[finite], block.groups)
+        columns["size"] = np.where(finite, sizes, -1.0)
+    if binding.entity:
+        entity, named = block.key(binding.entity)
+        if binding.event_time is not None:
+            happened, there = block.time(binding.event_time)
+            columns["first"] = np.where(there, happened, MOST)
+            columns["last"] = np.where(there, happened, LEAST)
+        block.count("named", named)
+        block.keys("entity", entity, named, **columns)
+    for name in cells(block):
+        block.count("cells")
+        block.count("filled", block.valid(name))
+
+
+def cells(block: Block) -> list[str]:
+    """The columns whose cells are counted: the content, or if none is bound all that is."""
+    return list(block.binding.content) or block.binding.columns
+
+
+def scope(view: View) -> list[Figure]:
+    """What the rows are about (OIT: sigma(o)).
+
+    entities: distinct entities, from 0 up. size: with `size` bound, the sum over entities of their size (of an entity
+    with several the greatest), in the unit of that column, from 0 up. Rows without an entity are left out.
+    """
+    binding = view.binding
+    if not binding.entity:
+        return unbound("entity", ("entities", "entities"), ("size", "size"))
+    named = view.count("named")
+    if not named:
+        return absent("no row names an entity", ("entities", "entities"), ("size", "size"))
+    remark = view.left_out(named, "an entity")
+    entities = view.keys("entity")
+    found = [Figure("entities", entities.distinct(), "entities", remark)]
+    if binding.size is None:
+        return [*found, *unbound("size", ("size", "size"))]
+    sizes = entities.columns["size"]
+    if not (sizes >= 0).any():
+        return [*found, *absent(f"no entity has a value in '{binding.size}'", ("size", "size"))]
+    return [*found, Figure("size", entities.total(np.maximum(sizes, 0.0)), "size", remark)]
+
+
+def granularity(view: View) -> list[Figure]:
+    """How large what one row is about is (OIT: mean sigma of an atom's object; larger is coarser).
+
+    mean_size: mean of `size` over rows, in its unit, from 0 up. scope_per_row: entities by rows that name one, in (0, 1],
+    the fallback where no size is known. completeness: share of cells that are not null, of the content columns or,
+    if none is bound, of all bound columns, in [0, 1].
+    """
+    binding = view.binding
+    size, scope_per_row = ("mean_size", "size"), ("scope_per_row", "entities/row")
+    found = []
+    if binding.size is None:
+        found += unbound("size", size)
+    elif not view.count("sized"):
+        found += absent(f"no row has a value in '{binding.size}'", size)
+    else:
+        rows = view.count("sized")
+        remark = view.left_out(rows, f"a finite value in '{binding.size}'")
+        found.append(Figure("mean_size", exact(as_float(view.sum("size"), rows)), "size", remark))
+    if not binding.entity:
+        found += unbound("entity", scope_per_row)
+    elif not view.count("named"):
+        found += absent("no row names an entity", scope_per_row)
+    else:
+        value = view.keys("entity").distinct() / exact(view.count("named"))
+        found.append(
+            Figure("scope_per_row", value, "entities/row", view.left_out(view.count("named"), "an entity"))
+        )
+    if not view.count("cells"):
+        return [*found, *absent("there is no row", ("completeness", "share"))]
+    return [*found, Figure("completeness", share(view.count("filled"), view.count("cells")), "share")]

@@ -1,0 +1,457 @@
+"""One small state a block: ``partial`` makes it, ``merge`` joins two, ``finalize`` reads the eleven metrics from it.
+
+Merging is associative and commutative to the last bit, so that neither the split into blocks nor the order of merging is
+seen in the result. States are values; they are saved as Arrow IPC and merged with new data later.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import lru_cache, reduce
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.errors import ConfigError, DataError, StateError
+from raysel.gime import links, mismatch, objects, sketches, states, times
+from raysel.gime.binding import Binding, Target, did_you_mean
+from raysel.gime.block import Block, Figure, View
+from raysel.gime.columns import NOTHING, plain
+from raysel.gime.columns import times as moments
+from raysel.gime.sketches import Codes, Histogram, Keys, Parts, merge_parts, spread
+
+FORMAT = "gime-state/1"
+By = str | timedelta | None
+
+METRICS: dict[str, tuple[Callable[[View], list[Figure]], ...]] = {
+    "volume": (states.volume,),
+    "delay": (times.delay,),
+    "scope": (objects.scope,),
+    "granularity": (objects.granularity,),
+    "variety": (states.variety,),
+    "duration": (times.duration,),
+    "sampling_rate": (times.sampling_rate,),
+    "aggregation": (links.aggregation,),
+    "coverage": (links.coverage, mismatch.support_coverage),
+    "distortion": (states.distortion,),
+    "mismatch": (mismatch.mismatch,),
+}
+_COLLECT = (states.collect, objects.collect, times.collect, links.collect, mismatch.collect)
+_ROWS = 1 << 18  # rows collected at once: their temporaries stay small
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What is kept of rows: ``parts`` of each group, and what each column holds (``kinds``).
+
+    by: None (one group, labelled None), a column, or a window of event time. groups: labels, ascending, null first.
+    """
+
+    binding: Binding
+    by: By
+    groups: tuple[str | None, ...]
+    kinds: dict[str, str]
+    parts: Parts
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that differ when anything in the state does (BLAKE2b, 128 bits)."""
+        head = json.dumps(
+            [FORMAT, self.binding.digest(), _by_text(self.by), self.groups, sorted(self.kinds.items())]
+        )
+        digest = hashlib.blake2b(head.encode(), digest_size=16)
+        for name, values in sorted(_flatten(self.parts).items()):
+            digest.update(f"{name} {len(values)} ".encode())
+            digest.update(
+                "\n".join(values).encode() if isinstance(values, list) else np.ascontiguousarray(values).data
+            )
+        return digest.hexdigest()
+
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        parts = _flatten(self.parts).values()
+        return sum(sum(map(len, v)) if isinstance(v, list) else v.nbytes for v in parts)
+
+    def to_arrow(self) -> pa.Table:
+        """One row with a list column for each array; binding, format and digest are in the schema's metadata."""
+        arrays = {
+            name: pa.array([values]) if isinstance(values, list) else _listed(values)
+            for name, values in _flatten(self.parts).items()
+        }
+        metadata = {
+            "raysel.format": FORMAT,
+            "raysel.sizes": json.dumps(_sizes()),
+            "raysel.binding": self.binding.to_json(),
+            "raysel.by": _by_text(self.by),
+            "raysel.groups": json.dumps(self.groups),
+            "raysel.kinds": json.dumps(self.kinds),
+            "raysel.digest": self.digest(),
+        }
+        return pa.table(arrays).replace_schema_metadata(metadata)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> State:
+        """The state that :meth:`to_arrow` wrote; StateError for a table that is anything else or damaged."""
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if metadata.get("raysel.format") != FORMAT:
+            raise StateError(
+                f"this table is not a state of the metrics: its format is {metadata.get('raysel.format', 'not named')!r}, "
+                f"expected {FORMAT!r}"
+            )
+        if metadata.get("raysel.sizes") != json.dumps(_sizes()):
+            raise StateError(
+                f"this state was made with sketches of other sizes ({metadata.get('raysel.sizes')}); measure again"
+            )
+        try:
+            state = cls(
+                Binding.from_json(metadata["raysel.binding"]),
+                _by_of(metadata["raysel.by"]),
+                tuple(json.loads(metadata["raysel.groups"])),
+                json.loads(metadata["raysel.kinds"]),
+                _unflatten(table, len(json.loads(metadata["raysel.groups"]))),
+            )
+            whole = metadata["raysel.digest"] == state.digest()
+        except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
+            raise StateError(
+                f"this state is damaged ({str(error).splitlines()[0]}); measure again"
+            ) from error
+        if not whole:
+            raise StateError("this state is damaged: its contents do not match its digest; measure again")
+        return state
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an Arrow IPC file; it appears under its name only when it is whole."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            partial.write_bytes(_to_ipc(self))
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> State:
+        """Read what :meth:`save` wrote; StateError if it is missing or damaged."""
+        try:
+            return _from_ipc(Path(path).read_bytes())
+        except (OSError, StateError) as error:
+            raise StateError(f"{path}: {error}") from error
+
+
+def measure(table: pa.Table, binding: Binding, by: By = None) -> pa.Table:
+    """The eleven metrics of a table: columns metric, statistic, value, unit, bound and reason, see `finalize`.
+
+    by: also a column, or a window of event time from 1970 on, to measure each group of rows by itself; the result then begins
+    with a column ``group``.
+    """
+    return finalize(partial(table, binding, by))
+
+
+def partial(table: pa.Table, binding: Binding, by: By = None) -> State:
+    """The state of some rows. Only the bound columns of ``table`` (and ``by``) are looked at.
+
+    DataError for a column that is missing or of a wrong type, and, with the row, for times that cannot be read or held,
+    negative sizes and mixed time zones. The row is counted from the first of ``table``.
+    """
+    binding.check(table.schema)
+    return _partial(table, binding, by, binding.target.scale if binding.target else None)
+
+
+def _partial(table: pa.Table, binding: Binding, by: By, scale: Any) -> State:
+    wanted = _check_by(binding, by, table.schema)
+    table = table.select(list(dict.fromkeys([*binding.columns, *wanted])))
+    found = [
+        _slice(table.slice(start, _ROWS), start, binding, by, scale)
+        for start in range(0, max(table.num_rows, 1), _ROWS)
+    ]
+    return reduce(merge, found)
+
+
+def _slice(table: pa.Table, first_row: int, binding: Binding, by: By, scale: Any) -> State:
+    groups, codes = _grouping(table, first_row, binding, by)
+    block = Block(table, binding, codes, len(groups), scale, first_row)
+    for collect in _COLLECT:
+        collect(block)
+    return State(binding, by, groups, block.kinds, block.parts)
+
+
+def columns(binding: Binding, by: By = None) -> list[str]:
+    """The columns that `partial` looks at."""
+    return list(dict.fromkeys([*binding.columns, *([by] if isinstance(by, str) else [])]))
+
+
+def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
+    if isinstance(by, timedelta):
+        if binding.event_time is None:
+            raise ConfigError("by: a window of time needs event_time in the binding.")
+        if by <= timedelta(0):
+            raise ConfigError(f"by: a window of {by} holds no time; give a positive one.")
+        return []
+    if by is None:
+        return []
+    if not isinstance(by, str):
+        raise ConfigError(f"by: {by!r} is neither a column nor a window of time (a timedelta).")
+    if by not in schema.names:
+        raise DataError(
+            f"The table has no column '{by}' to group by{did_you_mean(by, schema.names)}; its columns are {', '.join(schema.names)}."
+        )
+    return [by]
+
+
+def _grouping(
+    table: pa.Table, first_row: int, binding: Binding, by: By
+) -> tuple[tuple[str | None, ...], Codes | None]:
+    """Labels, ascending with null first, and each row's."""
+    if by is None:
+        return (None,), None
+    if isinstance(by, timedelta):
+        at, there, _ = moments(table[str(binding.event_time)], str(binding.event_time), first_row)
+        width = _nanoseconds(by)
+        start = pa.array(at // width * width, pa.timestamp("ns"), mask=~there)
+        found = start.dictionary_encode()
+        texts = found.dictionary.cast(pa.string())
+    else:
+        array = plain(table[by])
+        try:
+            found = array.dictionary_encode()
+            texts = found.dictionary.cast(pa.string())
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
+            raise DataError(
+                f"Column '{by}' holds {array.type}, which makes no groups; give a column of text, numbers or times."
+            ) from None
+    names: list[str | None] = texts.to_pylist()
+    labels = sorted({name for name in names if name is not None})
+    places = {name: place for place, name in enumerate([None, *labels])}
+    code = np.array([places[name] for name in names] + [0], np.int64)
+    codes = code[found.indices.fill_null(len(names)).to_numpy(zero_copy_only=False).astype(np.int64)]
+    if len(codes) and (codes == 0).any():
+        return (None, *labels), codes
+    return tuple(labels), codes - 1
+
+
+def _nanoseconds(window: timedelta) -> int:
+    return (window.days * 86_400 + window.seconds) * 10**9 + window.microseconds * 1000
+
+
+def merge(one: State, other: State) -> State:
+    """The state of the rows of both, to the last bit the one that `partial` makes of them together.
+
+    StateError for states of different bindings or groupings; DataError for columns that hold different kinds of values.
+    """
+    if one.binding != other.binding:
+        raise StateError(
+            "these states were made with different bindings, so their numbers cannot be joined; measure again"
+        )
+    if one.by != other.by:
+        raise StateError(
+            f"these states are grouped differently ({_by_text(one.by)}, {_by_text(other.by)}); measure again"
+        )
+    kinds = {name: _one_kind(name, one.kinds[name], other.kinds[name]) for name in one.kinds}
+    if one.groups == other.groups:
+        return replace(one, kinds=kinds, parts=merge_parts(one.parts, other.parts))
+    groups = sorted({*one.groups, *other.groups}, key=lambda label: (label is not None, label or ""))
+    place = {label: at for at, label in enumerate(groups)}
+    parts = [
+        spread(state.parts, np.array([place[label] for label in state.groups], np.int64), len(groups))
+        for state in (one, other)
+    ]
+    return State(one.binding, one.by, tuple(groups), kinds, merge_parts(*parts))
+
+
+def _one_kind(name: str, one: str, other: str) -> str:
+    if one == other or other == NOTHING:
+        return one
+    if one == NOTHING:
+        return other
+    raise DataError(f"Column '{name}' holds {one} in some rows and {other} in others; write it in one way.")
+
+
+def empty(table: pa.Table, binding: Binding, by: By = None) -> State:
+    """The state of no rows of a table like ``table``: merging it changes nothing."""
+    return partial(table.slice(0, 0), binding, by)
+
+
+def finalize(state: State) -> pa.Table:
+    """The metrics: one row for each statistic, as METRICS orders them, for each group.
+
+    Columns: ``group`` (text, only if grouped), ``metric``, ``statistic``, ``value`` (float64, null with a reason, never 0, if
+    its input is missing), ``unit``, ``bound`` (the largest absolute error of the value: 0 = exact, else three standard errors of
+    a sketch or an interval, as the metric's docstring says) and ``reason`` (why there is no value, or a remark on it). The
+    schema's metadata hold the binding.
+    """
+    target = _target_view(state.binding.target)
+    rows = [
+        (label, metric, figure)
+        for place, label in enumerate(state.groups)
+        for metric, figure in _figures(View(state.binding, state.parts, place, state.kinds, target))
+    ]
+    figures = [figure for _, _, figure in rows]
+    result = {
+        "metric": pa.array([metric for _, metric, _ in rows], pa.string()),
+        "statistic": pa.array([f.statistic for f in figures], pa.string()),
+        "value": pa.array([None if f.value is None else f.value.value for f in figures], pa.float64()),
+        "unit": pa.array([f.unit for f in figures], pa.string()),
+        "bound": pa.array([None if f.value is None else f.value.bound for f in figures], pa.float64()),
+        "reason": pa.array([f.reason for f in figures], pa.string()),
+    }
+    if state.by is not None:
+        result = {"group": pa.array([label for label, _, _ in rows], pa.string()), **result}
+    return pa.table(result).replace_schema_metadata({"raysel.binding": state.binding.to_json()})
+
+
+def _figures(view: View) -> Iterator[tuple[str, Figure]]:
+    for metric, functions in METRICS.items():
+        for function in functions:
+            for figure in function(view):
+                yield metric, figure
+
+
+# ---- the target --------------------------------------------------------------------------------------------
+
+
+def with_target(binding: Binding, table: pa.Table) -> Binding:
+    """``binding`` with what is kept of a target table, to which `mismatch` then measures the distance.
+
+    Of the target's columns those that the binding names are used; components that need one it lacks are null, with the reason.
+    DataError if it has none of them, no row, or values that cannot be used.
+    """
+    kept = replace(binding, target=None).within(table.column_names)
+    if kept is None:
+        raise DataError(
+            f"The target has none of the columns that the binding names ({', '.join(binding.columns)}); "
+            f"its columns are {', '.join(table.column_names) or 'none'}."
+        )
+    if not table.num_rows:
+        raise DataError("The target is empty: no row to compare with.")
+    kept.check(table.schema, "target")
+    table = table.select(kept.columns)
+    scale = mismatch.scale_of(Block(table, kept, None, 1))
+    state = _partial(table, kept, None, scale)
+    summary = base64.b64encode(zlib.compress(_to_ipc(state), 6)).decode()
+    return replace(binding, target=Target(table.num_rows, scale, summary))
+
+
+def _target_view(target: Target | None) -> View | None:
+    if target is None:
+        return None
+    state = _unpacked(target.summary)
+    return View(state.binding, state.parts, 0, state.kinds)
+
+
+@lru_cache(maxsize=4)
+def _unpacked(summary: str) -> State:
+    try:
+        return _from_ipc(zlib.decompress(base64.b64decode(summary, validate=True)))
+    except (ValueError, zlib.error, StateError) as error:
+        raise ConfigError(
+            f"binding.target.summary: not a saved target ({error}); make it again with with_target."
+        ) from error
+
+
+# ---- files -------------------------------------------------------------------------------------------------
+
+
+def _sizes() -> dict[str, int]:
+    return {
+        "keys": sketches.KEYS,
+        "tug": sketches.TUG_ROWS * sketches.TUG_WIDTH,
+        "bins": sketches.BINS,
+        "waves": sketches.WAVES,
+    }
+
+
+def _by_text(by: By) -> str:
+    return json.dumps({"window_ns": _nanoseconds(by)} if isinstance(by, timedelta) else by)
+
+
+def _by_of(text: str) -> By:
+    found = json.loads(text)
+    return timedelta(microseconds=found["window_ns"] // 1000) if isinstance(found, dict) else found
+
+
+def _listed(values: Any) -> pa.Array:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.LargeListArray.from_arrays(pa.array([0, len(flat)], pa.int64()), flat)
+
+
+def _flatten(parts: Parts) -> dict[str, Any]:
+    """Each array under the JSON of its path; sums as hexadecimal text."""
+    found: dict[tuple[str, ...], Any] = {}
+    for where in ("counts", "low", "high", "waves"):
+        for name, values in getattr(parts, where).items():
+            found[where, name] = values
+    for name, totals in parts.sums.items():
+        found["sums", name] = [format(total, "x") for total in totals]
+    for name, keys in parts.keys.items():
+        found |= {
+            ("keys", name, "sizes"): keys.sizes,
+            ("keys", name, "hash"): keys.hash,
+            ("keys", name, "cut"): keys.cut,
+        }
+        if keys.tug is not None:
+            found["keys", name, "tug"] = keys.tug
+        for column, values in keys.columns.items():
+            found["keys", name, "column", column] = values
+    for name, bins in parts.histograms.items():
+        for column in ("sizes", "edge", "count", "level"):
+            found["histograms", name, column] = getattr(bins, column)
+        found["histograms", name, "relative"] = np.array([bins.relative])
+    return {json.dumps(path): values for path, values in found.items()}
+
+
+def _unflatten(table: pa.Table, groups: int) -> Parts:
+    if table.num_rows != 1:
+        raise ValueError(f"it has {table.num_rows} rows, not one")
+    arrays = {
+        tuple(json.loads(name)): table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        for name in table.column_names
+    }
+    parts = Parts()
+    for (where, name, *rest), values in arrays.items():
+        if where == "sums":
+            parts.sums[name] = [int(text, 16) for text in values]
+        elif where == "waves":
+            parts.waves[name] = values.reshape(groups, -1)
+        elif where in ("counts", "low", "high"):
+            getattr(parts, where)[name] = values
+        elif where == "keys" and rest == ["hash"]:
+            tug = arrays.get((where, name, "tug"))
+            cut = arrays[where, name, "cut"]
+            parts.keys[name] = Keys(
+                arrays[where, name, "sizes"],
+                values,
+                {path[3]: column for path, column in arrays.items() if path[:3] == (where, name, "column")},
+                cut,
+                None if tug is None else tug.reshape(int(cut.sum()), -1),
+            )
+        elif where == "histograms" and rest == ["edge"]:
+            sizes, count, level = (arrays[where, name, column] for column in ("sizes", "count", "level"))
+            parts.histograms[name] = Histogram(
+                sizes, values, count, level, bool(arrays[where, name, "relative"][0])
+            )
+    return parts
+
+
+def _to_ipc(state: State) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = state.to_arrow()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _from_ipc(data: bytes) -> State:
+    try:
+        table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise StateError(f"this is not a saved state ({str(error).splitlines()[0]})") from error
+    return State.from_arrow(table)

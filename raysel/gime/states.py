@@ -1,0 +1,122 @@
+"""Volume, variety and distortion: the states that are stored, their classes and how far they can be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from raysel.gime.block import Block, Figure, View, absent, share, unbound
+from raysel.gime.columns import row_bytes
+from raysel.gime.sketches import exact
+from raysel.gio.budget import arrow_bytes
+
+
+def collect(block: Block) -> None:
+    """Rows and bytes; counts of each state and class; cells that disagree, are missing or out of bounds."""
+    binding = block.binding
+    block.count("rows")
+    if block.group is None:
+        total = arrow_bytes(block.table.select(binding.columns))
+        block.add("bytes", np.full(block.groups, total, np.int64))
+    else:
+        each = np.sum([row_bytes(block.table[name], name) for name in binding.columns], axis=0)
+        block.add("bytes", np.bincount(block.group, each, block.groups).astype(np.int64))
+    for name in binding.content:
+        there = block.valid(name)
+        block.count(f"state {name}", there)
+        block.keys(f"state {name}", block.hash(name), there, count=1)
+    if binding.classes:
+        classes, classed = block.key(binding.classes)
+        block.count("classed", classed)
+        block.keys("classes", classes, classed, count=1)
+    for name, reference in binding.reference.items():
+        known = block.valid(reference)
+        block.count("referred", known)
+        block.count("disagree", known & (block.hash(name) != block.hash(reference)))
+    for name in dict.fromkeys([*binding.content, *binding.bounds]):
+        there = block.valid(name)
+        nothing = np.zeros(len(there), bool)
+        infinite = outside = nothing
+        if block.kinds[name] == "number":
+            values = block.numbers(name)
+            infinite = there & ~np.isfinite(values)
+            low, high = binding.bounds.get(name, (None, None))
+            if low is not None:
+                outside = values < low
+            if high is not None:
+                outside = outside | (values > high)
+            outside = outside & there & ~infinite
+        block.count("checked")
+        block.count("null", ~there)
+        block.count("not finite", infinite)
+        block.count("out of bounds", outside)
+
+
+def volume(view: View) -> list[Figure]:
+    """How much is stored (OIT: sigma(g)), three measures of it, each from 0 up.
+
+    rows; bytes: Arrow bytes of the bound columns, values and offsets; entropy: bits, the sum over content columns of
+    their rows with a value times the Shannon entropy of their values. The entropy of a column of more than 2,048
+    different values is an estimate between its collision entropy and the logarithm of their number.
+    """
+    found = [
+        Figure("rows", exact(view.rows), "rows"),
+        Figure("bytes", exact(view.count("bytes")), "bytes"),
+    ]
+    if not view.binding.content:
+        return [*found, *unbound("content", ("entropy", "bits"))]
+    total, rows = exact(0.0), 0
+    for name in view.binding.content:
+        here = view.count(f"state {name}")
+        rows += here
+        total += view.keys(f"state {name}").entropy(here).through(lambda bits, here=here: here * bits)  # type: ignore[misc]
+    if not rows:
+        return [*found, *absent("the content columns hold no value", ("entropy", "bits"))]
+    return [*found, Figure("entropy", total, "bits")]
+
+
+def variety(view: View) -> list[Figure]:
+    """How many kinds of states there are (OIT: classes under an equivalence R).
+
+    classes: distinct classes, from 1 up. effective_classes: exp of the Shannon entropy (nats) of their shares, from 1 to
+    classes: as many equally frequent classes would be as hard to tell. Rows without a class are left out.
+    """
+    statistics = (("classes", "classes"), ("effective_classes", "classes"))
+    if not view.binding.classes:
+        return unbound("classes", *statistics)
+    rows = view.count("classed")
+    if not rows:
+        return absent("no row has a class", *statistics)
+    classes, remark = view.keys("classes"), view.left_out(rows, "a class")
+    return [
+        Figure("classes", classes.distinct(), "classes", remark),
+        Figure("effective_classes", classes.entropy(rows).through(lambda bits: 2.0**bits), "classes", remark),
+    ]
+
+
+def distortion(view: View) -> list[Figure]:
+    """How far what is read back is from what was (OIT: d(f, g')). Shares in [0, 1].
+
+    disagreement: of the cells whose `reference` column has a value, those that differ from it; no value differs from one.
+    It is OIT's distortion, with out-of-fold predictions as reference an out-of-fold error. Without a reference
+    the stand-in is invalid, of the cells of content and bounded columns those that are null (null), NaN or infinite
+    (not_finite) or outside their bounds (out_of_bounds).
+    """
+    found = []
+    if not view.binding.reference:
+        found += unbound("reference", ("disagreement", "share"))
+    elif not view.count("referred"):
+        found += absent("no reference has a value", ("disagreement", "share"))
+    else:
+        found.append(Figure("disagreement", share(view.count("disagree"), view.count("referred")), "share"))
+    names = ("null", "not finite", "out of bounds")
+    statistics = tuple((name.replace(" ", "_"), "share") for name in ("invalid", *names))
+    if not view.binding.content and not view.binding.bounds:
+        return [*found, *unbound("content and no bounds", *statistics)]
+    if not view.count("checked"):
+        return [*found, *absent("there is no row", *statistics)]
+    cells, bad = view.count("checked"), [view.count(name) for name in names]
+    figures = [share(sum(bad), cells), *(share(part, cells) for part in bad)]
+    found += [Figure(name, value, unit) for (name, unit), value in zip(statistics, figures, strict=True)]
+    if not view.binding.bounds:
+        found[-1] = unbound("bounds", statistics[-1])[0]
+    return found
