@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -87,6 +87,10 @@ class Binding:
             raise ConfigError(f"binding.reference: {self.reference!r} does not map columns to columns.")
         object.__setattr__(self, "reference", dict(self.reference))
         object.__setattr__(self, "bounds", _bounds(self.bounds))
+        if not isinstance(self.target, (Target, type(None))):
+            raise ConfigError(
+                "binding.target: not a target; set it with raysel.gime.with_target(binding, table)."
+            )
         if not self.columns:
             raise ConfigError(
                 "binding: no column is bound, so there is nothing to measure; bind at least one."
@@ -168,21 +172,24 @@ class Binding:
                     f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; bind another or cast it."
                 )
 
+        for name, other in self.reference.items():
+            one, two = (kind(schema.field(column).type, column) for column in (name, other))
+            if one != two and NOTHING not in (one, two):
+                raise DataError(
+                    f"The {what}'s column '{name}' holds {one}, its reference '{other}' {two}, so they never agree; "
+                    "cast one to the other."
+                )
+
     def within(self, names: Sequence[str]) -> Binding | None:
-        """This binding for a table that has only the columns ``names``: a meaning that lacks a column is left out, of
-        relation, content, reference and bounds only the column; None if nothing is left."""
+        """What of this binding a target with the columns ``names`` is compared by: entity, event_time and classes if all
+        their columns are there, and the content columns that are; None if that is nothing."""
         have = set(names)
-        kept: dict[str, Any] = {
-            role: () for role in ("entity", "classes", "carrier") if not have.issuperset(getattr(self, role))
-        }
-        kept |= {role: None for role in _SINGLE if getattr(self, role) not in have}
-        kept |= {role: [n for n in getattr(self, role) if n in have] for role in ("relation", "content")}
-        kept["reference"] = {one: other for one, other in self.reference.items() if {one, other} <= have}
-        kept["bounds"] = {name: ends for name, ends in self.bounds.items() if name in have}
-        try:
-            return replace(self, **kept)
-        except ConfigError:
+        entity, classes = (role if have.issuperset(role) else () for role in (self.entity, self.classes))
+        content = [name for name in self.content if name in have]
+        event_time = self.event_time if self.event_time in have else None
+        if not (entity or classes or content or event_time):
             return None
+        return Binding(entity=entity, event_time=event_time, classes=classes, content=content)
 
     def _roles(self) -> list[tuple[str, str]]:
         found = [(role, name) for role in _KEYS for name in getattr(self, role)]

@@ -126,9 +126,10 @@ class Block:
     def extremes(self, name: str, values: npt.NDArray[np.int64], where: Mask) -> None:
         values, codes = _picked(values, where), self.codes(where)
         low, high = np.full(self.groups, MOST), np.full(self.groups, LEAST)
-        if len(values) and codes is None:
-            low[0], high[0] = values.min(), values.max()
-        elif len(values):
+        if codes is None:
+            if len(values):
+                low[0], high[0] = values.min(), values.max()
+        else:
             np.minimum.at(low, codes, values)
             np.maximum.at(high, codes, values)
         self.parts.low[name], self.parts.high[name] = low, high

@@ -137,7 +137,7 @@ def _hash(array: pa.Array, name: str) -> Hashes:
     if is_.is_duration(of):
         return _hash_ints(_cast(array, pa.duration("ns"), name).view(pa.int64()))
     if is_.is_decimal(of):
-        return _hash_bytes(array.cast(pa.decimal256(76, of.scale)).cast(pa.string()).cast(pa.large_binary()))
+        return _hash_bytes(array.cast(pa.string()).cast(pa.large_binary()))
     if _is_list(of):
         return _hash_lists(array, name)
     if is_.is_struct(of):
@@ -192,8 +192,7 @@ def _hash_words(data: npt.NDArray[np.uint8], offsets: Array, words: Array) -> Ha
     length = np.diff(offsets)
     longest = int(words.max())
     if longest == 1:
-        place, row, start = np.zeros(len(words), np.int64), slice(None), offsets[:-1] - first
-        left = length
+        place, start, left = np.zeros(len(words), np.int64), offsets[:-1] - first, length
     else:
         row = np.repeat(np.arange(len(words)), words)
         place = np.arange(len(row)) - np.repeat(np.cumsum(words) - words, words)
@@ -301,13 +300,13 @@ def _parse(array: pa.Array, name: str, first_row: int) -> tuple[pa.Array, str]:
         if text is None:
             continue
         one = pa.array([text], pa.string())
-        what = next((w for to, w in ((unzoned, UNZONED), (zoned, ZONED)) if _casts(one, to)), None)
-        if what is None:
+        holds = UNZONED if _casts(one, unzoned) else ZONED if _casts(one, zoned) else None
+        if holds is None:
             raise DataError(
                 f"Column '{name}' row {first_row + row}: {text!r} is not a time in ISO 8601 between 1677 and 2262; "
                 "repair it or make it null."
             )
-        seen.setdefault(what, (first_row + row, text))
+        seen.setdefault(holds, (first_row + row, text))
         if len(seen) == 2:
             break
     (row_z, text_z), (row_u, text_u) = seen[ZONED], seen[UNZONED]

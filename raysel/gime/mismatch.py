@@ -36,7 +36,7 @@ def collect(block: Block) -> None:
         return
     usable = all(_numeric(block.kinds.get(name, "")) for name in block.scale)
     points = features(block, block.scale) if usable else np.empty((0, 1))
-    good = np.isfinite(points).all(axis=1)
+    good = np.logical_and.reduce(np.isfinite(points), axis=1)
     if usable:
         block.count("waving", good)
         block.parts.waves["content"] = waves(block.codes(good), points[good], block.groups)
@@ -130,8 +130,8 @@ def support_coverage(view: View) -> list[Figure]:
     if why:
         return absent(why, statistic)
     rows = view.target.count("classed")
-    if not rows:
-        return absent("no row of the target has a class", statistic)
+    if not (view.count("classed") and rows):
+        return absent(f"no row {'of the target ' if not rows else ''}has a class", statistic)
     here, there = view.keys("classes"), view.target.keys("classes")
     hashes, share = _common(here, there)
     reached = _looked_up(there, hashes) * (_looked_up(here, hashes) > 0) / rows

@@ -72,7 +72,7 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
         if there.any() and (not len(known) or (known[place] != hashes)[there].any()):
             raise StateError(f"these counts lack a value of {role} that the table has; count all rows first")
         here = times[place].astype(np.float64) if len(known) else np.ones(len(hashes))
-        score = 1.0 / here if role == "entity" else np.log2(times.sum()) - np.log2(here)
+        score = 1.0 / here if role == "entity" else np.log2(max(times.sum(), 1)) - np.log2(here)
         found[_SCORES[role]] = pa.array(score, mask=~there)
     return pa.table(found)
 

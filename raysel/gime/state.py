@@ -25,7 +25,7 @@ from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import links, mismatch, objects, sketches, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
 from raysel.gime.block import Block, Figure, View
-from raysel.gime.columns import NOTHING, plain
+from raysel.gime.columns import NOTHING, kind, plain
 from raysel.gime.columns import times as moments
 from raysel.gime.sketches import Codes, Histogram, Keys, Parts, merge_parts, spread
 
@@ -324,18 +324,25 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
     Of the target's columns those that the binding names are used; components that need one it lacks are null, with the reason.
     DataError if it has none of them, no row, or values that cannot be used.
     """
-    kept = replace(binding, target=None).within(table.column_names)
+    kept = binding.within(table.column_names)
     if kept is None:
         raise DataError(
-            f"The target has none of the columns that the binding names ({', '.join(binding.columns)}); "
+            "The target has none of the columns that the binding names as entity, event_time, classes or content; "
             f"its columns are {', '.join(table.column_names) or 'none'}."
         )
     if not table.num_rows:
         raise DataError("The target is empty: no row to compare with.")
     kept.check(table.schema, "target")
-    table = table.select(kept.columns)
     scale = mismatch.scale_of(Block(table, kept, None, 1))
     state = _partial(table, kept, None, scale)
+    others = {
+        name: kind(table.schema.field(name).type, name)
+        for name in binding.columns
+        if name in table.column_names
+    }
+    if (written := binding.record_time) in others:  # text is a time once it is read
+        others[str(written)] = moments(table[str(written)], str(written), 0)[2]
+    state = replace(state, kinds=others | state.kinds)
     summary = base64.b64encode(zlib.compress(_to_ipc(state), 6)).decode()
     return replace(binding, target=Target(table.num_rows, scale, summary))
 

@@ -80,6 +80,10 @@ def _seconds(nanoseconds: int) -> Estimate:
     return exact(nanoseconds / SECOND)
 
 
+def _per_second(per_nanosecond: float) -> float:
+    return per_nanosecond * SECOND
+
+
 def delay(view: View) -> list[Figure]:
     """How long after things happened they were recorded (OIT: sup T_m - sup T_h). Seconds.
 
@@ -170,7 +174,7 @@ def sampling_rate(view: View) -> list[Figure]:
     else:
         gaps = view.keys("moments").distinct() + exact(-1)
         remark = view.left_out(view.count("event"), f"a value in '{column}'")
-        found.append(Figure("rate", gaps / exact((last - first) / SECOND), "1/s", remark))
+        found.append(Figure("rate", (gaps / exact(last - first)).through(_per_second), "1/s", remark))
     if not view.binding.entity:
         return [*found, *unbound("entity", each)]
     entities = view.keys("entity")

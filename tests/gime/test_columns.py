@@ -1,0 +1,153 @@
+"""Hashes of values, whatever they come in; bytes, numbers and times of Arrow's types."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysel.data.vectors import to_column
+from raysel.gime.columns import hash_column, numbers, plain, row_bytes, times
+from raysel.gio.budget import arrow_bytes
+
+
+def hashes(values, kind=None):
+    return hash_column(pa.array(values, kind), "c").tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.text(max_size=40) | st.none() | st.text(min_size=200, max_size=400), max_size=20),
+    st.integers(0, 20),
+)
+def test_text_is_its_bytes(values, start):
+    found = hashes(values, pa.string())
+    for at, value in enumerate(values):  # alone, among others, and in a slice
+        assert hashes([value], pa.string()) == [found[at]]
+    assert hash_column(pa.array(values, pa.string()).slice(start), "c").tolist() == found[start:]
+    assert hash_column(pa.array(values, pa.large_string()), "c").tolist() == found
+    assert hash_column(pa.array(values, pa.string()).dictionary_encode(), "c").tolist() == found
+    assert len(set(found)) == len(set(values))
+
+
+def test_near_texts_differ():
+    words = [
+        "",
+        "\0",
+        "\0\0",
+        "a",
+        "a\0",
+        "a" * 8,
+        "a" * 9,
+        "a" * 16,
+        "b" + "a" * 15,
+        "a" * 8 + "b" * 8,
+        "b" * 8 + "a" * 8,
+    ]
+    assert len(set(hashes(words))) == len(words)
+    many = [f"customer {i:07d} of region {i % 7}" for i in range(50_000)]
+    assert len(set(hashes(many))) == len(many)
+    bits = np.unpackbits(np.array(hashes(many), np.uint64).view(np.uint8)).reshape(-1, 64).mean(axis=0)
+    assert abs(bits - 0.5).max() < 0.015
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-(2**53), 2**53) | st.integers(-128, 127), max_size=20))
+def test_a_number_is_one_value_in_any_type(values):
+    found = hashes(values, pa.int64())
+    assert hashes([float(v) for v in values], pa.float64()) == found
+    small = [v for v in values if -128 <= v < 128]
+    for kind in (pa.int8(), pa.int16(), pa.int32(), pa.float32()):
+        assert hashes(small, kind) == [h for h, v in zip(found, values, strict=True) if v in small]
+    assert len(set(found)) == len(set(values))
+
+
+def test_special_floats():
+    one, two, three, four, five = hashes([0.0, -0.0, float("nan"), np.float64("nan") * -1, None])
+    assert one == two == hashes([0])[0] and three == four and len({one, three, five}) == 3
+    assert hashes([0.1], pa.float64()) != hashes([0.1], pa.float32())  # they are different numbers
+    values = np.random.default_rng(0).normal(size=50_000)
+    assert len(set(hashes(values))) == len(set(values))
+    assert len(set(hashes([1e300, -1e300, 2.0**62, 2.0**63, float("inf"), -float("inf")]))) == 6
+
+
+TYPES = [
+    (pa.bool_(), [True, False, None]),
+    (pa.uint64(), [0, 2**64 - 1, None]),
+    (pa.float16(), [np.float16(0.5), np.float16(2), None]),
+    (pa.decimal128(9, 2), [decimal.Decimal("1.50"), decimal.Decimal("-2.25"), None]),
+    (pa.binary(), [b"", b"ab", None]),
+    (pa.binary(3), [b"abc", b"abd", None]),
+    (pa.timestamp("us", "Asia/Tokyo"), [0, 1, None]),
+    (pa.date32(), [dt.date(2024, 1, 1), dt.date(1969, 1, 1), None]),
+    (pa.date64(), [dt.date(2024, 1, 1), dt.date(1969, 1, 1), None]),
+    (pa.time32("s"), [dt.time(1), dt.time(2), None]),
+    (pa.time64("us"), [dt.time(1), dt.time(2), None]),
+    (pa.duration("s"), [1, 2, None]),
+    (pa.list_(pa.int64(), 2), [[1, 2], [2, 1], None]),
+    (pa.list_(pa.string()), [["a", None], ["a"], None]),
+    (pa.large_list(pa.float32()), [[0.5], [], None]),
+    (pa.struct([("a", pa.int64()), ("b", pa.string())]), [{"a": 1, "b": "x"}, {"a": 1, "b": None}, None]),
+    (pa.string_view(), ["a", "a longer text than twelve", None]),
+]
+
+
+@pytest.mark.parametrize("kind,values", TYPES, ids=lambda v: str(v) if isinstance(v, pa.DataType) else "")
+def test_every_type_is_hashed_and_weighed(kind, values):
+    array = pa.array(values, kind)
+    found = hash_column(array, "c")
+    assert len(set(found.tolist())) == 3
+    assert hash_column(pa.chunked_array([array, array.slice(1)]), "c").tolist() == [*found, *found[1:]]
+    assert hash_column(array.slice(2), "c").tolist() == found[2:].tolist()
+    if not pa.types.is_string_view(kind):
+        assert int(row_bytes(pa.chunked_array([array]), "c").sum()) == arrow_bytes(pa.table({"c": array}))
+
+
+def test_moments_are_one_value_in_any_unit():
+    moment = dt.datetime(2024, 5, 1, 12, tzinfo=dt.timezone.utc)
+    found = {
+        hashes([moment], pa.timestamp(unit, zone))[0]
+        for unit in ("s", "ms", "us", "ns")
+        for zone in ("UTC", "Asia/Tokyo")
+    }
+    assert len(found) == 1
+    assert hashes([dt.date(2024, 5, 1)]) == hashes([dt.datetime(2024, 5, 1)])
+
+
+def test_tensors_are_their_elements():
+    vectors = np.arange(12, dtype=np.float32).reshape(4, 3)
+    tensor, plain_list = to_column(vectors), pa.array(vectors.tolist())
+    assert hash_column(tensor, "c").tolist() == hash_column(plain_list, "c").tolist()
+    assert (numbers(pa.chunked_array([tensor]), "c") == vectors).all()
+    assert int(row_bytes(pa.chunked_array([tensor]), "c").sum()) == 48
+    with_null = pa.array([[1.0, 2.0], None, [3.0, None]], pa.list_(pa.float64(), 2))
+    assert np.isnan(numbers(pa.chunked_array([with_null]), "c")).tolist() == [
+        [False, False],
+        [True, True],
+        [False, True],
+    ]
+
+
+def test_times_in_every_form():
+    second = 1_714_564_800
+    for values, zone in (
+        (pa.array([second, None], pa.timestamp("s")), "time without zone"),
+        (pa.array([second * 10**6, None], pa.timestamp("us", "Europe/Paris")), "time with zone"),
+        (pa.array(["2024-05-01T12:00:00", None]), "time without zone"),
+        (pa.array(["2024-05-01T14:00:00+02:00", None]), "time with zone"),
+    ):
+        found, there, kind = times(pa.chunked_array([values]), "c", 0)
+        assert (found[0], there.tolist(), kind) == (second * 10**9, [True, False], zone)
+    days, _, kind = times(pa.chunked_array([pa.array([dt.date(2024, 5, 1)])]), "c", 0)
+    assert (days[0], kind) == (second * 10**9 - 12 * 3600 * 10**9, "time without zone")
+
+
+def test_no_chunks():
+    for kind in (pa.string(), pa.int64(), pa.list_(pa.int64()), pa.null(), pa.timestamp("s")):
+        none = pa.chunked_array([], kind)
+        assert len(plain(none)) == len(hash_column(none, "c")) == len(row_bytes(none, "c")) == 0
