@@ -1,6 +1,6 @@
 """raysel: training-data selection on Ray.
 
-Names are loaded when they are first used, so that the pure rooms (``raysel.gio``, ``raysel.dynamic``)
+Names are loaded when they are first used, so that the pure rooms (``raysel.gio``, ``raysel.gime``, ``raysel.dynamic``)
 can be imported without starting to load Ray.
 """
 
@@ -18,6 +18,7 @@ _HOME = {
     "Selection": "raysel.selection",
     "Random": "raysel.baselines",
     "GIO": "raysel.gio.distributed",
+    "GIME": "raysel.gime.distributed",
     "InfoBatch": "raysel.dynamic.infobatch",
     "FullData": "raysel.dynamic.controls",
     "RandomPrune": "raysel.dynamic.controls",
@@ -25,7 +26,7 @@ _HOME = {
     "RoundRobin": "raysel.dynamic.controls",
     "DynamicSelection": "raysel.train.dynamic",
 }
-_ROOMS = ("data", "gio", "dynamic", "train", "workflow", "report", "errors")
+_ROOMS = ("data", "gio", "gime", "dynamic", "train", "workflow", "report", "errors")
 
 if TYPE_CHECKING:
     from raysel.baselines import Random as Random
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from raysel.dynamic.controls import RandomSubset as RandomSubset
     from raysel.dynamic.controls import RoundRobin as RoundRobin
     from raysel.dynamic.infobatch import InfoBatch as InfoBatch
+    from raysel.gime.distributed import GIME as GIME
     from raysel.gio.distributed import GIO as GIO
     from raysel.selection import Selection as Selection
     from raysel.train.dynamic import DynamicSelection as DynamicSelection

@@ -19,7 +19,7 @@ def collect(block: Block) -> None:
         finite = np.isfinite(sizes)
         block.count("sized", finite)
         block.parts.sums["size"] = exact_sums(block.codes(finite), sizes[finite], block.groups)
-        columns["size"] = np.where(finite, sizes, -1.0)
+        columns["size"] = np.where(finite, sizes + 0.0, -1.0)  # -0.0 becomes 0.0
     if binding.entity:
         entity, named = block.key(binding.entity)
         if binding.event_time is not None:

@@ -148,7 +148,7 @@ def _starts(ordered: Array, group: Array | None = None) -> Array:
 
 
 def _order(group: Codes, values: Array) -> Array:
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)  # equal keys in any order: what is folded does not see it
     if len(group) and group[0] == group[-1] and (group == group[0]).all():
         return order
     small = group.astype(np.uint16) if group.max() < 2**16 else group  # sorted by digits

@@ -1,0 +1,94 @@
+"""GIME over Ray Datasets: each block becomes a small state as it is read; only states travel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from raysel.data.blocks import gather, stream_blocks
+from raysel.errors import DataError
+from raysel.gime.binding import Binding
+from raysel.gime.rows import key_counts, merge_key_counts, row_scores
+from raysel.gime.state import By, State, columns, finalize, merge, partial, with_target
+
+
+@dataclass(frozen=True)
+class GIME:
+    """General information metrics of a data set: eleven metrics in one pass over the columns that the binding names.
+
+    binding: what the columns mean, see `raysel.gime.Binding`.
+
+    Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/gime.md.
+    """
+
+    binding: Binding
+
+    def aim(self, target: Dataset) -> GIME:
+        """The same metrics with the distance to a target (mismatch, support_coverage). The columns of the target that the
+        binding names come to the driver."""
+        names = [name for name in self.binding.columns if name in (target.columns() or [])]
+        if not names:
+            raise DataError(
+                f"The target has none of the columns that the binding names ({', '.join(self.binding.columns)})."
+            )
+        return GIME(with_target(self.binding, gather(target, names, "target")))
+
+    def measure(self, dataset: Dataset, by: By = None) -> pa.Table:
+        """The metrics of a data set, or of its groups: see `raysel.gime.measure`."""
+        return finalize(self.state(dataset, by))
+
+    def state(self, dataset: Dataset, by: By = None) -> State:
+        """What is kept of a data set, to be saved and merged with that of new rows.
+
+        It does not depend on blocks, nodes or the order in which they are read, to the last bit. DataError as of
+        `raysel.gime.partial`, whose rows are counted within the block that Ray read, and if there is no row.
+        """
+        schema = dataset.schema(fetch_if_missing=False)
+        if schema is not None and isinstance(schema.base_schema, pa.Schema):
+            self.binding.check(schema.base_schema)
+        waiting: list[
+            tuple[int, State]
+        ] = []  # a binary counter: states of as many blocks are merged, as in a tree
+        for found in stream_blocks(dataset, columns(self.binding, by), "dataset", partial, self.binding, by):
+            blocks = 1
+            while waiting and waiting[-1][0] == blocks:
+                blocks, found = 2 * blocks, merge(waiting.pop()[1], found)
+            waiting.append((blocks, found))
+        if not waiting:
+            raise DataError("The dataset is empty: there is no row to measure.")
+        total = waiting.pop()[1]
+        while waiting:
+            total = merge(waiting.pop()[1], total)
+        return total
+
+    def row_scores(self, dataset: Dataset) -> Dataset:
+        """``dataset`` with a score of each row by scope and variety: see `raysel.gime.row_scores`.
+
+        One pass counts all entities and classes on the driver, 16 bytes for each; the second is lazy. The columns are
+        called ``gime_scope`` and ``gime_variety``.
+        """
+        import ray
+
+        roles = [*self.binding.entity, *self.binding.classes]
+        binding = Binding(entity=self.binding.entity, classes=self.binding.classes)
+        parts = list(stream_blocks(dataset, roles, "dataset", key_counts, binding))
+        if not parts:
+            raise DataError("The dataset is empty: there is no row to score.")
+        counts = ray.put(merge_key_counts(parts))
+        return dataset.map_batches(
+            _scored, fn_args=(binding, counts), batch_format="pyarrow", batch_size=None
+        )
+
+
+def _scored(table: pa.Table, binding: Binding, counts: pa.Table) -> pa.Table:
+    import ray
+
+    known = ray.get(counts) if isinstance(counts, ray.ObjectRef) else counts
+    if not table.num_rows:  # an empty block may come without its columns
+        return table
+    scores = row_scores(table, binding, known)
+    for name in scores.column_names:
+        table = table.append_column(f"gime_{name}", scores[name])
+    return table

@@ -1,0 +1,73 @@
+"""GIME over Ray: what one table gives, in whatever blocks; states that go on; errors without Ray around them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pyarrow as pa
+import pytest
+
+from raysel.errors import DataError
+from raysel.gime import State, measure, merge, partial, row_scores, with_target
+
+pytestmark = pytest.mark.usefixtures("cluster")
+
+
+def test_any_blocks_give_the_state_of_the_whole_table(table, full, tmp_path):
+    import pyarrow.parquet as pq
+    import ray
+
+    import raysel
+
+    data, target = table(0, 3000, 900), table(1, 200, 900)
+    gime = raysel.GIME(full).aim(ray.data.from_arrow(target))
+    assert gime.binding == with_target(full, target)
+    whole = partial(data, gime.binding)
+    for start in range(0, 3000, 600):
+        pq.write_table(data.slice(start, 600), tmp_path / f"{start}.parquet", row_group_size=100)
+    for dataset in (
+        ray.data.from_arrow(data),
+        ray.data.from_arrow(data).repartition(7),
+        ray.data.read_parquet(str(tmp_path)),
+        ray.data.from_arrow(data).map_batches(lambda t: t, batch_format="pyarrow"),
+    ):
+        assert gime.state(dataset).digest() == whole.digest()
+    dataset = ray.data.from_arrow([data.slice(0, 1000), data.slice(1000)])
+    for by in ("file", timedelta(days=7)):
+        assert gime.measure(dataset, by).equals(measure(data, gime.binding, by), check_metadata=True)
+
+    scores = raysel.GIME(full).row_scores(dataset).select_columns(["gime_scope", "gime_variety"])
+    found = pa.concat_tables(ray.get(scores.to_arrow_refs()))
+    expected = row_scores(data, raysel.gime.Binding(entity=full.entity, classes=full.classes))
+    assert (
+        found.sort_by("gime_scope").column(0).to_pylist() == expected.sort_by("scope").column(0).to_pylist()
+    )
+
+    path = tmp_path / "yesterday.arrow"
+    gime.state(ray.data.from_arrow(data.slice(0, 2000))).save(path)
+    both = merge(State.load(path), gime.state(ray.data.from_arrow(data.slice(2000))))
+    assert both.digest() == whole.digest()
+
+
+def test_errors_are_raysels_own(table, full):
+    import ray
+
+    import raysel
+
+    data = table(0, 50)
+    with pytest.raises(
+        DataError, match=r"no column 'thread', which the binding names as relation \(did you mean 'threat'"
+    ):
+        raysel.GIME(full).measure(
+            ray.data.from_arrow(
+                data.rename_columns([n.replace("thread", "threat") for n in data.column_names])
+            )
+        )
+    late = data.set_column(data.schema.get_field_index("large"), "large", pa.array([1.0] * 49 + [-1.0]))
+    with pytest.raises(DataError, match=r"Column 'large' row 49: -1\.0 is a negative size") as caught:
+        raysel.GIME(full).measure(ray.data.from_arrow(late))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="The dataset is empty"):
+        raysel.GIME(full).measure(ray.data.from_arrow(data.slice(0, 0)))
+    with pytest.raises(DataError, match="The target has none of the columns"):
+        raysel.GIME(full).aim(ray.data.from_arrow(pa.table({"z": [1]})))
