@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from raysel.gime.binding import Binding, Target
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
+from raysel.gime.sensitivity import Sensitivity, sensitivity
 from raysel.gime.state import METRICS, State, columns, finalize, measure, merge, partial, with_target
 
 __all__ = [
     "METRICS",
     "Binding",
+    "Sensitivity",
     "State",
     "Target",
     "columns",
@@ -22,5 +24,6 @@ __all__ = [
     "merge_key_counts",
     "partial",
     "row_scores",
+    "sensitivity",
     "with_target",
 ]

@@ -1,0 +1,151 @@
+"""What the eleven metrics cost: microseconds a row by metric, the size of a state, beside only reading the same columns.
+
+    python benchmarks/gime.py [--rows 1000000] [--ray]
+
+Prints Markdown tables. Processor seconds of one core, best of three; the columns are integers, times, floats and short text
+with 10^5 entities and 10^6 contents, so that sketches are in use. ``--ray`` adds wall-clock seconds of `raysel.GIME.measure`
+and of Ray Data only reading the same columns of the same Parquet files, both in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysel.gime import Binding, finalize, merge, partial, with_target
+
+TIMES: dict[str, Any] = {"event_time": "at", "record_time": "seen"}
+METRICS: dict[str, dict[str, Any]] = {
+    "volume (entropy), distortion (null), coverage (copies)": {"content": ["x", "y", "city"]},
+    "delay, duration, sampling rate": TIMES,
+    "scope, granularity": {"entity": "who", "size": "area"},
+    "sampling rate by entity": {"entity": "who", "event_time": "at"},
+    "variety": {"classes": "label"},
+    "aggregation": {"relation": "who"},
+    "coverage (carriers)": {"content": ["x"], "carrier": "file"},
+    "distortion (reference, bounds)": {"reference": {"label": "truth"}, "bounds": {"x": (-4, 4)}},
+}
+ALL = Binding(
+    entity="who",
+    size="area",
+    classes="label",
+    relation="who",
+    content=["x", "y", "city"],
+    carrier="file",
+    reference={"label": "truth"},
+    bounds={"x": (-4, 4)},
+    **TIMES,
+)
+
+
+def rows(count: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    happened = 1_700_000_000 * 10**9 + rng.integers(0, 365 * 86_400, count) * 10**9
+    cities = pa.array([f"city of number {i}" for i in range(300)])
+    return pa.table(
+        {
+            "who": rng.integers(0, 100_000, count),
+            "at": pa.array(happened, pa.timestamp("ns", "UTC")),
+            "seen": pa.array(happened + rng.integers(0, 10**5, count) * 10**9, pa.timestamp("ns", "UTC")),
+            "area": rng.random(count),
+            "label": rng.integers(0, 100, count),
+            "truth": rng.integers(0, 100, count),
+            "x": rng.normal(size=count),
+            "y": rng.normal(size=count).astype(np.float32),
+            "city": cities.take(pa.array(rng.integers(0, 300, count))),
+            "file": rng.integers(0, 50, count),
+        }
+    )
+
+
+def best(function: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> float:
+    found = []
+    for _ in range(3):
+        start = clock()
+        function()
+        found.append(clock() - start)
+    return min(found)
+
+
+def pure(count: int) -> None:
+    table = rows(count)
+    aimed = with_target(ALL, rows(20_000, 1))
+    print(f"| metric, bound alone | µs a row | state, kB |\n|---|---|---|\n| {'volume (rows, bytes)'} | "
+          f"{_cost(table, Binding(bounds={'area': (None, None)})):.3f} | |")  # fmt: skip
+    for name, roles in METRICS.items():
+        binding = Binding(**roles)
+        print(f"| {name} | {_cost(table, binding):.3f} | {partial(table, binding).nbytes() / 1000:.0f} |")
+    states = Binding(content=["x", "y", "city"])
+    alone, with_mismatch = _cost(table, states), _cost(table, with_target(states, rows(20_000, 1)))
+    print(f"| mismatch (states, beside the content) | {with_mismatch - alone:.3f} | |")
+    print(
+        f"| **all eleven, no target** | {_cost(table, ALL):.3f} | {partial(table, ALL).nbytes() / 1000:.0f} |"
+    )
+    print(
+        f"| **all eleven, target** | {_cost(table, aimed):.3f} | {partial(table, aimed).nbytes() / 1000:.0f} |"
+    )
+    one, two = partial(table.slice(0, count // 2), aimed), partial(table.slice(count // 2), aimed)
+    print(f"\nmerge of two states {best(lambda: merge(one, two)) * 1e3:.1f} ms, finalize {best(lambda: finalize(one)) * 1e3:.1f} ms; "
+          f"by 50 files {_cost(table, aimed, 'file'):.3f} µs a row; state after {count:,} rows {partial(table, aimed).nbytes():,} B, after "
+          f"a tenth {partial(table.slice(0, count // 10), aimed).nbytes():,} B")  # fmt: skip
+
+
+def _cost(table: pa.Table, binding: Binding, by: str | None = None) -> float:
+    return best(lambda: partial(table, binding, by)) / table.num_rows * 1e6
+
+
+def with_ray(count: int) -> None:
+    import ray
+
+    import raysel
+
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder:
+        part = min(count, 1_000_000)
+        for at in range(count // part):
+            pq.write_table(rows(part, at), f"{folder}/{at:04}.parquet")
+        gime = raysel.GIME(with_target(ALL, rows(20_000, 1)))
+
+        def read() -> None:
+            data = ray.data.read_parquet(folder, columns=ALL.columns)
+            for _ in data.map_batches(_touch, batch_format="pyarrow", batch_size=None).iter_batches(
+                batch_size=None
+            ):
+                pass
+
+        def measured() -> None:
+            gime.measure(ray.data.read_parquet(folder))
+
+        reading, measuring = best(read, time.perf_counter), best(measured, time.perf_counter)
+        print(f"\n| {count:,} rows, Ray on {int(ray.cluster_resources()['CPU'])} cores | s |\n|---|---|\n| Ray Data only reads the columns | {reading:.1f} |\n"
+              f"| all eleven metrics | {measuring:.1f} |\n| ratio | {measuring / reading:.2f} |")  # fmt: skip
+    ray.shutdown()
+
+
+def _touch(table: pa.Table) -> pa.Table:
+    return pa.table({"rows": [table.num_rows]})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--ray", action="store_true")
+    options = parser.parse_args()
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores\n")
+    pure(min(options.rows, 1_000_000))
+    if options.ray:
+        with_ray(options.rows)

@@ -1,0 +1,356 @@
+"""Which metrics a task's performance hangs on, and how far each may go: calibrated on subsets of equal size.
+
+The publication (Xu et al., arXiv 2501.02004) finds sensitive metrics on past runs and puts thresholds on them; how is ours: partial
+rank correlations with control of false discoveries on one part of the subsets, thresholds tested in a fixed sequence on the
+other, since a scan over thresholds on the same subsets proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from scipy import stats
+
+from raysel.errors import ConfigError, DataError
+from raysel.gime.binding import Binding, did_you_mean
+from raysel.gime.columns import Array, hash_column
+from raysel.gime.state import measure
+
+Floats = npt.NDArray[np.float64]
+Performance = Callable[[pa.Table], float]
+Each = Callable[[Callable[[pa.Table], Any], Iterable[pa.Table]], Iterable[Any]]
+
+CALIBRATION = 30  # subsets that choose the metrics; fewer say little about 10 of them
+_STEPS = 8  # thresholds tried for each metric
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What a calibration found.
+
+    thresholds: for each sensitive metric ("variety.classes") the least and greatest value, one of them None, for which the
+    performance was shown to hold; empty where nothing could be shown. correlations: statistic, rho (partial Spearman), p, q
+    (Benjamini-Hochberg), sensitive, reason. evidence: every threshold tested, in order: statistic, low, high, subsets (that meet
+    it), successes, bound (lower confidence bound of the share of successes), held. subsets: subset, held_out, performance, and
+    the metrics. info: the parameters, ``full`` and ``floor`` performance, ``rows_trained`` and ``seconds``, for the ledger.
+    """
+
+    thresholds: Mapping[str, tuple[float | None, float | None]]
+    correlations: pa.Table
+    evidence: pa.Table
+    subsets: pa.Table
+    info: Mapping[str, Any]
+
+
+def sensitivity(
+    table: pa.Table,
+    binding: Binding,
+    performance: Performance,
+    *,
+    mix: str,
+    rows: int,
+    count: int = 120,
+    statistics: Sequence[str] | None = None,
+    tolerance: float = 0.01,
+    share: float = 0.9,
+    confidence: float = 0.95,
+    false_discoveries: float = 0.1,
+    seed: int = 0,
+    each: Each = map,
+) -> Sensitivity:
+    """Train on ``count`` subsets of ``rows`` rows each, and see which metrics the performance follows.
+
+    performance: of a model trained on a table, higher is better: see `proxy`. mix: the column whose values' shares are varied
+    from subset to subset. statistics: those to consider ("scope.entities"); None = all that vary, of those that move together the
+    first. A threshold holds when the share of subsets with performance of at least that of the whole table less ``tolerance``,
+    among the subsets that meet it, is at least ``share`` with ``confidence`` for all thresholds together. each: how the
+    subsets are run, ``map`` or a parallel one that keeps the order.
+
+    The first 30 subsets (a quarter, if that is more) choose metrics and the thresholds to try, the others test these from the
+    strictest that enough subsets can meet to the loosest, until one fails. ConfigError if ``count`` cannot show ``share``,
+    DataError if no metric varies.
+    """
+    if not 0 < share < 1 or not 0 < confidence < 1 or not 0 < false_discoveries < 1:
+        raise ConfigError("share, confidence and false_discoveries must lie between 0 and 1.")
+    first = max(CALIBRATION, count // 4)
+    needed = math.ceil(math.log(1 - confidence) / math.log(share))
+    if count - first < needed:
+        raise ConfigError(
+            f"count: {count} subsets leave {max(count - first, 0)} to test with, and even if all of them succeed a share of {share} "
+            f"cannot be shown with confidence {confidence}; give at least {first + needed}."
+        )
+    started = time.perf_counter()
+    parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)
+
+    def run(part: pa.Table) -> tuple[dict[str, float], float]:
+        found = measure(part, binding).to_pylist()
+        return {
+            f"{r['metric']}.{r['statistic']}": r["value"] for r in found if r["value"] is not None
+        }, performance(part)
+
+    results = list(each(run, (table.take(pa.array(part)) for part in parts)))
+    full = performance(table)
+    scores = np.array([score for _, score in results], np.float64)
+    if not (np.isfinite(scores).all() and math.isfinite(full)):
+        raise DataError(
+            "performance is not a finite number for some subset; let it answer a number for every table."
+        )
+    names = [name for name in results[0][0] if all(name in metrics for metrics, _ in results)]
+    values = {name: np.array([metrics[name] for metrics, _ in results]) for name in names}
+    if statistics is not None:
+        for name in statistics:
+            if name not in values:
+                raise ConfigError(
+                    f"statistics: {name!r} was not measured in every subset{did_you_mean(name, names)}."
+                )
+        values = {name: values[name] for name in statistics}
+    floor = full - tolerance
+
+    correlations = _correlations(
+        {n: v[:first] for n, v in values.items()}, scores[:first], false_discoveries, statistics is None
+    )
+    sensitive = [r for r in correlations if r["sensitive"]]
+    thresholds, evidence = {}, []
+    for row in sensitive:
+        tried, held = least_strict(
+            values[row["statistic"]],
+            scores >= floor,
+            first,
+            row["rho"] > 0,
+            share,
+            (1 - confidence) / len(sensitive),
+        )
+        evidence += [{"statistic": row["statistic"], **step} for step in tried]
+        if held is not None:
+            thresholds[row["statistic"]] = (held, None) if row["rho"] > 0 else (None, held)
+    info = {
+        "mix": mix, "rows": rows, "count": count, "tolerance": tolerance, "share": share, "confidence": confidence,
+        "false_discoveries": false_discoveries, "seed": seed, "calibration": first, "full": full, "floor": floor,
+        "rows_trained": count * rows + table.num_rows, "seconds": time.perf_counter() - started,
+    }  # fmt: skip
+    subsets = {
+        "subset": np.arange(count),
+        "held_out": np.arange(count) >= first,
+        "performance": scores,
+        **values,
+    }
+    return Sensitivity(
+        thresholds,
+        pa.Table.from_pylist(correlations, _CORRELATIONS),
+        pa.Table.from_pylist(evidence, _EVIDENCE),
+        pa.table(subsets),
+        info,
+    )
+
+
+_CORRELATIONS = pa.schema(
+    [("statistic", pa.string()), ("rho", pa.float64()), ("p", pa.float64()), ("q", pa.float64()), ("sensitive", pa.bool_()), ("reason", pa.string())]
+)  # fmt: skip
+_EVIDENCE = pa.schema(
+    [("statistic", pa.string()), ("low", pa.float64()), ("high", pa.float64()), ("subsets", pa.int64()), ("successes", pa.int64()), ("bound", pa.float64()), ("held", pa.bool_())]
+)  # fmt: skip
+
+
+def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[npt.NDArray[np.int64]]:
+    """``count`` subsets of ``rows`` positions each, ascending, without repeats within one.
+
+    The shares of the values of ``keys`` are drawn anew for each (Dirichlet 1/2), as far as there are rows of a value.
+    ConfigError if there are not so many rows, or nearly: subsets must be able to differ.
+    """
+    if not 1 <= rows <= len(keys) // 2:
+        raise ConfigError(
+            f"rows: subsets of {rows:,} of {len(keys):,} rows; give at least 1 and at most half, so that they can differ."
+        )
+    group = np.unique(keys, return_inverse=True)[1]
+    members = [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
+    sizes = np.array([len(m) for m in members])
+    found = []
+    for at in range(count):
+        rng = np.random.default_rng([seed, at])
+        wanted = rng.dirichlet(np.full(len(sizes), 0.5)) + 1e-9
+        take = np.zeros(len(sizes), np.int64)
+        while (
+            left := rows - int(take.sum())
+        ) > 0:  # what a value lacks goes to the others in their proportion
+            open_ = np.where(take < sizes, wanted, 0.0)
+            more = np.minimum(np.floor(left * open_ / open_.sum()).astype(np.int64), sizes - take)
+            if not more.any():
+                more[np.argsort(-open_, kind="stable")[: min(left, int((open_ > 0).sum()))]] = 1
+            take += more
+        chosen = [rng.choice(m, t, replace=False) for m, t in zip(members, take, strict=True) if t]
+        found.append(np.sort(np.concatenate(chosen)))
+    return found
+
+
+def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, Floats]:
+    """Spearman's correlation of each column of ``values`` (m, k) with ``scores`` (m,), given the other columns, and its
+    two-sided p by the t distribution with m - k - 1 degrees of freedom. ConfigError without a degree left."""
+    m, k = values.shape
+    freedom = m - k - 1
+    if freedom < 1:
+        raise ConfigError(
+            f"{m} subsets cannot tell {k} metrics apart; give more subsets or fewer statistics."
+        )
+    ranks = stats.rankdata(np.column_stack([values, scores]), axis=0)
+    rho = np.zeros(k)
+    for at in range(
+        k
+    ):  # by residuals: a matrix to invert would be singular where a metric is the performance itself
+        others = np.column_stack([np.ones(m), np.delete(ranks[:, :k], at, axis=1)])
+        rest = ranks[:, [at, k]] - others @ np.linalg.lstsq(others, ranks[:, [at, k]], rcond=None)[0]
+        length = np.linalg.norm(rest, axis=0)
+        if (
+            length > 1e-9 * m**1.5
+        ).all():  # else the other metrics say all that this one does, or all there is to say
+            rho[at] = np.clip(rest[:, 0] @ rest[:, 1] / length.prod(), -1.0, 1.0)
+    with np.errstate(divide="ignore"):
+        t = np.abs(rho) * np.sqrt(freedom / (1.0 - rho * rho))
+    return rho, 2 * stats.t.sf(t, freedom)
+
+
+def _correlations(
+    values: Mapping[str, Floats], scores: Floats, rate: float, thin: bool
+) -> list[dict[str, Any]]:
+    varying = [name for name, v in values.items() if np.ptp(v) > 0]
+    if not varying:
+        raise DataError(
+            "No metric varies over the subsets; vary them by another column (mix) or bind more columns."
+        )
+    if np.ptp(scores) == 0:
+        raise DataError(
+            "The performance is the same for every subset, so it hangs on nothing; use a harder test or smaller subsets."
+        )
+    twins = _twins({name: values[name] for name in varying}, len(scores) // 3) if thin else {}
+    kept = [name for name in varying if name not in twins]
+    rho, p = partial_rank_correlations(np.column_stack([values[name] for name in kept]), scores)
+    q = stats.false_discovery_control(p, method="bh")
+    rows = []
+    for name in values:
+        if name in kept:
+            at = kept.index(name)
+            rows.append(
+                {
+                    "statistic": name,
+                    "rho": float(rho[at]),
+                    "p": float(p[at]),
+                    "q": float(q[at]),
+                    "sensitive": bool(q[at] <= rate),
+                }
+            )
+        else:
+            why = f"moves with {twins[name]}" if name in twins else "does not vary"
+            rows.append({"statistic": name, "sensitive": False, "reason": why})
+    return rows
+
+
+def _twins(values: Mapping[str, Floats], most: int) -> dict[str, str]:
+    """Columns to leave out, each with an earlier one that it moves with, so that no more than ``most`` stay.
+
+    It looks at the metrics alone, never at the performance, so what stays was not picked by it.
+    """
+    names = list(values)
+    near = np.abs(
+        np.corrcoef(stats.rankdata(np.column_stack(list(values.values())), axis=0), rowvar=False)
+    ).reshape(len(names), -1)
+    out: dict[str, str] = {}
+    for least in (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0):
+        kept: list[int] = []
+        out = {}
+        for at, name in enumerate(names):
+            twin = next((k for k in kept if near[at, k] >= least), None)
+            if twin is None:
+                kept.append(at)
+            else:
+                out[name] = names[twin]
+        if len(kept) <= most:
+            break
+    return out
+
+
+def least_strict(
+    values: Floats, good: npt.NDArray[np.bool_], first: int, at_least: bool, share: float, alpha: float
+) -> tuple[list[dict[str, Any]], float | None]:
+    """The loosest threshold that holds, None if none does, and every one tested, in order.
+
+    The thresholds are set by the first ``first`` values: from the one that, by them, just enough of the other subsets meet to show
+    ``share`` if all succeed, to the one that all meet. Each is tested on the others at level ``alpha`` (the Clopper-Pearson
+    bound of the share of ``good`` among those that meet it), in that order and until one fails: so all that hold do so at
+    ``alpha`` together (fixed sequence).
+    """
+    sign = 1.0 if at_least else -1.0
+    strength = np.sort(sign * values[:first])[::-1]  # strongest first
+    rest, success = sign * values[first:], good[first:]
+    needed = math.log(alpha) / math.log(share) / max(len(rest), 1)
+    tried: list[dict[str, Any]] = []
+    held = None
+    for part in np.linspace(min(needed * 1.2, 1.0), 1.0, _STEPS):
+        limit = float(strength[min(math.ceil(part * first), first) - 1])
+        if tried and limit == sign * (tried[-1]["low"] if at_least else tried[-1]["high"]):
+            continue
+        meets = rest >= limit
+        n, k = int(meets.sum()), int((meets & success).sum())
+        bound = float(stats.beta.ppf(alpha, k, n - k + 1)) if k else 0.0
+        threshold = sign * limit
+        tried.append(
+            {
+                "low": threshold if at_least else None,
+                "high": None if at_least else threshold,
+                "subsets": n,
+                "successes": k,
+                "bound": bound,
+                "held": bound >= share,
+            }
+        )
+        if bound < share:
+            break
+        held = threshold
+    return tried, held
+
+
+def proxy(features: Sequence[str], label: str, test: pa.Table) -> Performance:
+    """A small model's accuracy on ``test``: logistic regression on standardised numbers and one-hot text (scikit-learn).
+
+    Missing numbers become the mean. A table with one class predicts it. DataError for a column that is not there or rows of
+    the test without a label.
+    """
+    for name in (*features, label):
+        if name not in test.column_names:
+            raise DataError(f"The test table has no column '{name}'{did_you_mean(name, test.column_names)}.")
+    if test[label].null_count or not test.num_rows:
+        raise DataError(f"The test table needs rows, each with a value in '{label}'.")
+    text = [
+        name
+        for name in features
+        if pa.types.is_string(test.schema.field(name).type)
+        or pa.types.is_dictionary(test.schema.field(name).type)
+    ]
+
+    def accuracy(train: pa.Table) -> float:
+        from sklearn.compose import make_column_transformer
+        from sklearn.impute import SimpleImputer
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+        train = train.filter(train[label].is_valid())
+        inputs, truth = train.select(list(features)).to_pandas(), train[label].to_pandas()
+        if truth.nunique() < 2:
+            return float((test[label].to_pandas() == truth.iloc[0]).mean()) if len(truth) else 0.0
+        numbers = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
+        columns = make_column_transformer(
+            (numbers, [name for name in features if name not in text]),
+            (OneHotEncoder(handle_unknown="ignore"), text),
+        )
+        model = make_pipeline(columns, LogisticRegression(max_iter=200))
+        return float(
+            model.fit(inputs, truth).score(test.select(list(features)).to_pandas(), test[label].to_pandas())
+        )
+
+    return accuracy
