@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.data.blocks import gather, stream_blocks
+from raysel.data.rowid import ID, check_ids
 from raysel.errors import DataError
 from raysel.gime.binding import Binding
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
-from raysel.gime.state import By, State, columns, finalize, merge, partial, with_target
+from raysel.gime.select import Thresholds, select_groups
+from raysel.gime.sensitivity import Sensitivity
+from raysel.gime.state import By, State, columns, finalize, grouping, merge, partial, with_target
+from raysel.selection import Selection, coded_text
 
 
 @dataclass(frozen=True)
 class GIME:
     """General information metrics of a data set: eleven metrics in one pass over the columns that the binding names.
 
-    binding: what the columns mean, see `raysel.gime.Binding`.
+    binding: what the columns mean, see `raysel.gime.Binding`. thresholds, floors: what `select` has to satisfy, see
+    `raysel.gime.select_groups`; the result of `raysel.gime.sensitivity` is taken for its thresholds.
 
     Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/gime.md.
     """
 
     binding: Binding
+    thresholds: Thresholds | Sensitivity = field(default_factory=dict)
+    floors: Mapping[Any, int] = field(default_factory=dict)
 
     def aim(self, target: Dataset) -> GIME:
         """The same metrics with the distance to a target (mismatch, support_coverage). The columns of the target that the
@@ -33,7 +45,7 @@ class GIME:
             raise DataError(
                 f"The target has none of the columns that the binding names ({', '.join(self.binding.columns)})."
             )
-        return GIME(with_target(self.binding, gather(target, names, "target")))
+        return replace(self, binding=with_target(self.binding, gather(target, names, "target")))
 
     def measure(self, dataset: Dataset, by: By = None) -> pa.Table:
         """The metrics of a data set, or of its groups: see `raysel.gime.measure`."""
@@ -62,6 +74,46 @@ class GIME:
         while waiting:
             total = merge(waiting.pop()[1], total)
         return total
+
+    def select(self, pool: Dataset, by: str | timedelta) -> Selection:
+        """Whole groups of the pool (of a column, or windows of event time) of least volume that satisfy the thresholds together.
+
+        Every chosen row says when its group was picked (``score``, 1 = first), every dropped row why its group was not. ConfigError
+        if no choice was found, naming the thresholds that conflict.
+        """
+        thresholds = (
+            self.thresholds.thresholds if isinstance(self.thresholds, Sensitivity) else self.thresholds
+        )
+        choice = select_groups(self.state(pool, by), thresholds, self.floors)
+        column = by if isinstance(by, str) else str(self.binding.event_time)
+        table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
+        ids = table[ID].to_numpy()
+        check_ids(ids, "The pool")
+        labels, codes = grouping(table, 0, self.binding, by)
+        assert codes is not None
+        place = {label: at + 1 for at, label in enumerate(choice.groups)}
+        rank = np.array([place.get(label, 0) for label in labels])[codes]
+        reasons = coded_text(codes, [f"group {label}, {choice.reasons[label]}" for label in labels])
+        taken, out = np.flatnonzero(rank), np.flatnonzero(rank == 0)
+        out = out[np.argsort(ids[out], kind="stable")]
+        info = {
+            "method": "GIME",
+            "binding": json.loads(self.binding.to_json()),
+            "thresholds": {name: list(ends) for name, ends in thresholds.items()},
+            "floors": {str(label): rows for label, rows in self.floors.items()},
+            "by": str(by),
+            "groups": list(choice.groups),
+            "reached": dict(choice.reached),
+            "pool_rows": len(ids),
+            "score": "order in which the row's group was picked, 1 = first",
+        }
+        return Selection.of(
+            ids[taken],
+            score=rank[taken].astype(np.float64),
+            reason=reasons.take(pa.array(taken)),
+            dropped=pa.table({ID: ids[out], "reason": reasons.take(pa.array(out))}),
+            info=info,
+        )
 
     def row_scores(self, dataset: Dataset) -> Dataset:
         """``dataset`` with a score of each row by scope and variety: see `raysel.gime.row_scores`.

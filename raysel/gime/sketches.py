@@ -121,6 +121,17 @@ class Keys:
         columns = {name: values[here] for name, values in self.columns.items()}
         return Sample(self.hash[here], columns, bool(self.cut[group]), tug)
 
+    def alone(self, group: int) -> Keys:
+        """The keys of one group, as of one that there is alone."""
+        one, sample = slice(group, group + 1), self.of(group)
+        return Keys(
+            self.sizes[one],
+            sample.hash,
+            sample.columns,
+            self.cut[one],
+            None if sample.tug is None else sample.tug[None],
+        )
+
 
 def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | None, **columns: Any) -> Keys:
     """The keys of rows: their groups (None = all in the one), hashes and what to aggregate (``count=1`` counts)."""

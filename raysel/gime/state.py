@@ -177,7 +177,7 @@ def _partial(table: pa.Table, binding: Binding, by: By, scale: Any) -> State:
 
 
 def _slice(table: pa.Table, first_row: int, binding: Binding, by: By, scale: Any) -> State:
-    groups, codes = _grouping(table, first_row, binding, by)
+    groups, codes = grouping(table, first_row, binding, by)
     block = Block(table, binding, codes, len(groups), scale, first_row)
     for collect in _COLLECT:
         collect(block)
@@ -207,10 +207,10 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
     return [by]
 
 
-def _grouping(
+def grouping(
     table: pa.Table, first_row: int, binding: Binding, by: By
 ) -> tuple[tuple[str | None, ...], Codes | None]:
-    """Labels, ascending with null first, and each row's."""
+    """Labels, ascending with null first, and each row's code among them (None if there is one group)."""
     if by is None:
         return (None,), None
     if isinstance(by, timedelta):
@@ -288,7 +288,7 @@ def finalize(state: State) -> pa.Table:
     a sketch or an interval, as the metric's docstring says) and ``reason`` (why there is no value, or a remark on it). The
     schema's metadata hold the binding.
     """
-    target = _target_view(state.binding.target)
+    target = target_view(state.binding.target)
     rows = [
         (label, metric, figure)
         for place, label in enumerate(state.groups)
@@ -347,7 +347,7 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
     return replace(binding, target=Target(table.num_rows, scale, summary))
 
 
-def _target_view(target: Target | None) -> View | None:
+def target_view(target: Target | None) -> View | None:
     if target is None:
         return None
     state = _unpacked(target.summary)

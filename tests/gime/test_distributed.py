@@ -7,7 +7,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from raysel.errors import DataError
+from raysel.errors import ConfigError, DataError
 from raysel.gime import State, measure, merge, partial, row_scores, with_target
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -47,6 +47,29 @@ def test_any_blocks_give_the_state_of_the_whole_table(table, full, tmp_path):
     gime.state(ray.data.from_arrow(data.slice(0, 2000))).save(path)
     both = merge(State.load(path), gime.state(ray.data.from_arrow(data.slice(2000))))
     assert both.digest() == whole.digest()
+
+
+def test_selects_whole_groups_that_satisfy_the_thresholds(table, full):
+    import numpy as np
+    import ray
+
+    import raysel
+
+    data = table(3, 400, 6, 0.1).append_column("sample_id", pa.array(np.arange(400)[::-1].copy()))
+    binding = raysel.gime.Binding(classes="label", event_time="at")
+    gime = raysel.GIME(binding, {"variety.classes": (6, None), "volume.rows": (100, None)}, floors={0: 5})
+    pool = ray.data.from_arrow([data.slice(0, 150), data.slice(150)])
+    for by in ("file", timedelta(days=2)):
+        chosen = gime.select(pool, by)
+        rows = data.filter(pa.array(np.isin(data["sample_id"].to_numpy(), chosen.ids)))
+        found = {(r["metric"], r["statistic"]): r["value"] for r in measure(rows, binding).to_pylist()}
+        assert found["variety", "classes"] == 6 and 100 <= rows.num_rows == len(chosen) < 400
+        assert rows["label"].to_pylist().count(0) >= 5
+        assert sorted([*chosen.ids, *chosen.dropped["sample_id"].to_pylist()]) == list(range(400))
+        assert all("pick" in reason for reason in chosen.table["reason"].to_pylist())
+        assert chosen.info["reached"]["variety.classes"] == 6
+    with pytest.raises(ConfigError, match="no choice of groups was found"):
+        raysel.GIME(binding, {"volume.rows": (401, None)}).select(pool, "file")
 
 
 def test_errors_are_raysels_own(table, full):

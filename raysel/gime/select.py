@@ -1,0 +1,238 @@
+"""Groups of least volume whose rows together satisfy thresholds on the metrics.
+
+The publication says only that data outside the thresholds are dropped; how is ours. Metrics of a union are computed from the
+groups' states, so no row is read again. Finding the least volume is at least as hard as weighted set cover: this is greedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.errors import ConfigError, DataError
+from raysel.gime.binding import did_you_mean
+from raysel.gime.block import View
+from raysel.gime.columns import hash_column
+from raysel.gime.sketches import Parts, merge_parts
+from raysel.gime.state import METRICS, State, target_view
+
+Thresholds = Mapping[str, tuple[float | None, float | None]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Groups chosen, in the order that they were picked; reasons: of every group, chosen or not; reached: the value of each
+    threshold's metric, and of each floor's class, over the rows of all chosen groups."""
+
+    groups: tuple[str | None, ...]
+    reasons: Mapping[str | None, str]
+    reached: Mapping[str, float]
+
+
+def select_groups(state: State, thresholds: Thresholds, floors: Mapping[Any, int] | None = None) -> Choice:
+    """The groups of ``state`` (made with ``by``) to keep, so that their rows together satisfy all thresholds and floors.
+
+    thresholds: for a metric ("variety.classes") the least and greatest value, either None; a metric that is null fails.
+    floors: for a class, the least number of its rows; the binding names one class column, of at most 2,048 classes.
+    Groups are picked by how much shortfall they make up a row; then those that the others make needless are dropped, the
+    largest first. Every group that is left is needed. ConfigError if no choice was found, naming thresholds that conflict.
+    """
+    if state.by is None:
+        raise ConfigError(
+            "these metrics are of one set: measure with by, so that there are groups to choose from."
+        )
+    if not state.groups:
+        raise DataError("There is no group to choose from: the data are empty.")
+    classes = {f"rows of class {label!r}": label for label in floors or {}}
+    if classes and len(state.binding.classes) != 1:
+        raise ConfigError(
+            "floors: they count the rows of a class, for which the binding must name one class column."
+        )
+    least = {name: (float((floors or {})[label]), None) for name, label in classes.items()}
+    limits: Thresholds = {**_checked(state, thresholds), **least}
+    if not limits:
+        raise ConfigError(
+            "thresholds: there is none, so nothing would be kept; give at least one threshold or floor."
+        )
+    search = _Search(state, limits, classes)
+    picked = search.greedy(list(limits))
+    if picked is None:
+        raise ConfigError(search.why_not())
+    kept = search.prune([group for group, _ in picked], list(limits))
+    reasons: dict[str | None, str] = {}
+    for rank, (group, text) in enumerate(picked):
+        dropped = "the other chosen groups satisfy all thresholds without it"
+        reasons[state.groups[group]] = f"pick {rank + 1}: {text}" if group in kept else dropped
+    for label in state.groups:
+        reasons.setdefault(label, "the chosen groups satisfy all thresholds without it")
+    return Choice(tuple(state.groups[g] for g in kept), reasons, search.values(search.union(kept)))
+
+
+def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | None, float | None]]:
+    known = _statistics(state)
+    for name, ends in thresholds.items():
+        if name not in known:
+            raise ConfigError(
+                f"thresholds.{name}: there is no such metric{did_you_mean(name, known)}; it is written like 'variety.classes'."
+            )
+        if (
+            not isinstance(ends, Sequence)
+            or isinstance(ends, str)
+            or len(ends) != 2
+            or list(ends) == [None, None]
+        ):
+            raise ConfigError(
+                f"thresholds.{name}: {ends!r} is not (least, greatest), of which one may be None."
+            )
+        low, high = ends
+        if low is not None and high is not None and low > high:
+            raise ConfigError(f"thresholds.{name}: the least value {low} is above the greatest, {high}.")
+    return {name: (ends[0], ends[1]) for name, ends in thresholds.items()}
+
+
+def _statistics(state: State) -> list[str]:
+    view = View(state.binding, state.parts, 0, state.kinds, target_view(state.binding.target))
+    return [
+        f"{metric}.{f.statistic}"
+        for metric, functions in METRICS.items()
+        for fn in functions
+        for f in fn(view)
+    ]
+
+
+class _Search:
+    """The greedy search over unions of groups; a union is the merged parts of its groups."""
+
+    def __init__(self, state: State, limits: Thresholds, classes: Mapping[str, Any]) -> None:
+        self._state = state
+        self._limits = limits
+        self._target = target_view(state.binding.target)
+        self._metrics = [m for m in METRICS if any(name.split(".")[0] == m for name in limits)]
+        self._parts = [_alone(state.parts, group) for group in range(len(state.groups))]
+        self._rows = state.parts.counts["rows"]
+        self._classes = {name: hash_column(pa.array([label]), "class")[0] for name, label in classes.items()}
+
+    def union(self, groups: Sequence[int]) -> Parts:
+        found = self._parts[groups[0]]
+        for group in groups[1:]:
+            found = merge_parts(found, self._parts[group])
+        return found
+
+    def values(self, parts: Parts) -> dict[str, float]:
+        """The limited figures of a union; one that is null is left out."""
+        view = View(self._state.binding, parts, 0, self._state.kinds, self._target)
+        found: dict[str, float] = {}
+        for metric in self._metrics:
+            for function in METRICS[metric]:
+                for figure in function(view):
+                    name = f"{metric}.{figure.statistic}"
+                    if name in self._limits and figure.value is not None:
+                        found[name] = figure.value.value
+        if self._classes:
+            sample = view.keys("classes")
+            if sample.cut:
+                raise DataError(
+                    "floors: there are more than 2,048 classes, whose rows are not all counted; bind coarser classes."
+                )
+            for name, key in self._classes.items():
+                found[name] = float(sample.columns["count"][sample.hash == key].sum())
+        return found
+
+    def shortfall(self, parts: Parts, names: Sequence[str]) -> dict[str, float]:
+        """How far each threshold is from being met: 0 = met, 1 = null or as far as its own size."""
+        values, found = self.values(parts), {}
+        for name in names:
+            low, high = self._limits[name]
+            value = values.get(name)
+            miss = 0.0
+            if value is None:
+                miss = 1.0
+            elif low is not None and value < low:
+                miss = min((low - value) / (abs(low) or 1.0), 1.0)
+            elif high is not None and value > high:
+                miss = min((value - high) / (abs(high) or 1.0), 1.0)
+            if miss:
+                found[name] = miss
+        return found
+
+    def greedy(self, names: Sequence[str]) -> list[tuple[int, str]] | None:
+        """Groups in the order picked, each with what was still missing after it; None if not even all of them do."""
+        left = list(range(len(self._parts)))
+        parts, now = None, float(len(names))
+        picked: list[tuple[int, str]] = []
+        while left:
+            best = None
+            for group in left:
+                union = self._parts[group] if parts is None else merge_parts(parts, self._parts[group])
+                missing = self.shortfall(union, names)
+                gain = (now - sum(missing.values())) / max(int(self._rows[group]), 1)
+                key = (
+                    gain if missing else np.inf,
+                    -int(self._rows[group]),
+                    -group,
+                )  # enough at once: the smallest that is
+                if best is None or key > best[0]:
+                    best = (key, group, union, missing)
+            assert best is not None
+            _, group, parts, missing = best
+            left.remove(group)
+            now = sum(missing.values())
+            picked.append(
+                (
+                    group,
+                    f"still short of {', '.join(missing)}"
+                    if missing
+                    else "all thresholds are satisfied with it",
+                )
+            )
+            if not missing:
+                return picked
+        return None
+
+    def prune(self, groups: list[int], names: Sequence[str]) -> list[int]:
+        """Without the groups that the others make needless, the largest first, until none is."""
+        for group in sorted(groups, key=lambda g: (-int(self._rows[g]), g)):
+            rest = [g for g in groups if g != group]
+            if rest and not self.shortfall(self.union(rest), names):
+                return self.prune(rest, names)
+        return groups
+
+    def why_not(self) -> str:
+        """A sentence with thresholds that conflict: without any one of them a choice is found."""
+        conflict = list(self._limits)
+        for name in list(conflict):
+            rest = [n for n in conflict if n != name]
+            if rest and self.greedy(rest) is None:
+                conflict = rest
+        told = ", ".join(
+            f"{name} in [{_end(self._limits[name][0])}, {_end(self._limits[name][1])}]" for name in conflict
+        )
+        reached = self.values(self.union(list(range(len(self._parts)))))
+        whole = ", ".join(
+            f"{name} {reached[name]:.6g}" if name in reached else f"{name} null" for name in conflict
+        )
+        if len(conflict) == 1:
+            return f"thresholds: no choice of groups was found with {told} (all groups together: {whole}); loosen it."
+        return f"thresholds: no choice of groups was found that satisfies {told} together, though without one of them there is (all groups: {whole}); loosen one."
+
+
+def _end(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"
+
+
+def _alone(parts: Parts, group: int) -> Parts:
+    """The parts of one group."""
+    one = slice(group, group + 1)
+    return Parts(
+        {name: v[one] for name, v in parts.counts.items()},
+        {name: v[one] for name, v in parts.low.items()},
+        {name: v[one] for name, v in parts.high.items()},
+        {name: v[one] for name, v in parts.sums.items()},
+        {name: v.alone(group) for name, v in parts.keys.items()},
+        {name: v.of(group) for name, v in parts.histograms.items()},
+        {name: v[one] for name, v in parts.waves.items()},
+    )
