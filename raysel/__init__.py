@@ -1,7 +1,7 @@
 """raysel: training-data selection on Ray.
 
-Names are loaded when they are first used, so that the pure rooms (``raysel.gio``, ``raysel.gime``, ``raysel.dynamic``)
-can be imported without starting to load Ray.
+Names are loaded when they are first used, so that the pure rooms (``raysel.gio``, ``raysel.gime``,
+``raysel.factors``, ``raysel.dynamic``) can be imported without starting to load Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ _HOME = {
     "GIO": "raysel.gio.distributed",
     "GIME": "raysel.gime.distributed",
     "InfoBatch": "raysel.dynamic.infobatch",
+    "RepDiv": "raysel.dynamic.repdiv",
     "FullData": "raysel.dynamic.controls",
     "RandomPrune": "raysel.dynamic.controls",
     "RandomSubset": "raysel.dynamic.controls",
     "RoundRobin": "raysel.dynamic.controls",
     "DynamicSelection": "raysel.train.dynamic",
 }
-_ROOMS = ("data", "gio", "gime", "dynamic", "train", "workflow", "report", "errors")
+_ROOMS = ("data", "gio", "gime", "factors", "dynamic", "train", "workflow", "report", "errors")
 
 if TYPE_CHECKING:
     from raysel.baselines import Random as Random
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from raysel.dynamic.controls import RandomSubset as RandomSubset
     from raysel.dynamic.controls import RoundRobin as RoundRobin
     from raysel.dynamic.infobatch import InfoBatch as InfoBatch
+    from raysel.dynamic.repdiv import RepDiv as RepDiv
     from raysel.gime.distributed import GIME as GIME
     from raysel.gio.distributed import GIO as GIO
     from raysel.selection import Selection as Selection

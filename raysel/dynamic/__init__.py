@@ -5,6 +5,7 @@ from __future__ import annotations
 from raysel.dynamic.controls import FullData, RandomPrune, RandomSubset, RoundRobin
 from raysel.dynamic.infobatch import InfoBatch
 from raysel.dynamic.plan import Plan, Policy
+from raysel.dynamic.repdiv import RepDiv
 from raysel.dynamic.state import SampleState
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Policy",
     "RandomPrune",
     "RandomSubset",
+    "RepDiv",
     "RoundRobin",
     "SampleState",
 ]

@@ -24,7 +24,7 @@ from raysel.dynamic.state import CHUNK, Array, SampleState, frozen, whole
 from raysel.errors import ConfigError, DataError
 
 # What a stream of draws is for; streams of different purposes are independent.
-PRUNE, ORDER, SUBSET, WALK = 1, 2, 3, 4
+PRUNE, ORDER, SUBSET, WALK, TIES = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True, eq=False)

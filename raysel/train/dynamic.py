@@ -53,6 +53,9 @@ class DynamicSelection:
         else:
             samples = pool_rows = whole("the number of samples", chosen, 1)
             digest = ""
+        align = getattr(policy, "for_ids", None)  # what holds scores of samples by id, as RepDiv does
+        if align is not None:
+            policy = align(samples if self._ids is None else self._ids)
         Keeper(policy, samples, num_epochs, seed)  # raises here, not in an actor, for what cannot be
         for start, stop in spans(samples, shards):
             cut(policy, start, stop, samples)

@@ -1,0 +1,324 @@
+"""RepDiv: representative samples first, diverse ones later, and none for long (Zhou et al., 2026, arXiv 2603.04981)."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raysel.dynamic.plan import TIES, Plan, check_epoch, chunks, fraction, full, part, uniform, unweighted
+from raysel.dynamic.shards import kth, lowest, ordered, plan_whole
+from raysel.dynamic.state import Array, SampleState, frozen, observe
+from raysel.errors import ConfigError, DataError, first
+
+ID, LABEL = "sample_id", "label"
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What RepDiv knows of n samples, in slot order: 12 bytes a sample, and 8 more for ids that are not 0..n-1.
+
+    rep, div: float32 in [0, 1]. classes: int32, codes 0..number-1, each of which occurs. ids: int64, ascending;
+    None once they have been put in the order of a run's slots.
+    """
+
+    rep: Floats
+    div: Floats
+    classes: npt.NDArray[np.int32]
+    number: int
+    ids: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rep)
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> Scores:
+        """The scores in a table of sample_id int64, rep, div (floats in [0, 1]) and, if there are classes, label.
+
+        Rows in any order; labels of any type that Arrow can compare, none missing. Raises DataError with the ids
+        of the rows that cannot be used.
+        """
+        for name in (ID, "rep", "div"):
+            if name not in table.column_names:
+                raise DataError(f"The scores need the column '{name}'; they have {table.column_names}.")
+        if table.num_rows == 0:
+            raise DataError("The scores have no row.")
+        if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
+            raise DataError(f"The scores' sample_id must be integers without nulls, not {table[ID].type}.")
+        ids = table[ID].to_numpy().astype(np.int64, copy=False)
+        if not (ids[1:] > ids[:-1]).all():
+            order = np.argsort(ids, kind="stable")
+            ids, table = ids[order], table.take(pa.array(order))
+            again = ids[1:][ids[1:] == ids[:-1]]
+            if len(again):
+                raise DataError(f"The scores name these ids more than once: {first(np.unique(again))}.")
+        found = []
+        for name in ("rep", "div"):
+            if not pa.types.is_floating(table[name].type):
+                raise DataError(
+                    f"The scores' column '{name}' must hold floating-point numbers, not {table[name].type}."
+                )
+            values = table[name].to_numpy().astype(np.float32, copy=False)  # a null becomes NaN
+            wrong = ~((values >= 0) & (values <= 1))
+            if wrong.any():
+                raise DataError(
+                    f"The scores' '{name}' must lie in [0, 1]; it does not for {first(ids[wrong])}."
+                )
+            found.append(frozen(values))
+        codes = np.zeros(len(ids), np.int32)
+        if LABEL in table.column_names:
+            labels = table[LABEL].combine_chunks()
+            if labels.null_count:
+                missing = ids[labels.is_null().to_numpy(zero_copy_only=False)]
+                raise DataError(f"The scores have no label for {first(missing)}; label all samples or none.")
+            if not pa.types.is_dictionary(labels.type):
+                labels = labels.dictionary_encode()
+            codes = labels.indices.to_numpy().astype(np.int32, copy=False)
+        return cls(*found, *_dense(codes), frozen(ids))
+
+    def for_ids(self, ids: npt.NDArray[np.int64] | int) -> Scores:
+        """The scores of these ids (int64, ascending; an int n: 0..n-1), which become the slots 0, 1, ...
+
+        Classes that have no sample among them are forgotten. DataError naming the ids that have no score.
+        """
+        if self.ids is None:
+            raise DataError("These scores are those of a run's slots already; align the ones with ids.")
+        wanted = np.arange(ids, dtype=np.int64) if isinstance(ids, (int, np.integer)) else np.asarray(ids)
+        if np.array_equal(wanted, self.ids):
+            return replace(self, ids=None)
+        place = np.minimum(np.searchsorted(self.ids, wanted), len(self) - 1)
+        absent = wanted[self.ids[place] != wanted]
+        if len(absent):
+            raise DataError(
+                f"{len(absent)} of {len(wanted)} samples have no score (sample_id {first(absent)}); score the data set "
+                "that is selected from."
+            )
+        return Scores(frozen(self.rep[place]), frozen(self.div[place]), *_dense(self.classes[place]))
+
+    def cut(self, start: int, stop: int) -> Scores:
+        """Those of the slots start..stop; the number of classes stays that of the whole."""
+        here = slice(start, stop)
+        ids = None if self.ids is None else self.ids[here]
+        return Scores(self.rep[here], self.div[here], self.classes[here], self.number, ids)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that differ when any score or class does."""
+        digest = hashlib.blake2b(f"repdiv-scores/1 {len(self)}".encode(), digest_size=16)
+        for array in (self.rep, self.div, self.classes):
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class RepDiv:
+    """Each epoch, the floor(ratio * n) samples of highest priority, equally many a class; then a tail of all the data.
+
+    The priority of a sample that has been selected u times is
+
+        H = alpha * rep + (1 - alpha) * div - penalty * ln(1 + u)
+        alpha = a_min + (1 - a_min) * (1 - sigmoid(k_s * (t - t_mid * T)))    in epoch t = 1..T
+
+    rounded to float32; equal ones are ordered by a draw that belongs to the slot. Every class gets
+    floor(|S| / classes), or all it has if that is less; what is left goes to the highest priorities of any class.
+    The last round(tail * T) epochs (a half to the even number) take all the data. All weights are 1.
+
+    scores: a table of sample_id, rep, div (:func:`raysel.factors.rep_div`) and label, or :class:`Scores`; without
+        labels all samples are one class. DynamicSelection puts them in the order of its slots.
+    k_s: the curriculum's slope per epoch, None = 10 / T. alpha: a constant in the place of the curriculum: 1 for
+        representativeness alone, 0 for diversity alone. penalty: lambda, 0 to leave it out; likewise tail.
+
+    Raises ConfigError for a ratio outside (0, 1], a_min, t_mid, tail or alpha outside [0, 1], a k_s or penalty below
+    0, and for more classes than samples to select.
+    """
+
+    scores: Any = field(repr=False, compare=False)
+    ratio: float = 0.7
+    a_min: float = 0.2
+    t_mid: float = 0.6
+    k_s: float | None = None
+    penalty: float = 0.2
+    tail: float = 0.15
+    alpha: float | None = None
+    scores_digest: str = field(default="", init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        scores = self.scores
+        if isinstance(scores, pa.Table):
+            scores = Scores.from_arrow(scores)
+        if not isinstance(scores, Scores):
+            raise ConfigError(
+                f"RepDiv.scores must be an Arrow table of sample_id, rep, div and label, got {type(scores).__name__}"
+            )
+        checked: dict[str, Any] = {
+            "scores": scores,
+            "scores_digest": scores.digest(),
+            "ratio": fraction("RepDiv.ratio", self.ratio, zero=False),
+            "penalty": _positive("RepDiv.penalty", self.penalty),
+        }
+        for name in ("a_min", "t_mid", "tail"):
+            checked[name] = fraction(f"RepDiv.{name}", getattr(self, name))
+        if self.alpha is not None:
+            checked["alpha"] = fraction("RepDiv.alpha", self.alpha)
+        if self.k_s is not None:
+            checked["k_s"] = _positive("RepDiv.k_s", self.k_s)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def for_ids(self, ids: npt.NDArray[np.int64] | int) -> RepDiv:
+        """The policy of a run over these ids (ascending; an int n: 0..n-1); see :meth:`Scores.for_ids`."""
+        policy = replace(self, scores=self.scores.for_ids(ids))
+        policy.count(len(policy.scores))
+        return policy
+
+    def shard(self, start: int, stop: int, n: int) -> RepDiv:
+        """The same policy for the slots start..stop of n."""
+        self._check(n)
+        policy = copy.copy(self)
+        object.__setattr__(policy, "scores", self.scores.cut(start, stop))
+        return policy
+
+    def plan_shard(
+        self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
+    ) -> Generator[Any, Any, Plan]:
+        """The plan of ``epoch``, from how often each sample has been selected."""
+        epoch, num_epochs = check_epoch(epoch, num_epochs)
+        scores: Scores = self.scores
+        self._check(len(state))
+        count = self.count(n)
+        if count == n or epoch >= num_epochs - self.tail_epochs(num_epochs):
+            return full(len(state), start)
+        height = priority(
+            scores.rep, scores.div, state.selected, self.alpha_in(epoch, num_epochs), self.penalty
+        )
+        keys = ordered(np.subtract(np.float32(0), height, out=height))  # the highest come first
+        # The same draws in every epoch: without a penalty and a curriculum, the same samples in every epoch.
+        draws = uniform(seed, 0, start, start + len(state), purpose=TIES)
+        classes = None if scores.number == 1 else scores.classes
+        quota = count // scores.number
+        keep = yield from _first(
+            keys, draws, lambda sizes: np.minimum(quota, sizes), start, classes, scores.number
+        )
+        left = count - (yield int(np.count_nonzero(keep)))
+        if left:
+            others = np.flatnonzero(~keep)
+            more = yield from _first(keys[others], draws[others], lambda sizes: np.array([left]), start)
+            keep[others[more]] = True
+        return unweighted(keep, start)
+
+    def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
+        """The plan of all the samples; see :meth:`plan_shard`."""
+        return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
+
+    def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
+        """See :func:`raysel.dynamic.state.observe`. The tail counts as selections too, but no plan follows that asks."""
+        return observe(state, plan.slots, slots, losses)
+
+    def parameters(self) -> dict[str, Any]:
+        """The policy's name and parameters; of the scores, their digest."""
+        names = ("ratio", "a_min", "t_mid", "k_s", "penalty", "tail", "alpha")
+        return {
+            "policy": "RepDiv",
+            "scores": self.scores_digest,
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def alpha_in(self, epoch: int, num_epochs: int) -> float:
+        """alpha in ``epoch`` (0-based)."""
+        epoch, num_epochs = check_epoch(epoch, num_epochs)
+        if self.alpha is not None:
+            return self.alpha
+        slope = 10 / num_epochs if self.k_s is None else self.k_s
+        falling = (1 - math.tanh(slope * (epoch + 1 - self.t_mid * num_epochs) / 2)) / 2  # 1 - sigmoid
+        return self.a_min + (1 - self.a_min) * falling
+
+    def tail_epochs(self, num_epochs: int) -> int:
+        """The number of epochs at the end that take all the data: round(tail * num_epochs)."""
+        return round(Fraction(repr(self.tail)) * num_epochs)
+
+    def count(self, n: int) -> int:
+        """|S|: the samples of an epoch before the tail. ConfigError if they are fewer than the classes."""
+        count, number = min(max(part(self.ratio, n), 1), n), self.scores.number
+        if count < number:
+            raise ConfigError(
+                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes; raise it "
+                f"to {number / n:.3g} or more, or leave the labels out of the scores"
+            )
+        return count
+
+    def cost(self, n: int, num_epochs: int) -> float:
+        """Samples trained on, over those of full data: ((T - n_tail) |S| + n_tail n) / (T n)."""
+        tail = self.tail_epochs(num_epochs)
+        return ((num_epochs - tail) * self.count(n) + tail * n) / (num_epochs * n)
+
+    def _check(self, n: int) -> None:
+        if len(self.scores) != n:
+            raise ConfigError(
+                f"RepDiv.scores are of {len(self.scores)} samples, there are {n}; align them by for_ids"
+            )
+
+
+def priority(
+    rep: Floats, div: Floats, selected: npt.NDArray[np.int32], alpha: float, penalty: float
+) -> Floats:
+    """H = alpha * rep + (1 - alpha) * div - penalty * ln(1 + selected), worked out in float64, float32 (n,)."""
+    most = int(selected.max()) if len(selected) else 0
+    cost = penalty * np.log1p(np.arange(most + 1, dtype=np.float64))
+    height = np.empty(len(rep), np.float32)
+    for start, stop in chunks(len(rep)):
+        exact = rep[start:stop] * np.float64(alpha)
+        exact += div[start:stop] * np.float64(1 - alpha)
+        exact -= cost[selected[start:stop]]
+        height[start:stop] = exact
+    return height
+
+
+def _first(
+    keys: npt.NDArray[np.uint32],
+    draws: npt.NDArray[np.uint32],
+    count: Callable[[Array], Array],
+    start: int,
+    groups: Array | None = None,
+    number: int = 1,
+) -> Generator[Any, Any, npt.NDArray[np.bool_]]:
+    """:func:`raysel.dynamic.shards.lowest`, but ties go to the lowest draw, and only then to the lowest slot."""
+    key, ties = yield from kth(keys, lambda sizes: np.minimum(count(sizes), sizes) - 1, groups, number)
+    marks = np.empty(len(keys), np.bool_)
+    level = []
+    for begin, end in chunks(len(keys)):
+        of = slice(0, 1) if groups is None else groups[begin:end]
+        bound, some = key[of], ties[of] > 0
+        np.logical_and(keys[begin:end] < bound, some, out=marks[begin:end])
+        level.append(begin + np.flatnonzero((keys[begin:end] == bound) & some))
+    tied = np.concatenate(level) if level else np.zeros(0, np.int64)
+    among = yield from lowest(
+        draws[tied], lambda sizes: ties, start, None if groups is None else groups[tied], number
+    )
+    marks[tied[among]] = True
+    return marks
+
+
+def _dense(codes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], int]:
+    """The codes as 0..number-1 without gaps, and their number."""
+    here = np.bincount(codes) > 0
+    if not here.all():
+        codes = (np.cumsum(here, dtype=np.int32) - np.int32(1))[codes]
+    return frozen(codes), int(np.count_nonzero(here))
+
+
+def _positive(name: str, value: object) -> float:
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return number
