@@ -61,7 +61,7 @@ class Scores:
             again = ids[1:][ids[1:] == ids[:-1]]
             if len(again):
                 raise DataError(f"The scores name these ids more than once: {first(np.unique(again))}.")
-        found = []
+        found: dict[str, Floats] = {}
         for name in ("rep", "div"):
             if not pa.types.is_floating(table[name].type):
                 raise DataError(
@@ -73,7 +73,7 @@ class Scores:
                 raise DataError(
                     f"The scores' '{name}' must lie in [0, 1]; it does not for {first(ids[wrong])}."
                 )
-            found.append(frozen(values))
+            found[name] = frozen(values)
         codes = np.zeros(len(ids), np.int32)
         if LABEL in table.column_names:
             labels = table[LABEL].combine_chunks()
@@ -83,7 +83,7 @@ class Scores:
             if not pa.types.is_dictionary(labels.type):
                 labels = labels.dictionary_encode()
             codes = labels.indices.to_numpy().astype(np.int32, copy=False)
-        return cls(*found, *_dense(codes), frozen(ids))
+        return cls(found["rep"], found["div"], *_dense(codes), frozen(ids))
 
     def for_ids(self, ids: npt.NDArray[np.int64] | int) -> Scores:
         """The scores of these ids (int64, ascending; an int n: 0..n-1), which become the slots 0, 1, ...

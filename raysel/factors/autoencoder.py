@@ -199,7 +199,7 @@ def fit_autoencoder(
     k: int = 32,
     mode: str = "topk",
     epochs: int = 20,
-    batch_size: int = 1024,
+    batch_size: int = 256,
     learning_rate: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",
@@ -264,8 +264,8 @@ def fit_autoencoder(
             with torch.no_grad():
                 if (
                     mode == "topk"
-                ):  # what of the gradient would only lengthen a row has no say: Adam would remember it
-                    decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder  # type: ignore[operator]
+                ):  # what of the gradient would only lengthen a row has no say in Adam's moments
+                    decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
                 adam.step()
                 cosine.step()
                 if mode == "topk":

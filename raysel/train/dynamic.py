@@ -85,7 +85,7 @@ class DynamicSelection:
         run = dynamic.run
         parts = spans(run.samples, dynamic._shards)
         keepers = [
-            Keeper(cut(policy, a, b, run.samples), b - a, run.num_epochs, run.seed, a, run.samples)
+            Keeper(cut(dynamic._policy, a, b, run.samples), b - a, run.num_epochs, run.seed, a, run.samples)
             for a, b in parts
         ]
         dynamic._keeper = keepers[0] if len(keepers) == 1 else Keepers(keepers, parts)

@@ -253,7 +253,7 @@ def test_vectors_that_cannot_be_learnt_from(fitted):
 
 def test_all_units_dead_says_what_to_change():
     dead = handmade("topk", 2, -np.eye(4)).encode(np.ones((9, 4)))
-    with pytest.raises(DataError, match="No unit is active.*train the autoencoder for more epochs"):
+    with pytest.raises(DataError, match=r"No unit is active.*train the autoencoder for more epochs"):
         rep_div(dead.active)
 
 

@@ -133,7 +133,7 @@ def test_frequent_units_are_counted_among_the_live_ones_and_ties_go_to_the_lowes
 
 @pytest.mark.parametrize("dead", [np.full((4, 3), -1), np.zeros((4, 3), bool), np.zeros((4, 0), int)])
 def test_all_units_dead(dead):
-    with pytest.raises(DataError, match="No unit is active on any of 4 samples.*train the autoencoder"):
+    with pytest.raises(DataError, match=r"No unit is active on any of 4 samples.*train the autoencoder"):
         rep_div(dead)
 
 
