@@ -29,7 +29,7 @@ EPOCHS, SEED, ROWS_A_STEP, STRIKE = 4, 3, 8192, (2, 6)
 
 
 class Rows(torch.utils.data.Dataset):
-    """(id, features, label), the same in every process."""
+    """(id, features, label), the same in every process; the rows are gathered when a batch is made of them."""
 
     def __init__(self, n: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -39,12 +39,12 @@ class Rows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, i: int):
-        raise NotImplementedError
+    def __getitem__(self, i: int) -> int:
+        return i
 
-    def __getitems__(self, rows: list[int]):
-        at = torch.tensor(rows)
-        return list(zip(at, self.x[at], self.y[at], strict=True))
+    def collate(self, rows: list[int]):
+        ids = torch.tensor(rows)
+        return ids, self.x[ids], self.y[ids]
 
 
 def function(ids: torch.Tensor, epoch: int) -> torch.Tensor:
@@ -71,7 +71,9 @@ def train(session, config, model, strike=lambda: None):
     data = Rows(config["n"])
     for epoch in session.epochs():
         plan = digest(session.plan.slots, session.plan.weights)
-        for batch in session.loader(data, batch_size=config["rows"] // session.world):
+        for batch in session.loader(
+            data, batch_size=config["rows"] // session.world, collate_fn=data.collate
+        ):
             ids, x, y = batch.data
             if config["losses"] == "real":
                 loss = session.loss(batch, F.cross_entropy(model(x), y, reduction="none"))
