@@ -69,7 +69,8 @@ class Driven:
         if self.is_open and self.session.step:
             raise StateError(
                 f"A checkpoint was asked for within epoch {self.session.epoch}, where the model and the selection "
-                "cannot agree; save at the end of epochs."
+                "cannot agree; save at the end of epochs (Lightning: ModelCheckpoint(save_on_train_epoch_end=True), "
+                'Trainer: save_strategy="epoch").'
             )
         directory.mkdir(parents=True, exist_ok=True)
         self.session._save(directory, {}, None)

@@ -79,13 +79,9 @@ class Selecting(Callback):
                 )
         self._trainer, self.driven, self._found = trainer, None, {}
 
-    def on_train_batch_end(self, trainer: Trainer, *more: Any) -> None:
-        if trainer.is_last_batch:  # before the validation that may follow, and save
-            self._driven().end_epoch()
-
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         driven = self._driven()
-        driven.end_epoch()  # one that was cut short
+        driven.end_epoch()
         if driven.is_over:
             trainer.should_stop = True
 

@@ -284,6 +284,60 @@ def _module():
 
 
 @pytest.mark.slow
+def test_lightning_saves_after_the_epochs_end_and_refuses_to_in_the_validation_before_it(tmp_path):
+    pytest.importorskip("lightning")
+    import lightning.pytorch as L
+
+    from raysel import DynamicSelection
+    from raysel.errors import StateError
+    from raysel.train.lightning import Selecting
+
+    def fit(checkpoint=None, after=None):
+        dynamic = DynamicSelection.local(InfoBatch(0.6, 0.9), job.N, num_epochs=job.EPOCHS, seed=job.SEED)
+        selecting = Selecting(dynamic, job.Numbers(), batch_size=8)
+
+        class Module(L.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.model = job.OneNumber()
+
+            def training_step(self, batch, index):
+                logits, epoch = self.model(batch.data["x"])["logits"], selecting.driven.session.epoch
+                return selecting.loss(batch, job.losses_of(logits, batch.data["labels"], epoch))
+
+            def validation_step(self, batch, index):
+                pass
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=job.RATE)
+
+        keep = L.callbacks.ModelCheckpoint(
+            tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=after, enable_version_counter=False
+        )
+        trainer = L.Trainer(
+            max_epochs=job.EPOCHS,
+            reload_dataloaders_every_n_epochs=1,
+            callbacks=[selecting, keep],
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+        )
+        module = Module()
+        validation = torch.utils.data.DataLoader(job.Numbers(), batch_size=64)
+        trainer.fit(module, selecting.loader, validation, ckpt_path=checkpoint)
+        return selecting.driven.session.history, module.model.weight.item()
+
+    history, weight = fit()
+    same(history, by_hand(rows=8)[0])
+    for epoch in (0, 2):
+        again, resumed = fit(tmp_path / f"epoch={epoch}.ckpt")
+        same(again, history)
+        assert resumed == weight
+    with pytest.raises(StateError, match="save_on_train_epoch_end=True"):
+        fit(after=False)
+
+
+@pytest.mark.slow
 def test_the_language_model_example_prints_its_four_runs(tmp_path):
     pytest.importorskip("transformers")
     workflows = Path(__file__).resolve().parents[2] / "workflows"
