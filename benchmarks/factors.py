@@ -38,7 +38,6 @@ def train() -> None:
 
     from raysel.factors import fit_autoencoder
 
-    torch.set_num_threads(2)
     x, rows = vectors(TRAINED, 128), []
     for mode in ("topk", "paper"):
         sae, clock, cpu = timed(lambda mode=mode: fit_autoencoder(x, mode=mode))
@@ -47,7 +46,7 @@ def train() -> None:
             [f"`{mode}`", clock, cpu, report["dead_fraction"], report["unexplained"], report["active"]]
         )
     head = ["mode", "seconds", "CPU seconds", "dead", "variance unexplained", "units active a sample"]
-    table(f"Training: {TRAINED:,} x 128, 1,024 units, k = 32, 20 epochs, 2 threads", head, rows)
+    table(f"Training: {TRAINED:,} x 128, 1,024 units, k = 32, 20 epochs, {torch.get_num_threads()} thread(s)", head, rows)
 
 
 def score() -> None:

@@ -262,9 +262,7 @@ def fit_autoencoder(
             adam.zero_grad()
             loss.backward()
             with torch.no_grad():
-                if (
-                    mode == "topk"
-                ):  # what of the gradient would only lengthen a row has no say in Adam's moments
+                if mode == "topk":  # a gradient along a row would only fill Adam's memory
                     decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
                 adam.step()
                 cosine.step()
