@@ -46,7 +46,11 @@ def train() -> None:
             [f"`{mode}`", clock, cpu, report["dead_fraction"], report["unexplained"], report["active"]]
         )
     head = ["mode", "seconds", "CPU seconds", "dead", "variance unexplained", "units active a sample"]
-    table(f"Training: {TRAINED:,} x 128, 1,024 units, k = 32, 20 epochs, {torch.get_num_threads()} thread(s)", head, rows)
+    table(
+        f"Training: {TRAINED:,} x 128, 1,024 units, k = 32, 20 epochs, {torch.get_num_threads()} thread(s)",
+        head,
+        rows,
+    )
 
 
 def score() -> None:
