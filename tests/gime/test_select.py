@@ -154,7 +154,9 @@ def test_states_without_groups_or_classes():
 def test_a_pick_that_later_picks_make_needless_is_dropped():
     """a has the most new classes a row and is picked first; b and c, needed for the others, have its two as well."""
     held = {"a": [1, 2], "b": [1, 1, 3, 4], "c": [2, 2, 5, 6]}
-    table = pa.table({"g": [g for g, k in held.items() for _ in k], "label": [k for ks in held.values() for k in ks]})
+    table = pa.table(
+        {"g": [g for g, k in held.items() for _ in k], "label": [k for ks in held.values() for k in ks]}
+    )
     choice = select_groups(partial(table, Binding(classes="label"), "g"), {"variety.classes": (6, None)})
     assert choice.groups == ("b", "c")
     assert choice.reasons["a"] == "the other chosen groups satisfy all thresholds without it"

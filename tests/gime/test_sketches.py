@@ -145,6 +145,7 @@ def test_distances_of_sets_lie_in_their_bounds():
 )
 def test_quantiles_lie_in_their_bins(values, relative, bins):
     with pytest.MonkeyPatch.context() as patch:
+        bins = max(bins, 65) if relative else bins  # 0 and 63 powers of two are apart at every level
         patch.setattr(sketches, "BINS", bins)
         found = histogram(None, np.array(values, np.int64), 1, relative)
         if len(set(values)) <= bins:
