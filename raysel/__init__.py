@@ -26,6 +26,7 @@ _HOME = {
     "RandomSubset": "raysel.dynamic.controls",
     "RoundRobin": "raysel.dynamic.controls",
     "DynamicSelection": "raysel.train.dynamic",
+    "WholeRows": "raysel.train.planned",
 }
 _ROOMS = ("data", "gio", "gime", "factors", "dynamic", "train", "workflow", "report", "errors")
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from raysel.gio.distributed import GIO as GIO
     from raysel.selection import Selection as Selection
     from raysel.train.dynamic import DynamicSelection as DynamicSelection
+    from raysel.train.planned import WholeRows as WholeRows
 
 __all__ = ["__version__", *_HOME]
 

@@ -103,8 +103,16 @@ class IndexedParquet(Datasource):
         self._schema = schema
 
     @property
+    def filesystem(self) -> pafs.FileSystem:
+        return self._filesystem
+
+    @property
     def index(self) -> RowIndex:
         return self._index
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        return self._schema
 
     @property
     def stores_ids(self) -> bool:
@@ -205,12 +213,17 @@ def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Da
     if index is not None:
         rows.save(index)
     reader = IndexedParquet(filesystem, rows, schema)
+    dataset = parquet_dataset(reader)
+    setattr(dataset, _ORIGIN, (reader, {}))
+    return dataset, schema, where
+
+
+def parquet_dataset(reader: IndexedParquet) -> Dataset:
+    """The rows of ``reader``, lazily."""
     groups = len(reader.pieces())
     # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
     blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
-    dataset = ray.data.read_datasource(reader, override_num_blocks=blocks)
-    setattr(dataset, _ORIGIN, (reader, {}))
-    return dataset, schema, where
+    return ray.data.read_datasource(reader, override_num_blocks=blocks)
 
 
 def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:

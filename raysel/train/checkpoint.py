@@ -29,6 +29,7 @@ import torch
 from raysel.dynamic.shards import spans
 from raysel.dynamic.state import SampleState
 from raysel.errors import StateError
+from raysel.train.objects import state_dicts
 
 if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
@@ -59,8 +60,9 @@ def save(
     rng = directory / _name("rng", rank, world, "pt")
     torch.save(get_rng(), rng)
     mine = [rng]
+    whole = state_dicts(objects)
     if rank == 0:
-        torch.save({n: bare(value).state_dict() for n, value in objects.items()}, directory / _OBJECTS)
+        torch.save(whole, directory / _OBJECTS)
         (directory / _SESSION).write_text(json.dumps({**about, "world": world, "pieces": pieces}))
         mine += [directory / _OBJECTS, directory / _SESSION]
     parts = spans(about["run"]["samples"], pieces)
@@ -140,12 +142,6 @@ def rng(directory: Path, rank: int, world: int) -> Any:
     """The random generators of this rank, None where the checkpoint is of another number of ranks."""
     path = directory / _name("rng", rank, world, "pt")
     return _load(path) if path.exists() else None
-
-
-def bare(value: Any) -> Any:
-    """The module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
-    wrapped = isinstance(value, torch.nn.parallel.DistributedDataParallel)
-    return value.module if wrapped else value
 
 
 def get_rng() -> dict[str, Any]:

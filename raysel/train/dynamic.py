@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
 from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
 from raysel.train.session import LocalRanks, Run, Session, TrainRanks
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 class DynamicSelection:
@@ -62,6 +65,7 @@ class DynamicSelection:
         self.run = Run(policy.parameters(), samples, num_epochs, seed, max_steps, pool_rows, digest)
         self._policy, self._shards = policy, shards
         self._keeper: Any = None
+        self._board: Any = None  # where the tasks that read look up the epoch's plan
         self._local = False
         self._directory: Path | None = None
 
@@ -107,6 +111,9 @@ class DynamicSelection:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._board is not None:
+            self._board.close()
+            self._board = None
         if not self._local and self._keeper is not None:
             self._keeper.close()
             self._keeper = None
@@ -114,6 +121,20 @@ class DynamicSelection:
     def __getstate__(self) -> dict[str, Any]:
         # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.
         return {**self.__dict__, "_policy": None} if self._keeper is not None else self.__dict__
+
+    def planned(self, dataset: Dataset) -> Dataset:
+        """``dataset`` (with ``sample_id``) without the rows that the epoch's plan leaves out: for ``session.stream``.
+
+        Put the costly steps behind it: rows are left out right after they are read, so that nothing decodes, transforms
+        or sends them. Lazy; each epoch runs it again, with that epoch's plan, and outside an epoch it
+        cannot be run. One per run.
+        """
+        self._check_started()
+        from raysel.train.planned import Board, planned
+
+        if self._board is None:
+            self._board = Board()
+        return planned(dataset, self._board, self._ids, self.run.samples)
 
     def session(self) -> Session:
         """This worker's part of the run; call it in the train loop."""
@@ -144,7 +165,7 @@ class DynamicSelection:
 
             if isinstance(ids, ray.ObjectRef):
                 ids, weights = ray.get([ids, weights])
-        return Session(self.run, keeper, processes, ids, weights)
+        return Session(self.run, keeper, processes, ids, weights, lambda: self._board)
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
         """Committed epochs and the last one's summary, for a driver that watches while workers train."""

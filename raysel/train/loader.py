@@ -35,7 +35,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors on ``device``; ``data`` may nest tuples, lists and dicts of tensors."""
-        return Batch(_to(self.data, device), self.ids, self.weights.to(device), self.slots, self.share)
+        weights = self.weights.to(device, non_blocking=True)
+        return Batch(_to(self.data, device), self.ids, weights, self.slots, self.share)
 
 
 class WithIds(torch.utils.data.Dataset):

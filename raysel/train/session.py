@@ -19,13 +19,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from raysel.dynamic.plan import Plan, batches
-from raysel.errors import ConfigError, DataError, StateError
+from raysel.dynamic.plan import Plan, batches, steps
+from raysel.errors import ConfigError, StateError
 from raysel.train import checkpoint
 from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, marks_of, without_padding
+from raysel.train.objects import load_state_dicts
+from raysel.train.reduce import per_sample
+from raysel.train.stream import EpochStream, Streams
 
 if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
+    from raysel.train.planned import Board
 
 log = logging.getLogger("raysel")
 _BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
@@ -52,7 +56,8 @@ class Session:
     """One worker's view of the run. Every rank makes the same calls in the same order.
 
     rank, world: this worker and how many there are. epoch: the current one, 0-based. plan: its samples.
-    steps_per_epoch: optimiser steps of the current epoch, known before it starts. step: those taken in it.
+    steps_per_epoch: steps (batches) of the current epoch, known before it starts; from :meth:`stream` the least
+    possible. step: those taken in it.
     history: one dict per finished epoch, restored with the checkpoint.
     """
 
@@ -63,6 +68,7 @@ class Session:
         ranks: TrainRanks | LocalRanks,
         ids: np.ndarray | None,
         weights: np.ndarray | None,
+        board: Callable[[], Board | None] = lambda: None,
     ) -> None:
         self._run = run
         self._keeper = keeper
@@ -76,14 +82,15 @@ class Session:
         self.total_steps = 0
         self.history: list[dict[str, Any]] = []
         self.plan: Plan | None = None
-        self._shuffle = True
+        self._shuffle: bool | None = True  # None: Ray Data's order
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
         self._accumulate = 1  # batches of an optimiser step on this rank
-        self._loader: _EpochLoader | None = None
+        self._loader: _EpochLoader | EpochStream | None = None
+        self._streams = Streams(self, board)
         self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
         self._slots: list[np.ndarray] = []
-        self._losses: list[torch.Tensor] = []
+        self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._open = False
         self._planning = 0.0
         self._started = 0.0
@@ -116,8 +123,7 @@ class Session:
                 f"The checkpoint holds {', '.join(sorted(saved)) or 'nothing'}, asked to restore "
                 f"{', '.join(sorted(objects)) or 'nothing'}: give the same names to restore and report."
             )
-        for name, value in objects.items():
-            checkpoint.bare(value).load_state_dict(saved[name])
+        load_state_dicts(objects, saved)
         if rng is not None:
             checkpoint.set_rng(rng)
             self._rng = rng if self._midway else None
@@ -168,8 +174,7 @@ class Session:
         random in an earlier process is not restored with a checkpoint; everything else is.
         """
         plan = self._current("loader")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"loader: batch_size {batch_size!r} is not a number of rows.")
+        _check_rows("loader: batch_size", batch_size)
         kept = self._loaders.get(id(dataset))
         wanted = (batch_size, collate_fn, *sorted(options.items(), key=lambda item: item[0]))
         if kept is None or kept[3] != wanted:
@@ -181,8 +186,10 @@ class Session:
             self._loaders[id(dataset)] = kept
         began = time.perf_counter()
         if self._midway and self._midway["shuffle"] != shuffle:
+            begun = self._midway["shuffle"]
+            how = "session.stream" if begun is None else f"shuffle={begun}"
             raise StateError(
-                f"loader: epoch {self.epoch} was begun with shuffle={not shuffle} and goes on in mid-epoch; "
+                f"loader: epoch {self.epoch} was begun with {how} and goes on in mid-epoch; "
                 "a plan is visited in one order."
             )
         run = self._run
@@ -209,33 +216,63 @@ class Session:
         )
         return self._loader
 
-    def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+    def stream(
+        self,
+        data: Any = "train",
+        *,
+        batch_size: int,
+        local_shuffle_buffer_size: int | None = None,
+        collate_fn: Callable[[dict[str, np.ndarray]], Any] | None = None,
+    ) -> EpochStream:
+        """This rank's batches of the current epoch from a Ray Dataset: :class:`Batch`, as from :meth:`loader`.
+
+        data: what was made of ``dynamic.planned(...)``: the name under which TorchTrainer got it in ``datasets=``
+            (with ``dataset_config=raysel.WholeRows()``, which drops no row), or without Ray Train the Dataset itself.
+        batch_size: rows per rank and step. local_shuffle_buffer_size: rows among which a rank draws its batches,
+            seeded by the run's seed, the epoch and the rank. collate_fn: a batch's columns (name -> array) to ``data``;
+            by default numbers become tensors and other columns stay arrays. It runs in another thread.
+        Ranks take equal steps; one that has run out of rows gets a single row of padding, id -1, weight 0. How many
+        steps that makes is known only at the end: ``steps_per_epoch`` is what even shares would take, the least
+        possible; :attr:`progress` counts samples. Needs a CPU that Ray Train's workers leave free: ResourceError if
+        none is after two minutes. DataError for rows that the plan does not hold, and at the end of the epoch
+        if not every planned row came exactly once.
+        """
+        plan = self._current("stream")
+        _check_rows("stream: batch_size", batch_size)
+        if local_shuffle_buffer_size is not None:
+            _check_rows("stream: local_shuffle_buffer_size", local_shuffle_buffer_size)
+        stream = EpochStream(self._streams, plan, data, batch_size, local_shuffle_buffer_size, collate_fn)
+        least = self._done + steps(max(len(plan) - self._skip, 0), batch_size, self.world)
+        self._loader, self._shuffle, self._accumulate = stream, None, 1
+        self.steps_per_epoch = int(min(self._done + self._steps_left(), least))
+        return stream
+
+    def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Note each sample's loss and return the scalar to differentiate: the weighted mean over the step's rows.
 
-        losses: one per sample, shape (B,), any float dtype: what a criterion gives with ``reduction="none"``.
-        The mean of what is returned over the step's batches, those of all ranks (which DDP takes) and those
-        accumulated, is ``sum(weight * loss) / rows`` over all of its rows.
-        Nothing is copied from the device here. DataError for another shape.
+        losses: what a criterion gives with ``reduction="none"``, any float dtype: (B,), or (B, T), (B, H, W), ...,
+            then reduced to one number a sample, the mean over its elements that count.
+        mask: which elements count, of the same shape, bool or weights not below 0 (``labels != -100``). A sample
+            without an element that counts is a row of loss 0: it moves nothing, and no loss is noted for it.
+        Every sample counts the same, however many elements it has; a mean over all tokens of the batch, as many
+        language models are trained with, would give a long text more say than a short one.
+
+        The mean of what is returned over the step's batches, those of all ranks (which DDP and FSDP take) and those
+        accumulated, is ``sum(weight * loss) / rows`` over all of its rows. Nothing is copied from the device here, and
+        nothing changed in place. DataError for another shape, a scalar above all.
         """
-        if not isinstance(losses, torch.Tensor) or losses.ndim != 1 or len(losses) != len(batch.ids):
-            shape = tuple(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
-            raise DataError(
-                f"loss: expected one loss per sample, shape ({len(batch.ids)},), got {shape}; "
-                'use reduction="none" and reduce each sample to one number.'
-            )
         self._current("loss")
-        real = batch.slots >= 0
-        values = losses.float()
-        noted = values.detach()
+        values, counts = per_sample(losses, len(batch.ids), mask)
+        weights = batch.weights.to(values.device, non_blocking=True)
+        noted, slots = values.detach().float(), batch.slots
+        real = slots >= 0
         if real.all():
-            weighted = batch.weights.to(values.device) * values
+            weighted = weights * values
         else:  # padding: neither noted nor differentiated, not even times zero, which keeps a NaN
-            mask = torch.from_numpy(real).to(values.device)
-            weighted = torch.where(mask, batch.weights.to(values.device) * values, torch.zeros_like(values))
-            noted = noted[mask]
-        if len(noted):
-            self._slots.append(batch.slots[real])
-            self._losses.append(noted)
+            rows = torch.from_numpy(real).to(values.device, non_blocking=True)
+            weighted = torch.where(rows, weights * values, torch.zeros_like(values))
+        self._slots.append(slots)
+        self._losses.append((noted, counts))
         if sum(map(len, self._slots)) >= _BUFFER:
             self._send()
         self._noted += 1
@@ -407,13 +444,27 @@ class Session:
             raise StateError(f"session.{caller} was called outside an epoch; use it inside session.epochs().")
         return self.plan
 
+    def _claim(self, batches: _EpochLoader | EpochStream, plan: Plan) -> None:
+        """StateError unless ``batches`` are the ones to iterate now, for the first time."""
+        if self.plan is not plan or self._loader is not batches:
+            raise StateError(
+                "This loader has been replaced by a later one, or its epoch is over; ask session.loader."
+            )
+        if self.step != self._done:
+            raise StateError(f"Epoch {self.epoch} was iterated already; a plan is trained on once.")
+
     def _send(self) -> None:
         if not self._slots:
             return
         slots = np.concatenate(self._slots)
-        losses = torch.cat(self._losses).cpu().numpy()  # the one wait for the device, once in a buffer
+        losses = torch.cat([noted for noted, _ in self._losses]).cpu().numpy()  # the one wait for the device
+        counts = slots >= 0  # what only pads is not noted, nor a sample in which nothing counted
+        if any(mask is not None for _, mask in self._losses):
+            masks = [torch.ones_like(n, dtype=torch.bool) if m is None else m for n, m in self._losses]
+            counts &= torch.cat(masks).cpu().numpy()
         self._slots, self._losses = [], []
-        self._keeper.update(self._attempt, self.epoch, slots, losses)
+        if counts.any():
+            self._keeper.update(self._attempt, self.epoch, slots[counts], losses[counts])
 
     def _steps_left(self) -> float:
         max_steps = self._run.max_steps
@@ -458,12 +509,7 @@ class _EpochLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         session, plan = self._session, self._plan
-        if session.plan is not plan or session._loader is not self:
-            raise StateError(
-                "This loader has been replaced by a later one, or its epoch is over; ask session.loader."
-            )
-        if session.step != session._done:
-            raise StateError(f"Epoch {session.epoch} was iterated already; a plan is trained on once.")
+        session._claim(self, plan)
         batches = iter(self._loader)
         if (
             session._rng is not None
@@ -614,3 +660,8 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
                 f"report: the metric '{name}' is {type(value).__name__}, which JSON cannot hold; give a number."
             ) from None
     return plain
+
+
+def _check_rows(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} {value!r} is not a number of rows.")

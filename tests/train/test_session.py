@@ -147,7 +147,7 @@ def test_low_precision_losses_are_taken_and_other_shapes_are_not():
         for batch in session.loader(Numbers(4), batch_size=4):
             for dtype in (torch.bfloat16, torch.float16, torch.float64):
                 assert session.loss(batch, torch.ones(4, dtype=dtype)).item() == 1.0
-            for wrong in (torch.tensor(1.0), torch.ones(4, 2), torch.ones(3), 1.0):
+            for wrong in (torch.tensor(1.0), torch.ones(2, 4), torch.ones(3), 1.0):
                 with pytest.raises(DataError, match='reduction="none"'):
                     session.loss(batch, wrong)
         session.report()

@@ -1,0 +1,342 @@
+"""Ray Data's side of streaming: rows filtered by the epoch's plan right after they are read, split without loss."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import torch
+from ray.data import DataIterator, Dataset
+from ray.data.collate_fn import NumpyBatchCollateFn
+from ray.data.datasource import ReadTask
+from ray.train import DataConfig
+
+from raysel.data.blocks import own_error, plain_errors
+from raysel.data.rowid import ID
+from raysel.data.source import IndexedParquet, origin, parquet_dataset
+from raysel.dynamic.plan import Plan, chunks
+from raysel.errors import ConfigError, DataError, ResourceError, StateError, first
+
+_WARN, _PATIENCE = 10.0, 120.0  # seconds without a CPU for Ray Data until it is said, until it is an error
+_PREFETCH = 2  # batches that Ray Data fetches and collates ahead, in threads
+_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
+
+logger = logging.getLogger(__name__)
+
+
+# ---- the plan on the cluster -------------------------------------------------------------------------------
+
+
+class _Board:
+    def __init__(self) -> None:
+        self._posted: list[ray.ObjectRef] = []
+        self._seed: int | None = None
+
+    def post(self, bits: npt.NDArray[np.uint8], seed: int) -> None:
+        self._posted, self._seed = [ray.put(bits)], seed
+
+    def read(self) -> list[ray.ObjectRef]:
+        return self._posted
+
+    def seed(self) -> int | None:
+        return self._seed
+
+
+class Board:
+    """Where a run's current plan hangs out, one bit a slot, for the tasks that read its rows; picklable.
+
+    An actor that takes no CPU and goes with the driver. It hands out one shared object, so that the bits come once
+    to each node. Restarted, it is empty, and the tasks fail until the next attempt posts.
+    """
+
+    def __init__(self) -> None:
+        self._actor = ray.remote(_Board).options(num_cpus=0, max_restarts=-1).remote()
+
+    def post(self, plan: Plan, samples: int, seed: int) -> None:
+        """Show ``plan``, and the seed of the epoch's order; returns when every later look sees them."""
+        ray.get(self._actor.post.remote(packed(plan, samples), seed))
+
+    def seed(self) -> int | None:
+        """The seed of the epoch's order, None when there is no plan."""
+        return ray.get(self._actor.seed.remote())
+
+    def read(self) -> npt.NDArray[np.uint8]:
+        """What :func:`packed` made of the plan; StateError when there is none."""
+        posted = ray.get(self._actor.read.remote())
+        if not posted:
+            raise StateError(
+                "dynamic.planned(dataset) can only be read by session.stream inside an epoch, there is no plan yet; "
+                "look at the dataset itself instead."
+            )
+        return ray.get(posted[0])
+
+    def close(self) -> None:
+        """Remove the actor; nothing happens if it is gone already."""
+        ray.kill(self._actor)
+
+
+def packed(plan: Plan, samples: int) -> npt.NDArray[np.uint8]:
+    """One bit for each of the samples, set for the slots of ``plan``; the first slot is the lowest bit."""
+    marks = np.zeros(samples, np.bool_)
+    marks[plan.slots] = True
+    return np.packbits(marks, bitorder="little")
+
+
+def slots_of(ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
+    """The slot of each id, -1 for one that is not among ``chosen`` (ascending; None: an id is its slot)."""
+    if chosen is None:
+        return ids
+    place = np.minimum(np.searchsorted(chosen, ids), len(chosen) - 1)
+    return np.where(chosen[place] == ids, place, -1)
+
+
+def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
+    """``dataset``, filtered by the plan on ``board`` whenever it is run; see ``DynamicSelection.planned``.
+
+    ids: the chosen ids (array or a reference to it), None where ids are slots.
+    """
+    if not isinstance(dataset, Dataset):
+        raise ConfigError(f"planned: a Ray Dataset is needed, got {type(dataset).__name__}; use raysel.read.")
+    if isinstance(ids, np.ndarray):
+        ids = ray.put(ids)  # once to each node, not once with each task
+    dataset = _shuffled(dataset, board)
+    return plain_errors(
+        dataset.map_batches(
+            _keep_planned, fn_args=(board, ids, samples), batch_format="pyarrow", batch_size=None
+        )
+    )
+
+
+class ShuffledParquet(IndexedParquet):
+    """The same rows with the same ids; the files' parts are read in another order in each epoch."""
+
+    def __init__(self, reader: IndexedParquet, board: Board) -> None:
+        super().__init__(reader.filesystem, reader.index, reader.file_schema)
+        self._board = board
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        tasks = super().get_read_tasks(parallelism, per_task_row_limit, data_context)
+        seed = (
+            self._board.seed()
+        )  # Ray asks for tasks when a run starts; before the first epoch to count them
+        order = range(len(tasks)) if seed is None else np.random.default_rng(seed).permutation(len(tasks))
+        return [tasks[place] for place in order]
+
+
+def _shuffled(dataset: Dataset, board: Board) -> Dataset:
+    """``dataset`` read anew in an order of the epoch, where it is Parquet just as :func:`raysel.read` gave it."""
+    made_from, shown = origin(dataset), dataset.columns(fetch_if_missing=False)
+    if made_from is None or shown is None:
+        return dataset
+    reader, renamed = made_from
+    again = parquet_dataset(ShuffledParquet(reader, board))
+    again = again.select_columns([renamed.get(name, name) for name in shown])
+    names = {stored: name for name, stored in renamed.items() if stored != name}
+    return again.rename_columns(names) if names else again
+
+
+def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iterator[pa.Table]:
+    """The planned rows of a block; nothing for a block without one, which no later step then gets to see."""
+    if ID not in table.column_names:
+        raise DataError(f"planned: the dataset has no column '{ID}'; read it with raysel.read.")
+    slots = slots_of(table[ID].to_numpy(), ray.get(ids) if isinstance(ids, ray.ObjectRef) else ids)
+    if ids is None and len(slots) and not 0 <= slots.min() <= slots.max() < samples:
+        raise DataError(
+            f"planned: sample_id {slots.max() if slots.max() >= samples else slots.min()} is not one of the "
+            f"{samples:,} samples of the run; the dataset is longer than the DynamicSelection was told."
+        )
+    keep = (board.read()[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1  # of slot -1 whatever is last
+    keep = (keep == 1) & (slots >= 0)
+    if keep.any():
+        yield table.filter(pa.array(keep))
+
+
+# ---- rows to ranks -----------------------------------------------------------------------------------------
+
+
+class WholeRows(DataConfig):
+    """``dataset_config=`` for TorchTrainer: the ranks' shares hold every row once and differ by at most one block.
+
+    Ray Train's own makes shares of equal length by dropping rows, which would bias the training. The order is kept,
+    so that the same cluster and number of workers give the same batches. It goes for all ``datasets=``:
+    where ranks read other data than ``session.stream``'s, they cannot count on equal shares.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def configure(
+        self,
+        datasets: dict[str, Dataset],
+        world_size: int,
+        worker_handles: Any,
+        worker_node_ids: Any,
+        **kwargs: Any,
+    ) -> list[dict[str, DataIterator]]:
+        shares: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
+        for name, dataset in datasets.items():
+            split = dataset.copy(dataset)
+            split.context.execution_options = self.default_ingest_options()
+            split.context.execution_options.preserve_order = True
+            for share, iterator in zip(shares, split.streaming_split(world_size, equal=False), strict=True):
+                share[name] = iterator
+        return shares
+
+
+def wait_for_cpu(patience: float = _PATIENCE) -> None:
+    """Return once a task of one CPU has run beside the training; ResourceError if none could for ``patience`` s.
+
+    Ray Data would wait for ever, silently, where Ray Train's workers hold every CPU.
+    """
+    probe = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_nothing).remote()
+    done, _ = ray.wait([probe], timeout=min(_WARN, patience))
+    if not done and patience > _WARN:
+        logger.warning(
+            "session.stream waits for a CPU that Ray Data can read with; the workers hold all of them."
+        )
+        done, _ = ray.wait([probe], timeout=patience - _WARN)
+    if not done:
+        ray.cancel(probe, force=True)
+        cpus = ray.cluster_resources().get("CPU", 0)
+        raise ResourceError(
+            f"session.stream: Ray Data had no CPU to read with for {patience:.0f} s, the workers and others hold all "
+            f"{cpus:g} of the cluster: give the workers less (ScalingConfig(resources_per_worker={{'CPU': 0.5}})) "
+            "or the cluster more."
+        )
+
+
+def _nothing() -> None:
+    return None
+
+
+# ---- batches in the worker ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Arrived:
+    """A batch as it came. ids: int64 (B,). row: its first row's columns, to pad with. data: what was collated."""
+
+    ids: npt.NDArray[np.int64]
+    row: dict[str, np.ndarray]
+    data: Any
+
+
+class CollateRows(NumpyBatchCollateFn):
+    """Collates columns with the user's function, or :func:`tensors`, and keeps the ids beside them."""
+
+    def __init__(self, collate: Callable[[dict[str, np.ndarray]], Any] | None) -> None:
+        self._collate = collate or tensors
+
+    def __call__(self, columns: dict[str, np.ndarray]) -> Arrived:
+        if ID not in columns:
+            raise DataError(f"stream: the rows have no column '{ID}'; the steps after planned must keep it.")
+        ids = np.array(columns[ID], np.int64)
+        return Arrived(
+            ids, {name: column[:1].copy() for name, column in columns.items()}, self._collate(columns)
+        )
+
+    def pad(self, row: dict[str, np.ndarray]) -> Any:
+        return self._collate(row)
+
+
+def tensors(columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Numbers as tensors of their own; what torch has no type for (text, ragged arrays) stays as it is."""
+    return {
+        name: torch.from_numpy(np.array(column)) if column.dtype.kind in "biufc" else column
+        for name, column in columns.items()
+    }
+
+
+def arrivals(
+    data: Any, world: int, batch_size: int, shuffle_rows: int | None, seed: int, collate: CollateRows
+) -> Generator[Arrived, None, None]:
+    """The batches of one run through ``data``: a name known to Ray Train, a Dataset, or an iterator of one.
+
+    Raises what raysel raised in a task as it was raised there.
+    """
+    if isinstance(data, str):
+        data = _shard(data)
+    if isinstance(data, Dataset):
+        if world > 1:
+            raise ConfigError(
+                f"stream: {world} workers cannot each read the whole Dataset; pass it to TorchTrainer(datasets=...) "
+                "and give session.stream its name."
+            )
+        data.context.execution_options.preserve_order = True
+        data = data.iterator()
+    if not isinstance(data, DataIterator):
+        raise ConfigError(
+            f"stream: a Ray Dataset or the name of one in datasets= is needed, got {type(data).__name__}."
+        )
+    # A shuffle buffer is not smaller than a batch.
+    buffer = None if shuffle_rows is None else max(shuffle_rows, batch_size)
+    batches = data.iter_torch_batches(
+        batch_size=batch_size,
+        prefetch_batches=_PREFETCH,
+        local_shuffle_buffer_size=buffer,
+        local_shuffle_seed=seed if buffer else None,
+        collate_fn=collate,
+        device="cpu",
+    )
+    try:
+        yield from batches
+    except ray.exceptions.RayError as error:
+        if (ours := own_error(error)) is not None:
+            raise ours from None
+        raise
+
+
+def shuffle_seed(seed: int, epoch: int, rank: int = -1) -> int:
+    """The seed of a rank's shuffle buffer in an epoch; without a rank, of the order in which files are read."""
+    return int(np.random.SeedSequence(seed, spawn_key=(_SHUFFLE, epoch, rank + 1)).generate_state(1)[0])
+
+
+def _shard(name: str) -> DataIterator:
+    try:
+        return ray.train.get_dataset_shard(name)
+    except (KeyError, RuntimeError) as error:
+        raise ConfigError(
+            f"stream: Ray Train has no dataset '{name}': pass TorchTrainer(datasets={{'{name}': rows}}, "
+            "dataset_config=raysel.WholeRows()), or without Ray Train give session.stream the dataset itself."
+        ) from error
+
+
+# ---- was every row there? ----------------------------------------------------------------------------------
+
+
+def marks(slots: npt.NDArray[np.int64]) -> int:
+    """A sum over hashed slots, modulo 2**64 as a signed number: equal for equal multisets, else hardly ever.
+
+    SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) of each slot.
+    """
+    total = np.uint64(0)
+    with np.errstate(over="ignore"):
+        for start, stop in chunks(len(slots)):
+            x = slots[start:stop].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            total += (x ^ (x >> np.uint64(31))).sum(dtype=np.uint64)
+    return int(total.view(np.int64))
+
+
+def places(
+    plan: Plan, ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None
+) -> npt.NDArray[np.int64]:
+    """Where in ``plan`` the rows with these ids stand; DataError for one that it does not hold."""
+    slots = slots_of(ids, chosen)
+    found = np.minimum(np.searchsorted(plan.slots, slots), len(plan) - 1)
+    wrong = plan.slots[found] != slots
+    if wrong.any():
+        raise DataError(
+            f"stream: rows that the epoch's plan does not hold (sample_id {first(ids[wrong].tolist())}): stream what "
+            "dynamic.planned(...) of this run made, not materialised, with the sample_id it was read with."
+        )
+    return found

@@ -1,0 +1,48 @@
+"""One number a sample from a criterion's unreduced losses, whatever their shape and precision."""
+
+from __future__ import annotations
+
+import torch
+
+from raysel.errors import DataError
+
+
+def per_sample(
+    losses: torch.Tensor, rows: int, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The mean of each sample's elements that count: (values (B,), which samples count (B,) bool or None = all).
+
+    losses: (B,), (B, T), (B, H, W), ...; float16 and bfloat16 are averaged in float32, float64 stays.
+    mask: of the same shape, bool (True = counts) or a number not below 0 (the element's weight in its sample's mean).
+        What stands where it is 0 does not matter, NaN included. A sample in which no element counts has the value 0,
+        without a gradient, and is marked as not counting.
+    Nothing is changed in place and nothing is copied from the device. DataError for another shape.
+    """
+    if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or len(losses) != rows:
+        found = _shape(losses)
+        raise DataError(
+            f"loss: expected losses of shape ({rows},) or ({rows}, ...), one row per sample, got {found}; "
+            'use reduction="none", so that each sample keeps its own.'
+        )
+    if not losses.is_floating_point():
+        raise DataError(f"loss: losses are floating-point numbers, got {losses.dtype}.")
+    if losses.numel() == 0 and rows:
+        raise DataError(f"loss: the losses have no elements, shape {tuple(losses.shape)}.")
+    values = losses if losses.dtype == torch.float64 else losses.float()
+    if mask is None:
+        return (values.flatten(1).mean(1) if values.ndim > 1 else values), None
+    if not isinstance(mask, torch.Tensor) or mask.shape != losses.shape:
+        raise DataError(
+            f"loss: the mask must have the shape of the losses, {tuple(losses.shape)}, got {_shape(mask)}."
+        )
+    weight = mask.detach().to(device=values.device, dtype=values.dtype, non_blocking=True).reshape(rows, -1)
+    element = values.reshape(rows, -1)
+    # where, not times: zero times NaN is NaN, in the value and in the gradient.
+    total = (torch.where(weight != 0, element, torch.zeros_like(element)) * weight).sum(1)
+    count = weight.sum(1)
+    counts = count > 0
+    return total / torch.where(counts, count, torch.ones_like(count)), counts
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,0 +1,185 @@
+"""Steps that all ranks take together, from shares of a stream that differ in length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from raysel.dynamic.plan import Plan
+from raysel.errors import ConfigError, DataError, StateError
+from raysel.train.loader import Batch
+
+if TYPE_CHECKING:
+    from raysel.train.planned import Arrived, Board
+    from raysel.train.session import Session
+
+
+class Counts:
+    """What every rank brings to the next step, made known to all while the present one computes.
+
+    A sum over ranks on the CPU, in a process group of its own: it neither waits for a device nor comes between the
+    collectives of DDP or FSDP.
+    """
+
+    def __init__(self, rank: int, world: int) -> None:
+        self._rank, self._world = rank, world
+        self._group: Any = None
+        if world > 1:
+            if not dist.is_initialized():
+                raise ConfigError(
+                    f"stream: {world} workers but no torch.distributed process group; use TorchTrainer."
+                )
+            self._group = dist.new_group(backend="gloo")
+
+    def start(self, rows: int, mark: int) -> Callable[[], tuple[np.ndarray, int]]:
+        """Tell the others; returns what waits for all: rows of each rank, and the sum of marks modulo 2**64."""
+        told = torch.zeros(self._world + 1, dtype=torch.int64)
+        told[self._rank], told[-1] = rows, mark
+        work = None if self._group is None else dist.all_reduce(told, group=self._group, async_op=True)
+
+        def wait() -> tuple[np.ndarray, int]:
+            if work is not None:
+                work.wait()
+            return told[:-1].numpy(), int(told[-1])
+
+        return wait
+
+    def share(self, value: Any, source: int) -> Any:
+        """``value`` of rank ``source``, on every rank."""
+        values = [value]
+        dist.broadcast_object_list(values, src=dist.get_global_rank(self._group, source), group=self._group)
+        return values[0]
+
+
+class Streams:
+    """What a session keeps between the epochs it streams."""
+
+    def __init__(self, session: Session, board: Callable[[], Board | None]) -> None:
+        self.session, self.board = session, board
+        self._counts: Counts | None = None
+        self.row: dict[str, np.ndarray] | None = None  # a real row, to pad with
+
+    def counts(self) -> Counts:
+        """The ranks' counter; made on the first call, when it also waits for a CPU that Ray Data can use."""
+        if self._counts is None:
+            from raysel.train.planned import wait_for_cpu
+
+            if self.session.rank == 0:  # the others wait for it in Ray Data's own barrier or in new_group
+                wait_for_cpu()
+            self._counts = Counts(self.session.rank, self.session.world)
+        return self._counts
+
+
+class EpochStream:
+    """The batches of one epoch on one rank; iterating it counts the session's steps. See ``Session.stream``."""
+
+    def __init__(
+        self,
+        streams: Streams,
+        plan: Plan,
+        data: Any,
+        batch_size: int,
+        shuffle_rows: int | None,
+        collate: Callable[[dict[str, np.ndarray]], Any] | None,
+    ) -> None:
+        self._streams, self._plan, self._data = streams, plan, data
+        self._batch_size, self._shuffle_rows, self._collate = batch_size, shuffle_rows, collate
+
+    def __iter__(self) -> Iterator[Batch]:
+        from raysel.train.planned import CollateRows, arrivals, shuffle_seed
+
+        streams, session, plan = self._streams, self._streams.session, self._plan
+        session._claim(self, plan)
+        board = streams.board()  # asked now: in a plain process the session may be older
+        if board is None:
+            raise StateError(
+                "session.stream needs a dataset that the plan filters: make it with dynamic.planned(dataset) "
+                "before trainer.fit()."
+            )
+        counts = streams.counts()
+        rest = plan
+        if session.rank == 0:  # before Ray Data starts, which waits until all ranks ask for rows
+            rest = self._rest()
+            order = shuffle_seed(session._run.seed, session.epoch)
+            board.post(rest, session._run.samples, order)
+        collate = CollateRows(self._collate)
+        seed = shuffle_seed(session._run.seed, session.epoch, session.rank)
+        coming = arrivals(self._data, session.world, self._batch_size, self._shuffle_rows, seed, collate)
+        left = session._steps_left()
+        came, mark, first = 0, 0, True
+        try:
+            now = self._next(coming)
+            wait = counts.start(*_told(now))
+            while session.step - session._done < left:
+                rows, more = wait()
+                together = int(rows.sum())
+                if not together:
+                    self._check_all(rest, came, mark)
+                    return
+                came, mark = came + together, mark + more
+                if now is not None:
+                    streams.row = now[0].row
+                if first and not rows.all():  # who starts without a row has none to pad with
+                    streams.row = counts.share(streams.row, int(np.flatnonzero(rows)[0]))
+                first = False
+                following = self._next(coming) if now is not None else None
+                wait = counts.start(*_told(following))
+                session.step, session._handed = session.step + 1, session._handed + 1
+                session._trained = min(len(plan), session._skip + came)
+                session._within = session._trained / len(plan)
+                yield self._batch(now, collate, together / session.world)
+                now = following
+        finally:
+            coming.close()
+
+    def _next(self, coming: Generator[Arrived, None, None]) -> tuple[Arrived, np.ndarray, np.ndarray] | None:
+        """The next batch that came, where in the plan its rows stand and their slots."""
+        from raysel.train.planned import places
+
+        arrived = next(coming, None)
+        if arrived is None:
+            return None
+        found = places(self._plan, arrived.ids, self._streams.session._ids)
+        return arrived, found, self._plan.slots[found]
+
+    def _batch(self, now: tuple[Arrived, np.ndarray, np.ndarray] | None, collate: Any, share: float) -> Batch:
+        session = self._streams.session
+        if now is None:
+            data = collate.pad(self._streams.row)
+            return Batch(data, torch.tensor([-1]), torch.zeros(1), np.array([-1]), share)
+        arrived, found, slots = now
+        weights = torch.from_numpy(session._weights_of(self._plan, found))
+        return Batch(arrived.data, torch.from_numpy(arrived.ids), weights, slots, share)
+
+    def _rest(self) -> Plan:
+        """What of the plan is still to train: in mid-epoch, all whose losses the checkpoint does not hold."""
+        session, plan = self._streams.session, self._plan
+        if not session._done:
+            return plan
+        staged, _ = session._keeper.staged(session._attempt, session.epoch)
+        left = ~np.isin(plan.slots, staged, assume_unique=True)
+        return Plan(plan.slots[left], plan.weights[left])
+
+    def _check_all(self, rest: Plan, rows: int, mark: int) -> None:
+        """DataError, on rank 0, unless the rows that came to all ranks are those of ``rest``, each once."""
+        from raysel.train.planned import marks
+
+        session = self._streams.session
+        if session.rank or (rows == len(rest) and (mark - marks(rest.slots)) % 2**64 == 0):
+            return
+        raise DataError(
+            f"stream: epoch {session.epoch} planned {len(rest):,} samples, {rows:,} rows came"
+            f"{', some twice' if rows == len(rest) else ''}: give TorchTrainer "
+            "dataset_config=raysel.WholeRows(), a dataset that holds each sample_id once, and steps after "
+            "dynamic.planned that neither drop nor repeat rows."
+        )
+
+
+def _told(now: tuple[Arrived, np.ndarray, np.ndarray] | None) -> tuple[int, int]:
+    from raysel.train.planned import marks
+
+    return (0, 0) if now is None else (len(now[2]), marks(now[2]))
