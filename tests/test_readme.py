@@ -55,5 +55,5 @@ def test_the_training_example_runs_as_it_stands(cluster, tmp_path):
     data = torch.utils.data.TensorDataset(torch.randn(96, 4), torch.arange(96) % 3)
     scope = {"__name__": "__main__", "dataset": data, "make_model": lambda: torch.nn.Linear(4, 3)}
     exec(compile(code, "README.md", "exec"), scope)
-    checkpoints = list(tmp_path.glob("mine/checkpoint_*/selection.arrow"))
+    checkpoints = list(tmp_path.glob("mine/checkpoint_*/selection-0-of-1.arrow"))
     assert len(checkpoints) == 2
