@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,9 +62,14 @@ def save(
     torch.save(get_rng(), rng)
     mine = [rng]
     whole = state_dicts(objects)
+    # What binds the ranks' parts together: a directory may hold those of an earlier one that was cut short.
+    within = about["within"] and about["within"]["steps"]
+    stamp = [attempt, about["epoch"], within]
     if rank == 0:
         torch.save(whole, directory / _OBJECTS)
-        (directory / _SESSION).write_text(json.dumps({**about, "world": world, "pieces": pieces}))
+        _check_readable(directory / _OBJECTS)
+        text = json.dumps({**about, "world": world, "pieces": pieces, "stamp": stamp})
+        (directory / _SESSION).write_text(text)
         mine += [directory / _OBJECTS, directory / _SESSION]
     parts = spans(about["run"]["samples"], pieces)
     if rank < len(parts):
@@ -73,9 +79,8 @@ def save(
             noted = pa.table(keeper.staged(attempt, about["epoch"], *parts[rank]), schema=_STAGED)
             mine.append(_write(directory / _name("staged", rank, pieces, "arrow"), noted))
     files = {path.name: _digest(path) for path in sorted(mine)}
-    text = json.dumps(files, sort_keys=True)
-    own = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-    (directory / _name("files", rank, world, "json")).write_text(json.dumps({"files": files, "digest": own}))
+    manifest = {"files": files, "stamp": stamp, "digest": _of_text(files, stamp)}
+    (directory / _name("files", rank, world, "json")).write_text(json.dumps(manifest))
 
 
 def verified(directory: Path) -> dict[str, Any]:
@@ -84,9 +89,10 @@ def verified(directory: Path) -> dict[str, Any]:
         about = json.loads((directory / _SESSION).read_text())
         for rank in range(about["world"]):
             manifest = json.loads((directory / _name("files", rank, about["world"], "json")).read_text())
-            text = json.dumps(manifest["files"], sort_keys=True)
-            if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != manifest["digest"]:
+            if _of_text(manifest["files"], manifest["stamp"]) != manifest["digest"]:
                 raise ValueError(f"the list of files of rank {rank} has been changed")
+            if manifest["stamp"] != about["stamp"]:
+                raise ValueError(f"what rank {rank} wrote is of another checkpoint")
             if rank == 0 and _SESSION not in manifest["files"]:
                 raise ValueError(f"{_SESSION} is not in the list of files")
             for name, expected in manifest["files"].items():
@@ -170,6 +176,11 @@ def _name(kind: str, rank: int, world: int, ending: str) -> str:
     return f"{kind}-{rank}-of-{world}.{ending}"
 
 
+def _of_text(*values: Any) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def _digest(path: Path) -> list[Any]:
     """[bytes, BLAKE2b of 128 bits] of a file."""
     digest, size = hashlib.blake2b(digest_size=16), 0
@@ -189,6 +200,18 @@ def _write(path: Path, table: pa.Table) -> Path:
 def _read(path: Path) -> pa.Table:
     with pa.OSFile(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def _check_readable(path: Path) -> None:
+    """StateError now, while the run can be mended, for what :func:`_load` would refuse; no tensor is read."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        what = next((line for line in str(error).splitlines() if "GLOBAL" in line), "an unknown type").strip()
+        raise StateError(
+            f"The state to save holds something other than tensors, numbers and text ({what}), which a checkpoint could "
+            "not give back; leave it out of the state_dict() or put plain values there."
+        ) from None
 
 
 def _load(path: Path) -> Any:

@@ -55,10 +55,11 @@ class Driven:
     def progress(self, step: int) -> float:
         """:attr:`Session.progress` after ``step`` optimiser steps of the whole run, whatever has been fetched ahead."""
         session, run = self.session, self.session._run
-        if run.max_steps is not None:
-            return min(1.0, step / run.max_steps)
         within = (step - session.total_steps) / session.steps_per_epoch if session.steps_per_epoch else 0.0
-        return min(1.0, (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs)
+        share = (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs
+        if run.max_steps is not None:  # whichever of the two ends the run
+            share = max(share, step / run.max_steps)
+        return min(1.0, share)
 
     def longest(self, batch_size: int, accumulate: int) -> int:
         """Batches of a rank in an epoch that leaves nothing out."""

@@ -11,7 +11,7 @@ from raysel.dynamic.keeper import Keeper, Keepers
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.shards import cut, spans
 from raysel.dynamic.state import whole
-from raysel.errors import ConfigError, StateError
+from raysel.errors import StateError
 from raysel.selection import Selection
 from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
 from raysel.train.session import LocalRanks, Run, Session, TrainRanks
@@ -46,8 +46,8 @@ class DynamicSelection:
         max_steps: int | None = None,
         shards: int = 1,
     ) -> None:
-        if max_steps is not None and (isinstance(max_steps, bool) or max_steps < 1):
-            raise ConfigError(f"max_steps: {max_steps!r}; at least one optimiser step must be taken.")
+        if max_steps is not None:
+            max_steps = whole("max_steps", max_steps, 1)
         self._ids: Any = None  # None: ids are slots
         self._weights: Any = None
         if isinstance(chosen, Selection):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,19 @@ import torch.distributed as dist
 from raysel.dynamic.keeper import Keeper, Keepers, Kept
 from raysel.dynamic.plan import Plan
 from raysel.dynamic.state import SampleState
+from raysel.errors import ConfigError
 from raysel.train.session import LocalRanks
 
 
 def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:
     """The processes that torch.distributed has joined, or this one alone. Every one of them calls it."""
     joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    promised = int(os.environ.get("WORLD_SIZE", "1"))
+    if promised > 1 and not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            f"session: {promised} processes were started (WORLD_SIZE) but torch.distributed has not joined them, so each "
+            "would train on everything; call torch.distributed.init_process_group, or make the Accelerator, before."
+        )
     return ProcessRanks(directory, found) if joined else LocalRanks(directory, found)
 
 

@@ -149,9 +149,10 @@ class Session:
     def progress(self) -> float:
         """How much of the run is done, in [0, 1]: for learning-rate schedules, which cannot count on epochs
         of equal length."""
-        if self._run.max_steps is not None:
-            return min(1.0, (self.total_steps + self.step) / self._run.max_steps)
-        return min(1.0, (self.epoch + self._within) / self.num_epochs)
+        share = (self.epoch + self._within) / self.num_epochs
+        if self._run.max_steps is not None:  # whichever of the two ends the run
+            share = max(share, (self.total_steps + self.step) / self._run.max_steps)
+        return min(1.0, share)
 
     def loader(
         self,
@@ -170,8 +171,9 @@ class Session:
         options: passed to torch's DataLoader (num_workers, pin_memory, persistent_workers, ...).
         All ranks get the same number of batches, ``len()`` of what is returned, a multiple of ``accumulate``; only
         those of the last step may be shorter, all of them evenly. A plan
-        is trained on once: the loader asked for last is the one that counts. What ``persistent_workers`` drew at
-        random in an earlier process is not restored with a checkpoint; everything else is.
+        is trained on once: the loader asked for last is the one that counts. What worker processes (``num_workers``)
+        have drawn at random is not restored with a checkpoint within an epoch, nor that of ``persistent_workers``
+        with any; everything else is.
         """
         plan = self._current("loader")
         _check_rows("loader: batch_size", batch_size)
@@ -264,7 +266,10 @@ class Session:
         self._current("loss")
         values, counts = per_sample(losses, len(batch.ids), mask)
         weights = batch.weights.to(values.device, non_blocking=True)
-        noted, slots = values.detach().float(), batch.slots
+        noted, slots = (
+            values.detach().to(torch.float32, copy=True),
+            batch.slots,
+        )  # the loop may write over its own
         real = slots >= 0
         if real.all():
             weighted = weights * values
@@ -295,13 +300,16 @@ class Session:
         began = time.perf_counter()
         self._keeper.drain()
         self._ranks.barrier()  # every rank's losses are in
-        attempt = self._attempt
-        summary = self._keeper.commit(attempt, self.epoch) if self.rank == 0 else None
-        summary = self._ranks.broadcast(summary)
+        summary = self._ranks.of_zero(lambda: self._keeper.commit(self._attempt, self.epoch))
         self._planning += time.perf_counter() - began
         if self.step and not summary["observed"] and not summary["nonfinite"]:
             raise StateError(
                 f"No loss of epoch {self.epoch} was noted: call session.loss(batch, losses) for every batch."
+            )
+        if summary["nonfinite"] and self.rank == 0:
+            log.warning(
+                f"{summary['nonfinite']:,} samples of epoch {self.epoch} had a loss that is not finite; the selection keeps "
+                "the losses they had before. Skip the optimiser's step where the loss is not finite, or the model is lost."
             )
         entry = {
             "epoch": self.epoch,
@@ -363,14 +371,15 @@ class Session:
 
     def _resume(self) -> bool:
         """Start this attempt from the newest whole checkpoint, or from nothing; True if there was one."""
-        found = None
-        if self.rank == 0:
+
+        def find() -> tuple[str, Any, dict[str, Any] | None]:
             attempt = uuid.uuid4().hex
             place, about = self._newest(attempt)
             if about is None:
                 self._keeper.restore(attempt)
-            found = attempt, place, about
-        self._attempt, self._place, about = self._ranks.broadcast(found)
+            return attempt, place, about
+
+        self._attempt, self._place, about = self._ranks.of_zero(find)
         if about is None:
             return False
         self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], [*about["history"]]
@@ -409,6 +418,7 @@ class Session:
                 log.warning(
                     f"{damaged[0]}. The run goes on from the checkpoint before, model included: at epoch {epoch}{step}."
                 )
+                place = self._ranks.without_newer(place)
             return place, about
         if damaged:
             raise StateError(f"{damaged[0]}. No earlier one is whole; remove it to begin anew.")
@@ -554,14 +564,24 @@ class TrainRanks:
             return
         yield newest
         mode = ray.train.CheckpointConsistencyMode.COMMITTED
-        for reported in reversed(ray.train.get_all_reported_checkpoints(consistency_mode=mode)):
+        others = ray.train.get_all_reported_checkpoints(
+            consistency_mode=mode
+        )  # by score, where one was asked for
+        for reported in sorted(others, key=lambda one: _age(one.metrics), reverse=True):
             if reported.checkpoint.path != newest.path:
                 yield reported.checkpoint
+
+    def without_newer(self, place: Any) -> Any:
+        return place  # Ray Train removes what it no longer keeps
 
     @contextmanager
     def opened(self, place: Any) -> Iterator[Path]:
         with place.as_directory() as directory:
             yield Path(directory)
+
+    def of_zero(self, call: Callable[[], Any]) -> Any:
+        """What ``call`` answers on rank 0, on every rank; where it raises, Ray Train ends them all."""
+        return self.broadcast(call() if self.rank == 0 else None)
 
     def broadcast(self, value: Any) -> Any:
         from ray.train.collective import broadcast_from_rank_zero
@@ -598,9 +618,21 @@ class LocalRanks:
         places = [self._directory / name for name in ("last", "before")]
         return [place for place in places if place.exists()]
 
+    def without_newer(self, place: Any) -> Any:
+        """Remove a damaged checkpoint newer than ``place``, which takes its name: the next to be saved must not replace it."""
+        if self._directory is None or place.name == "last":
+            return place
+        last = place.with_name("last")
+        shutil.rmtree(last)
+        os.replace(place, last)
+        return last
+
     @contextmanager
     def opened(self, place: Any) -> Iterator[Path]:
         yield self._found or place  # each rank its own copy, where something else has handed them out
+
+    def of_zero(self, call: Callable[[], Any]) -> Any:
+        return self.broadcast(call() if self.rank == 0 else None)
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -640,6 +672,12 @@ _OURS = frozenset(
         "digest",
     ]
 )
+
+
+def _age(metrics: Mapping[str, Any]) -> tuple[int, int]:
+    """(epochs finished, steps of the next) where a checkpoint stands, by what was reported with it."""
+    ended = "digest" in metrics
+    return (metrics["epoch"] + 1, 0) if ended else (metrics["epoch"], metrics["step"])
 
 
 def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:

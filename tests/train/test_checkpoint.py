@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 from pathlib import Path
 
@@ -397,3 +398,76 @@ def test_only_the_state_in_use_is_read(tmp_path):
     assert len(files) == n and files.cut(0, n).digest() == whole.digest()
     part = files.cut(CHUNK - 5, 2 * CHUNK + 3)
     assert np.array_equal(part.loss, whole.loss[CHUNK - 5 : 2 * CHUNK + 3], equal_nan=True)
+
+
+# ---- what a review found
+
+
+class Holds:
+    """An object with any state."""
+
+    def __init__(self, **state) -> None:
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def epochs_of(place, objects, count=1):
+    session = DynamicSelection.local(FullData(), 12, num_epochs=4, checkpoints=place).session()
+    session.restore(objects)
+    for epoch in session.epochs():
+        for batch in session.loader(Numbers(12), batch_size=4):
+            session.loss(batch, loss_of(batch.data, epoch))
+        session.report(state=objects)
+        if (count := count - 1) == 0:
+            return session
+    return session
+
+
+def test_numpy_numbers_in_a_state_come_back_as_numbers(tmp_path):
+    epochs_of(tmp_path, {"o": Holds(lr=np.float64(0.25), more=[{"n": np.int32(3)}, (np.bool_(True), "a")])})
+    back = Holds()
+    assert (
+        DynamicSelection.local(FullData(), 12, num_epochs=4, checkpoints=tmp_path)
+        .session()
+        .restore({"o": back})
+    )
+    assert back.state == {"lr": 0.25, "more": [{"n": 3}, (True, "a")]} and type(back.state["lr"]) is float
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_when_it_is_saved(tmp_path):
+    with pytest.raises(StateError, match=r"something other than tensors, numbers and text \(.*pathlib"):
+        epochs_of(tmp_path, {"o": Holds(path=tmp_path)})
+    assert not (tmp_path / "last").exists()
+
+
+def test_after_a_fallback_there_is_one_whole_checkpoint_all_the_time(tmp_path, monkeypatch):
+    epochs_of(tmp_path, {}, count=2)
+    spoil(tmp_path / "last" / "objects.pt", "bit")
+    dynamic = DynamicSelection.local(FullData(), 12, num_epochs=4, checkpoints=tmp_path)
+    assert dynamic.session().epoch == 1  # went on from the one before, which is the last from here on
+    places = LocalRanks(tmp_path).checkpoints()
+    assert [checkpoint.verified(place)["epoch"] for place in places] == [1]
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):  # in the middle of the next save
+        epochs_of(tmp_path, {})
+    places = LocalRanks(tmp_path).checkpoints()
+    assert [checkpoint.verified(place)["epoch"] for place in places] == [1]
+
+
+def test_parts_of_two_checkpoints_are_not_taken_for_one(tmp_path):
+    n = 2 * CHUNK
+    for attempt in ("a", "b"):
+        keeper = DynamicSelection.local(FullData(), n, num_epochs=2)._keeper
+        keeper.restore(attempt)
+        about = {"run": {"samples": n}, "epoch": 0, "within": None}
+        for rank in (0, 1) if attempt == "a" else (0,):  # killed before rank 1 wrote its part again
+            checkpoint.save(tmp_path, rank, 2, about, {}, keeper, attempt)
+        if attempt == "a":
+            checkpoint.verified(tmp_path)
+    with pytest.raises(checkpoint.Damaged, match="what rank 1 wrote is of another checkpoint"):
+        checkpoint.verified(tmp_path)

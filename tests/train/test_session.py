@@ -97,6 +97,9 @@ class Ranks:
     def checkpoints(self):
         return []
 
+    def of_zero(self, call):
+        return self.broadcast(call() if self.rank == 0 else None)
+
     def broadcast(self, value):
         if self.rank == 0:
             self._told.append(value)
@@ -372,3 +375,40 @@ def test_misuse_gets_one_sentence(tmp_path):
         DynamicSelection(FullData(), 8, num_epochs=0)
     with pytest.raises(ConfigError, match="max_steps"):
         DynamicSelection(FullData(), 8, num_epochs=1, max_steps=0)
+
+
+def test_a_loop_may_write_over_its_losses():
+    session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
+    for _ in session.epochs():
+        for batch in session.loader(Numbers(8), batch_size=4):
+            losses = torch.ones(4)
+            session.loss(batch, losses)
+            losses.zero_()
+        assert session.report()["mean_loss"] == 1.0
+
+
+def test_progress_ends_at_1_whichever_ends_the_run():
+    for steps, epochs in ((1000, 3), (5, 3)):
+        session = DynamicSelection.local(FullData(), 8, num_epochs=epochs, max_steps=steps).session()
+        seen = []
+        for _ in session.epochs():
+            for batch in session.loader(Numbers(8), batch_size=4):
+                session.loss(batch, torch.ones(4))
+                seen.append(session.progress)
+            session.report()
+        assert seen == sorted(seen) and seen[0] < 0.5 and seen[-1] == 1.0
+
+
+def test_losses_that_are_not_finite_are_said(caplog):
+    session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
+    for _ in session.epochs():
+        for batch in session.loader(Numbers(8), batch_size=4):
+            session.loss(batch, torch.where(batch.ids == 3, torch.nan, 1.0))
+        assert session.report()["nonfinite"] == 1
+    assert "1 samples of epoch 0 had a loss that is not finite" in caplog.text
+
+
+def test_processes_that_nobody_joined_are_said(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="2 processes were started"):
+        DynamicSelection.local(FullData(), 8, num_epochs=1).session()
