@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from raysel.train.planned import Board
 
 log = logging.getLogger("raysel")
-_BUFFER = 16_384  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
+_BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Session:
         self._streams = Streams(self, board)
         self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
         self._slots: list[np.ndarray] = []
+        self._gathered = 0  # pairs in them
         self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._open = False
         self._planning = 0.0
@@ -278,7 +279,8 @@ class Session:
             weighted = torch.where(rows, weights * values, torch.zeros_like(values))
         self._slots.append(slots)
         self._losses.append((noted, counts))
-        if sum(map(len, self._slots)) >= _BUFFER:
+        self._gathered += len(slots)
+        if self._gathered >= _BUFFER:
             self._send()
         self._noted += 1
         return weighted.sum() / batch.share
@@ -446,6 +448,7 @@ class Session:
             self._started -= self._midway["seconds"]
             self._planning += self._midway["planning_seconds"]
         self._slots, self._losses, self.step, self._open = [], [], self._done, True
+        self._gathered = 0
         self._loader, self._handed, self._noted, self._trained = None, 0, 0, self._skip
         self._within = self._midway["share"] if self._midway else 0.0
 
@@ -472,7 +475,7 @@ class Session:
         if any(mask is not None for _, mask in self._losses):
             masks = [torch.ones_like(n, dtype=torch.bool) if m is None else m for n, m in self._losses]
             counts &= torch.cat(masks).cpu().numpy()
-        self._slots, self._losses = [], []
+        self._slots, self._losses, self._gathered = [], [], 0
         if counts.any():
             self._keeper.update(self._attempt, self.epoch, slots[counts], losses[counts])
 
@@ -523,7 +526,7 @@ class _EpochLoader:
         batches = iter(self._loader)
         if (
             session._rng is not None
-        ):  # in mid-epoch: what making the iterator drew was drawn at the epoch's start
+        ):  # in mid-epoch: making the iterator drew what the epoch's start had drawn
             checkpoint.set_rng(session._rng)
         for index, (marks, data) in enumerate(batches):
             positions, step = self._positions[index], index // self._accumulate
