@@ -345,9 +345,9 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
         return np.full(len(array), np.nan)
     if pa.types.is_fixed_size_list(of) or _is_list(of):
         return _vectors(array, name)
-    found = (
-        array.cast(pa.float64()) if not pa.types.is_boolean(of) else array.cast(pa.uint8()).cast(pa.float64())
-    )
+    if pa.types.is_boolean(of):
+        array = array.cast(pa.uint8())
+    found = array.cast(pa.float64(), safe=False)  # integers beyond 2^53 are rounded
     values = _fixed(found, np.float64)
     return np.where(valid(found), values, np.nan) if found.null_count else values
 

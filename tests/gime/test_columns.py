@@ -151,3 +151,11 @@ def test_no_chunks():
     for kind in (pa.string(), pa.int64(), pa.list_(pa.int64()), pa.null(), pa.timestamp("s")):
         none = pa.chunked_array([], kind)
         assert len(plain(none)) == len(hash_column(none, "c")) == len(row_bytes(none, "c")) == 0
+
+
+def test_integers_beyond_float64_are_rounded_numbers():
+    for kind, value in ((pa.int64(), 2**53 + 1), (pa.int64(), -(2**63)), (pa.uint64(), 2**64 - 1)):
+        found = numbers(pa.chunked_array([pa.array([value, None], kind)]), "c")
+        assert found[0] == float(value) and np.isnan(found[1])
+    vectors = pa.array([[2**53 + 1, 0]], pa.list_(pa.int64()))
+    assert numbers(pa.chunked_array([vectors]), "c").tolist() == [[2.0**53, 0.0]]
