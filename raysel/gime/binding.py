@@ -166,7 +166,7 @@ class Binding:
             if (
                 role in ("size", "bounds")
                 and holds not in ("number", "bool", NOTHING)
-                and "decimal" not in holds
+                and not holds.startswith("decimal")
             ):
                 raise DataError(
                     f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; bind another or cast it."

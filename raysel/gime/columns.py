@@ -352,6 +352,27 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
     return np.where(valid(found), values, np.nan) if found.null_count else values
 
 
+def not_finite(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:
+    """True where the row is, or its list or struct holds, a NaN or an infinity."""
+    array = plain(column)
+    of = array.type
+    if pa.types.is_floating(of):
+        found = valid(array)
+        found[found] = ~np.isfinite(array.drop_null().cast(pa.float64()).to_numpy())
+        return found
+    if _is_list(of):  # a null's elements are not in flatten()
+        length = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        ends = np.cumsum(np.where(valid(array), length, 0))
+        inner = not_finite(array.flatten())
+        if not inner.any():
+            return np.zeros(len(array), bool)
+        sums = np.concatenate([[0], np.cumsum(inner)])
+        return sums[ends] > sums[np.concatenate([[0], ends[:-1]])]
+    if pa.types.is_struct(of) and of.num_fields:
+        return np.logical_or.reduce([not_finite(part) for part in array.flatten()])
+    return np.zeros(len(array), bool)
+
+
 def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
     good = valid(array)
     there = array.drop_null() if not good.all() else array

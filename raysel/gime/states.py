@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from raysel.gime.block import Block, Figure, View, absent, share, unbound
-from raysel.gime.columns import row_bytes
+from raysel.gime.columns import not_finite, row_bytes
 from raysel.gime.sketches import exact
 from raysel.gio.budget import arrow_bytes
 
@@ -34,17 +34,13 @@ def collect(block: Block) -> None:
         block.count("disagree", known & (block.hash(name) != block.hash(reference)))
     for name in dict.fromkeys([*binding.content, *binding.bounds]):
         there = block.valid(name)
-        nothing = np.zeros(len(there), bool)
-        infinite = outside = nothing
-        if block.kinds[name] == "number":
-            values = block.numbers(name)
-            infinite = there & ~np.isfinite(values)
-            low, high = binding.bounds.get(name, (None, None))
-            if low is not None:
-                outside = values < low
-            if high is not None:
-                outside = outside | (values > high)
-            outside = outside & there & ~infinite
+        infinite, outside = not_finite(block.table[name]), np.zeros(len(there), bool)
+        low, high = binding.bounds.get(name, (None, None))
+        if low is not None:
+            outside |= block.numbers(name) < low
+        if high is not None:
+            outside |= block.numbers(name) > high
+        outside &= there & ~infinite
         block.count("checked")
         block.count("null", ~there)
         block.count("not finite", infinite)

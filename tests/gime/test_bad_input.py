@@ -237,14 +237,16 @@ def test_bindings_that_mean_nothing(roles, says):
     [
         ({"entity": "whoo"}, r"no column 'whoo', which the binding names as entity \(did you mean 'who'\?\)"),
         ({"size": "who"}, "'who' is bound as size but holds text, not numbers"),
+        ({"bounds": {"deep": (0, 1)}}, "'deep' is bound as bounds but holds list of decimal of scale 1"),
         ({"bounds": {"who": (0, 1)}}, "'who' is bound as bounds but holds text"),
         ({"event_time": "label"}, "'label' is bound as event_time but holds number"),
         ({"reference": {"label": "who"}}, "'label' holds number, its reference 'who' text"),
     ],
 )
 def test_bindings_that_do_not_fit_the_table(table, roles, says):
+    data = table(0, 9).append_column("deep", pa.array([None] * 9, pa.list_(pa.decimal128(3, 1))))
     with pytest.raises(DataError, match=says) as caught:
-        measure(table(0, 9), Binding(**roles))
+        measure(data, Binding(**roles))
     assert "\n" not in str(caught.value)
 
 

@@ -411,3 +411,35 @@ def test_pairs_beyond_int64():
     assert found["aggregation", "pairs"] == float(rows * (rows - 1) // 2)
     assert found["aggregation", "pairs_per_row"] == pytest.approx((rows - 1) / 2, rel=1e-15)
     assert found["volume", "rows"] == rows
+
+
+@pytest.mark.parametrize(
+    "column,bounds,invalid,outside",
+    [
+        (pa.array([1, 3, 5, None], pa.int32()).cast(pa.decimal128(21, 2)), (2, 4), 3, 2),
+        (pa.array([True, False, True, None]), (None, 0.5), 3, 2),
+        (pa.array([2**60 + 1, 7, None, 0]), (1, 2**59), 3, 2),
+        (pa.array([1.0, math.inf, math.nan, None, 3.0]).dictionary_encode(), (2, None), 4, 1),
+    ],
+)
+def test_bounds_hold_for_numbers_of_every_kind(column, bounds, invalid, outside):
+    found = values(measure(pa.table({"x": column}), Binding(bounds={"x": bounds})))
+    assert found["distortion", "invalid"] == invalid / len(column)
+    assert found["distortion", "out_of_bounds"] == outside / len(column)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pa.array([[1.0, 2.0], [math.nan], [], None, [3.0, math.inf], [None]]),
+        pa.array([[1.0, 2.0], [math.nan, 0], [1, None], None, [3.0, math.inf], None], pa.list_(pa.float32(), 2)),
+        pa.array([{"a": 1.0}, {"a": math.nan}, {"a": None}, None, {"a": -math.inf}, {"a": 0.0}]),
+        pa.array([[[1.0], []], [[0.0], [math.nan]], [], None, [[math.inf]], [None]]),
+    ],
+    ids=lambda rows: str(rows.type),
+)
+def test_what_is_not_finite_is_found_inside_vectors(rows):
+    for start in range(5):
+        here = rows.slice(start)
+        found = values(measure(pa.table({"x": here}), Binding(content="x")))
+        assert found["distortion", "not_finite"] == sum(start <= at for at in (1, 4)) / len(here)
