@@ -81,12 +81,14 @@ def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
         values = values.reshape(len(values), -1)
         values = values[np.isfinite(values).all(axis=1)]
         if values.size:
-            spread = math.sqrt(float(values.var(axis=0).mean()))
+            constant = (values == values[0]).all(axis=0)  # whose mean, and so variance, would be off by rounding
+            centres = np.where(constant, values[0], values.mean(axis=0))
+            spread = math.sqrt(float(np.where(constant, 0.0, values.var(axis=0)).mean()))
             if not math.isfinite(spread):
                 raise DataError(
                     f"Column '{name}' of the target holds numbers too large to compare; rescale it."
                 )
-            found[name] = (tuple(values.mean(axis=0).tolist()), spread or 1.0)
+            found[name] = (tuple(centres.tolist()), spread or 1.0)
     return found
 
 

@@ -443,3 +443,14 @@ def test_what_is_not_finite_is_found_inside_vectors(rows):
         here = rows.slice(start)
         found = values(measure(pa.table({"x": here}), Binding(content="x")))
         assert found["distortion", "not_finite"] == sum(start <= at for at in (1, 4)) / len(here)
+
+
+@pytest.mark.parametrize("value", [0.1, [0.1, 0.7]])
+def test_a_target_whose_rows_are_all_alike_has_a_spread_of_one(value):
+    """The variance of a thousand 0.1 is 2e-34 by rounding, by which any other number would be infinitely far."""
+    binding = with_target(Binding(content="x"), pa.table({"x": [value] * 1000}))
+    assert binding.target.scale["x"] == (tuple(np.ravel(value).tolist()), 1.0)
+    near = pa.table({"x": [(np.array(value) * 1.0001).tolist()] * 9})
+    assert values(measure(near, binding))["mismatch", "states"] < 1e-3
+    mixed = pa.table({"x": [[0.1, float(i % 2)] for i in range(1000)]})
+    assert with_target(Binding(content="x"), mixed).target.scale["x"] == ((0.1, 0.5), math.sqrt(0.125))
