@@ -524,7 +524,8 @@ def kernel_distance(one: Array, rows_one: int, other: Array, rows_other: int) ->
     gap = (one / rows_one - other / rows_other) / (1 << _HEIGHT)
     each = gap[:WAVES] ** 2 + gap[WAVES:] ** 2
     value, error = float(each.mean()), SIGMAS * float(each.std(ddof=1)) / math.sqrt(WAVES)
-    return Estimate(value, max(value - error, 0.0), value + error).through(math.sqrt)
+    found = Estimate(value, max(value - error, 0.0), value + error).through(math.sqrt)
+    return found.clip(0.0, math.sqrt(2.0))  # the kernel is never negative; its 64 cosines may be
 
 
 # ---- over the same groups ----------------------------------------------------------------------------------

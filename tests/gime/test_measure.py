@@ -454,3 +454,17 @@ def test_a_target_whose_rows_are_all_alike_has_a_spread_of_one(value):
     assert values(measure(near, binding))["mismatch", "states"] < 1e-3
     mixed = pa.table({"x": [[0.1, float(i % 2)] for i in range(1000)]})
     assert with_target(Binding(content="x"), mixed).target.scale["x"] == ((0.1, 0.5), math.sqrt(0.125))
+
+
+def test_no_distance_of_states_is_beyond_the_root_of_two():
+    """The mean over 64 frequencies may be: two points half a turn apart in most of them."""
+    far = 0
+    for at in np.linspace(1, 12, 45):
+        binding = with_target(Binding(content="x"), pa.table({"x": [0.0] * 9}))
+        rows = measure(pa.table({"x": [float(at)]}), binding).to_pylist()
+        found = {r["statistic"]: r for r in rows if r["metric"] == "mismatch"}
+        states = found["states"]
+        far += states["value"] == math.sqrt(2)
+        assert states["value"] <= math.sqrt(2) and states["bound"] <= math.sqrt(2)
+        assert found["overall"]["value"] <= 0.5 + 1e-12  # the mean with schema, 0
+    assert far
