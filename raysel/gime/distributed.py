@@ -104,6 +104,7 @@ class GIME:
             "by": str(by),
             "groups": list(choice.groups),
             "reached": dict(choice.reached),
+            "bounds": dict(choice.bounds),
             "pool_rows": len(ids),
             "score": "order in which the row's group was picked, 1 = first",
         }

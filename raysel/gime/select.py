@@ -17,7 +17,7 @@ from raysel.errors import ConfigError, DataError
 from raysel.gime.binding import did_you_mean
 from raysel.gime.block import View
 from raysel.gime.columns import hash_column
-from raysel.gime.sketches import Parts, merge_parts
+from raysel.gime.sketches import Estimate, Parts, exact, merge_parts
 from raysel.gime.state import METRICS, State, target_view
 
 Thresholds = Mapping[str, tuple[float | None, float | None]]
@@ -26,17 +26,20 @@ Thresholds = Mapping[str, tuple[float | None, float | None]]
 @dataclass(frozen=True)
 class Choice:
     """Groups chosen, in the order that they were picked; reasons: of every group, chosen or not; reached: the value of each
-    threshold's metric, and of each floor's class, over the rows of all chosen groups."""
+    threshold's metric, and of each floor's class, over the rows of all chosen groups; bounds: the largest absolute error of
+    each, 0 = exact, see `raysel.gime.finalize`."""
 
     groups: tuple[str | None, ...]
     reasons: Mapping[str | None, str]
     reached: Mapping[str, float]
+    bounds: Mapping[str, float]
 
 
 def select_groups(state: State, thresholds: Thresholds, floors: Mapping[Any, int] | None = None) -> Choice:
     """The groups of ``state`` (made with ``by``) to keep, so that their rows together satisfy all thresholds and floors.
 
     thresholds: for a metric ("variety.classes") the least and greatest value, either None; a metric that is null fails.
+    Where it is sketched, the low end of its bound must reach the least value and the high end keep to the greatest.
     floors: for a class, the least number of its rows; the binding names one class column, of at most 2,048 classes.
     Groups are picked by how much shortfall they make up a row; then those that the others make needless are dropped, the
     largest first. Every group that is left is needed. ConfigError if no choice was found, naming thresholds that conflict.
@@ -69,7 +72,13 @@ def select_groups(state: State, thresholds: Thresholds, floors: Mapping[Any, int
         reasons[state.groups[group]] = f"pick {rank + 1}: {text}" if group in kept else dropped
     for label in state.groups:
         reasons.setdefault(label, "the chosen groups satisfy all thresholds without it")
-    return Choice(tuple(state.groups[g] for g in kept), reasons, search.values(search.union(kept)))
+    reached = search.values(search.union(kept))
+    return Choice(
+        tuple(state.groups[g] for g in kept),
+        reasons,
+        {name: found.value for name, found in reached.items()},
+        {name: found.bound for name, found in reached.items()},
+    )
 
 
 def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | None, float | None]]:
@@ -122,16 +131,16 @@ class _Search:
             found = merge_parts(found, self._parts[group])
         return found
 
-    def values(self, parts: Parts) -> dict[str, float]:
+    def values(self, parts: Parts) -> dict[str, Estimate]:
         """The limited figures of a union; one that is null is left out."""
         view = View(self._state.binding, parts, 0, self._state.kinds, self._target)
-        found: dict[str, float] = {}
+        found: dict[str, Estimate] = {}
         for metric in self._metrics:
             for function in METRICS[metric]:
                 for figure in function(view):
                     name = f"{metric}.{figure.statistic}"
                     if name in self._limits and figure.value is not None:
-                        found[name] = figure.value.value
+                        found[name] = figure.value
         if self._classes:
             sample = view.keys("classes")
             if sample.cut:
@@ -139,7 +148,7 @@ class _Search:
                     "floors: there are more than 2,048 classes, whose rows are not all counted; bind coarser classes."
                 )
             for name, key in self._classes.items():
-                found[name] = float(sample.columns["count"][sample.hash == key].sum())
+                found[name] = exact(float(sample.columns["count"][sample.hash == key].sum()))
         return found
 
     def shortfall(self, parts: Parts, names: Sequence[str]) -> dict[str, float]:
@@ -151,10 +160,10 @@ class _Search:
             miss = 0.0
             if value is None:
                 miss = 1.0
-            elif low is not None and value < low:
-                miss = min((low - value) / (abs(low) or 1.0), 1.0)
-            elif high is not None and value > high:
-                miss = min((value - high) / (abs(high) or 1.0), 1.0)
+            elif low is not None and value.low < low:
+                miss = min((low - value.low) / (abs(low) or 1.0), 1.0)
+            elif high is not None and value.high > high:
+                miss = min((value.high - high) / (abs(high) or 1.0), 1.0)
             if miss:
                 found[name] = miss
         return found
@@ -213,7 +222,7 @@ class _Search:
         )
         reached = self.values(self.union(list(range(len(self._parts)))))
         whole = ", ".join(
-            f"{name} {reached[name]:.6g}" if name in reached else f"{name} null" for name in conflict
+            f"{name} {_told(reached[name])}" if name in reached else f"{name} null" for name in conflict
         )
         if len(conflict) == 1:
             return f"thresholds: no choice of groups was found with {told} (all groups together: {whole}); loosen it."
@@ -222,6 +231,10 @@ class _Search:
 
 def _end(value: float | None) -> str:
     return "-" if value is None else f"{value:g}"
+
+
+def _told(found: Estimate) -> str:
+    return f"{found.value:.6g}" + (f" within {found.bound:.3g}" if found.bound else "")
 
 
 def _alone(parts: Parts, group: int) -> Parts:
