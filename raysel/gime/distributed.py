@@ -28,7 +28,8 @@ class GIME:
     """General information metrics of a data set: eleven metrics in one pass over the columns that the binding names.
 
     binding: what the columns mean, see `raysel.gime.Binding`. thresholds, floors: what `select` has to satisfy, see
-    `raysel.gime.select_groups`; the result of `raysel.gime.sensitivity` is taken for its thresholds.
+    `raysel.gime.select_groups`; of the result of `raysel.gime.sensitivity` its limits are taken: the thresholds, and at least
+    as many rows as its subsets had.
 
     Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/gime.md.
     """
@@ -82,7 +83,7 @@ class GIME:
         if no choice was found, naming the thresholds that conflict.
         """
         thresholds = (
-            self.thresholds.thresholds if isinstance(self.thresholds, Sensitivity) else self.thresholds
+            self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
         )
         choice = select_groups(self.state(pool, by), thresholds, self.floors)
         column = by if isinstance(by, str) else str(self.binding.event_time)

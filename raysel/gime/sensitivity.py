@@ -48,6 +48,13 @@ class Sensitivity:
     subsets: pa.Table
     info: Mapping[str, Any]
 
+    @property
+    def limits(self) -> Mapping[str, tuple[float | None, float | None]]:
+        """The thresholds, and at least as many rows as the subsets had: of less nothing was shown."""
+        if not self.thresholds:
+            return {}
+        return {**self.thresholds, "volume.rows": (float(self.info["rows"]), None)}
+
 
 def sensitivity(
     table: pa.Table,

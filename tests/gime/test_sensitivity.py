@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from raysel.errors import ConfigError, DataError
-from raysel.gime import Binding, sensitivity
+from raysel.gime import Binding, partial, select_groups, sensitivity
 from raysel.gime.sensitivity import least_strict, mixed_subsets, partial_rank_correlations, proxy
 
 
@@ -116,6 +116,9 @@ def test_finds_what_the_performance_follows():
     assert [e["low"] for e in evidence] == sorted((e["low"] for e in evidence), reverse=True)
     assert found.info["rows_trained"] == sum(calls) == 120 * 400 + 4000
     assert found.subsets["held_out"].to_pylist() == [False] * 30 + [True] * 90
+    assert found.limits == {**found.thresholds, "volume.rows": (400, None)}
+    groups = partial(table, binding, "source")
+    assert select_groups(groups, found.limits).reached["volume.rows"] >= 400
     again = sensitivity(
         table, binding, performance, mix="kind", rows=400, count=120, statistics=names, tolerance=3.2
     )
