@@ -137,7 +137,8 @@ def support_coverage(view: View) -> list[Figure]:
     here, there = view.keys("classes"), view.target.keys("classes")
     hashes, share = _common(here, there)
     reached = _looked_up(there, hashes) * (_looked_up(here, hashes) > 0) / rows
-    return [Figure(*_named(statistic, _scaled(reached, share).clip(0, 1)))]
+    value = _scaled(reached, share).clip(0, 1)
+    return [Figure(*_named(statistic, value), _uneven(view, view.target))]
 
 
 def _named(statistic: tuple[str, str], value: Estimate) -> tuple[str, Estimate, str]:
@@ -218,7 +219,14 @@ def _labels(view: View, target: View) -> Figure:
     gaps = _looked_up(here, hashes) / view.count("classed") - _looked_up(there, hashes) / target.count(
         "classed"
     )
-    return Figure("labels", _scaled(np.abs(gaps) / 2, share).clip(0, 1), "share")
+    value = _scaled(np.abs(gaps) / 2, share).clip(0, 1)
+    return Figure("labels", value, "share", _uneven(view, target))
+
+
+def _uneven(*views: View) -> str | None:
+    if not any(view.keys("classes").uneven(view.count("classed")) for view in views):
+        return None
+    return "a few classes have a large part of the rows, and may be missing from the sample and from the bound"
 
 
 def set_distance(one: Sample, other: Sample) -> Estimate:

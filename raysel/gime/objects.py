@@ -6,7 +6,7 @@ import numpy as np
 
 from raysel.gime.block import Block, Figure, View, absent, share, unbound
 from raysel.gime.block import refuse_row as _refuse_row
-from raysel.gime.sketches import LEAST, MOST, as_float, exact, exact_sums
+from raysel.gime.sketches import LARGE, LEAST, MOST, Estimate, as_float, exact, exact_sums
 
 
 def collect(block: Block) -> None:
@@ -26,6 +26,8 @@ def collect(block: Block) -> None:
             happened, there = block.time(binding.event_time)
             columns["first"] = np.where(there, happened, MOST)
             columns["last"] = np.where(there, happened, LEAST)
+        if binding.size is not None:  # floats of at least 0 are ordered as their bits are
+            block.extremes("size", np.where(finite, sizes + 0.0, 0.0).view(np.int64), named & finite)
         block.count("named", named)
         block.keys("entity", entity, named, **columns)
     for name in cells(block):
@@ -42,7 +44,8 @@ def scope(view: View) -> list[Figure]:
     """What the rows are about (OIT: sigma(o)).
 
     entities: distinct entities, from 0 up. size: with `size` bound, the sum over entities of their size (of an entity
-    with several the greatest), in the unit of that column, from 0 up. Rows without an entity are left out.
+    with several the greatest), in the unit of that column, from 0 up. Rows without an entity are left out. Of more than
+    2,048 entities the greatest size is known and what all rows' sizes sum to, and the bound does not contradict them.
     """
     binding = view.binding
     if not binding.entity:
@@ -58,7 +61,17 @@ def scope(view: View) -> list[Figure]:
     sizes = entities.columns["size"]
     if not (sizes >= 0).any():
         return [*found, *absent(f"no entity has a value in '{binding.size}'", ("size", "size"))]
-    return [*found, Figure("size", entities.total(np.maximum(sizes, 0.0)), "size", remark)]
+    total = entities.total(np.maximum(sizes, 0.0))
+    if entities.cut:
+        greatest = float(np.array(view.high("size"), np.int64).view(np.float64))
+        most = max(as_float(view.sum("size")), greatest)
+        if greatest > total.bound:  # more than the sample can answer for, and so not in it
+            total = Estimate(total.value + greatest, total.low, most)
+        total = total.clip(greatest, most)
+        if greatest > LARGE * total.value:
+            large = f"one entity's {greatest:g} is a large part, and others like it may be missing from the sample and from the bound"
+            remark = "; ".join(filter(None, (remark, large)))
+    return [*found, Figure("size", total, "size", remark)]
 
 
 def granularity(view: View) -> list[Figure]:

@@ -33,6 +33,7 @@ BINS = 2048  # different integers a histogram holds exactly; beyond, its bins
 WAVES = 64  # random frequencies of the kernel
 
 SIGMAS = 3.0  # bounds of sampled figures are so many standard errors
+LARGE = 0.05  # a key with so much of a sum makes it hang on whether the sample holds such keys
 LEAST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 _UNIT = 2.0**64
 _FOLD: dict[str, tuple[Any, Any]] = {
@@ -248,7 +249,10 @@ class Sample:
         return self.total(np.ones(len(self.hash)))
 
     def total(self, values: Array) -> Estimate:
-        """Sum of a figure over all keys, from its value for the keys held (Horvitz-Thompson)."""
+        """Sum of a figure over all keys, from its value for the keys held (Horvitz-Thompson).
+
+        The bound is blind to a few keys of very large values if the sample holds none of them.
+        """
         if not self.cut:
             return exact(math.fsum(values))
         inside, share = values[:-1].astype(np.float64), self.share
@@ -267,6 +271,11 @@ class Sample:
         error = SIGMAS * math.sqrt(2.0 / TUG_WIDTH) * value
         held = float(_sum_of_products(counts, counts))
         return Estimate(max(value, held), max(value - error, held), max(value + error, held))
+
+    def uneven(self, rows: int) -> bool:
+        """Whether a few keys may have a large part of the counts, which sum to ``rows``, so that a sum over a sample of keys
+        hangs on whether it holds them: the root of the sum of squares is at least the largest count."""
+        return self.cut and self.tug is not None and math.sqrt(self.squares().value) > LARGE * rows
 
     def entropy(self, rows: int) -> Estimate:
         """Shannon entropy in bits of the counts, which sum to ``rows``.

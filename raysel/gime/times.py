@@ -9,7 +9,7 @@ import numpy as np
 from raysel.errors import DataError
 from raysel.gime.block import Block, Figure, Mask, View, absent, refuse_row, unbound
 from raysel.gime.columns import NOTHING, combine, mix
-from raysel.gime.sketches import MOST, Array, Estimate, exact, integer_sums
+from raysel.gime.sketches import LARGE, MOST, Array, Estimate, exact, integer_sums
 
 SECOND, DAY = 10**9, 86_400 * 10**9
 _DELAY = tuple((name, "s") for name in ("as_defined", "max", "mean", "p50", "p95"))
@@ -185,4 +185,7 @@ def sampling_rate(view: View) -> list[Figure]:
     if time.value == 0:
         return [*found, *absent("no entity has events at two moments", each)]
     gaps = view.keys("entity moments").distinct() + -entities.total(timed.astype(np.float64))
-    return [*found, Figure("rate_per_entity", gaps.clip(0, math.inf) / time, "1/s")]
+    remark = None
+    if entities.cut and spans.max() > LARGE * time.value:
+        remark = "one entity's time is a large part, and others like it may be missing from the sample and from the bound"
+    return [*found, Figure("rate_per_entity", gaps.clip(0, math.inf) / time, "1/s", remark)]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysel.gime import Binding, measure, sketches, with_target
+from raysel.gime import Binding, finalize, measure, partial, sketches, with_target
 from raysel.gime.columns import mix
 from raysel.gime.mismatch import set_distance
 from raysel.gime.sketches import BINS, KEYS, gather_keys, histogram
@@ -256,3 +256,34 @@ def test_waves_are_sums_in_any_pieces_and_order(width):
     by_group = sketches.waves(group, points, 4)
     assert (by_group.sum(axis=0) == whole[0]).all() and not by_group[3].any()
     assert (by_group[1] == sketches.waves(None, points[group == 1], 1)[0]).all()
+
+
+# ---- heavy keys --------------------------------------------------------------------------------------------
+
+
+def test_one_huge_entity_is_inside_the_bound_of_the_size():
+    """In nine of ten samples it is not held, so that the sample alone would say 20,000, give or take 1,300."""
+    held = 0
+    for seed in range(12):
+        size = np.ones(20_001)
+        size[777] = 1e9
+        data = pa.table({"e": np.arange(20_001) + seed * 10**6, "s": size})
+        state = partial(data, Binding(entity="e", size="s"))
+        held += 1e9 in state.parts.keys["entity"].columns["size"]
+        found = {(r["metric"], r["statistic"]): r for r in finalize(state).to_pylist()}["scope", "size"]
+        assert abs(found["value"] - size.sum()) <= found["bound"] < 1e6
+        assert found["reason"].startswith("one entity's 1e+09 is a large part")
+    assert held < 6
+    even = pa.table({"e": np.arange(20_001), "s": np.ones(20_001)})
+    found = {r["statistic"]: r for r in measure(even, Binding(entity="e", size="s")).to_pylist()}["size"]
+    assert found["reason"] is None and 0 < found["bound"] < 1500
+
+
+def test_it_is_said_where_a_few_classes_have_a_large_part():
+    for heavy, said in ((2000, True), (2, False)):
+        target = pa.table({"c": np.arange(6000)})
+        data = pa.table({"c": np.concatenate([np.arange(6000), np.full(heavy, 17)])})
+        rows = measure(data, with_target(Binding(classes="c"), target)).to_pylist()
+        for statistic in ("labels", "support_coverage"):
+            reason = next(r["reason"] for r in rows if r["statistic"] == statistic)
+            assert bool(reason and reason.startswith("a few classes have a large part")) is said
