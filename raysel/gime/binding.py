@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysel.errors import ConfigError, DataError
-from raysel.gime.columns import NOTHING, UNZONED, ZONED, kind
+from raysel.gime.columns import NOTHING, UNZONED, ZONED, kind, one_kind
 
 Columns = str | Sequence[str]
 _KEYS = ("entity", "classes", "relation", "content", "carrier")
@@ -174,7 +174,7 @@ class Binding:
 
         for name, other in self.reference.items():
             one, two = (kind(schema.field(column).type, column) for column in (name, other))
-            if one != two and NOTHING not in (one, two):
+            if one_kind(one, two) is None:
                 raise DataError(
                     f"The {what}'s column '{name}' holds {one}, its reference '{other}' {two}, so they never agree; "
                     "cast one to the other."

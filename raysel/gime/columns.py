@@ -19,6 +19,7 @@ Array = npt.NDArray[Any]
 Hashes = npt.NDArray[np.uint64]
 
 UNZONED, ZONED, NOTHING = "time without zone", "time with zone", "nothing"
+_LIST = "list of "
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NULL, _NAN = np.uint64(0x6E756C6C6E756C6C), np.uint64(0x6E616E6E616E6E61)
 _SLICE = 1 << 20  # words or elements hashed at once
@@ -63,13 +64,25 @@ def kind(of: Any, name: str) -> str:
     if is_.is_time(of) or is_.is_duration(of):
         return "clock time" if is_.is_time(of) else "duration"
     if _is_list(of):
-        return f"list of {kind(of.value_type, name)}"
+        return _LIST + kind(of.value_type, name)
     if is_.is_struct(of):
         return f"struct of {', '.join(f'{f.name} {kind(f.type, name)}' for f in of)}"
     raise DataError(
         f"Column '{name}' is of type {of}, which cannot be compared or counted; "
         "bind a column of numbers, text, times, lists or structs."
     )
+
+
+def one_kind(one: str, other: str) -> str | None:
+    """The kind of a column that holds both, where nothing, and a list of nothing, goes with any other; None if they differ."""
+    if one == other or other == NOTHING:
+        return one
+    if one == NOTHING:
+        return other
+    if one.startswith(_LIST) and other.startswith(_LIST):
+        inner = one_kind(one.removeprefix(_LIST), other.removeprefix(_LIST))
+        return None if inner is None else _LIST + inner
+    return None
 
 
 def _is_list(of: Any) -> bool:

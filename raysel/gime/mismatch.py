@@ -9,7 +9,7 @@ import numpy as np
 
 from raysel.errors import DataError
 from raysel.gime.block import Block, Figure, View, absent, unbound
-from raysel.gime.columns import NOTHING
+from raysel.gime.columns import NOTHING, one_kind
 from raysel.gime.sketches import (
     SIGMAS,
     Array,
@@ -146,10 +146,7 @@ def _named(statistic: tuple[str, str], value: Estimate) -> tuple[str, Estimate, 
 
 
 def _same(view: View, target: View, name: str) -> bool:
-    if name not in target.kinds:
-        return False
-    pair = {view.kinds[name], target.kinds[name]} - {NOTHING}
-    return len(pair) < 2
+    return name in target.kinds and one_kind(view.kinds[name], target.kinds[name]) is not None
 
 
 def _missing(view: View, target: View, columns: Sequence[str], role: str) -> str | None:

@@ -25,7 +25,7 @@ from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import links, mismatch, objects, sketches, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
 from raysel.gime.block import Block, Figure, View
-from raysel.gime.columns import NOTHING, kind, plain
+from raysel.gime.columns import kind, nanoseconds, one_kind, plain
 from raysel.gime.columns import times as moments
 from raysel.gime.sketches import Codes, Histogram, Keys, Parts, merge_parts, spread
 
@@ -181,7 +181,13 @@ def _slice(table: pa.Table, first_row: int, binding: Binding, by: By, scale: Any
     block = Block(table, binding, codes, len(groups), scale, first_row)
     for collect in _COLLECT:
         collect(block)
-    return State(binding, by, groups, block.kinds, block.parts)
+    kinds = {by: _labelled(table.schema.field(by).type, by)} if isinstance(by, str) else {}
+    return State(binding, by, groups, kinds | block.kinds, block.parts)
+
+
+def _labelled(of: pa.DataType, by: str) -> str:
+    """What a column to group by holds: of what is not of one kind the labels may look alike, or those of one value differ."""
+    return "date" if pa.types.is_date(of) else kind(of, by)
 
 
 def columns(binding: Binding, by: By = None) -> list[str]:
@@ -220,7 +226,7 @@ def grouping(
         found = start.dictionary_encode()
         texts = found.dictionary.cast(pa.string())
     else:
-        array = plain(table[by])
+        array = _in_one_unit(plain(table[by]), by, first_row)
         try:
             found = array.dictionary_encode()
             texts = found.dictionary.cast(pa.string())
@@ -236,6 +242,17 @@ def grouping(
     if len(codes) and (codes == 0).any():
         return (None, *labels), codes
     return tuple(labels), codes - 1
+
+
+def _in_one_unit(array: pa.Array, name: str, first_row: int) -> pa.Array:
+    """Moments, clock times and durations in nanoseconds, moments with a zone in UTC: one value has one label."""
+    of, is_ = array.type, pa.types
+    if is_.is_timestamp(of):
+        array = nanoseconds(array, name, first_row)
+        return array if of.tz is None else array.cast(pa.timestamp("ns", "UTC"))
+    if is_.is_time(of):
+        return (array.cast(pa.time32("ms")) if is_.is_time32(of) else array).cast(pa.time64("ns"))
+    return array.cast(pa.duration("ns")) if is_.is_duration(of) else array
 
 
 def _nanoseconds(window: timedelta) -> int:
@@ -268,10 +285,9 @@ def merge(one: State, other: State) -> State:
 
 
 def _one_kind(name: str, one: str, other: str) -> str:
-    if one == other or other == NOTHING:
-        return one
-    if one == NOTHING:
-        return other
+    found = one_kind(one, other)
+    if found is not None:
+        return found
     raise DataError(f"Column '{name}' holds {one} in some rows and {other} in others; write it in one way.")
 
 

@@ -185,6 +185,50 @@ def test_states_that_do_not_belong_together_are_refused(table, full):
     ).num_rows
 
 
+def test_a_group_has_one_label_whatever_its_column_comes_in():
+    binding, moment = Binding(content="x"), 1_700_000_000
+    for types, value in (
+        ([pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")], np.datetime64(moment, "s").item()),
+        ([pa.timestamp("s", "UTC"), pa.timestamp("ns", "Asia/Tokyo")], np.datetime64(moment, "s").item()),
+        ([pa.time32("s"), pa.time64("us")], np.datetime64(moment, "s").item().time()),
+        ([pa.duration("s"), pa.duration("us")], timedelta(days=3)),
+        ([pa.int8(), pa.int64(), pa.null()], 3),
+        ([pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())], "3"),
+    ):
+        states = [
+            partial(pa.table({"x": [1], "g": pa.array([None if t == pa.null() else value], t)}), binding, "g")
+            for t in types
+        ]
+        whole = states[0]
+        for state in states[1:]:
+            whole = merge(whole, state)
+        assert len([label for label in whole.groups if label is not None]) == 1, types
+
+
+def test_groups_by_columns_of_different_kinds_are_refused(tmp_path):
+    binding = Binding(content="x")
+    day = np.datetime64("2024-05-01", "D").item()
+    for one, other in (([1], ["1"]), ([True], ["true"]), ([day], pa.array([day]).cast(pa.timestamp("s")))):
+        states = [partial(pa.table({"x": [1], "g": g}), binding, "g") for g in (one, other)]
+        with pytest.raises(DataError, match="Column 'g' holds .* in some rows and .* in others"):
+            merge(*states)
+        states[0].save(tmp_path / "s")
+        with pytest.raises(DataError, match="Column 'g' holds"):
+            merge(State.load(tmp_path / "s"), states[1])
+
+
+def test_lists_without_an_element_go_with_any_others():
+    binding = Binding(content="x")
+    none, some, words = ([[], [None], None], [[1], []], [["a"]])
+    states = [partial(pa.table({"x": x}), binding) for x in (none, some, words)]
+    joined = merge(states[0], states[1])
+    assert joined.kinds == {"x": "list of number"}
+    whole = partial(pa.table({"x": [*none, *some]}), binding)  # all but the bytes: a null of no type has none
+    assert joined.parts.keys["content"].hash.tolist() == whole.parts.keys["content"].hash.tolist()
+    with pytest.raises(DataError, match="'x' holds list of number in some rows and list of text in others"):
+        merge(joined, states[2])
+
+
 def test_damaged_files_are_refused(table, full, tmp_path, monkeypatch):
     path = tmp_path / "state.arrow"
     with pytest.raises(StateError, match=r"state\.arrow"):
