@@ -23,6 +23,7 @@ from raysel.gime.columns import (
     plain,
     times,
     valid,
+    without_views,
 )
 from raysel.gime.sketches import (
     KEYS,
@@ -69,6 +70,7 @@ class Block:
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.table = without_views(self.table)
         for name in self.binding.columns:
             self.kinds[name] = kind(self.table.schema.field(name).type, name)
 

@@ -22,6 +22,13 @@ UNZONED, ZONED, NOTHING = "time without zone", "time with zone", "nothing"
 _LIST = "list of "
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NULL, _NAN = np.uint64(0x6E756C6C6E756C6C), np.uint64(0x6E616E6E616E6E61)
+_BEYOND = np.uint64(0x6265796F6E646279)
+_LARGE = {
+    pa.string(): pa.large_string(),
+    pa.string_view(): pa.large_string(),
+    pa.binary(): pa.large_binary(),
+    pa.binary_view(): pa.large_binary(),
+}
 _SLICE = 1 << 20  # words or elements hashed at once
 
 
@@ -85,18 +92,40 @@ def one_kind(one: str, other: str) -> str | None:
     return None
 
 
+def without_views(table: pa.Table) -> pa.Table:
+    """The table with its columns of string views and binary views, which few functions of Arrow take, as large text and bytes."""
+    for at, of in enumerate(table.schema.types):
+        if _is_view(of):
+            table = table.set_column(at, table.schema.field(at).name, table.column(at).cast(_LARGE[of]))
+    return table
+
+
+def _is_view(of: Any) -> bool:
+    return pa.types.is_string_view(of) or pa.types.is_binary_view(of)
+
+
 def _is_list(of: Any) -> bool:
     return pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of)
 
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """One chunk without extension type; of a dictionary its values."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):  # what combining no chunks or very long text gives
-        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    """One chunk without extension type; of a dictionary its values; views of text and bytes as large text and bytes."""
+    array = _combined(column)
     if isinstance(array.type, pa.BaseExtensionType):
         return plain(array.storage)
-    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+    if pa.types.is_dictionary(array.type):
+        return plain(array.dictionary_decode())
+    return array.cast(_LARGE[array.type]) if _is_view(array.type) else array
+
+
+def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # what combining no chunks gives, or text of more than 2 GiB
+        if not array.num_chunks:
+            return pa.array([], array.type)
+        large = _LARGE.get(array.type)
+        return pa.concat_arrays((array if large is None else array.cast(large)).chunks)
+    return array
 
 
 def valid(array: pa.Array) -> npt.NDArray[np.bool_]:
@@ -115,8 +144,8 @@ def _fixed(array: pa.Array, dtype: Any) -> Array:
 
 def hash_column(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
     """A uint64 for each row; null is a value of its own."""
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.Array) and pa.types.is_dictionary(array.type):  # each value once
+    array = _combined(column)
+    if pa.types.is_dictionary(array.type):  # each value once
         values = hash_column(array.dictionary, name)
         codes = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.intp)
         found = values[codes] if len(values) else np.full(len(array), _NULL)
@@ -164,7 +193,11 @@ def _hash(array: pa.Array, name: str) -> Hashes:
 def _hash_ints(array: pa.Array) -> Hashes:
     width, signed = array.type.bit_width // 8, array.type not in _UNSIGNED
     values = _fixed(array, np.dtype(f"{'i' if signed else 'u'}{width}"))
-    return mix(values.astype(np.int64 if signed else np.uint64).view(np.uint64) + _GOLDEN)
+    found = mix(values.astype(np.int64 if signed else np.uint64).view(np.uint64) + _GOLDEN)
+    if array.type == pa.uint64():
+        high = np.flatnonzero(values >= np.uint64(2**63))  # whose digits are also those of a negative int64
+        found[high] = mix(found[high] ^ _BEYOND)
+    return found
 
 
 _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())

@@ -20,7 +20,7 @@ from scipy import stats
 
 from raysel.errors import ConfigError, DataError
 from raysel.gime.binding import Binding, did_you_mean
-from raysel.gime.columns import Array, hash_column
+from raysel.gime.columns import Array, hash_column, kind
 from raysel.gime.state import measure
 
 Floats = npt.NDArray[np.float64]
@@ -335,7 +335,7 @@ def proxy(features: Sequence[str], label: str, test: pa.Table) -> Performance:
     text = [
         name
         for name in features
-        if pa.types.is_string(test.schema.field(name).type)
+        if kind(test.schema.field(name).type, name) == "text"
         or pa.types.is_dictionary(test.schema.field(name).type)
     ]
 

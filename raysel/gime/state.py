@@ -201,6 +201,8 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
             raise ConfigError("by: a window of time needs event_time in the binding.")
         if by <= timedelta(0):
             raise ConfigError(f"by: a window of {by} holds no time; give a positive one.")
+        if _nanoseconds(by) > sketches.MOST:
+            raise ConfigError(f"by: a window of {by} is longer than the 292 years that nanoseconds can hold.")
         return []
     if by is None:
         return []

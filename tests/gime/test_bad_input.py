@@ -265,6 +265,8 @@ def test_groups_that_cannot_be_made(table, full):
         measure(table(0, 9), Binding(entity="who"), by=timedelta(days=1))
     with pytest.raises(ConfigError, match="holds no time"):
         measure(table(0, 9), full, by=timedelta(0))
+    with pytest.raises(ConfigError, match="longer than the 292 years"):
+        measure(table(0, 9), full, by=timedelta(days=366 * 293))
     with pytest.raises(ConfigError, match="neither a column nor a window"):
         measure(table(0, 9), full, by=3)
 

@@ -159,3 +159,41 @@ def test_integers_beyond_float64_are_rounded_numbers():
         assert found[0] == float(value) and np.isnan(found[1])
     vectors = pa.array([[2**53 + 1, 0]], pa.list_(pa.int64()))
     assert numbers(pa.chunked_array([vectors]), "c").tolist() == [[2.0**53, 0.0]]
+
+
+def test_uint64_beyond_int64_is_no_negative_number():
+    for value in (2**63, 2**64 - 1):
+        assert hashes([value], pa.uint64()) != hashes([value - 2**64], pa.int64())
+    assert hashes([2**63 - 1, 0], pa.uint64()) == hashes([2**63 - 1, 0], pa.int64())
+    assert len(set(hashes([2**63, 2**64 - 1, 2**63 + 1, 0], pa.uint64()))) == 4
+
+
+@pytest.mark.parametrize("view", [pa.string_view(), pa.binary_view()], ids=str)
+def test_views_are_measured_as_what_they_view(view, monkeypatch):
+    from raysel.gime import Binding, measure
+
+    words = ["a", "a longer text than twelve", None, "a"]
+    values = words if view == pa.string_view() else [w and w.encode() for w in words]
+    large = pa.large_string() if view == pa.string_view() else pa.large_binary()
+    binding = Binding(entity="x", classes="x", relation="x", content="x", carrier="x", reference={"x": "y"})
+    one, other = (
+        pa.table({"x": pa.array(values, of), "y": pa.array(values, of), "g": [1, 1, 2, 2]})
+        for of in (view, large)
+    )
+    for by in (None, "g", "x"):
+        assert measure(one, binding, by).equals(measure(other, binding, by))
+    assert plain(pa.array(values, view)).type == large
+
+
+def test_text_that_no_one_array_of_32_bit_offsets_holds(monkeypatch):
+    """Two gigabytes would take long: here Arrow says of shorter text what it says of that."""
+    parts = pa.chunked_array([pa.array(["a", None]), pa.array(["word"])])
+
+    class Long:
+        def combine_chunks(self):
+            return parts
+
+    monkeypatch.setattr(pa, "ChunkedArray", (pa.ChunkedArray, Long))
+    found = plain(Long())
+    assert found.type == pa.large_string() and found.to_pylist() == ["a", None, "word"]
+    assert hash_column(Long(), "c").tolist() == hashes(["a", None, "word"])

@@ -152,6 +152,9 @@ def test_the_proxy_model():
     )
     tested = test.append_column("word", pa.array([f"k{k % 2}" for k in test["kind"].to_pylist()]))
     assert proxy(["x", "word"], "kind", tested)(mixed) > proxy(["x"], "kind", tested)(mixed)
+    at = tested.schema.get_field_index("word")
+    large = [t.set_column(at, "word", t["word"].cast(pa.large_string())) for t in (mixed, tested)]
+    assert proxy(["x", "word"], "kind", large[1])(large[0]) == proxy(["x", "word"], "kind", tested)(mixed)
     with pytest.raises(DataError, match="no column 'kindd'"):
         proxy(["x"], "kindd", test)
 
