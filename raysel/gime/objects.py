@@ -27,6 +27,7 @@ def collect(block: Block) -> None:
             columns["first"] = np.where(there, happened, MOST)
             columns["last"] = np.where(there, happened, LEAST)
         if binding.size is not None:  # floats of at least 0 are ordered as their bits are
+            block.count("named sized", named & finite)
             block.extremes("size", np.where(finite, sizes + 0.0, 0.0).view(np.int64), named & finite)
         block.count("named", named)
         block.keys("entity", entity, named, **columns)
@@ -61,7 +62,9 @@ def scope(view: View) -> list[Figure]:
     sizes = entities.columns["size"]
     if not (sizes >= 0).any():
         return [*found, *absent(f"no entity has a value in '{binding.size}'", ("size", "size"))]
-    total = entities.total(np.maximum(sizes, 0.0))
+    total, sized = entities.total(np.maximum(sizes, 0.0)), view.count("named sized")
+    if sized < named:
+        remark = view.left_out(sized, f"an entity and a finite value in '{binding.size}'")
     if entities.cut:
         greatest = float(np.array(view.high("size"), np.int64).view(np.float64))
         most = max(as_float(view.sum("size")), greatest)

@@ -19,6 +19,8 @@ def collect(block: Block) -> None:
     """Distinct moments and days, extremes, and the rows' delays."""
     binding = block.binding
     if binding.event_time is None:
+        if binding.record_time is not None:  # text is a time once it is read, for the schema too
+            block.time(binding.record_time)
         return
     happened, there = block.time(binding.event_time)
     block.count("event", there)
@@ -90,7 +92,7 @@ def delay(view: View) -> list[Figure]:
     as_defined: max(record_time) - max(event_time), or with a reference_time that less max(event_time); may be
     negative. Beside it, of the rows' own record - event that are not negative, from 0 up: max, mean, p50 and p95 (the least
     delay that so large a share of rows does not exceed; exact up to 2,048 different delays, else the middle of its
-    bin). negative_rows counts the others, from 0 up: a record before its event is an alarm, never folded in.
+    bin). negative_rows counts the others, from 0 up: a record before its event is an alarm, folded into none of these four.
     """
     binding = view.binding
     if binding.event_time is None or (binding.record_time is None and binding.reference_time is None):

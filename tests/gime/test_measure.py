@@ -445,6 +445,22 @@ def test_what_is_not_finite_is_found_inside_vectors(rows):
         assert found["distortion", "not_finite"] == sum(start <= at for at in (1, 4)) / len(here)
 
 
+def test_text_of_record_times_alone_is_of_one_kind_with_itself():
+    data = pa.table({"r": ["2024-05-01", None], "e": [1, 2]})
+    found = values(measure(data, with_target(Binding(entity="e", record_time="r"), data)))
+    assert found["mismatch", "schema"] == 0
+
+
+def test_entities_without_a_size_are_told():
+    data = pa.table({"e": ["a", "b", "b", "c", None], "s": [1.0, 2.0, math.inf, None, 9.0]})
+    rows = measure(data, Binding(entity="e", size="s")).to_pylist()
+    found = {r["statistic"]: r for r in rows if r["metric"] == "scope"}
+    assert found["size"]["value"] == 3
+    told = "3 of 5 rows without an entity and a finite value in 's' are left out"
+    assert found["size"]["reason"] == told
+    assert found["entities"]["reason"] == "1 of 5 rows without an entity are left out"
+
+
 @pytest.mark.parametrize("value", [0.1, [0.1, 0.7]])
 def test_a_target_whose_rows_are_all_alike_has_a_spread_of_one(value):
     """The variance of a thousand 0.1 is 2e-34 by rounding, by which any other number would be infinitely far."""
