@@ -21,13 +21,14 @@ from raysel.errors import ConfigError, DataError, first
 
 ID, LABEL = "sample_id", "label"
 Floats = npt.NDArray[np.float32]
+_ROWS = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class Scores:
     """What RepDiv knows of n samples, in slot order: 12 bytes a sample, and 8 more for ids that are not 0..n-1.
 
-    rep, div: float32 in [0, 1]. classes: int32, codes 0..number-1, each of which occurs. ids: int64, ascending;
+    rep, div: float32 in [0, 1]. classes: int32, codes 0..number-1, each of which occurs, numbered as they first do. ids: int64, ascending;
     None once they have been put in the order of a run's slots.
     """
 
@@ -54,7 +55,11 @@ class Scores:
             raise DataError("The scores have no row.")
         if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
             raise DataError(f"The scores' sample_id must be integers without nulls, not {table[ID].type}.")
-        ids = table[ID].to_numpy().astype(np.int64, copy=False)
+        ids = table[ID].to_numpy()
+        beyond = ids > np.iinfo(np.int64).max
+        if beyond.any():
+            raise DataError(f"The scores' sample_id must fit int64; it does not for {first(ids[beyond])}.")
+        ids = ids.astype(np.int64, copy=False)
         if not (ids[1:] > ids[:-1]).all():
             order = np.argsort(ids, kind="stable")
             ids, table = ids[order], table.take(pa.array(order))
@@ -274,8 +279,8 @@ def priority(
     cost = penalty * np.log1p(np.arange(most + 1, dtype=np.float64))
     height = np.empty(len(rep), np.float32)
     for start, stop in chunks(len(rep)):
-        exact = rep[start:stop] * np.float64(alpha)
-        exact += div[start:stop] * np.float64(1 - alpha)
+        exact = rep[start:stop].astype(np.float64) * alpha  # NumPy 1 would multiply float32 by a scalar in float32
+        exact += div[start:stop].astype(np.float64) * (1 - alpha)
         exact -= cost[selected[start:stop]]
         height[start:stop] = exact
     return height
@@ -307,11 +312,15 @@ def _first(
 
 
 def _dense(codes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], int]:
-    """The codes as 0..number-1 without gaps, and their number."""
-    here = np.bincount(codes) > 0
-    if not here.all():
-        codes = (np.cumsum(here, dtype=np.int32) - np.int32(1))[codes]
-    return frozen(codes), int(np.count_nonzero(here))
+    """The codes as 0..number-1 in the order that they first occur in, whatever they were before, and their number."""
+    begin = np.full(int(codes.max(initial=0)) + 1, len(codes))
+    for start in reversed(range(0, len(codes), _ROWS)):  # of equal places the last to be written stays: the first
+        here = codes[start : start + _ROWS]
+        begin[here[::-1]] = np.arange(start + len(here) - 1, start - 1, -1)
+    number = int(np.count_nonzero(begin < len(codes)))
+    rank = np.empty(len(begin), np.int32)
+    rank[np.argsort(begin, kind="stable")] = np.arange(len(begin), dtype=np.int32)
+    return frozen(rank[codes]), number
 
 
 def _positive(name: str, value: object) -> float:

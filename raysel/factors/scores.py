@@ -22,6 +22,7 @@ from raysel.errors import ConfigError, DataError, first
 
 Array = npt.NDArray[Any]
 _MOST_UNITS = 1 << 24
+_ALIKE = 1e-12  # sums of the same parts in another order differ by less of themselves
 
 
 def rep_div(
@@ -158,7 +159,7 @@ class Span:
         return Span((min(a[0], b[0]), max(a[1], b[1])), (min(c[0], d[0]), max(c[1], d[1])))
 
     def scale(self, raw: RawScores) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Rep and Div in [0, 1], float32; 0 throughout where all samples score the same: it then has no say."""
+        """Rep and Div in [0, 1], float32; 0 throughout where all samples score the same, but for rounding: it then has no say."""
         return _scaled(raw.rep, *self.rep), _scaled(raw.div, *self.div)
 
 
@@ -204,6 +205,6 @@ def _padded(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _scaled(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float32]:
-    if not high > low:
+    if not high - low > _ALIKE * high:
         return np.zeros(len(values), np.float32)
     return ((values - low) / (high - low)).astype(np.float32)

@@ -148,9 +148,17 @@ def test_the_order_of_the_rows_and_the_names_of_the_classes_do_not_matter():
     renamed = scores.set_column(3, "label", pa.array([f"class {9 - v}" for v in scores["label"].to_pylist()]))
     mixed = renamed.take(np.random.default_rng(0).permutation(300))
     coded = mixed.set_column(3, "label", mixed["label"].combine_chunks().dictionary_encode())
+    names = sorted(set(mixed["label"].to_pylist())) + ["no one's"]
+    codes = pa.array([names.index(name) for name in mixed["label"].to_pylist()], pa.int8())
+    sorted_ = mixed.set_column(3, "label", pa.DictionaryArray.from_arrays(codes, names))
+    assert not coded["label"].chunk(0).dictionary.equals(sorted_["label"].chunk(0).dictionary)
     at = {"epoch": 2, "num_epochs": 10, "seed": 5}
     plan = RepDiv(scores, ratio=0.4).plan(state, **at)
-    for other in (renamed, mixed, coded, pa.concat_tables([mixed[:100], mixed[100:]])):
+    some = np.arange(150, 300)
+    digest = RepDiv(scores).for_ids(some).scores_digest
+    for other in (coded, sorted_):
+        assert RepDiv(other).for_ids(some).scores_digest == digest
+    for other in (renamed, mixed, coded, sorted_, pa.concat_tables([mixed[:100], mixed[100:]])):
         assert same(RepDiv(other, ratio=0.4).plan(state, **at), plan)
         assert RepDiv(other).parameters() == RepDiv(scores).parameters()
 
@@ -308,6 +316,10 @@ def test_more_classes_than_the_quota_serves():
         (table(REP, DIV).drop_columns("div"), "need the column 'div'"),
         (table(REP, DIV).slice(0, 0), "have no row"),
         (table(REP, DIV, ids=[0, 1, 2, 2, 1, 5]), "name these ids more than once: 1, 2"),
+        (
+            table([0, 0], [0, 0]).set_column(0, "sample_id", pa.array([2**63, 1], pa.uint64())),
+            "must fit int64; it does not for 9223372036854775808",
+        ),
         (table([0, 1.5, np.nan], [0, 0, 0]), r"'rep' must lie in \[0, 1\]; it does not for 1, 2"),
         (table([0, 1], [0, -0.1]), "'div' must lie in"),
         (table(REP, DIV, ["a", None, "b", None, "c", "d"]), "have no label for 1, 3"),

@@ -10,7 +10,7 @@ from scipy import sparse
 
 from raysel.errors import ConfigError, DataError
 from raysel.factors import Codes, FactorCounts, Span, rep_div
-from raysel.factors.scores import as_matrix
+from raysel.factors.scores import RawScores, as_matrix
 
 
 def oracle(active: np.ndarray, labels: list | None, percent: int) -> tuple[list[float], list[float]]:
@@ -27,7 +27,7 @@ def oracle(active: np.ndarray, labels: list | None, percent: int) -> tuple[list[
 
     def scaled(values: list[float]) -> list[float]:
         low, high = min(values), max(values)
-        return [(v - low) / (high - low) if high > low else 0.0 for v in values]
+        return [(v - low) / (high - low) if high - low > 1e-12 * high else 0.0 for v in values]
 
     return scaled(rep), scaled(div)
 
@@ -156,3 +156,10 @@ def test_bad_input():
     weights = FactorCounts.of(active).weights()
     with pytest.raises(DataError, match="Unit 7 is active, but only 2 units were counted"):
         weights.score(np.array([[7]]))
+
+
+def test_scores_that_differ_by_rounding_alone_are_equal():
+    """0.1 + 0.2 is not 0.3: scaled to [0, 1] one would be everything and the other nothing."""
+    raw = RawScores(np.array([0.3, 0.1 + 0.2]), np.array([0.3, 0.3 + 1e-9]))
+    rep, div = Span.of(raw).scale(raw)
+    assert rep.tolist() == [0.0, 0.0] and div.tolist() == [0.0, 1.0]
