@@ -35,6 +35,7 @@ MODES = ("topk", "paper")
 TILE = 256  # rows of one product: always this many, since the last bits of a product depend on its shape
 _AUXILIARY = 1 / 32  # weight of the loss that wakes dead units, in both modes
 _SHORTEST = 1e-12
+_LONG, _SHRINK = 2.0**50, 2.0**-80
 _LEAST_VARIANCE = 1e-10  # of unit vectors; below it, what is left is rounding
 _TENSORS = ("encoder", "encoder_bias", "decoder", "decoder_bias", "mean")
 
@@ -358,6 +359,8 @@ def _normalised(rows: Floats, mean: torch.Tensor) -> torch.Tensor:
     import torch
 
     x = torch.from_numpy(np.array(rows)).to(mean.device)
+    if x.numel() and float(x.abs().amax()) > _LONG:  # whose squares float32 cannot hold; a power of two rounds nothing
+        x.mul_(torch.where(x.abs().amax(1, keepdim=True) > _LONG, _SHRINK, 1.0))
     return x.div_(x.norm(dim=1, keepdim=True).clamp_(min=_SHORTEST)).sub_(mean)
 
 

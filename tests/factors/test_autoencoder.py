@@ -135,6 +135,16 @@ def test_a_code_does_not_depend_on_the_rows_beside_it(fitted):
             assert np.concatenate([p.values for p in parts]).tobytes() == whole.values.tobytes()
 
 
+def test_very_long_vectors_are_their_directions(fitted):
+    """The squares of 2^70 are beyond float32, 2^120 nearly is."""
+    _, x = planted(1500, 24, 32, 3)
+    scale = np.array([1.0, 2.0**70, 2.0**120], np.float32)[np.arange(len(x)) % 3, None]
+    for sae in fitted.values():
+        one, other = sae.encode(x), sae.encode((x * scale).astype(np.float32))
+        assert one.indices.tobytes() == other.indices.tobytes()
+        assert one.values.tobytes() == other.values.tobytes()
+
+
 def test_dead_units_are_woken_as_the_losses_say():
     draws = torch.Generator().manual_seed(0)
     x, error, pre, decoder, bias = (
