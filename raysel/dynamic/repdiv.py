@@ -279,7 +279,9 @@ def priority(
     cost = penalty * np.log1p(np.arange(most + 1, dtype=np.float64))
     height = np.empty(len(rep), np.float32)
     for start, stop in chunks(len(rep)):
-        exact = rep[start:stop].astype(np.float64) * alpha  # NumPy 1 would multiply float32 by a scalar in float32
+        exact = (
+            rep[start:stop].astype(np.float64) * alpha
+        )  # NumPy 1 would multiply float32 by a scalar in float32
         exact += div[start:stop].astype(np.float64) * (1 - alpha)
         exact -= cost[selected[start:stop]]
         height[start:stop] = exact
@@ -314,7 +316,9 @@ def _first(
 def _dense(codes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], int]:
     """The codes as 0..number-1 in the order that they first occur in, whatever they were before, and their number."""
     begin = np.full(int(codes.max(initial=0)) + 1, len(codes))
-    for start in reversed(range(0, len(codes), _ROWS)):  # of equal places the last to be written stays: the first
+    for start in reversed(
+        range(0, len(codes), _ROWS)
+    ):  # of equal places the last to be written stays: the first
         here = codes[start : start + _ROWS]
         begin[here[::-1]] = np.arange(start + len(here) - 1, start - 1, -1)
     number = int(np.count_nonzero(begin < len(codes)))

@@ -359,7 +359,9 @@ def _normalised(rows: Floats, mean: torch.Tensor) -> torch.Tensor:
     import torch
 
     x = torch.from_numpy(np.array(rows)).to(mean.device)
-    if x.numel() and float(x.abs().amax()) > _LONG:  # whose squares float32 cannot hold; a power of two rounds nothing
+    if (
+        x.numel() and float(x.abs().amax()) > _LONG
+    ):  # whose squares float32 cannot hold; a power of two rounds nothing
         x.mul_(torch.where(x.abs().amax(1, keepdim=True) > _LONG, _SHRINK, 1.0))
     return x.div_(x.norm(dim=1, keepdim=True).clamp_(min=_SHORTEST)).sub_(mean)
 

@@ -82,9 +82,7 @@ class GIME:
         Every chosen row says when its group was picked (``score``, 1 = first), every dropped row why its group was not. ConfigError
         if no choice was found, naming the thresholds that conflict.
         """
-        thresholds = (
-            self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
-        )
+        thresholds = self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
         choice = select_groups(self.state(pool, by), thresholds, self.floors)
         column = by if isinstance(by, str) else str(self.binding.event_time)
         table = gather(pool, list(dict.fromkeys([ID, column])), "pool")

@@ -81,7 +81,9 @@ def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
         values = values.reshape(len(values), -1)
         values = values[np.isfinite(values).all(axis=1)]
         if values.size:
-            constant = (values == values[0]).all(axis=0)  # whose mean, and so variance, would be off by rounding
+            constant = (values == values[0]).all(
+                axis=0
+            )  # whose mean, and so variance, would be off by rounding
             centres = np.where(constant, values[0], values.mean(axis=0))
             spread = math.sqrt(float(np.where(constant, 0.0, values.var(axis=0)).mean()))
             if not math.isfinite(spread):
@@ -223,7 +225,9 @@ def _labels(view: View, target: View) -> Figure:
 def _uneven(*views: View) -> str | None:
     if not any(view.keys("classes").uneven(view.count("classed")) for view in views):
         return None
-    return "a few classes have a large part of the rows, and may be missing from the sample and from the bound"
+    return (
+        "a few classes have a large part of the rows, and may be missing from the sample and from the bound"
+    )
 
 
 def set_distance(one: Sample, other: Sample) -> Estimate:

@@ -148,7 +148,7 @@ def test_the_order_of_the_rows_and_the_names_of_the_classes_do_not_matter():
     renamed = scores.set_column(3, "label", pa.array([f"class {9 - v}" for v in scores["label"].to_pylist()]))
     mixed = renamed.take(np.random.default_rng(0).permutation(300))
     coded = mixed.set_column(3, "label", mixed["label"].combine_chunks().dictionary_encode())
-    names = sorted(set(mixed["label"].to_pylist())) + ["no one's"]
+    names = [*sorted(set(mixed["label"].to_pylist())), "no one's"]
     codes = pa.array([names.index(name) for name in mixed["label"].to_pylist()], pa.int8())
     sorted_ = mixed.set_column(3, "label", pa.DictionaryArray.from_arrays(codes, names))
     assert not coded["label"].chunk(0).dictionary.equals(sorted_["label"].chunk(0).dictionary)

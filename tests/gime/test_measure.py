@@ -432,7 +432,9 @@ def test_bounds_hold_for_numbers_of_every_kind(column, bounds, invalid, outside)
     "rows",
     [
         pa.array([[1.0, 2.0], [math.nan], [], None, [3.0, math.inf], [None]]),
-        pa.array([[1.0, 2.0], [math.nan, 0], [1, None], None, [3.0, math.inf], None], pa.list_(pa.float32(), 2)),
+        pa.array(
+            [[1.0, 2.0], [math.nan, 0], [1, None], None, [3.0, math.inf], None], pa.list_(pa.float32(), 2)
+        ),
         pa.array([{"a": 1.0}, {"a": math.nan}, {"a": None}, None, {"a": -math.inf}, {"a": 0.0}]),
         pa.array([[[1.0], []], [[0.0], [math.nan]], [], None, [[math.inf]], [None]]),
     ],

@@ -210,7 +210,7 @@ def test_groups_by_columns_of_different_kinds_are_refused(tmp_path):
     day = np.datetime64("2024-05-01", "D").item()
     for one, other in (([1], ["1"]), ([True], ["true"]), ([day], pa.array([day]).cast(pa.timestamp("s")))):
         states = [partial(pa.table({"x": [1], "g": g}), binding, "g") for g in (one, other)]
-        with pytest.raises(DataError, match="Column 'g' holds .* in some rows and .* in others"):
+        with pytest.raises(DataError, match=r"Column 'g' holds .* in some rows and .* in others"):
             merge(*states)
         states[0].save(tmp_path / "s")
         with pytest.raises(DataError, match="Column 'g' holds"):
