@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, StateError
 from raysel.train.driven import Driven
 from raysel.train.dynamic import DynamicSelection
 from raysel.train.loader import Batch
@@ -34,7 +34,7 @@ class Selecting(Callback):
     Give it to ``Trainer(callbacks=[selecting], max_epochs=..., reload_dataloaders_every_n_epochs=1)``, its ``loader``
     to ``trainer.fit(model, selecting.loader)``, and return ``selecting.loss(batch, losses)`` from ``training_step``,
     where batch is a :class:`Batch`. Checkpoints hold the selection beside the model. ConfigError for a Trainer whose
-    arguments do not go together with it.
+    arguments do not go together with it, StateError for a checkpoint without the selection.
     """
 
     def __init__(self, dynamic: DynamicSelection, dataset: Any, *, batch_size: int, **options: Any) -> None:
@@ -108,6 +108,13 @@ class Selecting(Callback):
     def _driven(self) -> Driven:
         """The run, from the checkpoint that has been loaded by the time batches are asked for."""
         if self.driven is None:
+            trainer = self._trainer
+            if trainer is not None and not self._found and (trainer.current_epoch or trainer.global_step):
+                raise StateError(
+                    f"Selecting: the Trainer goes on at epoch {trainer.current_epoch}, step {trainer.global_step}, "
+                    "without a selection state; give fit a ckpt_path that was saved with Selecting among the "
+                    "callbacks, or start anew with a new Trainer and no ckpt_path."
+                )
             with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
                 for name, data in self._found.items():
                     (Path(directory) / name).write_bytes(data.cpu().numpy().tobytes())

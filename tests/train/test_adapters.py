@@ -210,7 +210,7 @@ def test_a_lightning_batch_rounded_to_bfloat16_keeps_its_weights():
     chosen = Selection.of(np.arange(0, 20, 2), weight=np.full(10, 1.1), info={"pool_rows": 20})
     data = torch.utils.data.TensorDataset(torch.randn(20, 2))
     selecting = Selecting(DynamicSelection.local(FullData(), chosen, num_epochs=1), data, batch_size=4)
-    selecting._trainer = SimpleNamespace(accumulate_grad_batches=1)
+    selecting._trainer = SimpleNamespace(accumulate_grad_batches=1, current_epoch=0, global_step=0)
     for batch in selecting.loader:
         rounded = HalfPrecision("bf16-true").convert_input(batch)
         assert rounded.weights.dtype == torch.bfloat16
@@ -281,6 +281,39 @@ def _module():
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     return Module()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_steps": 3}])
+def test_lightning_does_not_go_on_from_a_checkpoint_without_the_selection(length, tmp_path):
+    pytest.importorskip("lightning")
+    import lightning.pytorch as L
+
+    from raysel import DynamicSelection
+    from raysel.errors import StateError
+    from raysel.train.lightning import Selecting
+
+    class Module(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = job.OneNumber()
+
+        def training_step(self, batch, index):
+            return self.model(batch["x"])["logits"].mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    off = dict.fromkeys(["logger", "enable_progress_bar", "enable_checkpointing"], False)
+    before = L.Trainer(**length, **off, accelerator="cpu")
+    before.fit(Module(), torch.utils.data.DataLoader(job.Numbers(), batch_size=8))
+    before.save_checkpoint(tmp_path / "before.ckpt")
+    dynamic = DynamicSelection.local(InfoBatch(), job.N, num_epochs=4)
+    selecting = Selecting(dynamic, job.Numbers(), batch_size=8)
+    options = {"max_epochs": 4, "reload_dataloaders_every_n_epochs": 1, "callbacks": [selecting]}
+    after = L.Trainer(**options, **off, accelerator="cpu")
+    with pytest.raises(StateError, match="saved with Selecting among the callbacks"):
+        after.fit(Module(), selecting.loader, ckpt_path=tmp_path / "before.ckpt")
 
 
 @pytest.mark.slow
