@@ -76,8 +76,8 @@ def perplexity(model: GPT2LMHeadModel, table: np.ndarray) -> float:
     for start in range(0, len(table), 250):
         batch = collate(list(table[start : start + 250]))
         labels = batch.pop("labels")
-        asked = (labels[:, 1:] != -100).sum(dim=1)
-        total += float((language_model_losses(model(**batch), labels) * asked).sum())
+        losses, asked = language_model_losses(model(**batch), labels)
+        total += float(losses.sum())  # 0 where nothing is asked
         count += int(asked.sum())
     return math.exp(total / count)
 

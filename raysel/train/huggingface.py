@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from raysel.errors import ConfigError, StateError
 from raysel.train.driven import Driven
 from raysel.train.dynamic import DynamicSelection
+from raysel.train.reduce import per_sample
 
 try:
     from torch.optim.lr_scheduler import LambdaLR
@@ -29,23 +30,26 @@ _FOLDER = "raysel"  # within checkpoint-N
 _BATCH = "raysel_batch"  # the key under which a training batch says whose rows it holds
 
 
-def language_model_losses(outputs: Any, labels: torch.Tensor, **ignored: Any) -> torch.Tensor:
-    """Each sample's mean cross-entropy over the tokens it is asked to predict: (B,), for a causal language model.
+def language_model_losses(
+    outputs: Any, labels: torch.Tensor, **ignored: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each token's cross-entropy and which tokens are asked: two of (B, T-1), for a causal language model.
 
-    outputs: with ``logits`` (B, T, V). labels: (B, T), unshifted, -100 for what is not asked. In nats; 0 for a
-    sample of which nothing is asked.
+    outputs: with ``logits`` (B, T, V). labels: (B, T), unshifted, -100 for what is not asked. In nats, 0 where nothing
+    is asked. A sample's loss is the mean over its asked tokens, see :meth:`Session.loss`.
     """
     asked = labels[:, 1:] != -100
-    # (B, V, T): the losses come out as (B, T), 0 where nothing is asked
+    # (B, V, T-1): the losses come out as (B, T-1)
     losses = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
-    return losses.sum(dim=1) / asked.sum(dim=1).clamp(min=1)
+    return losses, asked
 
 
 class SelectingTrainer(Trainer):
     """The Hugging Face Trainer, its epochs planned by ``dynamic``; everything else is the Trainer's own.
 
     dynamic: a DynamicSelection over the rows of ``train_dataset``, which is map-style.
-    compute_loss_func: ``(outputs, labels) -> losses``, one per sample (B,), such as :func:`language_model_losses`.
+    compute_loss_func: ``(outputs, labels) -> losses`` or ``-> (losses, mask)``, as :meth:`Session.loss` takes them,
+        such as :func:`language_model_losses`.
     args: ``num_train_epochs`` as many as the selection's; ``save_strategy`` "epoch" or "no".
 
     A learning-rate schedule named in ``args`` is followed over the run's progress, since epochs differ in length.
@@ -60,8 +64,8 @@ class SelectingTrainer(Trainer):
         args, epochs = self.args, dynamic.run.num_epochs
         if self.compute_loss_func is None:
             raise ConfigError(
-                "SelectingTrainer: compute_loss_func is missing; give a function of (outputs, labels) that answers one "
-                "loss per sample, such as raysel.train.huggingface.language_model_losses."
+                "SelectingTrainer: compute_loss_func is missing; give a function of (outputs, labels) that answers "
+                "unreduced losses, such as raysel.train.huggingface.language_model_losses."
             )
         if args.num_train_epochs != epochs or args.max_steps > 0:
             raise ConfigError(
@@ -109,11 +113,12 @@ class SelectingTrainer(Trainer):
         inputs = dict(inputs)
         batch, labels = inputs.pop(_BATCH, None), inputs.pop("labels", None)
         outputs = model(**inputs)
-        losses = self.compute_loss_func(outputs, labels)
-        if batch is None or self.driven is None:  # evaluation
-            loss = losses.mean()
+        answer = self.compute_loss_func(outputs, labels)
+        losses, mask = answer if isinstance(answer, tuple) else (answer, None)
+        if batch is None or self.driven is None:  # evaluation: samples are reduced as session.loss does it
+            loss = per_sample(losses, len(torch.atleast_1d(losses)), mask)[0].mean()
         else:  # the Trainer adds up the gradients of a step's batches and takes the mean over ranks
-            loss = self.driven.session.loss(batch, losses) / self.args.gradient_accumulation_steps
+            loss = self.driven.session.loss(batch, losses, mask) / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

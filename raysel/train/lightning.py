@@ -45,14 +45,14 @@ class Selecting(Callback):
         self._trainer: Trainer | None = None
         self._found: dict[str, torch.Tensor] = {}
 
-    def loss(self, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
-        """:meth:`Session.loss`: note each sample's loss, (B,), and return the scalar that training_step returns."""
+    def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """:meth:`Session.loss`: note each sample's loss and return the scalar that training_step returns."""
         session = self._driven().session
         if batch.weights.dtype != torch.float32:  # a Trainer of low precision rounds what it finds in a batch
             assert session.plan is not None
             exact = session._weights_of(session.plan, _positions(session.plan.slots, batch.slots))
             batch = replace(batch, weights=torch.from_numpy(exact))
-        return session.loss(batch, losses)
+        return session.loss(batch, losses, mask)
 
     def progress(self, step: int) -> float:
         """How much of the run is done after ``step`` optimiser steps, in [0, 1], for a LambdaLR stepped each step."""

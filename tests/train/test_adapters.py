@@ -218,6 +218,105 @@ def test_a_lightning_batch_rounded_to_bfloat16_keeps_its_weights():
 
 
 @pytest.mark.slow
+def test_the_trainer_notes_no_loss_for_a_text_of_which_nothing_is_asked(tmp_path):
+    """Losses of a sample, of a token, and of a token with a mask; a rate of 0, so that the losses stay."""
+    transformers = pytest.importorskip("transformers")
+    import torch.nn.functional as F
+
+    from raysel import DynamicSelection, FullData
+    from raysel.errors import DataError
+    from raysel.train.huggingface import SelectingTrainer, language_model_losses
+
+    class Answers(torch.utils.data.Dataset):
+        def __len__(self):
+            return 64
+
+        def __getitem__(self, i):
+            ids = torch.arange(i, i + 6) % 50
+            return {
+                "input_ids": ids,
+                "labels": ids.masked_fill(torch.arange(6) < (6 if i % 7 == 0 else i % 5), -100),
+            }
+
+    off = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes = {"vocab_size": 50, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 1}
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(**sizes, **off, bos_token_id=0, eos_token_id=0, initializer_range=1.0)
+    model = transformers.GPT2LMHeadModel(config)
+    rows = [Answers()[i] for i in range(64)]
+    tokens = []  # each sample's five losses and how many are asked, one sample at a time
+    with torch.no_grad():
+        for row in rows:
+            logits = model(row["input_ids"][None]).logits[0, :-1]
+            tokens.append(F.cross_entropy(logits, row["labels"][1:], reduction="none").numpy())
+    asked = np.array([int((row["labels"][1:] != -100).sum()) for row in rows])
+    sums = np.array(tokens).sum(1)
+    mean = sums / np.maximum(asked, 1)
+    assert (asked == 0).sum() == 10
+
+    def fit(compute_loss_func):
+        trainer = SelectingTrainer(
+            model,
+            transformers.TrainingArguments(
+                str(tmp_path),
+                num_train_epochs=1,
+                per_device_train_batch_size=4,
+                per_device_eval_batch_size=10,
+                gradient_accumulation_steps=2,
+                learning_rate=0.0,
+                save_strategy="no",
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+            ),
+            train_dataset=Answers(),
+            eval_dataset=Answers(),
+            compute_loss_func=compute_loss_func,
+            dynamic=DynamicSelection.local(FullData(), 64, num_epochs=1),
+        )
+        trained = trainer.train().training_loss
+        (epoch,) = trainer.driven.session.history
+        return epoch["observed"], epoch["mean_loss"], trained, trainer.evaluate()["eval_loss"]
+
+    def per_token(outputs, labels):
+        return language_model_losses(outputs, labels)[0]
+
+    def by_sample(outputs, labels):
+        return per_token(outputs, labels).mean(1)
+
+    everything = (sums / 5).mean()
+    for answers, expected in (
+        (language_model_losses, (54, mean[asked > 0].mean(), mean.mean(), mean.mean())),
+        (per_token, (64, everything, everything, everything)),
+        (by_sample, (64, everything, everything, everything)),
+    ):
+        assert fit(answers) == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(DataError, match="one row per sample"):
+        fit(lambda outputs, labels: by_sample(outputs, labels).mean())
+
+
+@pytest.mark.slow
+def test_a_lightning_run_notes_no_loss_for_a_sample_in_which_nothing_counts():
+    pytest.importorskip("lightning")
+    from types import SimpleNamespace
+
+    from raysel import DynamicSelection, FullData
+    from raysel.train.lightning import Selecting
+
+    data = torch.utils.data.TensorDataset(torch.arange(20))
+    selecting = Selecting(DynamicSelection.local(FullData(), 20, num_epochs=1), data, batch_size=4)
+    selecting._trainer = SimpleNamespace(accumulate_grad_batches=1, current_epoch=0, global_step=0)
+    for batch in selecting.loader:
+        losses = torch.tensor([1.0, 3.0, torch.nan]).expand(4, 3)
+        mask = torch.tensor([True, True, False]) & (batch.data[0] != 7)[:, None]
+        counts = (batch.data[0] != 7).sum().item()
+        assert selecting.loss(batch, losses, mask).item() == pytest.approx(2.0 * counts / 4)
+    selecting.driven.end_epoch()
+    (epoch,) = selecting.driven.session.history
+    assert (epoch["observed"], epoch["nonfinite"], epoch["mean_loss"]) == (19, 0, 2.0)
+
+
+@pytest.mark.slow
 def test_arguments_that_do_not_go_together_are_said(tmp_path):
     transformers = pytest.importorskip("transformers")
     from raysel import DynamicSelection
