@@ -26,7 +26,7 @@ def per_sample(
         )
     if not losses.is_floating_point():
         raise DataError(f"loss: losses are floating-point numbers, got {losses.dtype}.")
-    if losses.numel() == 0 and rows:
+    if losses.numel() == 0 and rows and mask is None:
         raise DataError(f"loss: the losses have no elements, shape {tuple(losses.shape)}.")
     values = losses if losses.dtype == torch.float64 else losses.float()
     if mask is None:
@@ -35,8 +35,8 @@ def per_sample(
         raise DataError(
             f"loss: the mask must have the shape of the losses, {tuple(losses.shape)}, got {_shape(mask)}."
         )
-    weight = mask.detach().to(device=values.device, dtype=values.dtype, non_blocking=True).reshape(rows, -1)
-    element = values.reshape(rows, -1)
+    weight = mask.detach().to(device=values.device, dtype=values.dtype, non_blocking=True)
+    element, weight = (part.reshape(rows, losses[0].numel() if rows else 1) for part in (values, weight))
     # where, not times: zero times NaN is NaN, in the value and in the gradient.
     total = (torch.where(weight != 0, element, torch.zeros_like(element)) * weight).sum(1)
     count = weight.sum(1)

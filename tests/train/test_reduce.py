@@ -209,3 +209,10 @@ def test_gradients_accumulated_over_batches_are_those_of_the_large_batch(rows):
     for one, other, third in zip(small, large, train(4, together=4, accumulate=4), strict=True):
         torch.testing.assert_close(one, other)
         torch.testing.assert_close(third, other)
+
+
+def test_samples_without_an_element_do_not_count():
+    values, counts = per_sample(torch.zeros(2, 0, requires_grad=True), 2, torch.zeros(2, 0, dtype=torch.bool))
+    assert values.tolist() == [0.0, 0.0] and counts.tolist() == [False, False]
+    with pytest.raises(DataError, match="no elements"):
+        per_sample(torch.zeros(2, 0), 2)
