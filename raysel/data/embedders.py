@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysel.data.decode import Takes
-from raysel.data.tiles import matmul
+from raysel.data.product import matmul
 from raysel.errors import DataError, first
 
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from raysel.data.tiles import matmul, tiles
 from raysel.data.vectors import as_matrix, as_vectors, not_finite, to_column, to_numpy
 from raysel.errors import DataError
 
@@ -105,31 +104,6 @@ def test_not_finite_finds_rows_and_no_others():
     vectors[3] = [np.inf, -np.inf, 0]
     vectors[4] = np.finfo(np.float32).max  # sums to infinity, and is finite
     assert not_finite(vectors).tolist() == [1, 3]
-
-
-@given(st.integers(0, 40), st.integers(1, 9))
-def test_tiles_cover_every_row_once_at_one_height(rows, height):
-    values = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
-    seen = []
-    for place, tile in tiles(values, height):
-        assert tile.shape == (height, 2)
-        count = place.stop - place.start
-        assert np.array_equal(tile[:count], values[place])
-        assert not tile[count:].any()
-        seen.extend(range(place.start, place.stop))
-    assert seen == list(range(rows))
-
-
-@pytest.mark.parametrize("width", [3, 64, 784])
-def test_a_product_does_not_depend_on_the_cut(width):
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((1000, width), np.float32)
-    weights = rng.standard_normal((width, 32), np.float32)
-    whole = matmul(rows, weights)
-    for cut in (1, 37, 256, 999):
-        parts = np.concatenate([matmul(rows[:cut], weights), matmul(rows[cut:], weights)])
-        assert np.array_equal(parts, whole)
-    np.testing.assert_allclose(whole, rows @ weights, rtol=1e-3, atol=1e-3)
 
 
 def test_vectors_that_are_vectors_already_are_handed_on():
