@@ -40,7 +40,10 @@ class Batch:
 
 
 class WithIds(torch.utils.data.Dataset):
-    """A data set that hands out (id, sample): the id travels with the sample through any look-ahead."""
+    """A data set that hands out a batch's (ids, samples): the ids travel with them through any look-ahead.
+
+    A batch at a time, not a row: what is done for every row is most of what a session adds to a step.
+    """
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -48,13 +51,13 @@ class WithIds(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.dataset[_row(index)]
+    def __getitem__(self, index: int) -> tuple[Sequence[int], list[Any]]:
+        return self.__getitems__([index])
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[int, Any]]:
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Sequence[int], list[Any]]:
         many = getattr(self.dataset, "__getitems__", None)
-        rows = [_row(index) for index in indices]
-        return list(zip(indices, many(rows) if many else map(self.dataset.__getitem__, rows), strict=True))
+        rows = indices if min(indices) >= 0 else [_row(index) for index in indices]
+        return indices, list(many(rows)) if many else [self.dataset[row] for row in rows]
 
 
 class EpochOrder(Sampler):
@@ -77,9 +80,9 @@ class CollateWithIds:
     def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
         self.collate = collate or default_collate
 
-    def __call__(self, rows: list[tuple[int, Any]]) -> tuple[torch.Tensor, Any]:
-        marks = torch.tensor([mark for mark, _ in rows], dtype=torch.int64)
-        return marks, self.collate([sample for _, sample in rows])
+    def __call__(self, batch: tuple[Sequence[int], list[Any]]) -> tuple[torch.Tensor, Any]:
+        marks, samples = batch
+        return torch.from_numpy(np.array(marks, np.int64)), self.collate(samples)
 
 
 def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -> DataLoader:
@@ -89,7 +92,8 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
     )
     if taken:
         raise DataError(f"loader: {taken[0]}= is not passed on; the plan decides which rows a batch holds.")
-    return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=CollateWithIds(collate), **options)
+    both: Any = CollateWithIds(collate)  # of what WithIds makes, which is no list of samples
+    return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
 
 
 def without_padding(positions: np.ndarray, last: int = 1) -> list[np.ndarray]:

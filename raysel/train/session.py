@@ -540,13 +540,12 @@ class _EpochLoader:
             # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
             before = session._skip / self._rows
             session._within = (before + step + 1) / (before + len(self) // self._accumulate)
-            yield Batch(
-                data,
-                torch.where(marks >= 0, marks, -1),
-                torch.from_numpy(session._weights_of(plan, positions)),
-                np.where(positions >= 0, plan.slots[positions], -1),
-                min(self._rows, self._left - step * self._rows) / (session.world * self._accumulate),
-            )
+            share = min(self._rows, self._left - step * self._rows) / (session.world * self._accumulate)
+            if positions[0] < 0:  # one row that only pads
+                yield Batch(data, torch.full_like(marks, -1), torch.zeros(1), np.array([-1]), share)
+            else:
+                weights = torch.from_numpy(session._weights_of(plan, positions))
+                yield Batch(data, marks, weights, plan.slots[positions], share)
 
 
 class TrainRanks:
