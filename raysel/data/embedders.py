@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysel.data.decode import Takes
-from raysel.data.product import matmul
+from raysel.data.product import project
 from raysel.errors import DataError, first
 
 
@@ -64,7 +64,7 @@ class PCAEmbedder:
             raise DataError(
                 f"{self.name} was fitted on {len(self.mean)} columns, these rows have {rows.shape[1]}."
             )
-        return matmul(rows - self.mean, np.ascontiguousarray(self.components.T))
+        return project(rows, self.mean, self.components.T)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysel.data.product import _nearest, matmul
+from raysel.data.product import _nearest, _nearest_one, project
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**50), max_value=2.0**50)
 
@@ -26,6 +26,10 @@ def is_nearest(value, exact):
         if distance < own or (distance == own and value.view(np.uint32) % 2):
             return False
     return True
+
+
+def matmul(rows, weights):
+    return project(rows, np.zeros(rows.shape[1], np.float32), weights)
 
 
 @given(st.integers(1, 12).flatmap(lambda d: st.tuples(*[st.lists(floats, min_size=d, max_size=d)] * 2)))
@@ -47,10 +51,35 @@ def test_sums_that_cancel():
 def test_half_way_between_two_floats():
     up = float(np.nextafter(np.float32(1), np.float32(2)))
     half, tiny = (1 + up) / 2, 2.0**-80
-    assert _nearest(np.array([half])) == 1.0  # the even one
-    assert _nearest(np.array([half, tiny])) == np.float32(up)
-    assert _nearest(np.array([half, -tiny])) == 1.0
-    assert _nearest(np.array([-half, -tiny])) == -np.float32(up)
+    terms = np.array([[half, 0], [half, tiny], [half, -tiny], [-half, -tiny]])
+    expected = np.array([1, up, 1, -up], np.float32)  # the first is a tie, to the even one
+    assert np.array_equal(_nearest(terms), expected)
+    assert np.array_equal([_nearest_one(row) for row in terms], expected)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_sums_near_half_way_are_settled_exactly(d, seed):
+    """Terms that add up to a point half way between two floats, or next to it, after much has cancelled."""
+    rng = np.random.default_rng(seed)
+    some = (
+        (rng.standard_normal((8, d)) * 2.0 ** rng.integers(-30, 30, (8, d))).astype(np.float32).astype(float)
+    )
+    half = 1 + 2.0**-24 + rng.integers(-2, 3, (8, 1)) * 2.0 ** -rng.integers(50, 75, (8, 1)).astype(float)
+    rest = rng.integers(-1, 2, (8, 1)) * 2.0**-60
+    terms = rng.permuted(np.concatenate([some, -some, half, rest], axis=1), axis=1)
+    for found, row in zip(_nearest(terms), terms, strict=True):
+        assert is_nearest(found, sum(map(Fraction, row.tolist()), Fraction(0)))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+def test_rows_of_any_dtype_less_their_mean(dtype):
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (300, 9)).astype(dtype)
+    mean, weights = rng.standard_normal(9, np.float32), rng.standard_normal((9, 4), np.float32)
+    centred = (rows - mean).astype(np.float32)
+    found = project(rows, mean, weights)
+    assert np.array_equal(found, matmul(centred, weights))
+    assert is_nearest(found[0, 0], exactly(centred[0], weights[:, 0]))
 
 
 @pytest.mark.parametrize("width", [3, 64, 784])
