@@ -12,15 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysel.data.rowid import ID, resolve
-from raysel.data.vectors import as_matrix, to_numpy
+from raysel.data.vectors import as_matrix, as_numbers, to_numpy
 from raysel.errors import DataError
 
-Takes = Literal["matrix", "stored", "any", "text", "images", "table"]
+Takes = Literal["matrix", "numbers", "stored", "any", "text", "images", "table"]
 """What an embedder is called with for n rows.
 
-matrix: float32 (n, D), tensors flattened. text: a list of n str. images: a list of n RGB arrays (height, width, 3)
-uint8, or what its ``prepare`` made of each. table: the Arrow table of its columns. stored: numbers as they are stored
-(n, ...), text and encoded images as above. any: the same with numbers as a matrix.
+matrix: float32 (n, D), tensors flattened. numbers: the same as they are stored. text: a list of n str. images: a list
+of n RGB arrays (height, width, 3) uint8, or what its ``prepare`` made of each. table: the Arrow table of its columns.
+stored: numbers as they are stored (n, ...), text and encoded images as above. any: the same with numbers as a matrix.
 """
 
 
@@ -67,7 +67,7 @@ def decode(
         return Rows(ids[[i not in broken for i in ids.tolist()]], images, rejected | broken)
     if takes == "stored":
         return Rows(ids, to_numpy(column, name, ids), rejected)
-    return Rows(ids, as_matrix(column, name, ids), rejected)
+    return Rows(ids, (as_numbers if takes == "numbers" else as_matrix)(column, name, ids), rejected)
 
 
 def _is_text(kind: pa.DataType) -> bool:

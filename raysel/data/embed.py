@@ -28,7 +28,7 @@ from raysel.data.embedders import (
 )
 from raysel.data.pca import Grid, Moments, Range, components
 from raysel.data.rowid import ID
-from raysel.data.vectors import EMBEDDING, as_matrix, as_vectors, not_finite, to_column
+from raysel.data.vectors import EMBEDDING, as_vectors, not_finite, to_column
 from raysel.errors import ConfigError, DataError, first
 
 KNOWN = (
@@ -242,15 +242,11 @@ def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCA
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:
-    ids = table[ID].to_numpy() if ID in table.column_names else None
-    rows = decode(
-        table if ids is not None else table.append_column(ID, pa.array(range(len(table)))), [name], "stored"
-    )
+    numbered = table if ID in table.column_names else table.append_column(ID, pa.array(range(len(table))))
+    rows = decode(numbered, [name], "numbers")
     if rows.rejected:
         shards.refuse(rows.rejected, rows.ids)
-    if not isinstance(rows.rows, np.ndarray):
-        as_matrix(table[name], name, ids)  # text: says so
-    return rows.rows.reshape(len(rows.rows), -1)
+    return rows.rows
 
 
 def _range(table: pa.Table, name: str) -> tuple[Range | None, np.ndarray]:

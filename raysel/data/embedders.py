@@ -57,7 +57,7 @@ class PCAEmbedder:
     mean: np.ndarray
     components: np.ndarray
     explained: float
-    takes: Takes = "matrix"
+    takes: Takes = "numbers"
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         if rows.shape[1] != len(self.mean):

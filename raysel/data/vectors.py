@@ -70,11 +70,15 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
     return _numbers(column, name)
 
 
-def as_matrix(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
-    """The rows of a column as a float32 matrix (n, d); tensors are flattened, numbers become (n, 1)."""
+def as_numbers(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
+    """The rows of a column as (n, d) in its own dtype; tensors are flattened, numbers become (n, 1)."""
     values = to_numpy(column, name, ids)
-    width = int(np.prod(values.shape[1:], dtype=np.int64))
-    return np.ascontiguousarray(values.reshape(len(values), width), dtype=np.float32)
+    return values.reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
+
+
+def as_matrix(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
+    """The same as float32."""
+    return np.ascontiguousarray(as_numbers(column, name, ids), dtype=np.float32)
 
 
 def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
