@@ -154,7 +154,10 @@ def updates(options: argparse.Namespace) -> None:
 
 
 def steps(options: argparse.Namespace) -> None:
-    """What a session adds to a step of 20 ms: steps with it and plain steps in turn, the host's time in each."""
+    """What a session adds to a step of 20 ms: steps with it and plain steps in turn, the host's time in each.
+
+    Between them the host does what a training step has it do: it runs a network's layers until the 20 ms are over.
+    """
     import torch
     from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -170,6 +173,12 @@ def steps(options: argparse.Namespace) -> None:
     selected = iter(session.loader(data, batch_size=batch))
     plain = iter(DataLoader(data, sampler=RandomSampler(data), batch_size=batch))
 
+    layer, hidden = torch.nn.Linear(256, 256), torch.randn(batch, 256)
+
+    def train(until: float) -> None:
+        while time.perf_counter() < until:
+            torch.relu(layer(hidden)).mean().backward()
+
     def with_session() -> None:
         made = next(selected)
         session.loss(made, made.data[0].square().mean(1))
@@ -181,11 +190,11 @@ def steps(options: argparse.Namespace) -> None:
     times: dict[str, list[tuple[float, float]]] = {"plain": [], "session": []}
     for _ in range(session.steps_per_epoch):
         for name, once in (("plain", without), ("session", with_session)):
-            wall, core = time.perf_counter(), time.thread_time()
+            began, core = time.perf_counter(), time.thread_time()
             once()
-            wall, core = time.perf_counter() - wall, time.thread_time() - core
+            wall, core = time.perf_counter() - began, time.thread_time() - core
             times[name].append((1e3 * wall, 1e3 * core))
-            time.sleep(max(step - wall / 1e3, 0))  # the device's step, in which the host has nothing to do
+            train(began + step)
     session.report()
     client.close()
     rows = [[name, *np.mean(t, axis=0).tolist(), *np.median(t, axis=0).tolist()] for name, t in times.items()]

@@ -530,7 +530,7 @@ class _EpochLoader:
             checkpoint.set_rng(session._rng)
         for index, (marks, data) in enumerate(batches):
             positions, step = self._positions[index], index // self._accumulate
-            if not np.array_equal(marks.numpy(), self._marks[index]):
+            if marks.numpy().tobytes() != self._marks[index].tobytes():  # a tenth of array_equal's time
                 raise StateError(
                     "The DataLoader handed out batches in another order than it was asked to; "
                     "leave its in_order option alone."
@@ -544,8 +544,10 @@ class _EpochLoader:
             if positions[0] < 0:  # one row that only pads
                 yield Batch(data, torch.full_like(marks, -1), torch.zeros(1), np.array([-1]), share)
             else:
-                weights = torch.from_numpy(session._weights_of(plan, positions))
-                yield Batch(data, marks, weights, plan.slots[positions], share)
+                slots, weights = plan.slots[positions], plan.weights[positions]
+                if session._weights is not None:
+                    weights = weights * session._weights[slots]
+                yield Batch(data, marks, torch.from_numpy(weights), slots, share)
 
 
 class TrainRanks:
