@@ -157,7 +157,11 @@ def steps(options: argparse.Namespace) -> None:
     """What a session adds to a step of 20 ms: steps with it and plain steps in turn, the host's time in each.
 
     Between them the host does what a training step has it do: it runs a network's layers until the 20 ms are over.
+    What the imports left is kept from the garbage collector: its long rounds, which both kinds of steps cause alike,
+    would be counted to whichever they happen to fall into.
     """
+    import gc
+
     import torch
     from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
@@ -187,6 +191,8 @@ def steps(options: argparse.Namespace) -> None:
         x, _ = next(plain)
         x.square().mean(1).mean()
 
+    gc.collect()
+    gc.freeze()
     times: dict[str, list[tuple[float, float]]] = {"plain": [], "session": []}
     for _ in range(session.steps_per_epoch):
         for name, once in (("plain", without), ("session", with_session)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Batch:
     ids: int64 (B,), the samples' ids. The last batch of an epoch is shorter; where fewer rows than ranks remain, a rank
         without one gets a single row of padding, id -1, so that all ranks take equal steps.
     weights: float32 (B,), the plan's weight times the selection's; 0 for padding.
-    slots: int64 NumPy (B,), the samples' places in the selection state; -1 for padding.
+    slots: int64 NumPy (B,), the samples' places in the selection state; -1 for padding, and then the only one.
     share: the rows that count in this step over all ranks, divided by the number of its batches (one a rank, or
         ``accumulate``): what a weighted sum of losses is divided by, so that the mean over batches is the mean over
         rows.
@@ -51,27 +51,41 @@ class WithIds(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[Sequence[int], list[Any]]:
-        return self.__getitems__([index])
+    def __getitem__(self, index: int) -> tuple[np.ndarray, list[Any]]:
+        return self.__getitems__(np.array([index], np.int64))
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Sequence[int], list[Any]]:
+    def __getitems__(self, marks: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         many = getattr(self.dataset, "__getitems__", None)
-        rows = indices if min(indices) >= 0 else [_row(index) for index in indices]
-        return indices, list(many(rows)) if many else [self.dataset[row] for row in rows]
+        rows = marks.tolist()
+        if rows[0] < 0:  # the one row of a batch that only pads
+            rows = [-rows[0] - 1]
+        return marks, list(many(rows)) if many else [self.dataset[row] for row in rows]
+
+
+class Rows(NamedTuple):
+    """One batch's rows, looked up before the epoch begins and not in its steps.
+
+    marks: int64, what the data set is asked for: ids, or ``-id - 1`` for the one row of a batch that only pads.
+    slots: int64, -1 for padding. weights: float32, 0 for padding.
+    """
+
+    marks: np.ndarray
+    slots: np.ndarray
+    weights: np.ndarray
 
 
 class EpochOrder(Sampler):
-    """The rows of an epoch's batches: ids, and ``-id - 1`` for a row that only pads."""
+    """The marks of an epoch's batches, each an array: it comes to the data set as it is."""
 
     def __init__(self) -> None:
-        self.rows: list[np.ndarray] = []
+        self.rows: list[Rows] = []
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[np.ndarray]:
         for row in self.rows:
-            yield row.tolist()
+            yield row.marks
 
 
 class CollateWithIds:
@@ -80,9 +94,9 @@ class CollateWithIds:
     def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
         self.collate = collate or default_collate
 
-    def __call__(self, batch: tuple[Sequence[int], list[Any]]) -> tuple[torch.Tensor, Any]:
+    def __call__(self, batch: tuple[np.ndarray, list[Any]]) -> tuple[torch.Tensor, Any]:
         marks, samples = batch
-        return torch.from_numpy(np.array(marks, np.int64)), self.collate(samples)
+        return torch.from_numpy(marks), self.collate(samples)
 
 
 def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -> DataLoader:
@@ -109,9 +123,16 @@ def without_padding(positions: np.ndarray, last: int = 1) -> list[np.ndarray]:
     return rows
 
 
-def marks_of(positions: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """``ids[positions]``, and ``-id - 1`` of the plan's first sample where a position is -1."""
-    return np.where(positions >= 0, ids[positions], -ids[0] - 1)
+def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, weights: np.ndarray) -> Rows:
+    """The rows at ``positions`` of the planned slots, with their weights; of padding, the plan's first sample.
+
+    ids: by slot, None where they are the slots.
+    """
+    pads = positions[0] < 0
+    slots = planned[:1] if pads else planned[positions]
+    # Never the slots' own memory: a loop may write to its ids.
+    marks = slots.copy() if ids is None else ids[slots]
+    return Rows(-marks - 1, np.array([-1]), weights) if pads else Rows(marks, slots, weights)
 
 
 def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
@@ -129,10 +150,6 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         )
     if len(ids) and int(ids[-1]) >= length:
         raise DataError(f"loader: the dataset has {length:,} samples, the plan asks for sample_id {ids[-1]}.")
-
-
-def _row(mark: int) -> int:
-    return mark if mark >= 0 else -mark - 1
 
 
 def _to(data: Any, device: torch.device | str) -> Any:

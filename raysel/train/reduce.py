@@ -18,7 +18,7 @@ def per_sample(
         without a gradient, and is marked as not counting.
     Nothing is changed in place and nothing is copied from the device. DataError for another shape.
     """
-    if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or len(losses) != rows:
+    if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[0] != rows:
         found = _shape(losses)
         raise DataError(
             f"loss: expected losses of shape ({rows},) or ({rows}, ...), one row per sample, got {found}; "
@@ -28,7 +28,7 @@ def per_sample(
         raise DataError(f"loss: losses are floating-point numbers, got {losses.dtype}.")
     if losses.numel() == 0 and rows and mask is None:
         raise DataError(f"loss: the losses have no elements, shape {tuple(losses.shape)}.")
-    values = losses if losses.dtype == torch.float64 else losses.float()
+    values = losses if losses.dtype in (torch.float32, torch.float64) else losses.float()
     if mask is None:
         return (values.flatten(1).mean(1) if values.ndim > 1 else values), None
     if not isinstance(mask, torch.Tensor) or mask.shape != losses.shape:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from raysel.dynamic.plan import Plan, batches, steps
 from raysel.errors import ConfigError, StateError
 from raysel.train import checkpoint
-from raysel.train.loader import Batch, EpochOrder, check_length, data_loader, marks_of, without_padding
+from raysel.train.loader import Batch, EpochOrder, Rows, check_length, data_loader, rows_of, without_padding
 from raysel.train.objects import load_state_dicts
 from raysel.train.reduce import per_sample
 from raysel.train.stream import EpochStream, Streams
@@ -208,14 +208,14 @@ class Session:
             accumulate,
         )
         positions = positions[: int(min(self._steps_left() * accumulate, len(positions)))]
-        ids = plan.slots if self._ids is None else self._ids[plan.slots]
         mine = without_padding(positions, accumulate)
-        kept[1].rows = [marks_of(rows, ids) for rows in mine]
+        rows = [rows_of(one, plan.slots, self._ids, self._weights_of(plan, one)) for one in mine]
+        kept[1].rows = rows
         self._planning += time.perf_counter() - began
         self._shuffle, self._accumulate = shuffle, accumulate
-        self.steps_per_epoch = self._done + len(mine) // accumulate
+        self.steps_per_epoch = self._done + len(rows) // accumulate
         self._loader = _EpochLoader(
-            self, kept[2], mine, kept[1].rows, plan, batch_size * accumulate * self.world, accumulate
+            self, kept[2], rows, plan, batch_size * accumulate * self.world, accumulate
         )
         return self._loader
 
@@ -265,17 +265,17 @@ class Session:
         nothing changed in place. DataError for another shape, a scalar above all.
         """
         self._current("loss")
-        values, counts = per_sample(losses, len(batch.ids), mask)
-        weights = batch.weights.to(values.device, non_blocking=True)
-        noted, slots = (
-            values.detach().to(torch.float32, copy=True),
-            batch.slots,
-        )  # the loop may write over its own
-        real = slots >= 0
-        if real.all():
+        values, counts = per_sample(losses, len(batch.slots), mask)
+        weights, slots = batch.weights, batch.slots
+        if weights.device != values.device:
+            weights = weights.to(values.device, non_blocking=True)
+        noted = values.detach()
+        # A copy, since the loop may write over its own.
+        noted = noted.clone() if noted.dtype == torch.float32 else noted.to(torch.float32)
+        if slots[0] >= 0:
             weighted = weights * values
         else:  # padding: neither noted nor differentiated, not even times zero, which keeps a NaN
-            rows = torch.from_numpy(real).to(values.device, non_blocking=True)
+            rows = torch.from_numpy(slots >= 0).to(values.device, non_blocking=True)
             weighted = torch.where(rows, weights * values, torch.zeros_like(values))
         self._slots.append(slots)
         self._losses.append((noted, counts))
@@ -283,7 +283,7 @@ class Session:
         if self._gathered >= _BUFFER:
             self._send()
         self._noted += 1
-        return weighted.sum() / batch.share
+        return weighted.mean() if batch.share == len(slots) else weighted.sum() / batch.share
 
     def report(
         self, metrics: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
@@ -507,47 +507,43 @@ class _EpochLoader:
         self,
         session: Session,
         loader: DataLoader,
-        positions: list[np.ndarray],
-        marks: list[np.ndarray],
+        rows: list[Rows],
         plan: Plan,
-        rows: int,
+        step_rows: int,
         accumulate: int,
     ) -> None:
-        self._session, self._loader, self._positions, self._marks = session, loader, positions, marks
-        self._plan, self._rows, self._accumulate = plan, rows, accumulate
+        self._session, self._loader, self._rows = session, loader, rows
+        self._plan, self._step_rows, self._accumulate = plan, step_rows, accumulate
         self._left = len(plan) - session._skip
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        session, plan = self._session, self._plan
-        session._claim(self, plan)
+        session, planned, step_rows = self._session, len(self._plan), self._step_rows
+        accumulate = self._accumulate
+        session._claim(self, self._plan)
+        # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
+        before = session._skip / step_rows
+        all_steps, lanes = before + len(self) // accumulate, session.world * accumulate
         batches = iter(self._loader)
-        if (
-            session._rng is not None
-        ):  # in mid-epoch: making the iterator drew what the epoch's start had drawn
+        if session._rng is not None:
+            # In mid-epoch: making the iterator drew what the epoch's start had drawn.
             checkpoint.set_rng(session._rng)
-        for index, (marks, data) in enumerate(batches):
-            positions, step = self._positions[index], index // self._accumulate
-            if marks.numpy().tobytes() != self._marks[index].tobytes():  # a tenth of array_equal's time
+        for index, (ids, data) in enumerate(batches):
+            rows, step = self._rows[index], index // accumulate
+            if ids.numpy().tobytes() != rows.marks.tobytes():  # a tenth of array_equal's time
                 raise StateError(
                     "The DataLoader handed out batches in another order than it was asked to; "
                     "leave its in_order option alone."
                 )
+            if rows.slots[0] < 0:  # one row that only pads
+                ids = torch.full_like(ids, -1)
             session.step, session._handed = session._done + step + 1, index + 1
-            session._trained = min(len(plan), session._skip + (step + 1) * self._rows)
-            # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
-            before = session._skip / self._rows
-            session._within = (before + step + 1) / (before + len(self) // self._accumulate)
-            share = min(self._rows, self._left - step * self._rows) / (session.world * self._accumulate)
-            if positions[0] < 0:  # one row that only pads
-                yield Batch(data, torch.full_like(marks, -1), torch.zeros(1), np.array([-1]), share)
-            else:
-                slots, weights = plan.slots[positions], plan.weights[positions]
-                if session._weights is not None:
-                    weights = weights * session._weights[slots]
-                yield Batch(data, marks, torch.from_numpy(weights), slots, share)
+            session._trained = min(planned, session._skip + (step + 1) * step_rows)
+            session._within = (before + step + 1) / all_steps
+            share = min(step_rows, self._left - step * step_rows) / lanes
+            yield Batch(data, ids, torch.from_numpy(rows.weights), rows.slots, share)
 
 
 class TrainRanks:
