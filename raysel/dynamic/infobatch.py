@@ -97,8 +97,8 @@ class InfoBatch:
     quantile or raised) is then each class's own, so that no class is pruned for being easy.
 
     Raises ConfigError for prune_ratio or ema outside [0, 1), delta outside [0, 1], threshold or target_saving
-    outside (0, 1), classes that are no vector of integers, and, when planning, for a target_saving that num_epochs
-    and delta put out of reach and classes of another number than the samples.
+    outside (0, 1), classes that are no vector of integers, and, before a run and when planning, for a target_saving
+    that num_epochs and delta put out of reach and classes of another number than the samples.
     """
 
     prune_ratio: float = 0.5
@@ -163,6 +163,10 @@ class InfoBatch:
         part = copy.copy(self)
         object.__setattr__(part, "classes", self.classes[start:stop])
         return part
+
+    def check(self, num_epochs: int) -> None:
+        """ConfigError for a target_saving that a run of so many epochs cannot reach."""
+        self._wanted(num_epochs)
 
     def _wanted(self, num_epochs: int) -> float | None:
         """The share of the samples that each pruning epoch must leave out, None without a target."""

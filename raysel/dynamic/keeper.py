@@ -78,7 +78,8 @@ class Keeper:
     Holds 8 bytes a sample, and during an epoch 4 for staging and 12 for each one planned.
     Refuses everything with a StateError until :meth:`restore` has been called. total: the number of samples of all
     shards, ``size`` if this is the only one. Slots are the run's, whatever the shard. Raises ConfigError for a
-    size, number of epochs or seed that cannot be, and for a shard under a policy that cannot plan one.
+    size, number of epochs or seed that cannot be, for a shard under a policy that cannot plan one, and for what the
+    policy's ``check(num_epochs)`` refuses, where it has one.
     """
 
     for_all_ranks = True  # whether every rank can ask it, and not rank 0 alone
@@ -106,6 +107,11 @@ class Keeper:
             raise ConfigError(
                 f"{type(policy).__name__} has no plan_shard, so it plans all the samples in one place: use shards=1."
             )
+        check = getattr(
+            policy, "check", None
+        )  # now, on the driver: not by a worker that plans the first epoch
+        if check is not None:
+            check(self._num_epochs)
         self._attempt: str | None = None
         self._past: set[str] = set()
         self._epoch = 0  # the epoch being trained = the number of epochs committed

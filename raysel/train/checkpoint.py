@@ -34,6 +34,7 @@ from raysel.train.objects import state_dicts
 
 if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
+    from raysel.train.processes import SharedKeeper
 
 _SESSION, _OBJECTS = "session.json", "objects.pt"
 _STAGED = pa.schema([pa.field("slot", pa.int64(), False), pa.field("loss", pa.float32(), False)])
@@ -49,7 +50,7 @@ def save(
     world: int,
     about: Mapping[str, Any],
     objects: Mapping[str, Any],
-    keeper: Keeper | Keepers,
+    keeper: Keeper | Keepers | SharedKeeper,
     attempt: str,
 ) -> None:
     """Write this rank's part into ``directory``, which ranks may share.
@@ -137,6 +138,11 @@ def staged(directory: Path, about: Mapping[str, Any]) -> Iterator[tuple[np.ndarr
     for piece in range(len(spans(about["run"]["samples"], about["pieces"]))):
         table = _read(directory / _name("staged", piece, about["pieces"], "arrow"))
         yield table.column("slot").to_numpy(), table.column("loss").to_numpy()
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The entries of the epochs that had ended."""
+    return list(json.loads((directory / _SESSION).read_text())["history"])
 
 
 def objects(directory: Path) -> dict[str, Any]:

@@ -122,8 +122,10 @@ class SharedKeeper:
     def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
         return self.own.commit(attempt, epoch)
 
-    def state(self, attempt: str, start: int, stop: int) -> tuple[int, SampleState]:
+    def state(self, attempt: str, start: int = 0, stop: int | None = None) -> tuple[int, SampleState]:
         return self.own.state(attempt, start, stop)
 
-    def staged(self, attempt: str, epoch: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    def staged(
+        self, attempt: str, epoch: int, start: int = 0, stop: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         return self.own.staged(attempt, epoch, start, stop)

@@ -30,6 +30,7 @@ from raysel.train.stream import EpochStream, Streams
 if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
     from raysel.train.planned import Board
+    from raysel.train.processes import SharedKeeper
 
 log = logging.getLogger("raysel")
 _BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
@@ -58,13 +59,13 @@ class Session:
     rank, world: this worker and how many there are. epoch: the current one, 0-based. plan: its samples.
     steps_per_epoch: steps (batches) of the current epoch, known before it starts; from :meth:`stream` the least
     possible. step: those taken in it.
-    history: one dict per finished epoch, restored with the checkpoint.
+    history: one dict per finished epoch; :meth:`restore` brings back those of the checkpoint.
     """
 
     def __init__(
         self,
         run: Run,
-        keeper: Keeper | Keepers,
+        keeper: Keeper | Keepers | SharedKeeper,
         ranks: TrainRanks | LocalRanks,
         ids: np.ndarray | None,
         weights: np.ndarray | None,
@@ -118,6 +119,7 @@ class Session:
         with self._ranks.opened(self._place) as directory:
             saved = checkpoint.objects(directory)
             rng = checkpoint.rng(directory, self.rank, self.world)
+            history = checkpoint.history(directory)
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
@@ -128,7 +130,7 @@ class Session:
         if rng is not None:
             checkpoint.set_rng(rng)
             self._rng = rng if self._midway else None
-        self._restored = True
+        self.history, self._restored = history, True
         return True
 
     def epochs(self) -> Iterator[int]:
@@ -374,22 +376,25 @@ class Session:
     def _resume(self) -> bool:
         """Start this attempt from the newest whole checkpoint, or from nothing; True if there was one."""
 
-        def find() -> tuple[str, Any, dict[str, Any] | None]:
+        def find() -> tuple[str, Any, tuple[int, int, dict[str, Any] | None] | None]:
             attempt = uuid.uuid4().hex
             place, about = self._newest(attempt)
             if about is None:
                 self._keeper.restore(attempt)
-            return attempt, place, about
+                return attempt, None, None
+            # Not the history, which grows: every rank reads it where it restores.
+            return attempt, place, (about["epoch"], about["total_steps"], about["within"])
 
-        self._attempt, self._place, about = self._ranks.of_zero(find)
-        if about is None:
+        self._attempt, self._place, stands = self._ranks.of_zero(find)
+        if stands is None:
             return False
-        self.epoch, self.total_steps, self.history = about["epoch"], about["total_steps"], [*about["history"]]
-        self._midway = about["within"]
+        self.epoch, self.total_steps, self._midway = stands
         return True
 
     def _newest(self, attempt: str) -> tuple[Any, dict[str, Any] | None]:
         """The newest whole checkpoint, and what it says, after the selection state has been restored from it."""
+        from raysel.train.processes import SharedKeeper
+
         damaged: list[checkpoint.Damaged] = []
         for place in self._ranks.checkpoints():
             with self._ranks.opened(place) as directory:
@@ -408,7 +413,8 @@ class Session:
                         f"{about['run'].get(other[0])}, this run's is {mine[other[0]]}."
                     )
                 # Rank 0 is alone here: of a keeper that the ranks call together, it takes the one inside.
-                keeper, epoch = getattr(self._keeper, "own", self._keeper), about["epoch"]
+                keeper = self._keeper.own if isinstance(self._keeper, SharedKeeper) else self._keeper
+                epoch = about["epoch"]
                 keeper.restore(attempt, epoch, checkpoint.StateFiles(directory, about))
                 if about["within"]:
                     keeper.plan(attempt, epoch)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from raysel.dynamic import InfoBatch, Plan, SampleState
 from raysel.dynamic.infobatch import prune_below
+from raysel.dynamic.keeper import Keeper
 from raysel.dynamic.plan import CHUNK, chunk_sums, mean, uniform
 from raysel.errors import ConfigError
 
@@ -310,6 +311,9 @@ def test_a_target_out_of_reach_is_refused_with_the_reachable_one(epoch):
         InfoBatch(target_saving=0.7).plan(state_of(range(9)), epoch=epoch, num_epochs=10, seed=0)
     with pytest.raises(ConfigError, match="at most 0;"):
         InfoBatch(target_saving=0.1).plan(state_of(range(9)), epoch=0, num_epochs=2, seed=0)
+    with pytest.raises(ConfigError, match="out of reach"):  # before anything of the run is started
+        Keeper(InfoBatch(target_saving=0.7), 9, 10, 0)
+    Keeper(InfoBatch(target_saving=0.6), 9, 10, 0)
 
 
 def test_moving_average():

@@ -246,7 +246,7 @@ class OneAtATime:
 
     def __init__(self, keeper) -> None:
         self._keeper, self._lock = keeper, threading.Lock()
-        self.for_all_ranks, self.own = keeper.for_all_ranks, self
+        self.for_all_ranks = keeper.for_all_ranks
 
     def __getattr__(self, name):
         def call(*args):
