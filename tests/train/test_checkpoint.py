@@ -20,27 +20,21 @@ from raysel.dynamic.plan import CHUNK
 from raysel.errors import StateError
 from raysel.train import checkpoint
 from raysel.train.session import LocalRanks, Session
+from tests.train import common
+from tests.train.common import Numbers
 
 KEYS = ("epoch", "planned", "trained", "steps", "observed", "nonfinite", "mean_loss", "digest")
 
 
-class Numbers(torch.utils.data.Dataset):
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, i: int) -> int:
-        return i
+class Together(Numbers):
+    """Handed out a batch at a time."""
 
     def __getitems__(self, rows: list[int]) -> list[int]:
         return rows
 
 
 def loss_of(ids: torch.Tensor, epoch: int) -> torch.Tensor:
-    losses = ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
-    return torch.where(ids % 97 == 5, torch.tensor(math.nan), losses)
+    return torch.where(ids % 97 == 5, torch.tensor(math.nan), common.loss_of(ids, epoch))
 
 
 class Killed(Exception):
@@ -52,7 +46,7 @@ def train(session, n, *, batch_size=16, save_at=(), kill_at=None, marks=None, **
     model = torch.nn.Linear(1, 1)
     session.restore({"model": model})
     for epoch in session.epochs():
-        for batch in session.loader(Numbers(n), batch_size=batch_size, **options):
+        for batch in session.loader(Together(n), batch_size=batch_size, **options):
             session.loss(batch, loss_of(batch.data, epoch))
             if marks is not None:
                 marks.append((epoch, session.step, session.progress, batch.ids.tolist()))
@@ -389,7 +383,7 @@ def test_only_the_state_in_use_is_read(tmp_path):
     for epoch in session.epochs():
         if epoch == 1:
             break
-        for batch in session.loader(Numbers(n), batch_size=50_000):
+        for batch in session.loader(Together(n), batch_size=50_000):
             session.loss(batch, loss_of(batch.data, epoch))
         session.report()
     about = checkpoint.verified(tmp_path / "last")

@@ -12,20 +12,9 @@ import torch
 from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
 from raysel.errors import ConfigError, StateError
 from raysel.train.driven import Driven
+from tests.train.common import Numbers, loss_of
 
 N, EPOCHS = 53, 5
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __len__(self):
-        return N
-
-    def __getitem__(self, i):
-        return i
-
-
-def loss_of(ids, epoch):
-    return ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
 
 
 def selection(policy=None, **more):
@@ -35,7 +24,7 @@ def selection(policy=None, **more):
 def epoch_of(driven, ahead=1):
     """Train one epoch as a framework would, with ``ahead`` batches fetched before the first is used."""
     waiting = []
-    for batch in driven.loader(Numbers(), batch_size=8):
+    for batch in driven.loader(Numbers(N), batch_size=8):
         waiting.append(batch)
         if len(waiting) > ahead:
             used = waiting.pop(0)
@@ -67,7 +56,7 @@ def test_a_driven_run_goes_on_from_what_it_saved(tmp_path):
     while not rest.is_over:
         epoch_of(rest)
     assert digests(rest.session.history) == digests(whole())
-    assert list(rest.loader(Numbers(), batch_size=8)) == []  # nothing is left
+    assert list(rest.loader(Numbers(N), batch_size=8)) == []  # nothing is left
     rest.end_epoch()
     assert len(rest.session.history) == EPOCHS
 
@@ -75,8 +64,8 @@ def test_a_driven_run_goes_on_from_what_it_saved(tmp_path):
 def test_an_epoch_opens_when_its_batches_are_asked_for_and_only_then(tmp_path):
     driven = Driven(selection(), None)
     assert not driven.is_open
-    loader = driven.loader(Numbers(), batch_size=8)
-    assert driven.is_open and driven.loader(Numbers(), batch_size=8) is loader
+    loader = driven.loader(Numbers(N), batch_size=8)
+    assert driven.is_open and driven.loader(Numbers(N), batch_size=8) is loader
     driven.end_epoch()  # nothing was trained: it stays open
     assert driven.is_open
     driven.save(tmp_path / "before")
@@ -89,7 +78,7 @@ def test_progress_is_that_of_the_steps_taken_not_of_the_batches_fetched():
     driven = Driven(selection(RoundRobin(0.5)), None)
     taken, seen = 0, []
     while not driven.is_over:
-        for batch in list(driven.loader(Numbers(), batch_size=8)):  # all fetched ahead
+        for batch in list(driven.loader(Numbers(N), batch_size=8)):  # all fetched ahead
             driven.session.loss(batch, loss_of(batch.data, 0))
             seen.append(driven.progress(taken))
             taken += 1
@@ -107,7 +96,7 @@ def test_the_mean_over_the_batches_of_a_step_is_the_weighted_mean_over_its_rows(
     chosen = Selection.of(np.arange(n), weight=weight, info={"pool_rows": N})
     session = DynamicSelection.local(FullData(), chosen, num_epochs=1).session()
     next(session.epochs())
-    loader = session.loader(Numbers(), batch_size=batch_size, accumulate=accumulate)
+    loader = session.loader(Numbers(N), batch_size=batch_size, accumulate=accumulate)
     rows = batch_size * accumulate
     assert len(loader) == accumulate * session.steps_per_epoch == accumulate * -(-n // rows)
     seen, group, means = [], [], []
@@ -131,7 +120,7 @@ def test_steps_hang_on_their_rows_alone_not_on_how_they_are_accumulated():
     def steps_of(accumulate, batch_size):
         session = selection(FullData(), max_steps=3).session()
         next(session.epochs())
-        batches = list(session.loader(Numbers(), batch_size=batch_size, accumulate=accumulate))
+        batches = list(session.loader(Numbers(N), batch_size=batch_size, accumulate=accumulate))
         ids = [batch.ids.tolist() for batch in batches]
         groups = [ids[at : at + accumulate] for at in range(0, len(ids), accumulate)]
         return [[i for part in group for i in part] for group in groups]

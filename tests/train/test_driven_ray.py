@@ -6,25 +6,14 @@ import pytest
 import torch
 
 import raysel
+from tests.train.common import Numbers, loss_of
 
 N, EPOCHS = 203, 4
 
 
-class Numbers(torch.utils.data.Dataset):
-    def __len__(self):
-        return N
-
-    def __getitem__(self, i):
-        return i
-
-
-def loss_of(ids, epoch):
-    return ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
-
-
 def train(driven, stop=None):
     while not driven.is_over and driven.session.epoch != stop:
-        loader = driven.loader(Numbers(), batch_size=4, accumulate=32 // driven.session.world // 4)
+        loader = driven.loader(Numbers(N), batch_size=4, accumulate=32 // driven.session.world // 4)
         for batch in list(loader):  # all fetched ahead
             driven.session.loss(batch, loss_of(batch.data, driven.session.epoch))
         driven.end_epoch()

@@ -13,20 +13,9 @@ import torch
 
 import raysel
 from raysel.errors import ConfigError, StateError
+from tests.train.common import Numbers, loss_of
 
 N, EPOCHS = 403, 5
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __len__(self):
-        return N
-
-    def __getitem__(self, i):
-        return i
-
-
-def loss_of(ids, epoch):
-    return ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
 
 
 def loop(config):
@@ -37,7 +26,7 @@ def loop(config):
     session.restore({"model": model})
     trace = []
     for epoch in session.epochs():
-        for step, batch in enumerate(session.loader(Numbers(), batch_size=32)):
+        for step, batch in enumerate(session.loader(Numbers(N), batch_size=32)):
             assert torch.equal(batch.ids[batch.ids >= 0], batch.data[batch.ids >= 0])
             session.loss(batch, loss_of(batch.data, epoch))
             trace.append((epoch, step))
@@ -74,7 +63,7 @@ def undisturbed():
     """The same run in this process, without Ray: what the plans and the state must be."""
     session = raysel.DynamicSelection.local(raysel.InfoBatch(), N, num_epochs=EPOCHS, seed=3).session()
     for epoch in session.epochs():
-        for batch in session.loader(Numbers(), batch_size=64):
+        for batch in session.loader(Numbers(N), batch_size=64):
             session.loss(batch, loss_of(batch.data, epoch))
         session.report()
     return session.history

@@ -11,19 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from raysel import DynamicSelection, FullData, Selection
 from raysel.errors import DataError
 from raysel.train.reduce import per_sample
+from tests.train.common import Numbers
 
 WEIGHTS = np.array([0.5, 1.0, 2.0, 1.5], np.float32)
-
-
-class Numbers(torch.utils.data.Dataset):
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __getitem__(self, i: int) -> int:
-        return i
 
 
 def one_batch(n=4, weights=WEIGHTS):

@@ -16,24 +16,14 @@ from raysel.dynamic.keeper import Keeper
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
 from raysel.train.session import Session
+from tests.train.common import Numbers, Ranks, loss_of
 
 
-class Numbers(torch.utils.data.Dataset):
-    """``dataset[i]`` is (i as a float, i): whoever gets it knows which sample it is."""
-
-    def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
+class Pairs(Numbers):
+    """``dataset[i]`` is (i as a float, i)."""
 
     def __getitem__(self, i: int) -> tuple[float, int]:
-        assert 0 <= i < self.n
-        return float(i), i
-
-
-def loss_of(ids: torch.Tensor, epoch: int) -> torch.Tensor:
-    return ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
+        return float(i), super().__getitem__(i)
 
 
 def train(dynamic, n, *, batch_size=16, stop=None, check=None, **options):
@@ -44,7 +34,7 @@ def train(dynamic, n, *, batch_size=16, stop=None, check=None, **options):
     for epoch in session.epochs():
         if epoch == stop:
             return session
-        for batch in session.loader(Numbers(n), batch_size=batch_size, **options):
+        for batch in session.loader(Pairs(n), batch_size=batch_size, **options):
             value, number = batch.data
             real = batch.ids >= 0
             assert torch.equal(batch.ids[real], number[real]) and torch.equal(value.long(), number)
@@ -88,30 +78,6 @@ def test_a_selections_ids_and_weights_ride_in_the_batch():
     assert seen == {3: (1, 0), 40: (2, 1), 41: (3, 2), 77: (4, 3), 90: (5, 4)}
 
 
-class Ranks:
-    """Workers in one process: what rank 0 broadcasts, the others, asked later, are told."""
-
-    def __init__(self, rank: int, world: int, told: list) -> None:
-        self.rank, self.world, self._told = rank, world, told
-
-    def checkpoints(self):
-        return []
-
-    def of_zero(self, call):
-        return self.broadcast(call() if self.rank == 0 else None)
-
-    def broadcast(self, value):
-        if self.rank == 0:
-            self._told.append(value)
-        return self._told[-1]
-
-    def barrier(self):
-        pass
-
-    def report(self, metrics, save):
-        pass
-
-
 @pytest.mark.parametrize(
     ("n", "world", "batch_size"), [(7, 2, 3), (13, 4, 2), (5, 4, 1), (64, 2, 16), (3, 4, 8)]
 )
@@ -123,7 +89,7 @@ def test_the_mean_over_ranks_is_the_mean_over_the_rows_that_count(n, world, batc
     loaders = []
     for session in sessions:
         next(session.epochs())
-        loaders.append(session.loader(Numbers(n), batch_size=batch_size))
+        loaders.append(session.loader(Pairs(n), batch_size=batch_size))
     assert len({len(loader) for loader in loaders}) == 1
     seen = []
     for together in zip(*loaders, strict=True):
@@ -147,7 +113,7 @@ def test_low_precision_losses_are_taken_and_other_shapes_are_not():
     dynamic = DynamicSelection.local(FullData(), 4, num_epochs=1)
     session = dynamic.session()
     for _ in session.epochs():
-        for batch in session.loader(Numbers(4), batch_size=4):
+        for batch in session.loader(Pairs(4), batch_size=4):
             for dtype in (torch.bfloat16, torch.float16, torch.float64):
                 assert session.loss(batch, torch.ones(4, dtype=dtype)).item() == 1.0
             for wrong in (torch.tensor(1.0), torch.ones(2, 4), torch.ones(3), 1.0):
@@ -201,7 +167,7 @@ def test_progress_runs_from_0_to_1_and_steps_are_known_before_the_epoch():
     dynamic = DynamicSelection.local(RoundRobin(0.5), 64, num_epochs=3)
     session = dynamic.session()
     for _ in session.epochs():
-        loader = session.loader(Numbers(64), batch_size=8)
+        loader = session.loader(Pairs(64), batch_size=8)
         assert len(loader) == session.steps_per_epoch == 4
         for batch in loader:
             marks.append(session.progress)
@@ -231,7 +197,7 @@ def save_once(tmp_path, chosen=50, policy=None, **more):
     for epoch in session.epochs():
         if epoch == 1:
             break
-        for batch in session.loader(Numbers(100 if isinstance(chosen, Selection) else chosen), batch_size=10):
+        for batch in session.loader(Pairs(100 if isinstance(chosen, Selection) else chosen), batch_size=10):
             session.loss(batch, loss_of(batch.data[1], epoch))
         session.report(state={"model": model})
     return make
@@ -284,7 +250,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, name, damage):
 def test_metrics_are_checked_before_the_epoch_is_committed():
     session = DynamicSelection.local(FullData(), 4, num_epochs=1).session()
     for _ in session.epochs():
-        for batch in session.loader(Numbers(4), batch_size=4):
+        for batch in session.loader(Pairs(4), batch_size=4):
             session.loss(batch, torch.ones(4))
         with pytest.raises(ConfigError, match="'steps' is one of the session's own"):
             session.report({"steps": 3})
@@ -297,7 +263,7 @@ def test_metrics_are_checked_before_the_epoch_is_committed():
 def test_an_epoch_without_a_noted_loss_is_said():
     session = DynamicSelection.local(InfoBatch(), 4, num_epochs=1).session()
     for _ in session.epochs():
-        list(session.loader(Numbers(4), batch_size=2))
+        list(session.loader(Pairs(4), batch_size=2))
         with pytest.raises(StateError, match=r"call session.loss\(batch, losses\)"):
             session.report()
         break
@@ -306,8 +272,8 @@ def test_an_epoch_without_a_noted_loss_is_said():
 def test_a_loader_that_was_replaced_is_refused():
     session = DynamicSelection.local(FullData(), 64, num_epochs=1).session()
     for _ in session.epochs():
-        first = session.loader(Numbers(64), batch_size=16)
-        second = session.loader(Numbers(64), batch_size=32)
+        first = session.loader(Pairs(64), batch_size=16)
+        second = session.loader(Pairs(64), batch_size=32)
         with pytest.raises(StateError, match="replaced by a later one"):
             next(iter(first))
         for batch in second:
@@ -334,20 +300,20 @@ def test_misuse_gets_one_sentence(tmp_path):
     dynamic = DynamicSelection.local(FullData(), 8, num_epochs=2, checkpoints=tmp_path)
     session = dynamic.session()
     with pytest.raises(StateError, match=r"loader was called outside an epoch"):
-        session.loader(Numbers(8), batch_size=2)
+        session.loader(Pairs(8), batch_size=2)
     for epoch in session.epochs():
         for data, sentence in (
-            (Numbers(7), "has 7 samples, the selection was made from 8"),
+            (Pairs(7), "has 7 samples, the selection was made from 8"),
             (iter([]), "no length"),
         ):
             with pytest.raises(DataError, match=sentence):
                 session.loader(data, batch_size=2)
         for size in (0, True, 2.0):
             with pytest.raises(ConfigError, match="batch_size"):
-                session.loader(Numbers(8), batch_size=size)
+                session.loader(Pairs(8), batch_size=size)
         with pytest.raises(DataError, match="sampler= is not passed on"):
-            session.loader(Numbers(8), batch_size=2, sampler=None)
-        loader = session.loader(Numbers(8), batch_size=2)
+            session.loader(Pairs(8), batch_size=2, sampler=None)
+        loader = session.loader(Pairs(8), batch_size=2)
         for batch in loader:
             session.loss(batch, torch.ones(2))
         with pytest.raises(StateError, match="iterated already"):
@@ -380,7 +346,7 @@ def test_misuse_gets_one_sentence(tmp_path):
 def test_a_loop_may_write_over_its_losses():
     session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
     for _ in session.epochs():
-        for batch in session.loader(Numbers(8), batch_size=4):
+        for batch in session.loader(Pairs(8), batch_size=4):
             losses = torch.ones(4)
             session.loss(batch, losses)
             losses.zero_()
@@ -392,7 +358,7 @@ def test_progress_ends_at_1_whichever_ends_the_run():
         session = DynamicSelection.local(FullData(), 8, num_epochs=epochs, max_steps=steps).session()
         seen = []
         for _ in session.epochs():
-            for batch in session.loader(Numbers(8), batch_size=4):
+            for batch in session.loader(Pairs(8), batch_size=4):
                 session.loss(batch, torch.ones(4))
                 seen.append(session.progress)
             session.report()
@@ -402,7 +368,7 @@ def test_progress_ends_at_1_whichever_ends_the_run():
 def test_losses_that_are_not_finite_are_said(caplog):
     session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
     for _ in session.epochs():
-        for batch in session.loader(Numbers(8), batch_size=4):
+        for batch in session.loader(Pairs(8), batch_size=4):
             session.loss(batch, torch.where(batch.ids == 3, torch.nan, 1.0))
         assert session.report()["nonfinite"] == 1
     assert "1 samples of epoch 0 had a loss that is not finite" in caplog.text

@@ -15,6 +15,7 @@ from raysel.errors import DataError
 from raysel.train import planned
 from raysel.train import stream as train_stream
 from raysel.train.session import Session
+from tests.train.common import Ranks
 
 
 class Table:
@@ -50,22 +51,6 @@ class Table:
 class Board:
     def post(self, plan, samples, seed):
         self.posted = (len(plan), samples)
-
-
-class Ranks:
-    def __init__(self, rank, world, told):
-        self.rank, self.world, self._told = rank, world, told
-
-    def checkpoints(self):
-        return []
-
-    def of_zero(self, call):
-        return self.broadcast(call() if self.rank == 0 else None)
-
-    def broadcast(self, value):
-        if self.rank == 0:
-            self._told.append(value)
-        return self._told[-1]
 
 
 def batches(ids, size, collate):

@@ -17,12 +17,9 @@ from raysel.dynamic.plan import unweighted
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, ResourceError, StateError
 from raysel.train.planned import CollateRows, arrivals
+from tests.train.common import loss_of
 
 N = 230
-
-
-def loss_of(ids, epoch):
-    return ((ids * 2654435761) % 1000).float() / 1000 + 0.01 * epoch
 
 
 def write_rows(place: Path, n: int = N, group: int = 20) -> str:
@@ -79,7 +76,7 @@ def test_each_epoch_decodes_what_it_planned_and_no_other_row(cluster, tmp_path):
     chosen = raysel.Selection.of(np.arange(1, N, 2), weight=np.linspace(1, 2, N // 2), info={"pool_rows": N})
     for case in (N, chosen):
         decode = Decode(tmp_path / "notes")
-        dynamic = raysel.DynamicSelection.local(raysel.InfoBatch(), case, num_epochs=4, seed=3)
+        dynamic = raysel.DynamicSelection.local(raysel.InfoBatch(), case, num_epochs=3, seed=3)
         stream = dynamic.planned(rows).map_batches(decode, batch_size=None)
         session = dynamic.session()
         ids_of = np.arange(N) if case is N else chosen.ids
@@ -98,7 +95,7 @@ def test_each_epoch_decodes_what_it_planned_and_no_other_row(cluster, tmp_path):
                     batch.ids
                 )
                 came += batch.ids.tolist()
-                assert session.progress == pytest.approx((epoch + len(came) / len(slots)) / 4)
+                assert session.progress == pytest.approx((epoch + len(came) / len(slots)) / 3)
                 session.loss(batch, loss_of(batch.ids, epoch))
             assert came != sorted(came)  # shuffled within the buffer
             assert sorted(came) == decode.seen() == ids_of[slots].tolist()
@@ -193,45 +190,32 @@ def test_max_steps_and_a_broken_loop_cut_the_stream(cluster, tmp_path):
     assert session.progress == 1.0
 
 
+def streamed(rows, make, samples=60, policy=None, **options):
+    """Runs the epochs over what ``make`` made of the planned rows."""
+    policy = policy or raysel.RoundRobin(0.5)
+    dynamic = raysel.DynamicSelection.local(policy, samples, num_epochs=2)
+    session = dynamic.session()
+    data = make(dynamic.planned(rows))
+    for epoch in session.epochs():
+        for batch in session.stream(data, **{"batch_size": 8, **options}):
+            session.loss(batch, loss_of(batch.ids, epoch))
+        session.report()
+
+
 def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
     rows = raysel.read(write_rows(tmp_path / "rows", 60))
-
-    def streamed(make, samples=60, chosen=None, **options):
-        """Runs one epoch over what ``make`` made of the planned rows."""
-        dynamic = raysel.DynamicSelection.local(raysel.RoundRobin(0.5), chosen or samples, num_epochs=2)
-        session = dynamic.session()
-        data = make(dynamic.planned(rows))
-        for epoch in session.epochs():
-            for batch in session.stream(data, batch_size=8, **options):
-                session.loss(batch, loss_of(batch.ids, epoch))
-            session.report()
-
-    streamed(lambda planned: planned)
     with pytest.raises(DataError, match="epoch 0 planned 30 samples, 29 rows came"):
-        streamed(lambda planned: planned.limit(29))
+        streamed(rows, lambda planned: planned.limit(29))
     with pytest.raises(DataError, match="planned 60 samples, 60 rows came, some twice"):
-        first_twice = Double()
-        dynamic = raysel.DynamicSelection.local(raysel.FullData(), 60, num_epochs=1)
-        session = dynamic.session()
-        for _ in session.epochs():
-            for batch in session.stream(dynamic.planned(rows).map_batches(first_twice), batch_size=60):
-                session.loss(batch, torch.zeros(60))
+        streamed(rows, lambda planned: planned.map_batches(Double()), policy=raysel.FullData(), batch_size=60)
     with pytest.raises(DataError, match=r"rows that the epoch's plan does not hold \(sample_id"):
-        streamed(lambda planned: rows)
-    with pytest.raises(DataError, match="no column 'sample_id'; the steps after planned must keep it"):
-        streamed(lambda planned: planned.drop_columns(["sample_id"]))
-    with pytest.raises(DataError, match="sample_id 59 is not one of the 50 samples of the run"):
-        streamed(lambda planned: planned, samples=50)
-    with pytest.raises(DataError, match="planned 35 samples, 30 rows came"):
-        streamed(lambda planned: planned, samples=70)
-    with pytest.raises(StateError, match=r"can only be read by session\.stream inside an epoch"):
-        streamed(lambda planned: planned.materialize())
+        streamed(rows, lambda planned: rows)
     with pytest.raises(ConfigError, match="Ray Train has no dataset 'train'"):
-        streamed(lambda planned: "train")
+        streamed(rows, lambda planned: "train")
     with pytest.raises(ConfigError, match="name of one in datasets= is needed, got list"):
-        streamed(lambda planned: [1])
+        streamed(rows, lambda planned: [1])
     with pytest.raises(ConfigError, match="local_shuffle_buffer_size 0"):
-        streamed(lambda planned: planned, local_shuffle_buffer_size=0)
+        streamed(rows, lambda planned: planned, local_shuffle_buffer_size=0)
     with pytest.raises(ConfigError, match="2 workers cannot each read the whole Dataset"):
         next(arrivals(rows, 2, 8, None, 0, CollateRows(None)))
     with pytest.raises(ConfigError, match="a Ray Dataset is needed, got list"):
@@ -242,6 +226,20 @@ def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
     next(session.epochs())
     with pytest.raises(StateError, match=r"make it with dynamic\.planned"):
         list(session.stream(rows, batch_size=8))
+
+
+@pytest.mark.slow  # each reads; the sentences' own tests are in test_shares.py
+def test_what_the_filter_finds_comes_through_ray_data(cluster, tmp_path):
+    rows = raysel.read(write_rows(tmp_path / "rows", 60))
+    streamed(rows, lambda planned: planned)
+    with pytest.raises(DataError, match="no column 'sample_id'; the steps after planned must keep it"):
+        streamed(rows, lambda planned: planned.drop_columns(["sample_id"]))
+    with pytest.raises(DataError, match="sample_id 59 is not one of the 50 samples of the run"):
+        streamed(rows, lambda planned: planned, samples=50)
+    with pytest.raises(DataError, match="planned 35 samples, 30 rows came"):
+        streamed(rows, lambda planned: planned, samples=70)
+    with pytest.raises(StateError, match=r"can only be read by session\.stream inside an epoch"):
+        streamed(rows, lambda planned: planned.materialize())
 
 
 class Double:
@@ -322,7 +320,7 @@ def train_loop(config):
             optimizer.zero_grad()
             assert torch.equal(batch.data["decoded"][batch.ids >= 0], batch.ids[batch.ids >= 0] * 10.0 + 1)
             trace.append([batch.ids.tolist(), batch.share, loss.item(), session.progress])
-            if epoch == 1 and session.step == 3 and session.rank == 1:
+            if config["kill"] and epoch == 1 and session.step == 3 and session.rank == 1:
                 try:
                     os.close(os.open(place / "killed", os.O_CREAT | os.O_EXCL))
                 except FileExistsError:
@@ -339,7 +337,8 @@ def train_loop(config):
     return session.history
 
 
-def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path):
+@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path, kill):
     import json
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -350,15 +349,17 @@ def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path):
     with raysel.DynamicSelection(policy, N, num_epochs=len(PLANS), seed=1) as dynamic:
         result = TorchTrainer(
             train_loop,
-            train_loop_config={"dynamic": dynamic, "place": str(tmp_path), "decode": decode},
+            train_loop_config={"dynamic": dynamic, "place": str(tmp_path), "decode": decode, "kill": kill},
             datasets={"train": dynamic.planned(rows).map_batches(decode, batch_size=None)},
             dataset_config=raysel.WholeRows(),
             scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
             run_config=RunConfig(
-                name="stream", storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=1)
+                name=f"stream-{kill}",
+                storage_path=str(tmp_path),
+                failure_config=FailureConfig(max_failures=1),
             ),
         ).fit()
-    assert (tmp_path / "killed").exists()  # a worker did die in epoch 1
+    assert (tmp_path / "killed").exists() == kill  # whether a worker did die in epoch 1
     # The same losses, given to the same policy in this process.
     alone = raysel.DynamicSelection.local(policy, N, num_epochs=len(PLANS), seed=1).session()
     for epoch in alone.epochs():
