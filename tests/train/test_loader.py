@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from raysel import DynamicSelection, InfoBatch, RoundRobin
-from raysel.errors import DataError
+from raysel.errors import DataError, StateError
 
 
 class Whereabouts(torch.utils.data.Dataset):
@@ -85,3 +86,18 @@ def test_an_error_in_a_worker_process_is_raised_in_the_loop():
     with pytest.raises(DataError, match="sample 40 cannot be read"):
         for _ in session.loader(Broken(), batch_size=16, num_workers=1):
             pass
+
+
+def test_batches_that_come_in_another_order_are_said():
+    class Late(Whereabouts):
+        def __getitem__(self, i):
+            time.sleep(0.5 if i < 8 else 0.0)
+            return super().__getitem__(i)
+
+    session = DynamicSelection.local(InfoBatch(), 70, num_epochs=1).session()
+    next(session.epochs())
+    loader = session.loader(Late(), batch_size=8, shuffle=False, num_workers=2, in_order=False)
+    with pytest.raises(
+        StateError, match="another order than it was asked to; leave its in_order option alone"
+    ):
+        next(iter(loader))

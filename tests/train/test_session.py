@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import random
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
 from raysel.dynamic.keeper import Keeper
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
-from raysel.train.session import Session
+from raysel.train.session import LocalRanks, Session
 from tests.train.common import Numbers, Ranks, loss_of
 
 
@@ -343,14 +344,29 @@ def test_misuse_gets_one_sentence(tmp_path):
         DynamicSelection(FullData(), 8, num_epochs=1, max_steps=0)
 
 
-def test_a_loop_may_write_over_its_losses():
+def test_a_loop_may_write_over_its_losses_and_its_ids():
     session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
     for _ in session.epochs():
         for batch in session.loader(Pairs(8), batch_size=4):
             losses = torch.ones(4)
+            batch.ids.zero_()
             session.loss(batch, losses)
             losses.zero_()
-        assert session.report()["mean_loss"] == 1.0
+        entry = session.report()
+    assert entry["mean_loss"] == 1.0 and entry["observed"] == 8
+
+
+def test_ranks_are_told_little_however_long_the_history(tmp_path, monkeypatch):
+    def dynamic():
+        return DynamicSelection.local(FullData(), 8, num_epochs=40, checkpoints=tmp_path)
+
+    begun, told = train(dynamic(), 8, stop=30), []
+    monkeypatch.setattr(
+        LocalRanks, "broadcast", lambda self, value: told.append(pickle.dumps(value)) or value
+    )
+    resumed = train(dynamic(), 8, stop=31)
+    assert len(begun.history) == 30 and resumed.history[:30] == begun.history and len(resumed.history) == 31
+    assert told and max(map(len, told)) < 1000  # beyond which Ray Train warns
 
 
 def test_progress_ends_at_1_whichever_ends_the_run():

@@ -89,7 +89,7 @@ def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
     cluster, finished, quickstart, tmp_path, monkeypatch
 ):
     out, _ = finished
-    flow = quickstart("train.epochs=2", "controls=[]", "train.cpus_per_worker=0.5")
+    flow = quickstart("train.epochs=2", "controls=[]", "train.workers=1", "train.cpus_per_worker=0.5")
 
     def killed(*_, **__):
         raise KeyboardInterrupt
