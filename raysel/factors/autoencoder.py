@@ -18,13 +18,13 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from raysel.errors import ConfigError, DataError
+from raysel.files import write_bytes
 from raysel.gio.distances import vectors as matrix
 
 if TYPE_CHECKING:
@@ -135,29 +135,13 @@ class Autoencoder:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, its configuration in the header; it appears only when it is whole."""
+        """Write one safetensors file, its configuration in the header; RunError where it cannot be written."""
         from safetensors.numpy import save
 
         about = {"format": FORMAT, "mode": self.mode, "k": self.k, "training": self.training}
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
-        blob = save(
-            tensors, {"config": json.dumps(about)}
-        )  # one entry: the library keeps no order among several
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            try:
-                with open(partial, "wb") as file:
-                    file.write(blob)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error.strerror or error}); check that its folder exists and is writable."
-            ) from error
+        # One entry: the library keeps no order among several.
+        write_bytes(path, save(tensors, {"config": json.dumps(about)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Autoencoder:

@@ -17,8 +17,8 @@ from typing import Any
 
 from scipy.special import stdtrit
 
+from raysel.files import write_bytes
 from raysel.report import figures, html, numbers
-from raysel.report.files import write_bytes
 from raysel.report.page import configuration, versions
 
 WIDTH = 100

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from raysel.errors import DataError, RunError, first
+from raysel.files import write_text
 from raysel.report import numbers
-from raysel.report.files import write_text
 
 STAGES = ("embedding", "metrics", "selection", "planning", "training", "other")
 REFERENCE = "full"

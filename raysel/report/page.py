@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raysel.files import write_text
 from raysel.report import figures, html, numbers
-from raysel.report.files import write_text
 from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
 
 

@@ -21,8 +21,8 @@ import ray
 import raysel
 from raysel.dynamic.plan import Policy, part
 from raysel.errors import ConfigError, RayselError, RunError
+from raysel.files import write_text
 from raysel.report import comparison
-from raysel.report.files import write_text
 from raysel.selection import Selection
 from raysel.workflow import steps
 from raysel.workflow.config import METHODS, Workflow

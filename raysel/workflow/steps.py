@@ -416,7 +416,7 @@ def _follow(dynamic: Any, epochs: int, watch: Watch, done: threading.Event) -> N
 
 def write_json(path: Path, value: Any) -> None:
     """JSON that appears under its name only when it is whole."""
-    from raysel.report.files import write_text
+    from raysel.files import write_text
 
     write_text(path, json.dumps(value, indent=1) + "\n")
 

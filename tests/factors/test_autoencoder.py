@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysel.errors import ConfigError, DataError
+from raysel.errors import ConfigError, DataError, RunError
 from raysel.factors import Autoencoder, fit_autoencoder, rep_div
 from raysel.factors import autoencoder as module
 
@@ -238,7 +238,7 @@ def test_files_that_cannot_be_read(fitted, tmp_path):
         Autoencoder.load(path)
     with pytest.raises(DataError, match=r"none\.safetensors: not a saved autoencoder"):
         Autoencoder.load(tmp_path / "none.safetensors")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(RunError, match="Cannot write"):
         fitted["topk"].save(tmp_path / "missing" / "sae.safetensors")
 
 
