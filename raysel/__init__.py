@@ -19,6 +19,8 @@ _HOME = {
     "Random": "raysel.baselines",
     "GIO": "raysel.gio.distributed",
     "GIME": "raysel.gime.distributed",
+    "fit_factors": "raysel.factors.distributed",
+    "factor_scores": "raysel.factors.distributed",
     "InfoBatch": "raysel.dynamic.infobatch",
     "RepDiv": "raysel.dynamic.repdiv",
     "FullData": "raysel.dynamic.controls",
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from raysel.dynamic.controls import RoundRobin as RoundRobin
     from raysel.dynamic.infobatch import InfoBatch as InfoBatch
     from raysel.dynamic.repdiv import RepDiv as RepDiv
+    from raysel.factors.distributed import factor_scores as factor_scores
+    from raysel.factors.distributed import fit_factors as fit_factors
     from raysel.gime.distributed import GIME as GIME
     from raysel.gio.distributed import GIO as GIO
     from raysel.selection import Selection as Selection

@@ -85,6 +85,20 @@ class FactorCounts:
         count = _padded(self.count, (units,)) + _padded(other.count, (units,))
         return FactorCounts(self.rows + other.rows, count, seen)
 
+    def recoded(self, codes: list[int]) -> FactorCounts:
+        """The same counts where class i is called ``codes[i]``, each another number; without classes, as they are."""
+        if self.seen is None:
+            return self
+        seen = np.zeros((max(codes, default=-1) + 1, len(self.count)), np.bool_)
+        seen[codes[: len(self.seen)]] = self.seen
+        return FactorCounts(self.rows, self.count, seen)
+
+    def rare(self, fraction: float = 0.1) -> npt.NDArray[np.int64]:
+        """The live units active on the fewest samples, ascending: this share of the live ones, at least one."""
+        live = np.flatnonzero(self.count)
+        order = np.argsort(self.count[live], kind="stable")
+        return np.sort(live[order[: max(int(fraction * len(live)), 1)]])
+
     @property
     def classes(self) -> npt.NDArray[np.int64]:
         """c_j: the number of classes each unit is active in, int64 (units,); 1 throughout without labels."""
@@ -163,9 +177,10 @@ class Span:
         return _scaled(raw.rep, *self.rep), _scaled(raw.div, *self.div)
 
 
-def as_matrix(active: Any) -> sparse.csr_array:
+def as_matrix(active: Any, units: int = 0) -> sparse.csr_array:
     """The active units as a CSR matrix of float64 ones (n, units), each once and in ascending order in its row.
 
+    units: of an array of unit numbers, the columns that there are at least.
     DataError for what is neither of the forms that the module names.
     """
     if sparse.issparse(active):
@@ -185,7 +200,7 @@ def as_matrix(active: Any) -> sparse.csr_array:
         )
     if array.dtype.kind in "bf":
         return as_matrix(sparse.csr_array(array > 0))
-    units = int(array.max()) + 1 if array.size else 0
+    units = max(units, int(array.max()) + 1 if array.size else 0)
     if array.size and (int(array.min()) < -1 or units > _MOST_UNITS):
         raise DataError(
             f"Unit numbers lie in 0..{_MOST_UNITS - 1}, -1 for none, got {array.min()}..{array.max()}."

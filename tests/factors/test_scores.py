@@ -163,3 +163,29 @@ def test_scores_that_differ_by_rounding_alone_are_equal():
     raw = RawScores(np.array([0.3, 0.1 + 0.2]), np.array([0.3, 0.3 + 1e-9]))
     rep, div = Span.of(raw).scale(raw)
     assert rep.tolist() == [0.0, 0.0] and div.tolist() == [0.0, 1.0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data(), st.integers(1, 4))
+def test_blocks_may_name_the_classes_in_their_own_order(case, blocks):
+    """What a block knows of classes is those that it has: codes of its own, renamed when blocks are joined."""
+    active, labels, _ = case
+    labels = [0] * len(active) if labels is None else labels
+    names: dict[int, int] = {}
+    whole = FactorCounts.of(active, np.unique(labels, return_inverse=True)[1])
+    total = FactorCounts(0, np.zeros(active.shape[1], np.int64), np.zeros((0, active.shape[1]), bool))
+    for rows in np.array_split(np.arange(len(active)), blocks):
+        mine = list(dict.fromkeys(labels[i] for i in rows))[::-1]
+        part = FactorCounts.of(active[rows], np.array([mine.index(labels[i]) for i in rows], int))
+        total += part.recoded([names.setdefault(name, len(names)) for name in mine])
+    np.testing.assert_array_equal(total.classes, whole.classes)
+    np.testing.assert_array_equal(total.count, whole.count)
+    bare = FactorCounts.of(active)
+    assert bare.recoded([]) is bare
+
+
+def test_the_rare_units_are_the_live_ones_that_the_fewest_samples_have():
+    counts = FactorCounts(9, np.array([3, 0, 1, 9, 1, 2, 4, 5, 6, 7, 8, 1]), None)
+    assert counts.rare(0.2).tolist() == [2, 4]
+    assert counts.rare(0.01).tolist() == [2]
+    assert counts.rare(0.4).tolist() == [2, 4, 5, 11]

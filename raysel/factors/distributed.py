@@ -1,0 +1,186 @@
+"""Factors over Ray Datasets: the autoencoder learns from a sample, then blocks are counted, then scored.
+
+To the driver come a bounded sample of the vectors, of each block its counts a unit and class, and of each sample its
+id, two scores and its class.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from raysel.data.blocks import stream_blocks, vector_blocks
+from raysel.data.rowid import ID, check_ids
+from raysel.data.source import LABEL
+from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
+from raysel.errors import DataError, first
+from raysel.factors import scores
+from raysel.factors.autoencoder import Autoencoder, fit_autoencoder
+from raysel.factors.scores import FactorCounts, RawScores, Span
+
+_SAMPLE_ROWS, _SAMPLE_NUMBERS = 1 << 18, 1 << 27  # vectors on the driver, and their elements: 512 MB
+_WHAT = "dataset to score"
+Ids = npt.NDArray[np.int64]
+
+
+def fit_factors(
+    dataset: Dataset,
+    *,
+    column: str = EMBEDDING,
+    rows: int | None = _SAMPLE_ROWS,
+    seed: int = 0,
+    **settings: Any,
+) -> Autoencoder:
+    """Train a sparse autoencoder in this process on about ``rows`` of a data set's vectors, on all of them for None.
+
+    column: the vectors, such as ``raysel.embed`` makes. Rows are drawn by their ids, so that blocks and nodes change
+    nothing; fewer of wide vectors, so that the sample takes 512 MB at most. seed, settings: see
+    :func:`raysel.factors.fit_autoencoder`. Raises what that raises, and DataError for vectors that cannot be used.
+    """
+    source = vector_blocks(dataset, column, "dataset to fit on")
+    most = source.rows if rows is None else min(rows, max(_SAMPLE_NUMBERS // source.dimension, 1))
+    return fit_autoencoder(source.sample(most, seed)[1], seed=seed, **settings)
+
+
+def factor_scores(
+    dataset: Dataset,
+    autoencoder: Autoencoder,
+    *,
+    column: str = EMBEDDING,
+    label: str | None = None,
+    top_fraction: float = 0.1,
+) -> pa.Table:
+    """Rep and Div of every sample by a fitted autoencoder: the table that ``raysel.RepDiv`` takes.
+
+    column: the vectors of this data set, or of another that the same embedder made. label: the column of classes,
+    integers, booleans or text. Without it no unit is shared between classes (c_j = 1), and the table has no classes:
+    RepDiv then takes all samples for one class. top_fraction: see :func:`raysel.factors.rep_div`.
+
+    Columns: sample_id int64, ascending; rep and div, float32 in [0, 1]; label. The schema's metadata under
+    ``raysel.factors`` is JSON: samples, classes (null without labels), units, live_units, frequent_units, active (units
+    a sample, mean). Two passes over the vectors; blocks and nodes change nothing. Raises DataError for vectors, labels
+    or ids that cannot be used and when no unit is active on any sample, ConfigError for a share outside (0, 1].
+    """
+    return scored(dataset, autoencoder, column, label, top_fraction).table
+
+
+class Scored(NamedTuple):
+    """What :func:`factor_scores` returns, and who has the rare units, a tenth of the live ones.
+
+    rare: their number. pairs: unit, int32, and sample_id, int64, of every sample that one of them is active on.
+    """
+
+    table: pa.Table
+    rare: int
+    pairs: pa.Table
+
+
+def scored(
+    dataset: Dataset, autoencoder: Autoencoder, column: str, label: str | None, top_fraction: float
+) -> Scored:
+    """See :func:`factor_scores`."""
+    columns = [ID, column, *([] if label is None else [label])]
+    shared = ray.put(autoencoder)
+    names: dict[Any, int] = {}
+    counts: FactorCounts | None = None
+    for found, part in stream_blocks(dataset, columns, _WHAT, _count, shared, column, label):
+        part = part.recoded([names.setdefault(name, len(names)) for name in found])
+        counts = part if counts is None else counts + part
+    if counts is None:
+        raise DataError(f"The {_WHAT} is empty: no sample to score.")
+    weights, rare = counts.weights(top_fraction), counts.rare()
+
+    parts = list(
+        stream_blocks(dataset, columns, _WHAT, _score, shared, column, label, ray.put((weights, rare)))
+    )
+    ids = np.concatenate([part[0] for part in parts])
+    check_ids(ids, f"The {_WHAT}")
+    order = np.argsort(ids, kind="stable")
+    raw = RawScores(
+        *(np.concatenate([getattr(part[1], name) for part in parts])[order] for name in ("rep", "div"))
+    )
+    rep, div = Span.of(raw).scale(raw)
+    table = pa.table({ID: ids[order], "rep": rep, "div": div})
+    if label is not None:
+        table = table.append_column(
+            LABEL, pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))
+        )
+    about = {
+        "samples": len(ids),
+        "classes": None if label is None else len(names),
+        "units": autoencoder.units,
+        "live_units": int(np.count_nonzero(counts.count)),
+        "frequent_units": int(np.count_nonzero(weights.rep)),
+        "active": float(counts.count.sum() / len(ids)),
+    }
+    unit, having = (np.concatenate([part[3][place] for part in parts]) for place in range(2))
+    by_unit = np.lexsort((having, unit))
+    pairs = pa.table({"unit": unit[by_unit], ID: having[by_unit]})
+    return Scored(table.replace_schema_metadata({"raysel.factors": json.dumps(about)}), len(rare), pairs)
+
+
+def _count(table: pa.Table, shared: Any, column: str, label: str | None) -> tuple[list[Any], FactorCounts]:
+    """The names of the block's classes, and its counts with their places in that list for codes."""
+    active = _active(table, shared, column)
+    if label is None:
+        return [], FactorCounts.of(active)
+    labels = _labels(table, label).dictionary_encode()
+    return labels.dictionary.to_pylist(), FactorCounts.of(active, labels.indices.to_numpy())
+
+
+def _score(
+    table: pa.Table, shared: Any, column: str, label: str | None, known: Any
+) -> tuple[Ids, RawScores, pa.Array | None, tuple[npt.NDArray[np.int32], Ids]]:
+    """Ids, raw scores and labels of the block's samples, and its pairs of a rare unit and a sample's id."""
+    weights, rare = _fetched(known)
+    ids, active = table[ID].to_numpy().astype(np.int64), _active(table, shared, column)
+    row, place = active[:, rare].nonzero()
+    labels = None if label is None else _labels(table, label)
+    return ids, weights.score(active), labels, (rare[place].astype(np.int32), ids[row])
+
+
+def _active(table: pa.Table, shared: Any, column: str) -> Any:
+    """The units active on the block's samples; DataError naming those whose vectors cannot be used."""
+    autoencoder: Autoencoder = _fetched(shared)
+    ids = table[ID].to_numpy()
+    vectors = as_matrix(table[column], column, ids)
+    bad = ids[not_finite(vectors)]
+    if len(bad):
+        raise DataError(
+            f"The {_WHAT}'s column '{column}' holds NaN or infinite values (sample_id {first(bad)}); repair or drop "
+            "these rows first."
+        )
+    if vectors.shape[1] != autoencoder.dimensions:
+        raise DataError(
+            f"The {_WHAT}'s vectors have {vectors.shape[1]} dimensions, the autoencoder was fitted on "
+            f"{autoencoder.dimensions}; embed both with the same embedder."
+        )
+    return scores.as_matrix(autoencoder.encode(vectors).active, autoencoder.units)
+
+
+def _labels(table: pa.Table, label: str) -> pa.Array:
+    labels = table[label].combine_chunks()
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    kind = labels.type
+    if not any(
+        test(kind)
+        for test in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
+    ):
+        raise DataError(
+            f"The {_WHAT}'s column '{label}' holds {kind}; a class is an integer, a boolean or text."
+        )
+    if labels.null_count:
+        missing = table[ID].to_numpy()[labels.is_null().to_numpy(zero_copy_only=False)]
+        raise DataError(f"The {_WHAT} has no label for {first(missing)}; label all samples or none.")
+    return labels
+
+
+def _fetched(given: Any) -> Any:
+    return ray.get(given) if isinstance(given, ray.ObjectRef) else given
