@@ -7,6 +7,7 @@ id, two scores and its class.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,11 +42,14 @@ def fit_factors(
 
     column: the vectors, such as ``raysel.embed`` makes. Rows are drawn by their ids, so that blocks and nodes change
     nothing; fewer of wide vectors, so that the sample takes 512 MB at most. seed, settings: see
-    :func:`raysel.factors.fit_autoencoder`. Raises what that raises, and DataError for vectors that cannot be used.
+    :func:`raysel.factors.fit_autoencoder`. What the autoencoder's ``report`` says of these rows is in its ``training``.
+    Raises what :func:`fit_autoencoder` raises, and DataError for vectors that cannot be used.
     """
     source = vector_blocks(dataset, column, "dataset to fit on")
     most = source.rows if rows is None else min(rows, max(_SAMPLE_NUMBERS // source.dimension, 1))
-    return fit_autoencoder(source.sample(most, seed)[1], seed=seed, **settings)
+    sample = source.sample(most, seed)[1]
+    found = fit_autoencoder(sample, seed=seed, **settings)
+    return replace(found, training={**found.training, "report": found.report(sample)})
 
 
 def factor_scores(

@@ -247,6 +247,82 @@ def plan_sizes(arms: Mapping[str, Mapping[str, Any]]) -> str:
     return svg[0]
 
 
+def usage_histogram(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Samples by how often a run selected them, a step line per policy; ``policies`` as in :func:`rare_seen`."""
+    shown = [policy for policy in policies if policy["times"]]
+    if not shown:
+        return ""
+    most = max(policy["times"][-1][0] for policy in shown)
+    with _figure(height=262 + 15.0 * (len(shown) - 1)) as (figure, svg):
+        axes = _keyed_axes(figure, [f"{p['title']}: Gini {p['gini']:.3f}" for p in shown])
+        axes.set_xlim(-0.5, most + 1.5)
+        highest = 0
+        for policy, colour in zip(shown, _USES, strict=False):
+            counts = np.zeros(most + 2, np.int64)
+            for often, samples in policy["times"]:
+                counts[often] = samples
+            highest = max(highest, int(counts.max()))
+            axes.stairs(counts, np.arange(most + 3) - 0.5, color=colour, linewidth=1.6)
+        _reach(axes, 0, highest)
+        _ticks(axes, x=_thousands, y=_thousands, whole=True)
+        _titles(axes, x="times selected in the run", y="samples")
+        svg.append(_svg(figure, "usage", "Samples by how often they were selected"))
+    return svg[0]
+
+
+def rare_seen(policies: Sequence[Mapping[str, Any]]) -> str:
+    """Share of the rare factors that a run had seen after each epoch, a line per policy.
+
+    ``policies``: ``{"title", "gini", "times", "rare"}``, times the (how often, samples) pairs, rare the shares.
+    """
+    shown = [policy for policy in policies if policy["rare"]]
+    if not shown:
+        return ""
+    with _figure(height=262 + 15.0 * (len(shown) - 1)) as (figure, svg):
+        axes = _keyed_axes(figure, [p["title"] for p in shown])
+        epochs = max(len(policy["rare"]) for policy in shown)
+        axes.set_xlim(0, epochs)
+        low = min(min(policy["rare"]) for policy in shown)
+        _reach(axes, min(low, 0.95), 1.0, within=(0.0, 1.0))
+        for policy, colour in zip(shown, _USES, strict=False):
+            axes.plot(range(1, len(policy["rare"]) + 1), policy["rare"], ".-", color=colour, clip_on=False)
+        _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %", whole=True)
+        _titles(axes, x="epochs done", y="rare factors seen so far")
+        svg.append(_svg(figure, "rare", "Share of the rare factors seen so far"))
+    return svg[0]
+
+
+def alpha_curve(alpha: Sequence[float], epochs: int) -> str:
+    """Weight of representativeness in each epoch; from ``len(alpha)`` to ``epochs`` the tail on all the data."""
+    if not alpha:
+        return ""
+    with _figure(height=262) as (figure, svg):
+        axes = _axes(figure, left=46, right=18, top=30, bottom=38)
+        axes.set_xlim(0, epochs)
+        axes.set_ylim(0, 1)
+        axes.step(
+            range(len(alpha) + 1), [*alpha, alpha[-1]], where="post", color=_KNOWN["chain"], clip_on=False
+        )
+        if epochs > len(alpha):
+            axes.axvspan(len(alpha), epochs, color=GRID, zorder=0, linewidth=0)
+            axes.text((len(alpha) + epochs) / 2, 0.5, "all the data", rotation=90, ha="center", va="center", color=MUTED)  # fmt: skip
+        _ticks(axes, x=_thousands, y=_signed, whole=True)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=True))
+        _titles(axes, x="epoch", y="alpha")
+        svg.append(_svg(figure, "alpha", "Weight of representativeness in each epoch"))
+    return svg[0]
+
+
+_USES = (_KNOWN["chain"], _KNOWN["random"], _OTHERS[0])
+
+
+def _keyed_axes(figure: Figure, names: Sequence[str]) -> Any:
+    """Axes below a key of one line a name."""
+    for line, (name, colour) in enumerate(zip(names, _USES, strict=False)):
+        _words(figure, [(_plain(name), colour)], left=8, y=figure.bbox.height - 14 - 15.0 * line)
+    return _axes(figure, left=46, right=18, top=30 + 15.0 * len(names), bottom=38)
+
+
 def loss_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
     """Mean training loss of each epoch, a line per arm; epochs without a loss are left out."""
     series = _series(arms, "loss")

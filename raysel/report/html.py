@@ -147,6 +147,12 @@ p,dd,figcaption{text-wrap:pretty}
 .chart svg{display:block;width:100%;height:auto}
 figcaption{font-size:.86rem;line-height:1.45;color:var(--quiet);margin-top:8px}
 figcaption.text{margin-top:14px}
+h4{font-size:.86rem;font-weight:500;color:var(--quiet);margin:14px 0 6px}
+.thumbs,.texts{list-style:none;margin:0;padding:0}
+.thumbs{display:grid;grid-template-columns:repeat(12,minmax(0,1fr));gap:6px}
+.thumbs img{display:block;width:100%;image-rendering:pixelated;border:1px solid #e2e5ea}
+.thumbs small,.texts small{color:var(--quiet);font-size:.76rem}
+.texts li{font-size:.86rem;line-height:1.4;padding:3px 0;display:flex;justify-content:space-between;gap:14px}
 .said{margin:0;padding-left:1.1em;max-width:46em}
 .said li{margin:0 0 8px}
 .reading{max-width:46em}
@@ -164,6 +170,7 @@ h1{font-size:2rem}
 .tiles{grid-template-columns:1fr 1fr}
 .tiles b{font-size:1.7rem}
 .grid{grid-template-columns:minmax(0,1fr)}
+.thumbs{grid-template-columns:repeat(6,minmax(0,1fr))}
 .card{padding:14px 12px 12px}
 .card.plain{padding:4px 0 0}
 section,footer{margin-top:44px}

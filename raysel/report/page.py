@@ -29,6 +29,7 @@ def render(results: Mapping[str, Any]) -> str:
             _opening(results, ledger, name),
             _ledger(ledger),
             _selection(results),
+            _use(results),
             _training(results, arms),
             _costs(ledger),
             _reading(results, ledger),
@@ -231,6 +232,86 @@ def _selection(results: Mapping[str, Any]) -> str:
     )
     figures_ = html.grid(cards) or '<p class="missing">Its course was not measured.</p>'
     return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
+
+
+def _use(results: Mapping[str, Any]) -> str:
+    """Which samples RepDiv used, beside what random subsets and round robin would have used at the same cost."""
+    usage = results.get("usage")
+    if not usage:
+        return ""
+    scored = usage["scored"]
+    classes = scored["classes"]
+    shared = (
+        f"scored by what they share with {html.many(classes, 'class', 'classes')}"
+        if classes is not None
+        else "scored without classes"
+    )
+    explained = usage["autoencoder"]["unexplained"]
+    left = "" if explained is None else f"; {numbers.percent(explained)} of the variance is left unexplained"
+    lead = (
+        f"RepDiv chose each epoch’s samples by {html.many(scored['units'], 'factor')} of a sparse autoencoder, "
+        f"{numbers.count(scored['live_units'])} of them in use, {scored['active']:.1f} on a sample{html.bound(left)}. The "
+        f"samples are {shared}. Every weight is 1: no claim to be unbiased is made."
+    )
+    policies = usage.get("policies") or []
+    if not policies:
+        body = '<p class="missing">The samples’ use was not worked out: there are too many.</p>'
+        return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{body}')
+    uneven = ", ".join(f"{html.text(p['title'])}{html.NBSP}{p['variation']:.3f}" for p in policies)
+    cards = [
+        html.card(
+            figures.usage_histogram(policies),
+            "How often samples were used",
+            "Gini: 0 when all were used equally often. Total variation from a uniform draw, which bounds the gradient’s "
+            f"bias: {uneven}. The tail on all the data is included.",
+        ),
+        html.card(
+            figures.rare_seen(policies),
+            "Rare factors",
+            f"The {html.many(usage['rare_units'], 'factor')} that the fewest samples have: the share that a sample of "
+            "some epoch had, up to then.",
+        ),
+        html.card(
+            figures.alpha_curve(usage["alpha"], len(policies[0]["rare"])),
+            "From representative to diverse",
+            "alpha, the weight of Rep; Div has the rest.",
+        ),
+    ]
+    if usage.get("extremes"):
+        cards.append(_extremes(usage["extremes"]))
+    note = (
+        '<p class="note">Random subsets and round robin cost as much; round robin has the same tail. Neither was '
+        "trained: their plans, like RepDiv’s, hang on no loss.</p>"
+    )
+    return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{html.grid(cards)}{note}')
+
+
+def _extremes(extremes: Mapping[str, Any]) -> str:
+    """A card of the samples that were chosen most and least often of a class."""
+    rows = []
+    for title, samples in (("Most often", extremes["most"]), ("Least often", extremes["least"])):
+        items = []
+        for sample in samples:
+            name = f"sample_id {sample['id']}"
+            what = (
+                f'<img src="data:image/png;base64,{html.text(sample["image"])}" alt="{name}" title="{name}">'
+                if "image" in sample
+                else f"<q>{html.text(_short(sample['text']))}</q>"
+            )
+            items.append(f"<li>{what}<small>{numbers.count(sample['times'])}\u00d7</small></li>")
+        kind = "thumbs" if samples and "image" in samples[0] else "texts"
+        rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
+    caption = (
+        f"Of the class {html.text(extremes['label'])}, whose samples were used most unevenly. Of equally many times, "
+        "the lowest ids."
+    )
+    body = "\n".join(rows)
+    return f'<figure class="card wide">\n<h3>Chosen most and least</h3>\n{body}\n<figcaption>{caption}</figcaption>\n</figure>'
+
+
+def _short(words: str, most: int = 160) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= most else words[: most - 1].rstrip() + "…"
 
 
 def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,13 +1,86 @@
-"""How evenly a run used its samples: from how often each was selected."""
+"""How a run used its samples: how often it selected each, how evenly, and when it first saw what is rare."""
 
 from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from raysel.dynamic.plan import Policy
+from raysel.dynamic.state import SampleState
 from raysel.errors import DataError
 
 Counts = npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """selected: int32 (n,), how often each sample was. seen: after every epoch, the share of the units seen on a sample
+    so far."""
+
+    selected: npt.NDArray[np.int32]
+    seen: list[float]
+
+
+def replay(
+    policy: Policy,
+    n: int,
+    num_epochs: int,
+    seed: int,
+    having: tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]],
+) -> Course:
+    """What a run of a policy whose plans hang on no loss selected, from its plans alone.
+
+    having: slots and units, a pair for every slot that has the unit.
+    """
+    state, chosen = SampleState.empty(n), np.zeros(n, np.bool_)
+    slots, units = having
+    _, unit = np.unique(units, return_inverse=True)
+    seen, shares = np.zeros(int(unit.max(initial=-1)) + 1, np.bool_), []
+    nothing = np.empty(0, np.int64), np.empty(0, np.float32)
+    for epoch in range(num_epochs):
+        plan = policy.plan(state, epoch=epoch, num_epochs=num_epochs, seed=seed)
+        state = policy.update(state, plan, *nothing)
+        chosen[:] = False
+        chosen[plan.slots] = True
+        seen[unit[chosen[slots]]] = True
+        shares.append(float(seen.mean()) if len(seen) else 1.0)
+    return Course(state.selected, shares)
+
+
+def times(selected: Counts) -> list[list[int]]:
+    """[how often, samples] for every number of times that occurs, ascending."""
+    found, samples = np.unique(selected, return_counts=True)
+    return [[int(often), int(count)] for often, count in zip(found, samples, strict=True)]
+
+
+def images(values: npt.NDArray[Any]) -> list[str] | None:
+    """PNG files in base64 of samples (n, ...) if their shape is that of images, grey or in three colours, else None.
+
+    Numbers that are not uint8 are scaled, the smallest of an image to black and its largest to white.
+    """
+    from PIL import Image
+
+    if values.ndim == 3:
+        values = values[..., None]
+    elif values.ndim == 4 and values.shape[1] in (1, 3):
+        values = np.moveaxis(values, 1, -1)
+    if values.ndim != 4 or values.shape[3] not in (1, 3) or min(values.shape[1:3]) < 4:
+        return None
+    files = []
+    for image in values:
+        if image.dtype != np.uint8:
+            image = image.astype(np.float64)
+            span = float(np.ptp(image))
+            image = (255 * (image - image.min()) / span if span > 0 else 0 * image).astype(np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, format="PNG")
+        files.append(base64.b64encode(buffer.getvalue()).decode())
+    return files
 
 
 def gini(selected: Counts) -> float:

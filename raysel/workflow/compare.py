@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import ray
 
 import raysel
@@ -25,8 +26,18 @@ from raysel.files import write_text
 from raysel.report import comparison
 from raysel.selection import Selection
 from raysel.workflow import steps
-from raysel.workflow.config import METHODS, Workflow
-from raysel.workflow.run import DONE, DYNAMICS, Progress, RunDirectory, arrays, choose, open_run, versions
+from raysel.workflow.config import METHODS, Factors, Workflow, factors_of
+from raysel.workflow.run import (
+    DONE,
+    DYNAMICS,
+    Choice,
+    Progress,
+    RunDirectory,
+    arrays,
+    choose,
+    open_run,
+    versions,
+)
 
 POLICIES = ("full", "full-equal-steps", "random", "roundrobin", "infobatch")
 _NAMES = {"random_prune": "random", "random_subset": "random-subset", "round_robin": "roundrobin"}
@@ -87,11 +98,12 @@ def compare(
     counts = check(workflow, policies, seeds)
     steps.check_room(1, 1.0, workflow.train.gpus_per_worker)
     with open_run(workflow, out, progress) as this:
-        rows, _, _ = choose(this, counts["pool"])
-        data, _ = arrays(this)
         own, names = _names(workflow, policies)
+        choice = choose(this, counts["pool"], _factors(workflow, names))
+        rows = choice.rows
+        data, _ = arrays(this)
         tried = [workflow.seed + number for number in range(seeds)]
-        found = _train(this, rows, data, own, names, tried)
+        found = _train(this, choice, data, own, names, tried)
         results = {
             "name": workflow.name,
             "created": this.created,
@@ -115,7 +127,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int) -> dict[str, 
     """What can be said before Ray starts; the rows by role. Raises as :func:`compare`."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"seeds: {seeds!r}; a comparison needs at least one, and three to show a spread.")
-    _names(workflow, policies)
+    _, names = _names(workflow, policies)
     if workflow.test is None:
         raise ConfigError("The key 'test' is missing: a comparison needs rows to score the policies on.")
     if workflow.dynamic.method == "full":
@@ -123,7 +135,12 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int) -> dict[str, 
             "The key 'dynamic' names no policy that saves anything, so there is no budget to compare at; "
             "give one, for example with --set dynamic.method=infobatch."
         )
-    return steps.check(workflow)
+    return steps.check(workflow, _factors(workflow, names))
+
+
+def _factors(workflow: Workflow, names: list[str]) -> Factors | None:
+    """How samples are scored: as the workflow says, else by the defaults where RepDiv is one of the policies."""
+    return factors_of(workflow.dynamic) or (Factors() if "repdiv" in names else None)
 
 
 def write(results: dict[str, Any], directory: Path) -> None:
@@ -177,14 +194,19 @@ def _random(budget: Budget) -> Policy:
 
 
 def _roundrobin(budget: Budget) -> Policy:
+    return raysel.RoundRobin(_walked("roundrobin", budget), budget.delta)
+
+
+def _walked(name: str, budget: Budget) -> float:
+    """The share of the rows that each epoch before the tail takes."""
     walking = budget.epochs - budget.tail
     count = round((budget.passes - budget.rows * budget.tail) / walking) if walking else budget.rows
     if count < 1:
         raise ConfigError(
-            f"roundrobin: the last {budget.tail} epochs take all the data, so it spends more than "
+            f"{name}: the last {budget.tail} epochs take all the data, so it spends more than "
             f"{budget.rows * budget.tail:,} passes and cannot be held to {budget.passes:,}."
         )
-    return raysel.RoundRobin(_ratio(count, budget.rows), budget.delta)
+    return _ratio(count, budget.rows)
 
 
 def _subset(budget: Budget) -> Policy:
@@ -201,6 +223,18 @@ def _infobatch(budget: Budget) -> Policy:
     except ConfigError as error:
         raise ConfigError(f"infobatch: {error}.") from None
     return rule
+
+
+def _repdiv(budget: Budget, scores: pa.Table | None) -> Policy:
+    """RepDiv with the same tail."""
+    return raysel.RepDiv(scores, ratio=_walked("repdiv", budget), tail=budget.tail / budget.epochs)
+
+
+def _delta(rule: Policy, epochs: int) -> float:
+    """Where the rule's tail on all the data begins, as a share of which policies make that epoch: they round down."""
+    if isinstance(rule, raysel.RepDiv):
+        return _ratio(epochs - rule.tail_epochs(epochs), epochs)
+    return getattr(rule, "delta", 1.0)
 
 
 def _ratio(count: int, rows: int) -> float:
@@ -220,7 +254,7 @@ def _about(name: str, own: str, answers: list[dict[str, Any]]) -> dict[str, Any]
     """What compare.json holds of a policy. ``budget``: sets it, is held to it, or spends what it spends (free)."""
     titles = {"full": "full data", _EQUAL_STEPS: "full data at equal steps"}
     title = titles.get(name) or DYNAMICS.get(_METHODS[name], name)
-    held = name == _EQUAL_STEPS or name in _HELD
+    held = name in (_EQUAL_STEPS, "repdiv") or name in _HELD
     return {"title": title, "budget": "sets" if name == own else "held" if held else "free", "cells": answers}
 
 
@@ -228,28 +262,30 @@ def _about(name: str, own: str, answers: list[dict[str, Any]]) -> dict[str, Any]
 
 
 def _train(
-    this: RunDirectory, rows: Selection | int, data: Path, own: str, names: list[str], seeds: list[int]
+    this: RunDirectory, choice: Choice, data: Path, own: str, names: list[str], seeds: list[int]
 ) -> dict[str, list[dict[str, Any]]]:
     """Every policy's answers, one a seed; the workflow's own policy goes first, others by what it spent."""
-    flow = this.workflow
+    flow, rows, scores = this.workflow, choice.rows, choice.scores
     settings = steps.loop_config(flow, data)
     settings |= {"batch_size": flow.train.batch_size * flow.train.workers, "threads": 1, "alone": True}
-    own_rule, epochs = steps.policy(flow.dynamic), flow.train.epochs
+    own_rule, epochs = steps.policy(flow.dynamic, scores), flow.train.epochs
     samples = len(rows) if isinstance(rows, Selection) else rows
 
     def controls(answer: dict[str, Any], seed: int) -> Iterator[_Cell]:
         passes, taken = (sum(epoch[key] for epoch in answer["epochs"]) for key in ("trained", "steps"))
-        budget = Budget(samples, epochs, passes, getattr(own_rule, "delta", 1.0))
+        budget = Budget(samples, epochs, passes, _delta(own_rule, epochs))
         for name in names:
             if name == _EQUAL_STEPS:
                 rounds = steps.epochs_for(samples, settings["batch_size"], taken)
                 yield _Cell(name, seed, raysel.FullData(), rounds, taken)
+            elif name == "repdiv" and name != own:
+                yield _Cell(name, seed, _repdiv(budget, scores), epochs)
             elif name != own and name in _HELD:
                 yield _Cell(name, seed, _HELD[name](budget), epochs)
 
     todo = [_Cell(own, seed, own_rule, epochs) for seed in seeds]
     for name in names:
-        if name not in (own, _EQUAL_STEPS, *_HELD):  # at its defaults, whatever that spends
+        if name not in (own, _EQUAL_STEPS, "repdiv", *_HELD):  # at its defaults, whatever that spends
             method = _METHODS[name]
             free = steps.policy(METHODS[method](method=method))
             todo += [_Cell(name, seed, free, epochs) for seed in seeds]

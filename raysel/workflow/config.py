@@ -94,13 +94,48 @@ class DynamicRoundRobin(_Part):
     delta: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
+class Factors(_Part):
+    """The sparse autoencoder whose units RepDiv scores samples by; the fields are those of ``raysel.fit_factors``.
+
+    top_fraction: of ``raysel.factor_scores``. The vectors are those of the workflow's ``embed``.
+    """
+
+    units: Annotated[int, Field(ge=1)] | None = None
+    k: Annotated[int, Field(ge=1)] = 32
+    mode: Literal["topk", "paper"] = "topk"
+    epochs: Annotated[int, Field(ge=1)] = 20
+    rows: Annotated[int, Field(ge=1)] | None = 1 << 18
+    top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+
+
+class DynamicRepDiv(_Part):
+    """RepDiv; the fields are those of ``raysel.RepDiv``, whose scores come from ``factors`` and the pool's label."""
+
+    method: Literal["repdiv"]
+    ratio: Annotated[float, Field(gt=0, le=1)] = 0.7
+    a_min: Annotated[float, Field(ge=0, le=1)] = 0.2
+    t_mid: Annotated[float, Field(ge=0, le=1)] = 0.6
+    k_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
+    tail: Annotated[float, Field(ge=0, le=1)] = 0.15
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    factors: Factors = Factors()
+
+
 class DynamicFull(_Part):
     """Every sample in every epoch."""
 
     method: Literal["full"]
 
 
-Dynamic = DynamicInfoBatch | DynamicRandomPrune | DynamicRandomSubset | DynamicRoundRobin | DynamicFull
+Dynamic = (
+    DynamicInfoBatch
+    | DynamicRepDiv
+    | DynamicRandomPrune
+    | DynamicRandomSubset
+    | DynamicRoundRobin
+    | DynamicFull
+)
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -116,6 +151,11 @@ def _tags(model: Any) -> tuple[Any, ...]:
 
 METHODS: dict[str, Any] = {_tags(model)[0]: model for model in _members(Dynamic)}
 """The dynamic methods that a workflow can name."""
+
+
+def factors_of(dynamic: Dynamic) -> Factors | None:
+    """How the scores that the method needs are found; None where it needs none."""
+    return dynamic.factors if isinstance(dynamic, DynamicRepDiv) else None
 
 
 class Train(_Part):

@@ -27,17 +27,21 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 import raysel
 from raysel.data.embed import weights_digest
 from raysel.errors import ResourceError, RunError
 from raysel.report.ledger import Ledger, LedgerEntry
 from raysel.selection import Selection
 from raysel.workflow import steps
-from raysel.workflow.config import Workflow, digest
+from raysel.workflow.config import Factors, Workflow, digest, factors_of
 
 _MANIFEST, DONE = "manifest.json", "done.json"
 DYNAMICS = {
     "infobatch": "InfoBatch",
+    "repdiv": "RepDiv",
     "random_prune": "random pruning",
     "random_subset": "random subsets",
     "round_robin": "round robin",
@@ -142,11 +146,45 @@ def open_run(
         yield this
 
 
-def choose(this: RunDirectory, pool_rows: int) -> tuple[Selection | int, float, dict[str, Any]]:
-    """What the workflow trains on, the seconds of embedding, and the answer of the step that selected."""
-    vectors, embedding = _embed(this)
-    chosen_at, selected = _select(this, vectors)
-    return pool_rows if chosen_at is None else Selection.load(chosen_at), embedding, selected
+@dataclass(frozen=True)
+class Choice:
+    """What a workflow trains on, and what choosing it took.
+
+    rows: a Selection, or all so many rows. seconds: by stage of the ledger. scored: the folder with the rows' scores
+    where a policy needs them, and factors the answer of that step.
+    """
+
+    rows: Selection | int
+    seconds: dict[str, float]
+    scored: Path | None = None
+    factors: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> pa.Table | None:
+        """Rep and Div of every row, for RepDiv."""
+        return None if self.scored is None else pq.read_table(self.scored / steps.SCORES)
+
+
+def choose(this: RunDirectory, pool_rows: int, factors: Factors | None) -> Choice:
+    """What the workflow trains on. factors: how its rows are scored; None where no policy asks for scores."""
+    vectors, embedding = _embed(this, factors)
+    chosen_at, selecting = _select(this, vectors)
+    rows = pool_rows if chosen_at is None else Selection.load(chosen_at)
+    seconds = {"embedding": embedding, "metrics": 0.0, "selection": selecting}
+    if factors is None:
+        return Choice(rows, seconds)
+    assert vectors is not None
+    flow = this.workflow
+    key = [flow.key("pool", "target", "embed", "seed"), factors.model_dump(mode="json"), this.digests]
+    key += [rows.digest() if isinstance(rows, Selection) else str(rows)]
+    path, answer = this.step(
+        "factors",
+        [*key, weights_digest(flow.embed.embedder)],
+        lambda path: steps.factors(
+            flow, factors, this.index, vectors, rows, path, lambda text: this.progress.note("factors", text)
+        ),
+    )
+    return Choice(rows, {**seconds, "metrics": answer["seconds"]}, path, answer)
 
 
 def arrays(this: RunDirectory) -> tuple[Path, dict[str, Any]]:
@@ -161,13 +199,14 @@ def arrays(this: RunDirectory) -> tuple[Path, dict[str, Any]]:
 
 def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
     workflow = this.workflow
-    chosen, embedding, selected = choose(this, counts["pool"])
+    choice = choose(this, counts["pool"], factors_of(workflow.dynamic))
+    chosen = choice.rows
     subset = _random(this, chosen)
     shown = None if isinstance(chosen, int) else _selection(this, chosen)
     data, written = arrays(this)
-    arms = _train(this, data, chosen, subset, counts["pool"])
+    arms = _train(this, data, choice, subset, counts["pool"])
     ledger = Ledger(
-        [_entry(name, arm, embedding, selected if name == "chain" else None) for name, arm in arms.items()]
+        [_entry(name, arm, choice.seconds if name == "chain" else {}) for name, arm in arms.items()]
     )
     results = {
         "name": workflow.name,
@@ -184,6 +223,7 @@ def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
         },
         "inputs": this.digests,
         "selection": shown,
+        "usage": _usage(this, choice, data),
         "arms": {
             name: {
                 "title": arm["title"],
@@ -320,9 +360,9 @@ def _difference(one: Any, other: Any, path: str = "") -> str:
     return f"{path} is {one!r}, not {other!r}"
 
 
-def _embed(this: RunDirectory) -> tuple[Path | None, float]:
+def _embed(this: RunDirectory, factors: Factors | None) -> tuple[Path | None, float]:
     flow = this.workflow
-    if flow.select is None or flow.select.method != "gio":
+    if factors is None and (flow.select is None or flow.select.method != "gio"):
         return None, 0.0
     key = [flow.key("pool", "target", "embed", "seed"), this.digests, weights_digest(flow.embed.embedder)]
     path, answer = this.step(
@@ -333,13 +373,13 @@ def _embed(this: RunDirectory) -> tuple[Path | None, float]:
     return path / "vectors", answer["seconds"]
 
 
-def _select(this: RunDirectory, vectors: Path | None) -> tuple[Path | None, dict[str, Any]]:
+def _select(this: RunDirectory, vectors: Path | None) -> tuple[Path | None, float]:
     flow = this.workflow
     if flow.select is None:
-        return None, {"seconds": 0.0}
+        return None, 0.0
     key = [flow.key("pool", "target", "embed", "select", "seed"), this.digests]
     path, answer = this.step("select", key, lambda path: steps.select(flow, this.index, vectors, path))
-    return path / "selection", answer
+    return path / "selection", answer["seconds"]
 
 
 def _random(this: RunDirectory, chosen: Selection | int) -> tuple[Selection, float] | None:
@@ -356,14 +396,14 @@ def _random(this: RunDirectory, chosen: Selection | int) -> tuple[Selection, flo
 
 
 def _train(
-    this: RunDirectory, data: Path, chosen: Selection | int, subset: tuple[Selection, float] | None, pool: int
+    this: RunDirectory, data: Path, choice: Choice, subset: tuple[Selection, float] | None, pool: int
 ) -> dict[str, dict[str, Any]]:
     """Each arm's title, rows, history and seconds of selecting; the chain first, since a control follows it."""
     flow = this.workflow
     titles = {"gio": "GIO", "random": "random"}
     parts = [titles[flow.select.method] if flow.select else "", DYNAMICS[flow.dynamic.method]]
     key = [flow.key("select", "embed", "target", "dynamic")]
-    chain = _fit(this, "chain", steps.policy(flow.dynamic), chosen, data, key)
+    chain = _fit(this, "chain", steps.policy(flow.dynamic, choice.scores), choice.rows, data, key)
     chain["title"] = " + ".join(filter(None, parts)) or "training"
     arms = {"chain": chain}
     if subset is not None:
@@ -407,7 +447,8 @@ def _fit(
     return answer
 
 
-def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str, Any] | None) -> LedgerEntry:
+def _entry(name: str, arm: dict[str, Any], chosen: dict[str, float]) -> LedgerEntry:
+    """chosen: the seconds by stage that the choice of its rows and their scores took, besides drawing a control's."""
     epochs = arm["epochs"]
     passes = sum(epoch["trained"] for epoch in epochs)
     planning = sum(epoch["planning_seconds"] for epoch in epochs)
@@ -422,9 +463,9 @@ def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str,
         samples_backward=passes,
         steps=sum(epoch["steps"] for epoch in epochs),
         seconds={
-            "embedding": embedding if selected else 0.0,
-            "metrics": 0.0,
-            "selection": selected["seconds"] if selected else arm.get("selecting", 0.0),
+            "embedding": chosen.get("embedding", 0.0),
+            "metrics": chosen.get("metrics", 0.0),
+            "selection": chosen.get("selection", arm.get("selecting", 0.0)),
             "planning": planning,
             "training": training,
             # All the rest of the arm's wall time: starting workers, evaluation, checkpoints, epochs done twice.
@@ -449,6 +490,17 @@ def _selection(this: RunDirectory, chosen: Selection) -> dict[str, Any]:
         "curve": {"rows": curve["rows"], "kl": curve["kl"]},
         "classes": counted["classes"],
     }
+
+
+def _usage(this: RunDirectory, choice: Choice, data: Path) -> dict[str, Any] | None:
+    """What the report shows of the samples' use, where the policy scores them; the report's expense as well."""
+    scored = choice.scored
+    if scored is None:
+        return None
+    flow = this.workflow
+    key = [flow.key("pool", "embed", "train", "dynamic", "seed"), this.digests, scored.name]
+    _, answer = this.step("usage", key, lambda _: steps.usage(flow, this.index, scored, choice.rows, data))
+    return {**choice.factors, **answer}
 
 
 def versions() -> dict[str, str]:

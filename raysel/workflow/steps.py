@@ -20,18 +20,20 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 import raysel
 from raysel.code import load_function
-from raysel.data.blocks import gather
+from raysel.data.blocks import gather, plain_errors
 from raysel.data.embed import fit_embedder
 from raysel.data.pipeline import compute
 from raysel.data.rowid import ID, RowIndex, budget_rows, index_parquet, list_files
 from raysel.data.shards import Options
 from raysel.data.source import LABEL
-from raysel.data.store import write_arrays
+from raysel.data.store import ArrayDataset, write_arrays
+from raysel.data.vectors import EMBEDDING
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, DataError, ResourceError, RunError
+from raysel.report.usage import gini, images, replay, times, total_variation
 from raysel.selection import Selection
-from raysel.workflow.config import Dynamic, Rows, Workflow
+from raysel.workflow.config import Dynamic, Factors, Rows, Workflow, factors_of
 
 Watch = Callable[[str], None]  # told in a few words how far a step is
 
@@ -39,10 +41,11 @@ Watch = Callable[[str], None]  # told in a few words how far a step is
 # ---- before anything starts ----------------------------------------------------------------------------------
 
 
-def check(workflow: Workflow) -> dict[str, int]:
+def check(workflow: Workflow, factors: Factors | None = None) -> dict[str, int]:
     """What can be said without starting Ray: files, columns, labels, dimensions, budget, model. Rows by role.
 
-    Reads Parquet footers only. Raises DataError or ConfigError with the workflow's key.
+    factors: how scores are found that a policy beside the workflow's own needs. Reads Parquet footers only. Raises
+    DataError or ConfigError with the workflow's key.
     """
     roles = {role: getattr(workflow, role) for role in ("pool", "target", "test")}
     schemas: dict[str, pa.Schema] = {}
@@ -53,17 +56,19 @@ def check(workflow: Workflow) -> dict[str, int]:
     selects = workflow.select is not None and workflow.select.method == "gio"
     if selects and workflow.target is None:
         raise ConfigError("The key 'target' is missing: select.method gio chooses rows for a target.")
-    for role in ("pool", "target") if selects else ():
+    factors = factors_of(workflow.dynamic) or factors
+    embedded = embedded_roles(workflow) if selects or factors is not None else ()
+    sizes: dict[str, int | None] = {}
+    for role in embedded:
         _column(schemas[role], workflow.embed.column, f"{role}.path", "embed.column")
-    if selects:
-        sizes = {
-            role: _elements(schemas[role].field(workflow.embed.column).type) for role in ("pool", "target")
-        }
-        if None not in sizes.values() and sizes["pool"] != sizes["target"]:
-            raise DataError(
-                f"embed.column '{workflow.embed.column}': the pool's vectors have {sizes['pool']} elements, "
-                f"the target's {sizes['target']}; they must agree."
-            )
+        sizes[role] = _elements(schemas[role].field(workflow.embed.column).type)
+    if selects and None not in sizes.values() and sizes["pool"] != sizes["target"]:
+        raise DataError(
+            f"embed.column '{workflow.embed.column}': the pool's vectors have {sizes['pool']} elements, "
+            f"the target's {sizes['target']}; they must agree."
+        )
+    if factors is not None:
+        _factors(workflow, factors)
     if workflow.pool.label is None:
         raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
     if workflow.test is not None and workflow.test.label is None:
@@ -71,7 +76,7 @@ def check(workflow: Workflow) -> dict[str, int]:
     for role in ("pool", "test"):
         if role in schemas:
             _column(schemas[role], workflow.train.input, f"{role}.path", "train.input")
-    if selects:
+    if embedded:
         _embedder(workflow.embed.embedder, sizes["pool"])
     if workflow.select is not None and workflow.select.method == "random" and workflow.select.stratify:
         labels = {LABEL if name == workflow.pool.label else name for name in schemas["pool"].names}
@@ -86,11 +91,34 @@ def check(workflow: Workflow) -> dict[str, int]:
             raise ConfigError(f"select.{error}") from None
     try:  # a saving that is out of reach is said when the first epoch is planned
         first_epoch = {"epoch": 0, "num_epochs": workflow.train.epochs, "seed": workflow.seed}
-        policy(workflow.dynamic).plan(SampleState.empty(1), **first_epoch)
+        policy(workflow.dynamic, _ONE_SCORE).plan(SampleState.empty(1), **first_epoch)
     except ConfigError as error:
         raise ConfigError(f"dynamic: {error}.") from None
     load_factory(workflow.train.model)
     return counts
+
+
+def embedded_roles(workflow: Workflow) -> tuple[str, ...]:
+    """The inputs whose vectors are needed, where any are: GIO aims at the target, factors are the pool's alone."""
+    return (
+        ("pool", "target") if workflow.select is not None and workflow.select.method == "gio" else ("pool",)
+    )
+
+
+_ONE_SCORE = pa.table({ID: [0], "rep": [0.0], "div": [0.0]})  # to look at the settings with
+
+
+def _factors(workflow: Workflow, factors: Factors) -> None:
+    if factors.units is not None and factors.k > factors.units:
+        raise ConfigError(
+            f"dynamic.factors.k: {factors.k} is more than the autoencoder's {factors.units} units; lower it or raise "
+            "dynamic.factors.units."
+        )
+    if workflow.embed.on_error != "raise":
+        raise ConfigError(
+            f"embed.on_error: '{workflow.embed.on_error}' leaves rows without a vector, and RepDiv needs a score for "
+            "every row that is trained on; use 'raise', and repair or leave out what it names."
+        )
 
 
 def _look(role: str, rows: Rows) -> tuple[pa.Schema, int]:
@@ -223,19 +251,20 @@ def read(workflow: Workflow, role: str, indexes: Path) -> Dataset:
 
 
 def embed(workflow: Workflow, indexes: Path, directory: Path, watch: Watch) -> dict[str, Any]:
-    """Vectors of pool and target as Parquet (``sample_id``, ``embedding``) under ``directory/vectors``.
+    """Vectors of the pool, and of the target where there is an aim, as Parquet (``sample_id``, ``embedding``) under
+    ``directory/vectors``.
 
     Goes on where a killed run stopped.
     """
     settings = workflow.embed
-    pool, target = (read(workflow, role, indexes) for role in ("pool", "target"))
-    embedder = raysel.fit_embedder(settings.embedder, pool, column=settings.column)
+    inputs = {role: read(workflow, role, indexes) for role in embedded_roles(workflow)}
+    embedder = raysel.fit_embedder(settings.embedder, inputs["pool"], column=settings.column)
     options = Options(settings.normalize, settings.dtype, settings.on_error)
     answer: dict[str, Any] = {
         "embedder": settings.embedder,
         "explained": getattr(embedder, "explained", None),
     }
-    for role, rows in (("pool", pool), ("target", target)):
+    for role, rows in inputs.items():
         report = compute(
             rows,
             embedder,
@@ -262,6 +291,136 @@ def select(workflow: Workflow, indexes: Path, vectors: Path | None, directory: P
         chosen = raysel.Random(**options, seed=workflow.seed).select(read(workflow, "pool", indexes))
     chosen.save(directory / "selection")
     return {"kept": len(chosen)}
+
+
+def factors(
+    workflow: Workflow,
+    settings: Factors,
+    indexes: Path,
+    vectors: Path,
+    chosen: Selection | int,
+    directory: Path,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Factors of the rows to train on, in ``directory``: the autoencoder, every row's scores, who has the rare units."""
+    from raysel.factors.distributed import scored
+
+    options = settings.model_dump(exclude={"top_fraction"})
+    rows = raysel.read(str(vectors / "pool"))
+    if isinstance(chosen, Selection):
+        rows = chosen.apply(rows)
+    watch("training the autoencoder")
+    autoencoder = raysel.fit_factors(rows, **options, seed=workflow.seed)
+    autoencoder.save(directory / "autoencoder.safetensors")
+    watch("scoring")
+    labels = ray.put(_labels(read(workflow, "pool", indexes)).sort_by(ID))
+    labelled = rows.map_batches(_labelled, fn_args=(labels,), batch_format="pyarrow", batch_size=None)
+    found = scored(plain_errors(labelled), autoencoder, EMBEDDING, LABEL, settings.top_fraction)
+    pq.write_table(found.table, directory / SCORES)
+    pq.write_table(found.pairs, directory / RARE)
+    return {
+        "scored": json.loads(found.table.schema.metadata[b"raysel.factors"]),
+        "rare_units": found.rare,
+        "autoencoder": autoencoder.training["report"],
+    }
+
+
+SCORES, RARE = "scores.parquet", "rare.parquet"
+
+
+def _labelled(table: pa.Table, labels: Any) -> pa.Table:
+    known = ray.get(labels) if isinstance(labels, ray.ObjectRef) else labels
+    if not table.num_rows:  # an empty block may come without its columns
+        return table
+    place = np.searchsorted(known[ID].to_numpy(), table[ID].to_numpy())
+    return table.append_column(LABEL, known[LABEL].take(pa.array(place)))
+
+
+def usage(
+    workflow: Workflow, indexes: Path, scored: Path, chosen: Selection | int, data: Path
+) -> dict[str, Any]:
+    """How RepDiv used the samples, beside a fresh random subset an epoch and round robin that cost as much.
+
+    Their plans hang on no loss, so they are made again here: what the run trained on. Nothing for more than
+    200 million (sample, epoch) pairs, which would take minutes.
+    """
+    ids = chosen.ids if isinstance(chosen, Selection) else np.arange(chosen)
+    n, epochs = len(ids), workflow.train.epochs
+    if n * epochs > _REPLAYED:
+        return {}
+    table, pairs = pq.read_table(scored / SCORES), pq.read_table(scored / RARE)
+    rule = policy(workflow.dynamic, table)
+    assert isinstance(rule, raysel.RepDiv)
+    rule = rule.for_ids(ids)
+    tail = rule.tail_epochs(epochs)
+    walked, spent = rule.count(n), (epochs - tail) * rule.count(n) + tail * n
+    rules: dict[str, Policy] = {
+        "RepDiv": rule,
+        # The middle of what is rounded down to as many samples and epochs.
+        "random": raysel.RandomSubset(min((spent // epochs + 0.5) / n, 1.0)),
+        "round robin": raysel.RoundRobin(
+            min((walked + 0.5) / n, 1.0), min((epochs - tail + 0.5) / epochs, 1.0)
+        ),
+    }
+    slots = np.searchsorted(ids, pairs[ID].to_numpy())
+    having = (slots, pairs["unit"].to_numpy())
+    courses = {name: replay(made, n, epochs, workflow.seed, having) for name, made in rules.items()}
+    selected = courses["RepDiv"].selected
+    return {
+        "policies": [
+            {
+                "title": name,
+                "gini": gini(course.selected),
+                "variation": total_variation(course.selected),
+                "times": times(course.selected),
+                "rare": course.seen,
+            }
+            for name, course in courses.items()
+        ],
+        "alpha": [rule.alpha_in(epoch, epochs) for epoch in range(epochs - tail)],
+        "extremes": _extremes(workflow, indexes, ids, selected, data),
+    }
+
+
+_REPLAYED = 200_000_000
+_SHOWN = 12
+
+
+def _extremes(
+    workflow: Workflow, indexes: Path, ids: np.ndarray, selected: np.ndarray, data: Path
+) -> dict[str, Any] | None:
+    """The samples chosen most and least often of the class whose samples were used most unevenly; None if they are
+    neither images nor texts."""
+    arrays_ = ArrayDataset(data / "pool")
+    labels = arrays_.labels[ids]
+    here = max(np.unique(labels), key=lambda code: gini(selected[labels == code]))
+    mine = np.flatnonzero(labels == here)
+    count = min(_SHOWN, len(mine) // 2)
+    most, least = (mine[np.argsort(by, kind="stable")[:count]] for by in (-selected[mine], selected[mine]))
+    slots = np.concatenate([most, least])
+    wanted = ids[slots]
+    shown = images(np.array(arrays_.inputs[wanted]))
+    kind = "image"
+    if shown is None:
+        kind, shown = "text", _texts(workflow, indexes, wanted)
+    if shown is None or count == 0:
+        return None
+    samples = [
+        {"id": int(i), "times": int(selected[slot]), kind: what}
+        for i, slot, what in zip(wanted, slots, shown, strict=True)
+    ]
+    return {"label": str(arrays_.classes[here]), "most": samples[:count], "least": samples[count:]}
+
+
+def _texts(workflow: Workflow, indexes: Path, ids: np.ndarray) -> list[str] | None:
+    """The texts that the vectors were made of, None if they were made of something else."""
+    rows, column = read(workflow, "pool", indexes), workflow.embed.column
+    kind = rows.schema().base_schema.field(column).type
+    if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
+        return None
+    found = gather(Selection.of(ids).apply(rows.select_columns([ID, column])), [ID, column], "pool")
+    by_id = dict(zip(found[ID].to_pylist(), found[column].to_pylist(), strict=True))
+    return [by_id[i] for i in ids.tolist()]
 
 
 def random_subset(workflow: Workflow, indexes: Path, count: int, directory: Path) -> dict[str, Any]:
@@ -304,8 +463,10 @@ def arrays(workflow: Workflow, indexes: Path, directory: Path) -> dict[str, Any]
     return {"classes": [str(name) for name in classes]}
 
 
-def policy(settings: Dynamic) -> Policy:
-    """The dynamic policy that the settings ask for."""
+def policy(settings: Dynamic, scores: pa.Table | None = None) -> Policy:
+    """The dynamic policy that the settings ask for. scores: of every sample, where it needs them."""
+    if settings.method == "repdiv":
+        return raysel.RepDiv(scores, **settings.model_dump(exclude={"method", "factors"}))
     made: dict[str, Callable[..., Policy]] = {
         "infobatch": raysel.InfoBatch,
         "random_prune": raysel.RandomPrune,

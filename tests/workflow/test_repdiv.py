@@ -1,0 +1,133 @@
+"""RepDiv from a workflow file: factors and scores are steps of the run, and a comparison holds others to its cost."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raysel
+from raysel.errors import ConfigError, DataError
+from raysel.factors import Autoencoder, rep_div
+from raysel.workflow import config, steps
+from raysel.workflow.compare import Budget, _delta, _repdiv, check, compare
+from raysel.workflow.run import Progress, run
+
+ROOT = Path(__file__).resolve().parents[2]
+REPDIV = "dynamic={method: repdiv, ratio: 0.4, tail: 0.25, factors: {units: 48, k: 6, epochs: 4}}"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The shipped digits, half of them chosen at random, one worker's batches of 32 for four epochs."""
+    data = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, str(ROOT / "workflows/digits.py"), "--out", str(data)], check=True)
+    paths = [f"{role}.path={data}/{role}.parquet" for role in ("pool", "test")]
+    small = ["target=null", "controls=[]", "train.epochs=4", "train.workers=1", "train.batch_size=32", REPDIV]
+    small += ["select={method: random, budget: 700}", "embed.embedder=pca:16"]
+    return lambda *more: config.load(ROOT / "workflows/quickstart.yaml", [*paths, *small, *more])
+
+
+def test_a_run_finds_factors_scores_the_chosen_rows_and_trains_what_the_policy_says(
+    cluster, digits, tmp_path, capsys
+):
+    flow, out = digits(), tmp_path / "run"
+    results = run(flow, out)
+    plans = [epoch["planned"] for epoch in results["arms"]["chain"]["epochs"]]
+    assert plans == [280, 280, 280, 700] and results["arms"]["chain"]["title"] == "random + RepDiv"
+    (folder,) = out.glob("steps/factors-*")
+    scores = pq.read_table(folder / steps.SCORES)
+    chosen = raysel.Selection.load(next(out.glob("steps/select-*/selection")))
+    assert scores["sample_id"].to_pylist() == chosen.ids.tolist()
+
+    # the same from arrays, without Ray
+    sae = Autoencoder.load(folder / "autoencoder.safetensors")
+    vectors = pq.read_table(next(out.glob("steps/embed-*")) / "vectors" / "pool").sort_by("sample_id")
+    assert not list(out.glob("steps/embed-*/vectors/target"))
+    x = vectors["embedding"].combine_chunks().to_numpy_ndarray()[chosen.ids]
+    labels = np.array(pq.read_table(flow.pool.path)["label"])[chosen.ids]
+    rep, div = rep_div(sae.encode(x).active, labels)
+    np.testing.assert_array_equal(scores["rep"].to_numpy(), rep)
+    np.testing.assert_array_equal(scores["div"].to_numpy(), div)
+    assert scores["label"].to_pylist() == labels.tolist()
+
+    usage = results["usage"]
+    assert usage["scored"]["samples"] == 700 and usage["scored"]["units"] == 48
+    own, random, turns = usage["policies"]
+    for policy in (own, random, turns):
+        assert sum(samples for _, samples in policy["times"]) == 700
+        assert len(policy["rare"]) == 4 and policy["rare"] == sorted(policy["rare"])
+    spent = [sum(often * samples for often, samples in p["times"]) for p in usage["policies"]]
+    assert spent[0] == spent[2] == sum(plans) and abs(spent[1] - spent[0]) <= 4
+    assert own["rare"][-1] == turns["rare"][-1] == 1.0  # the tail sees everything
+    assert turns["gini"] < random["gini"]
+    assert len(usage["alpha"]) == 3 and usage["alpha"][0] > usage["alpha"][2] > 0.2
+    page = (out / "report.html").read_text()
+    assert "Use of the samples" in page and "RepDiv: Gini" in page
+    stages = json.loads((out / "ledger.json").read_text())["entries"][0]["seconds"]
+    assert stages["metrics"] > 0 and stages["embedding"] > 0
+
+    capsys.readouterr()
+    assert run(flow, out, progress=Progress(sys.stderr))["usage"] == usage
+    assert all(line.endswith("reused") for line in capsys.readouterr().err.splitlines())
+
+    # a comparison in the same directory: no factor is found again, all at RepDiv's cost, with its tail
+    compared = compare(flow, ("full-equal-steps", "random", "roundrobin", "infobatch"), 1, out)
+    assert len(list(out.glob("steps/factors-*"))) == 1
+    cells = {name: policy["cells"][0]["epochs"] for name, policy in compared["policies"].items()}
+    assert list(cells) == ["full-equal-steps", "random", "roundrobin", "infobatch", "repdiv"]
+    assert [epoch["planned"] for epoch in cells["repdiv"]] == plans
+    assert [epoch["planned"] for epoch in cells["roundrobin"]] == plans
+    for name in ("random", "infobatch"):
+        assert cells[name][-1]["planned"] == 700
+        assert abs(sum(e["planned"] for e in cells[name]) - sum(plans)) < 5 * np.sqrt(2 * 700 * 0.25)
+    own_cell = compared["policies"]["repdiv"]["cells"][0]["policy"]
+    assert own_cell["policy"] == "RepDiv" and own_cell["ratio"] == 0.4
+
+
+@pytest.mark.parametrize(("epochs", "tail"), [(7, 0.15), (20, 0.15), (30, 0.15), (40, 0.0), (9, 0.34)])
+def test_repdiv_is_held_to_a_budget_and_holds_others_to_its_own(epochs, tail):
+    table = {"sample_id": np.arange(90), "rep": np.zeros(90, "f4"), "div": np.zeros(90, "f4")}
+    scores = pa.table(table)
+    rule = raysel.RepDiv(scores, ratio=0.3, tail=tail)
+    passes = round(rule.cost(90, epochs) * 90 * epochs)
+    budget = Budget(90, epochs, passes, _delta(rule, epochs))
+    assert budget.tail == rule.tail_epochs(epochs)
+    again = _repdiv(budget, scores)
+    assert (again.count(90), again.tail_epochs(epochs)) == (rule.count(90), rule.tail_epochs(epochs))
+    with pytest.raises(ConfigError, match=r"repdiv: the last .* cannot be held to 1"):
+        _repdiv(Budget(90, 10, 1, 0.8), scores)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("dynamic.factors.k=49", r"dynamic.factors.k: 49 is more than the autoencoder's 48 units"),
+        ("embed.on_error=drop", r"embed.on_error: 'drop' leaves rows without a vector, and RepDiv needs"),
+        ("embed.column=vector", r"embed.column: no column 'vector'"),
+        ("embed.embedder=pca:65", r"write pca:32, for example, at most 64"),
+        ("dynamic.ratio=0", r"'dynamic.ratio' is 0"),
+        ("dynamic.penalty=-1", r"'dynamic.penalty' is -1"),
+        ("dynamic.factor={}", r"unknown key 'dynamic.factor'; did you mean 'dynamic.factors'\?"),
+        (
+            "dynamic.factors.unit=3",
+            r"unknown key 'dynamic.factors.unit'; did you mean 'dynamic.factors.units'\?",
+        ),
+    ],
+)
+def test_bad_input_is_said_before_ray_is_needed(digits, override, sentence):
+    with pytest.raises((ConfigError, DataError), match=sentence):
+        steps.check(digits(override))
+
+
+def test_a_comparison_that_names_repdiv_needs_vectors_too(digits):
+    other = digits("dynamic={method: infobatch}", "embed.column=vector")
+    check(other, ("roundrobin",), 1)
+    with pytest.raises(DataError, match="no column 'vector'"):
+        check(other, ("repdiv",), 1)
