@@ -47,6 +47,7 @@ _SIZE = 10.2  # points; labels
 _LINE = 13.2  # points from one line of a label to the next
 _STEPS = (1, 2, 2.5, 5, 10)  # ticks people count in
 _MOST_CLASSES = 24
+_MOST_BINS = 100
 _STYLE = {
     "font.family": ["DejaVu Sans"],
     "font.size": _SIZE,
@@ -253,16 +254,17 @@ def usage_histogram(policies: Sequence[Mapping[str, Any]]) -> str:
     if not shown:
         return ""
     most = max(policy["times"][-1][0] for policy in shown)
+    wide = -(-(most + 1) // _MOST_BINS)  # of a bin, in times
+    edges = np.arange(0, most + wide + 1, wide)
     with _figure(height=262 + 15.0 * (len(shown) - 1)) as (figure, svg):
         axes = _keyed_axes(figure, [f"{p['title']}: Gini {p['gini']:.3f}" for p in shown])
-        axes.set_xlim(-0.5, most + 1.5)
+        axes.set_xlim(-0.5, edges[-1] + 0.5)
         highest = 0
         for policy, colour in zip(shown, _USES, strict=False):
-            counts = np.zeros(most + 2, np.int64)
-            for often, samples in policy["times"]:
-                counts[often] = samples
+            often, samples = zip(*policy["times"], strict=True)
+            counts, _ = np.histogram(often, edges, weights=samples)
             highest = max(highest, int(counts.max()))
-            axes.stairs(counts, np.arange(most + 3) - 0.5, color=colour, linewidth=1.6)
+            axes.stairs(counts, edges - 0.5, color=colour, linewidth=1.6)
         _reach(axes, 0, highest)
         _ticks(axes, x=_thousands, y=_thousands, whole=True)
         _titles(axes, x="times selected in the run", y="samples")
