@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -188,6 +188,7 @@ def fit_autoencoder(
     learning_rate: float = 1e-3,
     seed: int = 0,
     device: str = "cpu",
+    together: bool = False,
 ) -> Autoencoder:
     """Train a sparse autoencoder on vectors (n, D), any real dtype, with Adam and a cosine schedule to 0.
 
@@ -195,6 +196,9 @@ def fit_autoencoder(
     by a loss of weight 1/32: in ``paper``, each is asked to reconstruct alone the sample of the batch on which its
     pre-activation is largest; in ``topk``, the D / 2 of them with the largest pre-activations reconstruct the error
     the others leave (AuxK). The same call on the same kind of machine gives the same weights to the last bit.
+    together: the vectors are this process's part of them all; every process that torch.distributed has joined makes
+    this call, and all get the same autoencoder. A batch has rows of all of them, equally many, so a process with fewer
+    goes round its own again; ``topk`` only, since the revival of ``paper`` looks at a batch as a whole.
     Raises ConfigError for parameters out of range, k above ``units`` included, and DataError for vectors that are
     not finite or all the same.
     """
@@ -209,9 +213,11 @@ def fit_autoencoder(
     if not 0 < learning_rate < math.inf:
         raise ConfigError(f"learning_rate = {learning_rate!r} must be a positive number.")
     torch = _torch(device)
-    mean = _mean(rows)
+    add, world = _joined(mode, batch_size) if together else (_as_it_is, 1)
+    total = int(add(torch.tensor(n, device=device)))
+    mean = _mean(rows, total, lambda sums: add(torch.from_numpy(sums).to(device)).cpu().numpy())
     training = {
-        "samples": n,
+        "samples": total,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -227,34 +233,41 @@ def fit_autoencoder(
     bias = torch.zeros(d, device=device, requires_grad=True)
     weights = [encoder, bias] + ([encoder_bias] if mode == "paper" else [decoder])
     adam = torch.optim.Adam(weights, lr=learning_rate)
-    batches = -(-n // batch_size)
+    share = batch_size // world  # of a batch: the rows of this process
+    batches = -(-n // share)
+    if together:
+        batches = int(_most(torch.tensor(batches, device=device)))
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(adam, epochs * batches)
     silent = torch.zeros(units, dtype=torch.int64, device=device)  # samples since the unit was last active
 
     for _ in range(epochs):
         visit = torch.randperm(n, generator=draws).numpy()
-        for at in range(0, n, batch_size):
-            x = _normalised(rows[visit[at : at + batch_size]], centre)
+        if together:
+            visit = np.resize(visit, batches * share)
+        for at in range(0, len(visit), share):
+            x = _normalised(rows[visit[at : at + share]], centre)
             shifted = x if mode == "paper" else x - bias
             pre = torch.addmm(encoder_bias, shifted, encoder.T)
             z = _codes(pre, k, mode)
             error = x - torch.addmm(bias, z, decoder)
             loss = (error * error).sum(1).mean()
-            dead = (silent >= n).nonzero()[:, 0]
+            dead = (silent >= total).nonzero()[:, 0]
             if len(dead):
                 wake = _revival if mode == "paper" else _residual
                 loss = loss + _AUXILIARY * wake(x, error, pre[:, dead], decoder[dead], bias)
             adam.zero_grad()
             loss.backward()
             with torch.no_grad():
+                for weight in weights:
+                    weight.grad = add(weight.grad) / world if together else weight.grad
                 if mode == "topk":  # a gradient along a row would only fill Adam's memory
                     decoder.grad -= (decoder.grad * decoder).sum(1, keepdim=True) * decoder
                 adam.step()
                 cosine.step()
                 if mode == "topk":
                     decoder.copy_(torch.nn.functional.normalize(decoder, dim=1))
-                silent += len(x)
-                silent[(z > 0).any(0)] = 0
+                silent += len(x) * world
+                silent[add((z > 0).any(0).int()) > 0] = 0
 
     with torch.no_grad():
         if mode == "topk":  # the shared bias folds into the encoder's: one product a tile, no subtraction
@@ -269,6 +282,41 @@ def fit_autoencoder(
     if not all(np.isfinite(array).all() for array in found.values()):
         raise DataError(f"The training diverged; lower learning_rate (it is {learning_rate:g}).")
     return Autoencoder(mode, k, **found, mean=mean, training=training)
+
+
+def _as_it_is(part: torch.Tensor) -> torch.Tensor:
+    return part
+
+
+def _joined(mode: str, batch_size: int) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
+    """How a tensor is summed over the processes that torch.distributed has joined, and their number."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigError(
+            "together = True, but torch.distributed has joined no processes; call init_process_group before."
+        )
+    if mode != "topk":
+        raise ConfigError(
+            f"mode '{mode}' cannot be trained by several processes: it wakes a dead unit by one sample of the whole "
+            "batch; use mode='topk' or one process."
+        )
+    world = dist.get_world_size()
+    if batch_size % world:
+        raise ConfigError(f"batch_size = {batch_size} cannot be shared by {world} processes equally.")
+
+    def add(part: torch.Tensor) -> torch.Tensor:
+        dist.all_reduce(part)
+        return part
+
+    return add, world
+
+
+def _most(count: torch.Tensor) -> torch.Tensor:
+    import torch.distributed as dist
+
+    dist.all_reduce(count, dist.ReduceOp.MAX)
+    return count
 
 
 def histogram(count: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -322,18 +370,22 @@ def _largest(size: torch.Tensor, k: int) -> torch.Tensor:
     return keep
 
 
-def _mean(rows: Floats) -> Floats:
-    """The mean of the rows at length 1, in float64 and in order; DataError if they are all the same."""
-    total, squares = np.zeros(rows.shape[1]), 0.0
+def _mean(rows: Floats, count: int, add: Callable[[npt.NDArray[np.float64]], Any]) -> Floats:
+    """The mean of ``count`` rows at length 1, in float64 and in order; DataError if they are all the same.
+
+    rows: those of this process. add: the sum over all processes of what it is given.
+    """
+    sums = np.zeros(rows.shape[1] + 1)  # the last: of squares
     for at in range(0, len(rows), 65_536):
         part = rows[at : at + 65_536].astype(np.float64)
         part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), _SHORTEST)
-        total += part.sum(0)
-        squares += float(np.einsum("ij,ij->", part, part))
-    mean = total / len(rows)
-    if squares / len(rows) - float(mean @ mean) < _LEAST_VARIANCE:
+        sums[:-1] += part.sum(0)
+        sums[-1] += float(np.einsum("ij,ij->", part, part))
+    sums = np.asarray(add(sums)) / count
+    mean = sums[:-1]
+    if float(sums[-1]) - float(mean @ mean) < _LEAST_VARIANCE:
         raise DataError(
-            f"All {len(rows)} vectors point the same way, so there are no factors to find; check the embedding."
+            f"All {count} vectors point the same way, so there are no factors to find; check the embedding."
         )
     return mean.astype(np.float32)
 

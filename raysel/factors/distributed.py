@@ -7,6 +7,8 @@ id, two scores and its class.
 from __future__ import annotations
 
 import json
+import tempfile
+import uuid
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,11 +18,11 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raysel.data.blocks import stream_blocks, vector_blocks
-from raysel.data.rowid import ID, check_ids
+from raysel.data.blocks import VectorBlocks, stream_blocks, vector_blocks
+from raysel.data.rowid import ID, check_ids, hash_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
-from raysel.errors import DataError, first
+from raysel.errors import DataError, ResourceError, first
 from raysel.factors import scores
 from raysel.factors.autoencoder import Autoencoder, fit_autoencoder
 from raysel.factors.scores import FactorCounts, RawScores, Span
@@ -35,21 +37,77 @@ def fit_factors(
     *,
     column: str = EMBEDDING,
     rows: int | None = _SAMPLE_ROWS,
+    workers: int | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> Autoencoder:
     """Train a sparse autoencoder in this process on about ``rows`` of a data set's vectors, on all of them for None.
 
+    workers: train in so many workers of Ray Train, a CPU each (and a GPU with ``device="cuda"``), each of which holds a
+    part of the rows, drawn by their ids: for vectors that outgrow one process. ``rows=None`` is then all of them.
     column: the vectors, such as ``raysel.embed`` makes. Rows are drawn by their ids, so that blocks and nodes change
-    nothing; fewer of wide vectors, so that the sample takes 512 MB at most. seed, settings: see
+    nothing; fewer of wide vectors, so that the sample takes 512 MB at most in a process. seed, settings: see
     :func:`raysel.factors.fit_autoencoder`. What the autoencoder's ``report`` says of these rows is in its ``training``.
     Raises what :func:`fit_autoencoder` raises, and DataError for vectors that cannot be used.
     """
     source = vector_blocks(dataset, column, "dataset to fit on")
-    most = source.rows if rows is None else min(rows, max(_SAMPLE_NUMBERS // source.dimension, 1))
+    room = max(_SAMPLE_NUMBERS // source.dimension, 1) * (workers or 1)
+    most = source.rows if rows is None else min(rows, room)
+    if workers is not None:
+        return _on_workers(source, most, workers, {**settings, "seed": seed})
     sample = source.sample(most, seed)[1]
     found = fit_autoencoder(sample, seed=seed, **settings)
     return replace(found, training={**found.training, "report": found.report(sample)})
+
+
+def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[str, Any]) -> Autoencoder:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpu = str(settings.get("device", "cpu")) != "cpu"
+    have = ray.cluster_resources()
+    if min(have.get("CPU", 0), have.get("GPU", 0) if gpu else workers) < workers:
+        raise ResourceError(
+            f"workers: {workers} of 1 CPU{' and 1 GPU' if gpu else ''} cannot be placed: the cluster has "
+            f"{have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; ask for fewer."
+        )
+    share = min(most / source.rows, 1.0)
+    with tempfile.TemporaryDirectory() as place:
+        trainer = TorchTrainer(
+            _fit_part,
+            train_loop_config={
+                "blocks": source.blocks,
+                "column": source.column,
+                "share": share,
+                "settings": settings,
+            },
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+            run_config=RunConfig(name=f"factors-{uuid.uuid4().hex[:12]}", storage_path=place),
+        )
+        found: Autoencoder = trainer.fit().return_value
+    return found
+
+
+def _fit_part(config: dict[str, Any]) -> Autoencoder:
+    """The autoencoder that all workers train, from the rows whose ids fall to this one."""
+    import ray.train
+    import ray.train.torch
+
+    context, settings = ray.train.get_context(), dict(config["settings"])
+    rank, world = context.get_world_rank(), context.get_world_size()
+    ids, parts = [], []
+    for block in config["blocks"]:
+        table = ray.get(block)
+        mine = table[ID].to_numpy()
+        here = hash_ids(mine, settings["seed"]) / config["share"]
+        taken = np.flatnonzero((here >= rank / world) & (here < (rank + 1) / world))
+        ids.append(mine[taken])
+        parts.append(as_matrix(table[config["column"]], config["column"], mine)[taken])
+    vectors = np.concatenate(parts)[np.argsort(np.concatenate(ids), kind="stable")]
+    if settings.get("device", "cpu") != "cpu":
+        settings["device"] = str(ray.train.torch.get_device())
+    found = fit_autoencoder(vectors, **settings, together=True)
+    return replace(found, training={**found.training, "report": found.report(vectors)})
 
 
 def factor_scores(

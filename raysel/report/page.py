@@ -242,16 +242,16 @@ def _use(results: Mapping[str, Any]) -> str:
     scored = usage["scored"]
     classes = scored["classes"]
     shared = (
-        f"scored by what they share with {html.many(classes, 'class', 'classes')}"
+        f"For Rep a frequent factor counts as 1 over how many of the {html.many(classes, 'class', 'classes')} have it"
         if classes is not None
-        else "scored without classes"
+        else "They are scored without classes: for Rep every frequent factor counts as 1"
     )
     explained = usage["autoencoder"]["unexplained"]
     left = "" if explained is None else f"; {numbers.percent(explained)} of the variance is left unexplained"
     lead = (
         f"RepDiv chose each epoch’s samples by {html.many(scored['units'], 'factor')} of a sparse autoencoder, "
-        f"{numbers.count(scored['live_units'])} of them in use, {scored['active']:.1f} on a sample{html.bound(left)}. The "
-        f"samples are {shared}. Every weight is 1: no claim to be unbiased is made."
+        f"{numbers.count(scored['live_units'])} of them in use, {scored['active']:.1f} on a sample{html.bound(left)}. "
+        f"{shared}. Every weight is 1: no claim to be unbiased is made."
     )
     policies = usage.get("policies") or []
     if not policies:
@@ -268,8 +268,8 @@ def _use(results: Mapping[str, Any]) -> str:
         html.card(
             figures.rare_seen(policies),
             "Rare factors",
-            f"The {html.many(usage['rare_units'], 'factor')} that the fewest samples have: the share that a sample of "
-            "some epoch had, up to then.",
+            f"The {html.many(usage['rare_units'], 'factor')} that the fewest samples have: the share of them that "
+            "the run had seen on some sample.",
         ),
         html.card(
             figures.alpha_curve(usage["alpha"], len(policies[0]["rare"])),

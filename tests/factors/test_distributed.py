@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysel.errors import ConfigError, DataError
+from raysel.errors import ConfigError, DataError, ResourceError
 from raysel.factors import Autoencoder, fit_autoencoder, rep_div
 from raysel.factors.distributed import scored
 
@@ -113,3 +113,21 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
         score(pa.concat_tables([few, few.slice(3, 2)]))
     with pytest.raises(ConfigError, match="top_fraction"):
         score(few, top_fraction=0.0)
+
+
+@pytest.mark.slow
+def test_ray_train_workers_find_one_autoencoder_from_parts_of_the_rows(cluster, vectors, labels):
+    import raysel
+
+    settings = {"units": 32, "k": 4, "epochs": 8, "rows": None, "seed": 3}
+    found = []
+    for cuts in ([0, N], [0, 10, 350, N]):
+        blocks = [table(vectors, labels).slice(a, b - a) for a, b in pairwise(cuts)]
+        found.append(raysel.fit_factors(cluster.data.from_arrow(blocks), workers=2, **settings))
+    np.testing.assert_array_equal(found[0].encoder, found[1].encoder)
+    assert found[0].training["samples"] == N
+    alone = raysel.fit_factors(cluster.data.from_arrow(blocks), **settings)
+    ours, theirs = (each.report(vectors)["unexplained"] for each in (found[0], alone))
+    assert ours < 1.1 * theirs < 0.9
+    with pytest.raises(ResourceError, match="5 of 1 CPU cannot be placed"):
+        raysel.fit_factors(cluster.data.from_arrow(blocks), workers=5, **settings)

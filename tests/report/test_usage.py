@@ -126,7 +126,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert page == render(results) and "Use of the samples" in page
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
     plain = page.replace("\u00a0", " ")
-    assert "what they share with 3 classes" in plain and "12.3 % of the variance" in plain
+    assert "over how many of the 3 classes have it" in plain and "12.3 % of the variance" in plain
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
 
     picture = images(np.zeros((1, 8, 8), np.uint8))[0]
@@ -142,7 +142,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     Sources().feed(page)
     assert sources.count(f"data:image/png;base64,{picture}") == 2  # nothing is fetched
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
-    assert "scored without classes" in page and "variance" not in page
+    assert "scored without classes: for Rep" in page and "variance" not in page
 
     usage["policies"], usage["extremes"] = [], None
     assert "there are too many" in render(results)
