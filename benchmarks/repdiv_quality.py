@@ -9,8 +9,8 @@ glosses as MiniLM vectors, 384 wide, in 41 classes (benchmarks/results/wordnet.n
 makes). The 10,000 and 4,989 test rows score the trained network and do nothing else. The factors come from a sparse
 autoencoder on the same training vectors with the settings of ``fit_autoencoder`` (1,024 units for WordNet), one a seed.
 
-Training: 20 epochs, batches of 128, SGD with Nesterov momentum 0.9, weight decay 5e-4 and a learning rate of 0.05, fixed
-before the first cell was run. The rate falls over the steps that the arm really takes, after a tenth of warm-up:
+Training: 20 epochs, batches of 128, SGD with Nesterov momentum 0.9, weight decay 5e-4 and a learning rate of 0.05,
+fixed before the first cell was run. The rate falls over the steps that the arm really takes, after a tenth of warm-up:
 ``cosine`` to zero, ``steps`` to a tenth at a half and again at three quarters. Networks: ``wide``, one hidden layer
 of 256 ReLUs; ``deep``, three of 128. Plans and states are the policies' own (raysel.dynamic), in one process.
 
@@ -18,7 +18,8 @@ Every arm but ``full`` spends what RepDiv spends at that ratio: 15 % of the epoc
 before. ``full-equal-steps``: all the data, that many steps. ``random``: a fresh subset an epoch, all of one size.
 ``random-prune``: InfoBatch without the losses, the same tail, first epoch and rescale. ``roundrobin`` has the same tail.
 ``infobatch``: ``target_saving`` solved for the cost. Parts: ``main``, ``noise`` (20 % of the training labels, drawn anew
-a seed, are another class; RepDiv knows the wrong ones only), ``network`` (deep), ``schedule`` (steps), ``ablation``.
+a seed, are another class; RepDiv knows the wrong ones only), ``network`` (deep), ``schedule`` (steps), ``ablation``,
+``long`` (100 epochs).
 
 A cell is one JSON line; cells that are there are not computed again.
 """
@@ -60,7 +61,7 @@ RESULTS = HERE / "results" / "repdiv_quality.jsonl"
 DATA = {"fashion": "FashionMNIST", "wordnet": "WordNet"}
 RATIOS = (0.7, 0.3)
 SEEDS = (0, 1, 2)
-EPOCHS, TAIL, BATCH = 20, 0.15, 128
+TAIL, BATCH = 0.15, 128
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 5e-4
 NETWORKS = {"wide": (256,), "deep": (128, 128, 128)}
 UNITS = {"fashion": 512, "wordnet": 1024}
@@ -87,8 +88,9 @@ PARTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "ablation": ({}, tuple(ABLATIONS)),
     "network": ({"network": "deep"}, ("full", "full-equal-steps", "random", "roundrobin", "infobatch", "repdiv")),
     "schedule": ({"schedule": "steps"}, ("full", "full-equal-steps", "random", "roundrobin", "infobatch", "repdiv")),
+    "long": ({"epochs": 100}, ("full", "roundrobin", "repdiv")),
 }  # fmt: skip
-USUAL = {"noise": 0.0, "network": "wide", "schedule": "cosine"}
+USUAL = {"noise": 0.0, "network": "wide", "schedule": "cosine", "epochs": 20}
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -153,36 +155,40 @@ def scores(data: str, seed: int, labels: np.ndarray) -> Any:
 # ------------------------------------------------------------------------------------------------ arms
 
 
-def tail_epochs() -> int:
-    return round(TAIL * EPOCHS)
-
-
-def made(arm: str, ratio: float, n: int, known: Any) -> tuple[Any, int]:
+def made(arm: str, ratio: float, n: int, epochs: int, known: Any) -> tuple[Any, int]:
     """The arm's policy and the steps it takes (InfoBatch: will take, on average)."""
-    chosen, tail = int(ratio * n), tail_epochs()
-    passes = (EPOCHS - tail) * chosen + tail * n
-    taken = (EPOCHS - tail) * -(-chosen // BATCH) + tail * -(-n // BATCH)
-    share, delta = passes / (n * EPOCHS), 1 - TAIL
+    chosen, tail = int(ratio * n), round(TAIL * epochs)
+    passes = (epochs - tail) * chosen + tail * n
+    taken = (epochs - tail) * -(-chosen // BATCH) + tail * -(-n // BATCH)
+    share, delta = passes / (n * epochs), 1 - TAIL
     if arm == "full":
-        return FullData(), EPOCHS * -(-n // BATCH)
+        return FullData(), epochs * -(-n // BATCH)
     if arm == "full-equal-steps":
         return FullData(), taken
     if arm == "random":
         policy = RandomSubset(share)
-        return policy, EPOCHS * -(-int(share * n) // BATCH)
+        return policy, epochs * -(-int(share * n) // BATCH)
     if arm == "random-prune":
-        return RandomPrune((1 - share) * EPOCHS / (EPOCHS - tail - 1), 1.0, delta), taken
+        return RandomPrune((1 - share) * epochs / (epochs - tail - 1), 1.0, delta), taken
     if arm == "roundrobin":
         return RoundRobin(ratio, delta), taken
     if arm == "infobatch":
         return InfoBatch(delta=delta, target_saving=1 - share), taken
     changed = {"tail": TAIL, **ABLATIONS.get(arm, {})}
     policy = RepDiv(known, ratio=ratio, **changed).for_ids(n)
-    return policy, taken if changed["tail"] else EPOCHS * -(-chosen // BATCH)
+    return policy, taken if changed["tail"] else epochs * -(-chosen // BATCH)
 
 
 def train(
-    policy: Any, steps: int, x: np.ndarray, y: np.ndarray, network: str, schedule: str, seed: int
+    policy: Any,
+    steps: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    *,
+    network: str,
+    schedule: str,
+    epochs: int,
+    seed: int,
 ) -> tuple[list[np.ndarray], SampleState, int, int]:
     """Weights, state, passes and steps of a run: SGD with Nesterov momentum on the plans of ``policy``."""
     classes = int(y.max()) + 1
@@ -199,8 +205,8 @@ def train(
     for w in weights[::2]:
         w[:] = rng.normal(size=w.shape) * (2 / len(w)) ** 0.5
     state, step, passes = SampleState.empty(len(x)), 0, 0
-    for epoch in range(EPOCHS):
-        plan = policy.plan(state, epoch=epoch, num_epochs=EPOCHS, seed=seed)
+    for epoch in range(epochs):
+        plan = policy.plan(state, epoch=epoch, num_epochs=epochs, seed=seed)
         order = np.random.default_rng([seed, 2, epoch]).permutation(len(plan))
         order = order[: (steps - step) * BATCH] if isinstance(policy, FullData) else order
         losses = np.empty(len(order), np.float32)
@@ -281,16 +287,15 @@ def run(options: argparse.Namespace) -> None:
         y = given_labels(cell["data"], cell["seed"], cell["noise"])
         scored = cell["arm"] == "repdiv" or cell["arm"] in ABLATIONS
         known = scores(cell["data"], cell["seed"], y) if scored else None
-        policy, steps = made(cell["arm"], cell["ratio"], len(y), known)
+        policy, steps = made(cell["arm"], cell["ratio"], len(y), cell["epochs"], known)
         scale = train_x.std()
-        weights, state, passes, step = train(
-            policy, steps, train_x / scale, y, cell["network"], cell["schedule"], cell["seed"]
-        )
+        how = {name: cell[name] for name in ("network", "schedule", "epochs", "seed")}
+        weights, state, passes, step = train(policy, steps, train_x / scale, y, **how)
         right = forward(weights, test / scale)[-1].argmax(axis=1) == test_labels
         cell |= {
             "accuracy": float(right.mean()),
             "test": len(right),
-            "passes": passes / (len(y) * EPOCHS),
+            "passes": passes / (len(y) * cell["epochs"]),
             "steps": step,
             "gini": gini(state.selected),
             "variation": total_variation(state.selected),
@@ -328,6 +333,7 @@ def tables(_: argparse.Namespace) -> None:
         "network": "Network `deep` (schedule `cosine`)",
         "schedule": "Schedule `steps` (network `wide`)",
         "ablation": "RepDiv taken apart (network `wide`, schedule `cosine`)",
+        "long": "100 epochs (network `wide`, schedule `cosine`)",
     }
     for part, (changes, arms) in PARTS.items():
         setting = {**USUAL, **changes}
