@@ -45,8 +45,7 @@ def replay(
     for epoch in range(num_epochs):
         plan = policy.plan(state, epoch=epoch, num_epochs=num_epochs, seed=seed)
         state = policy.update(state, plan, *nothing)
-        chosen[:] = False
-        chosen[plan.slots] = True
+        chosen[plan.slots] = True  # now or before
         seen[unit[chosen[slots]]] = True
         shares.append(float(seen.mean()) if len(seen) else 1.0)
     return Course(state.selected, shares)

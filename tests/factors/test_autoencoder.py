@@ -135,6 +135,46 @@ def test_a_code_does_not_depend_on_the_rows_beside_it(fitted):
             assert np.concatenate([p.values for p in parts]).tobytes() == whole.values.tobytes()
 
 
+@pytest.mark.parametrize("mode", ["topk", "paper"])
+@pytest.mark.parametrize("k", [1, 7, 48])
+def test_rounding_has_no_say_in_which_units_stay(mode, k, monkeypatch):
+    """Other processors, other tiles: pre-activations moved by half of what rounding may move them. Many are near ties."""
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(2000, 24)).astype(np.float32)
+    encoder = np.repeat(rng.normal(size=(24, 24)), 2, axis=0)
+    encoder += rng.choice([0, 1e-7, 1e-6, 1e-5], size=(48, 1)) * rng.normal(size=encoder.shape)
+    arrays = [
+        encoder,
+        rng.normal(size=48) * rng.choice([0, 0.3], 48),
+        encoder,
+        np.zeros(24),
+        np.full(24, 0.05),
+    ]
+    sae = Autoencoder(mode, k, *(array.astype(np.float32) for array in arrays))
+    unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) - sae.mean
+    exact = (
+        np.array([[(row * w).sum() for w in sae.encoder.astype(float)] for row in unit]) + sae.encoder_bias
+    )
+    size = np.abs(exact) if mode == "paper" else exact
+    kept = np.sort(np.argsort(-size, axis=1, kind="stable")[:, :k], axis=1)
+    active = np.where(np.take_along_axis(exact, kept, 1) > 0, kept, -1)
+
+    bare, bound = Autoencoder._pre, sae._error(0.5, float(np.linalg.norm(sae.encoder, axis=1).max()))
+
+    def moved(self, rows, device):
+        pre = bare(self, rows, device)
+        return pre + bound * (torch.rand(pre.shape, generator=torch.Generator().manual_seed(9)) - 0.5)
+
+    for pre in (bare, moved):
+        monkeypatch.setattr(Autoencoder, "_pre", pre)
+        codes = sae.encode(x)
+        # Two sums of float64 that are closer than this are a tie that nobody can break.
+        clear = np.diff(np.sort(-size, axis=1))[:, k - 1] > 1e-14 if k < 48 else np.ones(len(x), bool)
+        assert clear.mean() > 0.8
+        np.testing.assert_array_equal(codes.indices[clear], kept[clear])
+        np.testing.assert_array_equal(codes.active[clear], active[clear])
+
+
 def test_very_long_vectors_are_their_directions(fitted):
     """The squares of 2^70 are beyond float32, 2^120 nearly is."""
     _, x = planted(1500, 24, 32, 3)

@@ -119,7 +119,7 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
 def test_ray_train_workers_find_one_autoencoder_from_parts_of_the_rows(cluster, vectors, labels):
     import raysel
 
-    settings = {"units": 32, "k": 4, "epochs": 8, "rows": None, "seed": 3}
+    settings = {"units": 32, "k": 4, "epochs": 80, "batch_size": 64, "rows": None, "seed": 3}
     found = []
     for cuts in ([0, N], [0, 10, 350, N]):
         blocks = [table(vectors, labels).slice(a, b - a) for a, b in pairwise(cuts)]
@@ -128,6 +128,6 @@ def test_ray_train_workers_find_one_autoencoder_from_parts_of_the_rows(cluster, 
     assert found[0].training["samples"] == N
     alone = raysel.fit_factors(cluster.data.from_arrow(blocks), **settings)
     ours, theirs = (each.report(vectors)["unexplained"] for each in (found[0], alone))
-    assert ours < 1.1 * theirs < 0.9
+    assert ours < 1.15 * theirs < 0.4
     with pytest.raises(ResourceError, match="5 of 1 CPU cannot be placed"):
         raysel.fit_factors(cluster.data.from_arrow(blocks), workers=5, **settings)
