@@ -143,15 +143,11 @@ def test_rounding_has_no_say_in_which_units_stay(mode, k, monkeypatch):
     x = rng.normal(size=(2000, 24)).astype(np.float32)
     encoder = np.repeat(rng.normal(size=(24, 24)), 2, axis=0)
     encoder += rng.choice([0, 1e-7, 1e-6, 1e-5], size=(48, 1)) * rng.normal(size=encoder.shape)
-    arrays = [
-        encoder,
-        rng.normal(size=48) * rng.choice([0, 0.3], 48),
-        encoder,
-        np.zeros(24),
-        np.full(24, 0.05),
-    ]
-    sae = Autoencoder(mode, k, *(array.astype(np.float32) for array in arrays))
-    unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) - sae.mean
+    mean, encoder = np.full(24, 0.05, np.float32), encoder.astype(np.float32)
+    unit = x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True) - mean
+    bias = rng.normal(size=48) * rng.choice([0, 0.3], 48)
+    bias[:12] = -(unit[:12] * encoder[:12]).sum(1)  # each all but 0 on a row: active or not
+    sae = Autoencoder(mode, k, encoder, bias.astype(np.float32), encoder, mean, mean)
     exact = (
         np.array([[(row * w).sum() for w in sae.encoder.astype(float)] for row in unit]) + sae.encoder_bias
     )
