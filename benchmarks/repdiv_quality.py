@@ -19,7 +19,7 @@ before. ``full-equal-steps``: all the data, that many steps. ``random``: a fresh
 ``random-prune``: InfoBatch without the losses, the same tail, first epoch and rescale. ``roundrobin`` has the same tail.
 ``infobatch``: ``target_saving`` solved for the cost. Parts: ``main``, ``noise`` (20 % of the training labels, drawn anew
 a seed, are another class; RepDiv knows the wrong ones only), ``network`` (deep), ``schedule`` (steps), ``ablation``,
-``long`` (100 epochs).
+``long`` (100 epochs). "no classes" in the ablation: neither c_j nor an equal number a class.
 
 A cell is one JSON line; cells that are there are not computed again.
 """
@@ -72,6 +72,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no full-data tail": {"tail": 0.0},
     "diversity only": {"alpha": 0.0},
     "representativeness only": {"alpha": 1.0},
+    "no classes": {},
 }
 TITLES = {
     "full": "full data",
@@ -143,13 +144,14 @@ def active(data: str, seed: int) -> np.ndarray:
     return sae.encode(x).active
 
 
-def scores(data: str, seed: int, labels: np.ndarray) -> Any:
+def scores(data: str, seed: int, labels: np.ndarray | None) -> Any:
     import pyarrow as pa
 
     from raysel.factors import rep_div
 
     rep, div = rep_div(active(data, seed), labels)
-    return pa.table({"sample_id": np.arange(len(labels)), "rep": rep, "div": div, "label": labels})
+    table = pa.table({"sample_id": np.arange(len(rep)), "rep": rep, "div": div})
+    return table if labels is None else table.append_column("label", pa.array(labels))
 
 
 # ------------------------------------------------------------------------------------------------ arms
@@ -286,7 +288,8 @@ def run(options: argparse.Namespace) -> None:
         train_x, _, test, test_labels = vectors(cell["data"])
         y = given_labels(cell["data"], cell["seed"], cell["noise"])
         scored = cell["arm"] == "repdiv" or cell["arm"] in ABLATIONS
-        known = scores(cell["data"], cell["seed"], y) if scored else None
+        classes = None if cell["arm"] == "no classes" else y
+        known = scores(cell["data"], cell["seed"], classes) if scored else None
         policy, steps = made(cell["arm"], cell["ratio"], len(y), cell["epochs"], known)
         scale = train_x.std()
         how = {name: cell[name] for name in ("network", "schedule", "epochs", "seed")}

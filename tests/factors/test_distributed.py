@@ -109,7 +109,7 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
         score(few.set_column(2, "label", pa.array(np.ones(40))))
     with pytest.raises(DataError, match="no column 'kind'"):
         score(few, label="kind")
-    with pytest.raises(DataError, match="the ids repeat"):
+    with pytest.raises(DataError, match="ids that occur more than once"):
         score(pa.concat_tables([few, few.slice(3, 2)]))
     with pytest.raises(ConfigError, match="top_fraction"):
         score(few, top_fraction=0.0)
