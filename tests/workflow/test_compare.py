@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -251,7 +252,12 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
     [
         ("full,randon", 3, [], r"policies: 'randon' is not known; did you mean 'random'\?"),
         ("fullequalstep", 3, [], r"did you mean 'full-equal-steps'\?"),
-        ("zzz", 3, [], "known are infobatch, random, random-subset, roundrobin, full, full-equal-steps"),
+        (
+            "zzz",
+            3,
+            [],
+            "known are infobatch, repdiv, random, random-subset, roundrobin, full, full-equal-steps",
+        ),
         ("", 3, [], "'' is not known"),
         ("full", 0, [], "seeds: 0; a comparison needs at least one"),
         ("full", 1, ["test=null"], "The key 'test' is missing"),
@@ -292,10 +298,14 @@ def test_the_command_line_compares_the_same_policies():
 @pytest.mark.parametrize("method", list(config.METHODS))
 def test_every_method_of_a_workflow_is_the_policy_of_the_same_name(method):
     python = {"full": "FullData"}.get(method, "".join(word.capitalize() for word in method.split("_")))
-    default = getattr(raysel, python.replace("Infobatch", "InfoBatch"))()
-    made = steps.policy(config.METHODS[method](method=method))
+    python = python.replace("Infobatch", "InfoBatch").replace("Repdiv", "RepDiv")
+    scores = pa.table({"sample_id": [0, 1], "rep": [0.5, 0.0], "div": [0.0, 0.5]})
+    default = getattr(raysel, python)(*([scores] if method == "repdiv" else []))
+    made = steps.policy(config.METHODS[method](method=method), scores)
     assert made == default and made.parameters() == default.parameters()
-    assert set(config.METHODS[method].model_fields) == {"method", *default.parameters()} - {"policy"}
+    given = {"scores": "factors"}  # the workflow says how to find what Python hands over
+    names = {given.get(name, name) for name in default.parameters()}
+    assert set(config.METHODS[method].model_fields) == {"method", *names} - {"policy"}
 
 
 def test_a_workflow_can_say_what_python_can(digits):

@@ -131,3 +131,17 @@ def test_a_comparison_that_names_repdiv_needs_vectors_too(digits):
     check(other, ("roundrobin",), 1)
     with pytest.raises(DataError, match="no column 'vector'"):
         check(other, ("repdiv",), 1)
+
+
+def test_texts_are_shown_by_their_ids_and_vectors_are_not(cluster, digits, tmp_path):
+    words = [f"gloss {i}" for i in range(40)]
+    pool = pa.table(
+        {"text": words, "pixels": pq.read_table(digits().pool.path)["pixels"][:40], "label": [0] * 40}
+    )
+    pq.write_table(pool, tmp_path / "pool.parquet", row_group_size=7)
+    flow = digits(f"pool.path={tmp_path}/pool.parquet", "embed.column=text", "embed.embedder=hash:16")
+    (tmp_path / "index").mkdir()
+    steps.number(flow, tmp_path / "index")
+    wanted = np.array([31, 2, 9])
+    assert steps._texts(flow, tmp_path / "index", wanted) == ["gloss 31", "gloss 2", "gloss 9"]
+    assert steps._texts(digits(f"pool.path={tmp_path}/pool.parquet"), tmp_path / "index", wanted) is None
