@@ -1,6 +1,6 @@
 """Does RepDiv train better models than simpler rules that cost as much? Two data sets, two ratios, three seeds.
 
-    python benchmarks/repdiv_quality.py run                 # three quarters of an hour of one core; stops and goes on anywhere
+    python benchmarks/repdiv_quality.py run                 # an hour of one core; stops and goes on anywhere
     python benchmarks/repdiv_quality.py run --parts main --data fashion --seeds 0 1 2 3 4
     python benchmarks/repdiv_quality.py tables              # Markdown from benchmarks/results/repdiv_quality.jsonl
 
