@@ -8,7 +8,7 @@ from __future__ import annotations
 from raysel.gime.binding import Binding, Target
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
 from raysel.gime.select import Choice, select_groups
-from raysel.gime.sensitivity import Sensitivity, sensitivity
+from raysel.gime.sensitivity import Sensitivity, proxy, sensitivity
 from raysel.gime.state import METRICS, State, columns, finalize, measure, merge, partial, with_target
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "merge",
     "merge_key_counts",
     "partial",
+    "proxy",
     "row_scores",
     "select_groups",
     "sensitivity",
