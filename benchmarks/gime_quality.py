@@ -9,11 +9,14 @@ Tasks, all split by time into pool, target and test (see workflows/flights.py, w
 not (area under the ROC curve); ``weather``, the temperature six hours ahead (root mean squared error, °F); ``mail``, spam or not
 (accuracy). A seed draws the subsets of the calibration, the random arms and what is random in the model.
 
-A calibration trains a small model on 120 subsets of ``rows`` rows, varied in their mixture of months (weeks for mail), scores it on the
+A calibration trains a small model on 120 (flights) or 240 subsets of ``rows`` rows, varied in their mixture of months (weeks for mail), scores it on the
 target, and tests thresholds as `raysel.gime.sensitivity` does, with its default confidence; the statistics it may use are shares and
-means, fixed below. The thresholds then choose whole groups (station or airport and week; week for mail) or single rows. Every arm trains
-another, larger model, once, and is scored on the test rows, which choose nothing. Controls: the whole pool; random rows and random groups
-as many as were chosen; the latest rows. ``rows``, tolerance and models were fixed before a test row was scored.
+means, fixed below. The thresholds then choose whole groups (station or airport and week; week for mail) or single rows, with a floor for each class of half
+its share of the target. Every arm trains another, larger model, once, and is scored on the test rows, which choose nothing.
+Controls: the whole pool; random rows and random groups as many as were chosen; the latest rows. Models, ``rows`` and statistics were
+fixed before a test row was scored. Two things were changed after a first run of mail: floors came in (without them the one choice of
+rows that there was had hardly any spam, and scored 81 %), and its tolerance was raised from 0.05 to 0.08, since four of five
+calibrations had shown no threshold.
 
 A cell is one JSON line; cells that are there are not computed again.
 """
@@ -40,23 +43,24 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from raysel.errors import ConfigError
-from raysel.gime import Binding, partial, proxy, select_groups, sensitivity, with_target
+from raysel.gime import Binding, partial, pieces, proxy, select_groups, sensitivity, with_target
+from raysel.gime.pieces import kind_of
 from raysel.gime.sensitivity import Performance
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "gime_quality.jsonl"
 SEEDS = (0, 1, 2, 3, 4)
-COUNT = 120
 
 
 @dataclass(frozen=True)
 class Task:
-    """statistics: what a calibration may use, nothing that grows with the number of rows and nothing twice. mix: the column whose shares
-    it varies. by: the column of groups. share: of the pool's rows that a subset has. lower: a lower score is better."""
+    """statistics: what a calibration may use, nothing that grows with the number of rows and nothing twice. count: its subsets. mix: the
+    column whose shares it varies. by: the column of groups. share: of the pool's rows that a subset has. lower: a lower score is better."""
 
     name: str
     binding: Binding
     statistics: list[str]
+    count: int
     mix: str
     by: str
     time: str
@@ -81,6 +85,13 @@ class Task:
         return round(self.share * self.tables["pool"].num_rows)
 
     @cached_property
+    def floors(self) -> dict[Any, int]:
+        """Half the rows of each class that as many rows like the target would have."""
+        target = self.tables["target"]
+        counts = target[self.binding.classes[0]].value_counts().to_pylist()
+        return {c["values"]: self.rows * c["counts"] // (2 * target.num_rows) for c in counts}
+
+    @cached_property
     def aimed(self) -> Binding:
         return with_target(self.binding, self.tables["target"])
 
@@ -102,7 +113,7 @@ TASKS = {
                 bounds={"visib": (0, 10), "humid": (0, 100), "wind_speed": (0, 100)},
             ),
             ["delay.mean", "granularity.mean_size", "coverage.duplicate_share", "mismatch.entities", "mismatch.states", "mismatch.labels"],
-            mix="month", by="part", time="scheduled", share=0.1, tolerance=0.015, score="area under the ROC curve", lower=False,
+            count=120, mix="month", by="part", time="scheduled", share=0.1, tolerance=0.015, score="area under the ROC curve", lower=False,
         ),
         Task(
             "weather",
@@ -117,7 +128,7 @@ TASKS = {
                 bounds={"humid": (0, 100), "wind_speed": (0, 100), "pressure": (900, 1100)},
             ),
             ["delay.mean", "granularity.completeness", "variety.effective_classes", "mismatch.states", "mismatch.labels"],
-            mix="month", by="part", time="at", share=0.25, tolerance=0.1, score="root mean squared error, °F", lower=True,
+            count=240, mix="month", by="part", time="at", share=0.25, tolerance=0.1, score="root mean squared error, °F", lower=True,
         ),
         Task(
             "mail",
@@ -131,7 +142,7 @@ TASKS = {
                 content="words",
             ),
             ["delay.mean", "granularity.mean_size", "aggregation.linked_share[thread]", "coverage.duplicate_share", "mismatch.entities", "mismatch.states", "mismatch.labels"],
-            mix="week", by="week", time="received", share=0.25, tolerance=0.05, score="accuracy, %", lower=False,
+            count=240, mix="week", by="week", time="received", share=0.25, tolerance=0.08, score="accuracy, %", lower=False,
         ),
     )
 }  # fmt: skip
@@ -212,7 +223,7 @@ def matrix(column: pa.ChunkedArray) -> np.ndarray:
 def calibrate(task: Task, seed: int) -> dict[str, Any]:
     """The thresholds, and what finding them cost."""
     found = sensitivity(
-        task.tables["pool"], task.aimed, small(task), mix=task.mix, rows=task.rows, count=COUNT, statistics=task.statistics,
+        task.tables["pool"], task.aimed, small(task), mix=task.mix, rows=task.rows, count=task.count, statistics=task.statistics,
         tolerance=task.tolerance, seed=seed,
     )  # fmt: skip
     return {
@@ -224,10 +235,19 @@ def calibrate(task: Task, seed: int) -> dict[str, Any]:
     }
 
 
-def chosen_groups(task: Task, thresholds: dict[str, Any]) -> np.ndarray:
+def chosen_groups(task: Task, thresholds: dict[str, Any], seed: int) -> np.ndarray:
     """Rows of the groups that satisfy the thresholds."""
-    choice = select_groups(partial(task.tables["pool"], task.aimed, task.by), thresholds)
+    choice = select_groups(partial(task.tables["pool"], task.aimed, task.by), thresholds, task.floors)
     return np.flatnonzero(np.isin(labels(task), [str(group) for group in choice.groups]))
+
+
+def chosen_rows(task: Task, thresholds: dict[str, Any], seed: int) -> np.ndarray:
+    """Rows by pieces, as `raysel.GIME.select` chooses them without groups."""
+    pool = task.tables["pool"]
+    names = pieces(pool, task.aimed, thresholds, task.floors, seed)
+    state = partial(pool.append_column("piece", names), task.aimed, "piece")
+    choice = select_groups(state, thresholds, task.floors, kind_of)
+    return np.flatnonzero(np.isin(names.to_numpy(zero_copy_only=False).astype(str), list(choice.groups)))
 
 
 def all_rows(task: Task) -> np.ndarray:
@@ -254,7 +274,10 @@ def labels(task: Task) -> np.ndarray:
     return np.array(task.tables["pool"][task.by].to_pylist(), dtype=object).astype(str)
 
 
-CHOSEN: dict[str, Callable[[Task, dict[str, Any]], np.ndarray]] = {"groups": chosen_groups}
+CHOSEN: dict[str, Callable[[Task, dict[str, Any], int], np.ndarray]] = {
+    "groups": chosen_groups,
+    "rows": chosen_rows,
+}
 CONTROLS: dict[str, Callable[[Task, int, int], np.ndarray]] = {
     "random rows": random_rows,
     "random groups": random_groups,
@@ -299,9 +322,9 @@ def missing(task: Task, seed: int, done: dict[tuple[int, str], dict]) -> Iterato
 
     if (seed, "full") not in done:
         yield scored("full", all_rows)
-    for kind, choose in CHOSEN.items():
+    for kind, choose in CHOSEN.items() if calibration["thresholds"] else ():
         if (cell := done.get((seed, kind))) is None:
-            cell = scored(kind, choose, calibration["thresholds"])
+            cell = scored(kind, choose, calibration["thresholds"], seed)
             yield cell
         for control, draw in CONTROLS.items() if cell["rows"] else ():
             if (seed, f"{control} ({kind})") not in done:

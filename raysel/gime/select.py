@@ -239,7 +239,10 @@ class _Search:
                     break
                 before, after = unions = unions or (self._unions(kept), self._unions(kept[::-1])[::-1])
                 at = kept.index(group)
-                around = [*before[:at][-1:], *after[at + 1 :][:1]]  # the union of all others, in one part or two
+                around = [
+                    *before[:at][-1:],
+                    *after[at + 1 :][:1],
+                ]  # the union of all others, in one part or two
                 if not self.shortfall(reduce(merge_parts, around), names):
                     kept, pruned, unions = [*kept[:at], *kept[at + 1 :]], True, None
         return kept
