@@ -106,7 +106,7 @@ def _marks(block: Block, limits: set[str], floors: list[Any], order: Codes) -> l
     comparable = block.scale and mismatch.numeric(block.kinds, list(block.scale)) == list(block.scale)
     if comparable and on("mismatch.states", near):
         points = mismatch.features(block, block.scale)
-        good = np.isfinite(points).all(axis=1)
+        good = np.logical_and.reduce(np.isfinite(points), axis=1)
         points[~good] = 0.0
         away = points.mean(axis=0)  # from the target's centre, which is 0
         found.append(_quarters((points * away).sum(axis=1), good, "distance on the way to the target"))

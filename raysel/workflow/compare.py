@@ -87,7 +87,7 @@ def compare(
     counts = check(workflow, policies, seeds)
     steps.check_room(1, 1.0, workflow.train.gpus_per_worker)
     with open_run(workflow, out, progress) as this:
-        rows, _, _ = choose(this, counts["pool"])
+        rows = choose(this, counts["pool"]).rows
         data, _ = arrays(this)
         own, names = _names(workflow, policies)
         tried = [workflow.seed + number for number in range(seeds)]

@@ -142,11 +142,27 @@ def open_run(
         yield this
 
 
-def choose(this: RunDirectory, pool_rows: int) -> tuple[Selection | int, float, dict[str, Any]]:
-    """What the workflow trains on, the seconds of embedding, and the answer of the step that selected."""
-    vectors, embedding = _embed(this)
-    chosen_at, selected = _select(this, vectors)
-    return pool_rows if chosen_at is None else Selection.load(chosen_at), embedding, selected
+@dataclass(frozen=True)
+class Chosen:
+    """What the workflow trains on: a selection, or all so many rows; the seconds of each stage on the way; the metrics, if measured."""
+
+    rows: Selection | int
+    seconds: dict[str, float]
+    metrics: dict[str, Any] | None = None
+
+
+def choose(this: RunDirectory, pool_rows: int) -> Chosen:
+    """Measure, embed and select as the workflow says; each of them may be left out."""
+    before, metrics = _measure(this)
+    vectors, embedding = _embed(this, before)
+    chosen_at, selecting = _select(this, vectors, before)
+    rows = before if chosen_at is None else Selection.load(chosen_at)
+    seconds = {
+        "metrics": metrics["seconds"] if metrics else 0.0,
+        "embedding": embedding,
+        "selection": selecting,
+    }
+    return Chosen(pool_rows if rows is None else rows, seconds, metrics)
 
 
 def arrays(this: RunDirectory) -> tuple[Path, dict[str, Any]]:
@@ -161,14 +177,13 @@ def arrays(this: RunDirectory) -> tuple[Path, dict[str, Any]]:
 
 def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
     workflow = this.workflow
-    chosen, embedding, selected = choose(this, counts["pool"])
+    found = choose(this, counts["pool"])
+    chosen = found.rows
     subset = _random(this, chosen)
     shown = None if isinstance(chosen, int) else _selection(this, chosen)
     data, written = arrays(this)
     arms = _train(this, data, chosen, subset, counts["pool"])
-    ledger = Ledger(
-        [_entry(name, arm, embedding, selected if name == "chain" else None) for name, arm in arms.items()]
-    )
+    ledger = Ledger([_entry(name, arm, found if name == "chain" else None) for name, arm in arms.items()])
     results = {
         "name": workflow.name,
         "created": this.created,
@@ -183,6 +198,7 @@ def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
             "classes": written["classes"],
         },
         "inputs": this.digests,
+        "metrics": found.metrics,
         "selection": shown,
         "arms": {
             name: {
@@ -274,6 +290,7 @@ def _claim(this: RunDirectory) -> str:
             created, theirs = before["created"], before["config"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RunError(f"{path}: damaged; move the directory away or choose another --out.") from error
+        theirs = {**dict.fromkeys(config), **theirs}  # what was not yet known then is left out
         if theirs != config:
             raise RunError(
                 f"{this.out}: holds another run, in which {_difference(theirs, config)}; "
@@ -320,26 +337,48 @@ def _difference(one: Any, other: Any, path: str = "") -> str:
     return f"{path} is {one!r}, not {other!r}"
 
 
-def _embed(this: RunDirectory) -> tuple[Path | None, float]:
+def _measure(this: RunDirectory) -> tuple[Selection | None, dict[str, Any] | None]:
+    """What is chosen by the metrics, and the answer of the step."""
+    flow = this.workflow
+    if flow.gime is None:
+        return None, None
+    path, answer = this.step(
+        "gime",
+        [flow.key("pool", "target", "gime", "seed"), this.digests],
+        lambda path: steps.measure(flow, this.index, path, lambda text: this.progress.note("gime", text)),
+    )
+    return Selection.load(path / "selection") if flow.gime.chooses else None, answer
+
+
+def _before(before: Selection | None) -> list[str]:
+    return [] if before is None else [before.digest()]
+
+
+def _embed(this: RunDirectory, before: Selection | None) -> tuple[Path | None, float]:
     flow = this.workflow
     if flow.select is None or flow.select.method != "gio":
         return None, 0.0
     key = [flow.key("pool", "target", "embed", "seed"), this.digests, weights_digest(flow.embed.embedder)]
     path, answer = this.step(
         "embed",
-        key,
-        lambda path: steps.embed(flow, this.index, path, lambda text: this.progress.note("embed", text)),
+        [*key, *_before(before)],
+        lambda path: steps.embed(
+            flow, this.index, path, lambda text: this.progress.note("embed", text), before
+        ),
     )
     return path / "vectors", answer["seconds"]
 
 
-def _select(this: RunDirectory, vectors: Path | None) -> tuple[Path | None, dict[str, Any]]:
+def _select(this: RunDirectory, vectors: Path | None, before: Selection | None) -> tuple[Path | None, float]:
+    """Where the selection is, None if there is no such step, and its seconds."""
     flow = this.workflow
     if flow.select is None:
-        return None, {"seconds": 0.0}
-    key = [flow.key("pool", "target", "embed", "select", "seed"), this.digests]
-    path, answer = this.step("select", key, lambda path: steps.select(flow, this.index, vectors, path))
-    return path / "selection", answer
+        return None, 0.0
+    key = [flow.key("pool", "target", "embed", "select", "seed"), this.digests, *_before(before)]
+    path, answer = this.step(
+        "select", key, lambda path: steps.select(flow, this.index, vectors, path, before)
+    )
+    return path / "selection", answer["seconds"]
 
 
 def _random(this: RunDirectory, chosen: Selection | int) -> tuple[Selection, float] | None:
@@ -361,8 +400,14 @@ def _train(
     """Each arm's title, rows, history and seconds of selecting; the chain first, since a control follows it."""
     flow = this.workflow
     titles = {"gio": "GIO", "random": "random"}
-    parts = [titles[flow.select.method] if flow.select else "", DYNAMICS[flow.dynamic.method]]
-    key = [flow.key("select", "embed", "target", "dynamic")]
+    parts = [
+        "GIME" if flow.gime and flow.gime.chooses else "",
+        titles[flow.select.method] if flow.select else "",
+    ]
+    parts.append(DYNAMICS[flow.dynamic.method])
+    key: list[Any] = [flow.key("select", "embed", "target", "dynamic")]
+    if flow.gime is not None:
+        key.append(flow.key("gime"))
     chain = _fit(this, "chain", steps.policy(flow.dynamic), chosen, data, key)
     chain["title"] = " + ".join(filter(None, parts)) or "training"
     arms = {"chain": chain}
@@ -407,11 +452,12 @@ def _fit(
     return answer
 
 
-def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str, Any] | None) -> LedgerEntry:
+def _entry(name: str, arm: dict[str, Any], found: Chosen | None) -> LedgerEntry:
     epochs = arm["epochs"]
     passes = sum(epoch["trained"] for epoch in epochs)
     planning = sum(epoch["planning_seconds"] for epoch in epochs)
     evaluation = sum(epoch["evaluation_seconds"] for epoch in epochs)
+    calibration = ((found and found.metrics) or {}).get("calibration", {})
     training = sum(epoch["seconds"] for epoch in epochs) - planning - evaluation
     return LedgerEntry(
         arm=name,
@@ -420,11 +466,14 @@ def _entry(name: str, arm: dict[str, Any], embedding: float, selected: dict[str,
         epochs=len(epochs),
         samples_forward=passes,
         samples_backward=passes,
+        samples_proxy=calibration.get("rows_trained", 0),
         steps=sum(epoch["steps"] for epoch in epochs),
         seconds={
-            "embedding": embedding if selected else 0.0,
-            "metrics": 0.0,
-            "selection": selected["seconds"] if selected else arm.get("selecting", 0.0),
+            **(
+                found.seconds
+                if found
+                else {"embedding": 0.0, "metrics": 0.0, "selection": arm.get("selecting", 0.0)}
+            ),
             "planning": planning,
             "training": training,
             # All the rest of the arm's wall time: starting workers, evaluation, checkpoints, epochs done twice.
