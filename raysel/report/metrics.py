@@ -83,12 +83,13 @@ def _cells(sets: Mapping[str, Rows]) -> list[list[str]]:
     for metric, statistic in order:
         here = [known[name].get((metric, statistic)) for name in sets]
         values = [
-            "null"
-            if r is None or r["value"] is None
-            else numbers.digits(r["value"]) + (f" ±{numbers.digits(float(f'{r["bound"]:.2g}'))}" if r["bound"] else "")
-            for r in here
+            "null" if r is None or r["value"] is None else _within(r["value"], r["bound"]) for r in here
         ]
         unit = next((r["unit"] for r in here if r), "")
         reasons = list(dict.fromkeys(r["reason"] for r in here if r and r["reason"]))
         found.append([metric, statistic, *values, unit, "; ".join(reasons)])
     return found
+
+
+def _within(value: float, bound: float | None) -> str:
+    return numbers.digits(value) + (f" ±{numbers.digits(float(f'{bound:.2g}'))}" if bound else "")

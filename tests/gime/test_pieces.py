@@ -1,0 +1,130 @@
+"""Rows chosen by pieces satisfy every threshold, are few, and are the same whenever they are asked for."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysel.errors import ConfigError
+from raysel.gime import Binding, measure, partial, pieces, select_groups, with_target
+from raysel.gime.pieces import kind_of
+
+
+def chosen(table, binding, thresholds, floors=None, seed=0):
+    names = pieces(table, binding, thresholds, floors or {}, seed)
+    state = partial(table.append_column("piece", names), binding, "piece")
+    choice = select_groups(state, thresholds, floors, kind_of)
+    kept = np.isin(names.to_numpy(zero_copy_only=False).astype(str), list(choice.groups))
+    return table.filter(pa.array(kept)), choice
+
+
+def figures(table, binding):
+    return {f"{r['metric']}.{r['statistic']}": r["value"] for r in measure(table, binding).to_pylist()}
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 4))
+def test_the_rows_cover_what_is_asked_for_and_are_few(seed, entities, classes):
+    """Small tables: each piece is one row, and the least number of rows is found by trying all."""
+    rng = np.random.default_rng(seed)
+    who, label = rng.integers(0, 5, 10), rng.integers(0, 4, 10)
+    table = pa.table({"who": who, "label": label})
+    binding = Binding(entity="who", classes="label")
+    thresholds = {"scope.entities": (entities, None), "variety.classes": (classes, None)}
+
+    def holds(rows):
+        return len(set(who[list(rows)])) >= entities and len(set(label[list(rows)])) >= classes
+
+    least = next((n for n in range(1, 11) if any(map(holds, combinations(range(10), n)))), None)
+    if least is None:
+        with pytest.raises(ConfigError, match="no choice of groups was found"):
+            chosen(table, binding, thresholds)
+        return
+    rows, _ = chosen(table, binding, thresholds)
+    found = figures(rows, binding)
+    assert found["scope.entities"] >= entities and found["variety.classes"] >= classes
+    assert least <= rows.num_rows <= least + 1
+
+
+def mixed(seed=0, rows=4000):
+    rng = np.random.default_rng(seed)
+    label = (rng.random(rows) < 0.1).astype(int)
+    x = pa.array(rng.normal(size=rows) + 2 * label, mask=rng.random(rows) < 0.3)
+    at = 1_700_000_000 + rng.integers(0, 10**6, rows)
+    table = pa.table(
+        {
+            "who": rng.integers(0, 300, rows),
+            "label": label,
+            "x": x,
+            "word": rng.integers(0, 2000, rows),
+            "at": pa.array(at, pa.timestamp("s", "UTC")),
+            "size": rng.random(rows),
+        }
+    )
+    target = pa.table({"who": np.arange(150), "label": [0, 1] * 75, "x": rng.normal(size=150) + 1.5})
+    binding = Binding(
+        entity="who", classes="label", content=["x", "word"], event_time="at", reference_time="2023-12-01T00:00:00Z", size="size",
+    )  # fmt: skip
+    return table, with_target(binding, target)
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"mismatch.labels": (None, 0.1)},
+        {"granularity.completeness": (0.97, None)},
+        {"distortion.invalid": (None, 0.05), "variety.effective_classes": (1.9, None)},
+        {"delay.mean": (None, 700_000)},
+        {"granularity.mean_size": (0.7, None)},
+        {"mismatch.states": (None, 0.3)},
+        {"mismatch.entities": (None, 0.3)},
+        {"coverage.duplicate_share": (None, 0.001)},
+        {"duration.span": (None, 400_000)},
+    ],
+)
+def test_what_a_random_draw_does_not_satisfy_is_satisfied(limits):
+    table, binding = mixed()
+    thresholds = {"volume.rows": (400, None), **limits}
+    drawn = figures(table.take(pa.array(np.random.default_rng(1).choice(4000, 400, False))), binding)
+    name = next(iter(limits))
+    low, high = limits[name]
+    assert drawn[name] < low if low is not None else drawn[name] > high
+    rows, _ = chosen(table, binding, thresholds, {1: 30})
+    found = figures(rows, binding)
+    for name, (low, high) in thresholds.items():
+        assert (low is None or found[name] >= low) and (high is None or found[name] <= high), name
+    assert rows["label"].to_pylist().count(1) >= 30
+    if name not in ("mismatch.entities",):
+        assert rows.num_rows < 600
+
+
+def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
+    table, binding = mixed()
+    names = pieces(table, binding, ["distortion.invalid", "mismatch.labels"], seed=3)
+    texts = names.to_pylist()
+    assert all(texts) and max(map(texts.count, set(texts))) <= 16 and len(set(texts)) < 300
+    missing = np.array([v is None for v in table["x"].to_pylist()])
+    for kind in {kind_of(t) for t in texts}:
+        rows = [i for i, t in enumerate(texts) if kind_of(t) == kind]
+        assert len({(table["label"][i].as_py(), missing[i]) for i in rows}) == 1
+        assert ("flawed" in kind) == missing[rows[0]] and f"label {table['label'][rows[0]]}" in kind
+    assert texts == pieces(table, binding, ["mismatch.labels", "distortion.invalid"], seed=3).to_pylist()
+    assert texts != pieces(table, binding, ["mismatch.labels", "distortion.invalid"], seed=4).to_pylist()
+    assert set(pieces(table, Binding(size="size"), ["volume.rows"]).to_pylist()) >= {"rows, piece 1"}
+
+
+def test_what_conflicts_among_rows_is_named():
+    table, binding = mixed()
+    with pytest.raises(ConfigError, match=r"satisfies granularity\.completeness .* volume\.rows .* together"):
+        chosen(table, binding, {"granularity.completeness": (1, None), "volume.rows": (3900, None)})
+
+
+def test_nothing_to_tell_rows_apart_by():
+    for table in (pa.table({"label": pa.nulls(5)}), pa.table({"label": ["a"]})):
+        names = pieces(table, Binding(classes="label"), ["variety.classes"], ["a"])
+        assert len(set(names.to_pylist())) == table.num_rows
