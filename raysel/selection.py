@@ -121,7 +121,8 @@ class Selection:
                 ),
             }
         )
-        parts = [d.select([ID, "reason"]) for d in (before.dropped, here) if d is not None]
+        encoded = pa.schema([(ID, pa.int64()), ("reason", pa.dictionary(pa.int32(), pa.string()))])
+        parts = [d.select(encoded.names).cast(encoded) for d in (before.dropped, here) if d is not None]
         dropped = pa.concat_tables(parts).unify_dictionaries().sort_by(ID)
         return Selection(
             table, dropped, {**self.info, "pool_rows": before.info["pool_rows"], "before": before.info}

@@ -177,3 +177,40 @@ def test_calibrations_that_can_show_nothing():
         sensitivity(
             table, binding, lambda part: 1.0, mix="kind", rows=100, count=60, statistics=["variety.clases"]
         )
+
+
+def test_the_proxy_scores_as_the_task_does():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    table = pa.table(
+        {
+            "x": x,
+            "late": (x + rng.normal(size=400) > 1).astype(int),
+            "warm": 2 * x + 0.1 * rng.normal(size=400),
+        }
+    )
+    train, test = table.slice(0, 200), table.slice(200)
+    assert 0.7 < proxy(["x"], "late", test, "roc_auc")(train) < 1
+    one = train.filter(pa.array(train["late"].to_numpy() == 0))
+    assert proxy(["x"], "late", test, "roc_auc")(one) == 0.5
+    assert proxy(["x"], "warm", test)(train) > 0.99  # R², since it holds floats
+    assert -0.2 < proxy(["x"], "warm", test, "neg_root_mean_squared_error")(train) < -0.05
+    with pytest.raises(ConfigError, match=r"no scorer 'roc_uac' \(did you mean 'roc_auc'"):
+        proxy(["x"], "late", test, "roc_uac")
+    none = train.set_column(1, "late", pa.nulls(200, pa.int64()))
+    with pytest.raises(DataError, match="no row with a value in 'late'"):
+        proxy(["x"], "late", test)(none)
+
+
+def test_how_the_subsets_are_run_is_not_seen_in_the_result():
+    table = data(1200)
+    binding = Binding(entity="source", classes="kind", content=["x", "y"])
+    score = proxy(["x", "y"], "kind", data(300, 9))
+
+    def backwards(run, table, parts):
+        return [run(table.take(pa.array(part))) for part in parts[::-1]][::-1]
+
+    options = {"mix": "kind", "rows": 150, "count": 60, "tolerance": 0.2}
+    one, other = (sensitivity(table, binding, score, each=each, **options) for each in (None, backwards))
+    assert one.subsets.equals(other.subsets) and one.thresholds == other.thresholds
+    assert one.info["full"] == score(table)
