@@ -295,20 +295,22 @@ def least_strict(
     The thresholds are set by the first ``first`` values: from the one that, by them, just enough of the other subsets meet to show
     ``share`` if all succeed, to the one that all meet. Each is tested on the others at level ``alpha`` (the Clopper-Pearson
     bound of the share of ``good`` among those that meet it), in that order and until one fails: so all that hold do so at
-    ``alpha`` together (fixed sequence).
+    ``alpha`` together (fixed sequence). One that too few of the others meet to show anything is passed over, by their values alone.
     """
     sign = 1.0 if at_least else -1.0
     strength = np.sort(sign * values[:first])[::-1]  # strongest first
     rest, success = sign * values[first:], good[first:]
-    needed = math.log(alpha) / math.log(share) / max(len(rest), 1)
+    needed = math.log(alpha) / math.log(share)  # subsets, if all of them succeed
     tried: list[dict[str, Any]] = []
     held = None
-    for part in np.linspace(min(needed * 1.2, 1.0), 1.0, _STEPS):
+    for part in np.linspace(min(1.2 * needed / max(len(rest), 1), 1.0), 1.0, _STEPS):
         limit = float(strength[min(math.ceil(part * first), first) - 1])
         if tried and limit == sign * (tried[-1]["low"] if at_least else tried[-1]["high"]):
             continue
         meets = rest >= limit
         n, k = int(meets.sum()), int((meets & success).sum())
+        if n < needed and part < 1.0:
+            continue
         bound = float(stats.beta.ppf(alpha, k, n - k + 1)) if k else 0.0
         threshold = sign * limit
         tried.append(

@@ -119,7 +119,8 @@ def test_calibrates_on_the_cluster_as_in_one_process_and_chooses_rows(table, ful
         [data.slice(900), data.slice(200, 700)]
     )  # in another order than that of the ids
     score = proxy(["x", "seen"], "kind", test)
-    options = {"mix": "kind", "rows": 100, "count": 60, "tolerance": 0.3, "seed": 3}
+    options = {"mix": "kind", "rows": 100, "count": 60, "tolerance": 0.35, "share": 0.7, "seed": 3}
+    options["statistics"] = ["variety.effective_classes"]
     found = raysel.GIME(binding).sensitivity(pool, score, columns=["x"], **options)
     expected = sensitivity(data.slice(200), binding, score, **options)
     assert found.subsets.equals(expected.subsets) and found.evidence.equals(expected.evidence)

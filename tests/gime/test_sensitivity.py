@@ -86,6 +86,10 @@ def test_the_loosest_threshold_of_the_sequence_is_taken():
     assert held == tried[-2]["low"] and 0.15 < held < 0.45
     mirrored, below = least_strict(-values, values >= 0.25, 30, False, 0.9, 0.05)
     assert below == -held and [s["high"] for s in mirrored] == [-s["low"] for s in tried]
+    # the first say that a fifth lies above 0.8, of the others hardly any does: a looser threshold is tested all the same
+    skewed = np.concatenate([np.linspace(0, 1, 30), np.linspace(0, 0.81, 100)])
+    tried, held = least_strict(skewed, skewed >= 0.2, 30, True, 0.9, 0.05)
+    assert tried[0]["low"] < 0.6 and tried[0]["subsets"] >= 29 and held is not None
     # 30 of 30 bound only 0.905: not enough for 0.95
     assert least_strict(np.r_[np.zeros(30), np.zeros(30)], np.ones(60, bool), 30, True, 0.95, 0.05)[1] is None
     assert least_strict(np.r_[np.zeros(30), np.zeros(30)], np.ones(60, bool), 30, True, 0.90, 0.05)[1] == 0

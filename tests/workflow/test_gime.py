@@ -123,18 +123,18 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
 
     # rows instead of groups, thresholds from a calibration, its cost in the ledger
     calibrated = [
-        "gime.by=null", "gime.thresholds={}", "select=null", "controls=[]",
-        "gime.calibrate={features: [x, y], mix: part, rows: 80, count: 60, tolerance: 0.2, statistics: [granularity.completeness]}",
+        "gime.by=null", "gime.thresholds={}", "gime.floors={}", "select=null", "controls=[]",
+        "gime.calibrate={features: [x], mix: kind, rows: 80, count: 90, tolerance: 0.4, share: 0.7, statistics: [variety.effective_classes]}",
     ]  # fmt: skip
     results = run(flow(folder, *calibrated), tmp_path / "rows")
     spent = results["metrics"]["calibration"]
-    assert spent["rows_trained"] == 60 * 80 + 600
+    assert spent["rows_trained"] == 90 * 80 + 600
     entry = Ledger.load(tmp_path / "rows" / "ledger.json").entry("chain")
     assert (
-        entry.title == "GIME" and entry.samples_proxy == 5400 and entry.seconds["metrics"] >= spent["seconds"]
+        entry.title == "GIME" and entry.samples_proxy == 7800 and entry.seconds["metrics"] >= spent["seconds"]
     )
-    least = results["metrics"]["thresholds"]["granularity.completeness"][0]
-    assert results["metrics"]["reached"]["granularity.completeness"] >= least and entry.rows >= 80
+    least = results["metrics"]["thresholds"]["variety.effective_classes"][0]
+    assert results["metrics"]["reached"]["variety.effective_classes"] >= least and entry.rows >= 80
     with pytest.raises(RunError, match="no threshold could be shown to keep the score above"):
         run(flow(folder, *calibrated, "gime.calibrate.tolerance=0.0"), tmp_path / "none")
     with pytest.raises(ConfigError, match=r"satisfies .*granularity\.completeness.* together"):
@@ -150,11 +150,10 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
 def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
     from raysel.workflow import measure as room
 
-    read = []
+    read, original = [], room.raysel.read
     monkeypatch.setattr(
         room.raysel, "read", lambda path, **rest: (read.append(path), original(path, **rest))[1]
     )
-    original = steps.raysel.read.__globals__["read"]
     out = tmp_path / "kept"
     results = room.measure(flow(folder), out)
     assert len(read[1]) == 5 and len(results["groups"]) == 5
