@@ -103,6 +103,27 @@ def test_what_a_random_draw_does_not_satisfy_is_satisfied(limits):
         assert rows.num_rows < 600
 
 
+def test_rare_entities_are_found_without_taking_nearly_all_rows():
+    """50 entities have 39 rows each, 50 have one: a random draw of 300 rows holds about 57 of them."""
+    who = np.random.default_rng(0).permutation(
+        np.concatenate([np.repeat(np.arange(50), 39), np.arange(50, 100)])
+    )
+    rows, _ = chosen(pa.table({"who": who}), Binding(entity="who"), {"scope.entities": (90, None)})
+    assert len(set(rows["who"].to_pylist())) >= 90 and rows.num_rows <= 110
+
+
+def test_the_way_to_a_balance_is_straight():
+    """However far above its limit the distance of the labels is, less is better: so hardly a pick is undone."""
+    label = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [1700, 100, 100, 100]))
+    binding = with_target(Binding(classes="label"), pa.table({"label": [0, 1, 2, 3]}))
+    thresholds = {"mismatch.labels": (None, 0.02), "volume.rows": (300, None)}
+    rows, choice = chosen(pa.table({"label": label}), binding, thresholds)
+    counts = np.bincount(rows["label"].to_numpy())
+    assert np.abs(counts / counts.sum() - 0.25).sum() / 2 <= 0.02 and 300 <= counts.sum() <= 330
+    undone = [r for r in choice.reasons.values() if r.startswith("the other chosen groups")]
+    assert len(undone) <= 3
+
+
 def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
     table, binding = mixed()
     names = pieces(table, binding, ["distortion.invalid", "mismatch.labels"], seed=3)
