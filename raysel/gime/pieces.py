@@ -6,7 +6,7 @@ sees alike are exchangeable: which of them are taken is drawn at random, how man
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,18 +25,23 @@ _BINS = 4
 
 
 def pieces(
-    table: pa.Table, binding: Binding, limits: Iterable[str], floors: Iterable[Any] = (), seed: int = 0
+    table: pa.Table,
+    binding: Binding,
+    limits: Mapping[str, tuple[float | None, float | None]],
+    floors: Mapping[Any, int] | None = None,
+    seed: int = 0,
 ) -> pa.Array:
     """The name of each row's piece: a dictionary column to group by.
 
-    limits: the metrics that thresholds are on ("variety.classes"). Rows are told apart by what these see of a row: its class, whether
-    it is the first of its entity or content (in a random order), shares a relation key, has a flawed cell, is of an entity
-    of the target; quarters by delay, size, event time and the side of the target that its content lies on. Rows alike in all that
-    are shuffled by ``seed`` and cut into pieces of 1/256 of the table, or of one row. floors: classes that are always told apart.
+    limits, floors: as of `raysel.gime.select_groups`. Rows are told apart by what the limited metrics see of a row, and by nothing else: its
+    class, whether it is the first of its entity or content (in a random order), shares a relation key, has a flawed cell, is of an
+    entity of the target; quarters by delay, size, event time and the side of the target that its content lies on. Rows alike in all that
+    are shuffled by ``seed`` and cut into pieces of 1/256 of the table, or of one row. Floors tell classes apart only where as many rows as
+    the limits ask for would not hold them anyhow: the choice of a row should not hang on its class without need.
     """
     order = np.random.default_rng(seed).permutation(table.num_rows)
     block = Block(table, binding, None, 1, binding.target.scale if binding.target else None)
-    marks = _marks(block, set(limits), list(floors), order)
+    marks = _marks(block, set(limits), _scarce(block, limits, floors or {}), order)
     kinds, kind = np.zeros((1, 0), np.int64), np.zeros(table.num_rows, np.int64)
     if marks:
         kinds, kind = np.unique(np.column_stack([codes for codes, _ in marks]), axis=0, return_inverse=True)
@@ -63,6 +68,18 @@ def pieces(
 def kind_of(piece: str | None) -> str:
     """What the rows of a piece have in common, by its name."""
     return str(piece).rpartition(", piece ")[0]
+
+
+def _scarce(block: Block, limits: Mapping[str, Any], floors: Mapping[Any, int]) -> list[Any]:
+    """The classes with floors that a random draw of the least volume would not reach."""
+    if len(block.binding.classes) != 1:
+        return []
+    keys, there = block.key(block.binding.classes)
+    least = (limits.get("volume.rows") or (None, None))[0] or 0.0
+    counts = {
+        label: np.count_nonzero(keys[there] == hash_column(pa.array([label]), "class")[0]) for label in floors
+    }
+    return [label for label, rows in floors.items() if counts[label] * least < 1.1 * rows * len(keys)]
 
 
 Mark = tuple[Codes, Sequence[str]]

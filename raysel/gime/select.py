@@ -6,6 +6,8 @@ groups' states, so no row is read again. Finding the least volume is at least as
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -21,6 +23,8 @@ from raysel.gime.block import View
 from raysel.gime.columns import hash_column
 from raysel.gime.sketches import Estimate, Parts, exact, merge_parts
 from raysel.gime.state import METRICS, State, target_view
+
+_NEAR = 0.2  # gains by so much below the best are hardly less
 
 Thresholds = Mapping[str, tuple[float | None, float | None]]
 
@@ -49,8 +53,8 @@ def select_groups(
     Where it is sketched, the low end of its bound must reach the least value and the high end keep to the greatest.
     floors: for a class, the least number of its rows; the binding names one class column, of at most 2,048 classes.
     Groups are picked by how much shortfall they make up a row; then those that the others make needless are dropped, the
-    largest first. Every group that is left is needed. kind: groups for which it is equal are alike, and only the first one left
-    of each kind is tried, which is faster. ConfigError if no choice was found, naming thresholds that conflict.
+    largest first. Every group that is left is needed. kind: groups for which it is equal are alike: only the first one left of each
+    kind is tried, and where thresholds leave the choice they are picked in the proportions of their kinds. ConfigError if no choice was found, naming thresholds that conflict.
     """
     if state.by is None:
         raise ConfigError(
@@ -200,22 +204,31 @@ class _Search:
         left = list(range(len(self._parts)))
         parts, now = None, float(len(names))
         picked: list[tuple[int, str]] = []
+        sizes, taken = Counter(self._kinds), Counter[Any]()
         while left:
-            best = None
+            found = []
             for group in {self._kinds[g]: g for g in reversed(left)}.values():
                 union = self._parts[group] if parts is None else merge_parts(parts, self._parts[group])
                 missing = self.shortfall(union, names)
-                gain = (now - sum(missing.values())) / max(int(self._rows[group]), 1)
-                key = (
-                    gain if missing else np.inf,
-                    -int(self._rows[group]),
-                    -group,
-                )  # enough at once: the smallest that is
-                if best is None or key > best[0]:
-                    best = (key, group, union, missing)
-            assert best is not None
-            _, group, parts, missing = best
+                rows = max(int(self._rows[group]), 1)
+                # enough at once: the smallest that is
+                gain = round((now - sum(missing.values())) / rows, 12) if missing else np.inf
+                found.append((gain, rows, group, union, missing))
+            top = max(gain for gain, *_ in found)
+            near = top if math.isinf(top) or len(sizes) == len(self._kinds) else top - _NEAR * abs(top)
+            # Where the thresholds hardly care, kinds in their proportions: one after the other would tie together what sets them apart,
+            # a class to a season, and a model would learn that.
+            _, _, group, parts, missing = min(
+                (one for one in found if one[0] >= near),
+                key=lambda one: (
+                    taken[self._kinds[one[2]]] / sizes[self._kinds[one[2]]],
+                    -one[0],
+                    one[1],
+                    one[2],
+                ),
+            )
             left.remove(group)
+            taken[self._kinds[group]] += 1
             now = sum(missing.values())
             picked.append(
                 (

@@ -14,6 +14,8 @@ from raysel.errors import ConfigError
 from raysel.gime import Binding, measure, partial, pieces, select_groups, with_target
 from raysel.gime.pieces import kind_of
 
+LIMITS = {"distortion.invalid": (None, 0.1), "mismatch.labels": (None, 0.1)}
+
 
 def chosen(table, binding, thresholds, floors=None, seed=0):
     names = pieces(table, binding, thresholds, floors or {}, seed)
@@ -124,9 +126,24 @@ def test_the_way_to_a_balance_is_straight():
     assert len(undone) <= 3
 
 
+def test_thresholds_do_not_tie_the_class_to_what_else_is_limited():
+    """Old rows are asked for and half the pool: of both classes the same share is old, and floors that are met anyhow change nothing."""
+    table, binding = mixed()
+    thresholds = {"delay.mean": (1_000_000, None), "volume.rows": (800, None)}
+    assert pieces(table, binding, thresholds, {0: 400, 1: 40}).equals(pieces(table, binding, thresholds))
+    assert not pieces(table, binding, thresholds, {0: 400, 1: 200}).equals(pieces(table, binding, thresholds))
+    rows, _ = chosen(table, binding, thresholds, {0: 400, 1: 40})
+    assert 0.07 < np.mean(rows["label"].to_numpy()) < 0.13
+    # with the class told apart, kinds are taken in their proportions where the thresholds leave the choice
+    rows, _ = chosen(table, binding, thresholds | {"variety.classes": (2, None)})
+    at, label = rows["at"].cast(pa.int64()).to_numpy(), rows["label"].to_numpy()
+    early = at < np.median(table["at"].cast(pa.int64()).to_numpy())
+    assert abs(early[label == 0].mean() - early[label == 1].mean()) < 0.1
+
+
 def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
     table, binding = mixed()
-    names = pieces(table, binding, ["distortion.invalid", "mismatch.labels"], seed=3)
+    names = pieces(table, binding, LIMITS, seed=3)
     texts = names.to_pylist()
     assert all(texts) and max(map(texts.count, set(texts))) <= 16 and len(set(texts)) < 300
     missing = np.array([v is None for v in table["x"].to_pylist()])
@@ -134,9 +151,11 @@ def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
         rows = [i for i, t in enumerate(texts) if kind_of(t) == kind]
         assert len({(table["label"][i].as_py(), missing[i]) for i in rows}) == 1
         assert ("flawed" in kind) == missing[rows[0]] and f"label {table['label'][rows[0]]}" in kind
-    assert texts == pieces(table, binding, ["mismatch.labels", "distortion.invalid"], seed=3).to_pylist()
-    assert texts != pieces(table, binding, ["mismatch.labels", "distortion.invalid"], seed=4).to_pylist()
-    assert set(pieces(table, Binding(size="size"), ["volume.rows"]).to_pylist()) >= {"rows, piece 1"}
+    assert texts == pieces(table, binding, dict(reversed(LIMITS.items())), seed=3).to_pylist()
+    assert texts != pieces(table, binding, LIMITS, seed=4).to_pylist()
+    assert set(pieces(table, Binding(size="size"), {"volume.rows": (9, None)}).to_pylist()) >= {
+        "rows, piece 1"
+    }
 
 
 def test_what_conflicts_among_rows_is_named():
@@ -147,5 +166,5 @@ def test_what_conflicts_among_rows_is_named():
 
 def test_nothing_to_tell_rows_apart_by():
     for table in (pa.table({"label": pa.nulls(5)}), pa.table({"label": ["a"]})):
-        names = pieces(table, Binding(classes="label"), ["variety.classes"], ["a"])
+        names = pieces(table, Binding(classes="label"), {"variety.classes": (1, None)}, {"a": 1})
         assert len(set(names.to_pylist())) == table.num_rows
