@@ -5,7 +5,7 @@
 Prints Markdown tables. Processor seconds of one core, best of three; the columns are integers, times, floats and short text
 with 10^5 entities and 10^6 contents, so that sketches are in use. ``--ray`` adds wall-clock seconds of `raysel.GIME.measure`
 and of Ray Data only reading the same columns of the same Parquet files, both in the same run, and the most memory that a
-process of Ray or this one held on the way, shared memory apart, for a tenth of the rows and for all.
+process of Ray or this one held on the way, shared memory apart, for half of the rows and for all.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def with_ray(count: int) -> None:
         print(
             f"\n| rows, Ray on {int(ray.cluster_resources()['CPU'])} cores | Ray Data only reads the columns, s | all eleven metrics, s | ratio | most memory of a process, MB |\n|---|---|---|---|---|"
         )
-        for files in dict.fromkeys((max(count // part // 10, 1), count // part)):
+        for files in dict.fromkeys((max(count // part // 2, 1), count // part)):
             paths = [f"{folder}/{at:04}.parquet" for at in range(files)]
             reading = best(lambda paths=paths: read(paths), time.perf_counter)  # type: ignore[misc]
             with Watched() as memory:
