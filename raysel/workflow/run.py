@@ -492,7 +492,9 @@ def _selection(this: RunDirectory, chosen: Selection) -> dict[str, Any]:
     )
     curve = chosen.info.get("curve", {"rows": [], "kl": []})
     return {
-        "method": chosen.info.get("method", ""),
+        "method": ", then ".join(
+            filter(None, (info.get("method", "") for info in (chosen.info.get("before", {}), chosen.info)))
+        ),
         "kept": len(chosen),
         "pool": chosen.info["pool_rows"],
         "curve": {"rows": curve["rows"], "kl": curve["kl"]},

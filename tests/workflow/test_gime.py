@@ -119,6 +119,7 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
         r["value"] for r in measure(table, steps.gime(flow(folder), table.schema).binding).to_pylist() if r["metric"] == "granularity"
     ]  # fmt: skip
     report = (out / "report.html").read_text()
+    assert results["selection"]["method"] == "GIME, then GIO" and "GIME, then GIO chose" in report
     assert "granularity.completeness" in report and "<h2>Metrics</h2>" in report
 
     # rows instead of groups, thresholds from a calibration, its cost in the ledger
