@@ -200,13 +200,19 @@ class _Search:
         return found
 
     def greedy(self, names: Sequence[str]) -> list[tuple[int, str]] | None:
-        """Groups in the order picked, each with what was still missing after it; None if not even all of them do."""
+        """Groups in the order picked, each with what was still missing after it; None if none was found.
+
+        Where picks that make up most have led into a shortfall that later ones cannot make up, once more with picks that enlarge none.
+        """
+        return self._greedy(names, careful=False) or self._greedy(names, careful=True)
+
+    def _greedy(self, names: Sequence[str], careful: bool) -> list[tuple[int, str]] | None:
         left = list(range(len(self._parts)))
-        parts, now = None, float(len(names))
+        parts, now, missing = None, float(len(names)), dict.fromkeys(names, 1.0)
         picked: list[tuple[int, str]] = []
         sizes, taken = Counter(self._kinds), Counter[Any]()
         while left:
-            found = []
+            found, before = [], missing
             for group in {self._kinds[g]: g for g in reversed(left)}.values():
                 union = self._parts[group] if parts is None else merge_parts(parts, self._parts[group])
                 missing = self.shortfall(union, names)
@@ -214,6 +220,11 @@ class _Search:
                 # enough at once: the smallest that is
                 gain = round((now - sum(missing.values())) / rows, 12) if missing else np.inf
                 found.append((gain, rows, group, union, missing))
+            if careful:
+                harmless = [
+                    one for one in found if all(miss <= before.get(n, 0.0) for n, miss in one[4].items())
+                ]
+                found = harmless or found
             top = max(gain for gain, *_ in found)
             near = top if math.isinf(top) or len(sizes) == len(self._kinds) else top - _NEAR * abs(top)
             # Where the thresholds hardly care, kinds in their proportions: one after the other would tie together what sets them apart,

@@ -141,6 +141,18 @@ def test_thresholds_do_not_tie_the_class_to_what_else_is_limited():
     assert abs(early[label == 0].mean() - early[label == 1].mean()) < 0.1
 
 
+def test_a_floor_that_flawed_rows_would_fill_first_is_filled_with_others():
+    """Half of the flawed rows are of class 3: those that make up its floor fastest can never be made up for."""
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 4, 1400)
+    seen = pa.array(rng.normal(size=1400), mask=rng.random(1400) < 0.1 * label)
+    table, binding = pa.table({"label": label, "seen": seen}), Binding(classes="label", content="seen")
+    thresholds = {"granularity.completeness": (0.99, None), "volume.rows": (300, None)}
+    rows, _ = chosen(table, binding, thresholds, {3: 60})
+    assert rows["seen"].null_count <= 0.01 * rows.num_rows and 300 <= rows.num_rows < 400
+    assert rows["label"].to_pylist().count(3) >= 60
+
+
 def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
     table, binding = mixed()
     names = pieces(table, binding, LIMITS, seed=3)
