@@ -4,7 +4,8 @@
 
 Prints Markdown tables. Processor seconds of one core, best of three; the columns are integers, times, floats and short text
 with 10^5 entities and 10^6 contents, so that sketches are in use. ``--ray`` adds wall-clock seconds of `raysel.GIME.measure`
-and of Ray Data only reading the same columns of the same Parquet files, both in the same run.
+and of Ray Data only reading the same columns of the same Parquet files, both in the same run, and the most memory that a
+process of Ray or this one held on the way, shared memory apart, for half of the rows and for all.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -118,20 +121,53 @@ def with_ray(count: int) -> None:
             pq.write_table(rows(part, at), f"{folder}/{at:04}.parquet")
         gime = raysel.GIME(with_target(ALL, rows(20_000, 1)))
 
-        def read() -> None:
-            data = ray.data.read_parquet(folder, columns=ALL.columns)
+        def read(paths: list[str]) -> None:
+            data = ray.data.read_parquet(paths, columns=ALL.columns)
             for _ in data.map_batches(_touch, batch_format="pyarrow", batch_size=None).iter_batches(
                 batch_size=None
             ):
                 pass
 
-        def measured() -> None:
-            gime.measure(ray.data.read_parquet(folder))
+        def measured(paths: list[str]) -> None:
+            gime.measure(ray.data.read_parquet(paths))
 
-        reading, measuring = best(read, time.perf_counter), best(measured, time.perf_counter)
-        print(f"\n| {count:,} rows, Ray on {int(ray.cluster_resources()['CPU'])} cores | s |\n|---|---|\n| Ray Data only reads the columns | {reading:.1f} |\n"
-              f"| all eleven metrics | {measuring:.1f} |\n| ratio | {measuring / reading:.2f} |")  # fmt: skip
+        print(
+            f"\n| rows, Ray on {int(ray.cluster_resources()['CPU'])} cores | Ray Data only reads the columns, s | all eleven metrics, s | ratio | most memory of a process, MB |\n|---|---|---|---|---|"
+        )
+        for files in dict.fromkeys((max(count // part // 2, 1), count // part)):
+            paths = [f"{folder}/{at:04}.parquet" for at in range(files)]
+            reading = best(lambda paths=paths: read(paths), time.perf_counter)  # type: ignore[misc]
+            with Watched() as memory:
+                measuring = best(lambda paths=paths: measured(paths), time.perf_counter)  # type: ignore[misc]
+            print(
+                f"| {files * part:,} | {reading:.1f} | {measuring:.1f} | {measuring / reading:.2f} | {memory.most / 1e6:.0f} |"
+            )
     ray.shutdown()
+
+
+class Watched:
+    """The most memory that this process or one of Ray's workers held meanwhile: resident, without what is shared."""
+
+    def __enter__(self) -> Watched:
+        self.most, self._over = 0, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            for process in Path("/proc").glob("[0-9]*"):
+                try:
+                    mine = int(process.name) == os.getpid()
+                    if mine or (process / "cmdline").read_bytes().startswith(b"ray::"):
+                        resident, shared = (int(n) for n in (process / "statm").read_text().split()[1:3])
+                        self.most = max(self.most, (resident - shared) * os.sysconf("SC_PAGE_SIZE"))
+                except (OSError, ValueError):  # it ended meanwhile
+                    continue
 
 
 def _touch(table: pa.Table) -> pa.Table:

@@ -78,6 +78,28 @@ def compare(
 @cli.command()
 @click.argument("workflow", type=click.Path(path_type=Path))
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: runs/NAME-measure]")
+@click.option("--address", help="A Ray cluster, for example auto.  [default: RAY_ADDRESS, or start one here]")
+def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
+    """Print the eleven metrics of WORKFLOW's pool; files that were measured before are not read again."""
+    from raysel.report import metrics
+    from raysel.workflow import config, steps
+    from raysel.workflow.measure import measure as measure_workflow
+    from raysel.workflow.run import connect
+
+    loaded = config.load(workflow, list(overrides))
+    steps.check(loaded)  # before the seconds that Ray takes to start
+    connect(address)
+    results = measure_workflow(loaded, out)
+    place = out if out is not None else Path("runs") / f"{loaded.name}-measure"
+    click.echo(metrics.text(results["sets"]))
+    groups = f", {len(results['groups']):,} groups in groups.parquet" if results["groups"] else ""
+    click.echo(f"\nreport: {(place / 'metrics.html').resolve()}; sets.parquet{groups}")
+
+
+@cli.command()
+@click.argument("workflow", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
 def validate(workflow: Path, overrides: tuple[str, ...]) -> None:
     """Check WORKFLOW, its files and columns without starting anything."""
     from raysel.workflow import config, steps

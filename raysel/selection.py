@@ -99,6 +99,35 @@ class Selection:
         table |= {name: pa.array(np.asarray(values)[order]) for name, values in (columns or {}).items()}
         return cls(pa.table(table), dropped, info or {})
 
+    def after(self, before: Selection) -> Selection:
+        """This choice, made from the rows of an earlier one, as a choice from the pool of that one.
+
+        Weights are the product of both; dropped rows keep the reason of the choice that dropped them, ``info["before"]`` is that of
+        the earlier one. DataError if it holds rows that the earlier one does not.
+        """
+        place = np.minimum(np.searchsorted(before.ids, self.ids), len(before) - 1)
+        if (before.ids[place] != self.ids).any():
+            raise DataError(
+                "This selection holds rows that the earlier one left out; choose from the earlier one's rows."
+            )
+        at = self.table.schema.get_field_index("weight")
+        table = self.table.set_column(at, "weight", pa.array(self.weights * before.weights[place]))
+        left = np.setdiff1d(before.ids, self.ids)
+        here = self.dropped or pa.table(
+            {
+                ID: left,
+                "reason": constant_text(
+                    f"left out by {self.info.get('method', 'the later choice')}", len(left)
+                ),
+            }
+        )
+        encoded = pa.schema([(ID, pa.int64()), ("reason", pa.dictionary(pa.int32(), pa.string()))])
+        parts = [d.select(encoded.names).cast(encoded) for d in (before.dropped, here) if d is not None]
+        dropped = pa.concat_tables(parts).unify_dictionaries().sort_by(ID)
+        return Selection(
+            table, dropped, {**self.info, "pool_rows": before.info["pool_rows"], "before": before.info}
+        )
+
     def apply(self, dataset: Dataset) -> Dataset:
         """The chosen rows of ``dataset`` (matched by ``sample_id``), with their ``weight`` as a column.
 

@@ -119,3 +119,28 @@ def test_random_on_the_cluster_does_not_see_the_blocks(cluster):
         assert other.table.equals(one.table)
     with pytest.raises(DataError, match="no column 'colour'"):
         raysel.Random(0.2, stratify="colour").select(pool)
+
+
+def test_a_choice_from_a_choice_is_one_from_the_pool():
+    before = Selection.of(
+        np.array([1, 3, 5, 8]),
+        weight=np.array([1.0, 2.0, 1.0, 1.0]),
+        dropped=pa.table({"sample_id": [0, 2, 4], "reason": ["old", "old", "odd"]}),
+        info={"method": "GIME", "pool_rows": 7},
+    )
+    later = Selection.of(
+        np.array([3, 8]), weight=3.0, dropped=pa.table({"sample_id": [5, 1], "reason": ["far", "cut"]}), info={"method": "GIO", "pool_rows": 4},
+    )  # fmt: skip
+    both = later.after(before)
+    assert both.ids.tolist() == [3, 8] and both.weights.tolist() == [6.0, 3.0]
+    assert both.info["pool_rows"] == 7 and both.info["method"] == "GIO"
+    assert both.info["before"]["method"] == "GIME"
+    assert both.dropped.to_pydict() == {
+        "sample_id": [0, 1, 2, 4, 5], "reason": ["old", "cut", "old", "odd", "far"],
+    }  # fmt: skip
+    drawn = Selection.of(np.array([1]), info={"method": "random"}).after(before)
+    assert drawn.dropped.filter(drawn.dropped["sample_id"].to_numpy() == 8)["reason"].to_pylist() == [
+        "left out by random"
+    ]
+    with pytest.raises(DataError, match="rows that the earlier one left out"):
+        Selection.of(np.array([2])).after(before)

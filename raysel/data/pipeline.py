@@ -253,9 +253,9 @@ class _BlockSource:
 
 
 def _span(table: pa.Table) -> tuple[int, int, int, int, str]:
-    ids = table[ID].to_numpy()
-    if not len(ids):
+    if not table.num_rows:  # an empty block may come without its columns
         return 0, 0, 0, 0, ""
+    ids = table[ID].to_numpy()
     check_ids(ids, "The dataset to embed")
     content = hashlib.sha256()
     ordered = table if (np.diff(ids) > 0).all() else table.sort_by(ID)

@@ -6,9 +6,10 @@ Xu et al., General Information Metrics Evaluation, arXiv 2501.02004, on Objectiv
 from __future__ import annotations
 
 from raysel.gime.binding import Binding, Target
+from raysel.gime.pieces import pieces
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
 from raysel.gime.select import Choice, select_groups
-from raysel.gime.sensitivity import Sensitivity, sensitivity
+from raysel.gime.sensitivity import Sensitivity, proxy, sensitivity
 from raysel.gime.state import METRICS, State, columns, finalize, measure, merge, partial, with_target
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "merge",
     "merge_key_counts",
     "partial",
+    "pieces",
+    "proxy",
     "row_scores",
     "select_groups",
     "sensitivity",

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.data.blocks import gather, stream_blocks
+from raysel.data.blocks import gather, own_error, stream_blocks
 from raysel.data.rowid import ID, check_ids
 from raysel.errors import DataError
 from raysel.gime.binding import Binding
+from raysel.gime.pieces import kind_of, pieces
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
 from raysel.gime.select import Thresholds, select_groups
-from raysel.gime.sensitivity import Sensitivity
+from raysel.gime.sensitivity import Performance, Positions, Sensitivity, sensitivity
 from raysel.gime.state import By, State, columns, finalize, grouping, merge, partial, with_target
 from raysel.selection import Selection, coded_text
+
+_PIECE = "raysel piece"
 
 
 @dataclass(frozen=True)
@@ -76,23 +78,32 @@ class GIME:
             total = merge(waiting.pop()[1], total)
         return total
 
-    def select(self, pool: Dataset, by: str | timedelta) -> Selection:
-        """Whole groups of the pool (of a column, or windows of event time) of least volume that satisfy the thresholds together.
+    def select(self, pool: Dataset, by: By = None, seed: int = 0) -> Selection:
+        """Rows of the pool of least volume that satisfy the thresholds together.
 
-        Every chosen row says when its group was picked (``score``, 1 = first), every dropped row why its group was not. ConfigError
-        if no choice was found, naming the thresholds that conflict.
+        by: whole groups (of a column, or windows of event time) are chosen. Without it rows are, by pieces of about 1/256 of the pool
+        or of one row (`raysel.gime.pieces`, drawn by ``seed``); the bound columns then come to the driver. Every chosen row says
+        when its group or piece was picked (``score``, 1 = first), every dropped row why it was not. ConfigError if no choice was
+        found, naming the thresholds that conflict.
         """
         thresholds = self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
-        choice = select_groups(self.state(pool, by), thresholds, self.floors)
-        column = by if isinstance(by, str) else str(self.binding.event_time)
-        table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
+        if by is None:
+            table = gather(pool, [ID, *(n for n in self.binding.columns if n != ID)], "pool").sort_by(ID)
+            check_ids(table[ID].to_numpy(), "The pool")
+            names = pieces(table, self.binding, thresholds, self.floors, seed)
+            by, table = _PIECE, table.append_column(_PIECE, names)
+            choice = select_groups(partial(table, self.binding, by), thresholds, self.floors, kind_of)
+        else:
+            choice = select_groups(self.state(pool, by), thresholds, self.floors)
+            column = by if isinstance(by, str) else str(self.binding.event_time)
+            table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
+            check_ids(table[ID].to_numpy(), "The pool")
         ids = table[ID].to_numpy()
-        check_ids(ids, "The pool")
         labels, codes = grouping(table, 0, self.binding, by)
         assert codes is not None
         place = {label: at + 1 for at, label in enumerate(choice.groups)}
         rank = np.array([place.get(label, 0) for label in labels])[codes]
-        reasons = coded_text(codes, [f"group {label}, {choice.reasons[label]}" for label in labels])
+        reasons = coded_text(codes, [f"{label}: {choice.reasons[label]}" for label in labels])
         taken, out = np.flatnonzero(rank), np.flatnonzero(rank == 0)
         out = out[np.argsort(ids[out], kind="stable")]
         info = {
@@ -100,7 +111,7 @@ class GIME:
             "binding": json.loads(self.binding.to_json()),
             "thresholds": {name: list(ends) for name, ends in thresholds.items()},
             "floors": {str(label): rows for label, rows in self.floors.items()},
-            "by": str(by),
+            "by": "rows" if by == _PIECE else str(by),
             "groups": list(choice.groups),
             "reached": dict(choice.reached),
             "bounds": dict(choice.bounds),
@@ -114,6 +125,25 @@ class GIME:
             dropped=pa.table({ID: ids[out], "reason": reasons.take(pa.array(out))}),
             info=info,
         )
+
+    def sensitivity(
+        self,
+        pool: Dataset,
+        performance: Performance,
+        *,
+        mix: str,
+        rows: int,
+        columns: Sequence[str] = (),
+        **rest: Any,
+    ) -> Sensitivity:
+        """`raysel.gime.sensitivity` with the subsets as tasks on the cluster: the same figures, for the same rows in the same order.
+
+        The bound columns of the pool, ``mix`` and ``columns``, those that ``performance`` reads, come to the driver, by their ids, and
+        go to every node once. rest: as of `raysel.gime.sensitivity`.
+        """
+        wanted = dict.fromkeys([ID, *self.binding.columns, mix, *columns])
+        table = gather(pool, list(wanted), "pool").sort_by(ID)
+        return sensitivity(table, self.binding, performance, mix=mix, rows=rows, each=on_cluster, **rest)
 
     def row_scores(self, dataset: Dataset) -> Dataset:
         """``dataset`` with a score of each row by scope and variety: see `raysel.gime.row_scores`.
@@ -132,6 +162,27 @@ class GIME:
         return dataset.map_batches(
             _scored, fn_args=(binding, counts), batch_format="pyarrow", batch_size=None
         )
+
+
+def on_cluster(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[Positions]) -> list[Any]:
+    """``run`` of each part of the table, given by its positions, as tasks of one CPU each; in the order of the parts."""
+    import ray
+
+    task = ray.remote(_run_part)
+    shared = [ray.put(run), ray.put(table)]
+    waiting = [task.remote(*shared, ray.put(part)) for part in parts]
+    try:
+        return ray.get(waiting)
+    except ray.exceptions.RayError as error:
+        for each in waiting:
+            ray.cancel(each)
+        if (ours := own_error(error)) is not None:
+            raise ours from None
+        raise
+
+
+def _run_part(run: Callable[[pa.Table], Any], table: pa.Table, part: Positions) -> Any:
+    return run(table.take(pa.array(part)))
 
 
 def _scored(table: pa.Table, binding: Binding, counts: pa.Table) -> pa.Table:

@@ -131,14 +131,12 @@ def support_coverage(view: View) -> list[Figure]:
     if view.target is None:
         return unbound("target", statistic)
     why = _missing(view, view.target, view.binding.classes, "classes")
+    why = why or _no_row(view, view.target, "classed", "has a class")
     if why:
         return absent(why, statistic)
-    rows = view.target.count("classed")
-    if not (view.count("classed") and rows):
-        return absent(f"no row {'of the target ' if not rows else ''}has a class", statistic)
     here, there = view.keys("classes"), view.target.keys("classes")
     hashes, share = _common(here, there)
-    reached = _looked_up(there, hashes) * (_looked_up(here, hashes) > 0) / rows
+    reached = _looked_up(there, hashes) * (_looked_up(here, hashes) > 0) / view.target.count("classed")
     value = _scaled(reached, share).clip(0, 1)
     return [Figure(*_named(statistic, value), _uneven(view, view.target))]
 
@@ -163,10 +161,16 @@ def _missing(view: View, target: View, columns: Sequence[str], role: str) -> str
     return None
 
 
+def _no_row(view: View, target: View, counted: str, does: str) -> str | None:
+    """Why there is nothing to compare: no row of one of the tables has been counted."""
+    if view.count(counted) and target.count(counted):
+        return None
+    return f"no row {'of the target ' if view.count(counted) else ''}{does}"
+
+
 def _entities(view: View, target: View) -> Figure:
     why = _missing(view, target, view.binding.entity, "entity")
-    if why is None and not (view.count("named") and target.count("named")):
-        why = f"no row {'of the target ' if view.count('named') else ''}names an entity"
+    why = why or _no_row(view, target, "named", "names an entity")
     if why:
         return Figure("entities", None, "share", why)
     return Figure("entities", set_distance(view.keys("entity"), target.keys("entity")), "share")
@@ -175,8 +179,7 @@ def _entities(view: View, target: View) -> Figure:
 def _time(view: View, target: View) -> Figure:
     column = view.binding.event_time
     why = _missing(view, target, [column] if column else [], "event_time")
-    if why is None and not (view.count("event") and target.count("event")):
-        why = f"no row {'of the target ' if view.count('event') else ''}has a value in '{column}'"
+    why = why or _no_row(view, target, "event", f"has a value in '{column}'")
     if why:
         return Figure("time", None, "share", why)
     return Figure("time", distribution_distance(view.histogram("event"), target.histogram("event")), "share")
@@ -193,8 +196,7 @@ def _states(view: View, target: View) -> Figure:
         )
     else:
         why = _missing(view, target, list(scale), "content")
-    if why is None and not (view.count("waving") and target.count("waving")):
-        why = f"no row {'of the target ' if view.count('waving') else ''}has a number in all of {', '.join(scale)}"
+    why = why or _no_row(view, target, "waving", f"has a number in all of {', '.join(scale)}")
     if why:
         return Figure("states", None, "distance", why)
     rows = view.count("waving")
@@ -209,8 +211,7 @@ def _states(view: View, target: View) -> Figure:
 
 def _labels(view: View, target: View) -> Figure:
     why = _missing(view, target, view.binding.classes, "classes")
-    if why is None and not (view.count("classed") and target.count("classed")):
-        why = f"no row {'of the target ' if view.count('classed') else ''}has a class"
+    why = why or _no_row(view, target, "classed", "has a class")
     if why:
         return Figure("labels", None, "share", why)
     here, there = view.keys("classes"), target.keys("classes")

@@ -6,8 +6,12 @@ groups' states, so no row is read again. Finding the least volume is at least as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,8 @@ from raysel.gime.block import View
 from raysel.gime.columns import hash_column
 from raysel.gime.sketches import Estimate, Parts, exact, merge_parts
 from raysel.gime.state import METRICS, State, target_view
+
+_NEAR = 0.2  # gains by so much below the best are hardly less
 
 Thresholds = Mapping[str, tuple[float | None, float | None]]
 
@@ -35,14 +41,20 @@ class Choice:
     bounds: Mapping[str, float]
 
 
-def select_groups(state: State, thresholds: Thresholds, floors: Mapping[Any, int] | None = None) -> Choice:
+def select_groups(
+    state: State,
+    thresholds: Thresholds,
+    floors: Mapping[Any, int] | None = None,
+    kind: Callable[[str | None], Any] | None = None,
+) -> Choice:
     """The groups of ``state`` (made with ``by``) to keep, so that their rows together satisfy all thresholds and floors.
 
     thresholds: for a metric ("variety.classes") the least and greatest value, either None; a metric that is null fails.
     Where it is sketched, the low end of its bound must reach the least value and the high end keep to the greatest.
     floors: for a class, the least number of its rows; the binding names one class column, of at most 2,048 classes.
     Groups are picked by how much shortfall they make up a row; then those that the others make needless are dropped, the
-    largest first. Every group that is left is needed. ConfigError if no choice was found, naming thresholds that conflict.
+    largest first. Every group that is left is needed. kind: groups for which it is equal are alike: only the first one left of each
+    kind is tried, and where thresholds leave the choice they are picked in the proportions of their kinds. ConfigError if no choice was found, naming thresholds that conflict.
     """
     if state.by is None:
         raise ConfigError(
@@ -61,7 +73,7 @@ def select_groups(state: State, thresholds: Thresholds, floors: Mapping[Any, int
         raise ConfigError(
             "thresholds: there is none, so nothing would be kept; give at least one threshold or floor."
         )
-    search = _Search(state, limits, classes)
+    search = _Search(state, limits, classes, kind or (lambda label: label))
     picked = search.greedy(list(limits))
     if picked is None:
         raise ConfigError(search.why_not())
@@ -116,20 +128,38 @@ def _statistics(state: State) -> list[str]:
 class _Search:
     """The greedy search over unions of groups; a union is the merged parts of its groups."""
 
-    def __init__(self, state: State, limits: Thresholds, classes: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        state: State,
+        limits: Thresholds,
+        classes: Mapping[str, Any],
+        kind: Callable[[str | None], Any],
+    ) -> None:
+        self._kinds = [kind(label) for label in state.groups]
         self._state = state
         self._limits = limits
         self._target = target_view(state.binding.target)
         self._metrics = [m for m in METRICS if any(name.split(".")[0] == m for name in limits)]
-        self._parts = [_alone(state.parts, group) for group in range(len(state.groups))]
         self._rows = state.parts.counts["rows"]
         self._classes = {name: hash_column(pa.array([label]), "class")[0] for name, label in classes.items()}
+        self._parts = [_alone(state.parts, group) for group in range(len(state.groups))]
+        self._parts = self._slim(self._parts)
 
     def union(self, groups: Sequence[int]) -> Parts:
-        found = self._parts[groups[0]]
-        for group in groups[1:]:
-            found = merge_parts(found, self._parts[group])
-        return found
+        return reduce(merge_parts, (self._parts[group] for group in groups))
+
+    def _slim(self, parts: list[Parts]) -> list[Parts]:
+        """Without the sketches that no limited figure looks at, whose merging would take most of the time.
+
+        Which ones are looked at shows when the figures of all groups together are computed: those of a part of the rows look at no others.
+        """
+        seen: dict[str, set[str]] = {where: set() for where in ("keys", "histograms", "waves")}
+        whole = reduce(merge_parts, parts)
+        self.values(replace(whole, **{where: _Noted(getattr(whole, where), seen[where]) for where in seen}))
+        return [
+            replace(one, **{where: {n: getattr(one, where)[n] for n in seen[where]} for where in seen})
+            for one in parts
+        ]
 
     def values(self, parts: Parts) -> dict[str, Estimate]:
         """The limited figures of a union; one that is null is left out."""
@@ -152,7 +182,7 @@ class _Search:
         return found
 
     def shortfall(self, parts: Parts, names: Sequence[str]) -> dict[str, float]:
-        """How far each threshold is from being met: 0 = met, 1 = null or as far as its own size."""
+        """How far each threshold is from being met: 0 = met, 1 = null, or nothing of what is asked for; near 1 = far above."""
         values, found = self.values(parts), {}
         for name in names:
             low, high = self._limits[name]
@@ -163,32 +193,53 @@ class _Search:
             elif low is not None and value.low < low:
                 miss = min((low - value.low) / (abs(low) or 1.0), 1.0)
             elif high is not None and value.high > high:
-                miss = min((value.high - high) / (abs(high) or 1.0), 1.0)
+                over = (value.high - high) / (abs(high) or 1.0)
+                miss = over / (1.0 + over)  # however far it is, less far is better
             if miss:
                 found[name] = miss
         return found
 
     def greedy(self, names: Sequence[str]) -> list[tuple[int, str]] | None:
-        """Groups in the order picked, each with what was still missing after it; None if not even all of them do."""
+        """Groups in the order picked, each with what was still missing after it; None if none was found.
+
+        Where picks that make up most have led into a shortfall that later ones cannot make up, once more with picks that enlarge none.
+        """
+        return self._greedy(names, careful=False) or self._greedy(names, careful=True)
+
+    def _greedy(self, names: Sequence[str], careful: bool) -> list[tuple[int, str]] | None:
         left = list(range(len(self._parts)))
-        parts, now = None, float(len(names))
+        parts, now, missing = None, float(len(names)), dict.fromkeys(names, 1.0)
         picked: list[tuple[int, str]] = []
+        sizes, taken = Counter(self._kinds), Counter[Any]()
         while left:
-            best = None
-            for group in left:
+            found, before = [], missing
+            for group in {self._kinds[g]: g for g in reversed(left)}.values():
                 union = self._parts[group] if parts is None else merge_parts(parts, self._parts[group])
                 missing = self.shortfall(union, names)
-                gain = (now - sum(missing.values())) / max(int(self._rows[group]), 1)
-                key = (
-                    gain if missing else np.inf,
-                    -int(self._rows[group]),
-                    -group,
-                )  # enough at once: the smallest that is
-                if best is None or key > best[0]:
-                    best = (key, group, union, missing)
-            assert best is not None
-            _, group, parts, missing = best
+                rows = max(int(self._rows[group]), 1)
+                # enough at once: the smallest that is
+                gain = round((now - sum(missing.values())) / rows, 12) if missing else np.inf
+                found.append((gain, rows, group, union, missing))
+            if careful:
+                harmless = [
+                    one for one in found if all(miss <= before.get(n, 0.0) for n, miss in one[4].items())
+                ]
+                found = harmless or found
+            top = max(gain for gain, *_ in found)
+            near = top if math.isinf(top) or len(sizes) == len(self._kinds) else top - _NEAR * abs(top)
+            # Where the thresholds hardly care, kinds in their proportions: one after the other would tie together what sets them apart,
+            # a class to a season, and a model would learn that.
+            _, _, group, parts, missing = min(
+                (one for one in found if one[0] >= near),
+                key=lambda one: (
+                    taken[self._kinds[one[2]]] / sizes[self._kinds[one[2]]],
+                    -one[0],
+                    one[1],
+                    one[2],
+                ),
+            )
             left.remove(group)
+            taken[self._kinds[group]] += 1
             now = sum(missing.values())
             picked.append(
                 (
@@ -204,11 +255,25 @@ class _Search:
 
     def prune(self, groups: list[int], names: Sequence[str]) -> list[int]:
         """Without the groups that the others make needless, the largest first, until none is."""
-        for group in sorted(groups, key=lambda g: (-int(self._rows[g]), g)):
-            rest = [g for g in groups if g != group]
-            if rest and not self.shortfall(self.union(rest), names):
-                return self.prune(rest, names)
-        return groups
+        kept, pruned = groups, True
+        while pruned:
+            pruned, unions = False, None
+            for group in sorted(kept, key=lambda g: (-int(self._rows[g]), g)):
+                if len(kept) == 1:
+                    break
+                before, after = unions = unions or (self._unions(kept), self._unions(kept[::-1])[::-1])
+                at = kept.index(group)
+                around = [
+                    *before[:at][-1:],
+                    *after[at + 1 :][:1],
+                ]  # the union of all others, in one part or two
+                if not self.shortfall(reduce(merge_parts, around), names):
+                    kept, pruned, unions = [*kept[:at], *kept[at + 1 :]], True, None
+        return kept
+
+    def _unions(self, groups: Sequence[int]) -> list[Parts]:
+        """Of the first one, the first two, and so on."""
+        return list(accumulate((self._parts[group] for group in groups), merge_parts))
 
     def why_not(self) -> str:
         """A sentence with thresholds that conflict: without any one of them a choice is found."""
@@ -227,6 +292,18 @@ class _Search:
         if len(conflict) == 1:
             return f"thresholds: no choice of groups was found with {told} (all groups together: {whole}); loosen it."
         return f"thresholds: no choice of groups was found that satisfies {told} together, though without one of them there is (all groups: {whole}); loosen one."
+
+
+class _Noted(dict[str, Any]):
+    """A dict that notes which of its keys are looked up."""
+
+    def __init__(self, known: Mapping[str, Any], seen: set[str]) -> None:
+        super().__init__(known)
+        self._seen = seen
+
+    def __getitem__(self, name: str) -> Any:
+        self._seen.add(name)
+        return super().__getitem__(name)
 
 
 def _end(value: float | None) -> str:

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from raysel.gime.state import measure
 
 Floats = npt.NDArray[np.float64]
 Performance = Callable[[pa.Table], float]
-Each = Callable[[Callable[[pa.Table], Any], Iterable[pa.Table]], Iterable[Any]]
+Positions = npt.NDArray[np.int64]
+Each = Callable[[Callable[[pa.Table], Any], pa.Table, Sequence[Positions]], Iterable[Any]]
 
 CALIBRATION = 30  # subsets that choose the metrics; fewer say little about 10 of them
 _STEPS = 8  # thresholds tried for each metric
@@ -70,15 +72,15 @@ def sensitivity(
     confidence: float = 0.95,
     false_discoveries: float = 0.1,
     seed: int = 0,
-    each: Each = map,
+    each: Each | None = None,
 ) -> Sensitivity:
     """Train on ``count`` subsets of ``rows`` rows each, and see which metrics the performance follows.
 
     performance: of a model trained on a table, higher is better: see `proxy`. mix: the column whose values' shares are varied
     from subset to subset. statistics: those to consider ("scope.entities"); None = all that vary, of those that move together the
     first. A threshold holds when the share of subsets with performance of at least that of the whole table less ``tolerance``,
-    among the subsets that meet it, is at least ``share`` with ``confidence`` for all thresholds together. each: how the
-    subsets are run, ``map`` or a parallel one that keeps the order.
+    among the subsets that meet it, is at least ``share`` with ``confidence`` for all thresholds together. each: how a function
+    is applied to parts of the table, given by their positions: in turn, or in parallel, in the order of the parts.
 
     The first 30 subsets (a quarter, if that is more) choose metrics and the thresholds to try, the others test these from the
     strictest that enough subsets can meet to the loosest, until one fails. ConfigError if ``count`` cannot show ``share``,
@@ -96,14 +98,8 @@ def sensitivity(
     started = time.perf_counter()
     parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)
 
-    def run(part: pa.Table) -> tuple[dict[str, float], float]:
-        found = measure(part, binding).to_pylist()
-        return {
-            f"{r['metric']}.{r['statistic']}": r["value"] for r in found if r["value"] is not None
-        }, performance(part)
-
-    results = list(each(run, (table.take(pa.array(part)) for part in parts)))
-    full = performance(table)
+    run = partial(_trial, binding=binding, performance=performance)
+    *results, (_, full) = (each or _in_turn)(run, table, [*parts, np.arange(table.num_rows)])
     scores = np.array([score for _, score in results], np.float64)
     if not (np.isfinite(scores).all() and math.isfinite(full)):
         raise DataError(
@@ -157,6 +153,16 @@ def sensitivity(
     )
 
 
+def _in_turn(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[Positions]) -> list[Any]:
+    return [run(table.take(pa.array(part))) for part in parts]
+
+
+def _trial(part: pa.Table, binding: Binding, performance: Performance) -> tuple[dict[str, float], float]:
+    found = measure(part, binding).to_pylist()
+    values = {f"{r['metric']}.{r['statistic']}": r["value"] for r in found if r["value"] is not None}
+    return values, performance(part)
+
+
 _CORRELATIONS = pa.schema(
     [("statistic", pa.string()), ("rho", pa.float64()), ("p", pa.float64()), ("q", pa.float64()), ("sensitive", pa.bool_()), ("reason", pa.string())]
 )  # fmt: skip
@@ -165,7 +171,7 @@ _EVIDENCE = pa.schema(
 )  # fmt: skip
 
 
-def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[npt.NDArray[np.int64]]:
+def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[Positions]:
     """``count`` subsets of ``rows`` positions each, ascending, without repeats within one.
 
     The shares of the values of ``keys`` are drawn anew for each (Dirichlet 1/2), as far as there are rows of a value.
@@ -289,20 +295,22 @@ def least_strict(
     The thresholds are set by the first ``first`` values: from the one that, by them, just enough of the other subsets meet to show
     ``share`` if all succeed, to the one that all meet. Each is tested on the others at level ``alpha`` (the Clopper-Pearson
     bound of the share of ``good`` among those that meet it), in that order and until one fails: so all that hold do so at
-    ``alpha`` together (fixed sequence).
+    ``alpha`` together (fixed sequence). One that too few of the others meet to show anything is passed over, by their values alone.
     """
     sign = 1.0 if at_least else -1.0
     strength = np.sort(sign * values[:first])[::-1]  # strongest first
     rest, success = sign * values[first:], good[first:]
-    needed = math.log(alpha) / math.log(share) / max(len(rest), 1)
+    needed = math.log(alpha) / math.log(share)  # subsets, if all of them succeed
     tried: list[dict[str, Any]] = []
     held = None
-    for part in np.linspace(min(needed * 1.2, 1.0), 1.0, _STEPS):
+    for part in np.linspace(min(1.2 * needed / max(len(rest), 1), 1.0), 1.0, _STEPS):
         limit = float(strength[min(math.ceil(part * first), first) - 1])
         if tried and limit == sign * (tried[-1]["low"] if at_least else tried[-1]["high"]):
             continue
         meets = rest >= limit
         n, k = int(meets.sum()), int((meets & success).sum())
+        if n < needed and part < 1.0:
+            continue
         bound = float(stats.beta.ppf(alpha, k, n - k + 1)) if k else 0.0
         threshold = sign * limit
         tried.append(
@@ -321,43 +329,59 @@ def least_strict(
     return tried, held
 
 
-def proxy(features: Sequence[str], label: str, test: pa.Table) -> Performance:
-    """A small model's accuracy on ``test``: logistic regression on standardised numbers and one-hot text (scikit-learn).
+def proxy(features: Sequence[str], label: str, test: pa.Table, scoring: str | None = None) -> Performance:
+    """A small model's score on ``test`` (scikit-learn): logistic regression, or ridge regression where ``label`` holds floats.
 
-    Missing numbers become the mean. A table with one class predicts it. DataError for a column that is not there or rows of
-    the test without a label.
+    features: columns of numbers, standardised, a missing one the mean, and of text, one-hot. scoring: a name that scikit-learn
+    knows, such as "roc_auc" or "neg_root_mean_squared_error"; None = accuracy or R². A table with one class predicts it.
+    DataError for a column that is not there or rows of the test without a label, ConfigError for a scoring that is not known.
     """
+    from sklearn.metrics import get_scorer_names
+
     for name in (*features, label):
         if name not in test.column_names:
             raise DataError(f"The test table has no column '{name}'{did_you_mean(name, test.column_names)}.")
     if test[label].null_count or not test.num_rows:
         raise DataError(f"The test table needs rows, each with a value in '{label}'.")
+    if scoring is not None and scoring not in get_scorer_names():
+        raise ConfigError(
+            f"scoring: scikit-learn has no scorer {scoring!r}{did_you_mean(scoring, get_scorer_names())}."
+        )
     text = [
         name
         for name in features
         if kind(test.schema.field(name).type, name) == "text"
         or pa.types.is_dictionary(test.schema.field(name).type)
     ]
+    continuous = pa.types.is_floating(test.schema.field(label).type)
+    inputs, truth = test.select(list(features)).to_pandas(), test[label].to_pandas()
 
-    def accuracy(train: pa.Table) -> float:
+    def performance(train: pa.Table) -> float:
         from sklearn.compose import make_column_transformer
+        from sklearn.dummy import DummyClassifier
         from sklearn.impute import SimpleImputer
-        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model import LogisticRegression, Ridge
+        from sklearn.metrics import check_scoring
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
         train = train.filter(train[label].is_valid())
-        inputs, truth = train.select(list(features)).to_pandas(), train[label].to_pandas()
-        if truth.nunique() < 2:
-            return float((test[label].to_pandas() == truth.iloc[0]).mean()) if len(truth) else 0.0
-        numbers = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
-        columns = make_column_transformer(
-            (numbers, [name for name in features if name not in text]),
-            (OneHotEncoder(handle_unknown="ignore"), text),
-        )
-        model = make_pipeline(columns, LogisticRegression(max_iter=200))
-        return float(
-            model.fit(inputs, truth).score(test.select(list(features)).to_pandas(), test[label].to_pandas())
-        )
+        if not train.num_rows:
+            raise DataError(
+                f"A subset has no row with a value in '{label}'; give larger ones, or drop such rows."
+            )
+        known = train[label].to_pandas()
+        if not continuous and known.nunique() < 2:
+            every = [*truth, known.iloc[0]]
+            model = DummyClassifier(strategy="constant", constant=known.iloc[0]).fit(every, every)
+        else:
+            numbers = make_pipeline(SimpleImputer(keep_empty_features=True), StandardScaler())
+            columns = make_column_transformer(
+                (numbers, [name for name in features if name not in text]),
+                (OneHotEncoder(handle_unknown="ignore"), text),
+            )
+            model = make_pipeline(columns, Ridge() if continuous else LogisticRegression(max_iter=200))
+            model.fit(train.select(list(features)).to_pandas(), known)
+        return float(check_scoring(model, scoring)(model, inputs, truth))
 
-    return accuracy
+    return performance

@@ -91,19 +91,10 @@ def exact(value: float) -> Estimate:
 
 
 @dataclass(frozen=True, eq=False)
-class Keys:
-    """Distinct keys of G groups, ``sizes`` (int64[G]) of each: ``hash`` uint64, ascending within its group.
-
-    columns: aggregates of each key, exact: ``count`` (sum), ``first``, ``last`` (least and greatest int64), ``size``
-    (greatest float64). cut: bool[G], True where there were more than ``KEYS`` keys. tug: int64 (cut groups, 3 * 2048),
-    the sketch of the counts of all keys, in the order of the groups; None without a count.
-    """
+class _Grouped:
+    """Entries of G groups, group by group: ``sizes`` (int64[G]) of each."""
 
     sizes: npt.NDArray[np.int64]
-    hash: Hashes
-    columns: dict[str, Array]
-    cut: npt.NDArray[np.bool_]
-    tug: npt.NDArray[np.int64] | None = None
 
     @property
     def group(self) -> Codes:
@@ -113,10 +104,28 @@ class Keys:
     def ends(self) -> npt.NDArray[np.int64]:
         return np.cumsum(self.sizes)
 
-    def of(self, group: int) -> Sample:
+    def entries(self, group: int) -> slice:
+        """Where those of one group stand."""
         stop = int(self.ends[group])
-        here = slice(stop - int(self.sizes[group]), stop)
-        tug = None
+        return slice(stop - int(self.sizes[group]), stop)
+
+
+@dataclass(frozen=True, eq=False)
+class Keys(_Grouped):
+    """Distinct keys of G groups, ``sizes`` (int64[G]) of each: ``hash`` uint64, ascending within its group.
+
+    columns: aggregates of each key, exact: ``count`` (sum), ``first``, ``last`` (least and greatest int64), ``size``
+    (greatest float64). cut: bool[G], True where there were more than ``KEYS`` keys. tug: int64 (cut groups, 3 * 2048),
+    the sketch of the counts of all keys, in the order of the groups; None without a count.
+    """
+
+    hash: Hashes
+    columns: dict[str, Array]
+    cut: npt.NDArray[np.bool_]
+    tug: npt.NDArray[np.int64] | None = None
+
+    def of(self, group: int) -> Sample:
+        here, tug = self.entries(group), None
         if self.tug is not None and self.cut[group]:
             tug = self.tug[int(self.cut[:group].sum())]
         columns = {name: values[here] for name, values in self.columns.items()}
@@ -308,7 +317,7 @@ def _sum_of_products(one: Array, other: Array) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Histogram:
+class Histogram(_Grouped):
     """Counts of int64 values of G groups by bins, ``sizes`` (int64[G]) of each: lower ``edge``, ascending in its group.
 
     level: int64[G]; 0 = exact. relative: bins keep the first 63 - level binary digits of values (at least 0), so a bin
@@ -316,24 +325,13 @@ class Histogram:
     ``BINS`` bins, which does not depend on the order of merging.
     """
 
-    sizes: npt.NDArray[np.int64]
     edge: npt.NDArray[np.int64]
     count: npt.NDArray[np.int64]
     level: npt.NDArray[np.int64]
     relative: bool
 
-    @property
-    def group(self) -> Codes:
-        return np.repeat(np.arange(len(self.sizes)), self.sizes)
-
-    @cached_property
-    def ends(self) -> npt.NDArray[np.int64]:
-        return np.cumsum(self.sizes)
-
     def of(self, group: int) -> Histogram:
-        stop = int(self.ends[group])
-        here = slice(stop - int(self.sizes[group]), stop)
-        one = slice(group, group + 1)
+        here, one = self.entries(group), slice(group, group + 1)
         return Histogram(self.sizes[one], self.edge[here], self.count[here], self.level[one], self.relative)
 
     def widths(self) -> npt.NDArray[np.int64]:

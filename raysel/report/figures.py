@@ -582,6 +582,119 @@ def cost_bars(ledger: Ledger) -> str:
     return svg[0]
 
 
+MAIN_STATISTICS = {
+    "volume": ("rows",),
+    "delay": ("mean", "as_defined"),
+    "scope": ("entities",),
+    "granularity": ("mean_size", "scope_per_row", "completeness"),
+    "variety": ("effective_classes",),
+    "duration": ("span",),
+    "sampling_rate": ("rate",),
+    "aggregation": ("pairs_per_row",),
+    "coverage": ("copies_per_content",),
+    "distortion": ("disagreement", "invalid"),
+    "mismatch": ("overall",),
+}
+"""The statistic that stands for each metric in a figure: the first one that some set has a value of."""
+_SETS = {"pool": _KNOWN["full"], "kept": _KNOWN["chain"], "target": _KNOWN["random"]}
+
+
+def metric_bars(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The eleven metrics of sets or groups side by side, a panel each with its unit; whiskers are bounds of sketches.
+
+    ``sets``: for each name the rows of `raysel.gime.measure`. What is null is said to be, never drawn as 0.
+    """
+    if not sets:
+        return ""
+    with _figure(_panels_height(sets, 1)) as (figure, svg):
+        _panels(figure, sets, columns=1)
+        svg.append(_svg(figure, "metrics", f"The eleven metrics of {', '.join(sets)}"))
+    return svg[0]
+
+
+def metrics_png(sets: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> bytes:
+    """The same in two columns under a title, as PNG."""
+    head = 34.0
+    with _figure(_panels_height(sets, 2) + head, width=2 * _WIDTH + 24) as (figure, _):
+        place = 1 - 22 / figure.bbox.height
+        figure.text(8 / figure.bbox.width, place, _plain(name), fontweight="bold", fontsize=12)
+        _panels(figure, sets, columns=2, above=head)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=144, metadata={"Software": None}, facecolor="white")
+    return buffer.getvalue()
+
+
+def _panel_height(sets: Mapping[str, Any]) -> float:
+    return 34.0 + 15.0 * len(sets)
+
+
+def _panels_height(sets: Mapping[str, Any], columns: int) -> float:
+    return 6 + -(-len(MAIN_STATISTICS) // columns) * _panel_height(sets)
+
+
+def _panels(
+    figure: Figure, sets: Mapping[str, Sequence[Mapping[str, Any]]], columns: int, above: float = 0.0
+) -> None:
+    known = {name: {(row["metric"], row["statistic"]): row for row in rows} for name, rows in sets.items()}
+    labels = {name: _shorten(_plain(name), 110) for name in sets}
+    left = max(map(_text_width, labels.values())) + 16
+    tall, down = _panel_height(sets), -(-len(MAIN_STATISTICS) // columns)
+    whole = figure.bbox.height
+    for at, (metric, statistics) in enumerate(MAIN_STATISTICS.items()):
+        column, line = divmod(at, down)
+        x, top = column * (_WIDTH + 24), above + line * tall
+        statistic = next(
+            (s for s in statistics if any(_value(rows, metric, s) is not None for rows in known.values())),
+            statistics[0],
+        )
+        found = [rows.get((metric, statistic), {}) for rows in known.values()]
+        unit = next((row["unit"] for row in found if row), "")
+        figure.text(
+            (x + 8) / figure.bbox.width, 1 - (top + 15) / whole, metric.replace("_", " "), fontweight="bold"
+        )
+        figure.text(
+            (x + 16 + _text_width(metric.replace("_", " "), bold=True)) / figure.bbox.width,
+            1 - (top + 15) / whole,
+            ", ".join(dict.fromkeys([statistic.replace("_", " "), "time" if unit == "s" else unit])),
+            color=MUTED,
+        )
+        axes = figure.add_axes(
+            (
+                (x + left) / figure.bbox.width,
+                1 - (top + tall - 10) / whole,
+                (_WIDTH - left - 96) / figure.bbox.width,
+                15.0 * len(sets) / whole,
+            )
+        )
+        axes.set_axis_off()
+        axes.set_ylim(len(sets), 0)
+        values = [row.get("value") for row in found]
+        low = min(0.0, *(v for v in values if v is not None)) if any(v is not None for v in values) else 0.0
+        high = max(
+            (v + (row.get("bound") or 0) for v, row in zip(values, found, strict=True) if v is not None),
+            default=0.0,
+        )
+        axes.set_xlim(low, max(high, 0.0) if max(high, 0.0) > low else low + 1)
+        for place, (name, row, value) in enumerate(zip(sets, found, values, strict=True)):
+            y = place + 0.5
+            axes.annotate(labels[name], (0, y), (-6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="center")  # fmt: skip
+            if value is None:
+                reason = _shorten(f"null: {_plain(row.get('reason') or 'not measured')}", _WIDTH - left - 12)
+                axes.annotate(reason, (0, y), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", color=MUTED)  # fmt: skip
+                continue
+            axes.barh(y, value, height=0.66, color=_SETS.get(name, "#8fbfe0"))
+            if bound := row.get("bound"):
+                axes.plot([max(value - bound, low), value + bound], [y, y], color=INK, linewidth=1)
+            text = numbers.quantity(value, unit) + (
+                f" ± {bound:.1g}" if bound and unit not in ("s", "1/s") else ""
+            )
+            axes.annotate(text, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", color=MUTED)  # fmt: skip
+
+
+def _value(rows: Mapping[tuple[str, str], Mapping[str, Any]], metric: str, statistic: str) -> float | None:
+    return rows.get((metric, statistic), {}).get("value")
+
+
 def _series(arms: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, list[tuple[Any, int, float]]]:
     """Per arm: (epoch entry, samples trained on up to its end, value), where the value was measured."""
     found = {}

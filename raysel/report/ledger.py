@@ -20,7 +20,7 @@ STAGES = ("embedding", "metrics", "selection", "planning", "training", "other")
 REFERENCE = "full"
 WIDTH = 100
 
-_COUNTS = ("rows", "epochs", "samples_forward", "samples_backward", "steps")
+_COUNTS = ("rows", "epochs", "samples_forward", "samples_backward", "samples_proxy", "steps")
 _REQUIRED = ("rows", "epochs")
 
 
@@ -28,7 +28,8 @@ _REQUIRED = ("rows", "epochs")
 class LedgerEntry:
     """What one arm spent.
 
-    ``samples_forward`` and ``samples_backward`` count samples, once for every pass; ``steps`` are optimiser
+    ``samples_forward`` and ``samples_backward`` count samples, once for every pass; ``samples_proxy`` the rows that small models
+    were trained on to find out what to select, whose seconds are among those of the metrics; ``steps`` are optimiser
     steps; ``seconds`` maps each of STAGES to wall-clock seconds (``other``: starting workers, evaluation, checkpoints and
     epochs done twice after a failure), 0.0 for a stage that the arm does not have;
     ``accuracy`` is a share in [0, 1]. None, or a stage left out of ``seconds``, means *not measured* and
@@ -41,6 +42,7 @@ class LedgerEntry:
     epochs: int
     samples_forward: int | None = None
     samples_backward: int | None = None
+    samples_proxy: int | None = 0
     steps: int | None = None
     seconds: Mapping[str, float | None] = field(default_factory=dict)
     accuracy: float | None = None
@@ -90,7 +92,7 @@ class LedgerEntry:
         return cls(
             arm=str(values["arm"]),
             title=str(values["title"]),
-            **{name: values.get(name) for name in _COUNTS},  # type: ignore[arg-type]
+            **{name: values.get(name, 0 if name == "samples_proxy" else None) for name in _COUNTS},
             seconds=values.get("seconds", {}),
             accuracy=values.get("accuracy"),
         )

@@ -45,3 +45,21 @@ def saving(share: float | None) -> str:
     # One decimal where a whole number would hide something: near nothing, and near everything.
     text = f"{points:.1f}" if abs(points) < 9.95 or 99 < points < 100 else f"{points:,.0f}"
     return f"{'0' if text in ('0.0', '-0.0') else text} %"
+
+
+def digits(value: float) -> str:
+    """Four digits, whole thousands in full: ``0.1234``, ``4,356``, ``1.23e+09``."""
+    whole = value == round(value) or abs(value) >= 1000
+    return f"{value:,.0f}" if whole and abs(value) < 1e7 else f"{value:.4g}"
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """A figure with its unit where that is short to say; seconds as the time that people would say: ``3.2 d``."""
+    if value is None:
+        return MISSING
+    if unit != "s":
+        return digits(value) + (f" {unit}" if unit in ("rows", "1/s") else "")
+    for name, size in (("d", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if abs(value) >= 2 * size:
+            return f"{value / size:,.4g} {name}"
+    return f"{value:.4g} s"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from raysel.files import write_text
-from raysel.report import figures, html, numbers
+from raysel.report import figures, html, metrics, numbers
 from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
 
 
@@ -28,6 +28,7 @@ def render(results: Mapping[str, Any]) -> str:
         for part in (
             _opening(results, ledger, name),
             _ledger(ledger),
+            _metrics(results),
             _selection(results),
             _use(results),
             _training(results, arms),
@@ -190,6 +191,31 @@ def _ledger(ledger: Ledger) -> str:
             "measure a saving against."
         )
     return html.section("Ledger", html.table(heads, rows) + f'<p class="note">{note}</p>')
+
+
+def _metrics(results: Mapping[str, Any]) -> str:
+    measured = results.get("metrics")
+    if not measured:
+        return ""
+    said = []
+    if calibration := measured.get("calibration"):
+        said.append(
+            f"Thresholds were tested on {html.many(calibration['count'], 'subset')} of {html.many(calibration['rows'], 'row')}: small models, "
+            f"trained on {numbers.count(calibration['rows_trained'])} rows in all, in {numbers.seconds(calibration['seconds'])} s. These seconds are "
+            "in the ledger, under metrics."
+        )
+    for name, ends in (measured.get("thresholds") or {}).items():
+        low, high = ("" if end is None else numbers.digits(end) for end in ends)
+        asked = (
+            f"{low} ≤ {name}"
+            if low and not high
+            else f"{name} ≤ {high}"
+            if not low
+            else f"{low} ≤ {name} ≤ {high}"
+        )
+        said.append(f"{html.text(asked)}: {numbers.digits(measured['reached'][name])} among the rows kept.")
+    lines = "".join(f'<p class="note">{html.bound(text)}</p>' for text in said)
+    return html.section("Metrics", html.grid([metrics.card(measured["sets"], "Sets side by side")]) + lines)
 
 
 def _selection(results: Mapping[str, Any]) -> str:

@@ -59,6 +59,46 @@ class SelectRandom(_Part):
     stratify: str | None = None
 
 
+class Calibrate(_Part):
+    """How thresholds are found; the fields are those of ``raysel.gime.sensitivity`` and ``raysel.gime.proxy``.
+
+    The proxy is trained on subsets of the pool, ``rows`` each (a share or a number), and scored on the target.
+    label: the column it learns, by default the pool's label.
+    """
+
+    features: list[str]
+    label: str | None = None
+    scoring: str | None = None
+    mix: str
+    rows: float | int
+    count: Annotated[int, Field(ge=1)] = 120
+    statistics: list[str] | None = None
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    false_discoveries: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Gime(_Part):
+    """Metrics of the pool, and a choice by them before all others; the fields are those of ``raysel.gime.Binding`` and ``raysel.GIME``.
+
+    by: a column whose groups are measured and chosen as a whole; days: windows of event time instead. Without either, rows
+    are chosen. Without thresholds, floors and calibrate nothing is chosen, only measured.
+    """
+
+    binding: dict[str, Any]
+    by: str | None = None
+    days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    thresholds: dict[str, list[float | None]] = {}
+    floors: dict[str, Annotated[int, Field(ge=1)]] = {}
+    calibrate: Calibrate | None = None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether rows are left out by it."""
+        return bool(self.thresholds or self.floors or self.calibrate)
+
+
 class DynamicInfoBatch(_Part):
     """InfoBatch; the fields are those of ``raysel.InfoBatch``."""
 
@@ -179,13 +219,14 @@ class Train(_Part):
 
 
 class Workflow(_Part):
-    """A whole run. ``select`` and ``dynamic`` may each be left out; ``controls`` are trained beside the chain."""
+    """A whole run. ``gime``, ``select`` and ``dynamic`` may each be left out; ``controls`` are trained beside the chain."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     pool: Rows
     target: Rows | None = None
     test: Rows | None = None
+    gime: Gime | None = None
     embed: Embed = Embed()
     select: Annotated[SelectGIO | SelectRandom, Field(discriminator="method")] | None = None
     dynamic: Annotated[Dynamic, Field(discriminator="method")] = DynamicFull(method="full")

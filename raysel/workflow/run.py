@@ -150,12 +150,13 @@ def open_run(
 class Choice:
     """What a workflow trains on, and what choosing it took.
 
-    rows: a Selection, or all so many rows. seconds: by stage of the ledger. scored: the folder with the rows' scores
-    where a policy needs them, and factors the answer of that step.
+    rows: a Selection, or all so many rows. seconds: by stage of the ledger. metrics: the answer of that step, if they were
+    measured. scored: the folder with the rows' scores where a policy needs them, and factors the answer of that step.
     """
 
     rows: Selection | int
     seconds: dict[str, float]
+    metrics: dict[str, Any] | None = None
     scored: Path | None = None
     factors: dict[str, Any] = field(default_factory=dict)
 
@@ -166,13 +167,17 @@ class Choice:
 
 
 def choose(this: RunDirectory, pool_rows: int, factors: Factors | None) -> Choice:
-    """What the workflow trains on. factors: how its rows are scored; None where no policy asks for scores."""
-    vectors, embedding = _embed(this, factors)
-    chosen_at, selecting = _select(this, vectors)
-    rows = pool_rows if chosen_at is None else Selection.load(chosen_at)
-    seconds = {"embedding": embedding, "metrics": 0.0, "selection": selecting}
+    """What the workflow trains on: measured, embedded and selected as it says. factors: how its rows are scored; None where
+    no policy asks for scores."""
+    before, metrics = _measure(this)
+    vectors, embedding = _embed(this, factors, before)
+    chosen_at, selecting = _select(this, vectors, before)
+    selected = before if chosen_at is None else Selection.load(chosen_at)
+    rows = pool_rows if selected is None else selected
+    measuring = metrics["seconds"] if metrics else 0.0
+    seconds = {"metrics": measuring, "embedding": embedding, "selection": selecting}
     if factors is None:
-        return Choice(rows, seconds)
+        return Choice(rows, seconds, metrics)
     assert vectors is not None
     flow = this.workflow
     key = [flow.key("pool", "target", "embed", "seed"), factors.model_dump(mode="json"), this.digests]
@@ -184,7 +189,7 @@ def choose(this: RunDirectory, pool_rows: int, factors: Factors | None) -> Choic
             flow, factors, this.index, vectors, rows, path, lambda text: this.progress.note("factors", text)
         ),
     )
-    return Choice(rows, {**seconds, "metrics": answer["seconds"]}, path, answer)
+    return Choice(rows, {**seconds, "metrics": measuring + answer["seconds"]}, metrics, path, answer)
 
 
 def arrays(this: RunDirectory) -> tuple[Path, dict[str, Any]]:
@@ -205,9 +210,7 @@ def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
     shown = None if isinstance(chosen, int) else _selection(this, chosen)
     data, written = arrays(this)
     arms = _train(this, data, choice, subset, counts["pool"])
-    ledger = Ledger(
-        [_entry(name, arm, choice.seconds if name == "chain" else {}) for name, arm in arms.items()]
-    )
+    ledger = Ledger([_entry(name, arm, choice if name == "chain" else None) for name, arm in arms.items()])
     results = {
         "name": workflow.name,
         "created": this.created,
@@ -222,6 +225,7 @@ def _run(this: RunDirectory, counts: dict[str, int]) -> dict[str, Any]:
             "classes": written["classes"],
         },
         "inputs": this.digests,
+        "metrics": choice.metrics,
         "selection": shown,
         "usage": _usage(this, choice, data),
         "arms": {
@@ -314,6 +318,7 @@ def _claim(this: RunDirectory) -> str:
             created, theirs = before["created"], before["config"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise RunError(f"{path}: damaged; move the directory away or choose another --out.") from error
+        theirs = {**dict.fromkeys(config), **theirs}  # what was not yet known then is left out
         if theirs != config:
             raise RunError(
                 f"{this.out}: holds another run, in which {_difference(theirs, config)}; "
@@ -360,25 +365,49 @@ def _difference(one: Any, other: Any, path: str = "") -> str:
     return f"{path} is {one!r}, not {other!r}"
 
 
-def _embed(this: RunDirectory, factors: Factors | None) -> tuple[Path | None, float]:
+def _measure(this: RunDirectory) -> tuple[Selection | None, dict[str, Any] | None]:
+    """What is chosen by the metrics, and the answer of the step."""
+    flow = this.workflow
+    if flow.gime is None:
+        return None, None
+    path, answer = this.step(
+        "gime",
+        [flow.key("pool", "target", "gime", "seed"), this.digests],
+        lambda path: steps.measure(flow, this.index, path, lambda text: this.progress.note("gime", text)),
+    )
+    return Selection.load(path / "selection") if flow.gime.chooses else None, answer
+
+
+def _before(before: Selection | None) -> list[str]:
+    return [] if before is None else [before.digest()]
+
+
+def _embed(
+    this: RunDirectory, factors: Factors | None, before: Selection | None
+) -> tuple[Path | None, float]:
     flow = this.workflow
     if factors is None and (flow.select is None or flow.select.method != "gio"):
         return None, 0.0
     key = [flow.key("pool", "target", "embed", "seed"), this.digests, weights_digest(flow.embed.embedder)]
     path, answer = this.step(
         "embed",
-        key,
-        lambda path: steps.embed(flow, this.index, path, lambda text: this.progress.note("embed", text)),
+        [*key, *_before(before)],
+        lambda path: steps.embed(
+            flow, this.index, path, lambda text: this.progress.note("embed", text), before
+        ),
     )
     return path / "vectors", answer["seconds"]
 
 
-def _select(this: RunDirectory, vectors: Path | None) -> tuple[Path | None, float]:
+def _select(this: RunDirectory, vectors: Path | None, before: Selection | None) -> tuple[Path | None, float]:
+    """Where the selection is, None if there is no such step, and its seconds."""
     flow = this.workflow
     if flow.select is None:
         return None, 0.0
-    key = [flow.key("pool", "target", "embed", "select", "seed"), this.digests]
-    path, answer = this.step("select", key, lambda path: steps.select(flow, this.index, vectors, path))
+    key = [flow.key("pool", "target", "embed", "select", "seed"), this.digests, *_before(before)]
+    path, answer = this.step(
+        "select", key, lambda path: steps.select(flow, this.index, vectors, path, before)
+    )
     return path / "selection", answer["seconds"]
 
 
@@ -401,8 +430,14 @@ def _train(
     """Each arm's title, rows, history and seconds of selecting; the chain first, since a control follows it."""
     flow = this.workflow
     titles = {"gio": "GIO", "random": "random"}
-    parts = [titles[flow.select.method] if flow.select else "", DYNAMICS[flow.dynamic.method]]
-    key = [flow.key("select", "embed", "target", "dynamic")]
+    parts = [
+        "GIME" if flow.gime and flow.gime.chooses else "",
+        titles[flow.select.method] if flow.select else "",
+    ]
+    parts.append(DYNAMICS[flow.dynamic.method])
+    key: list[Any] = [flow.key("select", "embed", "target", "dynamic")]
+    if flow.gime is not None:
+        key.append(flow.key("gime"))
     chain = _fit(this, "chain", steps.policy(flow.dynamic, choice.scores), choice.rows, data, key)
     chain["title"] = " + ".join(filter(None, parts)) or "training"
     arms = {"chain": chain}
@@ -447,12 +482,13 @@ def _fit(
     return answer
 
 
-def _entry(name: str, arm: dict[str, Any], chosen: dict[str, float]) -> LedgerEntry:
-    """chosen: the seconds by stage that the choice of its rows and their scores took, besides drawing a control's."""
+def _entry(name: str, arm: dict[str, Any], choice: Choice | None) -> LedgerEntry:
+    """choice: what the choice of its rows and their scores took; None of a control, which was only drawn."""
     epochs = arm["epochs"]
     passes = sum(epoch["trained"] for epoch in epochs)
     planning = sum(epoch["planning_seconds"] for epoch in epochs)
     evaluation = sum(epoch["evaluation_seconds"] for epoch in epochs)
+    calibration = ((choice and choice.metrics) or {}).get("calibration", {})
     training = sum(epoch["seconds"] for epoch in epochs) - planning - evaluation
     return LedgerEntry(
         arm=name,
@@ -461,11 +497,14 @@ def _entry(name: str, arm: dict[str, Any], chosen: dict[str, float]) -> LedgerEn
         epochs=len(epochs),
         samples_forward=passes,
         samples_backward=passes,
+        samples_proxy=calibration.get("rows_trained", 0),
         steps=sum(epoch["steps"] for epoch in epochs),
         seconds={
-            "embedding": chosen.get("embedding", 0.0),
-            "metrics": chosen.get("metrics", 0.0),
-            "selection": chosen.get("selection", arm.get("selecting", 0.0)),
+            **(
+                choice.seconds
+                if choice
+                else {"embedding": 0.0, "metrics": 0.0, "selection": arm.get("selecting", 0.0)}
+            ),
             "planning": planning,
             "training": training,
             # All the rest of the arm's wall time: starting workers, evaluation, checkpoints, epochs done twice.
@@ -484,7 +523,9 @@ def _selection(this: RunDirectory, chosen: Selection) -> dict[str, Any]:
     )
     curve = chosen.info.get("curve", {"rows": [], "kl": []})
     return {
-        "method": chosen.info.get("method", ""),
+        "method": ", then ".join(
+            filter(None, (info.get("method", "") for info in (chosen.info.get("before", {}), chosen.info)))
+        ),
         "kept": len(chosen),
         "pool": chosen.info["pool_rows"],
         "curve": {"rows": curve["rows"], "kl": curve["kl"]},

@@ -7,7 +7,8 @@ import importlib
 import json
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,10 @@ from raysel.data.vectors import EMBEDDING
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, DataError, ResourceError, RunError
+from raysel.gime import Binding, Sensitivity, proxy
 from raysel.report.usage import gini, images, replay, times, total_variation
 from raysel.selection import Selection
-from raysel.workflow.config import Dynamic, Factors, Rows, Workflow, factors_of
+from raysel.workflow.config import Dynamic, Factors, Gime, Rows, Workflow, factors_of
 
 Watch = Callable[[str], None]  # told in a few words how far a step is
 
@@ -69,6 +71,8 @@ def check(workflow: Workflow, factors: Factors | None = None) -> dict[str, int]:
         )
     if factors is not None:
         _factors(workflow, factors)
+    if workflow.gime is not None:
+        _check_gime(workflow, schemas, counts)
     if workflow.pool.label is None:
         raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
     if workflow.test is not None and workflow.test.label is None:
@@ -119,6 +123,33 @@ def _factors(workflow: Workflow, factors: Factors) -> None:
             f"embed.on_error: '{workflow.embed.on_error}' leaves rows without a vector, and RepDiv needs a score for "
             "every row that is trained on; use 'raise', and repair or leave out what it names."
         )
+
+
+def _check_gime(workflow: Workflow, schemas: dict[str, pa.Schema], counts: dict[str, int]) -> None:
+    settings = workflow.gime
+    assert settings is not None
+    try:
+        gime(workflow, schemas["pool"]).binding.check(schemas["pool"], "pool")
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"gime: {error}") from None
+    if settings.by is not None and settings.days is not None:
+        raise ConfigError("gime: give by or days, not both: groups are of a column or windows of time.")
+    if settings.by is not None:
+        _column(schemas["pool"], settings.by, "pool.path", "gime.by")
+    if (asked := settings.calibrate) is not None:
+        if workflow.target is None:
+            raise ConfigError("The key 'target' is missing: gime.calibrate scores its models on the target.")
+        label = asked.label or workflow.pool.label
+        if label is None:
+            raise ConfigError("The key 'gime.calibrate.label' is missing: its models need a column to learn.")
+        for role in ("pool", "target"):
+            for name in (*asked.features, label):
+                _column(schemas[role], name, f"{role}.path", "gime.calibrate")
+        _column(schemas["pool"], asked.mix, "pool.path", "gime.calibrate.mix")
+        try:
+            budget_rows(asked.rows, counts["pool"])
+        except ConfigError as error:
+            raise ConfigError(f"gime.calibrate.rows: {error}") from None
 
 
 def _look(role: str, rows: Rows) -> tuple[pa.Schema, int]:
@@ -250,14 +281,124 @@ def read(workflow: Workflow, role: str, indexes: Path) -> Dataset:
     return raysel.read(rows.path, label=rows.label, index=indexes / f"{role}.json")
 
 
-def embed(workflow: Workflow, indexes: Path, directory: Path, watch: Watch) -> dict[str, Any]:
+def plain(workflow: Workflow, role: str, indexes: Path) -> Dataset:
+    """:func:`read` with the label under its own name, by which a binding knows it."""
+    return raysel.read(getattr(workflow, role).path, index=indexes / f"{role}.json")
+
+
+def gime(workflow: Workflow, schema: pa.Schema) -> raysel.GIME:
+    """What the workflow says of the metrics; floors are of the class column's type. ConfigError for what cannot be."""
+    settings = workflow.gime
+    assert settings is not None
+    binding = Binding.from_json(json.dumps(settings.binding))
+    floors: dict[Any, int] = dict(settings.floors)
+    if floors and len(binding.classes) == 1 and binding.classes[0] in schema.names:
+        of = schema.field(binding.classes[0]).type
+        try:
+            floors = {pa.scalar(label).cast(of).as_py(): rows for label, rows in floors.items()}
+        except pa.ArrowException as error:
+            raise ConfigError(f"floors: {', '.join(floors)} are not all {of}, as the classes are.") from error
+    return raysel.GIME(binding, thresholds(settings), floors)
+
+
+def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
+    """The thresholds that are given; ConfigError for one of another form."""
+    for name, ends in settings.thresholds.items():
+        if len(ends) != 2:
+            raise ConfigError(
+                f"thresholds.{name}: {ends} is not [least, greatest], of which one may be null."
+            )
+    return {name: (low, high) for name, (low, high) in settings.thresholds.items()}
+
+
+def groups(workflow: Workflow) -> str | timedelta | None:
+    """What the metrics are grouped by."""
+    settings = workflow.gime
+    assert settings is not None
+    return timedelta(days=settings.days) if settings.days is not None else settings.by
+
+
+def aimed(workflow: Workflow, pool: Dataset, indexes: Path) -> raysel.GIME:
+    """:func:`gime` with the workflow's target, if it has one."""
+    found = gime(workflow, pool.schema().base_schema)
+    return found if workflow.target is None else found.aim(plain(workflow, "target", indexes))
+
+
+def measure(workflow: Workflow, indexes: Path, directory: Path, watch: Watch) -> dict[str, Any]:
+    """The metrics of pool, target and what is chosen by them as ``sets.parquet``, and the choice, in ``directory``.
+
+    The thresholds are those that a calibration shows, and those given in their place. RunError if it shows none and none is given.
+    """
+    settings = workflow.gime
+    assert settings is not None
+    pool = plain(workflow, "pool", indexes)
+    rule = aimed(workflow, pool, indexes)
+    answer: dict[str, Any] = {}
+    if settings.calibrate is not None:
+        watch("calibrating")
+        found = calibrate(workflow, rule, pool, indexes)
+        for name in ("correlations", "evidence", "subsets"):
+            pq.write_table(getattr(found, name), directory / f"{name}.parquet")
+        if not found.thresholds and not settings.thresholds:
+            raise RunError(
+                f"gime.calibrate: no threshold could be shown to keep the score above {found.info['floor']:.6g} (all of the pool: "
+                f"{found.info['full']:.6g}); raise tolerance, lower share, train on more subsets, or give thresholds yourself."
+            )
+        rule = replace(rule, thresholds={**found.limits, **thresholds(settings)})
+        answer["calibration"] = dict(found.info)
+    sets = {"pool": rule.measure(pool)}
+    if settings.chooses:
+        watch("choosing")
+        chosen = rule.select(pool, groups(workflow), workflow.seed)
+        chosen.save(directory / "selection")
+        sets["kept"] = rule.measure(chosen.apply(pool))
+        answer |= {
+            "kept": len(chosen),
+            "thresholds": chosen.info["thresholds"],
+            "reached": chosen.info["reached"],
+        }
+    if workflow.target is not None:
+        sets["target"] = rule.measure(plain(workflow, "target", indexes))
+    pq.write_table(side_by_side(sets), directory / "sets.parquet")
+    return answer | {"sets": {name: table.to_pylist() for name, table in sets.items()}}
+
+
+def side_by_side(sets: dict[str, pa.Table]) -> pa.Table:
+    """The metrics of several sets, one below the other, with a column ``set``."""
+    return pa.concat_tables(
+        [table.add_column(0, "set", pa.array([name] * table.num_rows)) for name, table in sets.items()]
+    ).replace_schema_metadata(None)
+
+
+def calibrate(workflow: Workflow, rule: raysel.GIME, pool: Dataset, indexes: Path) -> Sensitivity:
+    """The thresholds that the workflow's calibration shows, its models trained on the cluster."""
+    asked = workflow.gime.calibrate if workflow.gime is not None else None
+    assert asked is not None
+    label = asked.label or str(workflow.pool.label)
+    wanted = list(dict.fromkeys([*asked.features, label]))
+    test = gather(plain(workflow, "target", indexes), wanted, "target")
+    return rule.sensitivity(
+        pool,
+        proxy(asked.features, label, test, asked.scoring),
+        rows=budget_rows(asked.rows, pool.count()),
+        columns=wanted,
+        seed=workflow.seed,
+        **asked.model_dump(exclude={"features", "label", "scoring", "rows"}),
+    )
+
+
+def embed(
+    workflow: Workflow, indexes: Path, directory: Path, watch: Watch, before: Selection | None = None
+) -> dict[str, Any]:
     """Vectors of the pool, and of the target where there is an aim, as Parquet (``sample_id``, ``embedding``) under
     ``directory/vectors``.
 
-    Goes on where a killed run stopped.
+    before: of the pool, only its rows. Goes on where a killed run stopped.
     """
     settings = workflow.embed
     inputs = {role: read(workflow, role, indexes) for role in embedded_roles(workflow)}
+    if before is not None:
+        inputs["pool"] = before.apply(inputs["pool"])
     embedder = raysel.fit_embedder(settings.embedder, inputs["pool"], column=settings.column)
     options = Options(settings.normalize, settings.dtype, settings.on_error)
     answer: dict[str, Any] = {
@@ -277,8 +418,10 @@ def embed(workflow: Workflow, indexes: Path, directory: Path, watch: Watch) -> d
     return answer
 
 
-def select(workflow: Workflow, indexes: Path, vectors: Path | None, directory: Path) -> dict[str, Any]:
-    """The selection the workflow asks for, saved in ``directory``."""
+def select(
+    workflow: Workflow, indexes: Path, vectors: Path | None, directory: Path, before: Selection | None = None
+) -> dict[str, Any]:
+    """The selection the workflow asks for, from the rows of an earlier one if there is, saved in ``directory``."""
     settings = workflow.select
     assert settings is not None
     options = settings.model_dump(exclude={"method"})
@@ -288,7 +431,10 @@ def select(workflow: Workflow, indexes: Path, vectors: Path | None, directory: P
             raysel.read(str(vectors / "pool")), raysel.read(str(vectors / "target"))
         )
     else:
-        chosen = raysel.Random(**options, seed=workflow.seed).select(read(workflow, "pool", indexes))
+        pool = read(workflow, "pool", indexes)
+        pool = pool if before is None else before.apply(pool)
+        chosen = raysel.Random(**options, seed=workflow.seed).select(pool)
+    chosen = chosen if before is None else chosen.after(before)
     chosen.save(directory / "selection")
     return {"kept": len(chosen)}
 

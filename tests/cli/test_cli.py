@@ -40,7 +40,9 @@ def digits(tmp_path_factory):
 def test_version_and_help(raysel):
     assert raysel("--version") == (0, f"raysel, version {__version__}\n", "")
     code, out, _ = raysel("-h")
-    assert code == 0 and all(name in out for name in ("run", "compare", "validate", "report", "cleanup"))
+    assert code == 0 and all(
+        name in out for name in ("run", "compare", "measure", "validate", "report", "cleanup")
+    )
 
 
 def test_the_installed_command_runs():

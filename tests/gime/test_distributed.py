@@ -94,3 +94,49 @@ def test_errors_are_raysels_own(table, full):
         raysel.GIME(full).measure(ray.data.from_arrow(data.slice(0, 0)))
     with pytest.raises(DataError, match="The target has none of the columns"):
         raysel.GIME(full).aim(ray.data.from_arrow(pa.table({"z": [1]})))
+
+
+def test_calibrates_on_the_cluster_as_in_one_process_and_chooses_rows(table, full):
+    import numpy as np
+    import ray
+
+    import raysel
+    from raysel.gime import measure, proxy, sensitivity
+
+    rng = np.random.default_rng(0)
+    kind = rng.integers(0, 4, 1600)
+    data = pa.table(
+        {
+            "kind": kind,
+            "x": rng.normal(size=1600) + kind,
+            "seen": pa.array(kind + rng.normal(size=1600), mask=rng.random(1600) < 0.1 * kind),
+            "sample_id": np.arange(1600),
+        }
+    )
+    binding = raysel.gime.Binding(classes="kind", content=["x", "seen"])
+    test = data.slice(0, 200)
+    pool = ray.data.from_arrow(
+        [data.slice(900), data.slice(200, 700)]
+    )  # in another order than that of the ids
+    score = proxy(["x", "seen"], "kind", test)
+    options = {"mix": "kind", "rows": 100, "count": 60, "tolerance": 0.35, "share": 0.7, "seed": 3}
+    options["statistics"] = ["variety.effective_classes"]
+    found = raysel.GIME(binding).sensitivity(pool, score, columns=["x"], **options)
+    expected = sensitivity(data.slice(200), binding, score, **options)
+    assert found.subsets.equals(expected.subsets) and found.evidence.equals(expected.evidence)
+    assert found.thresholds == expected.thresholds and found.thresholds
+    with pytest.raises(DataError, match="no row with a value in 'kind'"):
+        none = data.set_column(0, "kind", pa.nulls(1600, pa.int64()))
+        raysel.GIME(binding).sensitivity(ray.data.from_arrow(none), score, **options | {"mix": "sample_id"})
+
+    thresholds = {"granularity.completeness": (0.99, None), "volume.rows": (300, None)}
+    gime = raysel.GIME(binding, thresholds, {3: 60})
+    chosen = [gime.select(p, seed=1) for p in (pool, pool.repartition(5))]
+    assert chosen[0].table.equals(chosen[1].table) and chosen[0].dropped.equals(chosen[1].dropped)
+    rows = data.filter(pa.array(np.isin(data["sample_id"].to_numpy(), chosen[0].ids)))
+    reached = {f"{r['metric']}.{r['statistic']}": r["value"] for r in measure(rows, binding).to_pylist()}
+    assert reached["granularity.completeness"] >= 0.99 and 300 <= rows.num_rows < 400
+    assert rows["kind"].to_pylist().count(3) >= 60 and chosen[0].info["by"] == "rows"
+    assert len(chosen[0]) + chosen[0].dropped.num_rows == 1400
+    assert all("piece" in text for text in chosen[0].dropped["reason"].to_pylist())
+    assert gime.select(pool, seed=2).digest() != chosen[0].digest()

@@ -86,6 +86,10 @@ def test_the_loosest_threshold_of_the_sequence_is_taken():
     assert held == tried[-2]["low"] and 0.15 < held < 0.45
     mirrored, below = least_strict(-values, values >= 0.25, 30, False, 0.9, 0.05)
     assert below == -held and [s["high"] for s in mirrored] == [-s["low"] for s in tried]
+    # the first say that a fifth lies above 0.8, of the others hardly any does: a looser threshold is tested all the same
+    skewed = np.concatenate([np.linspace(0, 1, 30), np.linspace(0, 0.81, 100)])
+    tried, held = least_strict(skewed, skewed >= 0.2, 30, True, 0.9, 0.05)
+    assert tried[0]["low"] < 0.6 and tried[0]["subsets"] >= 29 and held is not None
     # 30 of 30 bound only 0.905: not enough for 0.95
     assert least_strict(np.r_[np.zeros(30), np.zeros(30)], np.ones(60, bool), 30, True, 0.95, 0.05)[1] is None
     assert least_strict(np.r_[np.zeros(30), np.zeros(30)], np.ones(60, bool), 30, True, 0.90, 0.05)[1] == 0
@@ -177,3 +181,40 @@ def test_calibrations_that_can_show_nothing():
         sensitivity(
             table, binding, lambda part: 1.0, mix="kind", rows=100, count=60, statistics=["variety.clases"]
         )
+
+
+def test_the_proxy_scores_as_the_task_does():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=400)
+    table = pa.table(
+        {
+            "x": x,
+            "late": (x + rng.normal(size=400) > 1).astype(int),
+            "warm": 2 * x + 0.1 * rng.normal(size=400),
+        }
+    )
+    train, test = table.slice(0, 200), table.slice(200)
+    assert 0.7 < proxy(["x"], "late", test, "roc_auc")(train) < 1
+    one = train.filter(pa.array(train["late"].to_numpy() == 0))
+    assert proxy(["x"], "late", test, "roc_auc")(one) == 0.5
+    assert proxy(["x"], "warm", test)(train) > 0.99  # R², since it holds floats
+    assert -0.2 < proxy(["x"], "warm", test, "neg_root_mean_squared_error")(train) < -0.05
+    with pytest.raises(ConfigError, match=r"no scorer 'roc_uac' \(did you mean 'roc_auc'"):
+        proxy(["x"], "late", test, "roc_uac")
+    none = train.set_column(1, "late", pa.nulls(200, pa.int64()))
+    with pytest.raises(DataError, match="no row with a value in 'late'"):
+        proxy(["x"], "late", test)(none)
+
+
+def test_how_the_subsets_are_run_is_not_seen_in_the_result():
+    table = data(1200)
+    binding = Binding(entity="source", classes="kind", content=["x", "y"])
+    score = proxy(["x", "y"], "kind", data(300, 9))
+
+    def backwards(run, table, parts):
+        return [run(table.take(pa.array(part))) for part in parts[::-1]][::-1]
+
+    options = {"mix": "kind", "rows": 150, "count": 60, "tolerance": 0.2}
+    one, other = (sensitivity(table, binding, score, each=each, **options) for each in (None, backwards))
+    assert one.subsets.equals(other.subsets) and one.thresholds == other.thresholds
+    assert one.info["full"] == score(table)

