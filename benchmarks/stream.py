@@ -1,9 +1,9 @@
 """What streaming saves where decoding dominates: an epoch with half of the samples pruned beside the full pass.
 
-    python benchmarks/stream.py [--rows 3000] [--side 512] [--epochs 4]
+    python benchmarks/stream.py [--rows 4000] [--side 512] [--group 400] [--epochs 4]
 
-Rows are JPEG images of ``side`` x ``side`` pixels in Parquet; behind ``dynamic.planned`` they are decoded by Pillow and
-brought to 64 x 64. Both arms run in one process on one local cluster, an epoch of each in turn; the first is not counted
+Rows are JPEG images of ``side`` x ``side`` pixels in Parquet, ``group`` of them in a row group; behind ``dynamic.planned``
+they are decoded by Pillow and brought to 64 x 64. Both arms run in one process on one local cluster, an epoch of each in turn; the first is not counted
 (it starts Ray's workers). Training itself is left out: the figure is of the data's way to the step. One JSON line is
 added to benchmarks/results/stream.jsonl.
 """
@@ -27,8 +27,8 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 RESULTS = Path(__file__).resolve().parent / "results" / "stream.jsonl"
 
 
-def write_images(place: Path, rows: int, side: int) -> None:
-    """Blurred noise, so that JPEG has something to do, in row groups of 100."""
+def write_images(place: Path, rows: int, side: int, group: int) -> None:
+    """Blurred noise, so that JPEG has something to do."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image
@@ -41,7 +41,7 @@ def write_images(place: Path, rows: int, side: int) -> None:
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(target, "JPEG", quality=90)
         encoded.append(target.getvalue())
     table = pa.table({"image": pa.array([encoded[i % 64] for i in range(rows)], pa.binary())})
-    pq.write_table(table, place / "images.parquet", row_group_size=100)
+    pq.write_table(table, place / "images.parquet", row_group_size=group)
 
 
 def decode(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -53,8 +53,9 @@ def decode(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=3000)
+    parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--group", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=4)
     options = parser.parse_args()
     load = os.getloadavg()[0]
@@ -69,7 +70,7 @@ def main() -> None:
     quiet()
     policies = {"full": raysel.FullData(), "half": raysel.RoundRobin(0.5)}
     with tempfile.TemporaryDirectory() as place:
-        write_images(Path(place), options.rows, options.side)
+        write_images(Path(place), options.rows, options.side, options.group)
         rows = raysel.read(place)
         arms = {}
         for name, policy in policies.items():
@@ -94,6 +95,7 @@ def main() -> None:
     line = {
         "rows": options.rows,
         "side": options.side,
+        "group": options.group,
         "cpus": ray.cluster_resources()["CPU"],
         "load_before": round(load, 1),
         "full_samples": samples["full"],
