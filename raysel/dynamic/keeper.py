@@ -107,10 +107,8 @@ class Keeper:
             raise ConfigError(
                 f"{type(policy).__name__} has no plan_shard, so it plans all the samples in one place: use shards=1."
             )
-        check = getattr(
-            policy, "check", None
-        )  # now, on the driver: not by a worker that plans the first epoch
-        if check is not None:
+        # Here, on the driver, and not in a worker that plans the first epoch.
+        if (check := getattr(policy, "check", None)) is not None:
             check(self._num_epochs)
         self._attempt: str | None = None
         self._past: set[str] = set()
