@@ -146,8 +146,6 @@ class IndexedParquet(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        projection = self.get_projection_map()
-        columns = None if projection is None else list(projection) or [ID]
         share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
         tasks: list[list[Piece]] = []
         held = share
@@ -157,10 +155,12 @@ class IndexedParquet(Datasource):
                 held = 0
             tasks[-1].append(piece)
             held += piece.bytes
-        return [self._task(task, columns, per_task_row_limit) for task in tasks]
+        return [self._task(task, per_task_row_limit) for task in tasks]
 
-    def _task(self, pieces: list[Piece], columns: list[str] | None, limit: int | None) -> ReadTask:
+    def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
         names = self._schema.names
+        projection = self.get_projection_map()
+        columns = None if projection is None else list(projection) or [ID]
         # Bound here, not to self: the whole index must not travel with every task.
         metadata = BlockMetadata(
             num_rows=sum(piece.rows for piece in pieces),
@@ -213,17 +213,12 @@ def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Da
     if index is not None:
         rows.save(index)
     reader = IndexedParquet(filesystem, rows, schema)
-    dataset = parquet_dataset(reader)
-    setattr(dataset, _ORIGIN, (reader, {}))
-    return dataset, schema, where
-
-
-def parquet_dataset(reader: IndexedParquet) -> Dataset:
-    """The rows of ``reader``, lazily."""
     groups = len(reader.pieces())
     # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
     blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
-    return ray.data.read_datasource(reader, override_num_blocks=blocks)
+    dataset = ray.data.read_datasource(reader, override_num_blocks=blocks)
+    setattr(dataset, _ORIGIN, (reader, {}))
+    return dataset, schema, where
 
 
 def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:

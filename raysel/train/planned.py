@@ -19,12 +19,13 @@ from ray.train import DataConfig
 
 from raysel.data.blocks import own_error, plain_errors
 from raysel.data.rowid import ID
-from raysel.data.source import IndexedParquet, origin, parquet_dataset
+from raysel.data.source import IndexedParquet, origin
 from raysel.dynamic.plan import Plan, chunks
 from raysel.errors import ConfigError, DataError, ResourceError, StateError, first
 
 _WARN, _PATIENCE = 10.0, 120.0  # seconds without a CPU for Ray Data until it is said, until it is an error
 _PREFETCH = 2  # batches that Ray Data fetches and collates ahead, in threads
+_TASKS_A_CPU, _TASK_BYTES = 8, 32 << 20  # small row groups are read together down to so many tasks, of so much
 _SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
 
 logger = logging.getLogger(__name__)
@@ -114,21 +115,36 @@ def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
 
 
 class ShuffledParquet(IndexedParquet):
-    """The same rows with the same ids; the files' parts are read in another order in each epoch."""
+    """The same rows with the same ids; the files' row groups are read in another order in each epoch, by ``tasks``
+    tasks of about equally many."""
 
-    def __init__(self, reader: IndexedParquet, board: Board) -> None:
+    def __init__(self, reader: IndexedParquet, board: Board, tasks: int) -> None:
         super().__init__(reader.filesystem, reader.index, reader.file_schema)
         self._board = board
+        self._tasks = tasks
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        tasks = super().get_read_tasks(parallelism, per_task_row_limit, data_context)
-        seed = (
-            self._board.seed()
-        )  # Ray asks for tasks when a run starts; before the first epoch to count them
-        order = range(len(tasks)) if seed is None else np.random.default_rng(seed).permutation(len(tasks))
-        return [tasks[place] for place in order]
+        pieces = self.pieces()
+        # Ray asks for tasks when a run starts; before the first epoch to count them.
+        seed = self._board.seed()
+        order = (
+            np.arange(len(pieces)) if seed is None else np.random.default_rng(seed).permutation(len(pieces))
+        )
+        return [  # in a task by file and place, so that a file is opened once
+            self._task([pieces[place] for place in np.sort(part)], per_task_row_limit)
+            for part in np.array_split(order, self._tasks)
+        ]
+
+
+def read_tasks(groups: int, size: int, cpus: int) -> int:
+    """How many tasks read ``groups`` row groups of ``size`` bytes in all.
+
+    A task and its block cost some 30 ms, whatever the plan keeps of it, so that small row groups share one; but
+    there are enough blocks that the ranks' shares come out even and no CPU waits for the last.
+    """
+    return min(groups, max(_TASKS_A_CPU * cpus, -(-size // _TASK_BYTES)))
 
 
 def _shuffled(dataset: Dataset, board: Board) -> Dataset:
@@ -137,7 +153,9 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     if made_from is None or shown is None:
         return dataset
     reader, renamed = made_from
-    again = parquet_dataset(ShuffledParquet(reader, board))
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    tasks = read_tasks(len(reader.pieces()), reader.estimate_inmemory_data_size(), cpus)
+    again = ray.data.read_datasource(ShuffledParquet(reader, board, tasks), override_num_blocks=tasks)
     again = again.select_columns([renamed.get(name, name) for name in shown])
     names = {stored: name for name, stored in renamed.items() if stored != name}
     return again.rename_columns(names) if names else again

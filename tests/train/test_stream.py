@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 import raysel
 from raysel.dynamic.plan import unweighted
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, ResourceError, StateError
-from raysel.train.planned import CollateRows, arrivals
+from raysel.train.planned import CollateRows, arrivals, read_tasks
 from tests.train.common import loss_of
 
 N = 230
@@ -188,6 +189,41 @@ def test_max_steps_and_a_broken_loop_cut_the_stream(cluster, tmp_path):
     assert all(first == list(range(first[0], first[0] + 20)) for first in firsts) and firsts[0] != firsts[1]
     assert [(e["steps"], e["trained"]) for e in session.history] == [(12, N), (4, 80)]
     assert session.progress == 1.0
+
+
+def test_small_row_groups_are_read_together_in_another_order_each_epoch(cluster, tmp_path):
+    """More groups than tasks, of two files: an epoch's blocks mix groups from anywhere, and every row comes once."""
+    place = tmp_path / "rows"
+    place.mkdir()
+    for file in range(2):
+        pq.write_table(pa.table({"x": np.arange(50.0)}), place / f"{file}.parquet", row_group_size=1)
+    rows = raysel.read(place)
+    dynamic = raysel.DynamicSelection.local(raysel.FullData(), 100, num_epochs=3)
+    session, came, tasks = dynamic.session(), [], []
+    stream = dynamic.planned(rows).map_batches(by_task, batch_size=None)
+    for epoch in session.epochs():
+        batches = list(session.stream(stream, batch_size=10))
+        for batch in batches:
+            session.loss(batch, loss_of(batch.ids, epoch))
+        came.append(np.concatenate([batch.ids for batch in batches]).tolist())
+        tasks.append(len(set(np.concatenate([batch.data["task"] for batch in batches]))))
+        session.report()
+    assert all(sorted(ids) == list(range(100)) for ids in came)
+    assert came[0] != came[1] != came[2] and came[0] != sorted(came[0])
+    assert tasks == 3 * [read_tasks(100, 1, int(cluster.cluster_resources()["CPU"]))] and tasks[0] < 100
+
+
+def by_task(columns):
+    task = ray.get_runtime_context().get_task_id()
+    return {**columns, "task": np.full(len(columns["sample_id"]), task)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "cpus", "tasks"),
+    [(5, 1 << 40, 64, 5), (40, 200 << 20, 2, 16), (40, 200 << 20, 16, 40), (10**6, 1 << 40, 64, 1 << 15)],
+)
+def test_how_many_tasks_read(groups, size, cpus, tasks):
+    assert read_tasks(groups, size, cpus) == tasks
 
 
 def streamed(rows, make, samples=60, policy=None, **options):
