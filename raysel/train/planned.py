@@ -25,7 +25,8 @@ from raysel.errors import ConfigError, DataError, ResourceError, StateError, fir
 
 _WARN, _PATIENCE = 10.0, 120.0  # seconds without a CPU for Ray Data until it is said, until it is an error
 _PREFETCH = 2  # batches that Ray Data fetches and collates ahead, in threads
-_TASKS_A_CPU, _TASK_BYTES = 8, 32 << 20  # small row groups are read together down to so many tasks, of so much
+_TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
+_TASK_BYTES = 32 << 20  # of so much each
 _SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
 
 logger = logging.getLogger(__name__)
