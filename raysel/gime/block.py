@@ -15,9 +15,11 @@ from raysel.gime.binding import Binding
 from raysel.gime.columns import (
     NOTHING,
     Array,
+    Coded,
     Hashes,
+    coded,
     combine,
-    hash_column,
+    hash_rows,
     kind,
     numbers,
     plain,
@@ -79,8 +81,15 @@ class Block:
             self._kept[key] = make()
         return self._kept[key]
 
+    def coded(self, name: str) -> Coded | None:
+        """The column as codes of a few values, if it is seen to have few."""
+        return self._once(("coded", name), lambda: coded(self.table[name], name))
+
     def hash(self, name: str) -> Hashes:
-        return self._once(("hash", name), lambda: hash_column(self.table[name], name))
+        few = self.coded(name)
+        return self._once(
+            ("hash", name), lambda: hash_rows(self.table[name], name) if few is None else few.rows
+        )
 
     def valid(self, name: str) -> Mask:
         return self._once(("valid", name), lambda: _valid(self.table[name]))
@@ -139,11 +148,31 @@ class Block:
     def keys(self, name: str, hashes: Hashes, where: Mask | None = None, **columns: Any) -> None:
         if where is not None and not where.all():
             columns = {n: v if isinstance(v, int) else v[where] for n, v in columns.items()}
-            self.parts.keys[name] = gather_keys(
-                self.codes(where), hashes[where], self.groups, KEYS, **columns
-            )
+            hashes = hashes[where]
+        self.parts.keys[name] = gather_keys(self.codes(where), hashes, self.groups, KEYS, **columns)
+
+    def rows_by_key(self, name: str, columns: Sequence[str]) -> None:
+        """Rows for each key of these columns, of those where all have a value."""
+        few = self.coded(columns[0]) if len(columns) == 1 else None
+        if few is None:
+            self.keys(name, *self.key(columns), count=1)
         else:
-            self.parts.keys[name] = gather_keys(self.group, hashes, self.groups, KEYS, **columns)
+            self.coded_keys(name, few, self.valid(columns[0]), counted=True)
+
+    def coded_keys(self, name: str, few: Coded, where: Mask, counted: bool) -> None:
+        """:meth:`keys` of rows given by codes: the few values instead of the rows."""
+        width, codes, group = len(few.hashes), _picked(few.codes, where), self.codes(where)
+        if group is not None:
+            if self.groups * width > max(len(codes), 1):  # mostly cells without a row
+                self.keys(name, few.rows, where, **({"count": 1} if counted else {}))
+                return
+            codes = group * width + codes
+        counts = np.bincount(codes, minlength=self.groups * width)
+        used = np.flatnonzero(counts)
+        columns = {"count": counts[used]} if counted else {}
+        self.parts.keys[name] = gather_keys(
+            None if group is None else used // width, few.hashes[used % width], self.groups, KEYS, **columns
+        )
 
     def histogram(self, name: str, values: npt.NDArray[np.int64], where: Mask, relative: bool) -> None:
         self.parts.histograms[name] = histogram(

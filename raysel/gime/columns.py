@@ -6,6 +6,7 @@ dictionary it comes: 1, 1.0 and an int8 of 1 are one number, text is its UTF-8 b
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,8 @@ _LARGE = {
     pa.binary_view(): pa.large_binary(),
 }
 _SLICE = 1 << 20  # words or elements hashed at once
+_RANGE = 1 << 16  # integers of so short a range are codes
+_TRIED = 1 << 12  # rows of text looked at to see whether it repeats
 
 
 def mix(values: Hashes) -> Hashes:
@@ -110,12 +113,14 @@ def _is_list(of: Any) -> bool:
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """One chunk without extension type; of a dictionary its values; views of text and bytes as large text and bytes."""
-    array = _combined(column)
-    if isinstance(array.type, pa.BaseExtensionType):
-        return plain(array.storage)
+    array = _storage(_combined(column))
     if pa.types.is_dictionary(array.type):
         return plain(array.dictionary_decode())
     return array.cast(_LARGE[array.type]) if _is_view(array.type) else array
+
+
+def _storage(array: pa.Array) -> pa.Array:
+    return _storage(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -142,16 +147,73 @@ def _fixed(array: pa.Array, dtype: Any) -> Array:
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
 
 
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """Rows as codes of a few values. codes: int64 (n,). hashes: of each code's value, null's too; two may be equal."""
+
+    codes: npt.NDArray[np.int64]
+    hashes: Hashes
+
+    @property
+    def rows(self) -> Hashes:
+        return self.hashes[self.codes]
+
+
+def coded(column: pa.ChunkedArray | pa.Array, name: str) -> Coded | None:
+    """A column whose values are seen to repeat: a dictionary, integers of a short range, text; None for any other."""
+    array = _storage(_combined(column))
+    of, is_ = array.type, pa.types
+    if is_.is_dictionary(of):
+        return _coded(array.indices, array.dictionary, name)
+    if not len(array) or array.null_count == len(array):
+        return None
+    if is_.is_boolean(of):
+        array = array.cast(pa.uint8())
+    if is_.is_boolean(of) or is_.is_integer(of):
+        return _of_short_range(array)
+    if is_.is_string(of) or is_.is_large_string(of) or is_.is_binary(of) or is_.is_large_binary(of):
+        tried = array.slice(0, _TRIED)
+        if pc.count_distinct(tried).as_py() <= len(tried) // 4:
+            found = array.dictionary_encode()
+            return _coded(found.indices, found.dictionary, name)
+    return None
+
+
+def _coded(indices: pa.Array, values: pa.Array, name: str) -> Coded:
+    null = len(values)
+    codes = indices.cast(pa.int64()).fill_null(null).to_numpy(zero_copy_only=False)
+    return Coded(codes, np.append(hash_column(values, name), _NULL))
+
+
+def _of_short_range(array: pa.Array) -> Coded | None:
+    ends = pc.min_max(array).as_py()
+    low, high = ends["min"], ends["max"]
+    if high - low >= min(_RANGE, len(array)) or high >= 2**63:
+        return None
+    values = _fixed(array, np.dtype(array.type.to_pandas_dtype())).astype(np.int64) - low
+    codes = np.where(valid(array), values, high - low + 1) if array.null_count else values
+    return Coded(codes, np.append(hash_integers(low + np.arange(high - low + 1)), _NULL))
+
+
+def hash_integers(values: Array) -> Hashes:
+    """A uint64 for each int64, or uint64 of the same digits."""
+    return mix(values.view(np.uint64) + _GOLDEN)
+
+
+def code_integers(values: npt.NDArray[np.int64]) -> Coded | None:
+    """Integers of a short range as codes; None for others."""
+    return _of_short_range(pa.array(values)) if len(values) else None
+
+
 def hash_column(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
     """A uint64 for each row; null is a value of its own."""
-    array = _combined(column)
-    if pa.types.is_dictionary(array.type):  # each value once
-        values = hash_column(array.dictionary, name)
-        codes = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.intp)
-        found = values[codes] if len(values) else np.full(len(array), _NULL)
-        found[~valid(array)] = _NULL
-        return found
-    array = plain(array)
+    few = coded(column, name)
+    return hash_rows(column, name) if few is None else few.rows
+
+
+def hash_rows(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
+    """`hash_column` of a column that is not :func:`coded`."""
+    array = plain(column)
     found = _hash(array, name)
     if array.null_count:
         found[~valid(array)] = _NULL
@@ -193,7 +255,7 @@ def _hash(array: pa.Array, name: str) -> Hashes:
 def _hash_ints(array: pa.Array) -> Hashes:
     width, signed = array.type.bit_width // 8, array.type not in _UNSIGNED
     values = _fixed(array, np.dtype(f"{'i' if signed else 'u'}{width}"))
-    found = mix(values.astype(np.int64 if signed else np.uint64).view(np.uint64) + _GOLDEN)
+    found = hash_integers(values.astype(np.int64 if signed else np.uint64))
     if array.type == pa.uint64():
         high = np.flatnonzero(values >= np.uint64(2**63))  # whose digits are also those of a negative int64
         found[high] = mix(found[high] ^ _BEYOND)
@@ -206,10 +268,13 @@ _UNSIGNED = (pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64())
 def _hash_floats(array: pa.Array) -> Hashes:
     values = _fixed(array, np.float64)
     whole = np.rint(values)
-    alike = (whole == values) & (np.abs(values) < 2.0**62)
-    bits = np.where(alike, np.where(alike, whole, 0.0).astype(np.int64), (values + 0.0).view(np.int64) ^ 0x7F)
-    found = mix(bits.view(np.uint64) + _GOLDEN)
-    found[np.isnan(values)] = _NAN
+    bits = (values + 0.0).view(np.uint64) ^ np.uint64(0x7F)
+    alike = np.flatnonzero((whole == values) & (np.abs(values) < 2.0**62))
+    bits[alike] = whole[alike].astype(np.int64).view(np.uint64)
+    found = mix(bits + _GOLDEN)
+    nan = np.isnan(values)
+    if nan.any():
+        found[nan] = _NAN
     return found
 
 
@@ -282,9 +347,12 @@ def combine(parts: list[Hashes], rows: int) -> Hashes:
     if len(parts) == 1:
         return parts[0]
     found = np.full(rows, np.uint64(len(parts)))
-    for part in parts:
-        found = mix(found * _GOLDEN + part)
-    return found
+    factor = _GOLDEN  # odd, and another for each place; the parts are mixed already
+    with np.errstate(over="ignore"):
+        for part in parts:
+            found += part * factor
+            factor *= _GOLDEN
+    return mix(found)
 
 
 def _cast(array: pa.Array, to: Any, name: str, first_row: int = 0) -> pa.Array:

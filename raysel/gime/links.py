@@ -20,9 +20,8 @@ def collect(block: Block) -> None:
     """Rows that share a relation key; distinct contents, and on how many carriers each is."""
     binding = block.binding
     for name in binding.relation:
-        there = block.valid(name)
-        block.count(f"related {name}", there)
-        block.keys(f"relation {name}", block.hash(name), there, count=1)
+        block.count(f"related {name}", block.valid(name))
+        block.rows_by_key(f"relation {name}", [name])
     if binding.content:
         content = combine([block.hash(name) for name in binding.content], block.table.num_rows)
         block.keys("content", content)

@@ -36,10 +36,13 @@ def collect(block: Block) -> None:
         return
     usable = all(_numeric(block.kinds.get(name, "")) for name in block.scale)
     points = features(block, block.scale) if usable else np.empty((0, 1))
-    good = np.logical_and.reduce(np.isfinite(points), axis=1)
+    finite = np.isfinite(points)
+    good = np.ones(len(points), bool) if finite.all() else np.logical_and.reduce(finite, axis=1)
     if usable:
         block.count("waving", good)
-        block.parts.waves["content"] = waves(block.codes(good), points[good], block.groups)
+        block.parts.waves["content"] = waves(
+            block.codes(good), points if good.all() else points[good], block.groups
+        )
     else:
         block.count("waving", np.zeros(block.table.num_rows, bool))
         block.parts.waves["content"] = waves(None, points, block.groups)

@@ -35,13 +35,15 @@ WAVES = 64  # random frequencies of the kernel
 SIGMAS = 3.0  # bounds of sampled figures are so many standard errors
 LARGE = 0.05  # a key with so much of a sum makes it hang on whether the sample holds such keys
 LEAST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
-_UNIT = 2.0**64
+_UNIT, _ALL = 2.0**64, np.uint64(2**64 - 1)
 _FOLD: dict[str, tuple[Any, Any]] = {
     "count": (np.add, np.int64),
     "first": (np.minimum, np.int64),
     "last": (np.maximum, np.int64),
     "size": (np.maximum, np.float64),
 }
+
+_CELLS, _DIGITS_SEEN = 17, 13  # a table of 2^17 bins, or of 2^13 for each power of two, stands in for sorting
 
 Codes = npt.NDArray[np.int64]
 
@@ -144,19 +146,42 @@ class Keys(_Grouped):
 
 
 def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | None, **columns: Any) -> Keys:
-    """The keys of rows: their groups (None = all in the one), hashes and what to aggregate (``count=1`` counts)."""
-    counted = "count" in columns
-    if group is None and set(columns) <= {"count"}:
-        ordered = np.sort(hashes)
-        starts = _starts(ordered)
-        found = {"count": np.diff(np.append(starts, len(ordered)))} if counted else {}
-        return _cut(Keys(np.array([len(starts)]), ordered[starts], found, np.zeros(groups, bool)), limit)
-    codes = np.zeros(len(hashes), np.int64) if group is None else group
-    values = {
-        name: np.ones(len(hashes), np.int64) if name == "count" else np.asarray(given)
-        for name, given in columns.items()
-    }
-    return _cut(_fold(codes, hashes, values, np.zeros(groups, bool)), limit)
+    """The keys of rows: their groups (None = all in the one), hashes and what to aggregate (``count``: 1, or rows of each)."""
+    if limit is None:
+        return _fold(group, hashes, columns, groups)
+    bound = _bounds(group, len(hashes), groups, limit)
+    while True:
+        keys = _fold(group, hashes, columns, groups, _below(group, hashes, bound))
+        short = (bound < _ALL) & (keys.sizes <= limit)
+        if not short.any():  # else so few keys are below the bound that those above it count
+            break
+        bound[short] = _ALL
+    cut = keys.sizes > limit
+    if not cut.any():
+        return keys
+    tug = None
+    if "count" in columns:
+        counts, place = columns["count"], None
+        if group is not None:
+            picked = cut[group]
+            place, hashes = (np.cumsum(cut) - 1)[group[picked]], hashes[picked]
+            counts = counts if isinstance(counts, int) else counts[picked]
+        tug = _tug(place, hashes, None if isinstance(counts, int) else counts, int(cut.sum()))
+    return _least(replace(keys, cut=cut, tug=tug), limit)
+
+
+def _bounds(group: Codes | None, rows: int, groups: int, limit: int) -> Hashes:
+    """For each group a hash below which more than ``limit`` of its keys are to be expected if few of them repeat."""
+    each = np.array([rows]) if group is None else np.bincount(group, minlength=groups)
+    share = 4 * limit / np.maximum(each, 1)
+    return np.where(share < 0.5, (np.minimum(share, 0.5) * _UNIT).astype(np.uint64), _ALL)
+
+
+def _below(group: Codes | None, hashes: Hashes, bound: Hashes) -> Array | None:
+    """The rows whose hash is not above its group's bound; None for all."""
+    if (bound == _ALL).all():
+        return None
+    return np.flatnonzero(hashes <= (bound[0] if group is None else bound[group]))
 
 
 def _starts(ordered: Array, group: Array | None = None) -> Array:
@@ -176,67 +201,77 @@ def _order(group: Codes, values: Array) -> Array:
     return order[np.argsort(small[order], kind="stable")]
 
 
-def _fold(group: Codes, hashes: Hashes, columns: dict[str, Array], cut: npt.NDArray[np.bool_]) -> Keys:
+def _fold(
+    group: Codes | None, hashes: Hashes, columns: dict[str, Any], groups: int, rows: Array | None = None
+) -> Keys:
+    """The distinct keys of the rows, or of those given, all of them."""
+    if rows is not None:
+        hashes, group = hashes[rows], None if group is None else group[rows]
+        columns = {name: v if isinstance(v, int) else v[rows] for name, v in columns.items()}
+    none = np.zeros(groups, bool)
     if not len(hashes):
-        none = {name: values[:0].astype(_FOLD[name][1]) for name, values in columns.items()}
-        return Keys(np.zeros(len(cut), np.int64), hashes[:0], none, cut)
-    order = _order(group, hashes)
-    hashes, group = hashes[order], group[order]
+        empty = {name: np.empty(0, _FOLD[name][1]) for name in columns}
+        return Keys(np.zeros(groups, np.int64), hashes, empty, none)
+    if group is None and all(isinstance(v, int) for v in columns.values()):  # nothing to bring along
+        hashes = np.sort(hashes)
+        starts = _starts(hashes)
+        counts = {name: np.diff(np.append(starts, len(hashes))) for name in columns}
+        return Keys(np.array([len(starts)]), hashes[starts], counts, none)
+    order = np.argsort(hashes) if group is None else _order(group, hashes)
+    hashes, group = hashes[order], None if group is None else group[order]
     starts = _starts(hashes, group)
-    folded = {name: _FOLD[name][0].reduceat(values[order], starts) for name, values in columns.items()}
-    return Keys(np.bincount(group[starts], minlength=len(cut)), hashes[starts], folded, cut)
+    folded = {
+        name: np.diff(np.append(starts, len(hashes)))
+        if isinstance(v, int)
+        else _FOLD[name][0].reduceat(v[order], starts)
+        for name, v in columns.items()
+    }
+    sizes = np.array([len(starts)]) if group is None else np.bincount(group[starts], minlength=groups)
+    return Keys(sizes, hashes[starts], folded, none)
 
 
-def _cut(keys: Keys, limit: int | None) -> Keys:
-    """No more than ``limit`` keys a group; groups that lose some get a sketch of all their counts first."""
-    sizes = keys.sizes
-    if limit is None or not len(sizes) or sizes.max() <= limit:
-        return keys
-    over = sizes > limit
-    cut = keys.cut | over
-    tug = None
-    if "count" in keys.columns:
-        tug = np.zeros((int(cut.sum()), TUG_ROWS * TUG_WIDTH), np.int64)
-        place = np.cumsum(cut) - 1
-        if keys.tug is not None:
-            tug[place[keys.cut]] = keys.tug
-        for group in np.flatnonzero(over & ~keys.cut):
-            full = keys.of(int(group))
-            tug[place[group]] = _tug(full.hash, full.columns["count"])
-    kept = np.arange(len(keys.hash)) - np.repeat(keys.ends - sizes, sizes) < limit
+def _least(keys: Keys, limit: int) -> Keys:
+    """No more than ``limit`` keys a group, those with the smallest hashes."""
+    kept = np.arange(len(keys.hash)) - np.repeat(keys.ends - keys.sizes, keys.sizes) < limit
     columns = {name: values[kept] for name, values in keys.columns.items()}
-    return Keys(np.minimum(sizes, limit), keys.hash[kept], columns, cut, tug)
+    return replace(keys, sizes=np.minimum(keys.sizes, limit), hash=keys.hash[kept], columns=columns)
 
 
-def merge_keys(one: Keys, other: Keys, limit: int | None) -> Keys:
+def merge_keys(one: Keys, other: Keys, limit: int) -> Keys:
     """The keys of both, over the same groups. A key among the smallest of all was kept by every part that has it."""
-    columns = {name: np.concatenate([one.columns[name], other.columns[name]]) for name in one.columns}
     merged = _fold(
         np.concatenate([one.group, other.group]),
         np.concatenate([one.hash, other.hash]),
-        columns,
-        one.cut | other.cut,
+        {name: np.concatenate([one.columns[name], other.columns[name]]) for name in one.columns},
+        len(one.sizes),
     )
-    if merged.cut.any() and "count" in columns:
-        groups = np.flatnonzero(merged.cut)
-        tug = np.stack([_all_counts(one, int(g)) + _all_counts(other, int(g)) for g in groups])
-        merged = replace(merged, tug=tug)
-    return _cut(merged, limit)
+    cut = one.cut | other.cut | (merged.sizes > limit)
+    if not cut.any():
+        return merged
+    tug = None
+    if "count" in one.columns:
+        tug = np.stack([_all_counts(one, int(g)) + _all_counts(other, int(g)) for g in np.flatnonzero(cut)])
+    return _least(replace(merged, cut=cut, tug=tug), limit)
 
 
 def _all_counts(keys: Keys, group: int) -> npt.NDArray[np.int64]:
     sample = keys.of(group)
-    return _tug(sample.hash, sample.columns["count"]) if sample.tug is None else sample.tug
+    return _tug(None, sample.hash, sample.columns["count"], 1)[0] if sample.tug is None else sample.tug
 
 
-def _tug(hashes: Hashes, counts: Array) -> npt.NDArray[np.int64]:
-    bits = mix(hashes ^ np.uint64(0x7475672D6F662D77))
-    rows = []
-    for row in range(TUG_ROWS):  # 12 bits each: bucket and sign
-        part = (bits >> np.uint64(12 * row)).astype(np.int64)
-        signed = np.where(part & TUG_WIDTH, counts, -counts).astype(np.float64)  # exact below 2^53
-        rows.append(np.bincount(part & (TUG_WIDTH - 1), signed, TUG_WIDTH))
-    return np.concatenate(rows).astype(np.int64)
+def _tug(group: Codes | None, hashes: Hashes, counts: Array | None, groups: int) -> npt.NDArray[np.int64]:
+    """int64 (G, 3 * 2048): the sketch of the counts (None: one each), which is a sum over rows or over keys alike.
+
+    Sign and bucket are 12 of the hash's lower digits for each of three; what is sampled hangs on the upper ones.
+    """
+    cells, rows = 2 * TUG_WIDTH, []
+    for row in range(TUG_ROWS):
+        place = ((hashes >> np.uint64(12 * row)) & np.uint64(cells - 1)).view(np.int64)
+        if group is not None:
+            place += group * cells
+        found = np.bincount(place, counts, groups * cells).reshape(groups, 2, TUG_WIDTH)  # exact below 2^53
+        rows.append(found[:, 1] - found[:, 0])
+    return np.concatenate(rows, axis=1).astype(np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,13 +397,39 @@ def _bit_length(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 def histogram(group: Codes | None, values: npt.NDArray[np.int64], groups: int, relative: bool) -> Histogram:
     """The histogram of rows; values of a relative one must not be negative."""
     level = np.zeros(groups, np.int64)
-    if group is None:
-        ordered = np.sort(values)
-        starts = _starts(ordered)
-        counts = np.diff(np.append(starts, len(ordered)))
-        found = Histogram(np.array([len(starts)]), ordered[starts], counts, level, relative)
+    if group is not None:
+        return _coarsen(_binned(group, values, np.ones(len(values), np.int64), level, relative))
+    if len(values) > 4 * BINS and (found := _counted(values, relative)) is not None:
         return _coarsen(found)
-    return _coarsen(_binned(group, values, np.ones(len(values), np.int64), level, relative))
+    ordered = np.sort(values)
+    starts = _starts(ordered)
+    counts = np.diff(np.append(starts, len(ordered)))
+    return _coarsen(Histogram(np.array([len(starts)]), ordered[starts], counts, level, relative))
+
+
+def _counted(values: npt.NDArray[np.int64], relative: bool) -> Histogram | None:
+    """The histogram of one group at a level with a table's worth of bins; None if that may be coarser than need be."""
+    low, high = int(values.min()), int(values.max())
+    if relative:
+        level = 63 - _DIGITS_SEEN
+        if high >= 2**53:  # what a float has no digits for lies below those seen
+            values = np.where(values >= 2**53, values & -2048, values)
+        drop, first = (
+            53 - _DIGITS_SEEN,
+            1022 << (_DIGITS_SEEN - 1),
+        )  # the floats' digits; 0 comes before those of 1
+        cells = np.maximum((values.astype(np.float64).view(np.int64) >> drop) - first, 0)
+        counts = np.bincount(cells)
+        used = np.flatnonzero(counts)
+        edges = np.where(used > 0, (used + first) << drop, 0).view(np.float64).astype(np.int64)
+    else:
+        level = max((high - low).bit_length() - _CELLS, 0)
+        counts = np.bincount((values >> level) - (low >> level))
+        used = np.flatnonzero(counts)
+        edges = (used + (low >> level)) << level
+    if level and len(used) <= BINS:
+        return None
+    return Histogram(np.array([len(used)]), edges, counts[used], np.array([level]), relative)
 
 
 def _binned(group: Codes, values: Array, counts: Array, level: Array, relative: bool) -> Histogram:
@@ -432,22 +493,28 @@ _SCALE = 1130  # sums are integers in units of 2^-1130, below the least subnorma
 
 
 def exact_sums(group: Codes | None, values: npt.NDArray[np.float64], groups: int) -> list[int]:
-    """The sum of finite floats for each group without any rounding: Python integers, see :func:`as_float`."""
-    mantissa, exponent = np.frexp(values)
-    whole = np.ldexp(mantissa, 53).astype(np.int64)
-    span = 2200
-    cell = exponent.astype(np.int64) + 1100
-    if group is not None:
-        cell = cell + span * group
-    used, cell = np.unique(cell, return_inverse=True) if groups > 1 else (np.arange(span), cell)
+    """The sum of finite floats for each group without any rounding: Python integers, see :func:`as_float`.
+
+    From each value its digits above a common place are cut off, which are few enough that floats add them exactly in any
+    order, and again from what is left (AccSum: Rump, Ogita & Oishi 2008).
+    """
     totals = [0] * groups
-    for start in range(0, len(values), 1 << 24):  # halves of 27 digits add exactly so often in a float
-        piece = slice(start, start + (1 << 24))
-        high = np.bincount(cell[piece], (whole[piece] >> 26).astype(np.float64), len(used))
-        low = np.bincount(cell[piece], (whole[piece] & (2**26 - 1)).astype(np.float64), len(used))
-        for at in np.flatnonzero((high != 0) | (low != 0)):
-            power = int(used[at]) % span - 1100 - 53 + _SCALE
-            totals[int(used[at]) // span] += ((int(high[at]) << 26) + int(low[at])) << power
+    huge = np.abs(values) >= 2.0**900  # whose place to cut at would overflow
+    if huge.any():
+        codes = None if group is None else group[huge]
+        totals = [total << 200 for total in exact_sums(codes, np.ldexp(values[huge], -200), groups)]
+        values = np.where(huge, 0.0, values)
+    for start in range(0, len(values), 1 << 24):  # so many times 2^26 still fit the 53 digits
+        rest = values[start : start + (1 << 24)]
+        codes = None if group is None else group[start : start + (1 << 24)]
+        while largest := float(max(rest.max(), -rest.min())):
+            top = math.frexp(largest)[1]
+            cutter = math.ldexp(1.5, top + 27)  # 1.5, so that no sum falls below a power of two
+            upper = (rest + cutter) - cutter  # multiples of 2^(top - 25)
+            sums = np.array([upper.sum()]) if codes is None else np.bincount(codes, upper, groups)
+            for at in np.flatnonzero(sums):
+                totals[at] += int(math.ldexp(sums[at], 25 - top)) << (top - 25 + _SCALE)
+            rest = rest - upper
     return totals
 
 
@@ -474,8 +541,9 @@ def as_float(total: int, divisor: int = 1) -> float:
 
 # ---- random Fourier features -------------------------------------------------------------------------------
 
-_TURN, _STEPS, _HEIGHT, _TILE = 32, 12, 20, 512  # a turn is 2^32, seen as 2^12 steps; a wave is 2^20 high
+_TURN, _STEPS, _HEIGHT, _TILE = 32, 10, 16, 512  # a turn is 2^32, seen as 2^10 steps; a wave is 2^16 high
 _CLIP, _DIGITS = 64.0, 12  # coordinates beyond 64 standard deviations are cut, and have 12 binary places
+_HALF = 26  # digits of a float that the sum of a tile's sines has; those above are the cosines'
 
 
 @lru_cache(maxsize=8)
@@ -489,11 +557,11 @@ def _frequencies(width: int) -> npt.NDArray[np.float64]:
 
 
 @lru_cache(maxsize=1)
-def _table() -> npt.NDArray[np.int64]:
-    """cos + 1 in the upper 32 digits and sin + 1 in the lower: one look, one sum for both."""
+def _table() -> npt.NDArray[np.float64]:
+    """cos + 1 in the upper digits and sin + 1 in the lower: one look, one sum for both."""
     angle = np.arange(1 << _STEPS) * (2 * math.pi / (1 << _STEPS))
-    cos, sin = (np.rint((wave(angle) + 1) * (1 << _HEIGHT)).astype(np.int64) for wave in (np.cos, np.sin))
-    return (cos << 32) + sin
+    cos, sin = (np.rint((wave(angle) + 1) * (1 << _HEIGHT)) for wave in (np.cos, np.sin))
+    return cos * 2.0**_HALF + sin
 
 
 def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> npt.NDArray[np.int64]:
@@ -502,27 +570,30 @@ def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> 
     Coordinates and frequencies are rounded to binary places so few that their product is exact in float64 in any order
     of adding: the sums are the same whatever computes them. DataError is the caller's for points that are not finite.
     """
-    frequencies = _frequencies(points.shape[1])
-    table, nudge = _table(), 1.5 * 2.0**52  # adding it leaves an integer in the lower digits of the float
+    frequencies = _frequencies(points.shape[1]) * 2.0 ** (_STEPS - _TURN)
+    table, nudge = (
+        _table(),
+        1.5 * 2.0**52,
+    )  # adding it leaves an integer, the nearest step, in the float's lower digits
     total = np.zeros((groups, 2 * WAVES), np.int64)
-    phase = np.empty((_TILE, WAVES))
-    step = np.empty((_TILE, WAVES), np.intp)
+    phase, looked_up = np.empty((2, _TILE, WAVES))
+    step = np.empty((_TILE, WAVES), np.int64)
     for start in range(0, len(points), _TILE):
         tile = np.rint(np.clip(points[start : start + _TILE], -_CLIP, _CLIP) * 2.0**_DIGITS)
-        rows = len(tile)
-        np.add(tile @ frequencies, nudge, out=phase[:rows])
-        upper = phase.view("<u2").reshape(_TILE, WAVES, 4)[:rows, :, 1]  # digits 16 to 31 of the turn
-        np.right_shift(upper, 16 - _STEPS, out=step[:rows], casting="unsafe")
-        seen = table.take(step[:rows], mode="clip")
+        here = slice(len(tile))
+        np.add(np.matmul(tile, frequencies, out=phase[here]), nudge, out=phase[here])
+        np.bitwise_and(phase.view(np.int64)[here], (1 << _STEPS) - 1, out=step[here])
+        seen = table.take(step[here], out=looked_up[here], mode="clip")
         if group is None:
-            sums, codes = seen.sum(axis=0)[None], np.zeros(1, np.int64)
+            sums, codes = (np.ones(len(tile)) @ seen)[None], np.zeros(1, np.int64)
         else:
             order = np.argsort(group[start : start + _TILE], kind="stable")
             codes = group[start : start + _TILE][order]
             starts = _starts(codes)
             sums, codes = np.add.reduceat(seen[order], starts, axis=0), codes[starts]
-        total[codes, :WAVES] += sums >> 32
-        total[codes, WAVES:] += sums & 0xFFFFFFFF
+        whole = sums.astype(np.int64)
+        total[codes, :WAVES] += whole >> _HALF
+        total[codes, WAVES:] += whole & ((1 << _HALF) - 1)
     return total
 
 

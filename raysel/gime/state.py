@@ -29,7 +29,7 @@ from raysel.gime.columns import kind, nanoseconds, one_kind, plain
 from raysel.gime.columns import times as moments
 from raysel.gime.sketches import Codes, Histogram, Keys, Parts, merge_parts, spread
 
-FORMAT = "gime-state/1"
+FORMAT = "gime-state/2"
 By = str | timedelta | None
 
 METRICS: dict[str, tuple[Callable[[View], list[Figure]], ...]] = {

@@ -23,11 +23,10 @@ def collect(block: Block) -> None:
     for name in binding.content:
         there = block.valid(name)
         block.count(f"state {name}", there)
-        block.keys(f"state {name}", block.hash(name), there, count=1)
+        block.rows_by_key(f"state {name}", [name])
     if binding.classes:
-        classes, classed = block.key(binding.classes)
-        block.count("classed", classed)
-        block.keys("classes", classes, classed, count=1)
+        block.count("classed", block.key(binding.classes)[1])
+        block.rows_by_key("classes", binding.classes)
     for name, reference in binding.reference.items():
         known = block.valid(reference)
         block.count("referred", known)

@@ -8,7 +8,7 @@ import numpy as np
 
 from raysel.errors import DataError
 from raysel.gime.block import Block, Figure, Mask, View, absent, refuse_row, unbound
-from raysel.gime.columns import NOTHING, combine, mix
+from raysel.gime.columns import NOTHING, code_integers, combine, hash_integers
 from raysel.gime.sketches import LARGE, MOST, Array, Estimate, exact, integer_sums
 
 SECOND, DAY = 10**9, 86_400 * 10**9
@@ -25,14 +25,19 @@ def collect(block: Block) -> None:
     happened, there = block.time(binding.event_time)
     block.count("event", there)
     block.extremes("event", happened, there)
-    block.keys("moments", mix(happened.view(np.uint64)), there)
-    block.keys("days", mix((happened // DAY).view(np.uint64)), there)
+    moments = hash_integers(happened)
+    block.keys("moments", moments, there)
+    days = happened // DAY
+    few = code_integers(days)
+    if few is None:
+        block.keys("days", hash_integers(days), there)
+    else:
+        block.coded_keys("days", few, there, counted=False)
     if block.scale is not None:
         block.histogram("event", happened, there, relative=False)
     if binding.entity:
         entity, named = block.key(binding.entity)
-        both = there & named
-        block.keys("entity moments", combine([entity, mix(happened.view(np.uint64))], len(entity)), both)
+        block.keys("entity moments", combine([entity, moments], len(entity)), there & named)
     if binding.record_time is not None:
         recorded, written = block.time(binding.record_time)
         _same_zone(block, binding.event_time, binding.record_time)

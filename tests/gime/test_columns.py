@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysel.data.vectors import to_column
-from raysel.gime.columns import hash_column, numbers, plain, row_bytes, times
+from raysel.gime.columns import coded, hash_column, hash_rows, numbers, plain, row_bytes, times
 from raysel.gio.budget import arrow_bytes
 
 
@@ -33,6 +33,40 @@ def test_text_is_its_bytes(values, start):
     assert hash_column(pa.array(values, pa.large_string()), "c").tolist() == found
     assert hash_column(pa.array(values, pa.string()).dictionary_encode(), "c").tolist() == found
     assert len(set(found)) == len(set(values))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array([3, None, -5, 3] * 50, pa.int8()),
+        pa.array([2**63 - 1, 2**63 - 3, None] * 50, pa.int64()),
+        pa.array([-(2**63), -(2**63) + 7] * 50, pa.int64()),
+        pa.array([2**63 - 1, 2**63 + 1, 2**64 - 1] * 50, pa.uint64()),
+        pa.array([True, None, False] * 50),
+        pa.array(["a", None, "", "longer than eight bytes"] * 50),
+        pa.array([b"a", None, b""] * 50, pa.large_binary()),
+        pa.array(["a", "b", None] * 50).dictionary_encode(),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], pa.int8()), pa.array(["a", None, "a"])),
+    ],
+    ids=lambda values: str(values.type),
+)
+@pytest.mark.parametrize("start", [0, 2])
+def test_values_that_repeat_have_the_hashes_of_values_that_do_not(values, start):
+    """Whether a block's values are few is not seen in their hashes, or states of two blocks could not be merged."""
+    values = values.slice(start)
+    few = coded(values, "c")
+    alone = [hash_rows(pa.array([v.as_py()], plain(values).type), "c")[0] for v in values]
+    assert hash_column(values, "c").tolist() == alone
+    if values.type != pa.uint64():  # of which those beyond int64 are no codes
+        assert few is not None and few.rows.tolist() == alone and len(few.hashes) < 20
+
+
+def test_what_does_not_repeat_has_no_codes():
+    assert coded(pa.array([f"text {i}" for i in range(3000)]), "c") is None
+    assert coded(pa.array(np.arange(3000) * 10**6), "c") is None
+    assert coded(pa.array([0.5, 0.5]), "c") is None
+    assert coded(pa.array([None, None], pa.int64()), "c") is None
+    assert coded(pa.array([], pa.string()), "c") is None
 
 
 def test_near_texts_differ():

@@ -36,6 +36,49 @@ def test_exact_up_to_their_size_and_sketched_one_beyond():
     assert beyond.tug.shape == (3 * 2048,)
 
 
+@pytest.mark.parametrize("distinct", [500, KEYS, KEYS + 1, 7_000, 60_000])
+@pytest.mark.parametrize("groups", [None, 1, 5])
+def test_keys_of_many_rows_are_the_least_of_all_of_them(distinct, groups):
+    """Far more rows than keys are kept: the first look takes only small hashes, and must not miss or lose any."""
+    rng = np.random.default_rng(distinct)
+    rows = 60_000
+    hashes = mix(rng.integers(0, distinct, rows).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15))
+    group = (
+        None
+        if groups is None
+        else rng.choice(groups, rows, p=np.arange(1, groups + 1) / sum(range(groups + 1)))
+    )
+    first, size = rng.integers(-(10**9), 10**9, rows), rng.random(rows)
+    plain = gather_keys(group, hashes, groups or 1, KEYS, count=1)
+    found = gather_keys(group, hashes, groups or 1, KEYS, count=1, first=first, last=first, size=size)
+    weighted = gather_keys(group, hashes, groups or 1, KEYS, count=np.full(rows, 3))
+    for g in range(groups or 1):
+        mine = slice(None) if group is None else group == g
+        values, place, counts = np.unique(hashes[mine], return_inverse=True, return_counts=True)
+        for keys in (plain, found, weighted):
+            assert keys.of(g).hash.tolist() == values[:KEYS].tolist() and keys.of(g).cut == (
+                len(values) > KEYS
+            )
+        columns = found.of(g).columns
+        assert columns["count"].tolist() == plain.of(g).columns["count"].tolist() == counts[:KEYS].tolist()
+        assert weighted.of(g).columns["count"].tolist() == (3 * counts[:KEYS]).tolist()
+        for name, fold, column in (
+            ("first", np.minimum, first),
+            ("last", np.maximum, first),
+            ("size", np.maximum, size),
+        ):
+            truth = np.full(len(values), column[mine][0])
+            truth[place] = column[mine]
+            fold.at(truth, place, column[mine])
+            assert columns[name].tolist() == truth[:KEYS].tolist()
+        if len(values) > KEYS:
+            of_keys = sketches._tug(None, values, counts, 1)[0]
+            assert plain.of(g).tug.tolist() == found.of(g).tug.tolist() == of_keys.tolist()
+            assert weighted.of(g).tug.tolist() == (3 * of_keys).tolist()
+        else:
+            assert plain.of(g).tug is None
+
+
 @pytest.mark.parametrize("distinct", [3_000, 20_000, 200_000])
 def test_distinct_counts_lie_in_their_bounds(distinct):
     rng = np.random.default_rng(distinct)
@@ -183,6 +226,41 @@ def test_histograms_do_not_see_how_values_were_split(values, at, relative, bins)
             assert whole.level[0] == 0 or len(finer.edge) > sketches.BINS
 
 
+@pytest.mark.parametrize(
+    ("draw", "relative"),
+    [
+        (lambda rng, n: rng.integers(-(2**62), 2**62, n), False),
+        (lambda rng, n: rng.integers(0, 5000, n) * 10**9 - 10**12, False),
+        (lambda rng, n: rng.integers(-(10**4), 10**4, n), False),  # a table of them all
+        (lambda rng, n: np.where(rng.random(n) < 0.5, -(2**63), 2**63 - 1), False),
+        (lambda rng, n: np.full(n, 7), False),
+        (
+            lambda rng, n: np.append(2**63 - 1, rng.integers(0, 9000, n - 1)),
+            False,
+        ),  # the table would be too coarse
+        (lambda rng, n: np.exp(rng.uniform(0, 43, n)).astype(np.int64) * rng.integers(0, 2, n), True),
+        (lambda rng, n: rng.integers(2**52, 2**63 - 1, n), True),
+        (
+            lambda rng, n: (rng.integers(2**12, 2**13, n) << 50) - 1,
+            True,
+        ),  # a float would round them to the next bin
+        (lambda rng, n: 2**60 - rng.integers(0, 5000, n), True),  # the table would be too coarse
+        (lambda rng, n: rng.integers(0, 9000, n), True),
+        (lambda rng, n: 2 ** rng.integers(0, 63, n) - rng.integers(0, 2, n), True),
+    ],
+)
+def test_histograms_of_many_rows_are_those_of_their_values_sorted(draw, relative):
+    values = draw(np.random.default_rng(0), 40_000)
+    found = histogram(None, values, 1, relative)
+    group = np.zeros(len(values), np.int64)
+    level = int(found.level[0])
+    binned = sketches._binned(group, values, np.ones_like(values), found.level, relative)
+    assert found.edge.tolist() == binned.edge.tolist() and found.count.tolist() == binned.count.tolist()
+    assert found.sizes.tolist() == [len(found.edge)] and len(found.edge) <= BINS
+    finer = sketches._binned(group, values, np.ones_like(values), found.level - 1, relative)
+    assert level == 0 or len(finer.edge) > BINS  # as fine as it may be
+
+
 def test_relative_bins_are_narrow():
     """2,048 bins over delays from a microsecond to a year: p95 within 1.6 percent."""
     rng = np.random.default_rng(0)
@@ -206,6 +284,19 @@ def test_float_sums_are_exact(values, groups):
         assert Fraction(found[g], 1 << sketches._SCALE) == sum(
             (Fraction(v) for v in np.array(values)[group == g]), Fraction(0)
         )
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize("scale", [0, 3, 60, 250])
+def test_sums_of_many_floats_are_exact_in_any_order(groups, scale):
+    rng = np.random.default_rng(scale)
+    values = rng.normal(size=20_000) * np.exp(np.clip(rng.normal(size=20_000) * scale, -745, 700))
+    group = rng.integers(0, groups, len(values))
+    found = sketches.exact_sums(group if groups > 1 else None, values, groups)
+    for g in range(groups):
+        assert sketches.as_float(found[g]) == math.fsum(values[group == g])
+    order = rng.permutation(len(values))
+    assert found == sketches.exact_sums(group[order] if groups > 1 else None, values[order], groups)
 
 
 @settings(max_examples=60, deadline=None)
