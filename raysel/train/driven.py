@@ -29,11 +29,7 @@ class Driven:
     @property
     def is_over(self) -> bool:
         """Whether the run's last epoch has ended."""
-        session, run = self.session, self.session._run
-        return not self.is_open and (
-            session.epoch == session.num_epochs
-            or (run.max_steps is not None and session.total_steps >= run.max_steps)
-        )
+        return not self.is_open and self.session._is_over()
 
     def loader(self, dataset: Any, **options: Any) -> Any:
         """The open epoch's batches, the next epoch's where none is open; an empty list when the run is over.

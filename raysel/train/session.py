@@ -87,9 +87,11 @@ class Session:
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
         self._accumulate = 1  # batches of an optimiser step on this rank
-        self._loader: _EpochLoader | EpochStream | None = None
-        self._streams = Streams(self, board)
-        self._loaders: dict[int, tuple[Any, EpochOrder, DataLoader, tuple[Any, ...]]] = {}
+        # Of the batches asked for last; not they themselves: a cycle would be freed by the collector, in whatever order,
+        # and torch then waits five seconds for each worker process of a DataLoader.
+        self._ticket: object | None = None
+        self._streams = Streams(self.rank, self.world, board)
+        self._kept: tuple[tuple[Any, ...], EpochOrder, DataLoader] | None = None  # what it was asked for with
         self._slots: list[np.ndarray] = []
         self._gathered = 0  # pairs in them
         self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -140,13 +142,16 @@ class Session:
                 f"The run goes on at epoch {self.epoch} but the model was not restored: call "
                 "session.restore({'model': model, ...}) before session.epochs()."
             )
-        while self.epoch < self.num_epochs and self.total_steps < (self._run.max_steps or np.inf):
+        while not self._is_over():
             self._begin()
             yield self.epoch
             if self._open:
                 raise StateError(
                     f"Epoch {self.epoch} ended without session.report(...): its losses would be lost."
                 )
+
+    def _is_over(self) -> bool:
+        return self.epoch >= self.num_epochs or self.total_steps >= (self._run.max_steps or np.inf)
 
     @property
     def progress(self) -> float:
@@ -180,15 +185,16 @@ class Session:
         """
         plan = self._current("loader")
         _check_rows("loader: batch_size", batch_size)
-        kept = self._loaders.get(id(dataset))
-        wanted = (batch_size, collate_fn, *sorted(options.items(), key=lambda item: item[0]))
-        if kept is None or kept[3] != wanted:
+        wanted = (batch_size, collate_fn, sorted(options.items(), key=lambda item: item[0]))
+        if self._kept is None or self._kept[0][0] is not dataset or self._kept[0][1:] != wanted:
+            self._kept = None  # whose worker processes end, before others start
             pool = self._run.pool_rows
             last = np.array([self._run.samples - 1])
             check_length(dataset, last if self._ids is None else self._ids, pool)
             order = EpochOrder()
-            kept = (dataset, order, data_loader(dataset, order, collate_fn, **options), wanted)
-            self._loaders[id(dataset)] = kept
+            loader = data_loader(dataset, order, collate_fn, **options)
+            self._kept = ((dataset, *wanted), order, loader)
+        _, order, loader = self._kept
         began = time.perf_counter()
         if self._midway and self._midway["shuffle"] != shuffle:
             begun = self._midway["shuffle"]
@@ -212,14 +218,12 @@ class Session:
         positions = positions[: int(min(self._steps_left() * accumulate, len(positions)))]
         mine = without_padding(positions, accumulate)
         rows = [rows_of(one, plan.slots, self._ids, self._weights_of(plan, one)) for one in mine]
-        kept[1].rows = rows
+        order.rows = rows
         self._planning += time.perf_counter() - began
         self._shuffle, self._accumulate = shuffle, accumulate
         self.steps_per_epoch = self._done + len(rows) // accumulate
-        self._loader = _EpochLoader(
-            self, kept[2], rows, plan, batch_size * accumulate * self.world, accumulate
-        )
-        return self._loader
+        self._ticket = object()
+        return _EpochLoader(self, loader, rows, plan, batch_size * accumulate * self.world, accumulate)
 
     def stream(
         self,
@@ -246,11 +250,10 @@ class Session:
         _check_rows("stream: batch_size", batch_size)
         if local_shuffle_buffer_size is not None:
             _check_rows("stream: local_shuffle_buffer_size", local_shuffle_buffer_size)
-        stream = EpochStream(self._streams, plan, data, batch_size, local_shuffle_buffer_size, collate_fn)
         least = self._done + steps(max(len(plan) - self._skip, 0), batch_size, self.world)
-        self._loader, self._shuffle, self._accumulate = stream, None, 1
+        self._ticket, self._shuffle, self._accumulate = object(), None, 1
         self.steps_per_epoch = int(min(self._done + self._steps_left(), least))
-        return stream
+        return EpochStream(self, self._streams, plan, data, batch_size, local_shuffle_buffer_size, collate_fn)
 
     def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Note each sample's loss and return the scalar to differentiate: the weighted mean over the step's rows.
@@ -334,6 +337,8 @@ class Session:
         self._open, self.plan, self.step, self.steps_per_epoch = False, None, 0, 0
         self._trained, self._within = 0, 0.0
         self._midway = self._rng = None
+        if self._is_over():
+            self._kept = None
         self._ranks.report(entry, lambda directory: self._save(directory, state or {}, None))
         return entry
 
@@ -346,7 +351,7 @@ class Session:
         not every few steps. Nothing that is trained or planned afterwards hangs on whether it was called.
         """
         self._current("checkpoint")
-        if self._loader is None or self._noted != self._handed or self._noted % self._accumulate:
+        if self._ticket is None or self._noted != self._handed or self._noted % self._accumulate:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had noted step {self.step}; "
                 "call it inside the loop over session.loader, after the optimiser's step, and with no batch fetched ahead."
@@ -455,7 +460,7 @@ class Session:
             self._planning += self._midway["planning_seconds"]
         self._slots, self._losses, self.step, self._open = [], [], self._done, True
         self._gathered = 0
-        self._loader, self._handed, self._noted, self._trained = None, 0, 0, self._skip
+        self._ticket, self._handed, self._noted, self._trained = None, 0, 0, self._skip
         self._within = self._midway["share"] if self._midway else 0.0
 
     def _current(self, caller: str) -> Plan:
@@ -463,9 +468,9 @@ class Session:
             raise StateError(f"session.{caller} was called outside an epoch; use it inside session.epochs().")
         return self.plan
 
-    def _claim(self, batches: _EpochLoader | EpochStream, plan: Plan) -> None:
-        """StateError unless ``batches`` are the ones to iterate now, for the first time."""
-        if self.plan is not plan or self._loader is not batches:
+    def _claim(self, ticket: object, plan: Plan) -> None:
+        """StateError unless the batches with ``ticket`` are the ones to iterate now, for the first time."""
+        if self.plan is not plan or self._ticket is not ticket:
             raise StateError(
                 "This loader has been replaced by a later one, or its epoch is over; ask session.loader."
             )
@@ -520,7 +525,7 @@ class _EpochLoader:
     ) -> None:
         self._session, self._loader, self._rows = session, loader, rows
         self._plan, self._step_rows, self._accumulate = plan, step_rows, accumulate
-        self._left = len(plan) - session._skip
+        self._left, self._ticket = len(plan) - session._skip, session._ticket
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -528,7 +533,7 @@ class _EpochLoader:
     def __iter__(self) -> Iterator[Batch]:
         session, planned, step_rows = self._session, len(self._plan), self._step_rows
         accumulate = self._accumulate
-        session._claim(self, self._plan)
+        session._claim(self._ticket, self._plan)
         # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
         before = session._skip / step_rows
         all_steps, lanes = before + len(self) // accumulate, session.world * accumulate

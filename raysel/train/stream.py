@@ -58,8 +58,8 @@ class Counts:
 class Streams:
     """What a session keeps between the epochs it streams."""
 
-    def __init__(self, session: Session, board: Callable[[], Board | None]) -> None:
-        self.session, self.board = session, board
+    def __init__(self, rank: int, world: int, board: Callable[[], Board | None]) -> None:
+        self._rank, self._world, self.board = rank, world, board
         self._counts: Counts | None = None
         self.row: dict[str, np.ndarray] | None = None  # a real row, to pad with
 
@@ -68,9 +68,9 @@ class Streams:
         if self._counts is None:
             from raysel.train.planned import wait_for_cpu
 
-            if self.session.rank == 0:  # the others wait for it in Ray Data's own barrier or in new_group
+            if self._rank == 0:  # the others wait for it in Ray Data's own barrier or in new_group
                 wait_for_cpu()
-            self._counts = Counts(self.session.rank, self.session.world)
+            self._counts = Counts(self._rank, self._world)
         return self._counts
 
 
@@ -79,6 +79,7 @@ class EpochStream:
 
     def __init__(
         self,
+        session: Session,
         streams: Streams,
         plan: Plan,
         data: Any,
@@ -86,14 +87,15 @@ class EpochStream:
         shuffle_rows: int | None,
         collate: Callable[[dict[str, np.ndarray]], Any] | None,
     ) -> None:
-        self._streams, self._plan, self._data = streams, plan, data
+        self._session, self._streams, self._plan, self._data = session, streams, plan, data
+        self._ticket = session._ticket
         self._batch_size, self._shuffle_rows, self._collate = batch_size, shuffle_rows, collate
 
     def __iter__(self) -> Iterator[Batch]:
         from raysel.train.planned import CollateRows, arrivals, shuffle_seed
 
-        streams, session, plan = self._streams, self._streams.session, self._plan
-        session._claim(self, plan)
+        streams, session, plan = self._streams, self._session, self._plan
+        session._claim(self._ticket, plan)
         board = streams.board()  # asked now: in a plain process the session may be older
         if board is None:
             raise StateError(
@@ -143,11 +145,11 @@ class EpochStream:
         arrived = next(coming, None)
         if arrived is None:
             return None
-        found = places(self._plan, arrived.ids, self._streams.session._ids)
+        found = places(self._plan, arrived.ids, self._session._ids)
         return arrived, found, self._plan.slots[found]
 
     def _batch(self, now: tuple[Arrived, np.ndarray, np.ndarray] | None, collate: Any, share: float) -> Batch:
-        session = self._streams.session
+        session = self._session
         if now is None:
             data = collate.pad(self._streams.row)
             return Batch(data, torch.tensor([-1]), torch.zeros(1), np.array([-1]), share)
@@ -157,7 +159,7 @@ class EpochStream:
 
     def _rest(self) -> Plan:
         """What of the plan is still to train: in mid-epoch, all whose losses the checkpoint does not hold."""
-        session, plan = self._streams.session, self._plan
+        session, plan = self._session, self._plan
         if not session._done:
             return plan
         staged, _ = session._keeper.staged(session._attempt, session.epoch)
@@ -168,7 +170,7 @@ class EpochStream:
         """DataError, on rank 0, unless the rows that came to all ranks are those of ``rest``, each once."""
         from raysel.train.planned import marks
 
-        session = self._streams.session
+        session = self._session
         if session.rank or (rows == len(rest) and (mark - marks(rest.slots)) % 2**64 == 0):
             return
         raise DataError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import time
 import warnings
@@ -58,6 +60,36 @@ def test_ids_stay_with_their_samples_whoever_loads_them(options):
     else:
         assert all(len(processes) == 2 and not processes & here for processes in loaded_by)
         assert (loaded_by[0] == loaded_by[1]) == options.get("persistent_workers", False)
+
+
+@pytest.mark.parametrize("stop", [None, 1], ids=["to the end", "broken off"])
+@pytest.mark.parametrize("same", [True, False], ids=["one dataset", "a dataset an epoch"])
+def test_worker_processes_end_with_the_run_and_with_their_dataset(stop, same):
+    """Without waiting for the collector of cycles, which frees a DataLoader so that torch waits 5 s for each process."""
+
+    def children():
+        return len(multiprocessing.active_children())
+
+    def run():
+        session = DynamicSelection.local(RoundRobin(0.5), 70, num_epochs=3).session()
+        data = Whereabouts()
+        for epoch in session.epochs():
+            data = data if same else Whereabouts()
+            for batch in session.loader(data, batch_size=16, num_workers=2, persistent_workers=True):
+                session.loss(batch, batch.data["value"].float())
+                if epoch == stop:
+                    return
+            assert children() == before + 2
+            session.report()
+        assert children() == before
+
+    before = children()
+    gc.disable()
+    try:
+        run()
+        assert children() == before
+    finally:
+        gc.enable()
 
 
 def test_what_workers_draw_is_seeded_by_torch_and_resumed():
