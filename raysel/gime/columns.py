@@ -115,8 +115,14 @@ def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """One chunk without extension type; of a dictionary its values; views of text and bytes as large text and bytes."""
     array = _storage(_combined(column))
     if pa.types.is_dictionary(array.type):
-        return plain(array.dictionary_decode())
+        return plain(_decoded(array))
     return array.cast(_LARGE[array.type]) if _is_view(array.type) else array
+
+
+def _decoded(array: pa.DictionaryArray) -> pa.Array:
+    if _is_view(array.type.value_type):  # which cannot be taken from
+        array = pa.DictionaryArray.from_arrays(array.indices, plain(array.dictionary))
+    return array.dictionary_decode()
 
 
 def _storage(array: pa.Array) -> pa.Array:
@@ -124,7 +130,10 @@ def _storage(array: pa.Array) -> pa.Array:
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    try:
+        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # dictionaries that Arrow cannot make one of
+        return pa.concat_arrays([plain(chunk) for chunk in column.chunks])
     if isinstance(array, pa.ChunkedArray):  # what combining no chunks gives, or text of more than 2 GiB
         if not array.num_chunks:
             return pa.array([], array.type)
@@ -149,7 +158,8 @@ def _fixed(array: pa.Array, dtype: Any) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """Rows as codes of a few values. codes: int64 (n,). hashes: of each code's value, null's too; two may be equal."""
+    """Rows as codes of a few values. codes: int64 (n,). hashes: of each code's value, null's too; two may be equal, where a
+    dictionary holds a value twice, or null."""
 
     codes: npt.NDArray[np.int64]
     hashes: Hashes
@@ -164,7 +174,8 @@ def coded(column: pa.ChunkedArray | pa.Array, name: str) -> Coded | None:
     array = _storage(_combined(column))
     of, is_ = array.type, pa.types
     if is_.is_dictionary(of):
-        return _coded(array.indices, array.dictionary, name)
+        few = len(array.dictionary) <= len(array)  # or to hash it costs more than the rows
+        return _coded(array.indices, array.dictionary, name) if few else None
     if not len(array) or array.null_count == len(array):
         return None
     if is_.is_boolean(of):

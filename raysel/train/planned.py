@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from ray.data.datasource import ReadTask
 from ray.train import DataConfig
 
 from raysel.data.blocks import own_error, plain_errors
-from raysel.data.rowid import ID
+from raysel.data.rowid import ID, Piece
 from raysel.data.source import IndexedParquet, origin
 from raysel.dynamic.plan import Plan, chunks
 from raysel.errors import ConfigError, DataError, ResourceError, StateError, first
@@ -117,7 +118,7 @@ def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
 
 class ShuffledParquet(IndexedParquet):
     """The same rows with the same ids; the files' row groups are read in another order in each epoch, by ``tasks``
-    tasks of about equally many."""
+    tasks of equally many, give or take one."""
 
     def __init__(self, reader: IndexedParquet, board: Board, tasks: int) -> None:
         super().__init__(reader.filesystem, reader.index, reader.file_schema)
@@ -127,16 +128,26 @@ class ShuffledParquet(IndexedParquet):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        pieces = self.pieces()
-        # Ray asks for tasks when a run starts; before the first epoch to count them.
-        seed = self._board.seed()
-        order = (
-            np.arange(len(pieces)) if seed is None else np.random.default_rng(seed).permutation(len(pieces))
-        )
-        return [  # in a task by file and place, so that a file is opened once
-            self._task([pieces[place] for place in np.sort(part)], per_task_row_limit)
-            for part in np.array_split(order, self._tasks)
+        seed = self._board.seed()  # None before the first epoch, when Ray asks only to count the tasks
+        pieces = in_order_of(self.pieces(), seed) if seed is not None else self.pieces()
+        ends = np.linspace(0, len(pieces), self._tasks + 1).astype(int)
+        return [
+            self._task(by_file(pieces[start:stop]), per_task_row_limit)
+            for start, stop in itertools.pairwise(ends)
         ]
+
+
+def in_order_of(pieces: list[Piece], seed: int) -> list[Piece]:
+    """The row groups in an order drawn from the seed."""
+    return [pieces[place] for place in np.random.default_rng(seed).permutation(len(pieces))]
+
+
+def by_file(pieces: list[Piece]) -> list[Piece]:
+    """Row groups of one file together, so that it is opened once, and otherwise as they were."""
+    files: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        files.setdefault(piece.path, []).append(piece)
+    return [piece for held in files.values() for piece in held]
 
 
 def read_tasks(groups: int, size: int, cpus: int) -> int:
@@ -154,8 +165,11 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     if made_from is None or shown is None:
         return dataset
     reader, renamed = made_from
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    tasks = read_tasks(len(reader.pieces()), reader.estimate_inmemory_data_size(), cpus)
+    size = (
+        reader.estimate_inmemory_data_size() * len(shown) // len(reader.file_schema)
+    )  # as if all were as wide
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    tasks = read_tasks(len(reader.pieces()), size, cpus)
     again = ray.data.read_datasource(ShuffledParquet(reader, board, tasks), override_num_blocks=tasks)
     again = again.select_columns([renamed.get(name, name) for name in shown])
     names = {stored: name for name, stored in renamed.items() if stored != name}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pyarrow as pa
@@ -296,3 +297,11 @@ def test_only_bound_columns_are_looked_at():
     data = pa.table({"e": [1, 1], "m": pa.array([[("a", 1)]] * 2, pa.map_(pa.string(), pa.int64()))})
     assert measure(data, Binding(entity="e")).num_rows
     assert issubclass(DataError, RayselError)
+
+
+def test_sizes_whose_sum_is_beyond_float64_are_infinite():
+    table = pa.table({"e": ["a", "b"], "s": [1.7e308, 1.7e308]})
+    found = {
+        row["statistic"]: row["value"] for row in measure(table, Binding(entity="e", size="s")).to_pylist()
+    }
+    assert found["size"] == math.inf and found["mean_size"] == 1.7e308

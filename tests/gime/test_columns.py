@@ -46,7 +46,7 @@ def test_text_is_its_bytes(values, start):
         pa.array(["a", None, "", "longer than eight bytes"] * 50),
         pa.array([b"a", None, b""] * 50, pa.large_binary()),
         pa.array(["a", "b", None] * 50).dictionary_encode(),
-        pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2], pa.int8()), pa.array(["a", None, "a"])),
+        pa.DictionaryArray.from_arrays(pa.array([0, 1, None, 2] * 9, pa.int8()), pa.array(["a", None, "a"])),
     ],
     ids=lambda values: str(values.type),
 )
@@ -59,6 +59,27 @@ def test_values_that_repeat_have_the_hashes_of_values_that_do_not(values, start)
     assert hash_column(values, "c").tolist() == alone
     if values.type != pa.uint64():  # of which those beyond int64 are no codes
         assert few is not None and few.rows.tolist() == alone and len(few.hashes) < 20
+
+
+def test_dictionaries_that_arrow_cannot_join_or_take_from():
+    """Chunks with dictionaries of their own, with a null among the values, too many for their index, of views."""
+    make = pa.DictionaryArray.from_arrays
+    nulls = [make(pa.array([0, 1, 2]), pa.array(values)) for values in (["a", None, "b"], ["b", "c", None])]
+    many = [
+        make(pa.array(range(100), pa.int8()), pa.array([f"{k} {i}" for i in range(100)])) for k in range(2)
+    ]
+    for chunks in (nulls, many):
+        expected = hashes([value for chunk in chunks for value in chunk.dictionary_decode().to_pylist()])
+        assert hash_column(pa.chunked_array(chunks), "c").tolist() == expected
+    views = make(pa.array([1, 0, None, 1]), pa.array(["a", "longer than a view holds"], pa.string_view()))
+    assert hash_column(views, "c").tolist() == hashes(
+        ["longer than a view holds", "a", None, "longer than a view holds"]
+    )
+    assert plain(views).to_pylist() == ["longer than a view holds", "a", None, "longer than a view holds"]
+    wide = make(pa.array([5, 3, None]), pa.array([f"value {i}" for i in range(9)]))  # more values than rows
+    assert coded(wide, "c") is None and hash_column(wide, "c").tolist() == hashes(
+        ["value 5", "value 3", None]
+    )
 
 
 def test_what_does_not_repeat_has_no_codes():

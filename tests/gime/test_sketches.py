@@ -336,6 +336,16 @@ def test_distances_of_states_lie_in_their_bounds(width):
     assert inside >= TRIALS - 1
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_many_equal_rows_are_as_many_times_one(grouped):
+    """In tiles of nothing but one value, whose sines or cosines are all at their greatest."""
+    values = np.concatenate([[0.0], np.arange(-2000, 2000) / 4096 * 7])
+    group = np.zeros(512, np.int64) if grouped else None
+    for value in values:
+        one = sketches.waves(None, np.array([[value]]), 1)
+        assert (sketches.waves(group, np.full((512, 1), value), 1) == 512 * one).all(), value
+
+
 @pytest.mark.parametrize("width", [1, 384])
 def test_waves_are_sums_in_any_pieces_and_order(width):
     rng = np.random.default_rng(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,12 @@ import ray
 import torch
 
 import raysel
+from raysel.data.rowid import index_parquet, list_files
+from raysel.data.source import IndexedParquet
 from raysel.dynamic.plan import unweighted
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, ResourceError, StateError
-from raysel.train.planned import CollateRows, arrivals, read_tasks
+from raysel.train.planned import CollateRows, ShuffledParquet, arrivals, read_tasks
 from tests.train.common import loss_of
 
 N = 230
@@ -216,6 +219,41 @@ def test_small_row_groups_are_read_together_in_another_order_each_epoch(cluster,
 def by_task(columns):
     task = ray.get_runtime_context().get_task_id()
     return {**columns, "task": np.full(len(columns["sample_id"]), task)}
+
+
+@pytest.mark.parametrize("tasks", [1, 16, 60])
+def test_an_epochs_row_groups_are_drawn_from_all_of_them(tmp_path, tasks):
+    """Also within a task, or rows written in order of class would come in it; of each file together."""
+    for file in range(3):
+        pq.write_table(pa.table({"x": np.arange(100.0)}), tmp_path / f"{file}.parquet", row_group_size=5)
+    filesystem, paths = list_files([str(tmp_path)])
+    reader = IndexedParquet(filesystem, *index_parquet(filesystem, paths))
+
+    def epoch(seed):
+        found = ShuffledParquet(reader, Seeded(seed), tasks).get_read_tasks(1)
+        tables = [list(task()) for task in found]
+        assert len(tables) == tasks and max(map(len, tables)) - min(map(len, tables)) <= 1
+        for part in tables:
+            files = [int(table["sample_id"][0].as_py()) // 100 for table in part]
+            assert len(list(itertools.groupby(files))) == len(set(files))  # each opened once
+        ids = [table["sample_id"].to_pylist() for part in tables for table in part]
+        assert sorted(itertools.chain(*ids)) == list(range(300)) and all(len(part) == 5 for part in ids)
+        return [part[0] for part in ids]
+
+    one, other = epoch(1), epoch(2)
+    assert one == epoch(1) and one != other and epoch(None) == list(range(0, 300, 5))
+    for order in (one, other):
+        assert 0.3 < np.mean(np.diff(order) > 0) < 0.7
+
+
+@dataclass
+class Seeded:
+    """A board that knows only the order's seed."""
+
+    order: int | None
+
+    def seed(self) -> int | None:
+        return self.order
 
 
 @pytest.mark.parametrize(
