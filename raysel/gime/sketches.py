@@ -559,11 +559,8 @@ def as_float(total: int, divisor: int = 1) -> float:
 # ---- random Fourier features -------------------------------------------------------------------------------
 
 _TURN, _STEPS = 32, 10  # a turn is 2^32, seen as 2^10 steps
-_HEIGHT, _TILE, _HALF = (
-    15,
-    512,
-    26,
-)  # a wave is 2^15 high: sums over a tile stay below 2^26, and two fit in a float
+_HEIGHT = 15  # a wave is 2^15 high, so that
+_TILE, _HALF = 512, 26  # its sum over a tile stays below 2^26, and two of these fit in a float
 _CLIP, _DIGITS = 64.0, 12  # coordinates beyond 64 standard deviations are cut, and have 12 binary places
 
 
