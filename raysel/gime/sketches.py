@@ -43,10 +43,8 @@ _FOLD: dict[str, tuple[Any, Any]] = {
     "size": (np.maximum, np.float64),
 }
 
-_TABLE_BITS, _TABLE_DIGITS = (
-    17,
-    13,
-)  # bins by table: 2^17, or relative ones of 13 binary digits, 2^12 a power of two
+_TABLE_BITS = 17  # bins that a table counts, 2^17,
+_TABLE_DIGITS = 13  # or relative ones of so many binary digits, 2^12 a power of two
 
 Codes = npt.NDArray[np.int64]
 
