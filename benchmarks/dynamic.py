@@ -167,7 +167,8 @@ def steps(options: argparse.Namespace) -> None:
 
     from raysel.dynamic import FullData
     from raysel.dynamic.service import start_keepers
-    from raysel.train.session import LocalRanks, Run, Session
+    from raysel.train.ranks import LocalRanks
+    from raysel.train.session import Run, Session
 
     n, batch, step = 128_000, 128, 0.020
     data = TensorDataset(torch.randn(n, 16), torch.arange(n))

@@ -46,6 +46,7 @@ class Driven:
     def end_epoch(self) -> None:
         """Commit the open epoch, if batches of it have been trained on."""
         if self.is_open and self.session.step:
+            self._loader = (None, [])
             self.session.report()
 
     def progress(self, step: int) -> float:

@@ -14,7 +14,8 @@ from raysel.dynamic.state import whole
 from raysel.errors import StateError
 from raysel.selection import Selection
 from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
-from raysel.train.session import LocalRanks, Run, Session, TrainRanks
+from raysel.train.ranks import LocalRanks, TrainRanks
+from raysel.train.session import Run, Session
 
 if TYPE_CHECKING:
     from ray.data import Dataset

@@ -15,7 +15,7 @@ from raysel.dynamic.keeper import Keeper, Keepers, Kept
 from raysel.dynamic.plan import Plan
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError
-from raysel.train.session import LocalRanks
+from raysel.train.ranks import LocalRanks
 
 
 def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +27,7 @@ if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
     from raysel.train.planned import Board
     from raysel.train.processes import SharedKeeper
+    from raysel.train.ranks import LocalRanks, TrainRanks
 
 log = logging.getLogger("raysel")
 _BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
@@ -557,118 +554,6 @@ class _EpochLoader:
             yield Batch(data, ids, torch.from_numpy(rows.weights), rows.slots, share)
 
 
-class TrainRanks:
-    """The other workers of a Ray Train run."""
-
-    def __init__(self) -> None:
-        import ray.train
-
-        context = ray.train.get_context()
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-
-    def checkpoints(self) -> Iterable[Any]:
-        """This run's checkpoints, the newest first; asked on rank 0."""
-        import ray.train
-
-        newest = ray.train.get_checkpoint()
-        if newest is None:
-            return
-        yield newest
-        mode = ray.train.CheckpointConsistencyMode.COMMITTED
-        others = ray.train.get_all_reported_checkpoints(
-            consistency_mode=mode
-        )  # by score, where one was asked for
-        for reported in sorted(others, key=lambda one: _age(one.metrics), reverse=True):
-            if reported.checkpoint.path != newest.path:
-                yield reported.checkpoint
-
-    def without_newer(self, place: Any) -> Any:
-        return place  # Ray Train removes what it no longer keeps
-
-    @contextmanager
-    def opened(self, place: Any) -> Iterator[Path]:
-        with place.as_directory() as directory:
-            yield Path(directory)
-
-    def of_zero(self, call: Callable[[], Any]) -> Any:
-        """What ``call`` answers on rank 0, on every rank; where it raises, Ray Train ends them all."""
-        return self.broadcast(call() if self.rank == 0 else None)
-
-    def broadcast(self, value: Any) -> Any:
-        from ray.train.collective import broadcast_from_rank_zero
-
-        return broadcast_from_rank_zero(value)
-
-    def barrier(self) -> None:
-        from ray.train.collective import barrier
-
-        barrier()
-
-    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        import ray.train
-
-        with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
-            save(Path(directory))
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
-
-
-class LocalRanks:
-    """A process alone, with its last two checkpoints in a directory.
-
-    found: the checkpoint to go on from where something else keeps them, and so has no directory here.
-    """
-
-    rank, world = 0, 1
-
-    def __init__(self, directory: Path | None, found: Path | None = None) -> None:
-        self._directory, self._found = directory, found
-
-    def checkpoints(self) -> Iterable[Any]:
-        if self._directory is None:
-            return [] if self._found is None else [self._found]
-        places = [self._directory / name for name in ("last", "before")]
-        return [place for place in places if place.exists()]
-
-    def without_newer(self, place: Any) -> Any:
-        """Remove a damaged checkpoint newer than ``place``, which takes its name: the next to be saved must not replace it."""
-        if self._directory is None or place.name == "last":
-            return place
-        last = place.with_name("last")
-        shutil.rmtree(last)
-        os.replace(place, last)
-        return last
-
-    @contextmanager
-    def opened(self, place: Any) -> Iterator[Path]:
-        yield self._found or place  # each rank its own copy, where something else has handed them out
-
-    def of_zero(self, call: Callable[[], Any]) -> Any:
-        return self.broadcast(call() if self.rank == 0 else None)
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    def barrier(self) -> None:
-        return None
-
-    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
-        if self._directory is None:
-            return
-        partial = self._directory / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        self._keep(partial)
-
-    def _keep(self, partial: Path) -> None:
-        """Put what was saved in the place of the last checkpoint, and that in the place of the one before."""
-        last, before = partial.parent / "last", partial.parent / "before"
-        if last.exists():  # killed between any two of these lines, there is one whole checkpoint at least
-            shutil.rmtree(before, ignore_errors=True)
-            os.replace(last, before)
-        os.replace(partial, last)
-
-
 _OURS = frozenset(
     [
         "epoch",
@@ -683,12 +568,6 @@ _OURS = frozenset(
         "digest",
     ]
 )
-
-
-def _age(metrics: Mapping[str, Any]) -> tuple[int, int]:
-    """(epochs finished, steps of the next) where a checkpoint stands, by what was reported with it."""
-    ended = "digest" in metrics
-    return (metrics["epoch"] + 1, 0) if ended else (metrics["epoch"], metrics["step"])
 
 
 def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:

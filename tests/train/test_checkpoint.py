@@ -19,7 +19,8 @@ from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin
 from raysel.dynamic.plan import CHUNK
 from raysel.errors import StateError
 from raysel.train import checkpoint
-from raysel.train.session import LocalRanks, Session
+from raysel.train.ranks import LocalRanks
+from raysel.train.session import Session
 from tests.train import common
 from tests.train.common import Numbers
 

@@ -16,7 +16,8 @@ from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
 from raysel.dynamic.keeper import Keeper
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
-from raysel.train.session import LocalRanks, Session
+from raysel.train.ranks import LocalRanks
+from raysel.train.session import Session
 from tests.train.common import Numbers, Ranks, loss_of
 
 
