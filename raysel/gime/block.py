@@ -27,19 +27,11 @@ from raysel.gime.columns import (
     valid,
     without_views,
 )
-from raysel.gime.sketches import (
-    KEYS,
-    LEAST,
-    MOST,
-    Codes,
-    Estimate,
-    Histogram,
-    Parts,
-    Sample,
-    exact,
-    gather_keys,
-    histogram,
-)
+from raysel.gime.estimates import Estimate, exact
+from raysel.gime.grouped import Codes
+from raysel.gime.histograms import Histogram, histogram
+from raysel.gime.keys import KEYS, Sample, gather_keys
+from raysel.gime.parts import LEAST, MOST, Parts
 
 Mask = npt.NDArray[np.bool_]
 Scale = Any  # Target.scale, or None

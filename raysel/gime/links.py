@@ -6,7 +6,8 @@ import numpy as np
 
 from raysel.gime.block import Block, Figure, View, absent, unbound
 from raysel.gime.columns import combine
-from raysel.gime.sketches import Estimate, Sample, exact
+from raysel.gime.estimates import Estimate, exact
+from raysel.gime.keys import Sample
 
 _COPIES = (
     ("copies_per_content", "rows/content"),

@@ -9,17 +9,11 @@ import numpy as np
 
 from raysel.errors import DataError
 from raysel.gime.block import Block, Figure, View, absent, unbound
-from raysel.gime.columns import NOTHING, one_kind
-from raysel.gime.sketches import (
-    SIGMAS,
-    Array,
-    Estimate,
-    Sample,
-    distribution_distance,
-    exact,
-    kernel_distance,
-    waves,
-)
+from raysel.gime.columns import NOTHING, Array, one_kind
+from raysel.gime.estimates import SIGMAS, Estimate, exact
+from raysel.gime.histograms import distribution_distance
+from raysel.gime.keys import Sample
+from raysel.gime.waves import kernel_distance, waves
 
 _COMPONENTS = (
     ("entities", "share"),

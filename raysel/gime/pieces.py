@@ -16,7 +16,8 @@ from raysel.gime import mismatch
 from raysel.gime.binding import Binding
 from raysel.gime.block import Block, Mask
 from raysel.gime.columns import Array, hash_column, not_finite
-from raysel.gime.sketches import Codes, Sample
+from raysel.gime.grouped import Codes
+from raysel.gime.keys import Sample
 from raysel.gime.state import target_view
 
 PIECES = 256  # of so many of a table each, about: that is how near to the least volume a choice can come

@@ -10,7 +10,8 @@ import pyarrow as pa
 from raysel.errors import ConfigError, StateError
 from raysel.gime.binding import Binding
 from raysel.gime.block import Block
-from raysel.gime.sketches import Array, gather_keys
+from raysel.gime.columns import Array
+from raysel.gime.keys import gather_keys
 
 _SCORES = {"entity": "scope", "classes": "variety"}
 

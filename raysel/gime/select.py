@@ -21,7 +21,8 @@ from raysel.errors import ConfigError, DataError
 from raysel.gime.binding import did_you_mean
 from raysel.gime.block import View
 from raysel.gime.columns import hash_column
-from raysel.gime.sketches import Estimate, Parts, exact, merge_parts
+from raysel.gime.estimates import Estimate, exact
+from raysel.gime.parts import Parts, merge_parts
 from raysel.gime.state import METRICS, State, target_view
 
 _NEAR = 0.2  # gains by so much below the best are hardly less

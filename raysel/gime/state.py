@@ -22,12 +22,16 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.errors import ConfigError, DataError, StateError
-from raysel.gime import links, mismatch, objects, sketches, states, times
+from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
 from raysel.gime.block import Block, Figure, View
 from raysel.gime.columns import kind, nanoseconds, one_kind, plain
 from raysel.gime.columns import times as moments
-from raysel.gime.sketches import Codes, Histogram, Keys, Parts, merge_parts, spread
+from raysel.gime.grouped import Codes
+from raysel.gime.histograms import BINS, Histogram
+from raysel.gime.keys import KEYS, TUG_ROWS, TUG_WIDTH, Keys
+from raysel.gime.parts import MOST, Parts, merge_parts, spread
+from raysel.gime.waves import WAVES
 
 FORMAT = "gime-state/2"
 By = str | timedelta | None
@@ -201,7 +205,7 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
             raise ConfigError("by: a window of time needs event_time in the binding.")
         if by <= timedelta(0):
             raise ConfigError(f"by: a window of {by} holds no time; give a positive one.")
-        if _nanoseconds(by) > sketches.MOST:
+        if _nanoseconds(by) > MOST:
             raise ConfigError(f"by: a window of {by} is longer than the 292 years that nanoseconds can hold.")
         return []
     if by is None:
@@ -387,10 +391,10 @@ def _unpacked(summary: str) -> State:
 
 def _sizes() -> dict[str, int]:
     return {
-        "keys": sketches.KEYS,
-        "tug": sketches.TUG_ROWS * sketches.TUG_WIDTH,
-        "bins": sketches.BINS,
-        "waves": sketches.WAVES,
+        "keys": KEYS,
+        "tug": TUG_ROWS * TUG_WIDTH,
+        "bins": BINS,
+        "waves": WAVES,
     }
 
 

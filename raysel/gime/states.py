@@ -6,7 +6,7 @@ import numpy as np
 
 from raysel.gime.block import Block, Figure, View, absent, share, unbound
 from raysel.gime.columns import not_finite, row_bytes
-from raysel.gime.sketches import exact
+from raysel.gime.estimates import exact
 from raysel.gio.budget import arrow_bytes
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysel.gime import METRICS, Binding, finalize, measure, partial, with_target
-from raysel.gime.sketches import WAVES, _frequencies
+from raysel.gime.waves import WAVES, _frequencies
 from raysel.gio.budget import arrow_bytes
 
 TABLES = {

@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from raysel.gime import METRICS, Binding, measure, merge, partial, with_target
-from raysel.gime.sketches import _frequencies
+from raysel.gime.waves import _frequencies
 from raysel.gio.budget import arrow_bytes
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysel.gime import Binding, finalize, measure, partial, sketches, with_target
+from raysel.gime import Binding, estimates, finalize, histograms, measure, partial, sums, waves, with_target
 from raysel.gime.columns import mix
+from raysel.gime.histograms import BINS, histogram
+from raysel.gime.keys import KEYS, _tug, gather_keys
 from raysel.gime.mismatch import set_distance
-from raysel.gime.sketches import BINS, KEYS, gather_keys, histogram
 
 TRIALS = 40
 
@@ -31,7 +32,7 @@ def zipf(rng, rows, keys, power):
 
 def test_exact_up_to_their_size_and_sketched_one_beyond():
     at_limit, beyond = sample(np.arange(KEYS), count=1), sample(np.arange(KEYS + 1), count=1)
-    assert not at_limit.cut and at_limit.distinct() == sketches.exact(KEYS)
+    assert not at_limit.cut and at_limit.distinct() == estimates.exact(KEYS)
     assert beyond.cut and len(beyond.hash) == KEYS and beyond.distinct().bound > 0
     assert beyond.tug.shape == (3 * 2048,)
 
@@ -72,7 +73,7 @@ def test_keys_of_many_rows_are_the_least_of_all_of_them(distinct, groups):
             fold.at(truth, place, column[mine])
             assert columns[name].tolist() == truth[:KEYS].tolist()
         if len(values) > KEYS:
-            of_keys = sketches._tug(None, values, counts, 1)[0]
+            of_keys = _tug(None, values, counts, 1)[0]
             assert plain.of(g).tug.tolist() == found.of(g).tug.tolist() == of_keys.tolist()
             assert weighted.of(g).tug.tolist() == (3 * of_keys).tolist()
         else:
@@ -189,7 +190,7 @@ def test_distances_of_sets_lie_in_their_bounds():
 def test_quantiles_lie_in_their_bins(values, relative, bins):
     with pytest.MonkeyPatch.context() as patch:
         bins = max(bins, 65) if relative else bins  # 0 and 63 powers of two are apart at every level
-        patch.setattr(sketches, "BINS", bins)
+        patch.setattr(histograms, "BINS", bins)
         found = histogram(None, np.array(values, np.int64), 1, relative)
         if len(set(values)) <= bins:
             assert found.level[0] == 0
@@ -212,18 +213,18 @@ def test_quantiles_lie_in_their_bins(values, relative, bins):
 def test_histograms_do_not_see_how_values_were_split(values, at, relative, bins):
     values = np.array([abs(v) % 2**63 for v in values] if relative else values, np.int64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sketches, "BINS", max(bins, 2) if not relative else 64 + bins)
+        patch.setattr(histograms, "BINS", max(bins, 2) if not relative else 64 + bins)
         whole = histogram(None, values, 1, relative)
         parts = [histogram(None, part, 1, relative) for part in (values[:at], values[at:])]
         for one, other in (parts, parts[::-1]):
-            merged = sketches.merge_histograms(one, other)
+            merged = histograms.merge_histograms(one, other)
             for name in ("edge", "count", "level", "sizes"):
                 assert getattr(merged, name).tolist() == getattr(whole, name).tolist()
         if len(values):  # as fine as it may be
-            finer = sketches._binned(
+            finer = histograms._binned(
                 np.zeros(len(values), np.int64), values, np.ones_like(values), whole.level - 1, relative
             )
-            assert whole.level[0] == 0 or len(finer.edge) > sketches.BINS
+            assert whole.level[0] == 0 or len(finer.edge) > histograms.BINS
 
 
 @pytest.mark.parametrize(
@@ -254,10 +255,10 @@ def test_histograms_of_many_rows_are_those_of_their_values_sorted(draw, relative
     found = histogram(None, values, 1, relative)
     group = np.zeros(len(values), np.int64)
     level = int(found.level[0])
-    binned = sketches._binned(group, values, np.ones_like(values), found.level, relative)
+    binned = histograms._binned(group, values, np.ones_like(values), found.level, relative)
     assert found.edge.tolist() == binned.edge.tolist() and found.count.tolist() == binned.count.tolist()
     assert found.sizes.tolist() == [len(found.edge)] and len(found.edge) <= BINS
-    finer = sketches._binned(group, values, np.ones_like(values), found.level - 1, relative)
+    finer = histograms._binned(group, values, np.ones_like(values), found.level - 1, relative)
     assert level == 0 or len(finer.edge) > BINS  # as fine as it may be
 
 
@@ -279,9 +280,9 @@ def test_relative_bins_are_narrow():
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=30), st.integers(1, 3))
 def test_float_sums_are_exact(values, groups):
     group = np.arange(len(values)) % groups
-    found = sketches.exact_sums(group if groups > 1 else None, np.array(values, np.float64), groups)
+    found = sums.exact_sums(group if groups > 1 else None, np.array(values, np.float64), groups)
     for g in range(groups):
-        assert Fraction(found[g], 1 << sketches._SCALE) == sum(
+        assert Fraction(found[g], 1 << sums._SCALE) == sum(
             (Fraction(v) for v in np.array(values)[group == g]), Fraction(0)
         )
 
@@ -292,18 +293,18 @@ def test_sums_of_many_floats_are_exact_in_any_order(groups, scale):
     rng = np.random.default_rng(scale)
     values = rng.normal(size=20_000) * np.exp(np.clip(rng.normal(size=20_000) * scale, -745, 700))
     group = rng.integers(0, groups, len(values))
-    found = sketches.exact_sums(group if groups > 1 else None, values, groups)
+    found = sums.exact_sums(group if groups > 1 else None, values, groups)
     for g in range(groups):
-        assert sketches.as_float(found[g]) == math.fsum(values[group == g])
+        assert sums.as_float(found[g]) == math.fsum(values[group == g])
     order = rng.permutation(len(values))
-    assert found == sketches.exact_sums(group[order] if groups > 1 else None, values[order], groups)
+    assert found == sums.exact_sums(group[order] if groups > 1 else None, values[order], groups)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=30), st.integers(1, 3))
 def test_integer_sums_are_exact(values, groups):
     group = np.arange(len(values)) % groups
-    found = sketches.integer_sums(group if groups > 1 else None, np.array(values, np.int64), groups)
+    found = sums.integer_sums(group if groups > 1 else None, np.array(values, np.int64), groups)
     assert found == [sum(v for v, g in zip(values, group, strict=True) if g == at) for at in range(groups)]
 
 
@@ -328,8 +329,8 @@ def test_distances_of_states_lie_in_their_bounds(width):
         pool = rng.normal(size=(200, width)) * rng.uniform(0.5, 2) + rng.normal(size=width) * rng.uniform(
             0, 1.5
         )
-        sums = [sketches.waves(None, points, 1)[0] for points in (pool, target)]
-        found = sketches.kernel_distance(sums[0], 200, sums[1], 300)
+        sums = [waves.waves(None, points, 1)[0] for points in (pool, target)]
+        found = waves.kernel_distance(sums[0], 200, sums[1], 300)
         truth = kernel_mmd(pool, target)
         inside += found.low - 1e-3 <= truth <= found.high + 1e-3
         assert abs(found.value - truth) < 0.2, trial
@@ -342,21 +343,21 @@ def test_many_equal_rows_are_as_many_times_one(grouped):
     values = np.concatenate([[0.0], np.arange(-2000, 2000) / 4096 * 7])
     group = np.zeros(512, np.int64) if grouped else None
     for value in values:
-        one = sketches.waves(None, np.array([[value]]), 1)
-        assert (sketches.waves(group, np.full((512, 1), value), 1) == 512 * one).all(), value
+        one = waves.waves(None, np.array([[value]]), 1)
+        assert (waves.waves(group, np.full((512, 1), value), 1) == 512 * one).all(), value
 
 
 @pytest.mark.parametrize("width", [1, 384])
 def test_waves_are_sums_in_any_pieces_and_order(width):
     rng = np.random.default_rng(0)
     points = rng.normal(size=(1500, width)) * 3
-    whole = sketches.waves(None, points, 1)
-    assert (whole == sketches.waves(None, points[::-1], 1)).all()
-    assert (whole == sketches.waves(None, points[:7], 1) + sketches.waves(None, points[7:], 1)).all()
+    whole = waves.waves(None, points, 1)
+    assert (whole == waves.waves(None, points[::-1], 1)).all()
+    assert (whole == waves.waves(None, points[:7], 1) + waves.waves(None, points[7:], 1)).all()
     group = rng.integers(0, 3, 1500)
-    by_group = sketches.waves(group, points, 4)
+    by_group = waves.waves(group, points, 4)
     assert (by_group.sum(axis=0) == whole[0]).all() and not by_group[3].any()
-    assert (by_group[1] == sketches.waves(None, points[group == 1], 1)[0]).all()
+    assert (by_group[1] == waves.waves(None, points[group == 1], 1)[0]).all()
 
 
 # ---- heavy keys --------------------------------------------------------------------------------------------

@@ -14,7 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysel.errors import ConfigError, DataError, StateError
-from raysel.gime import Binding, State, finalize, measure, merge, partial, sketches, with_target
+from raysel.gime import (
+    Binding,
+    State,
+    block,
+    finalize,
+    histograms,
+    measure,
+    merge,
+    partial,
+    parts,
+    with_target,
+)
 from raysel.gime import state as rooms
 
 
@@ -22,11 +33,9 @@ from raysel.gime import state as rooms
 def small():
     """Sketches so small that a few rows overflow them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sketches, "KEYS", 8)
-        patch.setattr(sketches, "BINS", 70)
-        import raysel.gime.block as block
-
         patch.setattr(block, "KEYS", 8)
+        patch.setattr(parts, "KEYS", 8)
+        patch.setattr(histograms, "BINS", 70)
         yield
 
 
@@ -79,7 +88,7 @@ def test_merging_is_associative_and_commutative_and_has_an_identity(table, full)
     assert one.parts.keys["relation thread"].sizes[0] > 1000
     left, right = merge(merge(one, two), three), merge(one, merge(two, three))
     assert left.digest() == right.digest() == merge(three, merge(two, one)).digest()
-    assert left.parts.keys["relation thread"].sizes[0] <= sketches.KEYS
+    assert left.parts.keys["relation thread"].sizes[0] <= rooms.KEYS
     nothing = partial(table(0, 0), full)
     assert merge(nothing, one).digest() == merge(one, nothing).digest() == one.digest()
     grouped, none = partial(table(0, 50), full, "file"), partial(table(0, 0), full, "file")
@@ -259,7 +268,7 @@ def test_damaged_files_are_refused(table, full, tmp_path, monkeypatch):
     with pytest.raises(StateError, match="do not match its digest"):
         State.load(path)
     path.write_bytes(whole)
-    monkeypatch.setattr(sketches, "KEYS", 4096)
+    monkeypatch.setattr(rooms, "KEYS", 4096)
     with pytest.raises(StateError, match="sketches of other sizes"):
         State.load(path)
     with pytest.raises(StateError, match="not a state of the metrics"):

@@ -1,0 +1,50 @@
+"""Figures with the interval that they are claimed to lie in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SIGMAS = 3.0  # bounds of sampled figures are so many standard errors
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and the interval that it is claimed to lie in; exact if the three are one."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def bound(self) -> float:
+        return max(self.high - self.value, self.value - self.low)
+
+    def through(self, function: Callable[[float], float]) -> Estimate:
+        """Of a monotone function."""
+        ends = (function(self.low), function(self.high))
+        return Estimate(function(self.value), min(ends), max(ends))
+
+    def __add__(self, other: Estimate) -> Estimate:
+        return Estimate(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.value, -self.high, -self.low)
+
+    def __truediv__(self, other: Estimate) -> Estimate:
+        """Of figures that are not negative."""
+        return Estimate(
+            _ratio(self.value, other.value), _ratio(self.low, other.high), _ratio(self.high, other.low)
+        )
+
+    def clip(self, low: float, high: float) -> Estimate:
+        return Estimate(*(min(max(end, low), high) for end in (self.value, self.low, self.high)))
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else math.inf
+
+
+def exact(value: float) -> Estimate:
+    return Estimate(float(value), float(value), float(value))
