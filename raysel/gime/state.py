@@ -107,8 +107,8 @@ class State:
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if metadata.get("raysel.format") != FORMAT:
             raise StateError(
-                f"this table is not a state of the metrics: its format is {metadata.get('raysel.format', 'not named')!r}, "
-                f"expected {FORMAT!r}"
+                f"this table is not a state of the metrics that can be read: its format is "
+                f"{metadata.get('raysel.format', 'not named')!r}, expected {FORMAT!r}; measure again"
             )
         if metadata.get("raysel.sizes") != json.dumps(_sizes()):
             raise StateError(

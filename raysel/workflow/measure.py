@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 import raysel
 from raysel.data.rowid import RowIndex, index_parquet, list_files
-from raysel.errors import ConfigError, DataError
+from raysel.errors import ConfigError, DataError, StateError
 from raysel.files import write_text
 from raysel.gime import State, finalize, merge
 from raysel.report import metrics
@@ -99,7 +99,10 @@ def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
     """An earlier state of the same meaning, None if there is none."""
     if not path.exists():
         return None
-    state = State.load(path)
+    try:
+        state = State.load(path)
+    except StateError as error:
+        raise StateError(f"{error} (remove {path.parent} and all files are read anew)") from None
     return state if (state.binding, state.by) == (binding, by) else None
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysel import Selection
-from raysel.errors import ConfigError, DataError, RunError
+from raysel.errors import ConfigError, DataError, RunError, StateError
 from raysel.gime import State, measure
 from raysel.report.ledger import Ledger
 from raysel.workflow import config, steps
@@ -187,6 +187,11 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
         room.measure(flow(folder, "gime.binding.relation=who"), out)
     with pytest.raises(ConfigError, match="The key 'gime' is missing"):
         room.measure(flow(folder, "gime=null"), out)
+    (out / "sets.arrow").write_bytes(b"what another version wrote")
+    with pytest.raises(
+        StateError, match=r"sets\.arrow: this is not a saved state .*\(remove .*kept and all files"
+    ):
+        room.measure(flow(folder, "gime.binding.relation=who"), out)
 
 
 @pytest.mark.parametrize(
