@@ -12,6 +12,8 @@ from raysel.gime.columns import Array
 
 Codes = npt.NDArray[np.int64]
 
+_FEW = 64  # rows a group, on average, below which a call for each group costs more than it saves
+
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
@@ -34,6 +36,7 @@ class Grouped:
 
 
 def starts_of(ordered: Array, group: Array | None = None) -> Array:
+    """Where in rows that are in order another value, or another group, begins."""
     if not len(ordered):
         return np.empty(0, np.int64)
     new = ordered[1:] != ordered[:-1]
@@ -42,9 +45,35 @@ def starts_of(ordered: Array, group: Array | None = None) -> Array:
     return np.concatenate([[0], np.flatnonzero(new) + 1])
 
 
+def sizes_of(group: Codes | None, starts: Array, groups: int) -> npt.NDArray[np.int64]:
+    """Entries of each group (None = all in the one) whose first rows are at ``starts``."""
+    return np.array([len(starts)]) if group is None else np.bincount(group[starts], minlength=groups)
+
+
+def by_group(group: Codes) -> Array:
+    """The order that brings each group's rows together, and leaves them as they were within it."""
+    small = group.astype(np.uint16) if len(group) and group.max() < 2**16 else group  # sorted by digits
+    return np.argsort(small, kind="stable")
+
+
 def order_of(group: Codes, values: Array) -> Array:
-    order = np.argsort(values)  # equal keys in any order: what is folded does not see it
+    """The order by group and value."""
+    order = np.argsort(values)  # equal values in any order: what is folded does not see it
     if len(group) and group[0] == group[-1] and (group == group[0]).all():
         return order
-    small = group.astype(np.uint16) if group.max() < 2**16 else group  # sorted by digits
-    return order[np.argsort(small[order], kind="stable")]
+    return order[by_group(group[order])]
+
+
+def sorted_by(group: Codes, values: Array) -> tuple[Codes, Array]:
+    """Groups and values in the order of both; faster than by :func:`order_of` where groups have many rows."""
+    order = by_group(group)
+    group, values = group[order], values[order]
+    ends = [*(starts_of(group)[1:]).tolist(), len(group)]
+    if len(ends) * _FEW > len(values):
+        order = order_of(group, values)
+        return group, values[order]
+    start = 0
+    for end in ends:
+        values[start:end].sort()
+        start = end
+    return group, values

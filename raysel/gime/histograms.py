@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from raysel.gime.columns import Array
 from raysel.gime.estimates import Estimate, exact
-from raysel.gime.grouped import Codes, Grouped, order_of, starts_of
+from raysel.gime.grouped import Codes, Grouped, order_of, sizes_of, sorted_by, starts_of
 
 BINS = 2048  # different integers a histogram holds exactly; beyond, its bins
 _TABLE_BITS = 17  # bins that a table counts, 2^17,
@@ -66,15 +66,13 @@ def _bit_length(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 def histogram(group: Codes | None, values: npt.NDArray[np.int64], groups: int, relative: bool) -> Histogram:
     """The histogram of rows; values of a relative one must not be negative."""
-    level = np.zeros(groups, np.int64)
-    if group is not None:
-        return _coarsen(_binned(group, values, np.ones(len(values), np.int64), level, relative))
-    if len(values) > 4 * BINS and (found := _counted(values, relative)) is not None:
+    if group is None and len(values) > 4 * BINS and (found := _counted(values, relative)) is not None:
         return _coarsen(found)
-    ordered = np.sort(values)
-    starts = starts_of(ordered)
+    group, ordered = (None, np.sort(values)) if group is None else sorted_by(group, values)
+    starts = starts_of(ordered, group)
     counts = np.diff(np.append(starts, len(ordered)))
-    return _coarsen(Histogram(np.array([len(starts)]), ordered[starts], counts, level, relative))
+    sizes = sizes_of(group, starts, groups)
+    return _coarsen(Histogram(sizes, ordered[starts], counts, np.zeros(groups, np.int64), relative))
 
 
 def _counted(values: npt.NDArray[np.int64], relative: bool) -> Histogram | None:

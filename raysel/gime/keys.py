@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from raysel.gime.columns import Array, Hashes
 from raysel.gime.estimates import SIGMAS, Estimate, exact
-from raysel.gime.grouped import Codes, Grouped, order_of, starts_of
+from raysel.gime.grouped import Codes, Grouped, order_of, sizes_of, sorted_by, starts_of
 from raysel.gime.sums import as_float, exact_sums
 
 KEYS = 2048  # distinct keys a group holds exactly; beyond, the sample a bottom-k sketch keeps
@@ -117,11 +117,11 @@ def _fold(
     if not len(hashes):
         empty = {name: np.empty(0, _FOLD[name][1]) for name in columns}
         return Keys(np.zeros(groups, np.int64), hashes, empty, none)
-    if group is None and all(isinstance(v, int) for v in columns.values()):  # nothing to bring along
-        hashes = np.sort(hashes)
-        starts = starts_of(hashes)
+    if all(isinstance(v, int) for v in columns.values()):  # nothing to bring along
+        group, hashes = (None, np.sort(hashes)) if group is None else sorted_by(group, hashes)
+        starts = starts_of(hashes, group)
         counts = {name: np.diff(np.append(starts, len(hashes))) for name in columns}
-        return Keys(np.array([len(starts)]), hashes[starts], counts, none)
+        return Keys(sizes_of(group, starts, groups), hashes[starts], counts, none)
     order = np.argsort(hashes) if group is None else order_of(group, hashes)
     hashes, group = hashes[order], None if group is None else group[order]
     starts = starts_of(hashes, group)
@@ -131,8 +131,7 @@ def _fold(
         else _FOLD[name][0].reduceat(v[order], starts)
         for name, v in columns.items()
     }
-    sizes = np.array([len(starts)]) if group is None else np.bincount(group[starts], minlength=groups)
-    return Keys(sizes, hashes[starts], folded, none)
+    return Keys(sizes_of(group, starts, groups), hashes[starts], folded, none)
 
 
 def _least(keys: Keys, limit: int) -> Keys:

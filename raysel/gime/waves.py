@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from raysel.gime.columns import Array, mix
 from raysel.gime.estimates import SIGMAS, Estimate
-from raysel.gime.grouped import Codes, starts_of
+from raysel.gime.grouped import Codes, by_group, starts_of
 
 WAVES = 64  # random frequencies of the kernel
 _TURN, _STEPS = 32, 10  # a turn is 2^32, seen as 2^10 steps
@@ -52,6 +52,9 @@ def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> 
     total = np.zeros((groups, 2 * WAVES), np.int64)
     phase, looked_up = np.empty((2, _TILE, WAVES))
     step = np.empty((_TILE, WAVES), np.int64)
+    if group is not None:  # few groups a tile
+        order = by_group(group)
+        group, points = group[order], points[order]
     for start in range(0, len(points), _TILE):
         tile = np.rint(np.clip(points[start : start + _TILE], -_CLIP, _CLIP) * 2.0**_DIGITS)
         here = slice(len(tile))
@@ -61,10 +64,9 @@ def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> 
         if group is None:
             sums, codes = (np.ones(len(tile)) @ seen)[None], np.zeros(1, np.int64)
         else:
-            order = np.argsort(group[start : start + _TILE], kind="stable")
-            codes = group[start : start + _TILE][order]
+            codes = group[start : start + _TILE]
             starts = starts_of(codes)
-            sums, codes = np.add.reduceat(seen[order], starts, axis=0), codes[starts]
+            sums, codes = np.add.reduceat(seen, starts, axis=0), codes[starts]
         whole = sums.astype(np.int64)
         total[codes, :WAVES] += whole >> _HALF
         total[codes, WAVES:] += whole & ((1 << _HALF) - 1)

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysel.gime import Binding, estimates, finalize, histograms, measure, partial, sums, waves, with_target
+from raysel.gime import (
+    Binding,
+    estimates,
+    finalize,
+    grouped,
+    histograms,
+    measure,
+    partial,
+    sums,
+    waves,
+    with_target,
+)
 from raysel.gime.columns import mix
 from raysel.gime.histograms import BINS, histogram
 from raysel.gime.keys import KEYS, _tug, gather_keys
@@ -35,6 +46,23 @@ def test_exact_up_to_their_size_and_sketched_one_beyond():
     assert not at_limit.cut and at_limit.distinct() == estimates.exact(KEYS)
     assert beyond.cut and len(beyond.hash) == KEYS and beyond.distinct().bound > 0
     assert beyond.tug.shape == (3 * 2048,)
+
+
+@pytest.mark.parametrize(
+    ("rows", "groups"), [(0, 1), (1, 1), (5000, 1), (5000, 7), (5000, 4000), (300, 10**6)]
+)
+def test_rows_are_ordered_by_group_and_value(rows, groups):
+    rng = np.random.default_rng(rows + groups)
+    group, values = (
+        rng.integers(0, groups, rows),
+        rng.integers(0, 2**64, rows, dtype=np.uint64) >> np.uint64(50),
+    )
+    order = np.lexsort((values, group))
+    for found in (
+        grouped.sorted_by(group, values),
+        [part[grouped.order_of(group, values)] for part in (group, values)],
+    ):
+        assert found[0].tolist() == group[order].tolist() and found[1].tolist() == values[order].tolist()
 
 
 @pytest.mark.parametrize("distinct", [500, KEYS, KEYS + 1, 7_000, 60_000])
