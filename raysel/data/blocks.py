@@ -6,7 +6,11 @@ fractions of that. Functions given here return small things: ids and statistics,
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import pickle
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -155,6 +159,24 @@ def stream_blocks(
         if (ours := own_error(error)) is not None:
             raise ours from None
         raise
+
+
+def import_whole(name: str) -> Any:
+    """The module of that name, imported in a thread of its own.
+
+    Ray cancels a task by interrupting its main thread and gives the process to the next one, in which a torch that was
+    imported by half cannot be imported again.
+    """
+    if name not in sys.modules:
+        thread = threading.Thread(target=_try_import, args=(name,), daemon=True)
+        thread.start()
+        thread.join()
+    return importlib.import_module(name)
+
+
+def _try_import(name: str) -> None:
+    with contextlib.suppress(Exception):  # the caller's own import says what is wrong
+        importlib.import_module(name)
 
 
 def _answer(table: pa.Table, function: Callable[..., Any], *arguments: Any) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raysel.data.blocks import VectorBlocks, stream_blocks, vector_blocks
+from raysel.data.blocks import VectorBlocks, import_whole, stream_blocks, vector_blocks
 from raysel.data.rowid import ID, check_ids, hash_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
@@ -223,6 +223,7 @@ def _active(table: pa.Table, shared: Any, column: str) -> Any:
             f"The {_WHAT}'s vectors have {vectors.shape[1]} dimensions, the autoencoder was fitted on "
             f"{autoencoder.dimensions}; embed both with the same embedder."
         )
+    import_whole("torch")
     return scores.as_matrix(autoencoder.encode(vectors).active, autoencoder.units)
 
 

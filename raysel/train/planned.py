@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
-import torch
 from ray.data import DataIterator, Dataset
 from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.data.datasource import ReadTask
@@ -282,6 +281,8 @@ class CollateRows(NumpyBatchCollateFn):
 
 def tensors(columns: dict[str, np.ndarray]) -> dict[str, Any]:
     """Numbers as tensors of their own; what torch has no type for (text, ragged arrays) stays as it is."""
+    import torch  # here, so that the tasks that filter the rows need not load it
+
     return {
         name: torch.from_numpy(np.array(column)) if column.dtype.kind in "biufc" else column
         for name, column in columns.items()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -104,3 +106,27 @@ def test_blocks_of_different_widths(cluster):
 def test_read_rows_reach_the_blocks(cluster):
     held = vector_blocks(raysel.read({"v": np.ones((5, 2), np.float32)}), "v", "pool")
     assert held.ids.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_cancelled_task_does_not_leave_torch_imported_by_half():
+    """Ray cancels a task by interrupting the main thread; the next task of the process imports torch, too."""
+    code = """
+import _thread, sys, threading, time
+from raysel.data.blocks import import_whole
+
+def interrupt():
+    while "torch._C" not in sys.modules:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    _thread.interrupt_main()
+
+threading.Thread(target=interrupt, daemon=True).start()
+try:
+    import_whole("torch")  # with a plain import the last line raises
+    time.sleep(10)
+except KeyboardInterrupt:
+    pass
+print(import_whole("torch").ones(3).sum().item())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "3.0", done.stderr
