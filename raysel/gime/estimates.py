@@ -19,6 +19,8 @@ class Estimate:
 
     @property
     def bound(self) -> float:
+        if math.isinf(self.value):  # beyond float64, where a difference would say nothing
+            return 0.0 if self.low == self.high else math.inf
         return max(self.high - self.value, self.value - self.low)
 
     def through(self, function: Callable[[float], float]) -> Estimate:

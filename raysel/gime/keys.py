@@ -70,9 +70,7 @@ def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | N
     bound = _bounds(group, len(hashes), groups, limit)
     keys = _fold(group, hashes, columns, groups, _below(group, hashes, bound))
     short = (bound < _ALL) & (keys.sizes <= limit)
-    if (
-        short.any()
-    ):  # so few keys are below the bound that those above it count: all rows of the group once more
+    if short.any():  # then keys above the bound count, too: all rows of these groups once more
         bound[short] = _ALL
         keys = _fold(group, hashes, columns, groups, _below(group, hashes, bound))
     cut = keys.sizes > limit
@@ -92,7 +90,7 @@ def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | N
 def _bounds(group: Codes | None, rows: int, groups: int, limit: int) -> Hashes:
     """For each group a hash below which more than ``limit`` of its keys are to be expected if few of them repeat.
 
-    Where they do repeat, that look was in vain; it costs less than a third of looking at all rows.
+    Where they repeat, the look at those below it is in vain.
     """
     each = np.array([rows]) if group is None else np.bincount(group, minlength=groups)
     share = 4 * limit / np.maximum(each, 1)
@@ -245,7 +243,9 @@ class Sample:
 
 
 def _fsum(values: Array) -> float:
-    """Rounded once; infinite beyond float64."""
+    """Rounded once; infinite beyond float64, or where a value is."""
+    if not np.isfinite(values).all():
+        return float(np.sum(values))
     try:
         return math.fsum(values)
     except OverflowError:

@@ -152,7 +152,7 @@ def by_file(pieces: list[Piece]) -> list[Piece]:
 def read_tasks(groups: int, size: int, cpus: int) -> int:
     """How many tasks read ``groups`` row groups of ``size`` bytes in all.
 
-    A task and its block cost some 30 ms, whatever the plan keeps of it, so that small row groups share one; but
+    A task and its block cost the same whatever the plan keeps of it, so that small row groups share one; but
     there are enough blocks that the ranks' shares come out even and no CPU waits for the last.
     """
     return min(groups, max(_TASKS_A_CPU * cpus, -(-size // _TASK_BYTES)))
@@ -164,9 +164,8 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     if made_from is None or shown is None:
         return dataset
     reader, renamed = made_from
-    size = (
-        reader.estimate_inmemory_data_size() * len(shown) // len(reader.file_schema)
-    )  # as if all were as wide
+    # As if all columns were as wide.
+    size = reader.estimate_inmemory_data_size() * len(shown) // len(reader.file_schema)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = read_tasks(len(reader.pieces()), size, cpus)
     again = ray.data.read_datasource(ShuffledParquet(reader, board, tasks), override_num_blocks=tasks)

@@ -302,6 +302,17 @@ def test_only_bound_columns_are_looked_at():
 def test_sizes_whose_sum_is_beyond_float64_are_infinite():
     table = pa.table({"e": ["a", "b"], "s": [1.7e308, 1.7e308]})
     found = {
-        row["statistic"]: row["value"] for row in measure(table, Binding(entity="e", size="s")).to_pylist()
+        row["statistic"]: (row["value"], row["bound"])
+        for row in measure(table, Binding(entity="e", size="s")).to_pylist()
     }
-    assert found["size"] == math.inf and found["mean_size"] == 1.7e308
+    assert found["size"] == (math.inf, 0.0) and found["mean_size"] == (1.7e308, 0.0)
+
+
+def test_squares_of_sampled_sizes_beyond_float64_leave_an_infinite_bound():
+    sizes = np.full(3000, 1.5e308)
+    sizes[:1500] = 1.3e154  # whose squares are finite, and their sum is not
+    table = pa.table({"e": np.arange(3000), "s": sizes})
+    row = next(
+        r for r in measure(table, Binding(entity="e", size="s")).to_pylist() if r["statistic"] == "size"
+    )
+    assert row["value"] == row["bound"] == math.inf
