@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -26,6 +26,11 @@ class Random:
     budget: float | int
     stratify: str | None = None
     seed: int = 0
+    title: ClassVar[str] = "random"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a budget that no pool allows."""
+        budget_rows(self.budget, 2**62)
 
     def select(self, pool: Dataset) -> Selection:
         """Choose; DataError for a missing column, no rows, or repeated ids."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,9 @@ class GIO:
     within: Literal["random", "nearest"] = "random"
     column: str = EMBEDDING
     seed: int = 0
+    title: ClassVar[str] = "GIO"
+    uses_vectors: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Says at once what can be said without the pool."""

@@ -1,0 +1,1 @@
+"""Shared tools that do not import Ray."""
