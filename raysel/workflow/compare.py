@@ -20,9 +20,9 @@ import pyarrow as pa
 import ray
 
 import raysel
+from raysel.core.storage import write_text
 from raysel.dynamic.plan import Policy, part
 from raysel.errors import ConfigError, RayselError, RunError
-from raysel.files import write_text
 from raysel.report import comparison
 from raysel.selection import Selection
 from raysel.workflow import steps

@@ -15,9 +15,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import raysel
+from raysel.core.storage import write_text
 from raysel.data.rowid import RowIndex, index_parquet, list_files
 from raysel.errors import ConfigError, DataError, StateError
-from raysel.files import write_text
 from raysel.gime import State, finalize, merge
 from raysel.report import metrics
 from raysel.workflow import steps

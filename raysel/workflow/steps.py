@@ -723,7 +723,7 @@ def _follow(dynamic: Any, epochs: int, watch: Watch, done: threading.Event) -> N
 
 def write_json(path: Path, value: Any) -> None:
     """JSON that appears under its name only when it is whole."""
-    from raysel.files import write_text
+    from raysel.core.storage import write_text
 
     write_text(path, json.dumps(value, indent=1) + "\n")
 
