@@ -219,10 +219,13 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
     Raises
     ------
     RunError
-        If the folder cannot be made or there is a file or a folder with this name by the end. What the block raises is
+        If the folder cannot be made, or if there is a file or a folder with this name already. What the block raises is
         raised unchanged.
     """
     filesystem, place = resolve(path)
+    taken = RunError(f"Cannot write {os.fspath(path)}: it exists already; remove it or choose another name.")
+    if exists(path):
+        raise taken
     if not isinstance(filesystem, pafs.LocalFileSystem):
         make_folder(path)
         folder = Folder(path)
@@ -238,12 +241,8 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
         folder.finish()
         try:
             os.replace(partial, target)
-        except OSError as error:
-            if target.exists():
-                raise RunError(
-                    f"Cannot write {target}: it exists already; remove it or choose another name."
-                ) from error
-            raise _unwritable(path, error) from error
+        except OSError as error:  # another process was faster, or the folder above has gone
+            raise taken if target.exists() else _unwritable(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
