@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysel.core import storage
+from raysel.core.arrays import positions
 from raysel.data.rowid import ID
 from raysel.errors import ConfigError, DataError
 
@@ -105,8 +105,8 @@ class Selection:
         Weights are the product of both; dropped rows keep the reason of the choice that dropped them, ``info["before"]`` is that of
         the earlier one. DataError if it holds rows that the earlier one does not.
         """
-        place = np.minimum(np.searchsorted(before.ids, self.ids), len(before) - 1)
-        if (before.ids[place] != self.ids).any():
+        place, found = positions(before.ids, self.ids)
+        if not found.all():
             raise DataError(
                 "This selection holds rows that the earlier one left out; choose from the earlier one's rows."
             )
@@ -143,34 +143,40 @@ class Selection:
 
         Saving the same selection again writes the same bytes. ConfigError if ``path`` exists.
         """
-        target = Path(path)
-        if target.exists():
+        if storage.exists(path):
             raise ConfigError(
-                f"{target}: exists already; remove it or save the selection under another name."
+                f"{os.fspath(path)}: exists already; remove it or save the selection under another name."
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            pq.write_table(self.table, partial / _TABLE)
+        with storage.new_folder(path) as folder:
+            folder.write(_TABLE, _parquet(self.table))
             if self.dropped is not None:
-                pq.write_table(self.dropped, partial / _DROPPED)
-            (partial / _INFO).write_text(json.dumps(self.info, indent=1, sort_keys=True) + "\n")
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                folder.write(_DROPPED, _parquet(self.dropped))
+            folder.write(_INFO, (json.dumps(self.info, indent=1, sort_keys=True) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
         """Read what :meth:`save` wrote; DataError if it is missing or damaged."""
-        source = Path(path)
+        folder = storage.Folder(path)
+        if fault := folder.fault():
+            raise DataError(f"{folder.path}: not a saved selection ({fault}).")
         try:
-            table = pq.read_table(source / _TABLE)
-            dropped = pq.read_table(source / _DROPPED) if (source / _DROPPED).exists() else None
-            return cls(table, dropped, json.loads((source / _INFO).read_text()))
-        except (OSError, pa.ArrowException, json.JSONDecodeError) as error:
-            raise DataError(f"{source}: not a saved selection ({str(error).splitlines()[0]}).") from error
+            table, *dropped = (
+                pq.read_table(pa.BufferReader(storage.read_bytes(folder.file(name))))
+                for name in (_TABLE, _DROPPED)
+                if name in folder.names()
+            )
+            info = storage.read_json(folder.file(_INFO))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"{folder.path}: not a saved selection ({str(error).splitlines()[0]})."
+            ) from error
+        return cls(table, dropped[0] if dropped else None, info)
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue()
 
 
 def constant_text(text: str, count: int) -> pa.Array:
@@ -189,7 +195,6 @@ def _keep(table: pa.Table, chosen: Any) -> pa.Table:
     if ID not in table.column_names:
         raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
-    mine = table[ID].to_numpy()
-    place = np.minimum(np.searchsorted(ids, mine), len(ids) - 1)
-    taken = np.flatnonzero(ids[place] == mine)
+    place, found = positions(ids, table[ID].to_numpy())
+    taken = np.flatnonzero(found)
     return table.take(pa.array(taken)).append_column("weight", pa.array(weights[place[taken]]))

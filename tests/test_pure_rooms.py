@@ -11,8 +11,8 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "raysel"
 SHELLS = {"distributed.py", "service.py"}  # the thin Ray shells inside pure rooms
-ROOMS = ("gio", "gime", "factors", "dynamic", "report")
-ORDER = ("data", "gio", "gime", "factors", "dynamic", "train", "report", "workflow")
+ROOMS = ("core", "gio", "gime", "factors", "dynamic", "report")
+ORDER = ("core", "data", "gio", "gime", "factors", "dynamic", "train", "report", "workflow")
 PURE = [path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py")) if path.name not in SHELLS]
 
 
@@ -47,6 +47,15 @@ def test_imports_go_from_right_to_left():
             other = name.split(".")[1] if name.startswith("raysel.") else None
             if other in ORDER and ORDER.index(other) > ORDER.index(room):
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
+    assert not wrong
+
+
+def test_core_imports_nothing_of_raysel_but_its_errors():
+    wrong = []
+    for path in sorted((PACKAGE / "core").glob("*.py")):
+        for name in imports(path):
+            if name.split(".")[0] == "raysel" and not name.startswith(("raysel.core", "raysel.errors")):
+                wrong.append(f"{path.name} imports {name}")
     assert not wrong
 
 

@@ -1,1 +1,1 @@
-"""Shared tools that do not import Ray."""
+"""Shared tools without Ray. Modules here import nothing of raysel but its errors and each other."""

@@ -141,9 +141,7 @@ def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
     """The parts of a location that the tree has; pydantic adds the members of unions and constraints."""
     here, found = tree, []
     for part in loc:
-        if isinstance(here, Mapping) and part in here:
-            here = here[part]
-        elif isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here):
+        if (isinstance(here, Mapping) and part in here) or (isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here)):
             here = here[part]
         elif not (kind == "missing" and part == loc[-1]):
             continue

@@ -20,7 +20,8 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raysel.data.rowid import ID, check_ids, hash_ids
+from raysel.core.hashing import hash_ids
+from raysel.data.rowid import ID, check_ids
 from raysel.data.vectors import as_matrix, not_finite
 from raysel.errors import DataError, RayselError, ResourceError, first
 

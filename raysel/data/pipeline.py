@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,8 @@ import ray
 from ray import cloudpickle
 from ray.data import Dataset
 
+from raysel.core.arrays import positions
+from raysel.core.storage import open_file, write_json
 from raysel.data import shards
 from raysel.data.blocks import (
     arrow_blocks,
@@ -42,7 +43,7 @@ from raysel.data.blocks import (
 )
 from raysel.data.embedders import Embedder
 from raysel.data.rowid import ID, check_ids
-from raysel.data.shards import Folder, Options, Stat, Unit, Work, shard_rows
+from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.source import IndexedParquet, origin
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError, ResourceError, RunError
@@ -91,7 +92,7 @@ def compute(
     shard = shard_rows(embedder)
     source = _source(dataset, columns)
     key = _key(source, embedder, columns, options)
-    folder = Folder(directory)
+    folder = VectorFolder(directory)
     folder.claim(key)
     finished = folder.read("_done.json")
     if finished is not None:
@@ -451,7 +452,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _finish(
-    folder: Folder,
+    folder: VectorFolder,
     source: _ParquetSource | _BlockSource,
     embedder: Embedder,
     options: Options,
@@ -465,7 +466,7 @@ def _finish(
     found = [
         entry
         for piece in ray.get(
-            [look.remote(folder.name, numbers[i : i + 256]) for i in range(0, len(numbers), 256)]
+            [look.remote(folder.path, numbers[i : i + 256]) for i in range(0, len(numbers), 256)]
         )
         for entry in piece
     ]
@@ -476,14 +477,14 @@ def _finish(
         raise DataError(
             f"Embedder {embedder.name} returned vectors of different lengths: "
             + ", ".join(f"{width} from sample_id {where[width]}" for width in widths)
-            + f"; remove {folder.name} after mending it."
+            + f"; remove {folder.path} after mending it."
         )
     rows, total = source.ids()
     count = sum(entry[0] for entry in found) + len(rejected)
     have = sum(entry[1] for entry in found) + sum(rejected)
     if (count, have) != (rows, total):
         raise RunError(
-            f"{folder.name}: {count:,} ids with sum {have:,} were found, {rows:,} with sum {total:,} were expected; "
+            f"{folder.path}: {count:,} ids with sum {have:,} were found, {rows:,} with sum {total:,} were expected; "
             "the directory must be one that every node sees. Remove it and run again."
         )
     if rejected:
@@ -513,7 +514,7 @@ def _finish(
         time.monotonic() - began,
         start,
     )
-    folder.write("_done.json", json.dumps({"report": asdict(report), "sum_of_ids": total}, indent=1).encode())
+    write_json(folder.file("_done.json"), {"report": asdict(report), "sum_of_ids": total})
     return report
 
 
@@ -523,19 +524,18 @@ def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType) -> pa
     none = pa.schema([(ID, pa.int64()), (EMBEDDING, kind)]).empty_table()
     vectors = pa.concat_tables([none, *(part for part in parts if part is not None)]).combine_chunks()
     there = vectors[ID].to_numpy()
-    known = np.isin(ids, there)
+    place, known = positions(there, ids)
     kept = table.filter(pa.array(known))
     if EMBEDDING in kept.column_names:
         kept = kept.drop_columns([EMBEDDING])
-    place = np.searchsorted(there, ids[known])
-    return kept.append_column(EMBEDDING, vectors[EMBEDDING].combine_chunks().take(pa.array(place)))
+    return kept.append_column(EMBEDDING, vectors[EMBEDDING].combine_chunks().take(pa.array(place[known])))
 
 
 @lru_cache(maxsize=4)
 def _part(directory: str, number: int) -> pa.Table | None:
-    folder = Folder(directory)
+    folder = VectorFolder(directory)
     try:
-        with folder.filesystem.open_input_file(folder.part(number)) as source:
+        with open_file(folder.part(number)) as source:
             return pq.read_table(source).replace_schema_metadata(None)
     except FileNotFoundError as error:
         if number in folder.parts():  # its rows were all left out

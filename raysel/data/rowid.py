@@ -15,13 +15,14 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raysel.core import storage
+from raysel.core.storage import resolve
 from raysel.errors import ConfigError, DataError, first
 
 ID = "sample_id"
@@ -65,19 +66,14 @@ class RowIndex:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + f".{os.getpid()}.partial")
-        partial.write_text(
-            json.dumps({"format": _FORMAT, "files": [asdict(f) for f in self.files]}, indent=1)
-        )
-        os.replace(partial, target)
+        storage.make_folder(os.path.dirname(os.fspath(path)) or ".")
+        storage.write_json(path, {"format": _FORMAT, "files": [asdict(f) for f in self.files]})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RowIndex:
         """Read an index that :meth:`save` wrote; DataError if it is not one."""
         try:
-            raw = json.loads(Path(path).read_text())
+            raw = storage.read_json(path)
             if raw["format"] != _FORMAT:
                 raise DataError(f"{path}: row index of format {raw['format']}, this version reads {_FORMAT}.")
             return cls(
@@ -107,17 +103,6 @@ class Piece:
 def with_ids(table: pa.Table, start: int) -> pa.Table:
     """``table`` with the ids from ``start`` on as its first column."""
     return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
-
-
-def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The Arrow filesystem and the path on it for a local path or a URI (``s3://``, ``gs://``, ...)."""
-    text = os.fspath(source)
-    if "://" in text:
-        try:
-            return pafs.FileSystem.from_uri(text)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{text}: cannot be opened ({error}).") from error
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
 
 
 def list_files(
@@ -204,20 +189,6 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
             reader = pq.ParquetFile(source)
             for piece in held:
                 yield piece, reader
-
-
-def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
-    """A uniform draw in [0, 1) for every id (int64), float64, the same wherever and whenever it is made.
-
-    SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) of the id and the seed. Rows are sampled by it, since
-    drawing by block would depend on the blocks.
-    """
-    with np.errstate(over="ignore"):
-        x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * (seed % 2**32) + 1)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def budget_rows(budget: float | int, rows: int) -> int:

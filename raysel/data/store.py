@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.data import Dataset
 
+from raysel.core.storage import write_json
 from raysel.data.blocks import arrow_blocks, map_blocks, pick
 from raysel.data.rowid import ID, check_ids
 from raysel.data.source import LABEL
@@ -69,7 +70,7 @@ def write_arrays(
             labels[part[0]] = [code[label] for label in table[LABEL].to_pylist()]
     rows.flush()
     labels.flush()
-    (target / _META).write_text(json.dumps({"rows": len(ids), "classes": known}))
+    write_json(target / _META, {"rows": len(ids), "classes": known})
     return known
 
 

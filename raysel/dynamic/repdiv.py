@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raysel.core.arrays import positions
 from raysel.dynamic.budget import Budget, ratio_of
 from raysel.dynamic.plan import TIES, Plan, check_epoch, chunks, fraction, full, part, uniform, unweighted
 from raysel.dynamic.shards import kth, lowest, ordered, plan_whole
@@ -101,8 +102,8 @@ class Scores:
         wanted = np.arange(ids, dtype=np.int64) if isinstance(ids, (int, np.integer)) else np.asarray(ids)
         if np.array_equal(wanted, self.ids):
             return replace(self, ids=None)
-        place = np.minimum(np.searchsorted(self.ids, wanted), len(self) - 1)
-        absent = wanted[self.ids[place] != wanted]
+        place, found = positions(self.ids, wanted)
+        absent = wanted[~found]
         if len(absent):
             raise DataError(
                 f"{len(absent)} of {len(wanted)} samples have no score (sample_id {first(absent)}); score the data set "

@@ -18,8 +18,9 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
+from raysel.core.hashing import hash_ids
 from raysel.data.blocks import VectorBlocks, import_whole, stream_blocks, vector_blocks
-from raysel.data.rowid import ID, check_ids, hash_ids
+from raysel.data.rowid import ID, check_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
 from raysel.errors import DataError, ResourceError, first

@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from raysel.files import write_bytes
+from raysel.core.storage import write_bytes
 from raysel.report import figures, html, numbers
 from raysel.report.page import configuration, versions
 
@@ -266,7 +266,8 @@ def _many(count: int, one: str) -> str:
 
 def write_png(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """The two figures of the page side by side as one PNG, whole or not at all."""
-    return write_bytes(path, figures.comparison_png(_drawn(results), str(results["name"])))
+    write_bytes(path, figures.comparison_png(_drawn(results), str(results["name"])))
+    return Path(path)
 
 
 def render(results: Mapping[str, Any]) -> str:

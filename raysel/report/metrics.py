@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysel.files import write_bytes
+from raysel.core.storage import write_bytes
 from raysel.report import figures, html, numbers
 
 Rows = Sequence[Mapping[str, Any]]
@@ -40,7 +40,8 @@ def largest(groups: Mapping[str, Rows]) -> dict[str, Rows]:
 
 def write_png(sets: Mapping[str, Rows], name: str, path: str | os.PathLike[str]) -> Path:
     """The figure of the sets as PNG, whole or not at all."""
-    return write_bytes(path, figures.metrics_png(sets, name))
+    write_bytes(path, figures.metrics_png(sets, name))
+    return Path(path)
 
 
 def card(sets: Mapping[str, Rows], title: str) -> str:

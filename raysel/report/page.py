@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raysel.files import write_text
+from raysel.core.storage import write_text
 from raysel.report import figures, html, metrics, numbers
 from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
 
@@ -44,7 +44,8 @@ def render(results: Mapping[str, Any]) -> str:
 
 def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """Write the report to ``path``, whole or not at all. Raises RunError when it cannot be written."""
-    return write_text(path, render(results))
+    write_text(path, render(results))
+    return Path(path)
 
 
 def headline(results: Mapping[str, Any]) -> str:

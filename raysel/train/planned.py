@@ -17,6 +17,8 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.data.datasource import ReadTask
 from ray.train import DataConfig
 
+from raysel.core.arrays import positions
+from raysel.core.hashing import hash_integers
 from raysel.data.blocks import own_error, plain_errors
 from raysel.data.rowid import ID, Piece
 from raysel.data.source import IndexedParquet, origin
@@ -94,8 +96,8 @@ def slots_of(ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None) -
     """The slot of each id, -1 for one that is not among ``chosen`` (ascending; None: an id is its slot)."""
     if chosen is None:
         return ids
-    place = np.minimum(np.searchsorted(chosen, ids), len(chosen) - 1)
-    return np.where(chosen[place] == ids, place, -1)
+    place, found = positions(chosen, ids)
+    return np.where(found, place, -1)
 
 
 def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
@@ -353,10 +355,7 @@ def marks(slots: npt.NDArray[np.int64]) -> int:
     total = np.uint64(0)
     with np.errstate(over="ignore"):
         for start, stop in chunks(len(slots)):
-            x = slots[start:stop].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            total += (x ^ (x >> np.uint64(31))).sum(dtype=np.uint64)
+            total += hash_integers(slots[start:stop]).sum(dtype=np.uint64)
     return int(total.view(np.int64))
 
 
@@ -365,11 +364,10 @@ def places(
 ) -> npt.NDArray[np.int64]:
     """Where in ``plan`` the rows with these ids stand; DataError for one that it does not hold."""
     slots = slots_of(ids, chosen)
-    found = np.minimum(np.searchsorted(plan.slots, slots), len(plan) - 1)
-    wrong = plan.slots[found] != slots
-    if wrong.any():
+    found, planned = positions(plan.slots, slots)
+    if not planned.all():
         raise DataError(
-            f"stream: rows that the epoch's plan does not hold (sample_id {first(ids[wrong].tolist())}): stream what "
+            f"stream: rows that the epoch's plan does not hold (sample_id {first(ids[~planned].tolist())}): stream what "
             "dynamic.planned(...) of this run made, not materialised, with the sample_id it was read with."
         )
     return found
