@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.data import Dataset
 
-from raysel.data.blocks import arrow_blocks, map_blocks, pick
+from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
 from raysel.data.rowid import ID, check_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import to_numpy

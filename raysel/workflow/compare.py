@@ -20,8 +20,9 @@ import pyarrow as pa
 import ray
 
 import raysel
+from raysel.cluster.errors import unwrap_errors
 from raysel.dynamic.plan import Policy, part
-from raysel.errors import ConfigError, RayselError, RunError
+from raysel.errors import ConfigError, RunError
 from raysel.files import write_text
 from raysel.report import comparison
 from raysel.selection import Selection
@@ -353,11 +354,10 @@ def _cell(shared: tuple[dict[str, Any], Selection | int], cell: _Cell) -> dict[s
 
 def _get(ref: Any, cell: _Cell) -> dict[str, Any]:
     try:
-        answer: dict[str, Any] = ray.get(ref)
+        with unwrap_errors():
+            answer: dict[str, Any] = ray.get(ref)
         return answer
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayselError):
-            raise error.cause from None
+    except ray.exceptions.RayTaskError:
         raise
     except ray.exceptions.RayError as error:
         raise RunError(

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +30,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raysel
+from raysel.cluster.connect import connect as connect
+from raysel.cluster.connect import quiet as quiet
 from raysel.data.embed import weights_digest
-from raysel.errors import ResourceError, RunError
+from raysel.errors import RunError
 from raysel.report.ledger import Ledger, LedgerEntry
 from raysel.selection import Selection
 from raysel.workflow import steps
@@ -259,53 +260,6 @@ def report(directory: str | os.PathLike[str]) -> Path:
             "give the directory of a finished run."
         ) from error
     return write(results, place / "report.html")
-
-
-def connect(address: str | None = None) -> None:
-    """Join the Ray cluster at ``address`` (or in RAY_ADDRESS, as inside a job), or start one on this machine.
-
-    Sets what has to be set before Ray starts: no usage statistics, no re-running of workers under uv, and a
-    quick controller, since a report waits for its poll.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    import logging
-
-    import ray
-
-    if ray.is_initialized():
-        return
-    where = address or os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if where == "local":
-        options |= {"include_dashboard": False}
-    else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # clients do not pick the token up by themselves
-    try:
-        host, _, port = where.rpartition(":")
-        if host and port.isdecimal():  # Ray itself would try for minutes
-            socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(address=where, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ResourceError(f"No Ray cluster at {where} ({str(error).splitlines()[0]}).") from error
-    quiet()
-
-
-def quiet() -> None:
-    """Silence the progress bars and notices of Ray Data and Ray Train: a workflow has its own lines."""
-    import logging
-
-    import ray.data
-    import ray.train  # makes the loggers that are silenced below
-
-    # Ray Data logs the traceback of an error that it also raises; the raised one is told in a sentence.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
 
 
 def _claim(this: RunDirectory) -> str:

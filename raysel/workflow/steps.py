@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import threading
 from collections.abc import Callable
@@ -17,11 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
-from ray.util.placement_group import placement_group, remove_placement_group
 
 import raysel
-from raysel.code import load_function
-from raysel.data.blocks import gather, plain_errors
+from raysel.cluster.blocks import gather, plain_errors
+from raysel.cluster.code import load_function, load_module, user_modules
+from raysel.cluster.wait import wait_for_workers
 from raysel.data.embed import fit_embedder
 from raysel.data.pipeline import compute
 from raysel.data.rowid import ID, RowIndex, budget_rows, index_parquet, list_files
@@ -31,7 +30,7 @@ from raysel.data.store import ArrayDataset, write_arrays
 from raysel.data.vectors import EMBEDDING
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
-from raysel.errors import ConfigError, DataError, ResourceError, RunError
+from raysel.errors import ConfigError, DataError, RunError
 from raysel.gime import Binding, Sensitivity, proxy
 from raysel.report.usage import gini, images, replay, times, total_variation
 from raysel.selection import Selection
@@ -205,47 +204,20 @@ def _elements(kind: Any) -> int | None:
 
 def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
     """The function that ``file.py:name`` or ``package.module:name`` names; ConfigError if there is none."""
-    place, _, name = spec.rpartition(":")
-    if not place.strip(".") or not name:
-        raise ConfigError(
-            f"train.model: '{spec}' names no function; write file.py:factory or module:factory."
-        )
-    return load_function(place, name, "train.model")
+    return load_function(spec, "train.model")
 
 
 def model_digest(spec: str) -> str:
     """Changes when the file that ``spec`` names does: what was trained with other code is not reused."""
-    place = spec.rpartition(":")[0]
-    file = place if place.endswith(".py") else getattr(importlib.import_module(place), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    module = load_module(spec.rpartition(":")[0], "train.model")
+    files = [each.__file__ for each in user_modules(module) or [module]]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files if file)).hexdigest()
 
 
 def check_room(workers: int, cpus: float, gpus: float, wait_s: float = 60.0) -> None:
     """ResourceError if the cluster cannot place the workers, or has no room for them within ``wait_s``."""
-    need = f"train.workers: {workers} workers of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
-
-    def places(resources: dict[str, float]) -> int:
-        by_gpu = resources.get("GPU", 0) / gpus if gpus else np.inf
-        return int(min(resources.get("CPU", 0) / cpus, by_gpu) + 1e-9)
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if sum(map(places, nodes)) < workers:
-        have = ray.cluster_resources()
-        raise ResourceError(
-            f"{need} cannot be placed: the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU on "
-            f"{len(nodes)} node(s), room for {sum(map(places, nodes))}; lower train.workers or train.cpus_per_worker."
-        )
-    # Reserved as Ray Train will reserve it, so that what is free in pieces does not count; then given back.
-    group = placement_group([{"CPU": cpus, **({"GPU": gpus} if gpus else {})}] * workers)
-    try:
-        if not group.wait(wait_s):
-            free = ray.available_resources()
-            raise ResourceError(
-                f"{need} found no room within {wait_s:g} s: {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU "
-                "are free, others are at work on this cluster; try again later or ask for fewer."
-            )
-    finally:
-        remove_placement_group(group)
+    advice = "lower train.workers or train.cpus_per_worker"
+    wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, wait_s)
 
 
 # ---- the steps ---------------------------------------------------------------------------------------------------
