@@ -35,7 +35,7 @@ class Random:
 
     def select(self, pool: Dataset) -> Selection:
         """Choose; DataError for a missing column, no rows, or repeated ids."""
-        from raysel.data.blocks import gather
+        from raysel.cluster.blocks import gather
 
         table = gather(pool, [ID, *([self.stratify] if self.stratify else [])], "pool")
         ids = table[ID].to_numpy()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from raysel.errors import RayselError
+from raysel.cluster.errors import own_error
 from raysel.version import __version__
 
 
@@ -139,28 +139,11 @@ def main() -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except Exception as error:
-        known = _foreseen(error)
+        known = own_error(error) or (own_error(error.__context__) if error.__context__ else None)
         if known is None:
             raise
-        click.echo(f"raysel: error: {str(known).splitlines()[0]}", err=True)  # Ray may have added lines
+        click.echo(f"raysel: error: {known}", err=True)
         sys.exit(1)
-
-
-def _foreseen(error: BaseException) -> RayselError | None:
-    """Our own error inside what Ray wraps it in."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        item = queue.pop(0)
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
-        # Ray makes a class that is both its own and ours, whose text holds a traceback: its cause is the real one.
-        if isinstance(item, RayselError) and not hasattr(item, "cause"):
-            return item
-        queue += [getattr(item, "cause", None), item.__cause__, item.__context__]
-        queue += list(getattr(item, "worker_failures", {}).values())
-    return None
 
 
 if __name__ == "__main__":

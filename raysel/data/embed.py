@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
+from raysel.cluster.blocks import check_columns, plain_errors, stream_blocks
 from raysel.cluster.code import load_object
 from raysel.data import pipeline, shards
-from raysel.data.blocks import check_columns, plain_errors, stream_blocks
 from raysel.data.decode import decode
 from raysel.data.embedders import (
     ColumnEmbedder,

@@ -29,24 +29,18 @@ import ray
 from ray import cloudpickle
 from ray.data import Dataset
 
+from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, pick, plain_errors
+from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
 from raysel.core.storage import open_file, write_json
 from raysel.data import shards
-from raysel.data.blocks import (
-    arrow_blocks,
-    check_columns,
-    map_blocks,
-    own_error,
-    pick,
-    plain_errors,
-    wait_for_room,
-)
 from raysel.data.embedders import Embedder
 from raysel.data.rowid import ID, check_ids
 from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.source import IndexedParquet, origin
 from raysel.data.vectors import EMBEDDING
-from raysel.errors import DataError, ResourceError, RunError
+from raysel.errors import DataError, RunError
 
 _FORMAT = 1
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
@@ -321,19 +315,15 @@ def _whole(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
 def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
     """Do every job; the rows done, and the seconds until the first worker was ready."""
     held = ray.put(work)
-    try:
+    with unwrap_errors():
         if not hasattr(work.embedder, "load"):
-            wait_for_room()
+            wait_for_cpu()
             stream = ray.remote(_whole).options(
                 num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
             )
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             return sum(ray.get(ref).rows for ref in _flow(jobs, held, stream, 2 * cpus, progress)), 0.0
         return _pool(jobs, held, work, progress)
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
 
 
 def _flow(
@@ -372,13 +362,12 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
     workers = [make.remote(room.device) for _ in range(min(room.workers, wanted))]
     try:
         pings = [worker.ready.remote(held) for worker in workers]
-        ready, _ = ray.wait(pings, num_returns=1, timeout=_WAIT_S)
-        if not ready:
-            free = ray.available_resources()
-            raise ResourceError(
-                f"No worker for embedding started within {_WAIT_S:g} s: each asks for {room.worker}, and the cluster "
-                f"has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; try again later or free some."
-            )
+        ready = wait_until(
+            lambda limit: ray.wait(pings, num_returns=1, timeout=limit)[0],
+            f"No worker for embedding, which needs {_text(room.worker)}, started",
+            "try again later or free some",
+            _WAIT_S,
+        )
         ray.get(ready)  # a network that cannot be loaded says so here
         start = time.monotonic() - began
         progress.start()
@@ -386,6 +375,12 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def _text(resources: dict[str, float]) -> str:
+    return " and ".join(
+        f"{amount:g} {name.removeprefix('num_')[:-1].upper()}" for name, amount in resources.items()
+    )
 
 
 def _drive(

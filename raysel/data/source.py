@@ -20,7 +20,7 @@ from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from raysel.data.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.cluster.blocks import arrow_blocks, map_blocks, plain_errors
 from raysel.data.foreign import from_hugging_face, from_torch
 from raysel.data.images import holds_images, list_images, load_images
 from raysel.data.rowid import ID, Piece, RowIndex, check_ids, index_parquet, list_files, opened, with_ids

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.data import Dataset
 
+from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
 from raysel.core.storage import write_json
-from raysel.data.blocks import arrow_blocks, map_blocks, pick
 from raysel.data.rowid import ID, check_ids
 from raysel.data.source import LABEL
 from raysel.data.vectors import to_numpy

@@ -11,8 +11,10 @@ import ray
 from ray.data import Dataset
 from ray.util import ActorPool
 
-from raysel.data.blocks import VectorBlocks, map_blocks, own_error, stream_blocks, vector_blocks
+from raysel.cluster.blocks import map_blocks, stream_blocks
+from raysel.cluster.errors import unwrap_errors
 from raysel.data.rowid import ID, budget_rows
+from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.errors import ConfigError, DataError, first
 from raysel.gio.budget import arrow_bytes, parse_bytes
@@ -283,11 +285,10 @@ def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarra
         return map_blocks(_nearest, source.blocks, source.column, shared)
     actors = [ray.remote(num_gpus=1)(_OnDevice).remote(source.column, shared) for _ in range(gpus)]
     try:
-        return list(ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks))
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
+        with unwrap_errors():
+            return list(
+                ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks)
+            )
     finally:
         for actor in actors:
             ray.kill(actor)

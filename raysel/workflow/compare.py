@@ -18,7 +18,6 @@ import ray
 import raysel
 from raysel.cluster.connect import connect
 from raysel.cluster.errors import own_error
-from raysel.cluster.wait import wait_for_workers
 from raysel.core.registry import nearest
 from raysel.core.storage import write_text
 from raysel.dynamic.budget import Budget, tail_delta
@@ -91,7 +90,7 @@ def compare(
         method.type  # noqa: B018 (runs the code that it names, before anything is trained)
     check(flow, policies, seeds)
     connect()
-    wait_for_workers(1, 1.0, flow.train.gpus_per_worker)
+    steps.check_room(1, 1.0, flow.train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as run:
         for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
             run.do(step)
@@ -213,7 +212,7 @@ def _train(
 
     def scored(made: Any) -> Policy:
         needs = table is not None and getattr(type(made), "needs_scores", False)
-        return made.with_scores(table) if needs else made  # type: ignore[no-any-return]
+        return made.with_scores(table) if needs else made
 
     def controls(answer: dict[str, Any], seed: int) -> Iterator[Cell]:
         passes, taken = (sum(epoch[key] for epoch in answer["epochs"]) for key in ("trained", "steps"))

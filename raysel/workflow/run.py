@@ -8,7 +8,6 @@ from typing import Any
 
 import raysel
 from raysel.cluster.connect import connect
-from raysel.cluster.wait import wait_for_workers
 from raysel.errors import RunError
 from raysel.report import page
 from raysel.report.ledger import Ledger, LedgerEntry
@@ -78,7 +77,7 @@ def run(
     steps.check(flow)  # once more, with the code loaded: it says what it needs
     connect()
     train = flow.train
-    wait_for_workers(train.workers, train.cpus_per_worker, train.gpus_per_worker)
+    steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as this:
         for step in steps.plan(flow):
             this.do(step)

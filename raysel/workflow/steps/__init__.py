@@ -14,7 +14,7 @@ from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, load_factory, needs_scores
+from raysel.workflow.steps.train import Train, check_room, load_factory, needs_scores
 from raysel.workflow.steps.usage import Usage
 
 
@@ -100,6 +100,7 @@ __all__ = [
     "Usage",
     "arrays",
     "check",
+    "check_room",
     "choosing",
     "model_digest",
     "plan",

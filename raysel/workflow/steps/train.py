@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import raysel
-from raysel.cluster.code import load_object
+from raysel.cluster.code import load_function
 from raysel.cluster.wait import wait_for_workers
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.dynamic.plan import Policy
@@ -106,18 +107,15 @@ def policy(run: RunDirectory) -> Policy:
     return made if table is None or not needs_scores(run.workflow) else made.with_scores(table)
 
 
-def load_factory(settings: Settings) -> Any:
+def load_factory(settings: Settings) -> Callable[[tuple[int, ...], int], Any]:
     """The function that makes the model. Raises ConfigError if there is none."""
-    spec = settings.model
-    place, _, name = spec.rpartition(":")
-    if not place.strip(".") or not name:
-        raise ConfigError(
-            f"train.model: '{spec}' names no function; write file.py:factory or module:factory."
-        )
-    found = load_object(spec, "train.model")
-    if not callable(found):
-        raise ConfigError(f"train.model: '{spec}' is a {type(found).__name__}, not a function that makes a model.")
-    return found
+    return load_function(settings.model, "train.model")
+
+
+def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
+    """Raise ResourceError unless the cluster has room for the workers within ``seconds``."""
+    advice = "lower train.workers or train.cpus_per_worker"
+    wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
 
 def train_key(run: RunDirectory) -> dict[str, Any]:
@@ -186,7 +184,7 @@ def fit(
     from raysel.train.loops import classify
 
     flow, settings = run.workflow, run.workflow.train
-    wait_for_workers(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
+    check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
     count, epochs = run.count(rows), settings.epochs
     if max_steps is not None:
         epochs = epochs_for(count, settings.batch_size * settings.workers, max_steps)
