@@ -105,7 +105,7 @@ class PolicyCurves:
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
     """A colour per arm: the usual arms always have theirs, others take the rest in order."""
     others = [arm for arm in arms if arm not in _KNOWN]
-    return {arm: _KNOWN[arm] if arm in _KNOWN else _OTHERS[others.index(arm) % len(_OTHERS)] for arm in arms}
+    return {arm: _KNOWN.get(arm) or _OTHERS[others.index(arm) % len(_OTHERS)] for arm in arms}
 
 
 def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") -> str:
@@ -730,7 +730,7 @@ def _panels(figure: Figure, sets: Metrics, columns: int, above: float = 0.0) -> 
                 axes.annotate(reason, (0, y), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", color=MUTED)  # fmt: skip
                 continue
             value, bound = row.value, row.bound
-            axes.barh(y, value, height=0.66, color=_SETS[name] if name in _SETS else "#8fbfe0")
+            axes.barh(y, value, height=0.66, color=_SETS.get(name, "#8fbfe0"))
             if bound:
                 axes.plot([max(value - bound, low), value + bound], [y, y], color=INK, linewidth=1)
             text = numbers.quantity(value, unit) + (

@@ -351,7 +351,7 @@ def _extremes(extremes: Extremes) -> str:
         kind = "thumbs" if samples and samples[0].image is not None else "texts"
         rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
     caption = (
-        f"Of the class {html.text(extremes['label'])}, whose samples were used most unevenly. Of equally many times, "
+        f"Of the class {html.text(extremes.label)}, whose samples were used most unevenly. Of equally many times, "
         "the lowest ids."
     )
     body = "\n".join(rows)
