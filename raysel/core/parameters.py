@@ -63,7 +63,8 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
         if name not in allowed:
             raise _unknown([name], allowed, where)
     try:
-        return _adapter(cls).validate_json(json.dumps(tree), strict=True, extra="forbid")
+        made: T = _adapter(cls).validate_json(json.dumps(tree), strict=True, extra="forbid")
+        return made
     except ValidationError as error:
         raise _problem(error, cls, tree, where) from None
 
@@ -98,7 +99,7 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 @lru_cache(maxsize=256)
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
@@ -139,9 +140,12 @@ def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: 
 
 def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
     """The parts of a location that the tree has; pydantic adds the members of unions and constraints."""
-    here, found = tree, []
+    here: Any = tree
+    found: list[int | str] = []
     for part in loc:
-        if (isinstance(here, Mapping) and part in here) or (isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here)):
+        if (isinstance(here, Mapping) and part in here) or (
+            isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here)
+        ):
             here = here[part]
         elif not (kind == "missing" and part == loc[-1]):
             continue
@@ -196,7 +200,9 @@ def _written(hint: Any) -> str:
     if origin is not None and inspect.isclass(origin) and args:
         inner = ", ".join(_written(arg) for arg in args if arg is not ...)
         return f"{'mapping' if issubclass(origin, Mapping) else 'list'} of {inner}"
-    return {str: "text", bool: "true or false", dict: "mapping"}.get(hint, getattr(hint, "__name__", str(hint)))
+    return {str: "text", bool: "true or false", dict: "mapping"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
 
 
 def _join(where: str, name: object) -> str:

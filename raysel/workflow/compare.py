@@ -153,7 +153,9 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
     for given in policies:
         name = given if ":" in given else known.get(_bare(given))
         if name is None:
-            raise ConfigError(f"policies: '{given}' is not known; {nearest(_bare(given), known, known.__getitem__)}")
+            raise ConfigError(
+                f"policies: '{given}' is not known; {nearest(_bare(given), known, known.__getitem__)}"
+            )
         if name not in names:
             names.append(name)
     own = workflow.dynamic.spec
@@ -165,7 +167,11 @@ def _bare(name: str) -> str:
 
 
 def _method(name: str) -> Method:
-    spec = os.path.abspath(name.partition(".py:")[0]) + ".py:" + name.partition(".py:")[2] if ".py:" in name else name
+    spec = (
+        os.path.abspath(name.partition(".py:")[0]) + ".py:" + name.partition(".py:")[2]
+        if ".py:" in name
+        else name
+    )
     return Method.of({"method": spec}, POLICIES, f"policies.{name}")
 
 

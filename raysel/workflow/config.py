@@ -433,9 +433,7 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     else:
         methods = [] if select is None else [Method.of(select, SELECTORS, "select")]
     flow.embed.method  # noqa: B018 (raises for an embedder that is not known)
-    return dataclasses.replace(
-        flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic")
-    )
+    return dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
 
 
 class _Loader(yaml.SafeLoader):

@@ -132,7 +132,9 @@ class RunDirectory:
         answer = step.run(self, directory)
         done = Done(directory, answer, time.perf_counter() - began)
         if (changed := [file for file, stamp in self._stamps().items() if before.get(file) != stamp]) != []:
-            raise RunError(f"{changed[0]}: changed while the step '{step.title}' read it; run the workflow again.")
+            raise RunError(
+                f"{changed[0]}: changed while the step '{step.title}' read it; run the workflow again."
+            )
         self.keep(done)
         self.progress.done(step.title, f"{done.seconds:.1f} s")
         return done
@@ -183,7 +185,7 @@ class RunDirectory:
 
     def _stamps(self) -> dict[str, tuple[int, ...]]:
         """Size and times of every local input file."""
-        found = {}
+        found: dict[str, tuple[int, ...]] = {}
         for entry in self.inputs.values():
             for file in entry.index.files:
                 try:

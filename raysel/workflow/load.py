@@ -114,9 +114,7 @@ def _check_embedder(workflow: Workflow, rows: pa.Table) -> None:
     made = as_embedder(made() if isinstance(made, type) else made)
     spec = settings.method.spec
     with _naming("embed.embedder", spec):
-        few = decode(
-            rows, [settings.column], getattr(made, "takes", "any"), getattr(made, "prepare", None)
-        )
+        few = decode(rows, [settings.column], getattr(made, "takes", "any"), getattr(made, "prepare", None))
         if few.rejected:
             return  # rows without a value are what embed.on_error is for
         check_vectors(made(few.rows), few.ids, made.name)
@@ -156,5 +154,3 @@ def _check_training(workflow: Workflow, rows: pa.Table) -> None:
                 )
     finally:
         torch.random.set_rng_state(state)
-
-

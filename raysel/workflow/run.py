@@ -113,7 +113,10 @@ def runs(directory: str | os.PathLike[str]) -> list[tuple[RunResults, list[tuple
         raise RunError(f"{place}: not a run directory; give one that 'raysel run' has written.")
     files = sorted((place / "results").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
     found = [RunResults.load(file) for file in files]
-    return [(one, difference(found[0].config, one.config) if one.config != found[0].config else []) for one in found]
+    return [
+        (one, difference(found[0].config, one.config) if one.config != found[0].config else [])
+        for one in found
+    ]
 
 
 # ---- what a run found ----------------------------------------------------------------------------------------
@@ -266,5 +269,3 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
         },
         accuracy=arm.accuracy,
     )
-
-

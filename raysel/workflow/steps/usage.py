@@ -130,5 +130,3 @@ def texts_of(run: RunDirectory, ids: np.ndarray) -> list[str] | None:
     found = gather(rows, [ID, column], "pool")
     by_id = dict(zip(found[ID].to_pylist(), found[column].to_pylist(), strict=True))
     return [by_id[i] for i in ids.tolist()]
-
-
