@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Dataset
+from ray.data import Dataset, MaterializedDataset
 
 from raysel.data.rowid import ID, check_ids, hash_ids
 from raysel.data.vectors import as_matrix, not_finite
@@ -48,12 +48,17 @@ def _nothing() -> None:
 
 def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
     """References to the blocks of ``dataset`` as Arrow tables, in its order; runs what is still lazy."""
+    return list(materialized(dataset).to_arrow_refs())
+
+
+def materialized(dataset: Dataset) -> MaterializedDataset:
+    """``dataset`` in the object store, in its order; runs what is still lazy, and raises raysel's own errors."""
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order
     wait_for_room()
     context.execution_options.preserve_order = True
     try:
-        return list(dataset.materialize().to_arrow_refs())
+        return dataset.materialize()
     except ray.exceptions.RayError as error:
         if (ours := own_error(error)) is not None:
             raise ours from None

@@ -20,7 +20,6 @@ from ray.data import Dataset
 
 from raysel.data.blocks import VectorBlocks, import_whole, stream_blocks, vector_blocks
 from raysel.data.rowid import ID, check_ids, hash_ids
-from raysel.data.source import LABEL
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
 from raysel.errors import DataError, ResourceError, first
 from raysel.factors import scores
@@ -171,7 +170,7 @@ def scored(
     table = pa.table({ID: ids[order], "rep": rep, "div": div})
     if label is not None:
         table = table.append_column(
-            LABEL, pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))
+            "label", pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))
         )
     about = {
         "samples": len(ids),

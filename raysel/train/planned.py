@@ -19,7 +19,7 @@ from ray.train import DataConfig
 
 from raysel.data.blocks import own_error, plain_errors
 from raysel.data.rowid import ID, Piece
-from raysel.data.source import IndexedParquet, origin
+from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.dynamic.plan import Plan, chunks
 from raysel.errors import ConfigError, DataError, ResourceError, StateError, first
 
@@ -160,18 +160,20 @@ def read_tasks(groups: int, size: int, cpus: int) -> int:
 
 def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     """``dataset`` read anew in an order of the epoch, where it is Parquet just as :func:`raysel.read` gave it."""
-    made_from, shown = origin(dataset), dataset.columns(fetch_if_missing=False)
-    if made_from is None or shown is None:
+    reader, names = parquet_rows(dataset) or (None, {})
+    if reader is None or len(set(names.values())) < len(names):
+        logger.info(
+            "The rows to plan are not plain Parquet: they come in the order of their steps in each epoch."
+        )
         return dataset
-    reader, renamed = made_from
     # As if all columns were as wide.
-    size = reader.estimate_inmemory_data_size() * len(shown) // len(reader.file_schema)
+    size = reader.estimate_inmemory_data_size() * len(names) // len(reader.file_schema)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = read_tasks(len(reader.pieces()), size, cpus)
     again = ray.data.read_datasource(ShuffledParquet(reader, board, tasks), override_num_blocks=tasks)
-    again = again.select_columns([renamed.get(name, name) for name in shown])
-    names = {stored: name for name, stored in renamed.items() if stored != name}
-    return again.rename_columns(names) if names else again
+    again = again.select_columns(list(names.values()))
+    renamed = {stored: name for name, stored in names.items() if stored != name}
+    return again.rename_columns(renamed) if renamed else again
 
 
 def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iterator[pa.Table]:

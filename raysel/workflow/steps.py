@@ -26,7 +26,6 @@ from raysel.data.embed import fit_embedder
 from raysel.data.pipeline import compute
 from raysel.data.rowid import ID, RowIndex, budget_rows, index_parquet, list_files
 from raysel.data.shards import Options
-from raysel.data.source import LABEL
 from raysel.data.store import ArrayDataset, write_arrays
 from raysel.data.vectors import EMBEDDING
 from raysel.dynamic.plan import Policy
@@ -82,11 +81,11 @@ def check(workflow: Workflow, factors: Factors | None = None) -> dict[str, int]:
             _column(schemas[role], workflow.train.input, f"{role}.path", "train.input")
     if embedded:
         _embedder(workflow.embed.embedder, sizes["pool"])
-    if workflow.select is not None and workflow.select.method == "random" and workflow.select.stratify:
-        labels = {LABEL if name == workflow.pool.label else name for name in schemas["pool"].names}
-        if workflow.select.stratify not in labels:
+    if workflow.select is not None and workflow.select.method == "random":
+        wanted, there = workflow.select.stratify, sorted(schemas["pool"].names)
+        if wanted and wanted not in there:
             raise DataError(
-                f"select.stratify: no column '{workflow.select.stratify}' in the pool; there are {', '.join(sorted(labels))}."
+                f"select.stratify: no column '{wanted}' in the pool; there are {', '.join(there)}."
             )
     if workflow.select is not None:
         try:
@@ -351,7 +350,7 @@ def measure(workflow: Workflow, indexes: Path, directory: Path, watch: Watch) ->
         watch("choosing")
         chosen = rule.select(pool, groups(workflow), workflow.seed)
         chosen.save(directory / "selection")
-        sets["kept"] = rule.measure(chosen.apply(pool))
+        sets["kept"] = rule.measure(chosen.rows(pool))
         answer |= {
             "kept": len(chosen),
             "thresholds": chosen.info["thresholds"],
@@ -398,7 +397,7 @@ def embed(
     settings = workflow.embed
     inputs = {role: read(workflow, role, indexes) for role in embedded_roles(workflow)}
     if before is not None:
-        inputs["pool"] = before.apply(inputs["pool"])
+        inputs["pool"] = before.rows(inputs["pool"])
     embedder = raysel.fit_embedder(settings.embedder, inputs["pool"], column=settings.column)
     options = Options(settings.normalize, settings.dtype, settings.on_error)
     answer: dict[str, Any] = {
@@ -432,7 +431,7 @@ def select(
         )
     else:
         pool = read(workflow, "pool", indexes)
-        pool = pool if before is None else before.apply(pool)
+        pool = pool if before is None else before.rows(pool)
         chosen = raysel.Random(**options, seed=workflow.seed).select(pool)
     chosen = chosen if before is None else chosen.after(before)
     chosen.save(directory / "selection")
@@ -454,14 +453,15 @@ def factors(
     options = settings.model_dump(exclude={"top_fraction"})
     rows = raysel.read(str(vectors / "pool"))
     if isinstance(chosen, Selection):
-        rows = chosen.apply(rows)
+        rows = chosen.rows(rows)
     watch("training the autoencoder")
     autoencoder = raysel.fit_factors(rows, **options, seed=workflow.seed)
     autoencoder.save(directory / "autoencoder.safetensors")
     watch("scoring")
-    labels = ray.put(_labels(read(workflow, "pool", indexes)).sort_by(ID))
-    labelled = rows.map_batches(_labelled, fn_args=(labels,), batch_format="pyarrow", batch_size=None)
-    found = scored(plain_errors(labelled), autoencoder, EMBEDDING, LABEL, settings.top_fraction)
+    label = str(workflow.pool.label)
+    labels = ray.put(_labels(workflow, "pool", indexes).sort_by(ID))
+    labelled = rows.map_batches(_labelled, fn_args=(labels, label), batch_format="pyarrow", batch_size=None)
+    found = scored(plain_errors(labelled), autoencoder, EMBEDDING, label, settings.top_fraction)
     pq.write_table(found.table, directory / SCORES)
     pq.write_table(found.pairs, directory / RARE)
     return {
@@ -474,12 +474,12 @@ def factors(
 SCORES, RARE = "scores.parquet", "rare.parquet"
 
 
-def _labelled(table: pa.Table, labels: Any) -> pa.Table:
+def _labelled(table: pa.Table, labels: Any, label: str) -> pa.Table:
     known = ray.get(labels) if isinstance(labels, ray.ObjectRef) else labels
     if not table.num_rows:  # an empty block may come without its columns
         return table
     place = np.searchsorted(known[ID].to_numpy(), table[ID].to_numpy())
-    return table.append_column(LABEL, known[LABEL].take(pa.array(place)))
+    return table.append_column(label, known[label].take(pa.array(place)))
 
 
 def usage(
@@ -564,7 +564,7 @@ def _texts(workflow: Workflow, indexes: Path, ids: np.ndarray) -> list[str] | No
     kind = rows.schema().base_schema.field(column).type
     if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
         return None
-    found = gather(Selection.of(ids).apply(rows.select_columns([ID, column])), [ID, column], "pool")
+    found = gather(Selection.of(ids).rows(rows.select_columns([ID, column])), [ID, column], "pool")
     by_id = dict(zip(found[ID].to_pylist(), found[column].to_pylist(), strict=True))
     return [by_id[i] for i in ids.tolist()]
 
@@ -578,13 +578,15 @@ def random_subset(workflow: Workflow, indexes: Path, count: int, directory: Path
 
 def kept_classes(workflow: Workflow, indexes: Path, chosen: Selection) -> list[dict[str, Any]]:
     """Rows of each class in the pool, among the chosen, and in the target where it has labels."""
-    pool = _labels(read(workflow, "pool", indexes))
+    pool = _labels(workflow, "pool", indexes)
+    label = str(workflow.pool.label)
     kept = np.isin(pool[ID].to_numpy(), chosen.ids)
-    target = workflow.target is not None and workflow.target.label is not None
     columns = {
-        "pool": _count(pool[LABEL]),
-        "kept": _count(pool.filter(pa.array(kept))[LABEL]),
-        "target": _count(_labels(read(workflow, "target", indexes))[LABEL]) if target else None,
+        "pool": _count(pool[label]),
+        "kept": _count(pool.filter(pa.array(kept))[label]),
+        "target": _count(_labels(workflow, "target", indexes)[workflow.target.label])
+        if workflow.target is not None and workflow.target.label is not None
+        else None,
     }
     names = sorted(columns["pool"] or {}, key=lambda v: (str(type(v)), v))
     return [
@@ -593,8 +595,8 @@ def kept_classes(workflow: Workflow, indexes: Path, chosen: Selection) -> list[d
     ]
 
 
-def _labels(dataset: Dataset) -> pa.Table:
-    return gather(dataset, [ID, LABEL], "labels")
+def _labels(workflow: Workflow, role: str, indexes: Path) -> pa.Table:
+    return gather(read(workflow, role, indexes), [ID, getattr(workflow, role).label], "labels")
 
 
 def _count(column: pa.ChunkedArray) -> dict[Any, int]:
@@ -603,9 +605,11 @@ def _count(column: pa.ChunkedArray) -> dict[Any, int]:
 
 def arrays(workflow: Workflow, indexes: Path, directory: Path) -> dict[str, Any]:
     """Pool and test as memory-mapped arrays for training; the classes are the pool's."""
-    classes = write_arrays(read(workflow, "pool", indexes), directory / "pool", workflow.train.input)
+    column, label = workflow.train.input, str(workflow.pool.label)
+    classes = write_arrays(read(workflow, "pool", indexes), directory / "pool", column, label)
     if workflow.test is not None:
-        write_arrays(read(workflow, "test", indexes), directory / "test", workflow.train.input, classes)
+        label = str(workflow.test.label)
+        write_arrays(read(workflow, "test", indexes), directory / "test", column, label, classes)
     return {"classes": [str(name) for name in classes]}
 
 
