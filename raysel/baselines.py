@@ -56,7 +56,7 @@ class Random:
             "pool_rows": len(ids),
             "score": "none",
         }
-        return Selection.of(ids[chosen], reason=f"random, seed {self.seed}", info=info)
+        return Selection.of(ids[chosen], reason=f"random, seed {self.seed}", info=info, pool=pool)
 
 
 def choose(ids: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:

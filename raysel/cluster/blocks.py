@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-from ray.data import Dataset
+from ray.data import Dataset, MaterializedDataset
 
 from raysel.cluster.errors import unwrap_errors
 from raysel.cluster.wait import wait_for_cpu
@@ -28,13 +28,18 @@ _IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the s
 
 def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
     """References to the blocks of ``dataset`` as Arrow tables, in its order; runs what is still lazy."""
+    return list(materialized(dataset).to_arrow_refs())
+
+
+def materialized(dataset: Dataset) -> MaterializedDataset:
+    """``dataset`` in the object store, in its order; runs what is still lazy, and raises raysel's own errors."""
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order
     wait_for_cpu()
     context.execution_options.preserve_order = True
     try:
         with unwrap_errors():
-            return list(dataset.materialize().to_arrow_refs())
+            return dataset.materialize()
     finally:
         context.execution_options.preserve_order = before
 

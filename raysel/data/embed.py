@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.cluster.blocks import check_columns, plain_errors, stream_blocks
+from raysel.cluster.blocks import check_columns, materialized, plain_errors, stream_blocks
 from raysel.cluster.code import load_object
 from raysel.data import pipeline, shards
 from raysel.data.decode import decode
@@ -30,6 +30,7 @@ from raysel.data.embedders import (
 )
 from raysel.data.pca import Grid, Moments, Range, components
 from raysel.data.rowid import ID
+from raysel.data.source import parquet_rows
 from raysel.data.vectors import EMBEDDING, as_vectors, not_finite, to_column
 from raysel.errors import ConfigError, DataError, first
 from raysel.registry import EMBEDDERS
@@ -183,17 +184,19 @@ def embed(
         "raise", always write: by default under ``$RAYSEL_CACHE`` or ~/.cache/raysel, by content, so that the same
         rows are not embedded twice. A run that was killed goes on there.
 
-    Without writing, the vectors are made lazily when they are asked for. A row's vector is the same bit for bit
-    however the data set is split into blocks and on any number of nodes.
+    Without writing, the vectors are made lazily when they are asked for. Where vectors are written, a data set that is
+    not plain Parquet (see :func:`raysel.data.source.parquet_rows`) is run once and brought into Ray's object store, which spills
+    to disk what does not fit; the result is made of these rows, so that reading it does not run the steps again. A
+    row's vector is the same bit for bit however the data set is split into blocks and on any number of nodes.
     """
     if isinstance(embedder, str):
-        made = make_embedder(embedder)
-        if hasattr(made, "fit"):
+        named = make_embedder(embedder)
+        if hasattr(named, "fit"):
             raise ConfigError(
                 f"embedder: '{embedder}' learns from data; fit it once with "
                 f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
             )
-        embedder = made
+        embedder = named
     made = as_embedder(embedder)
     columns = [column] if isinstance(column, str) else list(column)
     options = shards.Options(normalize, dtype, on_error)
@@ -209,8 +212,14 @@ def embed(
                 _embed_block, fn_args=(made, columns, options), batch_format="pyarrow", batch_size=None
             )
         )
-    place = os.fspath(directory) if directory is not None else _cache(dataset, made, columns, options)
-    report = pipeline.compute(dataset, made, columns, place, options, _tell if sys.stderr.isatty() else None)
+    if parquet_rows(dataset) is None:
+        schema = dataset.schema(fetch_if_missing=False)
+        if schema is not None:
+            check_columns(schema.names, columns, "dataset to embed")
+        dataset = materialized(dataset)  # its steps run here, and never again
+    source = pipeline.source_of(dataset, columns)
+    place = os.fspath(directory) if directory is not None else _cache(source, made, columns, options)
+    report = pipeline.compute(source, made, columns, place, options, _tell if sys.stderr.isatty() else None)
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")
     return pipeline.attach(dataset, place, made, report, options)
@@ -228,9 +237,9 @@ def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
     return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
 
 
-def _cache(dataset: Dataset, embedder: Embedder, columns: list[str], options: shards.Options) -> str:
+def _cache(source: pipeline.Source, embedder: Embedder, columns: list[str], options: shards.Options) -> str:
     root = os.environ.get("RAYSEL_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "raysel")
-    key = pipeline.key_of(dataset, embedder, columns, options)
+    key = pipeline.key_of(source, embedder, columns, options)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return f"{root.rstrip('/')}/vectors/{name}"
 

@@ -22,7 +22,6 @@ from raysel.cluster.blocks import import_whole, stream_blocks
 from raysel.cluster.wait import wait_for_workers
 from raysel.core.hashing import hash_ids
 from raysel.data.rowid import ID, check_ids
-from raysel.data.source import LABEL
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
 from raysel.errors import DataError, first
@@ -169,7 +168,7 @@ def scored(
     table = pa.table({ID: ids[order], "rep": rep, "div": div})
     if label is not None:
         table = table.append_column(
-            LABEL, pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))
+            "label", pa.concat_arrays([part[2] for part in parts]).take(pa.array(order))
         )
     about = {
         "samples": len(ids),

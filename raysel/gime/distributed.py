@@ -125,6 +125,7 @@ class GIME:
             reason=reasons.take(pa.array(taken)),
             dropped=pa.table({ID: ids[out], "reason": reasons.take(pa.array(out))}),
             info=info,
+            pool=pool,
         )
 
     def sensitivity(

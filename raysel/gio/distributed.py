@@ -13,6 +13,7 @@ from ray.util import ActorPool
 
 from raysel.cluster.blocks import map_blocks, stream_blocks
 from raysel.cluster.errors import unwrap_errors
+from raysel.data.identity import identity
 from raysel.data.rowid import ID, budget_rows
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix
@@ -104,7 +105,7 @@ class GIO:
                 "embed both with the same embedder."
             )
         count = self._count(pool, source.rows)
-        before = _check_start(start, source.ids, count)
+        before = _check_start(start, pool, source.ids, count)
         _, aims = aim.sample(_TARGET_ROWS, self.seed)
         if len(aims) > 1:
             check_rank(self.estimator, self.k, len(aims))
@@ -112,7 +113,7 @@ class GIO:
         kept = np.isin(quantised.ids, before)
         picks = self._pick(quantised, kept, aims, count - len(before))
         new = self._rows(quantised, kept, picks, aims, count - len(before))
-        return self._selection(quantised, kept, picks, new, start)
+        return replace(self._selection(quantised, kept, picks, new, start), pool=identity(pool))
 
     def _count(self, pool: Dataset, rows: int) -> int:
         """Rows to keep."""
@@ -260,10 +261,13 @@ class _Quantised:
     centroids: np.ndarray
 
 
-def _check_start(start: Selection | None, pool_ids: np.ndarray, count: int) -> np.ndarray:
+def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:
     """The ids chosen before."""
     if start is None:
         return np.empty(0, np.int64)
+    here = identity(pool)
+    if start.pool is not None and here is not None:
+        start.pool.check(here)
     strange = np.setdiff1d(start.ids, pool_ids)
     if len(strange):
         raise DataError(

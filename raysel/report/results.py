@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raysel.errors import RunError
 from raysel.core.storage import write_text
+from raysel.errors import RunError
 from raysel.report.ledger import Ledger
 
 R = TypeVar("R", bound="_Saved")

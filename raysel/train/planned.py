@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +23,15 @@ from raysel.cluster.errors import unwrap_errors
 from raysel.core.arrays import positions
 from raysel.core.hashing import hash_integers
 from raysel.data.rowid import ID, Piece
-from raysel.data.source import IndexedParquet, origin
+from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.dynamic.plan import Plan, chunks
 from raysel.errors import ConfigError, DataError, StateError, first
 
 _PREFETCH = 2  # batches that Ray Data fetches and collates ahead, in threads
 _TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
 _TASK_BYTES = 32 << 20  # of so much each
+logger = logging.getLogger(__name__)
+
 _SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
 
 
@@ -160,18 +163,20 @@ def read_tasks(groups: int, size: int, cpus: int) -> int:
 
 def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     """``dataset`` read anew in an order of the epoch, where it is Parquet just as :func:`raysel.read` gave it."""
-    made_from, shown = origin(dataset), dataset.columns(fetch_if_missing=False)
-    if made_from is None or shown is None:
+    reader, names = parquet_rows(dataset) or (None, {})
+    if reader is None or len(set(names.values())) < len(names):
+        logger.info(
+            "The rows to plan are not plain Parquet: they come in the order of their steps in each epoch."
+        )
         return dataset
-    reader, renamed = made_from
     # As if all columns were as wide.
-    size = reader.estimate_inmemory_data_size() * len(shown) // len(reader.file_schema)
+    size = reader.estimate_inmemory_data_size() * len(names) // len(reader.file_schema)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = read_tasks(len(reader.pieces()), size, cpus)
     again = ray.data.read_datasource(ShuffledParquet(reader, board, tasks), override_num_blocks=tasks)
-    again = again.select_columns([renamed.get(name, name) for name in shown])
-    names = {stored: name for name, stored in renamed.items() if stored != name}
-    return again.rename_columns(names) if names else again
+    again = again.select_columns(list(names.values()))
+    renamed = {stored: name for name, stored in names.items() if stored != name}
+    return again.rename_columns(renamed) if renamed else again
 
 
 def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iterator[pa.Table]:

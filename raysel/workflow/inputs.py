@@ -13,6 +13,7 @@ from ray.data import Dataset
 
 import raysel
 from raysel.core.arrays import positions
+from raysel.data.identity import PoolIdentity, index_identity
 from raysel.data.rowid import ID, RowIndex, index_parquet, list_files
 from raysel.errors import DataError
 from raysel.workflow.config import Rows, Workflow
@@ -90,9 +91,9 @@ class Input:
         return self.index.rows
 
     @property
-    def identity(self) -> Any:
+    def identity(self) -> PoolIdentity:
         """Files in the order that numbers their rows, which a Selection carries."""
-        return self.index.identity()
+        return index_identity(self.index)
 
     @property
     def label(self) -> str | None:

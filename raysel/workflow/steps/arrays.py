@@ -43,7 +43,7 @@ class Arrays(Step):
         classes = None
         for role in self._roles(run):
             label = str(run.inputs[role].label)
-            found = write_arrays(run.read(role), directory / role, self.input, classes, label=label)
+            found = write_arrays(run.read(role), directory / role, self.input, label, classes)
             classes = found if classes is None else classes
         return {"classes": [str(name) for name in classes or ()]}
 
