@@ -20,6 +20,7 @@ from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from raysel.core.fingerprint.files import Trust
 from raysel.data.blocks import arrow_blocks, map_blocks, plain_errors
 from raysel.data.foreign import from_hugging_face, from_torch
 from raysel.data.images import holds_images, list_images, load_images
@@ -40,6 +41,7 @@ def read(
     label: str | None = None,
     columns: Sequence[str] | None = None,
     index: str | os.PathLike[str] | None = None,
+    trust: Trust = "content",
 ) -> Dataset:
     """Rows with ids: a Ray Dataset of the source's columns and ``sample_id`` (int64, 0..N-1).
 
@@ -52,7 +54,10 @@ def read(
     label: the column that holds the class; it is called ``label`` from here on.
     columns: read only these (the label column comes along).
     index: a file that keeps the order of Parquet files between runs, so that files added later get new ids
-        and no id is ever given to another row; written on the first reading. Parquet only.
+        and no id is ever given to another row; written on the first reading. Parquet only. All bytes of the files
+        are read for it once, so that a file with other rows is refused.
+    trust: what identifies a Parquet file in the index and in the keys of vectors: its "content", or "mtime", its size
+        and time of modification, for data that cannot be read twice.
 
     Parquet is read lazily, column by column, and its ids come from the footers; the other formats are
     brought into Ray's object store. Raises DataError for what cannot be read, ConfigError never.
@@ -60,7 +65,7 @@ def read(
     if index is not None and not _is_parquet(source):
         raise DataError("index= keeps the order of Parquet files; this source is not a Parquet path.")
     if _is_parquet(source):
-        dataset, schema, where = _read_parquet(source, index)
+        dataset, schema, where = _read_parquet(source, index, trust)
     elif _is_path(source):
         dataset, schema, where = _read_files(source) if _suffix(_paths(source)[0]) else read_images(source)
     elif isinstance(source, Dataset):
@@ -201,10 +206,12 @@ def origin(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
     return getattr(dataset, _ORIGIN, None)
 
 
-def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Dataset, pa.Schema, str]:
+def _read_parquet(
+    source: Any, index: str | os.PathLike[str] | None, trust: Trust
+) -> tuple[Dataset, pa.Schema, str]:
     filesystem, paths = list_files(_paths(source))
     known = RowIndex.load(index) if index is not None and Path(index).exists() else None
-    rows, schema = index_parquet(filesystem, paths, known)
+    rows, schema = index_parquet(filesystem, paths, known, trust)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} Parquet files from {paths[0]}"
     if rows.rows == 0:
         raise DataError(f"{where}: no rows.")

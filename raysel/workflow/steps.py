@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import json
 import threading
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 import raysel
 from raysel.code import load_function
+from raysel.core.fingerprint import fingerprint
 from raysel.data.blocks import gather, plain_errors
 from raysel.data.embed import fit_embedder
 from raysel.data.pipeline import compute
@@ -214,10 +213,13 @@ def load_factory(spec: str) -> Callable[[tuple[int, ...], int], Any]:
 
 
 def model_digest(spec: str) -> str:
-    """Changes when the file that ``spec`` names does: what was trained with other code is not reused."""
-    place = spec.rpartition(":")[0]
-    file = place if place.endswith(".py") else getattr(importlib.import_module(place), "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+    """Fingerprint of the factory that ``spec`` names and of the user's code that it reaches.
+
+    What was trained with other code is not reused. Loading the factory runs its file; data that the file reads when
+    the factory is called is not part of the fingerprint.
+    """
+    remedy = "give the factory a text attribute 'version' that changes with it"
+    return fingerprint(load_factory(spec), f"train.model: '{spec}'", remedy)
 
 
 def check_room(workers: int, cpus: float, gpus: float, wait_s: float = 60.0) -> None:
