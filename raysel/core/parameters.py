@@ -63,7 +63,7 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
         if name not in allowed:
             raise _unknown([name], allowed, where)
     try:
-        made: T = _adapter(cls).validate_json(json.dumps(tree), strict=True, extra="forbid")
+        made: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(tree), strict=True, extra="forbid")
         return made
     except ValidationError as error:
         raise _problem(error, cls, tree, where) from None

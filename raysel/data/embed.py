@@ -189,15 +189,13 @@ def embed(
     to disk what does not fit; the result is made of these rows, so that reading it does not run the steps again. A
     row's vector is the same bit for bit however the data set is split into blocks and on any number of nodes.
     """
-    if isinstance(embedder, str):
-        named = make_embedder(embedder)
-        if hasattr(named, "fit"):
-            raise ConfigError(
-                f"embedder: '{embedder}' learns from data; fit it once with "
-                f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
-            )
-        embedder = named
-    made = as_embedder(embedder)
+    named = make_embedder(embedder) if isinstance(embedder, str) else embedder
+    if hasattr(named, "fit"):
+        raise ConfigError(
+            f"embedder: '{embedder}' learns from data; fit it once with "
+            f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
+        )
+    made = as_embedder(named)
     columns = [column] if isinstance(column, str) else list(column)
     options = shards.Options(normalize, dtype, on_error)
     written = directory is not None or hasattr(made, "load") or on_error != "raise"

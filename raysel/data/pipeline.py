@@ -32,7 +32,7 @@ import ray
 from ray import cloudpickle
 from ray.data import Dataset
 
-from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, pick, plain_errors
+from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
 from raysel.cluster.errors import unwrap_errors
 from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
