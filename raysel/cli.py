@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from raysel.errors import RayselError
+from raysel.cluster.errors import own_error
 from raysel.version import __version__
 
 
@@ -205,12 +205,10 @@ def main() -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except Exception as error:
-        from raysel.cluster.errors import own_error
-
-        known = error if isinstance(error, RayselError) and not hasattr(error, "cause") else own_error(error)
+        known = own_error(error) or (own_error(error.__context__) if error.__context__ else None)
         if known is None:
             raise
-        click.echo(f"raysel: error: {str(known).splitlines()[0]}", err=True)  # Ray may have added lines
+        click.echo(f"raysel: error: {known}", err=True)
         sys.exit(1)
 
 

@@ -143,9 +143,11 @@ def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
     here: Any = tree
     found: list[int | str] = []
     for part in loc:
-        if (isinstance(here, Mapping) and part in here) or (
-            isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here)
-        ):
+        if isinstance(here, Mapping):
+            inside = part in here
+        else:
+            inside = isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here)
+        if inside:
             here = here[part]
         elif not (kind == "missing" and part == loc[-1]):
             continue
