@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,13 @@ from raysel.report.ledger import Ledger
 R = TypeVar("R", bound="_Saved")
 FORMAT = 2
 """Version of the files ``results.json``, ``compare.json`` and ``measure.json``."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The only field that files of every format have; those of format 1 did not write it."""
+
+    format: int = 1
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,15 @@ class _Saved:
             If the file is missing, damaged, or was written in another format.
         """
         try:
-            found: R = TypeAdapter(cls).validate_json(Path(path).read_bytes())
+            text = Path(path).read_bytes()
+            # The format comes first: in a file of another one, every other field may be missing or differ.
+            header = TypeAdapter(_Header).validate_json(text, strict=True)
+            if header.format != FORMAT:
+                raise RunError(
+                    f"{path}: no results to report, since the file has format {header.format} and this version of "
+                    f"raysel reads format {FORMAT}; run the workflow again."
+                )
+            found: R = TypeAdapter(cls).validate_json(text, strict=True)
         except OSError as error:
             raise RunError(
                 f"{path}: no results to report ({error.strerror}); give the directory of a finished run."
@@ -47,15 +62,10 @@ class _Saved:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
+            reason = first["msg"].removeprefix("Value error, ").rstrip(".")
             raise RunError(
-                f"{path}: no results to report, since {place} is damaged or of another version ({first['msg']}); "
-                "run the workflow again."
+                f"{path}: no results to report, since {place} is damaged ({reason}); run the workflow again."
             ) from error
-        if found.format != FORMAT:
-            raise RunError(
-                f"{path}: results of format {found.format}, this version reads format {FORMAT}; "
-                "run the workflow again."
-            )
         object.__setattr__(found, "path", str(Path(path).resolve().parent))
         return found
 
@@ -136,10 +146,13 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Curve:
-    """KL divergence in nats after each pick, and the number of rows selected by then."""
+    """KL divergence in nats after each pick, and the number of rows selected by then.
+
+    A divergence that is NaN or infinite is read back as None, since JSON has no such numbers.
+    """
 
     rows: tuple[int, ...] = ()
-    kl: tuple[float, ...] = ()
+    kl: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +180,11 @@ class Metric:
 
 Metrics = dict[str, tuple[Metric, ...]]
 """Names of sets or groups to their metrics."""
+
+
+def statistic(metrics: Iterable[Metric], metric: str, name: str) -> Metric | None:
+    """Return the statistic ``name`` of ``metric``, or None if it is not among ``metrics``."""
+    return next((found for found in metrics if (found.metric, found.statistic) == (metric, name)), None)
 
 
 @dataclass(frozen=True)
@@ -336,7 +354,21 @@ class ComparedPolicy:
 
 @dataclass(frozen=True)
 class CompareResults(_Saved):
-    """What ``raysel.compare`` returns; ``own`` names the workflow's own policy in ``policies``."""
+    """What ``raysel.compare`` returns.
+
+    Attributes
+    ----------
+    rows : int
+        Rows that every policy selects from: the pool, or what the static selection kept of it.
+    epochs : int
+        Epochs of full data; ``rows * epochs`` are the passes of full data.
+    batch_size : int
+        Rows per optimiser step, over all workers together.
+    own : str
+        Name of the workflow's own policy in ``policies``.
+    policies : dict
+        The compared policies by name, in the order of the table.
+    """
 
     name: str
     created: str
