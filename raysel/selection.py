@@ -14,13 +14,16 @@ import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.arrays import positions
+from raysel.data.identity import PoolIdentity, identity
 from raysel.data.rowid import ID
-from raysel.errors import ConfigError, DataError
+from raysel.errors import ConfigError, DataError, first
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
 _TABLE, _DROPPED, _INFO = "selection.parquet", "dropped.parquet", "selection.json"
+_FORMAT = 1
+_WEIGHT = "weight"
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,14 @@ class Selection:
         add columns of its own.
     dropped: the other rows of the pool, ``sample_id`` and ``reason``; None where a method does not list them.
     info: the method, its parameters and ``pool_rows``, the number of rows chosen from.
+    pool: what numbered the rows chosen from; None where it is not known, as where the ids come from a column
+        ``sample_id`` that the data had. Such a selection is checked by its ids alone.
     """
 
     table: pa.Table
     dropped: pa.Table | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    pool: PoolIdentity | None = None
 
     def __post_init__(self) -> None:
         missing = [n for n in (ID, "weight", "score", "reason") if n not in self.table.column_names]
@@ -85,8 +91,9 @@ class Selection:
         dropped: pa.Table | None = None,
         info: dict[str, Any] | None = None,
         columns: dict[str, np.ndarray] | None = None,
+        pool: Dataset | PoolIdentity | None = None,
     ) -> Selection:
-        """A selection of ``ids`` (any order); scalars hold for every row."""
+        """A selection of ``ids`` (any order) from the rows of ``pool``; scalars hold for every row."""
         ids = np.asarray(ids, dtype=np.int64)
         order = np.argsort(ids, kind="stable")
         reasons = reason if isinstance(reason, pa.Array) else constant_text(reason, len(ids))
@@ -97,14 +104,17 @@ class Selection:
             "reason": reasons.take(pa.array(order)),
         }
         table |= {name: pa.array(np.asarray(values)[order]) for name, values in (columns or {}).items()}
-        return cls(pa.table(table), dropped, info or {})
+        known = pool if pool is None or isinstance(pool, PoolIdentity) else identity(pool)
+        return cls(pa.table(table), dropped, info or {}, known)
 
     def after(self, before: Selection) -> Selection:
         """This choice, made from the rows of an earlier one, as a choice from the pool of that one.
 
         Weights are the product of both; dropped rows keep the reason of the choice that dropped them, ``info["before"]`` is that of
-        the earlier one. DataError if it holds rows that the earlier one does not.
+        the earlier one. DataError if it holds rows that the earlier one does not, or was made from another pool.
         """
+        if before.pool is not None and self.pool is not None:
+            before.pool.check(self.pool)
         place, found = positions(before.ids, self.ids)
         if not found.all():
             raise DataError(
@@ -124,19 +134,66 @@ class Selection:
         encoded = pa.schema([(ID, pa.int64()), ("reason", pa.dictionary(pa.int32(), pa.string()))])
         parts = [d.select(encoded.names).cast(encoded) for d in (before.dropped, here) if d is not None]
         dropped = pa.concat_tables(parts).unify_dictionaries().sort_by(ID)
-        return Selection(
-            table, dropped, {**self.info, "pool_rows": before.info["pool_rows"], "before": before.info}
-        )
+        info = {**self.info, "pool_rows": before.info["pool_rows"], "before": before.info}
+        return Selection(table, dropped, info, before.pool or self.pool)
+
+    def check_pool(self, dataset: Dataset) -> None:
+        """DataError if ``dataset`` has other rows than those that this selection was made from.
+
+        The files that numbered the selection's pool must be the first ones of those that numbered ``dataset``. Where one
+        of both is not known, every chosen id must be there; ids are looked up only where that runs no step, in the
+        object store and in Parquet.
+        """
+        here = identity(dataset)
+        if self.pool is not None and here is not None:
+            self.pool.check(here)
+        elif here is not None and self.ids[-1] >= here.rows:
+            raise DataError(
+                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, the pool's end at "
+                f"{here.rows - 1}. Apply it to the rows that it was made from."
+            )
+        elif here is None:
+            self._check_ids(dataset)
+
+    def _check_ids(self, dataset: Dataset) -> None:
+        from raysel.cluster.blocks import stream_blocks
+        from raysel.data.source import at_rest
+
+        if not at_rest(dataset):
+            return
+        found = [np.empty(0, np.int64), *stream_blocks(dataset, [ID], "dataset", _chosen, self.ids)]
+        missing = np.setdiff1d(self.ids, np.concatenate(found))
+        if len(missing):
+            raise DataError(
+                f"This selection was made from other rows: the dataset lacks {len(missing):,} of its {len(self):,} rows "
+                f"(sample_id {first(missing)}). Apply it to the rows that it was made from."
+            )
 
     def apply(self, dataset: Dataset) -> Dataset:
-        """The chosen rows of ``dataset`` (matched by ``sample_id``), with their ``weight`` as a column.
+        """The chosen rows of ``dataset``, matched by ``sample_id``, with their ``weight`` as a column.
 
-        Lazy; rows keep the order they come in.
+        Lazy; rows keep the order they come in. DataError if ``dataset`` has other rows than those that the selection
+        was made from (see :meth:`check_pool`), no ``sample_id``, or a column ``weight`` of its own.
         """
+        return self._apply(dataset, weight=True)
+
+    def rows(self, dataset: Dataset) -> Dataset:
+        """The chosen rows of ``dataset`` as :meth:`apply` returns them, without their weights."""
+        return self._apply(dataset, weight=False)
+
+    def _apply(self, dataset: Dataset, weight: bool) -> Dataset:
         import ray
 
-        chosen = ray.put((self.ids, self.weights))
-        return dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
+        from raysel.cluster.blocks import plain_errors
+
+        self.check_pool(dataset)
+        schema = dataset.schema(fetch_if_missing=False)
+        if schema is not None:
+            _check_columns(schema.names, weight)
+        chosen = ray.put((self.ids, self.weights if weight else None))
+        return plain_errors(
+            dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a directory of Parquet and JSON; it appears under its name only when it is whole.
@@ -151,7 +208,12 @@ class Selection:
             folder.write(_TABLE, _parquet(self.table))
             if self.dropped is not None:
                 folder.write(_DROPPED, _parquet(self.dropped))
-            folder.write(_INFO, (json.dumps(self.info, indent=1, sort_keys=True) + "\n").encode())
+            about = {
+                "format": _FORMAT,
+                "info": self.info,
+                "pool": None if self.pool is None else self.pool.to_list(),
+            }
+            folder.write(_INFO, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
@@ -165,12 +227,21 @@ class Selection:
                 for name in (_TABLE, _DROPPED)
                 if name in folder.names()
             )
-            info = storage.read_json(folder.file(_INFO))
-        except (OSError, ValueError, pa.ArrowException) as error:
+            about = storage.read_json(folder.file(_INFO))
+            if about.get("format") != _FORMAT:
+                raise DataError(
+                    f"{folder.path}: a selection of format {about.get('format')}; this version reads format {_FORMAT}, "
+                    "so select again."
+                )
+            files = about["pool"]
+            pool = None if files is None else PoolIdentity.from_list(files)
+            return cls(table, dropped[0] if dropped else None, about["info"], pool)
+        except DataError:
+            raise
+        except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
             raise DataError(
                 f"{folder.path}: not a saved selection ({str(error).splitlines()[0]})."
             ) from error
-        return cls(table, dropped[0] if dropped else None, info)
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:
@@ -192,9 +263,24 @@ def coded_text(codes: np.ndarray, texts: list[str]) -> pa.Array:
 def _keep(table: pa.Table, chosen: Any) -> pa.Table:
     import ray
 
-    if ID not in table.column_names:
-        raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
+    _check_columns(table.column_names, weights is not None)
     place, found = positions(ids, table[ID].to_numpy())
     taken = np.flatnonzero(found)
-    return table.take(pa.array(taken)).append_column("weight", pa.array(weights[place[taken]]))
+    kept = table.take(pa.array(taken))
+    return kept if weights is None else kept.append_column(_WEIGHT, pa.array(weights[place[taken]]))
+
+
+def _check_columns(names: list[str], weight: bool) -> None:
+    if ID not in names:
+        raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
+    if weight and _WEIGHT in names:
+        raise DataError(
+            f"The dataset has a column '{_WEIGHT}' already, in which apply puts the weights of the chosen rows: rename "
+            f"or drop a column of your own, and join two selections by later.after(earlier) instead of applying both."
+        )
+
+
+def _chosen(table: pa.Table, ids: np.ndarray) -> np.ndarray:
+    """Those of the ids that the table holds."""
+    return np.intersect1d(table[ID].to_numpy(), ids)

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raysel"
 SHELLS = {"distributed.py", "service.py"}  # the thin Ray shells inside pure rooms
 ROOMS = ("core", "gio", "gime", "factors", "dynamic", "report")
-ORDER = ("core", "data", "gio", "gime", "factors", "dynamic", "train", "report", "workflow")
+ORDER = ("core", "cluster", "data", "gio", "gime", "factors", "dynamic", "train", "report", "workflow")
 PURE = [path for room in ROOMS for path in sorted((PACKAGE / room).glob("*.py")) if path.name not in SHELLS]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -34,14 +36,8 @@ def list_images(source: str) -> pa.Table:
     The class is that of ``labels.csv`` (columns path and label) if there is one, else the first folder of the path.
     DataError if some images have a class and others none.
     """
-    filesystem, root = resolve(source)
-    entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    inside = [entry.path[len(root) :].lstrip("/") for entry in entries if entry.type == pafs.FileType.File]
-    paths = sorted(
-        path
-        for path in inside
-        if path.lower().endswith(SUFFIXES) and not any(p.startswith((".", "_")) for p in path.split("/"))
-    )
+    filesystem, root, inside = _files(source)
+    paths = _images(inside)
     if not paths:
         raise DataError(f"{source}: the directory holds no image ({', '.join(SUFFIXES)}).")
     if LABELS in inside:
@@ -56,6 +52,33 @@ def list_images(source: str) -> pa.Table:
             f"list the classes in {LABELS}."
         )
     return pa.table({"path": paths, "label": classes})
+
+
+def digest_images(source: str) -> str:
+    """A digest of the paths and sizes of all images in the directory, which fix the ids of its rows."""
+    inside = _files(source)[2]
+    listed = "\n".join(f"{path} {inside[path]}" for path in _images(inside))
+    return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
+
+
+def _files(source: str) -> tuple[pafs.FileSystem, str, dict[str, int]]:
+    """The filesystem, the directory on it, and the size of every file in it by its path below."""
+    filesystem, root = resolve(source)
+    entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    sizes = {
+        entry.path[len(root) :].lstrip("/"): entry.size
+        for entry in entries
+        if entry.type == pafs.FileType.File
+    }
+    return filesystem, root, sizes
+
+
+def _images(inside: Iterable[str]) -> list[str]:
+    return sorted(
+        path
+        for path in inside
+        if path.lower().endswith(SUFFIXES) and not any(p.startswith((".", "_")) for p in path.split("/"))
+    )
 
 
 def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.ChunkedArray:

@@ -7,6 +7,7 @@ shard, and no rows.
       _key.json               whose vectors these are: digests of input, embedder and options
       part-000000000123.parquet   sample_id, embedding; 123 is the shard's number
       _rejected.parquet       sample_id, reason: rows left out or without a vector, by ``on_error``
+      _pool.json              the files that gave the rows their ids, where they are known
       _done.json              rows, dimension and sum of ids, written last
 """
 
@@ -15,11 +16,13 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import json
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,29 +32,27 @@ import ray
 from ray import cloudpickle
 from ray.data import Dataset
 
+from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
+from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
 from raysel.core.storage import open_file, write_json
 from raysel.data import shards
-from raysel.data.blocks import (
-    arrow_blocks,
-    check_columns,
-    map_blocks,
-    own_error,
-    pick,
-    plain_errors,
-    wait_for_room,
-)
+from raysel.data.content import digest_blocks
 from raysel.data.embedders import Embedder
+from raysel.data.identity import POOL_FILE, PoolIdentity, identity
 from raysel.data.rowid import ID, check_ids
 from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
-from raysel.data.source import IndexedParquet, origin
+from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.data.vectors import EMBEDDING
-from raysel.errors import DataError, ResourceError, RunError
+from raysel.errors import DataError, RunError
 
 _FORMAT = 1
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
 _AHEAD = 2  # shards that wait for each worker, so that it never does
 _WAIT_S = 120.0  # for the first worker to find room and load
+
+logger = logging.getLogger(__name__)
 
 Watch = Callable[[str], None]
 Job = tuple[Unit, list[ray.ObjectRef]]  # a unit, and the blocks its rows come in
@@ -73,7 +74,7 @@ class Report:
 
 
 def compute(
-    dataset: Dataset,
+    dataset: Dataset | Source,
     embedder: Embedder,
     columns: Sequence[str],
     directory: str,
@@ -82,18 +83,21 @@ def compute(
 ) -> Report:
     """Write the vectors of every row of ``dataset`` under ``directory``, or what of them is missing there.
 
-    directory: a path or URI that every node sees. Parquet read by ``raysel.read`` and not changed since is streamed
-    by row group; of any other data set the columns needed are first brought into Ray's object store.
+    dataset: or what :func:`source_of` made of it. directory: a path or URI that every node sees. Parquet read by
+    ``raysel.read``, of which columns at most were selected or renamed since, is streamed by row group; of any other
+    data set the columns needed are first brought into Ray's object store.
     Raises DataError for rows or vectors that cannot be used, ResourceError if no worker finds room, RunError for a
     directory that holds other vectors or does not hold all of them in the end.
     """
     options = options or Options()
     began = time.monotonic()
     shard = shard_rows(embedder)
-    source = _source(dataset, columns)
-    key = _key(source, embedder, columns, options)
+    source = source_of(dataset, columns) if isinstance(dataset, Dataset) else dataset
+    key = key_of(source, embedder, columns, options)
     folder = VectorFolder(directory)
     folder.claim(key)
+    if source.pool is not None:
+        folder.write(POOL_FILE, json.dumps(source.pool.to_list()).encode())
     finished = folder.read("_done.json")
     if finished is not None:
         return Report(**finished["report"] | {"embedded": 0, "seconds": 0.0, "start_seconds": 0.0})
@@ -103,26 +107,21 @@ def compute(
     return _finish(folder, source, embedder, options, embedded, began, start)
 
 
-def key_of(dataset: Dataset, embedder: Embedder, columns: Sequence[str], options: Options) -> dict[str, Any]:
-    """What decides vectors: digests of the rows and the embedder, and the options."""
-    return _key(_source(dataset, columns), embedder, columns, options)
-
-
 def jobs(dataset: Dataset, work: Work) -> list[Job]:
     """Every shard of ``dataset``, in units for one reader each."""
-    return _source(dataset, work.columns).jobs(work.shard, set())
+    return source_of(dataset, work.columns).jobs(work.shard, set())
 
 
-def _source(dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | _BlockSource:
+def source_of(dataset: Dataset, columns: Sequence[str]) -> Source:
+    """The rows of ``dataset`` for :func:`compute`; runs ``dataset`` once where it is not plain Parquet."""
     return _ParquetSource.of(dataset, columns) or _BlockSource.of(dataset, columns)
 
 
-def _key(
-    source: _ParquetSource | _BlockSource, embedder: Embedder, columns: Sequence[str], options: Options
-) -> dict[str, Any]:
+def key_of(source: Source, embedder: Embedder, columns: Sequence[str], options: Options) -> dict[str, Any]:
+    """What decides vectors: digests of the rows and the embedder, and the options."""
     return {
         "format": _FORMAT,
-        "input": source.digest(),
+        "input": source.digest,
         "columns": list(columns),
         "embedder": {"name": embedder.name, "digest": digest(embedder)},
         "options": asdict(options),
@@ -158,14 +157,16 @@ class _ParquetSource:
 
     reader: IndexedParquet
     names: dict[str, str]  # of the columns: here, and in the files
+    pool: PoolIdentity | None
 
     @classmethod
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | None:
-        found = origin(dataset)
-        if found is None or found[0].stores_ids:
+        found = parquet_rows(dataset)
+        if found is None or found[0].stores_ids or found[1].get(ID) != ID:
+            logger.debug("The rows to embed are not plain Parquet: they are brought into the object store.")
             return None
-        check_columns(dataset.columns() or [], columns, "dataset to embed")
-        return cls(found[0], {name: found[1].get(name, name) for name in columns})
+        check_columns(list(found[1]), columns, "dataset to embed")
+        return cls(found[0], {name: found[1][name] for name in columns}, identity(dataset))
 
     @property
     def rows(self) -> int:
@@ -174,6 +175,7 @@ class _ParquetSource:
     def ids(self) -> tuple[int, int]:
         return self.rows, self.rows * (self.rows - 1) // 2
 
+    @property
     def digest(self) -> str:
         return self.reader.index.digest
 
@@ -206,12 +208,13 @@ class _BlockSource:
     """Blocks in the object store, in the order of their ids."""
 
     blocks: list[ray.ObjectRef]
-    spans: list[tuple[int, int, int, int, str]]  # rows, first id, last id, sum of ids, digest of the content
+    spans: list[tuple[int, int, int, int]]  # rows, first id, last id, sum of ids
+    pool: PoolIdentity | None
 
     @classmethod
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _BlockSource:
-        narrow = pick(dataset, [ID, *columns], "dataset to embed")
-        blocks, spans = cls._look(arrow_blocks(narrow))
+        narrow = materialized(pick(dataset, [ID, *columns], "dataset to embed"))
+        blocks, spans = cls._look(list(narrow.to_arrow_refs()))
         order = sorted(range(len(spans)), key=lambda i: spans[i][1])
         blocks, spans = [blocks[i] for i in order], [spans[i] for i in order]
         if any(one[2] >= two[1] for one, two in itertools.pairwise(spans)):  # ids lie across blocks
@@ -221,12 +224,12 @@ class _BlockSource:
                     raise DataError(f"The dataset to embed holds sample_id {two[1]} more than once.")
         if not spans:
             raise DataError("The dataset to embed is empty.")
-        return cls(blocks, spans)
+        return cls(blocks, spans, identity(dataset))
 
     @staticmethod
     def _look(
         blocks: list[ray.ObjectRef],
-    ) -> tuple[list[ray.ObjectRef], list[tuple[int, int, int, int, str]]]:
+    ) -> tuple[list[ray.ObjectRef], list[tuple[int, int, int, int]]]:
         found = map_blocks(_span, blocks)
         kept = [i for i, span in enumerate(found) if span[0]]
         return [blocks[i] for i in kept], [found[i] for i in kept]
@@ -238,12 +241,13 @@ class _BlockSource:
     def ids(self) -> tuple[int, int]:
         return self.rows, sum(span[3] for span in self.spans)
 
+    @cached_property
     def digest(self) -> str:
-        return hashlib.sha256("".join(span[4] for span in self.spans).encode()).hexdigest()
+        return digest_blocks(self.blocks, [(low, high) for _, low, high, _ in self.spans])
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
         held: dict[int, list[int]] = {}
-        for block, (_, low, high, _, _) in enumerate(self.spans):
+        for block, (_, low, high, _) in enumerate(self.spans):
             for number in range(low // shard, high // shard + 1):
                 held.setdefault(number, []).append(block)
         return [
@@ -253,20 +257,15 @@ class _BlockSource:
         ]
 
 
-def _span(table: pa.Table) -> tuple[int, int, int, int, str]:
+Source = _ParquetSource | _BlockSource
+
+
+def _span(table: pa.Table) -> tuple[int, int, int, int]:
     if not table.num_rows:  # an empty block may come without its columns
-        return 0, 0, 0, 0, ""
+        return 0, 0, 0, 0
     ids = table[ID].to_numpy()
     check_ids(ids, "The dataset to embed")
-    content = hashlib.sha256()
-    ordered = table if (np.diff(ids) > 0).all() else table.sort_by(ID)
-    # Rows are hashed by value and not by buffer: a slice of a larger block carries the whole of it.
-    for batch in ordered.combine_chunks().to_batches():
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, batch.schema) as stream:
-            stream.write_batch(batch)
-        content.update(sink.getbuffer())
-    return len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), content.hexdigest()
+    return len(ids), int(ids.min()), int(ids.max()), int(ids.sum())
 
 
 # ---- the cluster ---------------------------------------------------------------------------------------------
@@ -321,19 +320,15 @@ def _whole(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
 def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
     """Do every job; the rows done, and the seconds until the first worker was ready."""
     held = ray.put(work)
-    try:
+    with unwrap_errors():
         if not hasattr(work.embedder, "load"):
-            wait_for_room()
+            wait_for_cpu()
             stream = ray.remote(_whole).options(
                 num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
             )
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             return sum(ray.get(ref).rows for ref in _flow(jobs, held, stream, 2 * cpus, progress)), 0.0
         return _pool(jobs, held, work, progress)
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
 
 
 def _flow(
@@ -372,13 +367,12 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
     workers = [make.remote(room.device) for _ in range(min(room.workers, wanted))]
     try:
         pings = [worker.ready.remote(held) for worker in workers]
-        ready, _ = ray.wait(pings, num_returns=1, timeout=_WAIT_S)
-        if not ready:
-            free = ray.available_resources()
-            raise ResourceError(
-                f"No worker for embedding started within {_WAIT_S:g} s: each asks for {room.worker}, and the cluster "
-                f"has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; try again later or free some."
-            )
+        ready = wait_until(
+            lambda limit: ray.wait(pings, num_returns=1, timeout=limit)[0],
+            f"No worker for embedding, which needs {_text(room.worker)}, started",
+            "try again later or free some",
+            _WAIT_S,
+        )
         ray.get(ready)  # a network that cannot be loaded says so here
         start = time.monotonic() - began
         progress.start()
@@ -386,6 +380,12 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def _text(resources: dict[str, float]) -> str:
+    return " and ".join(
+        f"{amount:g} {name.removeprefix('num_')[:-1].upper()}" for name, amount in resources.items()
+    )
 
 
 def _drive(
@@ -453,7 +453,7 @@ def _minutes(seconds: float) -> str:
 
 def _finish(
     folder: VectorFolder,
-    source: _ParquetSource | _BlockSource,
+    source: Source,
     embedder: Embedder,
     options: Options,
     embedded: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,15 +21,26 @@ from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from raysel.data.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.cluster.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.core.fingerprint.files import Trust
+from raysel.data.content import digest_blocks, digest_table
 from raysel.data.foreign import from_hugging_face, from_torch
-from raysel.data.images import holds_images, list_images, load_images
-from raysel.data.rowid import ID, Piece, RowIndex, check_ids, index_parquet, list_files, opened, with_ids
+from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, identity, mark, short_names
+from raysel.data.images import digest_images, holds_images, list_images, load_images
+from raysel.data.rowid import (
+    ID,
+    Piece,
+    RowIndex,
+    check_ids,
+    index_parquet,
+    list_files,
+    opened,
+    resolve,
+    with_ids,
+)
 from raysel.data.vectors import to_column
 from raysel.errors import DataError, first
 
-LABEL = "label"
-_ORIGIN = "_raysel_origin"  # set on a Dataset; what is made of it by a further step does not have it
 _FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a block; Ray's default is 200 blocks
 _IMAGE_ROWS = 256  # images that make one block
 _BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
@@ -40,43 +52,64 @@ def read(
     label: str | None = None,
     columns: Sequence[str] | None = None,
     index: str | os.PathLike[str] | None = None,
+    trust: Trust = "content",
 ) -> Dataset:
-    """Rows with ids: a Ray Dataset of the source's columns and ``sample_id`` (int64, 0..N-1).
+    """Read rows into a Ray Dataset with a stable ``sample_id``.
 
-    source: a path or URI, or several, of Parquet (also a directory), Feather / Arrow, CSV, JSON lines, ``.npy``
-        or ``.npz``, or a directory of images; a pandas DataFrame; an Arrow table; a NumPy array (column ``data``) or
-        a dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset (columns ``data``, or
-        ``data`` and ``target``, or those of its dicts). A column ``sample_id`` that is there is kept, and checked.
-        Images are read when they are needed: columns ``path``, ``image`` (the file's bytes) and ``label`` (the first
-        folder below the directory, if there are any; or by ``labels.csv`` in it, with the columns path and label).
-    label: the column that holds the class; it is called ``label`` from here on.
-    columns: read only these (the label column comes along).
-    index: a file that keeps the order of Parquet files between runs, so that files added later get new ids
-        and no id is ever given to another row; written on the first reading. Parquet only.
+    Parameters
+    ----------
+    source : path, URI, table or dataset
+        A path or URI, or several, of Parquet (also a directory), Feather / Arrow, CSV, JSON lines, ``.npy`` or
+        ``.npz``, or a directory of images; a pandas DataFrame; an Arrow table; a NumPy array (column ``data``) or a
+        dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset (columns ``data``, or ``data``
+        and ``target``, or those of its dicts). Images are read when they are needed: columns ``path``, ``image`` (the
+        bytes of the file) and ``label`` (the first folder below the directory, if there are any; or by ``labels.csv``
+        in it, with the columns path and label).
+    label : str, optional
+        Column of classes: integers, booleans or text. It is checked, is read whatever ``columns`` lists, and keeps its
+        name; pass the name on to what needs the classes.
+    columns : sequence of str, optional
+        Read only these columns. Default: all.
+    index : path, optional
+        File that keeps the order of Parquet files between runs, so that files added later get new ids and no id is
+        ever given to another row. It is written on the first reading. All bytes of the files are read for it once, so
+        that a file with other rows is refused.
+    trust : {"content", "mtime"}
+        What identifies a Parquet file in the index and in the keys of vectors: all its bytes, or its size and
+        modification time, for data that cannot be read twice.
 
-    Parquet is read lazily, column by column, and its ids come from the footers; the other formats are
-    brought into Ray's object store. Raises DataError for what cannot be read, ConfigError never.
+    Returns
+    -------
+    ray.data.Dataset
+        The columns of the source, and ``sample_id`` (int64): 0..N-1 in the order of the files and their rows. A
+        column ``sample_id`` that the source has is kept and checked. Parquet is read lazily, column by column; the
+        other formats are brought into Ray's object store. The Dataset, and all that is derived from it, carries the
+        identity of the rows that were numbered (:class:`raysel.data.identity.PoolIdentity`), by which a Selection
+        finds out whether it was made from them.
+
+    Raises
+    ------
+    DataError
+        If the source cannot be read, has no rows, or lacks a column.
     """
     if index is not None and not _is_parquet(source):
         raise DataError("index= keeps the order of Parquet files; this source is not a Parquet path.")
     if _is_parquet(source):
-        dataset, schema, where = _read_parquet(source, index)
+        dataset, schema, where = _read_parquet(source, index, trust)
     elif _is_path(source):
         dataset, schema, where = _read_files(source) if _suffix(_paths(source)[0]) else read_images(source)
     elif isinstance(source, Dataset):
         dataset, schema, where = _read_dataset(source)
     else:
         table = _as_table(source)
-        dataset, schema, where = _number([table], "the table"), table.schema, "the table"
-    made_from = origin(dataset)
+        dataset, schema, where = (
+            _number([table], ["a table in memory"], "the table"),
+            table.schema,
+            "the table",
+        )
     names = [ID, *(name for name in schema.names if name != ID)]
     if label is not None:
-        if label not in names:
-            raise DataError(f"{where}: no label column '{label}'; the columns are {', '.join(schema.names)}.")
-        if label != LABEL and LABEL in names:
-            raise DataError(
-                f"{where}: '{label}' cannot become '{LABEL}', a column of that name is there already."
-            )
+        check_label(schema, label, where)
     if columns is not None:
         missing = [name for name in columns if name not in names]
         if missing:
@@ -85,11 +118,26 @@ def read(
             )
         wanted = {ID, *columns, *([label] if label else [])}
         dataset = dataset.select_columns([name for name in names if name in wanted])
-    if label is not None and label != LABEL:
-        dataset = dataset.rename_columns({label: LABEL})
-    if made_from is not None:  # the same rows, whichever columns are shown under which name
-        setattr(dataset, _ORIGIN, (made_from[0], {LABEL: label} if label else {}))
     return dataset
+
+
+def check_label(schema: pa.Schema, label: str, where: str) -> None:
+    """DataError unless the column ``label`` is there and holds classes: integers, booleans or text."""
+    if label not in schema.names:
+        raise DataError(f"{where}: no label column '{label}'; the columns are {', '.join(schema.names)}.")
+    kind = schema.field(label).type
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    known = (
+        pa.types.is_integer,
+        pa.types.is_boolean,
+        pa.types.is_string,
+        pa.types.is_large_string,
+        pa.types.is_string_view,
+    )
+    if not any(is_kind(of) for is_kind in known):
+        raise DataError(
+            f"{where}: label column '{label}' holds {kind}; a class is an integer, a boolean or text."
+        )
 
 
 class IndexedParquet(Datasource):
@@ -196,15 +244,68 @@ def _read_groups(pieces: list[Piece], names: list[str], columns: list[str] | Non
         yield table.select(wanted).replace_schema_metadata(None)
 
 
-def origin(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
-    """The Parquet files whose rows ``dataset`` is, unchanged since :func:`read`, and which columns it renamed."""
-    return getattr(dataset, _ORIGIN, None)
+def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
+    """The Parquet files whose rows ``dataset`` holds, all of them and with unchanged values.
+
+    Returns
+    -------
+    (IndexedParquet, dict) or None
+        The reader, and for each column of ``dataset`` the name of that column in the files. None if a step other
+        than selecting and renaming columns lies between the files and ``dataset``.
+
+    Notes
+    -----
+    Ray has no public view of a Dataset's plan, so this reads its logical plan. Where a later Ray has another one, the
+    rows are not recognised and are read through Ray instead, which is slower and gives the same values.
+    """
+    step, projections = _below_projections(dataset)
+    reader = getattr(step, "datasource", None)
+    if type(reader) is not IndexedParquet or any(one is None for one in projections):
+        return None
+    names = {name: name for name in [ID, *(n for n in reader.file_schema.names if n != ID)]}
+    for projection in reversed(projections):
+        assert projection is not None
+        if not set(projection.values()) <= set(names):
+            return None
+        names = {name: names[below] for name, below in projection.items()}
+    return reader, names
 
 
-def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Dataset, pa.Schema, str]:
+def at_rest(dataset: Dataset) -> bool:
+    """Whether reading ids from ``dataset`` runs no step: its rows lie in the object store or in indexed Parquet."""
+    step, projections = _below_projections(dataset)
+    kind = type(step).__name__
+    held = kind == "InputData" or kind.startswith("From")
+    return None not in projections and (held or type(getattr(step, "datasource", None)) is IndexedParquet)
+
+
+def _below_projections(dataset: Dataset) -> tuple[Any, list[dict[str, str] | None]]:
+    """The last step of the plan that does more than select and rename columns, and the names after and before each."""
+    step: Any = getattr(getattr(dataset, "_logical_plan", None), "dag", None)
+    projections = []
+    while type(step).__name__ == "Project":
+        projections.append(_projection(getattr(step, "exprs", [None])))
+        step = step.input_dependencies[0]
+    return step, projections
+
+
+def _projection(expressions: Sequence[Any]) -> dict[str, str] | None:
+    """The name of each column before the step, by its name after it; None if a value is computed."""
+    names: dict[str, str] = {}
+    for expression in expressions:
+        column = expression.expr if type(expression).__name__ == "AliasExpr" else expression
+        if type(column).__name__ != "ColumnExpr":
+            return None
+        names[expression.name] = column.name
+    return names
+
+
+def _read_parquet(
+    source: Any, index: str | os.PathLike[str] | None, trust: Trust
+) -> tuple[Dataset, pa.Schema, str]:
     filesystem, paths = list_files(_paths(source))
     known = RowIndex.load(index) if index is not None and Path(index).exists() else None
-    rows, schema = index_parquet(filesystem, paths, known)
+    rows, schema = index_parquet(filesystem, paths, known, trust)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} Parquet files from {paths[0]}"
     if rows.rows == 0:
         raise DataError(f"{where}: no rows.")
@@ -217,8 +318,18 @@ def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Da
     # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
     blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
     dataset = ray.data.read_datasource(reader, override_num_blocks=blocks)
-    setattr(dataset, _ORIGIN, (reader, {}))
-    return dataset, schema, where
+    return mark(dataset, _carried(filesystem, source) if reader.stores_ids else rows), schema, where
+
+
+def _carried(filesystem: pafs.FileSystem, source: Any) -> PoolIdentity | None:
+    """The pool whose ids the rows of a directory have, where ``embed`` wrote it beside the vectors."""
+    if len(_paths(source)) > 1:
+        return None
+    try:
+        with filesystem.open_input_stream(f"{resolve(_paths(source)[0])[1]}/{POOL_FILE}") as stream:
+            return PoolIdentity.from_list(json.loads(stream.read()))
+    except (OSError, ValueError, TypeError):  # there is none
+        return None
 
 
 def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:
@@ -266,7 +377,7 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
         if not tables[-1].schema.equals(tables[0].schema):
             raise DataError(f"{path}: other columns or types than {paths[0]}; the files must agree.")
     where = paths[0] if len(paths) == 1 else f"{len(paths)} files from {paths[0]}"
-    return _number(tables, where), tables[0].schema, where
+    return _number(tables, short_names(paths), where), tables[0].schema, where
 
 
 def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
@@ -278,6 +389,7 @@ def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
     schema = pa.schema([*list(table.schema)[1:], pa.field("image", pa.binary())])
     blocks = [table.slice(start, _IMAGE_ROWS) for start in range(0, len(table), _IMAGE_ROWS)]
     listed = ray.data.from_arrow(blocks)
+    mark(listed, PoolIdentity((NumberedFile("a directory of images", digest_images(where), len(table)),)))
     return (
         plain_errors(listed.map_batches(load_images, fn_args=(where,), batch_format="pyarrow")),
         schema,
@@ -298,16 +410,19 @@ def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
             lambda table: table[ID].to_numpy() if table.num_rows else np.empty(0, np.int64), refs
         )
         check_ids(np.concatenate(ids), where)
-        return ray.data.from_arrow_refs(refs), schema, where
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+        return mark(ray.data.from_arrow_refs(refs), identity(dataset)), schema, where
     add = ray.remote(with_ids)
-    numbered = [
-        add.remote(ref, int(start)) for ref, start, count in zip(refs, starts, counts, strict=True) if count
-    ]
-    return ray.data.from_arrow_refs(numbered), schema, where
+    numbered, spans, start = [], [], 0
+    for ref, count in zip(refs, counts, strict=True):
+        if count:
+            numbered.append(add.remote(ref, start))
+            spans.append((start, start + count - 1))
+            start += count
+    file = NumberedFile("a Ray Dataset", digest_blocks(numbered, spans), start)
+    return mark(ray.data.from_arrow_refs(numbered), PoolIdentity((file,))), schema, where
 
 
-def _number(tables: list[pa.Table], where: str) -> Dataset:
+def _number(tables: list[pa.Table], names: Sequence[str], where: str) -> Dataset:
     table = pa.concat_tables(tables)
     if table.num_rows == 0:
         raise DataError(f"{where}: no rows.")
@@ -316,11 +431,17 @@ def _number(tables: list[pa.Table], where: str) -> Dataset:
             raise DataError(f"{where}: column '{ID}' must hold an integer in every row.")
         table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
         check_ids(table[ID].to_numpy(), where)
+        numbered_by = None
     else:
+        numbered_by = PoolIdentity(
+            tuple(
+                NumberedFile(name, digest_table(part), part.num_rows)
+                for name, part in zip(names, tables, strict=True)
+            )
+        )
         table = with_ids(table, 0)
-    return ray.data.from_arrow(
-        [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
-    )
+    blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
+    return mark(ray.data.from_arrow(blocks), numbered_by)
 
 
 def _as_table(source: Any) -> pa.Table:

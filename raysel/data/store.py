@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.data import Dataset
 
+from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
 from raysel.core.storage import write_json
-from raysel.data.blocks import arrow_blocks, map_blocks, pick
 from raysel.data.rowid import ID, check_ids
-from raysel.data.source import LABEL
 from raysel.data.vectors import to_numpy
 from raysel.errors import DataError, first
 
@@ -25,17 +24,21 @@ _META = "arrays.json"
 
 
 def write_arrays(
-    dataset: Dataset, directory: str | os.PathLike[str], inputs: str, classes: Sequence[Any] | None = None
+    dataset: Dataset,
+    directory: str | os.PathLike[str],
+    inputs: str,
+    label: str,
+    classes: Sequence[Any] | None = None,
 ) -> list[Any]:
     """Write ``inputs`` and the labels of every row, at the row of its ``sample_id``; returns the classes.
 
-    dataset: ids 0..N-1, the column ``inputs`` (numbers or tensors of one shape) and ``label``.
+    dataset: ids 0..N-1, the column ``inputs`` (numbers or tensors of one shape) and the column ``label`` of classes.
     classes: the labels in the order of their codes 0..C-1; default: those found, sorted. Every worker must see
     ``directory``. One block at a time passes through the driver.
     DataError for ids that leave gaps, a missing label, and a label that is not among ``classes``.
     """
-    blocks = arrow_blocks(pick(dataset, [ID, inputs, LABEL], "training data"))
-    parts = map_blocks(_look, blocks, inputs)
+    blocks = arrow_blocks(pick(dataset, [ID, inputs, label], "training data"))
+    parts = map_blocks(_look, blocks, inputs, label)
     ids = np.concatenate([part[0] for part in parts])
     check_ids(ids, "The training data")
     if int(ids.max()) != len(ids) - 1:
@@ -49,9 +52,9 @@ def write_arrays(
             f"Column '{inputs}' holds rows of different shapes or types: {first(sorted(shapes))}."
         )
     shape, dtype = next(iter(shapes))
-    found = sorted({label for part in parts for label in part[3]}, key=lambda v: (str(type(v)), v))
+    found = sorted({name for part in parts for name in part[3]}, key=lambda v: (str(type(v)), v))
     known = found if classes is None else list(classes)
-    strange = [label for label in found if label not in set(known)]
+    strange = [name for name in found if name not in set(known)]
     if strange:
         raise DataError(
             f"Label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}."
@@ -62,27 +65,27 @@ def write_arrays(
     labels = np.lib.format.open_memmap(target / "labels.npy", "w+", np.int64, (len(ids),))
     import ray
 
-    code = {label: number for number, label in enumerate(known)}
+    code = {name: number for number, name in enumerate(known)}
     for block, part in zip(blocks, parts, strict=True):
         if len(part[0]):
             table = ray.get(block)
             rows[part[0]] = to_numpy(table[inputs], inputs, part[0])
-            labels[part[0]] = [code[label] for label in table[LABEL].to_pylist()]
+            labels[part[0]] = [code[name] for name in table[label].to_pylist()]
     rows.flush()
     labels.flush()
     write_json(target / _META, {"rows": len(ids), "classes": known})
     return known
 
 
-def _look(table: Any, inputs: str) -> tuple[np.ndarray, tuple[int, ...], str, list[Any]]:
+def _look(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple[int, ...], str, list[Any]]:
     ids = table[ID].to_numpy()
-    if table[LABEL].null_count:
-        where = ids[table[LABEL].is_null().to_numpy(zero_copy_only=False)]
+    if table[label].null_count:
+        where = ids[table[label].is_null().to_numpy(zero_copy_only=False)]
         raise DataError(
-            f"{len(where):,} rows have no label (sample_id {first(where)}); label or drop them first."
+            f"{len(where):,} rows have no label in column '{label}' (sample_id {first(where)}); label or drop them first."
         )
     values = to_numpy(table[inputs], inputs, ids)
-    return ids, values.shape[1:], str(values.dtype), table[LABEL].unique().to_pylist()
+    return ids, values.shape[1:], str(values.dtype), table[label].unique().to_pylist()
 
 
 class ArrayDataset:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,11 @@ import ray
 from ray.data import Dataset
 from ray.util import ActorPool
 
-from raysel.data.blocks import VectorBlocks, map_blocks, own_error, stream_blocks, vector_blocks
+from raysel.cluster.blocks import map_blocks, stream_blocks
+from raysel.cluster.errors import unwrap_errors
+from raysel.data.identity import identity
 from raysel.data.rowid import ID, budget_rows
+from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.errors import ConfigError, DataError, first
 from raysel.gio.budget import arrow_bytes, parse_bytes
@@ -56,6 +59,9 @@ class GIO:
     within: Literal["random", "nearest"] = "random"
     column: str = EMBEDDING
     seed: int = 0
+    title: ClassVar[str] = "GIO"
+    uses_vectors: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Says at once what can be said without the pool."""
@@ -99,7 +105,7 @@ class GIO:
                 "embed both with the same embedder."
             )
         count = self._count(pool, source.rows)
-        before = _check_start(start, source.ids, count)
+        before = _check_start(start, pool, source.ids, count)
         _, aims = aim.sample(_TARGET_ROWS, self.seed)
         if len(aims) > 1:
             check_rank(self.estimator, self.k, len(aims))
@@ -107,7 +113,7 @@ class GIO:
         kept = np.isin(quantised.ids, before)
         picks = self._pick(quantised, kept, aims, count - len(before))
         new = self._rows(quantised, kept, picks, aims, count - len(before))
-        return self._selection(quantised, kept, picks, new, start)
+        return replace(self._selection(quantised, kept, picks, new, start), pool=identity(pool))
 
     def _count(self, pool: Dataset, rows: int) -> int:
         """Rows to keep."""
@@ -255,10 +261,13 @@ class _Quantised:
     centroids: np.ndarray
 
 
-def _check_start(start: Selection | None, pool_ids: np.ndarray, count: int) -> np.ndarray:
+def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:
     """The ids chosen before."""
     if start is None:
         return np.empty(0, np.int64)
+    here = identity(pool)
+    if start.pool is not None and here is not None:
+        start.pool.check(here)
     strange = np.setdiff1d(start.ids, pool_ids)
     if len(strange):
         raise DataError(
@@ -280,11 +289,10 @@ def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarra
         return map_blocks(_nearest, source.blocks, source.column, shared)
     actors = [ray.remote(num_gpus=1)(_OnDevice).remote(source.column, shared) for _ in range(gpus)]
     try:
-        return list(ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks))
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
+        with unwrap_errors():
+            return list(
+                ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks)
+            )
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -51,6 +51,7 @@ class DynamicSelection:
             max_steps = whole("max_steps", max_steps, 1)
         self._ids: Any = None  # None: ids are slots
         self._weights: Any = None
+        self._chosen = chosen if isinstance(chosen, Selection) else None  # does not travel to the workers
         if isinstance(chosen, Selection):
             samples, pool_rows, digest = len(chosen), chosen.info.get("pool_rows"), chosen.digest()
             self._ids, self._weights = chosen.ids, chosen.weights
@@ -121,18 +122,21 @@ class DynamicSelection:
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.
-        return {**self.__dict__, "_policy": None} if self._keeper is not None else self.__dict__
+        started = {"_policy": None} if self._keeper is not None else {}
+        return {**self.__dict__, "_chosen": None, **started}
 
     def planned(self, dataset: Dataset) -> Dataset:
         """``dataset`` (with ``sample_id``) without the rows that the epoch's plan leaves out: for ``session.stream``.
 
         Put the costly steps behind it: rows are left out right after they are read, so that nothing decodes, transforms
         or sends them. Lazy; each epoch runs it again, with that epoch's plan, and outside an epoch it
-        cannot be run. One per run.
+        cannot be run. One per run. DataError if the selection was made from other rows.
         """
         self._check_started()
         from raysel.train.planned import Board, planned
 
+        if self._chosen is not None:
+            self._chosen.check_pool(dataset)
         if self._board is None:
             self._board = Board()
         return planned(dataset, self._board, self._ids, self.run.samples)

@@ -17,21 +17,22 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.data.datasource import ReadTask
 from ray.train import DataConfig
 
+from raysel.cluster import wait
+from raysel.cluster.blocks import plain_errors
+from raysel.cluster.errors import unwrap_errors
 from raysel.core.arrays import positions
 from raysel.core.hashing import hash_integers
-from raysel.data.blocks import own_error, plain_errors
 from raysel.data.rowid import ID, Piece
-from raysel.data.source import IndexedParquet, origin
+from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.dynamic.plan import Plan, chunks
-from raysel.errors import ConfigError, DataError, ResourceError, StateError, first
+from raysel.errors import ConfigError, DataError, StateError, first
 
-_WARN, _PATIENCE = 10.0, 120.0  # seconds without a CPU for Ray Data until it is said, until it is an error
 _PREFETCH = 2  # batches that Ray Data fetches and collates ahead, in threads
 _TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
 _TASK_BYTES = 32 << 20  # of so much each
-_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
-
 logger = logging.getLogger(__name__)
+
+_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
 
 
 # ---- the plan on the cluster -------------------------------------------------------------------------------
@@ -162,18 +163,20 @@ def read_tasks(groups: int, size: int, cpus: int) -> int:
 
 def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     """``dataset`` read anew in an order of the epoch, where it is Parquet just as :func:`raysel.read` gave it."""
-    made_from, shown = origin(dataset), dataset.columns(fetch_if_missing=False)
-    if made_from is None or shown is None:
+    reader, names = parquet_rows(dataset) or (None, {})
+    if reader is None or len(set(names.values())) < len(names):
+        logger.info(
+            "The rows to plan are not plain Parquet: they come in the order of their steps in each epoch."
+        )
         return dataset
-    reader, renamed = made_from
     # As if all columns were as wide.
-    size = reader.estimate_inmemory_data_size() * len(shown) // len(reader.file_schema)
+    size = reader.estimate_inmemory_data_size() * len(names) // len(reader.file_schema)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = read_tasks(len(reader.pieces()), size, cpus)
     again = ray.data.read_datasource(ShuffledParquet(reader, board, tasks), override_num_blocks=tasks)
-    again = again.select_columns([renamed.get(name, name) for name in shown])
-    names = {stored: name for name, stored in renamed.items() if stored != name}
-    return again.rename_columns(names) if names else again
+    again = again.select_columns(list(names.values()))
+    renamed = {stored: name for name, stored in names.items() if stored != name}
+    return again.rename_columns(renamed) if renamed else again
 
 
 def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iterator[pa.Table]:
@@ -224,30 +227,13 @@ class WholeRows(DataConfig):
         return shares
 
 
-def wait_for_cpu(patience: float = _PATIENCE) -> None:
-    """Return once a task of one CPU has run beside the training; ResourceError if none could for ``patience`` s.
-
-    Ray Data would wait for ever, silently, where Ray Train's workers hold every CPU.
-    """
-    probe = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_nothing).remote()
-    done, _ = ray.wait([probe], timeout=min(_WARN, patience))
-    if not done and patience > _WARN:
-        logger.warning(
-            "session.stream waits for a CPU that Ray Data can read with; the workers hold all of them."
-        )
-        done, _ = ray.wait([probe], timeout=patience - _WARN)
-    if not done:
-        ray.cancel(probe, force=True)
-        cpus = ray.cluster_resources().get("CPU", 0)
-        raise ResourceError(
-            f"session.stream: Ray Data had no CPU to read with for {patience:.0f} s, the workers and others hold all "
-            f"{cpus:g} of the cluster: give the workers less (ScalingConfig(resources_per_worker={{'CPU': 0.5}})) "
-            "or the cluster more."
-        )
-
-
-def _nothing() -> None:
-    return None
+def wait_for_cpu(patience: float = wait.CPU_S) -> None:
+    """Wait until a task of one CPU has run next to the training; ResourceError if none has after ``patience`` s."""
+    wait.wait_for_cpu(
+        "session.stream: the workers and others hold every CPU, and Ray Data had none to read with",
+        "give the workers less (ScalingConfig(resources_per_worker={'CPU': 0.5})) or the cluster more",
+        patience,
+    )
 
 
 # ---- batches in the worker ---------------------------------------------------------------------------------
@@ -321,12 +307,8 @@ def arrivals(
         collate_fn=collate,
         device="cpu",
     )
-    try:
+    with unwrap_errors():
         yield from batches
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
 
 
 def shuffle_seed(seed: int, epoch: int, rank: int = -1) -> int:

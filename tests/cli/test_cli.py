@@ -110,22 +110,6 @@ def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):
     assert "No Ray cluster at 127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_our_own_error_is_found_inside_what_ray_wraps_it_in():
-    from raysel.errors import DataError
-
-    class Wrapped(DataError):
-        def __init__(self, cause):
-            super().__init__("a traceback of many lines")
-            self.cause = cause
-
-    inner = DataError("the sentence.")
-    assert cli._foreseen(Wrapped(inner)) is inner
-    outer = RuntimeError("training failed")
-    outer.worker_failures = {0: Wrapped(inner)}
-    assert cli._foreseen(outer) is inner
-    assert cli._foreseen(KeyError("bug")) is None
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -25,7 +25,7 @@ def pool(**changes):
 def test_rows_lie_at_their_ids(tmp_path):
     order = np.array([3, 0, 4, 1, 2])
     shuffled = {"pixels": PIXELS[order], "label": [LABELS[i] for i in order], ID: order}
-    assert write_arrays(raysel.read(shuffled), tmp_path, "pixels") == ["a", "b", "c"]
+    assert write_arrays(raysel.read(shuffled), tmp_path, "pixels", "label") == ["a", "b", "c"]
     data = ArrayDataset(tmp_path)
     assert len(data) == 5
     assert np.array_equal(data.inputs, PIXELS)
@@ -38,7 +38,7 @@ def test_rows_lie_at_their_ids(tmp_path):
 
 
 def test_a_test_set_uses_the_pools_classes(tmp_path):
-    write_arrays(pool(), tmp_path, "pixels", ["c", "b", "a"])
+    write_arrays(pool(), tmp_path, "pixels", "label", ["c", "b", "a"])
     assert ArrayDataset(tmp_path).labels.tolist() == [1, 2, 1, 0, 2]
 
 
@@ -57,4 +57,4 @@ def test_what_cannot_be_trained_on(tmp_path, changes, classes, sentence):
     changes = {k: pa.array(v) for k, v in changes.items()}
     base = {"pixels": pa.array(PIXELS.reshape(5, -1).tolist()), "label": pa.array(LABELS)}
     with pytest.raises(DataError, match=sentence):
-        write_arrays(raysel.read(pa.table(base | changes)), tmp_path, "pixels", classes)
+        write_arrays(raysel.read(pa.table(base | changes)), tmp_path, "pixels", "label", classes)

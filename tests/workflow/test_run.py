@@ -16,6 +16,7 @@ from raysel.errors import ConfigError, DataError, ResourceError, RunError
 from raysel.report.ledger import Ledger
 from raysel.workflow import config, steps
 from raysel.workflow.run import Progress, report, run
+from tests.golden import results as golden
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,6 +62,12 @@ def test_the_quickstart_does_what_it_says(finished, quickstart):
     kept = {c["label"]: c["kept"] for c in results["selection"]["classes"]}
     assert sum(kept[str(i)] for i in range(5)) > 3 * sum(kept[str(i)] for i in range(5, 10))
     assert json.loads((out / "ledger.json").read_text()) and "quickstart" in (out / "report.html").read_text()
+
+
+def test_the_quickstart_gives_the_pinned_results(finished):
+    out, results = finished
+    expected = json.loads(golden.EXPECTED.read_text())["quickstart"]
+    assert golden.quickstart(results, Selection.load(chosen_in(out))) == expected
 
 
 def test_selection_never_looks_at_what_only_scores(finished, quickstart):

@@ -1,0 +1,101 @@
+"""Digests of the content of rows: equal for equal values, however they are cut into chunks and blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from raysel.data.rowid import ID
+
+_ROWS = 1024  # rows that are hashed together: always those of the same ids
+
+
+def digest_table(table: pa.Table) -> str:
+    """A digest of the values of all rows in their order, and of the names and types of the columns."""
+    parts = [table.slice(start, _ROWS) for start in range(0, table.num_rows, _ROWS)]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return _join(pool.map(_digest, parts))
+
+
+def digest_blocks(blocks: Sequence[ray.ObjectRef], spans: Sequence[tuple[int, int]]) -> str:
+    """A digest of the ids and values of all rows, the same for any blocks.
+
+    Parameters
+    ----------
+    blocks : sequence of ray.ObjectRef
+        Arrow tables with ``sample_id``, none of them empty.
+    spans : sequence of (int, int)
+        The lowest and the highest id of each block; they ascend and do not overlap.
+    """
+    task = ray.remote(max_retries=3)(_digest_ranges)
+    pending, done = [], -1
+    for place, (low, high) in enumerate(spans):
+        first, last = max(low // _ROWS, done + 1), high // _ROWS
+        if first > last:
+            continue
+        end = place + 1  # the task reads on to the end of the last range that begins in its block
+        while end < len(spans) and spans[end][0] // _ROWS <= last:
+            end += 1
+        pending.append(task.remote(first, last, *blocks[place:end]))
+        done = last
+    return _join(ray.get(pending))
+
+
+def _digest_ranges(first: int, last: int, *tables: pa.Table) -> bytes:
+    ordered = []
+    for table in tables:
+        ids = table[ID].to_numpy()
+        ordered.append(table if (np.diff(ids) > 0).all() else table.sort_by(ID))
+    ids = [table[ID].to_numpy() for table in ordered]
+    numbers = np.unique(np.concatenate([part // _ROWS for part in ids]))
+    found = []
+    for number in numbers[(numbers >= first) & (numbers <= last)].tolist():
+        ends = [np.searchsorted(part, [number * _ROWS, (number + 1) * _ROWS]) for part in ids]
+        parts = [
+            table.slice(start, stop - start)
+            for table, (start, stop) in zip(ordered, ends, strict=True)
+            if stop > start
+        ]
+        found.append(_digest(pa.concat_tables(parts, promote_options="default")))
+    return b"".join(found)
+
+
+def _digest(table: pa.Table) -> bytes:
+    """A digest of a few rows by value: not of their buffers, which may hold more than the rows."""
+    columns = [_plain(column) for column in table.columns]
+    content = hashlib.blake2b(digest_size=16)
+    schema = pa.schema([pa.field(n, c.type) for n, c in zip(table.column_names, columns, strict=True)])
+    for batch in pa.Table.from_arrays(columns, schema=schema).combine_chunks().to_batches():
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, schema) as stream:
+            stream.write_batch(batch)
+        content.update(sink.getbuffer())
+    return content.digest()
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Values in place of dictionaries and views, copied so that nothing lies under nulls or beyond the last row."""
+    of = column.type
+    if pa.types.is_dictionary(of):
+        column = column.cast(of.value_type)
+    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
+        text = pa.types.is_string_view(column.type)
+        column = column.cast(pa.large_string() if text else pa.large_binary())
+    try:
+        return column.take(pa.array(np.arange(len(column))))
+    except pa.ArrowNotImplementedError:  # nested views and the like, which are hashed as they lie
+        return column
+
+
+def _join(parts: Any) -> str:
+    content = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        content.update(part)
+    return content.hexdigest()

@@ -1,0 +1,138 @@
+"""Identity of a pool: the files, in their order, whose rows were numbered from 0. Pure: no Ray.
+
+An id means a row only together with the files that were numbered. A Dataset of :func:`raysel.read` carries them in
+its context (``Dataset.context``, a public part of Ray's interface that every derived Dataset shares), and a Selection
+keeps them, so that one made from other rows is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from raysel.data.rowid import RowIndex
+from raysel.errors import DataError
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+POOL_FILE = "_pool.json"  # beside vectors: the identity of the pool whose ids they have
+_KEY = "raysel.pool"  # under which a Dataset's context holds what numbered its rows
+
+
+class NumberedFile(NamedTuple):
+    """A file whose rows have consecutive ids: its name, which is only shown, the digest of its content, its rows."""
+
+    name: str
+    digest: str
+    rows: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.rows:,} rows)"
+
+
+@dataclass(frozen=True)
+class PoolIdentity:
+    """The files that numbered the rows of a pool, in their order; data from memory count as one file."""
+
+    files: tuple[NumberedFile, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows that were numbered; their ids are 0..rows-1."""
+        return sum(file.rows for file in self.files)
+
+    def to_list(self) -> list[list[Any]]:
+        """``[name, digest, rows]`` of each file, for JSON."""
+        return [list(file) for file in self.files]
+
+    @classmethod
+    def from_list(cls, files: Sequence[Sequence[Any]]) -> PoolIdentity:
+        """What :meth:`to_list` returned."""
+        return cls(tuple(NumberedFile(*file) for file in files))
+
+    def check(self, pool: PoolIdentity) -> None:
+        """DataError unless these files are the first ones of ``pool``, so that every id means the same row there."""
+        for place, mine in enumerate(self.files):
+            other = pool.files[place] if place < len(pool.files) else None
+            if other is not None and mine[1:] == other[1:]:
+                continue
+            if other is None:
+                what = f"file {place + 1} of the selection's pool, {mine}, is missing from this one"
+            elif mine[::2] == other[::2]:
+                what = f"file {place + 1} of the pool, {mine}, has other content than when the selection was made"
+            else:
+                what = f"file {place + 1} of the pool is {other}, the selection's is {mine}"
+            moved = {file[1:] for file in self.files} <= {file[1:] for file in pool.files}
+            advice = (
+                "Read the pool with index= so that files added later keep the ids."
+                if moved
+                else "Apply it to the rows that it was made from, or select again from these."
+            )
+            raise DataError(f"This selection was made from other rows: {what}. {advice}")
+
+
+def index_identity(index: RowIndex) -> PoolIdentity:
+    """The identity of a pool of Parquet files."""
+    names = short_names([file.path for file in index.files])
+    return PoolIdentity(
+        tuple(
+            NumberedFile(name, file.digest, file.rows) for name, file in zip(names, index.files, strict=True)
+        )
+    )
+
+
+def identity(dataset: Dataset) -> PoolIdentity | None:
+    """What numbered the rows of ``dataset``.
+
+    Returns
+    -------
+    PoolIdentity or None
+        None if it is not known: the ids come from a column ``sample_id`` that the data had, or the Dataset
+        was not made by :func:`raysel.read`.
+    """
+    held = dataset.context.get_config(_KEY)
+    return held.identity() if isinstance(held, _Numbering) else None
+
+
+def mark(dataset: Dataset, numbered_by: RowIndex | PoolIdentity | None) -> Dataset:
+    """Let ``dataset`` and all that is derived from it carry what numbered its rows; returns ``dataset``."""
+    dataset.context.set_config(_KEY, None if numbered_by is None else _Numbering(numbered_by))
+    return dataset
+
+
+class _Numbering:
+    """What numbered a Dataset's rows, computed when it is asked for.
+
+    Ray copies a context often and sends it with every task: copies share this object, and a task receives the files
+    as bytes that it does not parse.
+    """
+
+    def __init__(self, numbered_by: RowIndex | PoolIdentity | None, pickled: bytes = b"") -> None:
+        self._numbered_by, self._pickled = numbered_by, pickled
+
+    def identity(self) -> PoolIdentity:
+        if self._numbered_by is None:
+            self._numbered_by = pickle.loads(
+                self._pickled
+            )  # made by __reduce__, in another process of this run
+        if isinstance(self._numbered_by, RowIndex):
+            self._numbered_by, self._pickled = index_identity(self._numbered_by), b""
+        assert self._numbered_by is not None
+        return self._numbered_by
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Numbering:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._pickled = self._pickled or pickle.dumps(self._numbered_by)
+        return _Numbering, (None, self._pickled)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The paths below the directory that holds them all."""
+    above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
+    return [posixpath.relpath(path, above) if above else path for path in paths]
