@@ -19,17 +19,20 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
-from ray import cloudpickle
 from ray.data import Dataset
 
+from raysel.core.fingerprint import fingerprint, library_versions, stored_digest
+from raysel.core.fingerprint.files import Trust
 from raysel.data import shards
 from raysel.data.blocks import (
     arrow_blocks,
@@ -40,14 +43,15 @@ from raysel.data.blocks import (
     plain_errors,
     wait_for_room,
 )
-from raysel.data.embedders import Embedder
-from raysel.data.rowid import ID, check_ids
+from raysel.data.decode import is_bytes, is_text
+from raysel.data.embedders import Embedder, FunctionEmbedder
+from raysel.data.rowid import ID, Piece, check_ids, opened, resolve
 from raysel.data.shards import Folder, Options, Stat, Unit, Work, shard_rows
 from raysel.data.source import IndexedParquet, origin
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError, ResourceError, RunError
 
-_FORMAT = 1
+_FORMAT = 2
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
 _AHEAD = 2  # shards that wait for each worker, so that it never does
 _WAIT_S = 120.0  # for the first worker to find room and load
@@ -78,11 +82,13 @@ def compute(
     directory: str,
     options: Options | None = None,
     watch: Watch | None = None,
+    version: str | None = None,
 ) -> Report:
     """Write the vectors of every row of ``dataset`` under ``directory``, or what of them is missing there.
 
     directory: a path or URI that every node sees. Parquet read by ``raysel.read`` and not changed since is streamed
     by row group; of any other data set the columns needed are first brought into Ray's object store.
+    version: identifies the embedder, by its name and this text, in place of its fingerprint.
     Raises DataError for rows or vectors that cannot be used, ResourceError if no worker finds room, RunError for a
     directory that holds other vectors or does not hold all of them in the end.
     """
@@ -90,7 +96,7 @@ def compute(
     began = time.monotonic()
     shard = shard_rows(embedder)
     source = _source(dataset, columns)
-    key = _key(source, embedder, columns, options)
+    key = _key(source, embedder, columns, options, version)
     folder = Folder(directory)
     folder.claim(key)
     finished = folder.read("_done.json")
@@ -102,9 +108,11 @@ def compute(
     return _finish(folder, source, embedder, options, embedded, began, start)
 
 
-def key_of(dataset: Dataset, embedder: Embedder, columns: Sequence[str], options: Options) -> dict[str, Any]:
-    """What decides vectors: digests of the rows and the embedder, and the options."""
-    return _key(_source(dataset, columns), embedder, columns, options)
+def key_of(
+    dataset: Dataset, embedder: Embedder, columns: Sequence[str], options: Options, version: str | None = None
+) -> dict[str, Any]:
+    """What decides vectors: digests of the rows and the embedder, the options, the decoder and the kind of device."""
+    return _key(_source(dataset, columns), embedder, columns, options, version)
 
 
 def jobs(dataset: Dataset, work: Work) -> list[Job]:
@@ -117,35 +125,71 @@ def _source(dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | _Block
 
 
 def _key(
-    source: _ParquetSource | _BlockSource, embedder: Embedder, columns: Sequence[str], options: Options
+    source: _ParquetSource | _BlockSource,
+    embedder: Embedder,
+    columns: Sequence[str],
+    options: Options,
+    version: str | None,
 ) -> dict[str, Any]:
+    images = getattr(embedder, "takes", "any") in ("images", "any", "stored") and is_bytes(
+        source.kind(columns[0])
+    )
     return {
         "format": _FORMAT,
         "input": source.digest(),
         "columns": list(columns),
-        "embedder": {"name": embedder.name, "digest": digest(embedder)},
+        "embedder": {"name": embedder.name, "digest": digest(embedder, version)},
         "options": asdict(options),
         "shard": shard_rows(embedder),
+        "decoder": library_versions("pillow") if images or getattr(embedder, "takes", "") == "images" else {},
+        "device": _Room.of().device if hasattr(embedder, "load") else "cpu",
     }
 
 
 def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report, options: Options) -> Dataset:
-    """``dataset`` with the vectors that :func:`compute` wrote, looked up by id; lazy. Rows left out are left out."""
+    """``dataset`` with the vectors that :func:`compute` wrote, looked up by id; lazy. Rows left out are left out.
+
+    Raises DataError, when the rows are made, if the directory holds vectors of another key by then.
+    """
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(options.dtype)), [report.dimension])
     return plain_errors(
         dataset.map_batches(
             _attach,
-            fn_args=(directory, shard_rows(embedder), kind),
+            fn_args=(directory, shard_rows(embedder), kind, _stamp(Folder(directory))),
             batch_format="pyarrow",
             batch_size=None,
         )
     )
 
 
-def digest(embedder: Embedder) -> str:
-    """Changes when the vectors of an embedder may: its weights' digest, or that of its pickle."""
-    given = getattr(embedder, "digest", None)
-    return given if isinstance(given, str) else hashlib.sha256(cloudpickle.dumps(embedder)).hexdigest()
+def digest(embedder: Embedder, version: str | None = None) -> str:
+    """Digest that changes whenever the vectors of an embedder may.
+
+    Parameters
+    ----------
+    embedder : Embedder
+        A text attribute ``digest`` identifies it; otherwise its fingerprint does.
+    version : str, optional
+        Identifies it in place of both.
+
+    Returns
+    -------
+    str
+        Digest for keys.
+
+    Raises
+    ------
+    ConfigError
+        If the embedder cannot be fingerprinted and there is no version.
+    """
+    if version is not None:
+        return f"version:{version}"
+    held = embedder.function if isinstance(embedder, FunctionEmbedder) else embedder
+    return fingerprint(
+        held,
+        f"embedder '{embedder.name}'",
+        'give version=, for example version="1", and change it with the embedder',
+    )
 
 
 # ---- where rows come from ------------------------------------------------------------------------------------
@@ -173,8 +217,32 @@ class _ParquetSource:
     def ids(self) -> tuple[int, int]:
         return self.rows, self.rows * (self.rows - 1) // 2
 
+    def kind(self, column: str) -> pa.DataType:
+        return self.reader.file_schema.field(self.names[column]).type
+
     def digest(self) -> str:
-        return self.reader.index.digest
+        """Digest of the rows, with the content of the files that a column of paths names."""
+        named = [
+            stored
+            for name, stored in self.names.items()
+            if is_text(self.kind(name)) and self._has_paths(stored)
+        ]
+        if not named:
+            return self.reader.index.digest
+        pieces = self.reader.pieces()
+        look = ray.remote(_digest_named).options(num_cpus=0.5, scheduling_strategy="SPREAD")
+        trust = self.reader.index.files[0].trust
+        found = ray.get(
+            [look.remote(pieces[i : i + 8], sorted(named), trust) for i in range(0, len(pieces), 8)]
+        )
+        return hashlib.sha256("".join([self.reader.index.digest, *found]).encode()).hexdigest()
+
+    def _has_paths(self, column: str) -> bool:
+        """Whether the first value of a text column is the path of a file."""
+        for _, reader in opened(self.reader.pieces()[:1]):
+            for batch in reader.iter_batches(batch_size=64, columns=[column]):
+                return names_files(batch[0])
+        return False
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
         """Consecutive row groups. One reads the shards that begin in its groups, and on to the last one's end."""
@@ -205,7 +273,7 @@ class _BlockSource:
     """Blocks in the object store, in the order of their ids."""
 
     blocks: list[ray.ObjectRef]
-    spans: list[tuple[int, int, int, int, str]]  # rows, first id, last id, sum of ids, digest of the content
+    spans: list[_Span]
 
     @classmethod
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _BlockSource:
@@ -225,7 +293,7 @@ class _BlockSource:
     @staticmethod
     def _look(
         blocks: list[ray.ObjectRef],
-    ) -> tuple[list[ray.ObjectRef], list[tuple[int, int, int, int, str]]]:
+    ) -> tuple[list[ray.ObjectRef], list[_Span]]:
         found = map_blocks(_span, blocks)
         kept = [i for i, span in enumerate(found) if span[0]]
         return [blocks[i] for i in kept], [found[i] for i in kept]
@@ -237,12 +305,15 @@ class _BlockSource:
     def ids(self) -> tuple[int, int]:
         return self.rows, sum(span[3] for span in self.spans)
 
+    def kind(self, column: str) -> pa.DataType:
+        return self.spans[0][5].field(column).type
+
     def digest(self) -> str:
         return hashlib.sha256("".join(span[4] for span in self.spans).encode()).hexdigest()
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
         held: dict[int, list[int]] = {}
-        for block, (_, low, high, _, _) in enumerate(self.spans):
+        for block, (_, low, high, *_) in enumerate(self.spans):
             for number in range(low // shard, high // shard + 1):
                 held.setdefault(number, []).append(block)
         return [
@@ -252,9 +323,14 @@ class _BlockSource:
         ]
 
 
-def _span(table: pa.Table) -> tuple[int, int, int, int, str]:
+_Span = tuple[
+    int, int, int, int, str, pa.Schema
+]  # rows, first id, last id, sum of ids, digest of the content, columns
+
+
+def _span(table: pa.Table) -> _Span:
     if not table.num_rows:  # an empty block may come without its columns
-        return 0, 0, 0, 0, ""
+        return 0, 0, 0, 0, "", table.schema
     ids = table[ID].to_numpy()
     check_ids(ids, "The dataset to embed")
     content = hashlib.sha256()
@@ -265,7 +341,45 @@ def _span(table: pa.Table) -> tuple[int, int, int, int, str]:
         with pa.ipc.new_stream(sink, batch.schema) as stream:
             stream.write_batch(batch)
         content.update(sink.getbuffer())
-    return len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), content.hexdigest()
+    for name in ordered.column_names:
+        if is_text(ordered.schema.field(name).type) and names_files(ordered[name]):
+            content.update(digest_named(ordered[name], "content").encode())
+    return len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), content.hexdigest(), table.schema
+
+
+def names_files(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether the first value of a text column is the path of a file."""
+    value = next((text for text in (v.as_py() for v in column) if text), "")
+    try:
+        filesystem, path = resolve(value) if len(value) < 4096 and "\n" not in value else (None, "")
+        return filesystem is not None and filesystem.get_file_info(path).type == pafs.FileType.File
+    except (DataError, pa.ArrowException, OSError, ValueError):
+        return False
+
+
+def digest_named(column: pa.Array | pa.ChunkedArray, trust: Trust) -> str:
+    """Digest of the content of the files whose paths a text column holds; a missing file counts as missing."""
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(16) as pool:
+        for found in pool.map(partial(_digest_path, trust=trust), column.to_pylist()):
+            whole.update(f"{found}\n".encode())
+    return whole.hexdigest()
+
+
+def _digest_path(path: str | None, trust: Trust) -> str:
+    try:
+        return "" if not path else stored_digest(*resolve(path), trust)
+    except DataError:
+        return "missing"
+
+
+def _digest_named(pieces: Sequence[Piece], columns: Sequence[str], trust: Trust) -> str:
+    whole = hashlib.sha256()
+    for piece, reader in opened(pieces):
+        table = reader.read_row_group(piece.number, columns=list(columns))
+        for name in columns:
+            whole.update(digest_named(table[name], trust).encode())
+    return whole.hexdigest()
 
 
 # ---- the cluster ---------------------------------------------------------------------------------------------
@@ -517,9 +631,9 @@ def _finish(
     return report
 
 
-def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType) -> pa.Table:
+def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType, stamp: str) -> pa.Table:
     ids = table[ID].to_numpy()
-    parts = [_part(directory, number) for number in np.unique(ids // rows).tolist()]
+    parts = [_part(directory, number, stamp) for number in np.unique(ids // rows).tolist()]
     none = pa.schema([(ID, pa.int64()), (EMBEDDING, kind)]).empty_table()
     vectors = pa.concat_tables([none, *(part for part in parts if part is not None)]).combine_chunks()
     there = vectors[ID].to_numpy()
@@ -531,13 +645,22 @@ def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType) -> pa
     return kept.append_column(EMBEDDING, vectors[EMBEDDING].combine_chunks().take(pa.array(place)))
 
 
+def _stamp(folder: Folder) -> str:
+    """Digest of the key of the vectors that a directory holds."""
+    return hashlib.sha256(json.dumps(folder.read("_key.json"), sort_keys=True).encode()).hexdigest()
+
+
 @lru_cache(maxsize=4)
-def _part(directory: str, number: int) -> pa.Table | None:
+def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
+    """Vectors of a shard. Kept by the key of the vectors: a directory may be removed and filled with others."""
     folder = Folder(directory)
     try:
         with folder.filesystem.open_input_file(folder.part(number)) as source:
-            return pq.read_table(source).replace_schema_metadata(None)
+            table = pq.read_table(source).replace_schema_metadata(None)
     except FileNotFoundError as error:
-        if number in folder.parts():  # its rows were all left out
-            return None
-        raise DataError(f"{folder.part(number)}: gone; embed the data set again.") from error
+        if number not in folder.parts():
+            raise DataError(f"{folder.part(number)}: gone; embed the data set again.") from error
+        table = None  # its rows were all left out
+    if _stamp(folder) != stamp:
+        raise DataError(f"{directory}: The directory holds other vectors by now; embed the data set again.")
+    return table

@@ -87,7 +87,9 @@ def file_digests(files: Sequence[IndexedFile], trust: Trust | None = None) -> li
     """
     wanted = [trust or file.trust for file in files]
     for kind in sorted(set(wanted)):
-        missing = [file for file, k in zip(files, wanted, strict=True) if k == kind and kind not in file._digests]
+        missing = [
+            file for file, k in zip(files, wanted, strict=True) if k == kind and kind not in file._digests
+        ]
         for filesystem, group in _by_filesystem(missing):
             found = stored_digests(filesystem, [file.path for file in group], kind)
             infos = filesystem.get_file_info([file.path for file in group])
@@ -140,7 +142,9 @@ class RowIndex:
     def digest(self) -> str:
         """Changes when a row's content or id may have changed; does not depend on where the files lie."""
         digests = file_digests(self.files)
-        joined = "\n".join(f"{posixpath.basename(f.path)} {d}" for f, d in zip(self.files, digests, strict=True))
+        joined = "\n".join(
+            f"{posixpath.basename(f.path)} {d}" for f, d in zip(self.files, digests, strict=True)
+        )
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def identity(self, trust: Trust | None = None) -> tuple[tuple[str, int], ...]:
@@ -309,7 +313,9 @@ def index_parquet(
             raise DataError(f"{path}: {_difference(schema, other)} than in {paths[0]}; the files must agree.")
     if known is not None:
         now = [file for file, _ in footers[: len(known.files)]]
-        found: dict[Trust, list[str]] = {kind: file_digests(now, kind) for kind in {f.trust for f in known.files}}
+        found: dict[Trust, list[str]] = {
+            kind: file_digests(now, kind) for kind in {f.trust for f in known.files}
+        }
         for place, before in enumerate(known.files):
             if before.digest != found[before.trust][place]:
                 raise _changed(before.path)

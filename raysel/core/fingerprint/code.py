@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dis
 import hashlib
+import itertools
 import linecache
 import os
 from collections import defaultdict
@@ -147,7 +148,10 @@ def _dump(node: Any, root: bool = False) -> str:
         for name, value in ast.iter_fields(node):
             if value is None or value == [] or name in _UNSEEN_FIELDS:
                 continue
-            if root and name in ("name", "decorator_list"):  # decorators act through the object that they made
+            if root and name in (
+                "name",
+                "decorator_list",
+            ):  # decorators act through the object that they made
                 continue
             if name == "body" and isinstance(value, list) and _is_docstring(node, value[0]):
                 value = value[1:]
@@ -216,9 +220,7 @@ def reads(code: CodeType) -> tuple[Read, ...]:
     return tuple(sorted(found))
 
 
-def _collect(
-    code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]
-) -> None:
+def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]) -> None:
     steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
     bound = {**outer, **_imports(steps, found)}
     for place, step in enumerate(steps):
@@ -267,7 +269,7 @@ def _imports(steps: list[dis.Instruction], found: set[Read]) -> dict[str, Read]:
             if target is not None:
                 bound[_last(target)] = Read("import", module if renamed else module.partition(".")[0])
             continue
-        for one, two in zip(follow, follow[1:], strict=False):
+        for one, two in itertools.pairwise(follow):
             if one.opname == "IMPORT_FROM":
                 read = Read("import", module, (one.argval,))
                 found.add(read)

@@ -66,7 +66,9 @@ def file_digests(paths: Sequence[str | os.PathLike[str]], trust: Trust = "conten
     if trust == "mtime":
         return [f"mtime:{size}:{modified}" for size, modified, _, _ in stamps]
     known = _CACHE.look(places)
-    missing = sorted({place for place, stamp in zip(places, stamps, strict=True) if known.get(place, (None,))[0] != stamp})
+    missing = sorted(
+        {place for place, stamp in zip(places, stamps, strict=True) if known.get(place, (None,))[0] != stamp}
+    )
     if missing:
         with ThreadPoolExecutor(min(_THREADS, len(missing))) as pool:
             read = dict(zip(missing, pool.map(_read, missing), strict=True))
@@ -147,7 +149,9 @@ def stored_digest(filesystem: pafs.FileSystem, path: str, trust: Trust = "conten
                 raise DataError(f"{path}: There is no such file.")
             return f"mtime:{info.size}:{info.mtime_ns}"
         with filesystem.open_input_stream(path) as stream:
-            metadata = {_as_text(key).lower(): _as_text(value) for key, value in (stream.metadata() or {}).items()}
+            metadata = {
+                _as_text(key).lower(): _as_text(value) for key, value in (stream.metadata() or {}).items()
+            }
             for name in ("etag", "generation"):
                 if metadata.get(name):
                     return f"{name}:{metadata[name].strip(chr(34))}:{filesystem.get_file_info(path).size}"
@@ -214,7 +218,9 @@ def _read(path: str) -> tuple[_Stamp, str, bool]:
                 return before, f"xxh3:{whole.hexdigest()}", began - max(before[1], before[2]) > _SETTLED_NS
     except OSError as error:
         raise DataError(f"{path}: The file cannot be read ({_line(error)}).") from error
-    raise DataError(f"{path}: The file changed while it was read, {_TRIES} times; run again when nothing writes to it.")
+    raise DataError(
+        f"{path}: The file changed while it was read, {_TRIES} times; run again when nothing writes to it."
+    )
 
 
 def _walk(
@@ -266,7 +272,10 @@ class _Cache:
             found = {path: self._held[path] for path in paths if path in self._held}
         missing = [path for path in dict.fromkeys(paths) if path not in found]
         if missing:
-            with contextlib.suppress(sqlite3.Error, OSError, ValueError), contextlib.closing(_database()) as base:
+            with (
+                contextlib.suppress(sqlite3.Error, OSError, ValueError),
+                contextlib.closing(_database()) as base,
+            ):
                 for path in missing:
                     row = base.execute("SELECT * FROM digests WHERE path = ?", (_key(path),)).fetchone()
                     if row is not None and _is_digest(row[5]):
@@ -278,7 +287,11 @@ class _Cache:
             self._held |= known
         rows = [(_key(path), *stamp, digest) for path, (stamp, digest) in known.items()]
         if rows:
-            with contextlib.suppress(sqlite3.Error, OSError, ValueError), contextlib.closing(_database()) as base, base:
+            with (
+                contextlib.suppress(sqlite3.Error, OSError, ValueError),
+                contextlib.closing(_database()) as base,
+                base,
+            ):
                 base.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def forget(self) -> None:
@@ -292,7 +305,9 @@ _CACHE = _Cache()
 
 def cache_root() -> str:
     """Directory or URI under which raysel keeps what it can make again: ``$RAYSEL_CACHE`` or ``~/.cache/raysel``."""
-    return (os.environ.get("RAYSEL_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "raysel")).rstrip("/")
+    return (
+        os.environ.get("RAYSEL_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "raysel")
+    ).rstrip("/")
 
 
 def _database() -> sqlite3.Connection:

@@ -124,7 +124,13 @@ def fingerprint(value: Any, what: str | None = None, remedy: str = "give version
         version = getattr(value, "version", None)
         if not isinstance(version, (str, int)) or isinstance(value, types.ModuleType):
             raise
-        return _hex(_Graph.of(("given", "version", getattr(value, "__qualname__", type(value).__qualname__), version), "", ""))  # fmt: skip
+        return _hex(
+            _Graph.of(
+                ("given", "version", getattr(value, "__qualname__", type(value).__qualname__), version),
+                "",
+                "",
+            )
+        )
 
 
 def _hex(digest: bytes) -> str:
@@ -160,7 +166,9 @@ class _Graph:
         colours = [_hash(_mix(tree, None)) for tree in self.trees]
         count = len(set(colours))
         while True:
-            refined = [_hash(colour + _mix(tree, colours)) for colour, tree in zip(colours, self.trees, strict=True)]
+            refined = [
+                _hash(colour + _mix(tree, colours)) for colour, tree in zip(colours, self.trees, strict=True)
+            ]
             finer = len(set(refined))
             if finer == count:
                 rules = sorted(set(zip(colours, refined, strict=True)))
@@ -173,7 +181,9 @@ class _Graph:
             path, step = path
             steps.append(step)
         kind = type(value)
-        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        name = (
+            kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+        )
         where = f"{self.what} reads {' of '.join(steps)} ({name})," if steps else f"{self.what} is a {name},"
         return ConfigError(f"{where} which cannot be fingerprinted; {self.remedy}.")
 
@@ -196,16 +206,25 @@ class _Graph:
 
     def pairs(self, values: Iterable[tuple[Any, Any]], path: Path, ordered: bool = False) -> Tree:
         parts = [
-            _pack(b"pair", [self.tree(key, (path, f"the key {_short(key)}")), self.tree(value, (path, f"the value of {_short(key)}"))])  # fmt: skip
+            _pack(
+                b"pair",
+                [
+                    self.tree(key, (path, f"the key {_short(key)}")),
+                    self.tree(value, (path, f"the value of {_short(key)}")),
+                ],
+            )
             for key, value in values
         ]
         return _pack(b"pairs" if ordered else _UNORDERED, parts)
 
     def attributes(self, values: Iterable[tuple[str, Any]], path: Path) -> Tree:
-        return _pack(b"attributes", [
-            _pack(b"pair", [_text(name), self.tree(value, (path, f"the attribute '{name}'"))])
-            for name, value in sorted(values, key=lambda pair: str(pair[0]))
-        ])  # fmt: skip
+        return _pack(
+            b"attributes",
+            [
+                _pack(b"pair", [_text(name), self.tree(value, (path, f"the attribute '{name}'"))])
+                for name, value in sorted(values, key=lambda pair: str(pair[0]))
+            ],
+        )
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -313,20 +332,27 @@ class _Graph:
                 return None
             value = _member(value, seen[-1])
         scope = "closure value" if read.scope == "closure" else read.scope
-        return b"missing" if value is _MISSING else self.tree(value, (path, f"the {scope} '{'.'.join(seen)}'"))
+        return (
+            b"missing" if value is _MISSING else self.tree(value, (path, f"the {scope} '{'.'.join(seen)}'"))
+        )
 
     def callable_(self, value: Any, path: Path) -> Tree | None:
         """Callables that are neither plain functions nor instances, and the descriptors of classes."""
         if isinstance(value, types.MethodType):
-            return _pack(b"method", [self.tree(value.__func__, path), self.tree(value.__self__, (path, "'self'"))])
+            return _pack(
+                b"method", [self.tree(value.__func__, path), self.tree(value.__self__, (path, "'self'"))]
+            )
         if isinstance(value, functools.partial):
             inside: Path = (path, "a partial argument")
-            return _pack(b"partial", [
-                self.tree(value.func, path),
-                _pack(b"positional", self.each(value.args, path, "the partial argument {}")),
-                self.pairs(value.keywords.items(), inside),
-                self.attributes(vars(value).items(), path),
-            ])  # fmt: skip
+            return _pack(
+                b"partial",
+                [
+                    self.tree(value.func, path),
+                    _pack(b"positional", self.each(value.args, path, "the partial argument {}")),
+                    self.pairs(value.keywords.items(), inside),
+                    self.attributes(vars(value).items(), path),
+                ],
+            )
         if isinstance(value, functools._lru_cache_wrapper):
             return self.tree(value.__wrapped__, path)
         if isinstance(value, (staticmethod, classmethod)):
@@ -351,9 +377,14 @@ class _Graph:
         if isinstance(value, np.ufunc):
             if value.__name__.endswith("(vectorized)"):  # made of a Python function that it does not show
                 raise self.fail(value, path)
-            return _pack(b"name", [_text("numpy.ufunc"), _text(value.__name__), _text(package_of_module("numpy") or "")])  # fmt: skip
+            return _pack(
+                b"name",
+                [_text("numpy.ufunc"), _text(value.__name__), _text(package_of_module("numpy") or "")],
+            )
         if type(value).__module__.partition(".")[0] == "ray":
-            if isinstance(getattr(value, "_function", None), types.FunctionType):  # a function with @ray.remote
+            if isinstance(
+                getattr(value, "_function", None), types.FunctionType
+            ):  # a function with @ray.remote
                 return self.tree(value._function, path)
             raise self.fail(value, path)
         return None
@@ -372,21 +403,33 @@ class _Graph:
                 if isinstance(value, (types.FunctionType, property, staticmethod, classmethod))
                 and package_of_module(getattr(_unwrapped(value), "__module__", "") or "") is None
             ]
-            return _pack(b"enum", [self.pairs(members.items(), path, ordered=True), self.attributes(rest, path), *self.each(cls.__bases__, path, "a base class")])  # fmt: skip
+            return _pack(
+                b"enum",
+                [
+                    self.pairs(members.items(), path, ordered=True),
+                    self.attributes(rest, path),
+                    *self.each(cls.__bases__, path, "a base class"),
+                ],
+            )
         members = {
             name: value
             for name, value in vars(cls).items()
             if name not in _CLASS_NAMES and not name.startswith("__pydantic_")
         }
-        annotations = [f"{name}: {_annotation(kind)}" for name, kind in vars(cls).get("__annotations__", {}).items()]
-        return _pack(b"class", [
-            _text(cls.__name__),
-            *map(_text, annotations),
-            _pack(b"bases", self.each(cls.__bases__, path, "a base class")),
-            self.tree(type(cls), (path, "the metaclass")),
-            self.attributes(members.items(), path),
-            self.attributes(getattr(cls, "__pydantic_fields__", {}).items(), path),
-        ])  # fmt: skip
+        annotations = [
+            f"{name}: {_annotation(kind)}" for name, kind in vars(cls).get("__annotations__", {}).items()
+        ]
+        return _pack(
+            b"class",
+            [
+                _text(cls.__name__),
+                *map(_text, annotations),
+                _pack(b"bases", self.each(cls.__bases__, path, "a base class")),
+                self.tree(type(cls), (path, "the metaclass")),
+                self.attributes(members.items(), path),
+                self.attributes(getattr(cls, "__pydantic_fields__", {}).items(), path),
+            ],
+        )
 
     # ---- arrays, tables, tensors -------------------------------------------------------------------------------------
 
@@ -394,8 +437,14 @@ class _Graph:
         """Values of NumPy, torch, pandas and Arrow by content."""
         kind = type(value)
         if isinstance(value, np.ndarray):
-            extra = [self.tree(np.ma.getmaskarray(value), path)] if isinstance(value, np.ma.MaskedArray) else []
-            plain = value.filled(0) if isinstance(value, np.ma.MaskedArray) and value.dtype != object else np.asarray(value)  # fmt: skip
+            extra = (
+                [self.tree(np.ma.getmaskarray(value), path)] if isinstance(value, np.ma.MaskedArray) else []
+            )
+            plain = (
+                value.filled(0)
+                if isinstance(value, np.ma.MaskedArray) and value.dtype != object
+                else np.asarray(value)
+            )
             name = "ndarray" if kind is np.memmap else kind.__name__
             head = [_text(name), _text(_dtype(value.dtype)), self.tree(value.shape, path), *extra]
             if value.dtype.hasobject or value.dtype.kind == "T":
@@ -436,7 +485,10 @@ class _Graph:
         if isinstance(network, torch.jit.ScriptModule):
             code = [(name, getattr(part, "code", "")) for name, part in network.named_modules()]
             values = [*network.named_parameters(), *network.named_buffers()]
-            return _pack(b"script", [self.tree(network.training, path), self.tree(code, path), self.pairs(values, path)])  # fmt: skip
+            return _pack(
+                b"script",
+                [self.tree(network.training, path), self.tree(code, path), self.pairs(values, path)],
+            )
         state = network.__getstate__() if hasattr(network, "__getstate__") else network.__dict__
         if not isinstance(state, dict):
             return self.instance(network, path)
@@ -444,7 +496,9 @@ class _Graph:
         for name, value in state.items():
             if name == "_modules":
                 parts.append(self.pairs(value.items(), path, ordered=True))
-            elif name.endswith("hooks") and isinstance(value, dict):  # under numbers that count up in a process
+            elif name.endswith("hooks") and isinstance(
+                value, dict
+            ):  # under numbers that count up in a process
                 parts += [_text(name), *self.each(value.values(), path, f"{name}")]
             elif "_hooks_" not in name and name != "_compiled_call_impl":
                 rest[name] = value
@@ -456,7 +510,10 @@ class _Graph:
         if isinstance(value, pa.RecordBatch):
             value = pa.Table.from_batches([value])
         if isinstance(value, pa.Table):
-            columns = [_pack(b"column", [_text(name), self.arrow(value[i], path)]) for i, name in enumerate(value.column_names)]  # fmt: skip
+            columns = [
+                _pack(b"column", [_text(name), self.arrow(value[i], path)])
+                for i, name in enumerate(value.column_names)
+            ]
             return _pack(b"table", columns)
         if isinstance(value, pa.Array):
             value = pa.chunked_array([value])
@@ -490,16 +547,30 @@ class _Graph:
             columns = [self.tree(value.iloc[:, i], path) for i in range(value.shape[1])]
             return _pack(b"frame", [self.tree(value.columns, path), self.tree(value.index, path), *columns])
         if isinstance(value, pd.Series):
-            return _pack(b"series", [self.tree(value.name, path), self.tree(value.index, path), self.tree(value.array, path)])  # fmt: skip
+            return _pack(
+                b"series",
+                [self.tree(value.name, path), self.tree(value.index, path), self.tree(value.array, path)],
+            )
         if isinstance(value, pd.MultiIndex):
             return _pack(b"index", [self.tree(list(value.names), path), *self.each(value.tolist(), path)])
         if isinstance(value, pd.RangeIndex):  # equal to an index of the same numbers
-            return _pack(b"index", [self.tree(value.name, path), _text(str(value.dtype)), self.tree(value.to_numpy(), path)])  # fmt: skip
+            return _pack(
+                b"index",
+                [self.tree(value.name, path), _text(str(value.dtype)), self.tree(value.to_numpy(), path)],
+            )
         if isinstance(value, pd.Index):
-            return _pack(b"index", [self.tree(value.name, path), _text(str(value.dtype)), self.tree(value.array if value.dtype.kind == "O" else value.to_numpy(), path)])  # fmt: skip
+            return _pack(
+                b"index",
+                [
+                    self.tree(value.name, path),
+                    _text(str(value.dtype)),
+                    self.tree(value.array if value.dtype.kind == "O" else value.to_numpy(), path),
+                ],
+            )
         if isinstance(value, pd.Categorical):
             return _pack(b"category", self.each((value.codes, value.categories, value.ordered), path))
         if isinstance(value, pd.api.extensions.ExtensionArray):
+            plain: Any
             try:
                 plain = value.to_numpy()
             except (TypeError, ValueError):
@@ -516,9 +587,18 @@ class _Graph:
         if isinstance(value, logging.Logger) or value is os.environ:
             return _text(f"a {type(value).__name__}")
         if isinstance(value, enum.Enum):
-            return _pack(b"member", [self.tree(type(value), path), _text(value.name), self.tree(value.value, path)])
+            return _pack(
+                b"member", [self.tree(type(value), path), _text(value.name), self.tree(value.value, path)]
+            )
         if isinstance(value, (set, frozenset)):
-            return _pack(b"set", [self.tree(type(value), path), _pack(_UNORDERED, self.each(value, path, "an element")), self.attributes(_state(value, getattr(value, "__dict__", {})), path)])  # fmt: skip
+            return _pack(
+                b"set",
+                [
+                    self.tree(type(value), path),
+                    _pack(_UNORDERED, self.each(value, path, "an element")),
+                    self.attributes(_state(value, getattr(value, "__dict__", {})), path),
+                ],
+            )
         reducer = copyreg.dispatch_table.get(type(value))
         try:
             reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
@@ -681,4 +761,8 @@ def _file(path: str) -> bytes:
 
 
 def _short(value: Any) -> str:
-    return repr(value) if isinstance(value, (str, int)) and len(repr(value)) <= 40 else f"a {type(value).__name__}"
+    return (
+        repr(value)
+        if isinstance(value, (str, int)) and len(repr(value)) <= 40
+        else f"a {type(value).__name__}"
+    )
