@@ -222,7 +222,7 @@ def reads(code: CodeType) -> tuple[Read, ...]:
 
 def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]) -> None:
     steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
-    bound = {**outer, **_imports(steps, found)}
+    bound = {**outer, **_imports(steps)}
     for place, step in enumerate(steps):
         names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
         chain: list[str] = []
@@ -254,7 +254,7 @@ def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found
             )
 
 
-def _imports(steps: list[dis.Instruction], found: set[Read]) -> dict[str, Read]:
+def _imports(steps: list[dis.Instruction]) -> dict[str, Read]:
     """Names that import statements of the code bind."""
     bound: dict[str, Read] = {}
     for place, step in enumerate(steps):
@@ -271,10 +271,8 @@ def _imports(steps: list[dis.Instruction], found: set[Read]) -> dict[str, Read]:
             continue
         for one, two in itertools.pairwise(follow):
             if one.opname == "IMPORT_FROM":
-                read = Read("import", module, (one.argval,))
-                found.add(read)
                 if two.opname.startswith("STORE_"):
-                    bound[_last(two)] = read
+                    bound[_last(two)] = Read("import", module, (one.argval,))
             elif one.opname == "POP_TOP":
                 break
     return bound

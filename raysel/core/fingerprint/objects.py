@@ -24,7 +24,7 @@ import struct
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -163,17 +163,32 @@ class _Graph:
         return graph.digest(root)
 
     def digest(self, root: Tree) -> bytes:
-        colours = [_hash(_mix(tree, None)) for tree in self.trees]
+        targets = [self.target(number) for number in range(len(self.trees))]
+        nodes = sorted(set(targets))
+        colours = [b""] * len(self.trees)
+
+        def recolour(colour: Callable[[int], bytes]) -> list[bytes]:
+            renewed = {number: colour(number) for number in nodes}
+            return [renewed[target] for target in targets]
+
+        colours = recolour(lambda number: _hash(_mix(self.trees[number], None)))
         count = len(set(colours))
         while True:
-            refined = [
-                _hash(colour + _mix(tree, colours)) for colour, tree in zip(colours, self.trees, strict=True)
-            ]
-            finer = len(set(refined))
+            old = colours
+            colours = recolour(lambda number, old=old: _hash(old[number] + _mix(self.trees[number], old)))  # type: ignore[misc]
+            finer = len(set(colours))
             if finer == count:
-                rules = sorted(set(zip(colours, refined, strict=True)))
-                return _hash(_hash(_mix(root, colours)) + b"".join(one + two for one, two in rules))
-            colours, count = refined, finer
+                rules = sorted({(old[number], colours[number]) for number in nodes})
+                return _hash(_hash(_mix(root, old)) + b"".join(one + two for one, two in rules))
+            count = finer
+
+    def target(self, number: int) -> int:
+        """The node that stands for this one: a wrapper that changes no result is what it wraps."""
+        seen = {number}
+        while isinstance(tree := self.trees[number], int) and tree not in seen:
+            number = tree
+            seen.add(number)
+        return number
 
     def fail(self, value: Any, path: Path) -> ConfigError:
         steps = []
@@ -479,9 +494,6 @@ class _Graph:
 
     def network(self, network: Any, path: Path, torch: types.ModuleType) -> Tree:
         """A network by its classes, weights, buffers, plain attributes, hooks, and submodules in their order."""
-        original = network.__dict__.get("_modules", {}).get("_orig_mod")
-        if original is not None:  # torch.compile
-            return self.tree(original, path)
         if isinstance(network, torch.jit.ScriptModule):
             code = [(name, getattr(part, "code", "")) for name, part in network.named_modules()]
             values = [*network.named_parameters(), *network.named_buffers()]
@@ -489,6 +501,9 @@ class _Graph:
                 b"script",
                 [self.tree(network.training, path), self.tree(code, path), self.pairs(values, path)],
             )
+        original = network.__dict__.get("_modules", {}).get("_orig_mod")
+        if original is not None:  # torch.compile
+            return self.tree(original, path)
         state = network.__getstate__() if hasattr(network, "__getstate__") else network.__dict__
         if not isinstance(state, dict):
             return self.instance(network, path)
@@ -500,7 +515,7 @@ class _Graph:
                 value, dict
             ):  # under numbers that count up in a process
                 parts += [_text(name), *self.each(value.values(), path, f"{name}")]
-            elif "_hooks_" not in name and name != "_compiled_call_impl":
+            elif "_hooks_" not in name and name not in ("_compiled_call_impl", "_is_torch_compile"):
                 rest[name] = value
         return _pack(b"network", [*parts, self.attributes(_state(network, rest), path)])
 
