@@ -10,7 +10,7 @@ import time
 import pyarrow.fs as pafs
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysel.core.fingerprint import files
@@ -40,6 +40,7 @@ def settled(monkeypatch):
     monkeypatch.setattr(files, "_SETTLED_NS", -(10**18))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100), st.integers(1, 7))
 def test_the_digest_is_xxh3_of_all_bytes(tmp_path_factory, data, chunk):
     path = tmp_path_factory.mktemp("one") / "file"

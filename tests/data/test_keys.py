@@ -6,6 +6,7 @@ import io
 import pickle
 import shutil
 import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -245,7 +246,7 @@ def picture(value: int) -> bytes:
 def test_files_that_rows_name_by_path_count(cluster, tmp_path, stored, takes):
     paths = [str(tmp_path / f"{i}.png") for i in range(4)]
     for i, path in enumerate(paths):
-        open(path, "wb").write(picture(i))
+        Path(path).write_bytes(picture(i))
     table = pa.table({"path": paths})
     pq.write_table(table, tmp_path / "rows.parquet")
 
@@ -255,7 +256,7 @@ def test_files_that_rows_name_by_path_count(cluster, tmp_path, stored, takes):
 
     one = key()
     assert key() == one
-    open(paths[2], "wb").write(picture(200))
+    Path(paths[2]).write_bytes(picture(200))
     two = key()
     assert two != one
     (tmp_path / "3.png").unlink()

@@ -51,9 +51,8 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
     parsed = _parse(text) if text else None
     if parsed is None:
         return None
-    key = code.co_name, code.co_firstlineno
-    if code in parsed.codes.get(key, ()):
-        node = _node_of(code, parsed.nodes.get(key, ()))
+    for compiled in parsed.same(code):
+        node = _node_of(compiled, parsed.nodes.get((compiled.co_name, compiled.co_firstlineno), ()))
         if node is not None:
             return "source", node
     return "changed", parsed.digest
@@ -81,8 +80,17 @@ def _text(filename: str, names: Mapping[str, Any]) -> str:
 @dataclass(frozen=True)
 class _Parsed:
     digest: bytes
-    codes: Mapping[tuple[str, int], list[CodeType]]
+    codes: Mapping[str, list[CodeType]]
     nodes: Mapping[tuple[str, int], list[Any]]
+
+    def same(self, code: CodeType) -> list[CodeType]:
+        """Code of this file that equals ``code``; where lines have moved since, code with the same instructions."""
+        named = self.codes.get(code.co_name, [])
+        exact = [one for one in named if one == code and one.co_firstlineno == code.co_firstlineno]
+        if exact or not named:
+            return exact
+        wanted = _without_positions(code)
+        return [one for one in named if _without_positions(one) == wanted]
 
 
 @lru_cache(maxsize=128)
@@ -99,9 +107,9 @@ def _parse(text: str) -> _Parsed | None:
             nodes[node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])].append(node)
         elif isinstance(node, ast.Lambda):
             nodes["<lambda>", node.lineno].append(node)
-    codes: dict[tuple[str, int], list[CodeType]] = defaultdict(list)
+    codes: dict[str, list[CodeType]] = defaultdict(list)
     for code in _codes(whole):
-        codes[code.co_name, code.co_firstlineno].append(code)
+        codes[code.co_name].append(code)
     return _Parsed(digest, codes, nodes)
 
 
@@ -194,6 +202,13 @@ def instructions(code: CodeType) -> list[Any]:
         else:
             parts += [step.opname, step.argval]
     return [*parts, getattr(code, "co_exceptiontable", b"")]
+
+
+def _without_positions(code: CodeType) -> list[Any]:
+    return [
+        _without_positions(part) if isinstance(part, CodeType) else (type(part).__name__, repr(part))
+        for part in instructions(code)
+    ]
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

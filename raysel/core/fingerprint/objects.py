@@ -116,25 +116,15 @@ def fingerprint(value: Any, what: str | None = None, remedy: str = "give version
     """
     given = getattr(value, "digest", None)
     if isinstance(given, str) and not isinstance(value, (type, types.ModuleType)):
-        return _hex(_Graph.of(("given", "digest", type(value).__qualname__, given), "", ""))
-    name = what or _named(value)
+        return _Graph.of(("given", "digest", type(value).__qualname__, given), "", "").hex()
     try:
-        return _hex(_Graph.of(value, name, remedy))
+        return _Graph.of(value, what or _named(value), remedy).hex()
     except ConfigError:
         version = getattr(value, "version", None)
         if not isinstance(version, (str, int)) or isinstance(value, types.ModuleType):
             raise
-        return _hex(
-            _Graph.of(
-                ("given", "version", getattr(value, "__qualname__", type(value).__qualname__), version),
-                "",
-                "",
-            )
-        )
-
-
-def _hex(digest: bytes) -> str:
-    return digest.hex()
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return _Graph.of(("given", "version", name, version), "", "").hex()
 
 
 def _named(value: Any) -> str:
