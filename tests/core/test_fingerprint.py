@@ -465,6 +465,40 @@ def test_networks_that_torch_made_of_networks():
     assert fingerprint(compiled) == fingerprint(Point.__init__)
 
 
+FITTED = """
+import numpy as np, torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+def double(v): return v * 2
+
+x = np.random.default_rng(0).random((50, 3))
+text = TfidfVectorizer().fit(["a word other", "many words here and there"])
+numbers = make_pipeline(StandardScaler(), FunctionTransformer(double)).fit(x)
+normed = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2))
+for value in normed.parameters(): torch.nn.init.ones_(value)
+
+class Own:
+    def __call__(self, x): return text, numbers, normed
+own = Own()
+"""
+
+
+def test_objects_of_installed_packages(tmp_path):
+    (tmp_path / "fitted.py").write_text(FITTED)
+    one = in_process(tmp_path, "fitted:own")
+    assert in_process(tmp_path, "fitted:own", "pandas", seed="3") == one
+    for old, new in (
+        ("* 2", "* 3"),
+        ("many", "few"),
+        ("default_rng(0)", "default_rng(1)"),
+        ("ones_", "zeros_"),
+    ):
+        (tmp_path / "fitted.py").write_text(FITTED.replace(old, new))
+        assert in_process(tmp_path, "fitted:own") != one, new
+
+
 def test_instructions_hold_no_positions():
     def made(text):
         names: dict = {}

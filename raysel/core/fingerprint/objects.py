@@ -494,7 +494,10 @@ class _Graph:
         original = network.__dict__.get("_modules", {}).get("_orig_mod")
         if original is not None:  # torch.compile
             return self.tree(original, path)
-        state = network.__getstate__() if hasattr(network, "__getstate__") else network.__dict__
+        try:
+            state = network.__getstate__() if hasattr(network, "__getstate__") else network.__dict__
+        except RuntimeError:  # a parametrized network refuses to be pickled
+            state = network.__dict__
         if not isinstance(state, dict):
             return self.instance(network, path)
         rest, parts = {}, [self.tree(type(network), (path, "its class"))]
@@ -739,12 +742,14 @@ def _member(module: types.ModuleType, name: str) -> Any:
 
 
 def _state(value: Any, state: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Attributes without those that a cached property has filled."""
+    """Attributes without those that a cached property has filled, and without addresses of other attributes."""
     kind = type(value)
+    addresses = {id(held) for held in state.values()}
     return [
         (name, held)
         for name, held in state.items()
         if not isinstance(getattr(kind, name, None), functools.cached_property)
+        and not (type(held) is int and held in addresses)  # scikit-learn keeps id(self.stop_words)
     ]
 
 
