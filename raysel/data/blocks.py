@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Dataset, MaterializedDataset
+from ray.data import Dataset
 
 from raysel.data.rowid import ID, check_ids, hash_ids
 from raysel.data.vectors import as_matrix, not_finite
@@ -51,7 +51,7 @@ def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
     return list(materialized(dataset).to_arrow_refs())
 
 
-def materialized(dataset: Dataset) -> MaterializedDataset:
+def materialized(dataset: Dataset) -> Dataset:
     """``dataset`` in the object store, in its order; runs what is still lazy, and raises raysel's own errors."""
     context = ray.data.DataContext.get_current()
     before = context.execution_options.preserve_order
