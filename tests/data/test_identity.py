@@ -291,7 +291,7 @@ def test_where_the_identity_is_not_known_the_ids_are_looked_up(cluster, tmp_path
     ):
         with pytest.raises(DataError, match=r"lacks 1 of its 3 rows \(sample_id 40\)"):
             chosen.apply(other)
-    with pytest.raises(DataError, match=r"it holds sample_id 40, the pool's end at 3"):
+    with pytest.raises(DataError, match=r"it holds sample_id 40, the pool's ids end at 3"):
         chosen.apply(raysel.read({"x": [1, 2, 3, 4]}))
     with pytest.raises(DataError, match="no column 'sample_id'"):
         chosen.apply(cluster.data.range(3))
