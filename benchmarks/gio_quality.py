@@ -297,7 +297,7 @@ def embedded(texts: list[str], run: Path, directory: Path) -> np.ndarray:
     import ray
 
     import raysel
-    from raysel.data.blocks import gather
+    from raysel.cluster.blocks import gather
     from raysel.data.rowid import ID
     from raysel.data.vectors import EMBEDDING, to_numpy
     from raysel.workflow.run import connect

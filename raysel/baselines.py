@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from raysel.data.rowid import ID, budget_rows, check_ids, hash_ids
+from raysel.core.hashing import hash_ids
+from raysel.data.rowid import ID, budget_rows, check_ids
 from raysel.errors import DataError
 from raysel.selection import Selection
 
@@ -26,10 +27,15 @@ class Random:
     budget: float | int
     stratify: str | None = None
     seed: int = 0
+    title: ClassVar[str] = "random"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a budget that no pool allows."""
+        budget_rows(self.budget, 2**62)
 
     def select(self, pool: Dataset) -> Selection:
         """Choose; DataError for a missing column, no rows, or repeated ids."""
-        from raysel.data.blocks import gather
+        from raysel.cluster.blocks import gather
 
         table = gather(pool, [ID, *([self.stratify] if self.stratify else [])], "pool")
         ids = table[ID].to_numpy()

@@ -1,14 +1,31 @@
-"""The command line: a front door that holds no logic."""
+"""The command line, which holds no logic."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-from raysel.errors import RayselError
+from raysel.cluster.errors import own_error
 from raysel.version import __version__
+
+
+def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument WORKFLOW and the option --set."""
+    command = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow."
+    )(command)
+    return click.argument("workflow", type=click.Path(path_type=Path))(command)
+
+
+_out = click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/NAME]")
+_fresh = click.option("--fresh", is_flag=True, help="Start over: remove what the run directory holds.")
+_address = click.option(
+    "--address", help="Ray cluster to join, for example auto.  [default: RAY_ADDRESS, or start one here]"
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,94 +35,109 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("workflow", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [default: runs/NAME]")
-@click.option("--address", help="A Ray cluster, for example auto.  [default: RAY_ADDRESS, or start one here]")
-def run(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
-    """Run WORKFLOW; done steps are reused, a killed run goes on."""
-    from raysel.report.ledger import Ledger
+@_workflow
+@_out
+@_fresh
+@_address
+def run(
+    workflow: Path, overrides: tuple[str, ...], out: Path | None, fresh: bool, address: str | None
+) -> None:
+    """Run WORKFLOW. Finished steps are reused, and an interrupted run is resumed."""
+    from raysel.cluster.connect import connect
     from raysel.workflow import config, steps
-    from raysel.workflow.run import connect
     from raysel.workflow.run import run as run_workflow
 
     loaded = config.load(workflow, list(overrides))
     steps.check(loaded)  # before the seconds that Ray takes to start
     connect(address)
-    results = run_workflow(loaded, out)
-    place = out if out is not None else Path("runs") / loaded.name
-    click.echo(Ledger.from_dict(results["ledger"]).text())
-    click.echo(f"\nreport: {(place / 'report.html').resolve()}")
+    results = run_workflow(loaded, out, fresh=fresh)
+    click.echo(results.ledger.text())
+    click.echo(f"\nreport: {Path(results.path) / 'report.html'}")
 
 
 @cli.command()
-@click.argument("workflow", type=click.Path(path_type=Path))
+@_workflow
 @click.option(
     "--policies",
-    default="full,full-equal-steps,random,roundrobin,infobatch",
+    default="full,full_equal_steps,random_prune,round_robin,infobatch",
     show_default=True,
     metavar="A,B,...",
-    help="Methods and controls to train; the workflow's own policy is always among them.",
+    help="Policies to train, by name or as file.py:Name. The workflow's own policy is always among them.",
 )
-@click.option("--seeds", default=3, show_default=True, help="Seeds of each, from the workflow's on.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
-@click.option("--out", type=click.Path(path_type=Path), help="The run directory.  [default: runs/NAME]")
-@click.option("--address", help="A Ray cluster, for example auto.  [default: RAY_ADDRESS, or start one here]")
+@click.option(
+    "--seeds",
+    default=3,
+    show_default=True,
+    help="Number of seeds per policy, counting up from the workflow's seed.",
+)
+@_out
+@_fresh
+@_address
 def compare(
     workflow: Path,
+    overrides: tuple[str, ...],
     policies: str,
     seeds: int,
-    overrides: tuple[str, ...],
     out: Path | None,
+    fresh: bool,
     address: str | None,
 ) -> None:
     """Train WORKFLOW's dynamic policy and its controls at one budget, over several seeds."""
+    from raysel.cluster.connect import connect
     from raysel.report import comparison
     from raysel.workflow import config
     from raysel.workflow.compare import check
     from raysel.workflow.compare import compare as compare_policies
-    from raysel.workflow.run import connect
 
     loaded, names = config.load(workflow, list(overrides)), policies.split(",")
     check(loaded, names, seeds)  # before the seconds that Ray takes to start
     connect(address)
-    results = compare_policies(loaded, names, seeds, out)
-    place = out if out is not None else Path("runs") / loaded.name
+    results = compare_policies(loaded, names, seeds, out, fresh=fresh)
     click.echo(comparison.text(results))
-    click.echo(f"\nreport: {(place / 'compare.html').resolve()}")
+    click.echo(f"\nreport: {Path(results.path) / 'compare.html'}")
 
 
 @cli.command()
-@click.argument("workflow", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
-@click.option("--out", type=click.Path(path_type=Path), help="Where to write.  [default: runs/NAME-measure]")
-@click.option("--address", help="A Ray cluster, for example auto.  [default: RAY_ADDRESS, or start one here]")
+@_workflow
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Directory to write to.  [default: runs/NAME-measure]"
+)
+@_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
-    """Print the eleven metrics of WORKFLOW's pool; files that were measured before are not read again."""
+    """Print the eleven metrics of WORKFLOW's pool. Files that were measured before are not read again."""
+    from raysel.cluster.connect import connect
     from raysel.report import metrics
     from raysel.workflow import config, steps
     from raysel.workflow.measure import measure as measure_workflow
-    from raysel.workflow.run import connect
 
     loaded = config.load(workflow, list(overrides))
     steps.check(loaded)  # before the seconds that Ray takes to start
     connect(address)
     results = measure_workflow(loaded, out)
-    place = out if out is not None else Path("runs") / f"{loaded.name}-measure"
-    click.echo(metrics.text(results["sets"]))
-    groups = f", {len(results['groups']):,} groups in groups.parquet" if results["groups"] else ""
-    click.echo(f"\nreport: {(place / 'metrics.html').resolve()}; sets.parquet{groups}")
+    click.echo(metrics.text(results.sets))
+    groups = f", {len(results.groups):,} groups in groups.parquet" if results.groups else ""
+    click.echo(f"\nreport: {Path(results.path) / 'metrics.html'}; sets.parquet{groups}")
 
 
 @cli.command()
-@click.argument("workflow", type=click.Path(path_type=Path))
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow.")
-def validate(workflow: Path, overrides: tuple[str, ...]) -> None:
-    """Check WORKFLOW, its files and columns without starting anything."""
+@_workflow
+@click.option(
+    "--load", is_flag=True, help="Also run the code that WORKFLOW names, on a few rows, without Ray."
+)
+def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
+    """Check WORKFLOW, its files and columns. Nothing is started, and no code that it names is run."""
     from raysel.workflow import config, steps
+    from raysel.workflow.load import load_check, unloaded
 
-    counts = steps.check(config.load(workflow, list(overrides)))
-    click.echo(f"{workflow}: ok ({', '.join(f'{role} {rows:,} rows' for role, rows in counts.items())})")
+    loaded = config.load(workflow, list(overrides))
+    found = steps.check(loaded)
+    if load:
+        load_check(loaded)
+        found = steps.check(loaded)
+    counts = ", ".join(f"{role} {rows:,} rows" for role, rows in found.counts.items())
+    click.echo(f"{workflow}: ok ({counts})")
+    if not load:
+        click.echo("not checked without --load: " + ", ".join(unloaded(loaded)))
 
 
 @cli.command()
@@ -118,11 +150,45 @@ def report(run: Path) -> None:
 
 
 @cli.command()
-@click.option("--address", help="The Ray cluster.  [default: RAY_ADDRESS]")
+@click.argument("run", type=click.Path(path_type=Path))
+def runs(run: Path) -> None:
+    """List the configurations that were run in the directory RUN, and in which keys they differ."""
+    from raysel.report.tables import runs_text
+    from raysel.workflow.run import runs as list_runs
+
+    click.echo(runs_text(list_runs(run)))
+
+
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """List the methods that a workflow can name; with NAME, its parameters and their defaults."""
+    from raysel.workflow.methods import all_methods, one_method
+
+    click.echo(all_methods() if name is None else one_method(name))
+
+
+@cli.command()
+@click.argument("template", required=False)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("."), help="Folder to write to.  [default: .]"
+)
+def init(template: str | None, out: Path) -> None:
+    """Write a commented workflow for your own files, and the script that prepares them.
+
+    Without TEMPLATE, list the templates.
+    """
+    from raysel.workflow.init import listed, write
+
+    click.echo(listed() if template is None else write(template, out))
+
+
+@cli.command()
+@click.option("--address", help="Ray cluster.  [default: RAY_ADDRESS]")
 def cleanup(address: str | None) -> None:
-    """Remove selection state that killed drivers left on a cluster (runs still training fail by it)."""
+    """Remove selection state that killed drivers left on a cluster. Runs that are still training fail."""
+    from raysel.cluster.connect import connect
     from raysel.dynamic.service import cleanup as remove
-    from raysel.workflow.run import connect
 
     connect(address or "auto")
     removed = remove()
@@ -130,7 +196,7 @@ def cleanup(address: str | None) -> None:
 
 
 def main() -> None:
-    """Entry point: an error that was foreseen is one sentence and exit code 1."""
+    """Run the command line. An error that was foreseen is one sentence and exit code 1."""
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -139,28 +205,11 @@ def main() -> None:
     except click.exceptions.Abort:
         sys.exit(130)
     except Exception as error:
-        known = _foreseen(error)
+        known = own_error(error) or (own_error(error.__context__) if error.__context__ else None)
         if known is None:
             raise
-        click.echo(f"raysel: error: {str(known).splitlines()[0]}", err=True)  # Ray may have added lines
+        click.echo(f"raysel: error: {known}", err=True)
         sys.exit(1)
-
-
-def _foreseen(error: BaseException) -> RayselError | None:
-    """Our own error inside what Ray wraps it in."""
-    seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
-    while queue:
-        item = queue.pop(0)
-        if item is None or id(item) in seen:
-            continue
-        seen.add(id(item))
-        # Ray makes a class that is both its own and ours, whose text holds a traceback: its cause is the real one.
-        if isinstance(item, RayselError) and not hasattr(item, "cause"):
-            return item
-        queue += [getattr(item, "cause", None), item.__cause__, item.__context__]
-        queue += list(getattr(item, "worker_failures", {}).values())
-    return None
 
 
 if __name__ == "__main__":

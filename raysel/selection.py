@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysel.core import storage
+from raysel.core.arrays import positions
 from raysel.data.identity import PoolIdentity, identity
 from raysel.data.rowid import ID
 from raysel.errors import ConfigError, DataError, first
@@ -115,8 +115,8 @@ class Selection:
         """
         if before.pool is not None and self.pool is not None:
             before.pool.check(self.pool)
-        place = np.minimum(np.searchsorted(before.ids, self.ids), len(before) - 1)
-        if (before.ids[place] != self.ids).any():
+        place, found = positions(before.ids, self.ids)
+        if not found.all():
             raise DataError(
                 "This selection holds rows that the earlier one left out; choose from the earlier one's rows."
             )
@@ -156,7 +156,7 @@ class Selection:
             self._check_ids(dataset)
 
     def _check_ids(self, dataset: Dataset) -> None:
-        from raysel.data.blocks import stream_blocks
+        from raysel.cluster.blocks import stream_blocks
         from raysel.data.source import at_rest
 
         if not at_rest(dataset):
@@ -184,7 +184,7 @@ class Selection:
     def _apply(self, dataset: Dataset, weight: bool) -> Dataset:
         import ray
 
-        from raysel.data.blocks import plain_errors
+        from raysel.cluster.blocks import plain_errors
 
         self.check_pool(dataset)
         schema = dataset.schema(fetch_if_missing=False)
@@ -200,47 +200,54 @@ class Selection:
 
         Saving the same selection again writes the same bytes. ConfigError if ``path`` exists.
         """
-        target = Path(path)
-        if target.exists():
+        if storage.exists(path):
             raise ConfigError(
-                f"{target}: exists already; remove it or save the selection under another name."
+                f"{os.fspath(path)}: exists already; remove it or save the selection under another name."
             )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            pq.write_table(self.table, partial / _TABLE)
+        with storage.new_folder(path) as folder:
+            folder.write(_TABLE, _parquet(self.table))
             if self.dropped is not None:
-                pq.write_table(self.dropped, partial / _DROPPED)
+                folder.write(_DROPPED, _parquet(self.dropped))
             about = {
                 "format": _FORMAT,
                 "info": self.info,
                 "pool": None if self.pool is None else self.pool.to_list(),
             }
-            (partial / _INFO).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            folder.write(_INFO, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
         """Read what :meth:`save` wrote; DataError if it is missing or damaged."""
-        source = Path(path)
+        folder = storage.Folder(path)
+        if fault := folder.fault():
+            raise DataError(f"{folder.path}: not a saved selection ({fault}).")
         try:
-            table = pq.read_table(source / _TABLE)
-            dropped = pq.read_table(source / _DROPPED) if (source / _DROPPED).exists() else None
-            about = json.loads((source / _INFO).read_text())
+            table, *dropped = (
+                pq.read_table(pa.BufferReader(storage.read_bytes(folder.file(name))))
+                for name in (_TABLE, _DROPPED)
+                if name in folder.names()
+            )
+            about = storage.read_json(folder.file(_INFO))
             if about.get("format") != _FORMAT:
                 raise DataError(
-                    f"{source}: a selection of format {about.get('format')}; this version reads format {_FORMAT}, so "
-                    "select again."
+                    f"{folder.path}: a selection of format {about.get('format')}; this version reads format {_FORMAT}, "
+                    "so select again."
                 )
             files = about["pool"]
             pool = None if files is None else PoolIdentity.from_list(files)
-            return cls(table, dropped, about["info"], pool)
-        except (OSError, pa.ArrowException, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(f"{source}: not a saved selection ({str(error).splitlines()[0]}).") from error
+            return cls(table, dropped[0] if dropped else None, about["info"], pool)
+        except DataError:
+            raise
+        except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
+            raise DataError(
+                f"{folder.path}: not a saved selection ({str(error).splitlines()[0]})."
+            ) from error
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue()
 
 
 def constant_text(text: str, count: int) -> pa.Array:
@@ -258,9 +265,8 @@ def _keep(table: pa.Table, chosen: Any) -> pa.Table:
 
     ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
     _check_columns(table.column_names, weights is not None)
-    mine = table[ID].to_numpy()
-    place = np.minimum(np.searchsorted(ids, mine), len(ids) - 1)
-    taken = np.flatnonzero(ids[place] == mine)
+    place, found = positions(ids, table[ID].to_numpy())
+    taken = np.flatnonzero(found)
     kept = table.take(pa.array(taken))
     return kept if weights is None else kept.append_column(_WEIGHT, pa.array(weights[place[taken]]))
 

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysel.data.rowid import ID, resolve
+from raysel.core.storage import resolve
+from raysel.data.rowid import ID
 from raysel.data.vectors import as_matrix, as_numbers, to_numpy
 from raysel.errors import DataError
 

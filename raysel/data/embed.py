@@ -7,14 +7,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
+from raysel.cluster.blocks import check_columns, materialized, plain_errors, stream_blocks
+from raysel.cluster.code import load_object
 from raysel.data import pipeline, shards
-from raysel.data.blocks import check_columns, materialized, plain_errors, stream_blocks
 from raysel.data.decode import decode
 from raysel.data.embedders import (
     ColumnEmbedder,
@@ -31,55 +33,127 @@ from raysel.data.rowid import ID
 from raysel.data.source import parquet_rows
 from raysel.data.vectors import EMBEDDING, as_vectors, not_finite, to_column
 from raysel.errors import ConfigError, DataError, first
+from raysel.registry import EMBEDDERS
 
-KNOWN = (
-    "column, pca:N, hash:N, table, sentence-transformers:NAME_OR_PATH, timm:NAME, torchvision:NAME, open_clip:NAME, "
-    "torch:module:factory"
-)
 _NETWORKS = ("sentence-transformers", "timm", "torchvision", "open_clip", "torch")
 _BUCKETS = 16  # elements of a hashed category
 
 
 def fit_embedder(
-    spec: str, dataset: Dataset | None = None, *, column: str | Sequence[str] | None = None
+    spec: str | Embedder | Learner,
+    dataset: Dataset | None = None,
+    *,
+    column: str | Sequence[str] | None = None,
 ) -> Embedder:
-    """The embedder that ``spec`` names, fitted on ``dataset`` where it must learn from data.
+    """Return the embedder that ``spec`` names, fitted on ``dataset`` where it learns from data.
 
-    spec:
-        ``column``: the column holds vectors already. ``pca:N``: N principal components of all rows, the same bits
-        however they are split into blocks. ``hash:N``: words and pairs of words of text in N elements. ``table``:
-        numbers scaled to 0..1 and hashed categories of the columns given.
-        ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``: pretrained
-        networks, from local weights. ``torch:file.py:factory``, ``torch:module:factory``: a network of your own,
-        and with ``:penultimate`` what enters its last linear layer. Naming one runs its code.
-    Use one fitted embedder for pool and target: two fits would give vectors that cannot be compared.
-    ConfigError for an unknown spec or a model that is not there; DataError for a column without usable values.
+    Use one fitted embedder for pool and target: vectors of two fits cannot be compared.
+
+    Parameters
+    ----------
+    spec : str or object
+        One of
+
+        - ``column``: the column holds vectors already;
+        - ``pca:N``: N principal components of all rows, the same bits however they are split into blocks;
+        - ``hash:N``: words and pairs of words of text, hashed into N elements;
+        - ``table``: numbers scaled to 0..1 and hashed categories of the columns;
+        - ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``: pretrained
+          networks, from local weights;
+        - ``torch:file.py:factory``, ``torch:module:factory``: a network of your own; with ``:penultimate`` after it,
+          what enters its last linear layer;
+        - ``file.py:Name``, ``package.module:Name``: an embedder of your own. Naming one runs its code;
+        - an embedder object, which is fitted if it has a method ``fit(dataset, columns)``.
+    dataset : ray.data.Dataset, optional
+        Rows to learn from.
+    column : str or list of str, optional
+        Columns to learn from.
+
+    Returns
+    -------
+    Embedder
+        A callable with a name, which `raysel.embed` applies.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or the model is not there.
+    DataError
+        If the column has no usable values.
     """
-    kind, _, argument = spec.partition(":")
-    if kind == "column" and not argument:
-        return ColumnEmbedder()
-    if kind in ("pca", "hash"):
-        if not argument.isdecimal() or int(argument) < 1:
-            raise ConfigError(
-                f"embedder: '{spec}' names no number of elements; write {kind}:32, for example."
-            )
-        if kind == "hash":
-            return HashEmbedder(spec, int(argument))
-        return _fit_pca(spec, int(argument), *_fitted_on(spec, dataset, column))
-    if kind == "table" and not argument:
-        return _fit_table(spec, *_fitted_on(spec, dataset, column))
-    if argument and kind in _NETWORKS:
-        from raysel.data import models
+    made = make_embedder(spec) if isinstance(spec, str) else spec
+    if hasattr(made, "fit"):
+        name = spec if isinstance(spec, str) else getattr(made, "name", type(made).__name__)
+        return as_embedder(made.fit(*_fitted_on(name, dataset, column)))
+    return as_embedder(made)
 
-        named: dict[str, Callable[[str, str], Embedder]] = {
-            "sentence-transformers": models.sentence_transformer,
-            "timm": models.timm,
-            "torchvision": models.torchvision,
-            "open_clip": models.open_clip,
-            "torch": models.network,
-        }
-        return named[kind](spec, argument)
-    raise ConfigError(f"embedder: '{spec}' is not known; there are {KNOWN}.")
+
+class Learner(Protocol):
+    """An embedder that has to be fitted before it embeds."""
+
+    def fit(self, dataset: Dataset, columns: list[str]) -> Embedder: ...
+
+
+def make_embedder(spec: str, where: str = "embedder") -> Any:
+    """Return the embedder that ``spec`` names, not fitted yet; its ConfigErrors begin with ``where``."""
+    kind, _, argument = spec.partition(":")
+    if kind in EMBEDDERS.builtin or kind in EMBEDDERS.names():
+        return EMBEDDERS.find(kind, where, load_object)(spec, argument)
+    found = EMBEDDERS.find(spec, where, load_object)
+    return found() if isinstance(found, type) else found
+
+
+def stored_column(spec: str, argument: str) -> ColumnEmbedder:
+    """``column``: the column as it is."""
+    _check_argument(spec, not argument, "column")
+    return ColumnEmbedder()
+
+
+def hashed_text(spec: str, argument: str) -> HashEmbedder:
+    """``hash:N``: words and pairs of words, hashed into N elements."""
+    return HashEmbedder(spec, _elements(spec, argument))
+
+
+@dataclass(frozen=True)
+class PCA:
+    """``pca:N``: N principal components of the data."""
+
+    spec: str
+    argument: str
+
+    def __post_init__(self) -> None:
+        _elements(self.spec, self.argument)
+
+    def fit(self, dataset: Dataset, columns: list[str]) -> PCAEmbedder:
+        """Learn the components from the first of ``columns``."""
+        return _fit_pca(self.spec, int(self.argument), dataset, columns)
+
+
+@dataclass(frozen=True)
+class TableFeatures:
+    """``table``: numbers scaled to 0..1 and hashed categories."""
+
+    spec: str
+    argument: str
+
+    def __post_init__(self) -> None:
+        _check_argument(self.spec, not self.argument, "table")
+
+    def fit(self, dataset: Dataset, columns: list[str]) -> TableEmbedder:
+        """Learn the ranges of the numbers."""
+        return _fit_table(self.spec, dataset, columns)
+
+
+def _elements(spec: str, argument: str) -> int:
+    kind = spec.partition(":")[0]
+    if not argument.isdecimal() or int(argument) < 1:
+        raise ConfigError(f"embedder: '{spec}' names no number of elements; write {kind}:32, for example.")
+    return int(argument)
+
+
+def _check_argument(spec: str, right: bool, example: str) -> None:
+    if not right:
+        raise ConfigError(f"embedder: '{spec}' is not known; write {example}.")
 
 
 def weights_digest(spec: str) -> str | None:
@@ -115,14 +189,13 @@ def embed(
     to disk what does not fit; the result is made of these rows, so that reading it does not run the steps again. A
     row's vector is the same bit for bit however the data set is split into blocks and on any number of nodes.
     """
-    if isinstance(embedder, str):
-        if embedder.split(":")[0] in ("pca", "table"):
-            raise ConfigError(
-                f"embedder: '{embedder}' learns from data; fit it once with "
-                f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
-            )
-        embedder = fit_embedder(embedder)
-    made = as_embedder(embedder)
+    named = make_embedder(embedder) if isinstance(embedder, str) else embedder
+    if hasattr(named, "fit"):
+        raise ConfigError(
+            f"embedder: '{embedder}' learns from data; fit it once with "
+            f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
+        )
+    made = as_embedder(named)
     columns = [column] if isinstance(column, str) else list(column)
     options = shards.Options(normalize, dtype, on_error)
     written = directory is not None or hasattr(made, "load") or on_error != "raise"
@@ -156,7 +229,8 @@ def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
         return embedder  # type: ignore[return-value]
     if not callable(embedder):
         raise ConfigError(
-            f"embedder: {embedder!r} is neither a name nor a function of rows; there are {KNOWN}."
+            f"embedder: {embedder!r} is neither a name nor a function of rows; the names are "
+            f"{', '.join(EMBEDDERS.names())}."
         )
     return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from raysel.code import load_function
+from raysel.cluster.code import load_function
 from raysel.data.decode import Takes
 from raysel.errors import ConfigError, DataError, first
 
@@ -217,7 +217,7 @@ def network(spec: str, argument: str) -> ModelEmbedder:
             f"embedder: '{spec}' names no network; write torch:module:factory or torch:file.py:factory, and "
             ":penultimate after it for what enters its last layer."
         )
-    factory = load_function(place, name, f"embedder: '{spec}'")
+    factory = load_function(f"{place}:{name}", f"embedder: '{spec}'")
     model = _network(factory, spec)
     if layer:
         _before_last(model, spec)

@@ -32,25 +32,20 @@ import ray
 from ray import cloudpickle
 from ray.data import Dataset
 
+from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
+from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.wait import wait_for_cpu, wait_until
+from raysel.core.arrays import positions
+from raysel.core.storage import open_file, write_json
 from raysel.data import shards
-from raysel.data.blocks import (
-    arrow_blocks,
-    check_columns,
-    map_blocks,
-    materialized,
-    own_error,
-    pick,
-    plain_errors,
-    wait_for_room,
-)
 from raysel.data.content import digest_blocks
 from raysel.data.embedders import Embedder
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
 from raysel.data.rowid import ID, check_ids
-from raysel.data.shards import Folder, Options, Stat, Unit, Work, shard_rows
+from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.data.vectors import EMBEDDING
-from raysel.errors import DataError, ResourceError, RunError
+from raysel.errors import DataError, RunError
 
 _FORMAT = 1
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
@@ -99,7 +94,7 @@ def compute(
     shard = shard_rows(embedder)
     source = source_of(dataset, columns) if isinstance(dataset, Dataset) else dataset
     key = key_of(source, embedder, columns, options)
-    folder = Folder(directory)
+    folder = VectorFolder(directory)
     folder.claim(key)
     if source.pool is not None:
         folder.write(POOL_FILE, json.dumps(source.pool.to_list()).encode())
@@ -325,19 +320,15 @@ def _whole(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
 def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
     """Do every job; the rows done, and the seconds until the first worker was ready."""
     held = ray.put(work)
-    try:
+    with unwrap_errors():
         if not hasattr(work.embedder, "load"):
-            wait_for_room()
+            wait_for_cpu()
             stream = ray.remote(_whole).options(
                 num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
             )
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             return sum(ray.get(ref).rows for ref in _flow(jobs, held, stream, 2 * cpus, progress)), 0.0
         return _pool(jobs, held, work, progress)
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
 
 
 def _flow(
@@ -376,13 +367,12 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
     workers = [make.remote(room.device) for _ in range(min(room.workers, wanted))]
     try:
         pings = [worker.ready.remote(held) for worker in workers]
-        ready, _ = ray.wait(pings, num_returns=1, timeout=_WAIT_S)
-        if not ready:
-            free = ray.available_resources()
-            raise ResourceError(
-                f"No worker for embedding started within {_WAIT_S:g} s: each asks for {room.worker}, and the cluster "
-                f"has {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; try again later or free some."
-            )
+        ready = wait_until(
+            lambda limit: ray.wait(pings, num_returns=1, timeout=limit)[0],
+            f"No worker for embedding, which needs {_text(room.worker)}, started",
+            "try again later or free some",
+            _WAIT_S,
+        )
         ray.get(ready)  # a network that cannot be loaded says so here
         start = time.monotonic() - began
         progress.start()
@@ -390,6 +380,12 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
     finally:
         for worker in workers:
             ray.kill(worker)
+
+
+def _text(resources: dict[str, float]) -> str:
+    return " and ".join(
+        f"{amount:g} {name.removeprefix('num_')[:-1].upper()}" for name, amount in resources.items()
+    )
 
 
 def _drive(
@@ -456,7 +452,7 @@ def _minutes(seconds: float) -> str:
 
 
 def _finish(
-    folder: Folder,
+    folder: VectorFolder,
     source: Source,
     embedder: Embedder,
     options: Options,
@@ -470,7 +466,7 @@ def _finish(
     found = [
         entry
         for piece in ray.get(
-            [look.remote(folder.name, numbers[i : i + 256]) for i in range(0, len(numbers), 256)]
+            [look.remote(folder.path, numbers[i : i + 256]) for i in range(0, len(numbers), 256)]
         )
         for entry in piece
     ]
@@ -481,14 +477,14 @@ def _finish(
         raise DataError(
             f"Embedder {embedder.name} returned vectors of different lengths: "
             + ", ".join(f"{width} from sample_id {where[width]}" for width in widths)
-            + f"; remove {folder.name} after mending it."
+            + f"; remove {folder.path} after mending it."
         )
     rows, total = source.ids()
     count = sum(entry[0] for entry in found) + len(rejected)
     have = sum(entry[1] for entry in found) + sum(rejected)
     if (count, have) != (rows, total):
         raise RunError(
-            f"{folder.name}: {count:,} ids with sum {have:,} were found, {rows:,} with sum {total:,} were expected; "
+            f"{folder.path}: {count:,} ids with sum {have:,} were found, {rows:,} with sum {total:,} were expected; "
             "the directory must be one that every node sees. Remove it and run again."
         )
     if rejected:
@@ -518,7 +514,7 @@ def _finish(
         time.monotonic() - began,
         start,
     )
-    folder.write("_done.json", json.dumps({"report": asdict(report), "sum_of_ids": total}, indent=1).encode())
+    write_json(folder.file("_done.json"), {"report": asdict(report), "sum_of_ids": total})
     return report
 
 
@@ -528,19 +524,18 @@ def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType) -> pa
     none = pa.schema([(ID, pa.int64()), (EMBEDDING, kind)]).empty_table()
     vectors = pa.concat_tables([none, *(part for part in parts if part is not None)]).combine_chunks()
     there = vectors[ID].to_numpy()
-    known = np.isin(ids, there)
+    place, known = positions(there, ids)
     kept = table.filter(pa.array(known))
     if EMBEDDING in kept.column_names:
         kept = kept.drop_columns([EMBEDDING])
-    place = np.searchsorted(there, ids[known])
-    return kept.append_column(EMBEDDING, vectors[EMBEDDING].combine_chunks().take(pa.array(place)))
+    return kept.append_column(EMBEDDING, vectors[EMBEDDING].combine_chunks().take(pa.array(place[known])))
 
 
 @lru_cache(maxsize=4)
 def _part(directory: str, number: int) -> pa.Table | None:
-    folder = Folder(directory)
+    folder = VectorFolder(directory)
     try:
-        with folder.filesystem.open_input_file(folder.part(number)) as source:
+        with open_file(folder.part(number)) as source:
             return pq.read_table(source).replace_schema_metadata(None)
     except FileNotFoundError as error:
         if number in folder.parts():  # its rows were all left out

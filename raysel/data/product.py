@@ -7,10 +7,9 @@ sum, rounded once to float32, whoever computes it.
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import numpy as np
+
+from raysel.core.sums import exact_sum
 
 _CHUNK = 256  # rows worked on at once: their float64 copy stays in the cache
 _U = 2.0**-53  # the largest relative error of one float64 operation
@@ -69,13 +68,13 @@ def _nearest(terms: np.ndarray) -> np.ndarray:
 
 def _nearest_one(terms: np.ndarray) -> np.float32:
     """The same of one row (d,), however close to half way between two float32 its sum is."""
-    total = math.fsum(terms)  # rounded once, to float64: rounding it again errs only where it lies half way
+    total = exact_sum(terms)  # rounded once, to float64: rounding it again errs only where it lies half way
     near = np.float32(total)
     away = np.nextafter(near, np.float32(np.inf if total > float(near) else -np.inf))
     half = (float(near) + float(away)) / 2
     if total != half:
         return near
-    exact = sum(map(Fraction, terms.tolist()), Fraction(0)) - Fraction(half)
-    if exact == 0:
+    beyond = exact_sum(np.append(terms, -half))  # rounding keeps its sign
+    if beyond == 0:
         return near
-    return max(near, away) if exact > 0 else min(near, away)
+    return max(near, away) if beyond > 0 else min(near, away)

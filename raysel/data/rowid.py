@@ -2,44 +2,124 @@
 
 For Parquet, ``id = rows of the files before it + position in its file``, both known from the footers.
 The first reading fixes the order of the files (sorted by path); files that come later are appended, so
-an id is never used twice, and a file that changed under its name is an error. Pure: no Ray.
+an id is never used twice, and a file that changed under its name is an error. Files are compared by content, which is
+read when a digest is needed and not before. Pure: no Ray.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raysel.core import storage
+from raysel.core.fingerprint.files import Trust, stored_digests
+from raysel.core.storage import resolve
 from raysel.errors import ConfigError, DataError, first
 
 ID = "sample_id"
-_FORMAT = 1
+_FORMAT = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IndexedFile:
-    """One Parquet file: its path, the rows and bytes of each row group, and a digest of its footer."""
+    """One Parquet file: its path, the rows and bytes of each row group, and the digest of its content.
+
+    stamp: size and time of modification (ns) when its footer was read. filesystem: where the file lies; None for a file
+    of a saved index, whose digest is known. trust: what its digest is made of.
+    """
 
     path: str
     group_rows: tuple[int, ...]
     group_bytes: tuple[int, ...]
-    digest: str
+    stamp: tuple[int, int]
+    filesystem: pafs.FileSystem | None = field(default=None, repr=False)
+    trust: Trust = "content"
+    _digests: dict[Trust, str] = field(default_factory=dict, repr=False)
 
     @property
     def rows(self) -> int:
         return sum(self.group_rows)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content; read when it is first asked for. DataError if the file has changed since."""
+        return file_digests([self])[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, IndexedFile) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.group_rows))
+
+    def _key(self) -> tuple[str, tuple[int, ...], tuple[int, ...], str]:
+        return self.path, self.group_rows, self.group_bytes, self.digest
+
+
+def file_digests(files: Sequence[IndexedFile], trust: Trust | None = None) -> list[str]:
+    """Digests of indexed files, in their order; content that is not known yet is read in parallel.
+
+    Parameters
+    ----------
+    files : sequence of IndexedFile
+        Files of one index.
+    trust : {"content", "mtime"}, optional
+        What identifies a file. Default: what its index was made with.
+
+    Returns
+    -------
+    list of str
+        See :func:`raysel.core.fingerprint.stored_digest`.
+
+    Raises
+    ------
+    DataError
+        If a file changed after its footer was read, or cannot be read.
+    """
+    wanted = [trust or file.trust for file in files]
+    for kind in sorted(set(wanted)):
+        missing = [
+            file for file, k in zip(files, wanted, strict=True) if k == kind and kind not in file._digests
+        ]
+        for filesystem, group in _by_filesystem(missing):
+            found = stored_digests(filesystem, [file.path for file in group], kind)
+            infos = filesystem.get_file_info([file.path for file in group])
+            for file, digest, info in zip(group, found, infos, strict=True):
+                if (info.size, info.mtime_ns) != file.stamp:
+                    raise _changed(file.path)
+                file._digests[kind] = digest
+    return [file._digests[kind] for file, kind in zip(files, wanted, strict=True)]
+
+
+def _changed(path: str) -> DataError:
+    return DataError(
+        f"{path}: changed since its rows were numbered; ids are never given to other rows, so write the new rows to a "
+        "new file, or number everything again in another index."
+    )
+
+
+def _by_filesystem(files: Sequence[IndexedFile]) -> list[tuple[pafs.FileSystem, list[IndexedFile]]]:
+    groups: list[tuple[pafs.FileSystem, list[IndexedFile]]] = []
+    for file in files:
+        filesystem = file.filesystem
+        if filesystem is None:
+            raise DataError(
+                f"{file.path}: The saved index has no digest of this kind. Read the files with the setting of trust "
+                "that the index was made with."
+            )
+        if not groups or not groups[-1][0].equals(filesystem):
+            groups.append((filesystem, []))
+        groups[-1][1].append(file)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -61,32 +141,69 @@ class RowIndex:
     @property
     def digest(self) -> str:
         """Changes when a row's content or id may have changed; does not depend on where the files lie."""
-        joined = "\n".join(f"{posixpath.basename(f.path)} {f.digest}" for f in self.files)
+        digests = file_digests(self.files)
+        joined = "\n".join(
+            f"{posixpath.basename(f.path)} {d}" for f, d in zip(self.files, digests, strict=True)
+        )
         return hashlib.sha256(joined.encode()).hexdigest()
 
+    def identity(self, trust: Trust | None = None) -> tuple[tuple[str, int], ...]:
+        """Digest and number of rows of each file, in the order that gives the rows their ids.
+
+        Parameters
+        ----------
+        trust : {"content", "mtime"}, optional
+            What identifies a file. Default: what the index was made with.
+
+        Returns
+        -------
+        tuple of (str, int)
+            One pair per file.
+        """
+        digests = file_digests(self.files, trust)
+        return tuple((digest, file.rows) for digest, file in zip(digests, self.files, strict=True))
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(target.name + f".{os.getpid()}.partial")
-        partial.write_text(
-            json.dumps({"format": _FORMAT, "files": [asdict(f) for f in self.files]}, indent=1)
-        )
-        os.replace(partial, target)
+        digests = file_digests(self.files)
+        files = [
+            {
+                "path": file.path,
+                "group_rows": file.group_rows,
+                "group_bytes": file.group_bytes,
+                "stamp": file.stamp,
+                "trust": file.trust,
+                "digest": digest,
+            }
+            for file, digest in zip(self.files, digests, strict=True)
+        ]
+        storage.make_folder(os.path.dirname(os.fspath(path)) or ".")
+        storage.write_json(path, {"format": _FORMAT, "files": files})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RowIndex:
         """Read an index that :meth:`save` wrote; DataError if it is not one."""
         try:
-            raw = json.loads(Path(path).read_text())
+            raw = storage.read_json(path)
             if raw["format"] != _FORMAT:
-                raise DataError(f"{path}: row index of format {raw['format']}, this version reads {_FORMAT}.")
+                raise DataError(
+                    f"{path}: row index of format {raw['format']}, this version reads {_FORMAT}; remove it to number "
+                    "the rows again."
+                )
             return cls(
                 tuple(
-                    IndexedFile(f["path"], tuple(f["group_rows"]), tuple(f["group_bytes"]), f["digest"])
+                    IndexedFile(
+                        f["path"],
+                        tuple(f["group_rows"]),
+                        tuple(f["group_bytes"]),
+                        (f["stamp"][0], f["stamp"][1]),
+                        None,
+                        f["trust"],
+                        {f["trust"]: f["digest"]},
+                    )
                     for f in raw["files"]
                 )
             )
-        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, LookupError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a row index ({error}); remove it to number the rows anew."
             ) from error
@@ -107,17 +224,6 @@ class Piece:
 def with_ids(table: pa.Table, start: int) -> pa.Table:
     """``table`` with the ids from ``start`` on as its first column."""
     return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
-
-
-def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """The Arrow filesystem and the path on it for a local path or a URI (``s3://``, ``gs://``, ...)."""
-    text = os.fspath(source)
-    if "://" in text:
-        try:
-            return pafs.FileSystem.from_uri(text)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{text}: cannot be opened ({error}).") from error
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
 
 
 def list_files(
@@ -163,12 +269,17 @@ def list_files(
 
 
 def index_parquet(
-    filesystem: pafs.FileSystem, paths: Sequence[str], known: RowIndex | None = None
+    filesystem: pafs.FileSystem,
+    paths: Sequence[str],
+    known: RowIndex | None = None,
+    trust: Trust = "content",
 ) -> tuple[RowIndex, pa.Schema]:
-    """Number the rows of Parquet files from their footers; reads no data.
+    """Number the rows of Parquet files from their footers; reads no data but that of files in ``known``.
 
     Files in ``known`` keep their place; others follow, sorted. Returns the index and the common schema.
-    DataError if a known file is gone or changed, if a file is not Parquet, or if schemas differ.
+    DataError if a known file is gone or its content changed, if a file is not Parquet, or if schemas differ.
+    trust: what identifies a file, its content or its size and time of modification. A known file is compared by what
+    its digest was made of.
     """
     if known is not None:
         here = set(paths)
@@ -181,18 +292,19 @@ def index_parquet(
         old = [file.path for file in known.files]
         paths = [*old, *sorted(set(paths) - set(old))]
     with ThreadPoolExecutor(max_workers=16) as pool:
-        footers = list(pool.map(lambda path: _footer(filesystem, path), paths))
+        footers = list(pool.map(lambda path: _footer(filesystem, path, trust), paths))
     schema = footers[0][1]
     for path, (_, other) in zip(paths, footers, strict=True):
         if not other.equals(schema):
             raise DataError(f"{path}: {_difference(schema, other)} than in {paths[0]}; the files must agree.")
     if known is not None:
-        for before, (after, _) in zip(known.files, footers, strict=False):
-            if before.digest != after.digest:
-                raise DataError(
-                    f"{before.path}: changed since its rows were numbered; ids are never given to other rows, "
-                    "so write the new rows to a new file, or number everything anew in another index."
-                )
+        now = [file for file, _ in footers[: len(known.files)]]
+        found: dict[Trust, list[str]] = {
+            kind: file_digests(now, kind) for kind in {f.trust for f in known.files}
+        }
+        for place, before in enumerate(known.files):
+            if before.digest != found[before.trust][place]:
+                raise _changed(before.path)
     return RowIndex(tuple(file for file, _ in footers)), schema
 
 
@@ -204,20 +316,6 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
             reader = pq.ParquetFile(source)
             for piece in held:
                 yield piece, reader
-
-
-def hash_ids(ids: np.ndarray, seed: int) -> np.ndarray:
-    """A uniform draw in [0, 1) for every id (int64), float64, the same wherever and whenever it is made.
-
-    SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) of the id and the seed. Rows are sampled by it, since
-    drawing by block would depend on the blocks.
-    """
-    with np.errstate(over="ignore"):
-        x = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(2 * (seed % 2**32) + 1)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    return (x >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def budget_rows(budget: float | int, rows: int) -> int:
@@ -250,26 +348,21 @@ def check_ids(ids: np.ndarray, where: str) -> None:
         raise DataError(f"{where}: column '{ID}' holds ids that occur more than once ({first(twice)}).")
 
 
-def _footer(filesystem: pafs.FileSystem, path: str) -> tuple[IndexedFile, pa.Schema]:
+def _footer(filesystem: pafs.FileSystem, path: str, trust: Trust) -> tuple[IndexedFile, pa.Schema]:
     try:
+        info = filesystem.get_file_info(path)
         with filesystem.open_input_file(path) as source:
-            size = source.size()
-            if size < 12:
-                raise pa.ArrowInvalid("the file is too short")
-            source.seek(size - 8)
-            tail = source.read(8)
-            length = int.from_bytes(tail[:4], "little") if tail[4:] == b"PAR1" else 0
-            if not 0 < length <= size - 8:
-                raise pa.ArrowInvalid("it does not end as a Parquet file does")
-            source.seek(size - 8 - length)
-            digest = hashlib.sha256(source.read(length) + str(size).encode()).hexdigest()
-            source.seek(0)
             metadata = pq.read_metadata(source)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)}).") from error
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     entry = IndexedFile(
-        path, tuple(g.num_rows for g in groups), tuple(g.total_byte_size for g in groups), digest
+        path,
+        tuple(g.num_rows for g in groups),
+        tuple(g.total_byte_size for g in groups),
+        (info.size, info.mtime_ns),
+        filesystem,
+        trust,
     )
     return entry, metadata.schema.to_arrow_schema().remove_metadata()
 

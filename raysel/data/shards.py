@@ -7,23 +7,21 @@ its bits.
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raysel.core import storage
 from raysel.data.decode import Rows, Takes, decode
 from raysel.data.embedders import Embedder, check_vectors, length_of, rows_of
-from raysel.data.rowid import ID, Piece, opened, resolve, with_ids
+from raysel.data.rowid import ID, Piece, opened, with_ids
 from raysel.data.vectors import EMBEDDING, not_finite, to_column
 from raysel.errors import DataError, RunError, first
 
@@ -174,11 +172,11 @@ def embed(rows: Rows, run: Callable[[Any], Any], work: Work) -> Stat:
     ids = rows.ids[good]
     if not len(ids):  # without a vector there is no dimension, and no column to write
         number = min(rejected) // work.shard
-        Folder(work.directory).write_none(number, rejected)
+        VectorFolder(work.directory).write_none(number, rejected)
         return Stat(number, len(rejected))
     table = table_of(ids, finish(vectors[good], ids, name, work.options), rejected, work.options.on_error)
     number = int(ids[0]) // work.shard
-    Folder(work.directory).write_part(number, table, rejected)
+    VectorFolder(work.directory).write_part(number, table, rejected)
     return Stat(number, len(ids) + len(rejected))
 
 
@@ -245,56 +243,42 @@ def table_of(ids: np.ndarray, vectors: np.ndarray, rejected: dict[int, str], on_
 # ---- the directory -------------------------------------------------------------------------------------------
 
 
-class Folder:
-    """The files of a data set's vectors, on any Arrow filesystem; each appears whole or not at all."""
-
-    def __init__(self, directory: str) -> None:
-        self.name = directory
-        self.filesystem, self.path = resolve(directory)
+class VectorFolder(storage.Folder):
+    """The files of a data set's vectors, on any filesystem; each appears complete or not at all."""
 
     def read(self, name: str) -> Any:
+        """Return what a JSON file holds, None if it is missing."""
         try:
-            with self.filesystem.open_input_file(f"{self.path}/{name}") as source:
-                return json.loads(source.read().decode())
+            return storage.read_json(self.file(name))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.name}/{name}: damaged ({error}); remove the directory and run again."
+                f"{self.file(name)}: damaged ({error}); remove the directory and run again."
             ) from error
-
-    def write(self, name: str, data: bytes) -> None:
-        partial = f"{self.path}/.{name}.{time.monotonic_ns():x}.partial"
-        with self.filesystem.open_output_stream(partial) as sink:
-            sink.write(data)
-        self.filesystem.move(partial, f"{self.path}/{name}")
 
     def claim(self, key: dict[str, Any]) -> None:
         """Make the directory these vectors' own; RunError if it holds others."""
         before = self.read("_key.json")
         if before is None:
-            try:
-                self.filesystem.create_dir(self.path, recursive=True)
-                self.write("_key.json", json.dumps(key, indent=1).encode())
-            except OSError as error:
-                raise RunError(f"{self.name}: cannot be written ({error}).") from error
+            storage.make_folder(self.path)
+            storage.write_json(self.file("_key.json"), key)
         elif before != key:
             other = [part for part in key if before.get(part) != key[part]]
             raise RunError(
-                f"{self.name}: holds vectors of another {first(other)}; choose another directory, or remove it."
+                f"{self.path}: holds vectors of another {first(other)}; choose another directory, or remove it."
             )
 
     def parts(self) -> set[int]:
         """Numbers of the shards that are there."""
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.path))
-        names = (f.base_name.partition(".")[0] for f in found)
+        names = (name.partition(".")[0] for name in storage.list_files(self.path))
         return {int(name[5:]) for name in names if name.startswith(("part-", "none-"))}
 
     def part(self, number: int) -> str:
-        return f"{self.path}/{part_name(number)}"
+        return self.file(part_name(number))
 
     def write_part(self, number: int, table: pa.Table, rejected: dict[int, str]) -> None:
-        sink = io.BytesIO()
+        sink = pa.BufferOutputStream()
         kept = table.replace_schema_metadata({"rejected": json.dumps(sorted(rejected.items()))})
         pq.write_table(kept, sink, compression="none")
         self.write(part_name(number), sink.getvalue())
@@ -311,14 +295,14 @@ def part_name(number: int) -> str:
 
 def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int, int, list[Any]]]:
     """Of each part: vectors, the sum of their ids, their dimension, the first id, and what was rejected."""
-    folder = Folder(directory)
+    folder = VectorFolder(directory)
     found = []
     for number in numbers:
         none = folder.read(f"none-{number:012d}.json")
         if none is not None:
             found.append((0, 0, 0, -1, none))
             continue
-        with folder.filesystem.open_input_file(folder.part(number)) as source:
+        with storage.open_file(folder.part(number)) as source:
             file = pq.ParquetFile(source)
             ids = file.read(columns=[ID])[ID].to_numpy()
             schema = file.schema_arrow

@@ -21,7 +21,8 @@ from ray.data import Dataset, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from raysel.data.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.cluster.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.core.fingerprint.files import Trust
 from raysel.data.content import digest_blocks, digest_table
 from raysel.data.foreign import from_hugging_face, from_torch
 from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, identity, mark, short_names
@@ -51,6 +52,7 @@ def read(
     label: str | None = None,
     columns: Sequence[str] | None = None,
     index: str | os.PathLike[str] | None = None,
+    trust: Trust = "content",
 ) -> Dataset:
     """Read rows into a Ray Dataset with a stable ``sample_id``.
 
@@ -70,7 +72,11 @@ def read(
         Read only these columns. Default: all.
     index : path, optional
         File that keeps the order of Parquet files between runs, so that files added later get new ids and no id is
-        ever given to another row. It is written on the first reading.
+        ever given to another row. It is written on the first reading. All bytes of the files are read for it once, so
+        that a file with other rows is refused.
+    trust : {"content", "mtime"}
+        What identifies a Parquet file in the index and in the keys of vectors: all its bytes, or its size and
+        modification time, for data that cannot be read twice.
 
     Returns
     -------
@@ -89,7 +95,7 @@ def read(
     if index is not None and not _is_parquet(source):
         raise DataError("index= keeps the order of Parquet files; this source is not a Parquet path.")
     if _is_parquet(source):
-        dataset, schema, where = _read_parquet(source, index)
+        dataset, schema, where = _read_parquet(source, index, trust)
     elif _is_path(source):
         dataset, schema, where = _read_files(source) if _suffix(_paths(source)[0]) else read_images(source)
     elif isinstance(source, Dataset):
@@ -294,10 +300,12 @@ def _projection(expressions: Sequence[Any]) -> dict[str, str] | None:
     return names
 
 
-def _read_parquet(source: Any, index: str | os.PathLike[str] | None) -> tuple[Dataset, pa.Schema, str]:
+def _read_parquet(
+    source: Any, index: str | os.PathLike[str] | None, trust: Trust
+) -> tuple[Dataset, pa.Schema, str]:
     filesystem, paths = list_files(_paths(source))
     known = RowIndex.load(index) if index is not None and Path(index).exists() else None
-    rows, schema = index_parquet(filesystem, paths, known)
+    rows, schema = index_parquet(filesystem, paths, known, trust)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} Parquet files from {paths[0]}"
     if rows.rows == 0:
         raise DataError(f"{where}: no rows.")

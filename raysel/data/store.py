@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ray.data import Dataset
 
-from raysel.data.blocks import arrow_blocks, map_blocks, pick
+from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
+from raysel.core.storage import write_json
 from raysel.data.rowid import ID, check_ids
 from raysel.data.vectors import to_numpy
 from raysel.errors import DataError, first
@@ -72,7 +73,7 @@ def write_arrays(
             labels[part[0]] = [code[name] for name in table[label].to_pylist()]
     rows.flush()
     labels.flush()
-    (target / _META).write_text(json.dumps({"rows": len(ids), "classes": known}))
+    write_json(target / _META, {"rows": len(ids), "classes": known})
     return known
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from raysel.dynamic.budget import Budget, ratio_of
 from raysel.dynamic.plan import (
     SUBSET,
     WALK,
@@ -27,11 +28,14 @@ from raysel.dynamic.plan import (
 )
 from raysel.dynamic.shards import lowest, plan_whole
 from raysel.dynamic.state import Array, SampleState, observe
+from raysel.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class FullData:
     """Every sample in every epoch, weight 1."""
+
+    title: ClassVar[str] = "full data"
 
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
@@ -68,6 +72,19 @@ class RandomPrune:
     prune_ratio: float = 0.5
     share: float = 0.5
     delta: float = 0.875
+    title: ClassVar[str] = "random pruning"
+
+    @classmethod
+    def at_budget(cls, budget: Budget) -> RandomPrune:
+        """The same rescale and tail at the same number of passes; the first epoch takes all the data."""
+        pruning = budget.epochs - budget.tail - 1
+        spared = budget.rows * budget.epochs - budget.passes
+        if spared and spared >= budget.rows * pruning:
+            raise ConfigError(
+                f"random_prune: its first epoch and the last {budget.tail} take all the data, so it spends more than "
+                f"{budget.rows * (budget.tail + 1):,} passes and cannot be held to {budget.passes:,}."
+            )
+        return cls(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -113,6 +130,12 @@ class RandomSubset:
     """
 
     ratio: float = 0.5
+    title: ClassVar[str] = "random subsets"
+
+    @classmethod
+    def at_budget(cls, budget: Budget) -> RandomSubset:
+        """Subsets of equal size in all epochs, at the same number of passes; there is no tail on all the data."""
+        return cls(ratio_of(max(round(budget.passes / budget.epochs), 1), budget.rows))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", fraction("RandomSubset.ratio", self.ratio, zero=False))
@@ -152,6 +175,12 @@ class RoundRobin:
 
     ratio: float = 0.5
     delta: float = 1.0
+    title: ClassVar[str] = "round robin"
+
+    @classmethod
+    def at_budget(cls, budget: Budget) -> RoundRobin:
+        """The same tail at the same number of passes."""
+        return cls(ratio_of(budget.rows_per_epoch("round_robin"), budget.rows), budget.delta)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", fraction("RoundRobin.ratio", self.ratio, zero=False))

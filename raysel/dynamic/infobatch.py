@@ -7,11 +7,12 @@ import hashlib
 import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from raysel.dynamic.budget import Budget
 from raysel.dynamic.plan import (
     Plan,
     annealing,
@@ -106,9 +107,22 @@ class InfoBatch:
     threshold: str | float = "mean"
     target_saving: float | None = None
     ema: float = 0.0
-    classes: Any = field(default=None, repr=False, compare=False)
+    classes: Any = field(default=None, repr=False, compare=False, metadata={"yaml": False})
     classes_digest: str | None = field(default=None, init=False, repr=False)
     _number: int = field(default=1, init=False, repr=False, compare=False)
+    title: ClassVar[str] = "InfoBatch"
+
+    @classmethod
+    def at_budget(cls, budget: Budget) -> InfoBatch:
+        """The same tail, and the ``target_saving`` that is the budget's saving."""
+        if budget.saving <= 0:
+            return cls(prune_ratio=0.0, delta=budget.delta)
+        policy = cls(delta=budget.delta, target_saving=budget.saving)
+        try:
+            policy.check(budget.epochs)
+        except ConfigError as error:
+            raise ConfigError(f"infobatch: {error}.") from None
+        return policy
 
     def __post_init__(self) -> None:
         checked: dict[str, Any] = {

@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.sums import exact_sum, partial_sums
 from raysel.dynamic.state import CHUNK, Array, SampleState, frozen, whole
 from raysel.errors import ConfigError, DataError
 
@@ -212,22 +213,6 @@ def order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 # ---- exact sums --------------------------------------------------------------------------------------------
 
 
-def exact_sum(values: npt.NDArray[np.floating]) -> float:
-    """The correctly rounded sum of at most 65,536 finite float32 values, in whatever order they are added.
-
-    Values are cut at a common bit so high that float64 adds the upper parts without rounding, again for
-    what remains, until nothing does (Rump, Ogita and Oishi, 2008, Algorithm 3.2).
-    """
-    rest = values.astype(np.float64)
-    sums: list[float] = []
-    while rest.size and (top := float(np.abs(rest).max())) > 0.0:
-        cut = math.ldexp(1.0, math.frexp(top)[1] + 17)  # 2 * 65,536 * the next power of two above any value
-        high = (rest + cut) - cut
-        sums.append(float(high.sum()))
-        rest -= high
-    return math.fsum(sums)
-
-
 def chunk_sums(values: npt.NDArray[np.float32]) -> tuple[list[float], int]:
     """The sums of the finite values, one per chunk of 65,536, and how many values are finite."""
     sums, count = [], 0
@@ -245,20 +230,16 @@ def class_sums(
 ) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
     """:func:`chunk_sums` of each of ``number`` classes: sums float64 (number,), a few a chunk, and counts int64.
 
-    classes: 0..number-1, one a value. The cuts are :func:`exact_sum`'s, so that every sum of upper parts is
-    exact; adding up all sums of a class with ``math.fsum`` gives its correctly rounded sum.
+    classes: 0..number-1, one per value. Every sum is exact (:func:`raysel.core.sums.partial_sums`), so that adding up all sums
+    of a class with ``math.fsum`` gives its correctly rounded sum.
     """
     sums: list[npt.NDArray[np.float64]] = []
     count = np.zeros(number, np.int64)
     for start, stop in chunks(len(values)):
         finite = np.isfinite(values[start:stop])
-        rest, of = values[start:stop][finite].astype(np.float64), classes[start:stop][finite]
+        of = classes[start:stop][finite]
         count += np.bincount(of, minlength=number)
-        while rest.size and (top := float(np.abs(rest).max())) > 0.0:
-            cut = math.ldexp(1.0, math.frexp(top)[1] + 17)
-            high = (rest + cut) - cut
-            sums.append(np.bincount(of, weights=high, minlength=number).astype(np.float64, copy=False))
-            rest -= high
+        sums += partial_sums(of, values[start:stop][finite], number)
     return sums, count
 
 

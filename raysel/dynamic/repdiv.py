@@ -8,12 +8,14 @@ import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raysel.core.arrays import positions
+from raysel.dynamic.budget import Budget, ratio_of
 from raysel.dynamic.plan import TIES, Plan, check_epoch, chunks, fraction, full, part, uniform, unweighted
 from raysel.dynamic.shards import kth, lowest, ordered, plan_whole
 from raysel.dynamic.state import Array, SampleState, frozen, observe
@@ -100,8 +102,8 @@ class Scores:
         wanted = np.arange(ids, dtype=np.int64) if isinstance(ids, (int, np.integer)) else np.asarray(ids)
         if np.array_equal(wanted, self.ids):
             return replace(self, ids=None)
-        place = np.minimum(np.searchsorted(self.ids, wanted), len(self) - 1)
-        absent = wanted[self.ids[place] != wanted]
+        place, found = positions(self.ids, wanted)
+        absent = wanted[~found]
         if len(absent):
             raise DataError(
                 f"{len(absent)} of {len(wanted)} samples have no score (sample_id {first(absent)}); score the data set "
@@ -145,7 +147,7 @@ class RepDiv:
     0, and for more classes than samples to select.
     """
 
-    scores: Any = field(repr=False, compare=False)
+    scores: Any = field(default=None, repr=False, compare=False, metadata={"yaml": False})
     ratio: float = 0.7
     a_min: float = 0.2
     t_mid: float = 0.6
@@ -154,18 +156,20 @@ class RepDiv:
     tail: float = 0.15
     alpha: float | None = None
     scores_digest: str = field(default="", init=False, repr=False)
+    title: ClassVar[str] = "RepDiv"
+    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         scores = self.scores
         if isinstance(scores, pa.Table):
             scores = Scores.from_arrow(scores)
-        if not isinstance(scores, Scores):
+        if scores is not None and not isinstance(scores, Scores):
             raise ConfigError(
                 f"RepDiv.scores must be an Arrow table of sample_id, rep, div and label, got {type(scores).__name__}"
             )
         checked: dict[str, Any] = {
             "scores": scores,
-            "scores_digest": scores.digest(),
+            "scores_digest": "" if scores is None else scores.digest(),
             "ratio": fraction("RepDiv.ratio", self.ratio, zero=False),
             "penalty": _positive("RepDiv.penalty", self.penalty),
         }
@@ -178,9 +182,19 @@ class RepDiv:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def at_budget(cls, budget: Budget) -> RepDiv:
+        """The same tail at the same number of passes; the scores are still to be given."""
+        ratio = ratio_of(budget.rows_per_epoch("repdiv"), budget.rows)
+        return cls(ratio=ratio, tail=budget.tail / budget.epochs)
+
+    def with_scores(self, scores: pa.Table | Scores) -> RepDiv:
+        """The same policy with the scores of the samples."""
+        return replace(self, scores=scores)
+
     def for_ids(self, ids: npt.NDArray[np.int64] | int) -> RepDiv:
         """The policy of a run over these ids (ascending; an int n: 0..n-1); see :meth:`Scores.for_ids`."""
-        policy = replace(self, scores=self.scores.for_ids(ids))
+        policy = replace(self, scores=self._scores().for_ids(ids))
         policy.count(len(policy.scores))
         return policy
 
@@ -251,7 +265,7 @@ class RepDiv:
 
     def count(self, n: int) -> int:
         """|S|: the samples of an epoch before the tail. ConfigError if they are fewer than the classes."""
-        count, number = min(max(part(self.ratio, n), 1), n), self.scores.number
+        count, number = min(max(part(self.ratio, n), 1), n), self._scores().number
         if count < number:
             raise ConfigError(
                 f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes; raise it "
@@ -264,8 +278,14 @@ class RepDiv:
         tail = self.tail_epochs(num_epochs)
         return ((num_epochs - tail) * self.count(n) + tail * n) / (num_epochs * n)
 
+    def _scores(self) -> Scores:
+        if self.scores is None:
+            raise ConfigError("RepDiv has no scores yet; give them as RepDiv(scores) or with_scores(scores)")
+        scores: Scores = self.scores
+        return scores
+
     def _check(self, n: int) -> None:
-        if len(self.scores) != n:
+        if len(self._scores()) != n:
             raise ConfigError(
                 f"RepDiv.scores are of {len(self.scores)} samples, there are {n}; align them by for_ids"
             )

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import ray
 
+from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.wait import wait_until
 from raysel.dynamic.keeper import Keeper, Keepers, Kept, join_plans
 from raysel.dynamic.plan import Plan, Policy
 from raysel.dynamic.shards import cut, spans
-from raysel.errors import RayselError, ResourceError, StateError
+from raysel.errors import StateError
 
 NAMESPACE = "raysel"
 _IN_FLIGHT = 8  # unanswered updates of one worker to one actor before it waits: bounds the actor's queue
@@ -72,14 +74,16 @@ def start_keepers(policy: Policy, size: int, num_epochs: int, seed: int, shards:
     ]
     client = KeeperClient(actors, parts, name)
     try:
-        ray.get([actor.__ray_ready__.remote() for actor in actors], timeout=START_S)
-    except BaseException as error:
+        up = [actor.__ray_ready__.remote() for actor in actors]
+        wait_until(
+            lambda limit: len(ray.wait(up, num_returns=len(up), timeout=limit)[0]) == len(up),
+            f"The {len(up)} actors of the selection state, which need memory and no CPU, were not up",
+            "look at 'ray status' for a node with memory to spare",
+            START_S,
+        )
+        ray.get(up)  # an actor that could not be made raises here
+    except BaseException:
         client.close()
-        if isinstance(error, ray.exceptions.GetTimeoutError):
-            raise ResourceError(
-                f"The {len(actors)} actors of the selection state were not up within {START_S:.0f} s; they need no CPU "
-                "but a node with memory to spare: look at 'ray status'."
-            ) from None
         raise
     return client
 
@@ -157,10 +161,9 @@ class KeeperClient(Keepers):
 
     def _get(self, refs: Any) -> Any:
         try:
-            return ray.get(refs, timeout=TIMEOUT_S)
+            with unwrap_errors():
+                return ray.get(refs, timeout=TIMEOUT_S)
         except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, RayselError):
-                raise error.cause from None
             if isinstance(error.cause, _LOST):
                 raise self._lost(error.cause) from error
             raise

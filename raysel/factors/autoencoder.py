@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.storage import write_bytes
 from raysel.errors import ConfigError, DataError
-from raysel.files import write_bytes
 from raysel.gio.distances import vectors as matrix
 
 if TYPE_CHECKING:

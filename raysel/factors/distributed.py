@@ -18,10 +18,13 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raysel.data.blocks import VectorBlocks, import_whole, stream_blocks, vector_blocks
-from raysel.data.rowid import ID, check_ids, hash_ids
+from raysel.cluster.blocks import import_whole, stream_blocks
+from raysel.cluster.wait import wait_for_workers
+from raysel.core.hashing import hash_ids
+from raysel.data.rowid import ID, check_ids
+from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
-from raysel.errors import DataError, ResourceError, first
+from raysel.errors import DataError, first
 from raysel.factors import scores
 from raysel.factors.autoencoder import Autoencoder, fit_autoencoder
 from raysel.factors.scores import FactorCounts, RawScores, Span
@@ -64,12 +67,7 @@ def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[st
     from ray.train.torch import TorchTrainer
 
     gpu = str(settings.get("device", "cpu")) != "cpu"
-    have = ray.cluster_resources()
-    if min(have.get("CPU", 0), have.get("GPU", 0) if gpu else workers) < workers:
-        raise ResourceError(
-            f"workers: {workers} of 1 CPU{' and 1 GPU' if gpu else ''} cannot be placed: the cluster has "
-            f"{have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; ask for fewer."
-        )
+    wait_for_workers(f"workers: {workers}", workers, 1.0, float(gpu), "ask for fewer")
     share = min(most / source.rows, 1.0)
     with tempfile.TemporaryDirectory() as place:
         trainer = TorchTrainer(

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.core.hashing import GOLDEN, hash_integers, mix
 from raysel.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -21,7 +22,6 @@ Hashes = npt.NDArray[np.uint64]
 
 UNZONED, ZONED, NOTHING = "time without zone", "time with zone", "nothing"
 _LIST = "list of "
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _NULL, _NAN = np.uint64(0x6E756C6C6E756C6C), np.uint64(0x6E616E6E616E6E61)
 _BEYOND = np.uint64(0x6265796F6E646279)
 _LARGE = {
@@ -33,16 +33,6 @@ _LARGE = {
 _SLICE = 1 << 20  # words or elements hashed at once
 _RANGE = 1 << 16  # integers of so short a range are codes
 _TRIED = 1 << 12  # rows of text looked at to see whether it repeats
-
-
-def mix(values: Hashes) -> Hashes:
-    """The finalizer of SplitMix64 (Steele, Lea & Flood, OOPSLA 2014), a bijection of uint64."""
-    x = values ^ (values >> np.uint64(30))
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def kind(of: Any, name: str) -> str:
@@ -206,11 +196,6 @@ def _of_short_range(array: pa.Array) -> Coded | None:
     return Coded(codes, np.append(hash_integers(low + np.arange(high - low + 1)), _NULL))
 
 
-def hash_integers(values: Array) -> Hashes:
-    """A uint64 for each int64, or uint64 of the same digits."""
-    return mix(values.view(np.uint64) + _GOLDEN)
-
-
 def code_integers(values: npt.NDArray[np.int64]) -> Coded | None:
     """Integers of a short range as codes; None for others."""
     return _of_short_range(pa.array(values)) if len(values) else None
@@ -282,7 +267,7 @@ def _hash_floats(array: pa.Array) -> Hashes:
     bits = (values + 0.0).view(np.uint64) ^ np.uint64(0x7F)
     alike = np.flatnonzero((whole == values) & (np.abs(values) < 2.0**62))
     bits[alike] = whole[alike].astype(np.int64).view(np.uint64)
-    found = mix(bits + _GOLDEN)
+    found = mix(bits + GOLDEN)
     nan = np.isnan(values)
     if nan.any():
         found[nan] = _NAN
@@ -326,10 +311,10 @@ def _hash_words(data: npt.NDArray[np.uint8], offsets: Array, words: Array) -> Ha
     word[high] |= padded[at[high] + 1] << (np.uint64(64) - shift[high])
     cut = np.flatnonzero(left < 8)
     word[cut] &= (np.uint64(1) << (left[cut] << 3).astype(np.uint64)) - np.uint64(1)
-    mixed = mix(word ^ mix((place.astype(np.uint64) + np.uint64(1)) * _GOLDEN))
+    mixed = mix(word ^ mix((place.astype(np.uint64) + np.uint64(1)) * GOLDEN))
     if longest > 1:
         mixed = np.add.reduceat(mixed, np.cumsum(words) - words)
-    return mix(mixed + length.astype(np.uint64) * _GOLDEN)
+    return mix(mixed + length.astype(np.uint64) * GOLDEN)
 
 
 def _hash_lists(array: pa.Array, name: str) -> Hashes:
@@ -347,10 +332,10 @@ def _hash_lists(array: pa.Array, name: str) -> Hashes:
     sums = np.concatenate(
         [
             np.zeros(1, np.uint64),
-            np.cumsum(mix(elements ^ mix((place.astype(np.uint64) + np.uint64(1)) * _GOLDEN))),
+            np.cumsum(mix(elements ^ mix((place.astype(np.uint64) + np.uint64(1)) * GOLDEN))),
         ]
     )
-    return mix(sums[ends] - sums[ends - length] + (length.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+    return mix(sums[ends] - sums[ends - length] + (length.astype(np.uint64) + np.uint64(1)) * GOLDEN)
 
 
 def combine(parts: list[Hashes], rows: int) -> Hashes:
@@ -358,11 +343,11 @@ def combine(parts: list[Hashes], rows: int) -> Hashes:
     if len(parts) == 1:
         return parts[0]
     found = np.full(rows, np.uint64(len(parts)))
-    factor = _GOLDEN  # odd, and another for each place; the parts are mixed already
+    factor = GOLDEN  # odd, and another for each place; the parts are mixed already
     with np.errstate(over="ignore"):
         for part in parts:
             found += part * factor
-            factor *= _GOLDEN
+            factor *= GOLDEN
     return mix(found)
 
 

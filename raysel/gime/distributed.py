@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.data.blocks import gather, own_error, stream_blocks
+from raysel.cluster.blocks import gather, stream_blocks
+from raysel.cluster.errors import unwrap_errors
 from raysel.data.rowid import ID, check_ids
 from raysel.errors import DataError
 from raysel.gime.binding import Binding
@@ -172,14 +173,13 @@ def on_cluster(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[
     task = ray.remote(_run_part)
     shared = [ray.put(run), ray.put(table)]
     waiting = [task.remote(*shared, ray.put(part)) for part in parts]
-    try:
-        return ray.get(waiting)
-    except ray.exceptions.RayError as error:
-        for each in waiting:
-            ray.cancel(each)
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
+    with unwrap_errors():
+        try:
+            return ray.get(waiting)
+        except ray.exceptions.RayError:
+            for each in waiting:
+                ray.cancel(each)
+            raise
 
 
 def _run_part(run: Callable[[pa.Table], Any], table: pa.Table, part: Positions) -> Any:

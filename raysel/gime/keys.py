@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.sums import exact_sum
 from raysel.gime.columns import Array, Hashes
 from raysel.gime.estimates import SIGMAS, Estimate, exact
 from raysel.gime.grouped import Codes, Grouped, order_of, sizes_of, sorted_by, starts_of
-from raysel.gime.sums import as_float, exact_sums
 
 KEYS = 2048  # distinct keys a group holds exactly; beyond, the sample a bottom-k sketch keeps
 TUG_ROWS, TUG_WIDTH = 3, 2048
@@ -200,12 +200,12 @@ class Sample:
         The bound is blind to a few keys of very large values if the sample holds none of them.
         """
         if not self.cut:
-            return exact(_fsum(values))
+            return exact(exact_sum(values))
         inside, share = values[:-1].astype(np.float64), self.share
-        value = _fsum(inside) / share
+        value = exact_sum(inside) / share
         with np.errstate(over="ignore"):
-            error = SIGMAS * math.sqrt((1.0 - share) * _fsum(inside * inside)) / share
-        held = _fsum(values) if (values >= 0).all() else -math.inf
+            error = SIGMAS * math.sqrt((1.0 - share) * exact_sum(inside * inside)) / share
+        held = exact_sum(values) if (values >= 0).all() else -math.inf
         return Estimate(max(value, held), max(value - error, held), max(value + error, held))
 
     def squares(self) -> Estimate:
@@ -240,16 +240,6 @@ class Sample:
         high = min(math.log2(max(self.distinct().high, 1.0)), math.log2(rows))
         low = min(max(2 * math.log2(rows) - math.log2(self.squares().high), 0.0), high)
         return Estimate(min(max(value, low), high), low, high)
-
-
-def _fsum(values: Array) -> float:
-    """Rounded once; infinite beyond float64, or where a value is."""
-    if not np.isfinite(values).all():
-        return float(np.sum(values))
-    try:
-        return math.fsum(values)
-    except OverflowError:
-        return as_float(sum(exact_sums(None, values, 1)))
 
 
 def _sum_of_products(one: Array, other: Array) -> int:

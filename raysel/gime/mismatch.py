@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from raysel.core.arrays import positions
+from raysel.core.sums import exact_sum
 from raysel.errors import DataError
 from raysel.gime.block import Block, Figure, View, absent, unbound
 from raysel.gime.columns import NOTHING, Array, one_kind
@@ -257,8 +259,7 @@ def _union(one: Sample, other: Sample) -> Array:
 
 def _place(sample: Sample, hashes: Array) -> tuple[Array, Array]:
     """Where each hash would stand in a sample that is not empty, and whether it does."""
-    place = np.minimum(np.searchsorted(sample.hash, hashes), len(sample.hash) - 1)
-    return place, sample.hash[place] == hashes
+    return positions(sample.hash, hashes)
 
 
 def _looked_up(sample: Sample, hashes: Array) -> Array:
@@ -269,7 +270,7 @@ def _looked_up(sample: Sample, hashes: Array) -> Array:
 
 def _scaled(values: Array, share: float) -> Estimate:
     if share == 1.0:
-        return exact(math.fsum(values))
-    value = math.fsum(values) / share
-    error = SIGMAS * math.sqrt((1 - share) * math.fsum(values * values)) / share
+        return exact(exact_sum(values))
+    value = exact_sum(values) / share
+    error = SIGMAS * math.sqrt((1 - share) * exact_sum(values * values)) / share
     return Estimate(value, value - error, value + error)

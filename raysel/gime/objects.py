@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from raysel.core.sums import as_float, exact_sums
 from raysel.gime.block import Block, Figure, View, absent, share, unbound
 from raysel.gime.block import refuse_row as _refuse_row
 from raysel.gime.estimates import Estimate, exact
 from raysel.gime.keys import LARGE
 from raysel.gime.parts import LEAST, MOST
-from raysel.gime.sums import as_float, exact_sums
 
 
 def collect(block: Block) -> None:

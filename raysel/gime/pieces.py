@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raysel.core.arrays import positions
 from raysel.gime import mismatch
 from raysel.gime.binding import Binding
 from raysel.gime.block import Block, Mask
 from raysel.gime.columns import Array, hash_column, not_finite
 from raysel.gime.grouped import Codes
-from raysel.gime.keys import Sample
 from raysel.gime.state import target_view
 
 PIECES = 256  # of so many of a table each, about: that is how near to the least volume a choice can come
@@ -102,7 +102,11 @@ def _marks(block: Block, limits: set[str], floors: list[Any], order: Codes) -> l
         if on("scope", "granularity.scope_per_row", "mismatch.entities", near):
             found.append(_either(_first(entity, named, order), "first of its entity"))
         if target is not None and on("mismatch.entities", near) and "entity" in target.parts.keys:
-            found.append(_either(named & _held(target.keys("entity"), entity), "of an entity of the target"))
+            found.append(
+                _either(
+                    named & positions(target.keys("entity").hash, entity)[1], "of an entity of the target"
+                )
+            )
     if binding.content and on("coverage"):
         content = block.key(binding.content)[0]
         found.append(_either(_first(content, np.ones(len(content), bool), order), "first of its content"))
@@ -144,9 +148,8 @@ def _classes(block: Block, floors: list[Any]) -> Mark:
     kept = np.sort(rank[: max(_CLASSES, len(always))])
     rows = np.flatnonzero(there)[first[kept]]
     words = [" ".join(f"{name} {block.table[name][int(row)]}" for name in names) for row in rows]
-    place = np.minimum(np.searchsorted(known[kept], hashes), max(len(kept) - 1, 0))
-    mine = there & (known[kept][place] == hashes) if len(kept) else np.zeros(len(hashes), bool)
-    return np.where(mine, place, np.where(there, len(kept), len(kept) + 1)), [
+    place, found = positions(known[kept], hashes)
+    return np.where(there & found, place, np.where(there, len(kept), len(kept) + 1)), [
         *words,
         "another class",
         "no class",
@@ -159,13 +162,6 @@ def _first(keys: Array, there: Mask, order: Codes) -> Mask:
     some = order[there[order]]
     found[some[np.unique(keys[some], return_index=True)[1]]] = True
     return found
-
-
-def _held(sample: Sample, keys: Array) -> Mask:
-    if not len(sample.hash):
-        return np.zeros(len(keys), bool)
-    place = np.minimum(np.searchsorted(sample.hash, keys), len(sample.hash) - 1)
-    return sample.hash[place] == keys
 
 
 def _shared(keys: Array, there: Mask) -> Mask:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from raysel.core.arrays import positions
 from raysel.errors import ConfigError, StateError
 from raysel.gime.binding import Binding
 from raysel.gime.block import Block
@@ -69,8 +70,8 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
     for role in _roles(binding):
         hashes, there = Block(table, binding, None, 1).key(getattr(binding, role))
         known, times = _of(counts, role)
-        place = np.minimum(np.searchsorted(known, hashes), max(len(known) - 1, 0))
-        if there.any() and (not len(known) or (known[place] != hashes)[there].any()):
+        place, counted = positions(known, hashes)
+        if not counted[there].all():
             raise StateError(f"these counts lack a value of {role} that the table has; count all rows first")
         here = times[place].astype(np.float64) if len(known) else np.ones(len(hashes))
         score = 1.0 / here if role == "entity" else np.log2(max(times.sum(), 1)) - np.log2(here)

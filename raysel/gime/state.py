@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache, reduce
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from raysel.core import storage
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
@@ -133,20 +133,14 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an Arrow IPC file; it appears under its name only when it is whole."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(_to_ipc(self))
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        storage.make_folder(os.path.dirname(os.fspath(path)) or ".")
+        storage.write_bytes(path, _to_ipc(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
         """Read what :meth:`save` wrote; StateError if it is missing or damaged."""
         try:
-            return _from_ipc(Path(path).read_bytes())
+            return _from_ipc(storage.read_bytes(path))
         except (OSError, StateError) as error:
             raise StateError(f"{path}: {error}") from error
 

@@ -6,13 +6,14 @@ import math
 
 import numpy as np
 
+from raysel.core.hashing import hash_integers
+from raysel.core.sums import integer_sums
 from raysel.errors import DataError
 from raysel.gime.block import Block, Figure, Mask, View, absent, refuse_row, unbound
-from raysel.gime.columns import NOTHING, Array, code_integers, combine, hash_integers
+from raysel.gime.columns import NOTHING, Array, code_integers, combine
 from raysel.gime.estimates import Estimate, exact
 from raysel.gime.keys import LARGE
 from raysel.gime.parts import MOST
-from raysel.gime.sums import integer_sums
 
 SECOND, DAY = 10**9, 86_400 * 10**9
 _DELAY = tuple((name, "s") for name in ("as_defined", "max", "mean", "p50", "p95"))

@@ -9,7 +9,8 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from raysel.gime.columns import Array, mix
+from raysel.core.hashing import GOLDEN, mix
+from raysel.gime.columns import Array
 from raysel.gime.estimates import SIGMAS, Estimate
 from raysel.gime.grouped import Codes, by_group, starts_of
 
@@ -23,7 +24,7 @@ _CLIP, _DIGITS = 64.0, 12  # coordinates beyond 64 standard deviations are cut, 
 @lru_cache(maxsize=8)
 def _frequencies(width: int) -> npt.NDArray[np.float64]:
     """(width, WAVES): of the kernel exp(-|x - y|^2 / (2 width)), in turns, as integers of 2^-20."""
-    draws = mix(np.arange(1, width * WAVES + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    draws = mix(np.arange(1, width * WAVES + 1, dtype=np.uint64) * GOLDEN)
     inverse = NormalDist().inv_cdf
     normal = np.array([inverse(u) for u in ((draws >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53])
     turns = normal / (2 * math.pi * math.sqrt(width))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +11,11 @@ import ray
 from ray.data import Dataset
 from ray.util import ActorPool
 
-from raysel.data.blocks import VectorBlocks, map_blocks, own_error, stream_blocks, vector_blocks
+from raysel.cluster.blocks import map_blocks, stream_blocks
+from raysel.cluster.errors import unwrap_errors
 from raysel.data.identity import identity
 from raysel.data.rowid import ID, budget_rows
+from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.errors import ConfigError, DataError, first
 from raysel.gio.budget import arrow_bytes, parse_bytes
@@ -57,6 +59,9 @@ class GIO:
     within: Literal["random", "nearest"] = "random"
     column: str = EMBEDDING
     seed: int = 0
+    title: ClassVar[str] = "GIO"
+    uses_vectors: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Says at once what can be said without the pool."""
@@ -113,13 +118,7 @@ class GIO:
     def _count(self, pool: Dataset, rows: int) -> int:
         """Rows to keep."""
         if isinstance(self.budget, str):
-            total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
-            count = parse_bytes(self.budget) * rows // max(total, 1)
-            if not 1 <= count <= rows:
-                raise ConfigError(
-                    f"budget: {self.budget} is {count:,} of the pool's {rows:,} rows, which take {total:,} bytes; "
-                    "at least one row must be kept, and no more than there are."
-                )
+            count = rows_of_bytes(self.budget, pool, rows)
         else:
             count = budget_rows(self.budget, rows)
         share = 1.0 if self.stop is None else self.stop.data_size or 1.0
@@ -246,6 +245,24 @@ class GIO:
         )
 
 
+def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
+    """Return how many of the pool's ``rows`` take ``budget`` Arrow bytes of all its columns, at the mean row size.
+
+    Raises
+    ------
+    ConfigError
+        If that is no row, or more rows than there are.
+    """
+    total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
+    count = parse_bytes(budget) * rows // max(total, 1)
+    if not 1 <= count <= rows:
+        raise ConfigError(
+            f"budget: {budget} is {count:,} of the pool's {rows:,} rows, which take {total:,} bytes; "
+            "at least one row must be kept, and no more than there are."
+        )
+    return count
+
+
 @dataclass(frozen=True)
 class _Quantised:
     """Ids ascending, each row's cluster (int32) and distance to its centroid; the centroids (K, d), none empty."""
@@ -284,11 +301,10 @@ def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarra
         return map_blocks(_nearest, source.blocks, source.column, shared)
     actors = [ray.remote(num_gpus=1)(_OnDevice).remote(source.column, shared) for _ in range(gpus)]
     try:
-        return list(ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks))
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
+        with unwrap_errors():
+            return list(
+                ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks)
+            )
     finally:
         for actor in actors:
             ray.kill(actor)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysel.data.rowid import hash_ids
+from raysel.core.hashing import hash_ids
 from raysel.errors import ConfigError, DataError
 from raysel.gio.distances import check_device, first_equal, vectors
 

@@ -1,7 +1,8 @@
 """A comparison of policies over seeds: its numbers, the table for a terminal and for Markdown, the figure, the page.
 
-Everything is made from what ``raysel compare`` leaves in compare.json. Accuracies are of the last epoch. A spread is the
-standard deviation over seeds; a difference is taken seed by seed, with its standard error.
+Everything is computed from :class:`raysel.report.results.CompareResults`. The accuracies of the table are on the test
+rows after the last epoch; only the curves of the figure are on the validation rows. A spread is the standard deviation
+over seeds; a difference is taken seed by seed, with its standard error.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import math
 import os
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from scipy.special import stdtrit
 
-from raysel.files import write_bytes
+from raysel.core.storage import write_bytes
 from raysel.report import figures, html, numbers
-from raysel.report.page import configuration, versions
+from raysel.report.page import NO_VALIDATION, configuration, rows_per_role, trusted_files, versions
+from raysel.report.results import CompareResults
 
 WIDTH = 100
 _MINUS = "\u2212"
@@ -55,36 +57,31 @@ class Row:
     difference: Difference | None
 
 
-def rows(results: Mapping[str, Any]) -> list[Row]:
+def rows(results: CompareResults) -> list[Row]:
     """The table's rows in the order asked for; ``share`` is of the passes that all the data in all epochs take."""
-    own = results["own"]
-    final = {
-        name: tuple(cell["epochs"][-1]["accuracy"] for cell in policy["cells"])
-        for name, policy in results["policies"].items()
-    }
-    every = results["data"]["rows"] * results["config"]["train"]["epochs"]
+    own = results.own
+    final = {name: tuple(cell.accuracy for cell in policy.cells) for name, policy in results.policies.items()}
+    every = results.rows * results.epochs
     found = []
-    for name, policy in results["policies"].items():
-        cells = [cell["epochs"] for cell in policy["cells"]]
-        passes = statistics.fmean(sum(e["trained"] for e in epochs) for epochs in cells)
+    for name, policy in results.policies.items():
+        cells = [cell.epochs for cell in policy.cells]
+        passes = statistics.fmean(sum(e.trained for e in epochs) for epochs in cells)
         accuracies = final[name]
         found.append(
             Row(
                 name=name,
-                title=policy["title"],
-                budget=policy["budget"],
+                title=policy.title,
+                budget=policy.budget,
                 passes=passes,
                 share=passes / every,
-                steps=statistics.fmean(sum(e["steps"] for e in epochs) for epochs in cells),
+                steps=statistics.fmean(sum(e.steps for e in epochs) for epochs in cells),
                 seconds=statistics.fmean(
-                    sum(e["seconds"] - e["evaluation_seconds"] for e in epochs) for epochs in cells
+                    sum(e.seconds - e.evaluation_seconds for e in epochs) for epochs in cells
                 ),
                 accuracies=accuracies,
                 accuracy=statistics.fmean(accuracies),
                 deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-                difference=None
-                if name == own
-                else difference(final[own], accuracies, results["data"]["test"]),
+                difference=None if name == own else difference(final[own], accuracies, results.data.test),
             )
         )
     return found
@@ -108,10 +105,10 @@ def difference(own: Sequence[float], other: Sequence[float], test_rows: int) -> 
 # ---- in words ------------------------------------------------------------------------------------------------
 
 
-def headline(results: Mapping[str, Any]) -> str:
+def headline(results: CompareResults) -> str:
     """What the comparison found, in one sentence."""
     table = rows(results)
-    own = next(row for row in table if row.name == results["own"])
+    own = next(row for row in table if row.name == results.own)
     start = f"With {numbers.percent(own.share)} of full data's passes, {own.title}"
     held = [row for row in table if row.budget == "held" and row.difference]
     if not held:
@@ -129,10 +126,10 @@ def headline(results: Mapping[str, Any]) -> str:
     return f"{start} {_listed(parts)} at the same budget."
 
 
-def findings(results: Mapping[str, Any]) -> list[str]:
+def findings(results: CompareResults) -> list[str]:
     """A sentence for each policy that the workflow's own is compared with, the controls at its budget first."""
     table = rows(results)
-    own = next(row for row in table if row.name == results["own"])
+    own = next(row for row in table if row.name == results.own)
     sentences = []
     for row in sorted(table, key=lambda row: row.budget != "held"):
         found = row.difference
@@ -142,10 +139,8 @@ def findings(results: Mapping[str, Any]) -> list[str]:
         if row.budget != "held":
             fewer = 1 - own.passes / row.passes
             spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} passes"
-            end = {"better": "higher", "worse": "lower", "tie": "a tie"}.get(
-                found.verdict, "one seed, no claim"
-            )
-            sentences.append(f"{own.title} with {spent} than {row.title}: {points}, {end}.")
+            ends = {"better": "higher", "worse": "lower", "tie": "a tie", "one seed": "one seed, no claim"}
+            sentences.append(f"{own.title} with {spent} than {row.title}: {points}, {ends[found.verdict]}.")
         elif found.verdict == "better":
             sentences.append(f"{own.title} beats {row.title} at the same budget: {points}.")
         elif found.verdict == "one seed":
@@ -156,23 +151,22 @@ def findings(results: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def notes(results: Mapping[str, Any]) -> list[str]:
+def notes(results: CompareResults) -> list[str]:
     """What has to be known to read the table."""
     table = rows(results)
-    own = next(row for row in table if row.name == results["own"])
-    seeds = len(results["seeds"])
-    batch = results["config"]["train"]["batch_size"] * results["config"]["train"]["workers"]
-    error = max(100 * math.sqrt(row.accuracy * (1 - row.accuracy) / results["data"]["test"]) for row in table)
+    own = next(row for row in table if row.name == results.own)
+    seeds = len(results.seeds)
+    error = max(100 * math.sqrt(row.accuracy * (1 - row.accuracy) / results.data.test) for row in table)
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
     sentences = [
-        f"Means over {_many(seeds, 'seed')} ({', '.join(map(str, results['seeds']))}); accuracy after the last epoch on "
-        f"{numbers.count(results['data']['test'])} test rows, ± its standard deviation over seeds; difference: "
+        f"Means over {_many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}); accuracy after the last epoch on "
+        f"{numbers.count(results.data.test)} test rows, ± its standard deviation over seeds; difference: "
         f"{own.title} minus the policy of the row, in points, ± the standard error over pairs of equal seed.",
         f"Passes are samples back-propagated. {own.title} sets the budget of each seed"
         + (f"; held to it: {', '.join(held)}" if held else "")
         + (f"; not held: {', '.join(free)}" if free else "")
-        + f". Batches of {numbers.count(batch)}; every policy's learning rate has decayed to zero at its own last step.",
+        + f". Batches of {numbers.count(results.batch_size)}; every policy's learning rate has decayed to zero at its own last step.",
         "A tie: the 95 % interval of Student's t over the pairs contains zero. Each verdict is taken by itself, and the "
         f"test rows are the same for all: their choice alone gives an accuracy a standard error of up to {error:.2f} "
         "points, which seeds do not show.",
@@ -181,10 +175,12 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     ]
     if any(row.name == "random-subset" for row in table):
         sentences.append("Random subsets are not rescaled and have no full-data tail.")
+    if results.trusted:
+        sentences.append(trusted_files(results.trusted))
     return sentences
 
 
-def text(results: Mapping[str, Any]) -> str:
+def text(results: CompareResults) -> str:
     """The table and its findings for a terminal, at most 100 columns wide."""
     for compact in (False, True):
         cells = _cells(results, compact)
@@ -199,9 +195,9 @@ def text(results: Mapping[str, Any]) -> str:
         lines.append("  ".join([first.ljust(widths[0]), *numbers_]).rstrip())
         lines += rest
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    own = results["policies"][results["own"]]["title"]
+    own = results.policies[results.own].title
     meaning = [
-        f"accuracy ± deviation over {_many(len(results['seeds']), 'seed')}; difference: {own} minus the row's policy, "
+        f"accuracy ± deviation over {_many(len(results.seeds), 'seed')}; difference: {own} minus the row's policy, "
         "points ± standard error of the pairs",
         *findings(results),
     ]
@@ -211,7 +207,7 @@ def text(results: Mapping[str, Any]) -> str:
     return "\n".join([lines[0], rule, *lines[1:], rule, *wrapped])
 
 
-def markdown(results: Mapping[str, Any]) -> str:
+def markdown(results: CompareResults) -> str:
     """The table, the findings and the notes as Markdown."""
     head, *body = _cells(results, compact=False)
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
@@ -219,10 +215,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     said = "\n".join(f"- {sentence}" for sentence in findings(results))
     below = "\n\n".join(notes(results))
     table = "\n".join(lines)
-    return f"# {results['name']}: policies compared\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
+    return f"# {results.name}: policies compared\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
 
 
-def _cells(results: Mapping[str, Any], compact: bool) -> list[list[str]]:
+def _cells(results: CompareResults, compact: bool) -> list[list[str]]:
     """Header and rows as text."""
     number = numbers.compact if compact else numbers.count
     head = ["policy", "passes", "of full", "steps", "seconds", "accuracy, %", "difference, points"]
@@ -264,16 +260,17 @@ def _many(count: int, one: str) -> str:
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
 
-def write_png(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+def write_png(results: CompareResults, path: str | os.PathLike[str]) -> Path:
     """The two figures of the page side by side as one PNG, whole or not at all."""
-    return write_bytes(path, figures.comparison_png(_drawn(results), str(results["name"])))
+    write_bytes(path, figures.comparison_png(_drawn(results), results.name))
+    return Path(path)
 
 
-def render(results: Mapping[str, Any]) -> str:
+def render(results: CompareResults) -> str:
     """The comparison as one HTML page that fetches nothing; the same results give the same text."""
     drawn = _drawn(results)
     table = rows(results)
-    colours = {one["name"]: one["colour"] for one in drawn}
+    colours = dict(zip(results.policies, (one.colour for one in drawn), strict=True))
     head, *body = _cells(results, compact=False)
     for cells, row in zip(body, table, strict=True):
         tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
@@ -283,27 +280,29 @@ def render(results: Mapping[str, Any]) -> str:
         html.card(
             figures.accuracy_against_passes(drawn),
             "Accuracy for the passes spent",
-            "A thin line is one seed; its first epochs may run out below. On the way the learning rate is still high: only "
-            "the ends compare.",
+            "The accuracy is on the validation rows. A thin line is one seed; its first epochs may run out below. On the "
+            "way the learning rate is still high: only the ends compare."
+            if any(one.curves for one in drawn)
+            else f"A dot is the accuracy of one seed on the test rows, after its last epoch. {NO_VALIDATION}",
         ),
         html.card(
             figures.final_accuracies(drawn),
             "Where they end",
-            "Open dots are seeds; the bar is their mean ± one standard deviation. The line is the mean of the "
+            "The accuracy is on the test rows. Open dots are seeds; the bar is their mean ± one standard deviation. The line is the mean of the "
             "workflow's own policy.",
         ),
     ]
     said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
     read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))
-    data = results["data"]
+    pool, *others = rows_per_role(results.data)
     facts = [
-        html.many(data["pool"], "pool row"),
-        *([f"{html.many(data['rows'], 'row')} selected"] if data["rows"] != data["pool"] else []),
-        html.many(data["test"], "test row"),
-        html.many(len(results["seeds"]), "seed"),
-        html.text(html.moment(str(results["created"]))),
+        pool,
+        *([f"{html.many(results.rows, 'row')} selected"] if results.rows != results.data.pool else []),
+        *others,
+        html.many(len(results.seeds), "seed"),
+        html.text(html.moment(results.created)),
     ]
-    name = html.text(results["name"])
+    name = html.text(results.name)
     opening = (
         f'<header>\n<p class="kicker">raysel compare</p>\n<h1>{name.replace("_", "_<wbr>")}</h1>\n'
         f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
@@ -322,22 +321,30 @@ def render(results: Mapping[str, Any]) -> str:
     return html.document(f"{name} · raysel compare", "\n".join(part for part in sections if part))
 
 
-def _drawn(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the figures need of each policy: its name, title, colour, and per seed the (passes, accuracy) of its epochs."""
-    policies = results["policies"]
-    own = results["own"]
-    colours = figures.arm_colours(["chain" if name == own else name for name in policies])
+def _drawn(results: CompareResults) -> list[figures.PolicyCurves]:
+    """What the figures show of each policy, in the order of the results."""
+    arms = ["chain" if name == results.own else name for name in results.policies]
+    colours = figures.arm_colours(arms)
     drawn = []
-    for name, policy in policies.items():
-        seeds = []
-        for cell in policy["cells"]:
-            spent, course = 0, []
-            for epoch in cell["epochs"]:
-                spent += epoch["trained"]
-                course.append((spent, epoch["accuracy"]))
-            seeds.append(course)
-        colour = colours["chain" if name == own else name]
+    for arm, (name, policy) in zip(arms, results.policies.items(), strict=True):
+        ends, curves = [], []
+        for cell in policy.cells:
+            spent = list(accumulate(epoch.trained for epoch in cell.epochs))
+            ends.append((spent[-1], cell.accuracy))
+            curves.append(
+                tuple(
+                    (passes, epoch.accuracy)
+                    for passes, epoch in zip(spent, cell.epochs, strict=True)
+                    if epoch.accuracy is not None
+                )
+            )
         drawn.append(
-            {"name": name, "title": policy["title"], "colour": colour, "own": name == own, "seeds": seeds}
+            figures.PolicyCurves(
+                title=policy.title,
+                colour=colours[arm],
+                own=name == results.own,
+                ends=tuple(ends),
+                curves=tuple(curve for curve in curves if curve),
+            )
         )
     return drawn

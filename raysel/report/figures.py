@@ -12,8 +12,9 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 from xml.sax.saxutils import escape
@@ -28,6 +29,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raysel.report import numbers
 from raysel.report.ledger import STAGES, Ledger
+from raysel.report.results import Arm, ClassCount, Epoch, Metrics, PolicyUse, statistic
 
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e7ec"
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -76,6 +78,30 @@ _STYLE = {
 }
 
 
+@dataclass(frozen=True)
+class PolicyCurves:
+    """What the figures of a comparison show of one policy.
+
+    Attributes
+    ----------
+    title, colour : str
+        Name of the policy, and the colour of its lines and dots.
+    own : bool
+        Whether it is the workflow's own policy.
+    ends : tuple of (int, float)
+        Per seed, the number of passes and the accuracy on the test rows after the last epoch.
+    curves : tuple of tuple of (int, float)
+        Per seed, the number of passes and the accuracy on the validation rows after each epoch; empty without
+        validation rows.
+    """
+
+    title: str
+    colour: str
+    own: bool
+    ends: tuple[tuple[int, float], ...]
+    curves: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
     """A colour per arm: the usual arms always have theirs, others take the rest in order."""
     others = [arm for arm in arms if arm not in _KNOWN]
@@ -114,23 +140,22 @@ def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") 
     return svg[0]
 
 
-def kept_share_per_class(classes: Sequence[Mapping[str, Any]]) -> str:
+def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
     """Bars: the share of each class's pool rows that was kept, against the share of the pool as a whole.
 
-    ``classes``: ``{"label", "pool", "kept", "target"}`` with counts, target None when unknown; when it is known
-    a second panel shows what the pool, the kept rows and the target are made of. Beyond 24 classes, the 12 of the
-    largest and the 12 of the smallest share.
+    If every class has a target count, a second panel shows the shares of the classes in the pool, the kept rows
+    and the target. Beyond 24 classes, the figure shows the 12 of the largest and the 12 of the smallest share.
     """
-    pool, kept = (sum(entry.get(key) or 0 for entry in classes) for key in ("pool", "kept"))
-    shown, left_out = _most_telling([entry for entry in classes if entry.get("pool")])
+    pool, kept = sum(entry.pool for entry in classes), sum(entry.kept for entry in classes)
+    shown, left_out = _most_telling([entry for entry in classes if entry.pool])
     if not shown or not pool:
         return ""
     overall = kept / pool
-    shares = [(entry.get("kept") or 0) / entry["pool"] for entry in shown]
-    targets = [entry.get("target") for entry in classes]
+    shares = [entry.kept / entry.pool for entry in shown]
+    targets = [entry.target for entry in classes]
     aimed = sum(target or 0 for target in targets)
     composed = None not in targets and aimed > 0 and kept > 0
-    labels = [_shorten(_plain(entry["label"]), 92) for entry in shown]
+    labels = [_shorten(_plain(entry.label), 92) for entry in shown]
     step = 18.0
     gap = 14.0 if left_out else 0.0
     top, bottom = (44.0 if composed else 26.0), 36.0
@@ -186,23 +211,25 @@ def kept_share_per_class(classes: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def _composition(axes: Any, ys: list[float], shown: list[Mapping[str, Any]], *totals: int) -> None:
+def _composition(
+    axes: Any, ys: list[float], shown: list[ClassCount], pool: int, kept: int, target: int
+) -> None:
     """Dots: which share of the pool, of the kept rows and of the target each class is."""
-    looks = (
-        ("pool", {"marker": "o", "markerfacecolor": "white", "markeredgecolor": MUTED}),
-        ("kept", {"marker": "o", "markerfacecolor": _KNOWN["chain"], "markeredgecolor": "white"}),
-        ("target", {"marker": "|", "markeredgecolor": _KNOWN["random"], "markeredgewidth": 2.4}),
+    looks: tuple[dict[str, Any], ...] = (
+        {"marker": "o", "markersize": 5.5, "markerfacecolor": "white", "markeredgecolor": MUTED},
+        {"marker": "o", "markersize": 7, "markerfacecolor": _KNOWN["chain"], "markeredgecolor": "white"},
+        {"marker": "|", "markersize": 11, "markeredgecolor": _KNOWN["random"], "markeredgewidth": 2.4},
     )
-    parts = {
-        key: [(entry.get(key) or 0) / total for entry in shown]
-        for (key, _), total in zip(looks, totals, strict=True)
-    }
-    for y, *row in zip(ys, *parts.values(), strict=True):
+    parts = (
+        [entry.pool / pool for entry in shown],
+        [entry.kept / kept for entry in shown],
+        [(entry.target or 0) / target for entry in shown],
+    )
+    for y, *row in zip(ys, *parts, strict=True):
         axes.plot([min(row), max(row)], [y, y], color=GRID, linewidth=3, zorder=1)
-    for key, look in looks:
-        size = {"pool": 5.5, "kept": 7, "target": 11}[key]
-        axes.plot(parts[key], ys, linestyle="", markersize=size, zorder=2, clip_on=False, **look)
-    most = max(max(part) for part in parts.values())
+    for part, look in zip(parts, looks, strict=True):
+        axes.plot(part, ys, linestyle="", zorder=2, clip_on=False, **look)
+    most = max(map(max, parts))
     axes.set_xlim(-0.04 * most, most * 1.06)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
@@ -215,17 +242,13 @@ def _composition(axes: Any, ys: list[float], shown: list[Mapping[str, Any]], *to
     axes.set_xlabel("share of the rows", labelpad=4)
 
 
-def plan_sizes(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Samples planned in each epoch, a step line per arm; ``arms`` as in the results."""
+def plan_sizes(arms: Mapping[str, Arm]) -> str:
+    """Samples planned in each epoch, a step line per arm."""
     series = {
-        arm: [
-            (entry["epoch"], entry["planned"])
-            for entry in values.get("epochs") or ()
-            if _finite(entry.get("planned"))
-        ]
-        for arm, values in arms.items()
+        name: [(epoch.epoch, epoch.planned) for epoch in arm.epochs]
+        for name, arm in arms.items()
+        if arm.epochs
     }
-    series = {arm: points for arm, points in series.items() if points}
     if not series:
         return ""
     colours = arm_colours(list(arms))
@@ -248,20 +271,20 @@ def plan_sizes(arms: Mapping[str, Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def usage_histogram(policies: Sequence[Mapping[str, Any]]) -> str:
-    """Samples by how often a run selected them, a step line per policy; ``policies`` as in :func:`rare_seen`."""
-    shown = [policy for policy in policies if policy["times"]]
+def usage_histogram(policies: Sequence[PolicyUse]) -> str:
+    """Samples by how often a run selected them, a step line per policy."""
+    shown = [policy for policy in policies if policy.times]
     if not shown:
         return ""
-    most = max(policy["times"][-1][0] for policy in shown)
+    most = max(policy.times[-1][0] for policy in shown)
     wide = -(-(most + 1) // _MOST_BINS)  # of a bin, in times
     edges = np.arange(0, most + wide + 1, wide)
     with _figure(height=262 + 15.0 * (len(shown) - 1)) as (figure, svg):
-        axes = _keyed_axes(figure, [f"{p['title']}: Gini {p['gini']:.3f}" for p in shown])
+        axes = _keyed_axes(figure, [f"{policy.title}: Gini {policy.gini:.3f}" for policy in shown])
         axes.set_xlim(-0.5, edges[-1] + 0.5)
         highest = 0
         for policy, colour in zip(shown, _USES, strict=False):
-            often, samples = zip(*policy["times"], strict=True)
+            often, samples = zip(*policy.times, strict=True)
             counts, _ = np.histogram(often, edges, weights=samples)
             highest = max(highest, int(counts.max()))
             axes.stairs(counts, edges - 0.5, color=colour, linewidth=1.6)
@@ -272,22 +295,19 @@ def usage_histogram(policies: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def rare_seen(policies: Sequence[Mapping[str, Any]]) -> str:
-    """Share of the rare factors that a run had seen after each epoch, a line per policy.
-
-    ``policies``: ``{"title", "gini", "times", "rare"}``, times the (how often, samples) pairs, rare the shares.
-    """
-    shown = [policy for policy in policies if policy["rare"]]
+def rare_seen(policies: Sequence[PolicyUse]) -> str:
+    """Share of the rare factors that a run had seen after each epoch, a line per policy."""
+    shown = [policy for policy in policies if policy.rare]
     if not shown:
         return ""
     with _figure(height=262 + 15.0 * (len(shown) - 1)) as (figure, svg):
-        axes = _keyed_axes(figure, [p["title"] for p in shown])
-        epochs = max(len(policy["rare"]) for policy in shown)
+        axes = _keyed_axes(figure, [policy.title for policy in shown])
+        epochs = max(len(policy.rare) for policy in shown)
         axes.set_xlim(0, epochs)
-        low = min(min(policy["rare"]) for policy in shown)
+        low = min(min(policy.rare) for policy in shown)
         _reach(axes, min(low, 0.95), 1.0, within=(0.0, 1.0))
         for policy, colour in zip(shown, _USES, strict=False):
-            axes.plot(range(1, len(policy["rare"]) + 1), policy["rare"], ".-", color=colour, clip_on=False)
+            axes.plot(range(1, len(policy.rare) + 1), policy.rare, ".-", color=colour, clip_on=False)
         _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %", whole=True)
         _titles(axes, x="epochs done", y="rare factors seen so far")
         svg.append(_svg(figure, "rare", "Share of the rare factors seen so far"))
@@ -325,22 +345,22 @@ def _keyed_axes(figure: Figure, names: Sequence[str]) -> Any:
     return _axes(figure, left=46, right=18, top=30 + 15.0 * len(names), bottom=38)
 
 
-def loss_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
+def loss_curves(arms: Mapping[str, Arm]) -> str:
     """Mean training loss of each epoch, a line per arm; epochs without a loss are left out."""
-    series = _series(arms, "loss")
+    series = _series(arms, lambda epoch: epoch.loss)
     if not series:
         return ""
     colours = arm_colours(list(arms))
     with _figure(height=262) as (figure, svg):
         axes, labels = _labelled_axes(figure, arms, series)
-        xs = [entry["epoch"] for points in series.values() for entry, _, _ in points]
+        xs = [epoch.epoch for points in series.values() for epoch, _, _ in points]
         axes.set_xlim(min(xs), max(*xs, min(xs) + 1))
         top = max(y for points in series.values() for _, _, y in points)
         bottom = min(y for points in series.values() for _, _, y in points)
         _reach(axes, min(bottom, 0.0), max(top, 0.0))
         for arm, points in series.items():
             axes.plot(
-                [entry["epoch"] for entry, _, _ in points],
+                [epoch.epoch for epoch, _, _ in points],
                 [y for _, _, y in points],
                 color=colours[arm],
                 marker="o" if len(points) == 1 else "",
@@ -349,18 +369,41 @@ def loss_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
             )
         _ticks(axes, x=_thousands, y=_signed, whole=True)
         _titles(axes, x="epoch", y="mean training loss")
-        _end_labels(axes, {a: (p[-1][0]["epoch"], p[-1][2]) for a, p in series.items()}, labels, colours)
+        _end_labels(axes, {a: (p[-1][0].epoch, p[-1][2]) for a, p in series.items()}, labels, colours)
         svg.append(_svg(figure, "loss", "Training loss in each epoch"))
     return svg[0]
 
 
-def accuracy_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
-    """Accuracy against samples back-propagated so far: where an arm's line ends is what it spent."""
-    series = _series(arms, "accuracy")
+def accuracy_curves(arms: Mapping[str, Arm]) -> str:
+    """Accuracy on the validation rows against samples back-propagated so far.
+
+    An arm's line ends at the number of samples that it spent.
+    """
+    series = _series(arms, lambda epoch: epoch.accuracy)
+    points = {arm: [(spent, share) for _, spent, share in found] for arm, found in series.items()}
+    return _accuracies(arms, points, "validation")
+
+
+def final_test_accuracies(arms: Mapping[str, Arm]) -> str:
+    """Accuracy on the test rows after the last epoch against samples back-propagated, a dot per arm."""
+    points = {
+        name: [(sum(epoch.trained for epoch in arm.epochs), arm.accuracy)]
+        for name, arm in arms.items()
+        if arm.accuracy is not None and math.isfinite(arm.accuracy)
+    }
+    return _accuracies(arms, points, "test")
+
+
+def _accuracies(
+    arms: Mapping[str, Arm],
+    series: Mapping[str, Sequence[tuple[int, float]]],
+    rows: Literal["validation", "test"],
+) -> str:
+    """Lines or single dots through the points (samples back-propagated, accuracy) of each arm."""
     if not series:
         return ""
     colours = arm_colours(list(arms))
-    ends = {arm: (points[-1][1], points[-1][2]) for arm, points in series.items()}
+    ends = {arm: points[-1] for arm, points in series.items()}
     # Names stand above the ends, one a row, and run towards the middle. From the bottom row up: ends on the
     # right from left to right, then those on the left from right to left, so that no stem crosses a name.
     middle = 0.5 * max(x for x, _ in ends.values())
@@ -371,12 +414,12 @@ def accuracy_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
     with _figure(height=226 + row * len(order)) as (figure, svg):
         axes = _axes(figure, left=44, right=18, top=34 + row * len(order), bottom=38)
         tall = axes.get_position().height * figure.bbox.height
-        everything = [y for points in series.values() for _, _, y in points]
+        everything = [y for points in series.values() for _, y in points]
         low, high = _reach(axes, min(everything), max(everything), within=(0.0, 1.0))
         most = max(x for x, _ in ends.values()) or 1
         axes.set_xlim(0, most * 1.02)
         for arm, points in series.items():
-            xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+            xs, ys = zip(*points, strict=True)
             axes.plot(
                 xs, ys, color=colours[arm], marker="o" if len(xs) == 1 else "", markersize=5, clip_on=False
             )
@@ -392,7 +435,7 @@ def accuracy_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
             place_x = 44 + (_WIDTH - 44 - 18) * x / (most * 1.02)
             room = (place_x if right else _WIDTH - place_x) - 10 - _text_width(ending, bold=True)
             axes.annotate(
-                _shorten(_plain(arms[arm].get("title") or arm), room, bold=True) + ending,
+                _shorten(_plain(arms[arm].title or arm), room, bold=True) + ending,
                 (x, level),
                 (-4 if right else 4, 0),
                 textcoords="offset points",
@@ -404,15 +447,20 @@ def accuracy_curves(arms: Mapping[str, Mapping[str, Any]]) -> str:
                 annotation_clip=False,
             )
         _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %")
-        _titles(axes, x="samples back-propagated so far", y="accuracy")
-        svg.append(_svg(figure, "accuracy", "Accuracy against samples back-propagated"))
+        so_far = " so far" if rows == "validation" else ""
+        # Above the names, since a stem from an end near the left would cross it elsewhere.
+        above = 24 + row * (len(order) - 1) + 13
+        _titles(axes, x=f"samples back-propagated{so_far}", y=f"accuracy on the {rows} rows", above=above)
+        title = f"Accuracy on the {rows} rows against samples back-propagated"
+        svg.append(_svg(figure, "accuracy", title))
     return svg[0]
 
 
-def accuracy_against_passes(policies: Sequence[Mapping[str, Any]]) -> str:
-    """A comparison's courses: accuracy against samples back-propagated, a thin line a seed, a dot where it ends.
+def accuracy_against_passes(policies: Sequence[PolicyCurves]) -> str:
+    """Accuracy against samples back-propagated in a comparison.
 
-    ``policies``: ``{"title", "colour", "seeds"}``, of each seed the (passes, accuracy) after its epochs.
+    A thin line per seed shows the accuracy on the validation rows. Without validation rows, a dot per seed shows
+    the accuracy on the test rows after the last epoch.
     """
     if not policies:
         return ""
@@ -422,10 +470,10 @@ def accuracy_against_passes(policies: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def final_accuracies(policies: Sequence[Mapping[str, Any]]) -> str:
-    """A comparison's ends: each policy's seeds as open dots on a strip, their mean and standard deviation.
+def final_accuracies(policies: Sequence[PolicyCurves]) -> str:
+    """Accuracies on the test rows in a comparison: each policy's seeds, their mean and standard deviation.
 
-    ``policies`` as in :func:`accuracy_against_passes`; a line marks the mean of the one whose ``own`` is true.
+    A line marks the mean of the workflow's own policy.
     """
     if not policies:
         return ""
@@ -435,12 +483,12 @@ def final_accuracies(policies: Sequence[Mapping[str, Any]]) -> str:
     return svg[0]
 
 
-def comparison_png(policies: Sequence[Mapping[str, Any]], name: str) -> bytes:
+def comparison_png(policies: Sequence[PolicyCurves], name: str) -> bytes:
     """Both figures of a comparison side by side under the workflow's name, as PNG."""
     head = 34.0
     tall = max(250 + 15.0 * len(_key_rows(policies)), 58 + 44.0 * len(policies))
     with _figure(tall + head, width=2 * _WIDTH + 24) as (figure, _):
-        seeds = len(policies[0]["seeds"])
+        seeds = len(policies[0].ends)
         title = f"{_plain(name)}: {seeds} seed{'' if seeds == 1 else 's'}"
         figure.text(8 / figure.bbox.width, 1 - 22 / figure.bbox.height, title, fontweight="bold", fontsize=12)
         _courses(figure, policies, above=head)
@@ -450,7 +498,7 @@ def comparison_png(policies: Sequence[Mapping[str, Any]], name: str) -> bytes:
     return buffer.getvalue()
 
 
-def _courses(figure: Figure, policies: Sequence[Mapping[str, Any]], above: float = 0.0) -> None:
+def _courses(figure: Figure, policies: Sequence[PolicyCurves], above: float = 0.0) -> None:
     """In the figure's left ``_WIDTH`` points, ``above`` points below its top."""
     key = _key_rows(policies)
     for line, words in enumerate(key):
@@ -462,30 +510,33 @@ def _courses(figure: Figure, policies: Sequence[Mapping[str, Any]], above: float
         top=above + 30 + 15.0 * len(key),
         bottom=38,
     )
-    points = [point for policy in policies for course in policy["seeds"] for point in course]
-    axes.set_xlim(0, 1.03 * max(x for x, _ in points))
-    # What an untrained network answers would press the rest into a line: the first quarter may run out below.
-    most = max(x for x, _ in points)
-    shown = [y for x, y in points if x >= most / 4]
+    validated = any(policy.curves for policy in policies)
+    curves = [
+        (policy.colour, curve)
+        for policy in policies
+        for curve in (policy.curves if validated else [(end,) for end in policy.ends])
+    ]
+    most = max(x for _, curve in curves for x, _ in curve)
+    axes.set_xlim(0, 1.03 * most)
+    # An untrained network's accuracy would press the rest into a line: the first quarter may run out below.
+    shown = [y for _, curve in curves for x, y in curve if x >= most / 4 or (x, y) == curve[-1]]
     _reach(axes, min(shown), max(shown), within=(0.0, 1.0))
-    for policy in policies:
-        for course in policy["seeds"]:
-            xs, ys = zip(*course, strict=True)
-            axes.plot(xs, ys, color=policy["colour"], linewidth=0.9, alpha=0.7)
-            axes.plot(xs[-1:], ys[-1:], "o", color=policy["colour"], markersize=3.5, clip_on=False, zorder=3)
+    for colour, curve in curves:
+        xs, ys = zip(*curve, strict=True)
+        axes.plot(xs, ys, color=colour, linewidth=0.9, alpha=0.7)
+        axes.plot(xs[-1:], ys[-1:], "o", color=colour, markersize=3.5, clip_on=False, zorder=3)
     _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %")
-    _titles(axes, x="samples back-propagated so far", y="accuracy on the test rows")
+    so_far, rows = (" so far", "validation") if validated else ("", "test")
+    _titles(axes, x=f"samples back-propagated{so_far}", y=f"accuracy on the {rows} rows")
 
 
-def _ends(
-    figure: Figure, policies: Sequence[Mapping[str, Any]], before: float = 0.0, above: float = 0.0
-) -> None:
+def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0, above: float = 0.0) -> None:
     """From ``before`` points on the left, ``above`` points below the figure's top."""
     room = 0.45 * _WIDTH
     step = 44.0
-    ends = [[course[-1] for course in policy["seeds"]] for policy in policies]
+    ends = [policy.ends for policy in policies]
     left = 8 + max(
-        *(_text_width(_shorten(_plain(policy["title"]), room, bold=True), bold=True) for policy in policies),
+        *(_text_width(_shorten(_plain(policy.title), room, bold=True), bold=True) for policy in policies),
         70.0,
     )
     bottom = figure.bbox.height - above - 6 - step * len(policies)
@@ -499,8 +550,8 @@ def _ends(
     margin = 0.06 * (high - low) or 0.002
     axes.set_xlim(low - margin, high + margin)
     for place, (policy, end) in enumerate(zip(policies, ends, strict=True)):
-        y, colour = step * (place + 0.5), policy["colour"]
-        if policy["own"]:
+        y, colour = step * (place + 0.5), policy.colour
+        if policy.own:
             axes.axvline(means[place], color=colour, linewidth=0.9, alpha=0.6, zorder=1)
         axes.errorbar(
             means[place], y + 5, xerr=spreads[place], color=colour, marker="|", markersize=11, capsize=0, zorder=3
@@ -517,26 +568,26 @@ def _ends(
         )
         passes = f"{_thousands(math.fsum(x for x, _ in end) / len(end))} passes"
         look = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "right"}
-        title = _shorten(_plain(policy["title"]), room, bold=True)
+        title = _shorten(_plain(policy.title), room, bold=True)
         axes.annotate(title, (0, y), (-12, 1), color=colour, fontweight="bold", va="bottom", **look)
         axes.annotate(passes, (0, y), (-12, -1), color=MUTED, fontsize=_SIZE - 1, va="top", **look)
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
-    axes.set_xlabel("accuracy after the last epoch\nopen: seeds; bar: mean ± deviation", labelpad=5)
+    axes.set_xlabel("test accuracy after the last epoch\nopen: seeds; bar: mean ± deviation", labelpad=5)
 
 
-def _key_rows(policies: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, str]]]:
+def _key_rows(policies: Sequence[PolicyCurves]) -> list[list[tuple[str, str]]]:
     """The titles in their colours, in as many rows as they take."""
     lines: list[list[tuple[str, str]]] = [[]]
     used = 0.0
     for policy in policies:
-        title = _shorten(_plain(policy["title"]), _WIDTH - 16, bold=True)
+        title = _shorten(_plain(policy.title), _WIDTH - 16, bold=True)
         wide = _text_width(title, bold=True) + 10
         if lines[-1] and used + wide > _WIDTH - 16:
             lines.append([])
             used = 0.0
-        lines[-1].append((title, policy["colour"]))
+        lines[-1].append((title, policy.colour))
         used += wide
     return lines
 
@@ -544,11 +595,11 @@ def _key_rows(policies: Sequence[Mapping[str, Any]]) -> list[list[tuple[str, str
 def cost_bars(ledger: Ledger) -> str:
     """Wall-clock seconds of each arm, stacked by stage; a stage that was not measured is left out and said so."""
     entries = ledger.entries
-    known = [{s: v for s, v in entry.seconds.items() if v is not None} for entry in entries]
-    most = max((math.fsum(values.values()) for values in known), default=0.0)
+    known = [[seconds for seconds in entry.seconds.values() if seconds is not None] for entry in entries]
+    most = max(map(math.fsum, known), default=0.0)
     if not most:
         return ""
-    stages = [stage for stage in STAGES if any(values.get(stage) for values in known)]
+    stages = [stage for stage in STAGES if any(entry.seconds[stage] for entry in entries)]
     step = 42.0
     top, bottom = 30.0, 8.0
     height = top + bottom + step * len(entries)
@@ -556,20 +607,19 @@ def cost_bars(ledger: Ledger) -> str:
         axes = _axes(figure, left=8, right=8, top=top, bottom=bottom, grid=None)
         axes.set_ylim(height - top - bottom, 0)
         endings = [
-            f"{numbers.seconds(math.fsum(values.values()))} s"
+            f"{numbers.seconds(math.fsum(values))} s"
             + ("" if len(values) == len(STAGES) else " + not measured")
             for values in known
         ]
         room = max(_text_width(text, bold=True) for text in endings) + 8
         axes.set_xlim(0, most * (_WIDTH - 16) / (_WIDTH - 16 - room))
         axes.set_axis_off()
-        for i, (entry, values, ending) in enumerate(zip(entries, known, endings, strict=True)):
+        for i, (entry, ending) in enumerate(zip(entries, endings, strict=True)):
             y = step * i + 29
             axes.text(0, y - 11, _shorten(_plain(entry.title), _WIDTH - 20), va="bottom", color=INK)
             left = 0.0
             for stage in stages:
-                width = values.get(stage) or 0.0
-                if width:
+                if width := entry.seconds[stage]:
                     axes.add_patch(
                         Rectangle((left, y - 8), width, 16, facecolor=STAGE_COLOURS[stage], linewidth=0)
                     )
@@ -599,10 +649,10 @@ MAIN_STATISTICS = {
 _SETS = {"pool": _KNOWN["full"], "kept": _KNOWN["chain"], "target": _KNOWN["random"]}
 
 
-def metric_bars(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def metric_bars(sets: Metrics) -> str:
     """The eleven metrics of sets or groups side by side, a panel each with its unit; whiskers are bounds of sketches.
 
-    ``sets``: for each name the rows of `raysel.gime.measure`. What is null is said to be, never drawn as 0.
+    A value of None is written as null with its reason, never drawn as 0.
     """
     if not sets:
         return ""
@@ -612,7 +662,7 @@ def metric_bars(sets: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     return svg[0]
 
 
-def metrics_png(sets: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> bytes:
+def metrics_png(sets: Metrics, name: str) -> bytes:
     """The same in two columns under a title, as PNG."""
     head = 34.0
     with _figure(_panels_height(sets, 2) + head, width=2 * _WIDTH + 24) as (figure, _):
@@ -624,38 +674,39 @@ def metrics_png(sets: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> b
     return buffer.getvalue()
 
 
-def _panel_height(sets: Mapping[str, Any]) -> float:
+def _panel_height(sets: Metrics) -> float:
     return 34.0 + 15.0 * len(sets)
 
 
-def _panels_height(sets: Mapping[str, Any], columns: int) -> float:
+def _panels_height(sets: Metrics, columns: int) -> float:
     return 6 + -(-len(MAIN_STATISTICS) // columns) * _panel_height(sets)
 
 
-def _panels(
-    figure: Figure, sets: Mapping[str, Sequence[Mapping[str, Any]]], columns: int, above: float = 0.0
-) -> None:
-    known = {name: {(row["metric"], row["statistic"]): row for row in rows} for name, rows in sets.items()}
+def _panels(figure: Figure, sets: Metrics, columns: int, above: float = 0.0) -> None:
     labels = {name: _shorten(_plain(name), 110) for name in sets}
     left = max(map(_text_width, labels.values())) + 16
     tall, down = _panel_height(sets), -(-len(MAIN_STATISTICS) // columns)
     whole = figure.bbox.height
-    for at, (metric, statistics) in enumerate(MAIN_STATISTICS.items()):
+    for at, (metric, names) in enumerate(MAIN_STATISTICS.items()):
         column, line = divmod(at, down)
         x, top = column * (_WIDTH + 24), above + line * tall
-        statistic = next(
-            (s for s in statistics if any(_value(rows, metric, s) is not None for rows in known.values())),
-            statistics[0],
+        candidates = [(name, [statistic(rows, metric, name) for rows in sets.values()]) for name in names]
+        main, found = next(
+            (
+                candidate
+                for candidate in candidates
+                if any(row is not None and row.value is not None for row in candidate[1])
+            ),
+            candidates[0],
         )
-        found = [rows.get((metric, statistic), {}) for rows in known.values()]
-        unit = next((row["unit"] for row in found if row), "")
+        unit = next((row.unit for row in found if row and row.unit), "")
         figure.text(
             (x + 8) / figure.bbox.width, 1 - (top + 15) / whole, metric.replace("_", " "), fontweight="bold"
         )
         figure.text(
             (x + 16 + _text_width(metric.replace("_", " "), bold=True)) / figure.bbox.width,
             1 - (top + 15) / whole,
-            ", ".join(dict.fromkeys([statistic.replace("_", " "), "time" if unit == "s" else unit])),
+            ", ".join(dict.fromkeys([main.replace("_", " "), "time" if unit == "s" else unit])),
             color=MUTED,
         )
         axes = figure.add_axes(
@@ -668,22 +719,21 @@ def _panels(
         )
         axes.set_axis_off()
         axes.set_ylim(len(sets), 0)
-        values = [row.get("value") for row in found]
-        low = min(0.0, *(v for v in values if v is not None)) if any(v is not None for v in values) else 0.0
-        high = max(
-            (v + (row.get("bound") or 0) for v, row in zip(values, found, strict=True) if v is not None),
-            default=0.0,
-        )
+        ends = [(row.value, row.bound or 0) for row in found if row and row.value is not None]
+        low = min([0.0, *(value for value, _ in ends)])
+        high = max((value + bound for value, bound in ends), default=0.0)
         axes.set_xlim(low, max(high, 0.0) if max(high, 0.0) > low else low + 1)
-        for place, (name, row, value) in enumerate(zip(sets, found, values, strict=True)):
+        for place, (name, row) in enumerate(zip(sets, found, strict=True)):
             y = place + 0.5
             axes.annotate(labels[name], (0, y), (-6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", va="center")  # fmt: skip
-            if value is None:
-                reason = _shorten(f"null: {_plain(row.get('reason') or 'not measured')}", _WIDTH - left - 12)
+            if row is None or row.value is None:
+                reason = _plain((row and row.reason) or "not measured")
+                reason = _shorten(f"null: {reason}", _WIDTH - left - 12)
                 axes.annotate(reason, (0, y), (2, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", color=MUTED)  # fmt: skip
                 continue
+            value, bound = row.value, row.bound
             axes.barh(y, value, height=0.66, color=_SETS.get(name, "#8fbfe0"))
-            if bound := row.get("bound"):
+            if bound:
                 axes.plot([max(value - bound, low), value + bound], [y, y], color=INK, linewidth=1)
             text = numbers.quantity(value, unit) + (
                 f" ± {bound:.1g}" if bound and unit not in ("s", "1/s") else ""
@@ -691,30 +741,27 @@ def _panels(
             axes.annotate(text, (1, y), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points", va="center", color=MUTED)  # fmt: skip
 
 
-def _value(rows: Mapping[tuple[str, str], Mapping[str, Any]], metric: str, statistic: str) -> float | None:
-    return rows.get((metric, statistic), {}).get("value")
-
-
-def _series(arms: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, list[tuple[Any, int, float]]]:
-    """Per arm: (epoch entry, samples trained on up to its end, value), where the value was measured."""
+def _series(
+    arms: Mapping[str, Arm], value: Callable[[Epoch], float | None]
+) -> dict[str, list[tuple[Epoch, int, float]]]:
+    """Per arm: (epoch, samples trained on up to its end, value), where the value was measured."""
     found = {}
-    for arm, values in arms.items():
-        epochs = values.get("epochs") or ()
-        spent = accumulate(entry.get("trained", entry.get("planned")) or 0 for entry in epochs)
+    for name, arm in arms.items():
+        spent = accumulate(epoch.trained for epoch in arm.epochs)
         points = [
-            (entry, total, float(entry[key]))
-            for entry, total in zip(epochs, spent, strict=True)
-            if _finite(entry.get(key))
+            (epoch, total, measured)
+            for epoch, total in zip(arm.epochs, spent, strict=True)
+            if (measured := value(epoch)) is not None and math.isfinite(measured)
         ]
         if points:
-            found[arm] = points
+            found[name] = points
     return found
 
 
-def _most_telling(classes: list[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], int]:
+def _most_telling(classes: list[ClassCount]) -> tuple[list[ClassCount], int]:
     if len(classes) <= _MOST_CLASSES:
         return classes, 0
-    ordered = sorted(classes, key=lambda entry: -(entry.get("kept") or 0) / entry["pool"])
+    ordered = sorted(classes, key=lambda entry: -entry.kept / entry.pool)
     half = _MOST_CLASSES // 2
     return ordered[:half] + ordered[-half:], len(classes) - _MOST_CLASSES
 
@@ -751,12 +798,12 @@ def _axes(
 
 
 def _labelled_axes(
-    figure: Figure, arms: Mapping[str, Mapping[str, Any]], series: Mapping[str, Any]
+    figure: Figure, arms: Mapping[str, Arm], series: Mapping[str, Any]
 ) -> tuple[Any, dict[str, list[str]]]:
     """Axes with room on the right for the names of the lines, and those names in lines of their own."""
     labels = {}
     for arm in series:
-        lines = textwrap.wrap(_plain(arms[arm].get("title") or arm), 15, max_lines=3, placeholder="…")
+        lines = textwrap.wrap(_plain(arms[arm].title or arm), 15, max_lines=3, placeholder="…")
         labels[arm] = lines or [arm]
     room = max(_text_width(line, bold=True) for lines in labels.values() for line in lines)
     return _axes(figure, left=46, right=room + 16, top=30, bottom=38), labels
@@ -850,12 +897,12 @@ def _words(
         place += width + 10
 
 
-def _titles(axes: Any, *, x: str, y: str) -> None:
+def _titles(axes: Any, *, x: str, y: str, above: float = 12) -> None:
     axes.set_xlabel(x, labelpad=5)
     axes.annotate(
         y,
         (0, 1),
-        (-36, 12),
+        (-36, above),
         xycoords="axes fraction",
         textcoords="offset points",
         color=MUTED,
@@ -897,10 +944,6 @@ def _signed(value: float) -> str:
     """Three digits and a true minus."""
     text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     return text.replace("-", "\u2212")
-
-
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
 
 
 def _plain(text: object) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from raysel.core.storage import write_text
 from raysel.errors import DataError, RunError, first
-from raysel.files import write_text
 from raysel.report import numbers
 
 STAGES = ("embedding", "metrics", "selection", "planning", "training", "other")
@@ -159,9 +159,8 @@ class Ledger:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the ledger as JSON, whole or not at all. Raises RunError when it cannot be written."""
-        return write_text(
-            path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-        )
+        write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ledger:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from raysel.files import write_bytes
+from raysel.core.storage import write_bytes
 from raysel.report import figures, html, numbers
+from raysel.report.results import Metric, Metrics, statistic
 
-Rows = Sequence[Mapping[str, Any]]
 MOST_GROUPS = 8  # side by side in a figure
 
 
-def text(sets: Mapping[str, Rows]) -> str:
+def text(sets: Metrics) -> str:
     """Every statistic of every set with its unit; null with the reason, a bound where the value is an estimate."""
     cells = [["metric", "statistic", *sets, "unit", "remark"], *_cells(sets)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(cells[0]))]
@@ -28,22 +26,24 @@ def text(sets: Mapping[str, Rows]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def largest(groups: Mapping[str, Rows]) -> dict[str, Rows]:
-    """The groups of most rows, no more than a figure holds, in their own order."""
+def largest(groups: Metrics) -> Metrics:
+    """Return the groups with the most rows, at most as many as a figure holds, in their own order."""
 
     def rows(name: str) -> float:
-        return next(r["value"] for r in groups[name] if (r["metric"], r["statistic"]) == ("volume", "rows"))
+        found = statistic(groups[name], "volume", "rows")
+        return 0.0 if found is None or found.value is None else found.value
 
     kept = sorted(groups, key=lambda name: -rows(name))[:MOST_GROUPS]
     return {name: found for name, found in groups.items() if name in kept}
 
 
-def write_png(sets: Mapping[str, Rows], name: str, path: str | os.PathLike[str]) -> Path:
+def write_png(sets: Metrics, name: str, path: str | os.PathLike[str]) -> Path:
     """The figure of the sets as PNG, whole or not at all."""
-    return write_bytes(path, figures.metrics_png(sets, name))
+    write_bytes(path, figures.metrics_png(sets, name))
+    return Path(path)
 
 
-def card(sets: Mapping[str, Rows], title: str) -> str:
+def card(sets: Metrics, title: str) -> str:
     """The figure as a card of a page."""
     return html.card(
         figures.metric_bars(sets),
@@ -53,7 +53,7 @@ def card(sets: Mapping[str, Rows], title: str) -> str:
     )
 
 
-def page(name: str, sets: Mapping[str, Rows], groups: Mapping[str, Rows]) -> str:
+def page(name: str, sets: Metrics, groups: Metrics) -> str:
     """One HTML page that fetches nothing: the figures, and every statistic in a table."""
     cards = [card(sets, "Sets")]
     if groups:
@@ -76,20 +76,20 @@ def page(name: str, sets: Mapping[str, Rows], groups: Mapping[str, Rows]) -> str
     return html.document(f"{title} · raysel measure", "\n".join(parts))
 
 
-def _cells(sets: Mapping[str, Rows]) -> list[list[str]]:
-    order = list(dict.fromkeys((r["metric"], r["statistic"]) for rows in sets.values() for r in rows))
-    known = {name: {(r["metric"], r["statistic"]): r for r in rows} for name, rows in sets.items()}
-    found = []
-    for metric, statistic in order:
-        here = [known[name].get((metric, statistic)) for name in sets]
-        values = [
-            "null" if r is None or r["value"] is None else _within(r["value"], r["bound"]) for r in here
-        ]
-        unit = next((r["unit"] for r in here if r), "")
-        reasons = list(dict.fromkeys(r["reason"] for r in here if r and r["reason"]))
-        found.append([metric, statistic, *values, unit, "; ".join(reasons)])
-    return found
+def _cells(sets: Metrics) -> list[list[str]]:
+    order = dict.fromkeys((found.metric, found.statistic) for metrics in sets.values() for found in metrics)
+    rows = []
+    for metric, name in order:
+        row = [statistic(metrics, metric, name) for metrics in sets.values()]
+        measured = [found for found in row if found is not None]
+        reasons = dict.fromkeys(found.reason for found in measured if found.reason)
+        rows.append([metric, name, *map(_value, row), measured[0].unit or "", "; ".join(reasons)])
+    return rows
 
 
-def _within(value: float, bound: float | None) -> str:
-    return numbers.digits(value) + (f" ±{numbers.digits(float(f'{bound:.2g}'))}" if bound else "")
+def _value(found: Metric | None) -> str:
+    if found is None or found.value is None:
+        return "null"
+    return numbers.digits(found.value) + (
+        f" ±{numbers.digits(float(f'{found.bound:.2g}'))}" if found.bound else ""
+    )

@@ -7,33 +7,45 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from raysel.files import write_text
+from raysel.core.storage import write_text
 from raysel.report import figures, html, metrics, numbers
 from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
+from raysel.report.results import Arm, CompareResults, Data, Extremes, RunResults
+
+NO_VALIDATION = (
+    "There are no validation rows; the key <code>validation:</code> in the workflow gives a curve."
+)
+"""The sentence below a figure that shows final accuracies in place of curves, as HTML."""
 
 
-def render(results: Mapping[str, Any]) -> str:
-    """The report as HTML; ``results`` as in a run's ``results.json``. The same results give the same text.
+def render(results: RunResults) -> str:
+    """Return the report of a run as one HTML page.
 
-    Parts that the run did not have are left out or called "not measured". Raises DataError when the ledger
-    in the results is damaged.
+    Parts that the run did not have are left out or called "not measured". The same results give the same text.
+
+    Parameters
+    ----------
+    results : RunResults
+        Results of a finished run.
+
+    Returns
+    -------
+    str
+        The page, which fetches nothing.
     """
-    ledger = Ledger.from_dict(results["ledger"]) if results.get("ledger") else Ledger()
-    arms = _arms(results, ledger)
-    name = html.text(results.get("name") or "unnamed run")
+    name = html.text(results.name)
     body = "\n".join(
         part
         for part in (
-            _opening(results, ledger, name),
-            _ledger(ledger),
+            _opening(results, name),
+            _ledger(results.ledger),
             _metrics(results),
             _selection(results),
             _use(results),
-            _training(results, arms),
-            _costs(ledger),
-            _reading(results, ledger),
+            _training(results),
+            _costs(results.ledger),
+            _reading(results),
             configuration(results),
             versions(results),
         )
@@ -42,18 +54,24 @@ def render(results: Mapping[str, Any]) -> str:
     return html.document(f"{name} · raysel report", body)
 
 
-def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write the report to ``path``, whole or not at all. Raises RunError when it cannot be written."""
-    return write_text(path, render(results))
+def write(results: RunResults, path: str | os.PathLike[str]) -> Path:
+    """Write the report of a run to ``path`` and return the path. The file is complete or not there.
+
+    Raises
+    ------
+    RunError
+        If the file cannot be written.
+    """
+    write_text(path, render(results))
+    return Path(path)
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """What the run found, in one sentence of plain text: rows chosen, savings, accuracy."""
-    ledger = Ledger.from_dict(results["ledger"]) if results.get("ledger") else Ledger()
+def headline(results: RunResults) -> str:
+    """Return the results of a run in one sentence of plain text: rows chosen, savings, accuracy."""
+    ledger, selection = results.ledger, results.selection
     parts = []
-    selection = results.get("selection")
     if selection:
-        parts.append(f"Chose {numbers.count(selection['kept'])} of {numbers.count(selection['pool'])} rows")
+        parts.append(f"Chose {numbers.count(selection.kept)} of {numbers.count(selection.pool)} rows")
     arm = _subject(ledger)
     full = ledger.entry(REFERENCE)
     if arm is None:
@@ -94,32 +112,41 @@ def headline(results: Mapping[str, Any]) -> str:
 # --- the sections ---------------------------------------------------------------------------------------------
 
 
-def _opening(results: Mapping[str, Any], ledger: Ledger, name: str) -> str:
-    facts = []
-    data = results.get("data") or {}
-    for key, word in (("pool", "pool row"), ("target", "target row"), ("test", "test row")):
-        if data.get(key) is not None:
-            facts.append(html.many(data[key], word))
-    if data.get("classes"):
-        facts.append(html.many(len(data["classes"]), "class", "classes"))
-    if results.get("seed") is not None:
-        facts.append(f"seed {html.text(results['seed'])}")
-    if results.get("created"):
-        facts.append(html.text(html.moment(str(results["created"]))))
+def _opening(results: RunResults, name: str) -> str:
+    facts = rows_per_role(results.data)
+    if results.data.classes:
+        facts.append(html.many(len(results.data.classes), "class", "classes"))
+    facts.append(f"seed {html.text(results.seed)}")
+    if results.created:
+        facts.append(html.text(html.moment(results.created)))
     title = name.replace("_", "_<wbr>")  # where a long name may break
     return (
         f'<header>\n<p class="kicker">raysel report</p>\n<h1>{title}</h1>\n'
         f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
-        f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results, ledger)}</header>'
+        f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results)}</header>'
     )
 
 
-def _tiles(results: Mapping[str, Any], ledger: Ledger) -> str:
+def rows_per_role(data: Data) -> list[str]:
+    """Return the number of rows of each role as HTML, the pool first; roles without rows are left out."""
+    validation = html.many(data.validation, "validation row")
+    if data.validation_from is not None:
+        validation += f", drawn from the {html.text(data.validation_from)}"
+    return [
+        html.many(data.pool, "pool row"),
+        *([html.many(data.target, "target row")] if data.target else []),
+        *([validation] if data.validation else []),
+        *([html.many(data.test, "test row")] if data.test else []),
+    ]
+
+
+def _tiles(results: RunResults) -> str:
+    ledger = results.ledger
     arm, full = _subject(ledger), ledger.entry(REFERENCE)
     tiles = []
-    selection = results.get("selection")
-    if selection and selection["pool"]:
-        kept, pool = selection["kept"], selection["pool"]
+    selection = results.selection
+    if selection and selection.pool:
+        kept, pool = selection.kept, selection.pool
         below = f"{numbers.count(kept)} of {numbers.count(pool)} rows"
         tiles.append(("Rows chosen", numbers.percent(kept / pool), below, False))
     if arm and full and arm is not full:
@@ -193,18 +220,18 @@ def _ledger(ledger: Ledger) -> str:
     return html.section("Ledger", html.table(heads, rows) + f'<p class="note">{note}</p>')
 
 
-def _metrics(results: Mapping[str, Any]) -> str:
-    measured = results.get("metrics")
+def _metrics(results: RunResults) -> str:
+    measured = results.metrics
     if not measured:
         return ""
     said = []
-    if calibration := measured.get("calibration"):
+    if calibration := measured.calibration:
         said.append(
-            f"Thresholds were tested on {html.many(calibration['count'], 'subset')} of {html.many(calibration['rows'], 'row')}: small models, "
-            f"trained on {numbers.count(calibration['rows_trained'])} rows in all, in {numbers.seconds(calibration['seconds'])} s. These seconds are "
+            f"Thresholds were tested on {html.many(calibration.count, 'subset')} of {html.many(calibration.rows, 'row')}: small models, "
+            f"trained on {numbers.count(calibration.rows_trained)} rows in all, in {numbers.seconds(calibration.seconds)} s. These seconds are "
             "in the ledger, under metrics."
         )
-    for name, ends in (measured.get("thresholds") or {}).items():
+    for name, ends in measured.thresholds.items():
         low, high = ("" if end is None else numbers.digits(end) for end in ends)
         asked = (
             f"{low} ≤ {name}"
@@ -213,21 +240,18 @@ def _metrics(results: Mapping[str, Any]) -> str:
             if not low
             else f"{low} ≤ {name} ≤ {high}"
         )
-        said.append(f"{html.text(asked)}: {numbers.digits(measured['reached'][name])} among the rows kept.")
+        said.append(f"{html.text(asked)}: {numbers.digits(measured.reached[name])} among the rows kept.")
     lines = "".join(f'<p class="note">{html.bound(text)}</p>' for text in said)
-    return html.section("Metrics", html.grid([metrics.card(measured["sets"], "Sets side by side")]) + lines)
+    return html.section("Metrics", html.grid([metrics.card(measured.sets, "Sets side by side")]) + lines)
 
 
-def _selection(results: Mapping[str, Any]) -> str:
-    selection = results.get("selection")
+def _selection(results: RunResults) -> str:
+    selection = results.selection
     if not selection:
         return ""
-    method = html.text(selection.get("method") or "selection")
-    curve = selection.get("curve") or {}
-    classes = selection.get("classes") or []
+    method = html.text(selection.method)
     cards = []
-    rows, kl = curve.get("rows") or [], curve.get("kl") or []
-    if drawn := figures.kl_curve(rows, kl, str(selection.get("method") or "")):
+    if drawn := figures.kl_curve(selection.curve.rows, selection.curve.kl, selection.method):
         cards.append(
             html.card(
                 drawn,
@@ -236,8 +260,8 @@ def _selection(results: Mapping[str, Any]) -> str:
                 "for every centroid picked. Lower is closer.",
             )
         )
-    if drawn := figures.kept_share_per_class(classes):
-        known = all(entry.get("target") is not None for entry in classes)
+    if drawn := figures.kept_share_per_class(selection.classes):
+        known = all(entry.target is not None for entry in selection.classes)
         right = " Right: what pool, kept rows and target are made of." if known else ""
         cards.append(
             html.card(
@@ -247,11 +271,9 @@ def _selection(results: Mapping[str, Any]) -> str:
                 "Away from the line, the distribution that is trained on has changed.",
             )
         )
-    share = (
-        f", {numbers.percent(selection['kept'] / selection['pool'])} of the pool" if selection["pool"] else ""
-    )
+    share = f", {numbers.percent(selection.kept / selection.pool)} of the pool" if selection.pool else ""
     lead = (
-        f"{method} chose <b>{numbers.count(selection['kept'])}</b> of {numbers.count(selection['pool'])} rows"
+        f"{method} chose <b>{numbers.count(selection.kept)}</b> of {numbers.count(selection.pool)} rows"
         f"{html.bound(share)}, once, before training. A choice of rows changes the distribution that is trained on: "
         "it makes no claim to be unbiased. InfoBatch, where it runs on these rows, is unbiased with respect to "
         "them, not to the pool."
@@ -260,30 +282,32 @@ def _selection(results: Mapping[str, Any]) -> str:
     return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
 
 
-def _use(results: Mapping[str, Any]) -> str:
+def _use(results: RunResults) -> str:
     """Which samples RepDiv used, beside what random subsets and round robin would have used at the same cost."""
-    usage = results.get("usage")
+    usage = results.usage
     if not usage:
         return ""
-    scored = usage["scored"]
-    classes = scored["classes"]
+    scored, classes = usage.scored, usage.scored.classes
     shared = (
         f"For Rep a frequent factor counts as 1 over how many of the {html.many(classes, 'class', 'classes')} have it"
         if classes is not None
         else "They are scored without classes: for Rep every frequent factor counts as 1"
     )
-    explained = usage["autoencoder"]["unexplained"]
-    left = "" if explained is None else f"; {numbers.percent(explained)} of the variance is left unexplained"
+    left = (
+        ""
+        if usage.unexplained is None
+        else f"; {numbers.percent(usage.unexplained)} of the variance is left unexplained"
+    )
     lead = (
-        f"RepDiv chose each epoch’s samples by {html.many(scored['units'], 'factor')} of a sparse autoencoder, "
-        f"{numbers.count(scored['live_units'])} of them in use, {scored['active']:.1f} on a sample{html.bound(left)}. "
+        f"RepDiv chose each epoch’s samples by {html.many(scored.units, 'factor')} of a sparse autoencoder, "
+        f"{numbers.count(scored.live_units)} of them in use, {scored.active:.1f} on a sample{html.bound(left)}. "
         f"{shared}. Every weight is 1: no claim to be unbiased is made."
     )
-    policies = usage.get("policies") or []
+    policies = usage.policies
     if not policies:
         body = '<p class="missing">The samples’ use was not worked out: there are too many.</p>'
         return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{body}')
-    uneven = ", ".join(f"{html.text(p['title'])}{html.NBSP}{p['variation']:.3f}" for p in policies)
+    uneven = ", ".join(f"{html.text(p.title)}{html.NBSP}{p.variation:.3f}" for p in policies)
     cards = [
         html.card(
             figures.usage_histogram(policies),
@@ -294,17 +318,17 @@ def _use(results: Mapping[str, Any]) -> str:
         html.card(
             figures.rare_seen(policies),
             "Rare factors",
-            f"The {html.many(usage['rare_units'], 'factor')} that the fewest samples have: the share of them that "
+            f"The {html.many(usage.rare_units, 'factor')} that the fewest samples have: the share of them that "
             "the run had seen on some sample.",
         ),
         html.card(
-            figures.alpha_curve(usage["alpha"], len(policies[0]["rare"])),
+            figures.alpha_curve(usage.alpha, len(policies[0].rare)),
             "From representative to diverse",
             "alpha, the weight of Rep; Div has the rest.",
         ),
     ]
-    if usage.get("extremes"):
-        cards.append(_extremes(usage["extremes"]))
+    if usage.extremes:
+        cards.append(_extremes(usage.extremes))
     note = (
         '<p class="note">Random subsets and round robin cost as much; round robin has the same tail. Neither was '
         "trained: their plans, like RepDiv’s, hang on no loss.</p>"
@@ -312,23 +336,23 @@ def _use(results: Mapping[str, Any]) -> str:
     return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{html.grid(cards)}{note}')
 
 
-def _extremes(extremes: Mapping[str, Any]) -> str:
+def _extremes(extremes: Extremes) -> str:
     """A card of the samples that were chosen most and least often of a class."""
     rows = []
-    for title, samples in (("Most often", extremes["most"]), ("Least often", extremes["least"])):
+    for title, samples in (("Most often", extremes.most), ("Least often", extremes.least)):
         items = []
         for sample in samples:
-            name = f"sample_id {sample['id']}"
+            name = f"sample_id {sample.id}"
             what = (
-                f'<img src="data:image/png;base64,{html.text(sample["image"])}" alt="{name}" title="{name}">'
-                if "image" in sample
-                else f"<q>{html.text(_short(sample['text']))}</q>"
+                f'<img src="data:image/png;base64,{html.text(sample.image)}" alt="{name}" title="{name}">'
+                if sample.image is not None
+                else f"<q>{html.text(_short(sample.text or ''))}</q>"
             )
-            items.append(f"<li>{what}<small>{numbers.count(sample['times'])}\u00d7</small></li>")
-        kind = "thumbs" if samples and "image" in samples[0] else "texts"
+            items.append(f"<li>{what}<small>{numbers.count(sample.times)}\u00d7</small></li>")
+        kind = "thumbs" if samples and samples[0].image is not None else "texts"
         rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
     caption = (
-        f"Of the class {html.text(extremes['label'])}, whose samples were used most unevenly. Of equally many times, "
+        f"Of the class {html.text(extremes.label)}, whose samples were used most unevenly. Of equally many times, "
         "the lowest ids."
     )
     body = "\n".join(rows)
@@ -340,7 +364,8 @@ def _short(words: str, most: int = 160) -> str:
     return words if len(words) <= most else words[: most - 1].rstrip() + "…"
 
 
-def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
+def _training(results: RunResults) -> str:
+    arms = results.arms
     if not arms:
         return html.section("Training", '<p class="missing">Not measured.</p>')
     cards = []
@@ -348,7 +373,18 @@ def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]])
     if drawn := figures.accuracy_curves(arms):
         cards.append(
             html.card(
-                drawn, "Accuracy for what was spent", "Where a line ends is all that the arm back-propagated."
+                drawn,
+                "Accuracy for what was spent",
+                "The accuracy is on the validation rows. Where a line ends is all that the arm back-propagated.",
+            )
+        )
+    elif drawn := figures.final_test_accuracies(arms):
+        cards.append(
+            html.card(
+                drawn,
+                "Accuracy for what was spent",
+                "A dot is the accuracy on the test rows after the last epoch, at all that the arm back-propagated. "
+                f"{NO_VALIDATION}",
             )
         )
     else:
@@ -369,51 +405,58 @@ def _training(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]])
     else:
         missing.append("training loss")
     if cards:
-        cards.append(_finals(results, arms))
+        cards.append(_finals(results))
     notes = [f"Not measured: {', '.join(missing)}."] if missing else []
-    for values in arms.values():
-        odd = sum(entry.get("nonfinite") or 0 for entry in values.get("epochs") or ())
+    for arm in arms.values():
+        odd = sum(epoch.nonfinite for epoch in arm.epochs)
         if odd:
             notes.append(
-                f"{html.text(values.get('title'))}: {html.many(odd, 'loss', 'losses')} not finite; these samples were kept "
+                f"{html.text(arm.title)}: {html.many(odd, 'loss', 'losses')} not finite; these samples were kept "
                 "in the plan and out of its threshold."
             )
     tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
     return html.section("Training", html.grid(cards) + tail)
 
 
-def _planned(arms: Mapping[str, Mapping[str, Any]]) -> str:
+def _planned(arms: Mapping[str, Arm]) -> str:
     """For the arms whose plans vary: which share of their own rows they planned over all epochs."""
     parts = []
-    for values in arms.values():
-        sizes = [entry["planned"] for entry in values.get("epochs") or () if entry.get("planned") is not None]
-        every = (values.get("rows") or 0) * len(sizes)
+    for arm in arms.values():
+        sizes = [epoch.planned for epoch in arm.epochs]
+        every = arm.rows * len(sizes)
         if sizes and every and min(sizes) != max(sizes):
             share = numbers.percent(sum(sizes) / every)
             parts.append(
-                f"{html.text(values.get('title'))} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
+                f"{html.text(arm.title)} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
                 f"passes over its rows ({html.bound(share)})."
             )
     return " ".join(parts) or "Every epoch of an arm had as many samples as the others."
 
 
-def _finals(results: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> str:
+def _finals(results: RunResults) -> str:
     """A card with each arm's last values."""
     rows = []
-    colours = figures.arm_colours(list(arms))
-    for arm, values in arms.items():
-        epochs = values.get("epochs") or []
-        last = epochs[-1] if epochs else {}
-        loss = last.get("loss")
+    colours = figures.arm_colours(list(results.arms))
+    validated = any(epoch.accuracy is not None for arm in results.arms.values() for epoch in arm.epochs)
+    for name, arm in results.arms.items():
+        last = arm.epochs[-1] if arm.epochs else None
+        loss = None if last is None else last.loss
         rows.append(
             [
-                html.dot(colours[arm]) + html.text(values.get("title")),
-                numbers.percent(last.get("accuracy")),
+                html.dot(colours[name]) + html.text(arm.title),
+                numbers.percent(arm.accuracy),
+                *([numbers.percent(None if last is None else last.accuracy)] if validated else []),
                 numbers.MISSING if loss is None or not math.isfinite(loss) else f"{loss:.3f}",
             ]
         )
-    table = html.table(["After the last epoch", "Accuracy", "Loss"], rows, stack=False)
-    error = _standard_error(results, [values.get("epochs") or [] for values in arms.values()])
+    heads = [
+        "After the last epoch",
+        "Test accuracy",
+        *(["Validation accuracy"] if validated else []),
+        "Loss",
+    ]
+    table = html.table(heads, rows, stack=False)
+    error = _standard_error(results.data, (arm.accuracy for arm in results.arms.values()))
     how = '<a href="#reading">how to read this</a>'
     note = f'<figcaption class="text">{error} One seed: see {how}.</figcaption>'
     return f'<figure class="card plain">{table}{note}</figure>'
@@ -447,13 +490,11 @@ def _costs(ledger: Ledger) -> str:
     return html.section("Costs", html.grid(cards, "costs"))
 
 
-def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
-    seed = results.get("seed")
-    seed_words = f"One seed ({html.text(seed)})" if seed is not None else "One run"
-    error = _standard_error(results, [[{"accuracy": entry.accuracy}] for entry in ledger.entries])
+def _reading(results: RunResults) -> str:
+    error = _standard_error(results.data, (entry.accuracy for entry in results.ledger.entries))
     items = [
         (
-            f"{seed_words}: no claim about differences.",
+            f"One seed ({html.text(results.seed)}): no claim about differences.",
             "Each arm was trained once. A difference in accuracy between arms is a single observation, not a finding; "
             f"another seed can turn it round. {error} Compare over several seeds before deciding.",
         ),
@@ -470,8 +511,10 @@ def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
             "Samples and steps do not depend on the machine.",
         ),
     ]
-    if results.get("selection"):
-        method = html.text(results["selection"].get("method") or "selection")
+    if results.trusted:
+        items.append(("Some files were not compared by content.", html.text(trusted_files(results.trusted))))
+    if results.selection:
+        method = html.text(results.selection.method)
         items[1:1] = [
             (
                 "Selection changes the distribution.",
@@ -491,23 +534,29 @@ def _reading(results: Mapping[str, Any], ledger: Ledger) -> str:
     return html.section("How to read this", f'<dl class="reading">\n{words}\n</dl>', identity="reading")
 
 
-def configuration(results: Mapping[str, Any]) -> str:
-    """The section with the whole configuration, folded."""
-    config = results.get("config")
-    if not config:
+def trusted_files(roles: Sequence[str]) -> str:
+    """Return one sentence of plain text about the roles in ``trusted`` of the results."""
+    listed = ", ".join(roles)
+    return (
+        "Files of these roles were compared by size and modification time, not by content, as "
+        f'"trust: mtime" asks: {listed}.'
+    )
+
+
+def configuration(results: RunResults | CompareResults) -> str:
+    """Return the section with the complete configuration, folded."""
+    if not results.config:
         return ""
-    text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
+    text = json.dumps(results.config, indent=2, ensure_ascii=False, default=str)
     return html.section(
         "Configuration",
         f"<details>\n<summary>Everything this run was told</summary>\n<pre>{html.text(text, lines=True)}</pre>\n</details>",
     )
 
 
-def versions(results: Mapping[str, Any]) -> str:
-    """The footer with the versions of what the run used."""
-    used = dict(results.get("versions") or {})
-    if results.get("raysel"):
-        used = {"raysel": results["raysel"], **used}
+def versions(results: RunResults | CompareResults) -> str:
+    """Return the footer with the versions of the libraries that the run used."""
+    used = {**({"raysel": results.raysel} if results.raysel else {}), **results.versions}
     if not used:
         return ""
     words = " · ".join(f"{html.text(name)}{html.NBSP}{html.text(version)}" for name, version in used.items())
@@ -523,27 +572,16 @@ def _subject(ledger: Ledger) -> LedgerEntry | None:
     return ledger.entry("chain") or (others[-1] if others else ledger.entry(REFERENCE))
 
 
-def _arms(results: Mapping[str, Any], ledger: Ledger) -> dict[str, dict[str, Any]]:
-    """The arms with a title each, in the results' order."""
-    found = {}
-    for arm, values in (results.get("arms") or {}).items():
-        entry = ledger.entry(arm)
-        found[arm] = {**values, "title": values.get("title") or (entry.title if entry else arm)}
-    return found
-
-
-def _standard_error(results: Mapping[str, Any], arms: Iterable[Sequence[Mapping[str, Any]]]) -> str:
+def _standard_error(data: Data, accuracies: Iterable[float | None]) -> str:
     """How far an accuracy moves with the choice of the test rows alone (binomial, the widest of the arms)."""
-    test = (results.get("data") or {}).get("test")
-    ends = [epochs[-1].get("accuracy") for epochs in arms if epochs]
-    shares = [share for share in ends if share is not None]
-    if not test or not shares:
+    shares = [share for share in accuracies if share is not None]
+    if not data.test or not shares:
         return ""
-    points = 100 * max(math.sqrt(share * (1 - share) / test) for share in shares)
+    points = 100 * max(math.sqrt(share * (1 - share) / data.test) for share in shares)
     if not points:
         return ""
     size = f"{points:.1f}{html.NBSP}points"
-    return f"With {html.many(test, 'test row')}, one standard error of such an accuracy is up to {size}."
+    return f"With {html.many(data.test, 'test row')}, one standard error of such an accuracy is up to {size}."
 
 
 def _compared(saving: float | None, less: str, more: str) -> str:

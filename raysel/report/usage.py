@@ -51,10 +51,10 @@ def replay(
     return Course(state.selected, shares)
 
 
-def times(selected: Counts) -> list[list[int]]:
-    """[how often, samples] for every number of times that occurs, ascending."""
+def times(selected: Counts) -> tuple[tuple[int, int], ...]:
+    """Return pairs (times selected, number of samples), ascending, for every number of times that occurs."""
     found, samples = np.unique(selected, return_counts=True)
-    return [[int(often), int(count)] for often, count in zip(found, samples, strict=True)]
+    return tuple((int(often), int(count)) for often, count in zip(found, samples, strict=True))
 
 
 def images(values: npt.NDArray[Any]) -> list[str] | None:

@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from raysel.core import storage
 from raysel.dynamic.shards import spans
 from raysel.dynamic.state import SampleState
 from raysel.errors import StateError
@@ -70,7 +71,7 @@ def save(
         torch.save(whole, directory / _OBJECTS)
         _check_readable(directory / _OBJECTS)
         text = json.dumps({**about, "world": world, "pieces": pieces, "stamp": stamp})
-        (directory / _SESSION).write_text(text)
+        storage.write_text(directory / _SESSION, text)
         mine += [directory / _OBJECTS, directory / _SESSION]
     parts = spans(about["run"]["samples"], pieces)
     if rank < len(parts):
@@ -81,7 +82,7 @@ def save(
             mine.append(_write(directory / _name("staged", rank, pieces, "arrow"), noted))
     files = {path.name: _digest(path) for path in sorted(mine)}
     manifest = {"files": files, "stamp": stamp, "digest": _of_text(files, stamp)}
-    (directory / _name("files", rank, world, "json")).write_text(json.dumps(manifest))
+    storage.write_text(directory / _name("files", rank, world, "json"), json.dumps(manifest))
 
 
 def verified(directory: Path) -> dict[str, Any]:

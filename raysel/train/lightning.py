@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raysel.core.arrays import positions
 from raysel.errors import ConfigError, StateError
 from raysel.train.driven import Driven
 from raysel.train.dynamic import DynamicSelection
@@ -142,4 +143,5 @@ class _Batches:
 
 
 def _positions(planned: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    return np.where(slots >= 0, np.searchsorted(planned, slots), -1)
+    place, found = positions(planned, slots)
+    return np.where(found, place, -1)

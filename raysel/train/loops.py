@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -16,27 +17,37 @@ from raysel.data.store import ArrayDataset
 def schedule(progress: float, warmup: float = 0.1) -> float:
     """Learning-rate factor at ``progress`` in [0, 1]: linear warm-up, then a cosine to zero.
 
-    It hangs on progress, not on steps, since dynamic epochs differ in length.
+    It depends on progress, not on steps, since dynamic epochs differ in length.
     """
     if progress < warmup:
         return max(progress, 1e-3) / warmup
     return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
-def classify(config: dict[str, Any]) -> list[dict[str, Any]]:
+def classify(config: dict[str, Any]) -> dict[str, Any]:
     """Train a classifier on dynamically selected samples: a ``train_loop_per_worker`` for TorchTrainer.
 
-    config: ``dynamic`` (DynamicSelection); ``train`` and ``test`` (directories of ``write_arrays``, test may be
-    None); ``model`` (factory(input_shape, classes) -> module); ``batch_size`` (per worker), ``learning_rate``,
-    ``momentum``, ``weight_decay``, ``seed``, ``threads``; ``alone``: true in a plain process, where ``dynamic`` is
-    ``DynamicSelection.local(...)``. SGD with Nesterov momentum.
-    Returns the session's history, ``mean_loss`` and ``accuracy`` of each epoch included. One worker of Ray Train and
-    a plain process give the same numbers, to the last bit.
+    SGD with Nesterov momentum. One worker of Ray Train and a plain process give the same numbers, to the last bit.
+
+    Parameters
+    ----------
+    config : dict
+        ``dynamic`` (DynamicSelection); ``train`` (a directory of `raysel.data.store.write_arrays`), ``test`` and
+        ``validation`` (such directories or None) and ``validation_ids`` (rows of it, None for all); ``model``
+        (``factory(input_shape, classes) -> module``); ``batch_size`` (per worker), ``learning_rate``, ``momentum``,
+        ``weight_decay``, ``seed``, ``threads``; ``alone``: true in a plain process, where ``dynamic`` is
+        ``DynamicSelection.local(...)``.
+
+    Returns
+    -------
+    dict
+        ``history``, the session's, in which ``accuracy`` is that on the validation rows; ``accuracy``, that on the
+        test rows, which are scored once, after the last epoch. Both are None without such rows.
     """
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])  # the same weights on every rank and in every arm
     train = ArrayDataset(config["train"])
-    test = ArrayDataset(config["test"]) if config["test"] else None
+    validation = ArrayDataset(config["validation"]) if config["validation"] else None
     shape = tuple(train.inputs.shape[1:])
     model = config["model"](shape, len(train.classes))
     if config["alone"]:
@@ -69,25 +80,45 @@ def classify(config: dict[str, Any]) -> list[dict[str, Any]]:
             loss.backward()
             optimizer.step()
         began = time.perf_counter()
-        accuracy = None if test is None else evaluate(model, test, device, session.rank, session.world)
+        accuracy = None
+        if validation is not None:
+            ids = config["validation_ids"]
+            accuracy = evaluate(model, validation, device, session.rank, session.world, ids)
         metrics = {"accuracy": accuracy, "evaluation_seconds": time.perf_counter() - began}
         session.report(metrics, state={"model": model, "optimizer": optimizer})
-    return session.history
+    test = ArrayDataset(config["test"]) if config["test"] else None
+    accuracy = None if test is None else evaluate(model, test, device, session.rank, session.world)
+    return {"history": session.history, "accuracy": accuracy}
 
 
 @torch.no_grad()
 def evaluate(
-    model: torch.nn.Module, data: ArrayDataset, device: torch.device, rank: int = 0, world: int = 1
+    model: torch.nn.Module,
+    data: ArrayDataset,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    ids: np.ndarray | None = None,
 ) -> float:
-    """Share of ``data`` that the model classifies rightly; each rank scores its part, all get the answer."""
+    """Return the share of rows that the model classifies correctly.
+
+    Each rank scores its part and all ranks get the result.
+
+    Parameters
+    ----------
+    ids : numpy.ndarray, optional
+        Rows to score, by their ids; by default all of ``data``.
+    """
     model.eval()
     bare = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
+    rows = np.arange(len(data)) if ids is None else ids
     right = torch.zeros((), dtype=torch.float64)
-    for start in range(rank * 512, len(data), world * 512):
-        inputs = torch.from_numpy(data.inputs[start : start + 512].copy()).to(device)
-        labels = torch.from_numpy(data.labels[start : start + 512]).to(device)
+    for start in range(rank * 512, len(rows), world * 512):
+        these = rows[start : start + 512]
+        inputs = torch.from_numpy(data.inputs[these]).to(device)
+        labels = torch.from_numpy(data.labels[these]).to(device)
         right += (bare(inputs).argmax(dim=1) == labels).sum().cpu()
     if world > 1:
         right = right.to(device)
         dist.all_reduce(right)
-    return float(right) / len(data)
+    return float(right) / len(rows)

@@ -17,19 +17,22 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.data.datasource import ReadTask
 from ray.train import DataConfig
 
-from raysel.data.blocks import own_error, plain_errors
+from raysel.cluster import wait
+from raysel.cluster.blocks import plain_errors
+from raysel.cluster.errors import unwrap_errors
+from raysel.core.arrays import positions
+from raysel.core.hashing import hash_integers
 from raysel.data.rowid import ID, Piece
 from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.dynamic.plan import Plan, chunks
-from raysel.errors import ConfigError, DataError, ResourceError, StateError, first
+from raysel.errors import ConfigError, DataError, StateError, first
 
-_WARN, _PATIENCE = 10.0, 120.0  # seconds without a CPU for Ray Data until it is said, until it is an error
 _PREFETCH = 2  # batches that Ray Data fetches and collates ahead, in threads
 _TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
 _TASK_BYTES = 32 << 20  # of so much each
-_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
-
 logger = logging.getLogger(__name__)
+
+_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
 
 
 # ---- the plan on the cluster -------------------------------------------------------------------------------
@@ -94,8 +97,8 @@ def slots_of(ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None) -
     """The slot of each id, -1 for one that is not among ``chosen`` (ascending; None: an id is its slot)."""
     if chosen is None:
         return ids
-    place = np.minimum(np.searchsorted(chosen, ids), len(chosen) - 1)
-    return np.where(chosen[place] == ids, place, -1)
+    place, found = positions(chosen, ids)
+    return np.where(found, place, -1)
 
 
 def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
@@ -224,30 +227,13 @@ class WholeRows(DataConfig):
         return shares
 
 
-def wait_for_cpu(patience: float = _PATIENCE) -> None:
-    """Return once a task of one CPU has run beside the training; ResourceError if none could for ``patience`` s.
-
-    Ray Data would wait for ever, silently, where Ray Train's workers hold every CPU.
-    """
-    probe = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_nothing).remote()
-    done, _ = ray.wait([probe], timeout=min(_WARN, patience))
-    if not done and patience > _WARN:
-        logger.warning(
-            "session.stream waits for a CPU that Ray Data can read with; the workers hold all of them."
-        )
-        done, _ = ray.wait([probe], timeout=patience - _WARN)
-    if not done:
-        ray.cancel(probe, force=True)
-        cpus = ray.cluster_resources().get("CPU", 0)
-        raise ResourceError(
-            f"session.stream: Ray Data had no CPU to read with for {patience:.0f} s, the workers and others hold all "
-            f"{cpus:g} of the cluster: give the workers less (ScalingConfig(resources_per_worker={{'CPU': 0.5}})) "
-            "or the cluster more."
-        )
-
-
-def _nothing() -> None:
-    return None
+def wait_for_cpu(patience: float = wait.CPU_S) -> None:
+    """Wait until a task of one CPU has run next to the training; ResourceError if none has after ``patience`` s."""
+    wait.wait_for_cpu(
+        "session.stream: the workers and others hold every CPU, and Ray Data had none to read with",
+        "give the workers less (ScalingConfig(resources_per_worker={'CPU': 0.5})) or the cluster more",
+        patience,
+    )
 
 
 # ---- batches in the worker ---------------------------------------------------------------------------------
@@ -321,12 +307,8 @@ def arrivals(
         collate_fn=collate,
         device="cpu",
     )
-    try:
+    with unwrap_errors():
         yield from batches
-    except ray.exceptions.RayError as error:
-        if (ours := own_error(error)) is not None:
-            raise ours from None
-        raise
 
 
 def shuffle_seed(seed: int, epoch: int, rank: int = -1) -> int:
@@ -355,10 +337,7 @@ def marks(slots: npt.NDArray[np.int64]) -> int:
     total = np.uint64(0)
     with np.errstate(over="ignore"):
         for start, stop in chunks(len(slots)):
-            x = slots[start:stop].astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-            x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            total += (x ^ (x >> np.uint64(31))).sum(dtype=np.uint64)
+            total += hash_integers(slots[start:stop]).sum(dtype=np.uint64)
     return int(total.view(np.int64))
 
 
@@ -367,11 +346,10 @@ def places(
 ) -> npt.NDArray[np.int64]:
     """Where in ``plan`` the rows with these ids stand; DataError for one that it does not hold."""
     slots = slots_of(ids, chosen)
-    found = np.minimum(np.searchsorted(plan.slots, slots), len(plan) - 1)
-    wrong = plan.slots[found] != slots
-    if wrong.any():
+    found, planned = positions(plan.slots, slots)
+    if not planned.all():
         raise DataError(
-            f"stream: rows that the epoch's plan does not hold (sample_id {first(ids[wrong].tolist())}): stream what "
+            f"stream: rows that the epoch's plan does not hold (sample_id {first(ids[~planned].tolist())}): stream what "
             "dynamic.planned(...) of this run made, not materialised, with the sample_id it was read with."
         )
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from raysel.core import storage
 from raysel.dynamic.keeper import Keeper, Keepers, Kept
 from raysel.dynamic.plan import Plan
 from raysel.dynamic.state import SampleState
@@ -71,16 +71,10 @@ class ProcessRanks(LocalRanks):
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         if self._directory is None:
             return
-        partial = self._directory / ".partial"
-        if self.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+        last, before = self._directory / "last", self._directory / "before"
+        save(self.of_zero(lambda: storage.stage(last)))
         self.barrier()
-        save(partial)
-        self.barrier()
-        if self.rank == 0:
-            self._keep(partial)
-        self.barrier()
+        self.of_zero(lambda: storage.publish(last, before))
 
 
 class SharedKeeper:

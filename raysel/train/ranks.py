@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from raysel.core import storage
 
 
 class TrainRanks:
@@ -84,13 +84,11 @@ class LocalRanks:
         return [place for place in places if place.exists()]
 
     def without_newer(self, place: Any) -> Any:
-        """Remove a damaged checkpoint newer than ``place``, which takes its name: the next to be saved must not replace it."""
+        """Remove a damaged checkpoint newer than ``place``: the next one that is saved must not replace ``place``."""
         if self._directory is None or place.name == "last":
             return place
-        last = place.with_name("last")
-        shutil.rmtree(last)
-        os.replace(place, last)
-        return last
+        storage.remove(place.with_name("last"))
+        return place
 
     @contextmanager
     def opened(self, place: Any) -> Iterator[Path]:
@@ -108,19 +106,9 @@ class LocalRanks:
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         if self._directory is None:
             return
-        partial = self._directory / ".partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save(partial)
-        self._keep(partial)
-
-    def _keep(self, partial: Path) -> None:
-        """Put what was saved in the place of the last checkpoint, and that in the place of the one before."""
-        last, before = partial.parent / "last", partial.parent / "before"
-        if last.exists():  # killed between any two of these lines, there is one whole checkpoint at least
-            shutil.rmtree(before, ignore_errors=True)
-            os.replace(last, before)
-        os.replace(partial, last)
+        last = self._directory / "last"
+        save(storage.stage(last))
+        storage.publish(last, self._directory / "before")
 
 
 def _age(metrics: Mapping[str, Any]) -> tuple[int, int]:

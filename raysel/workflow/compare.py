@@ -8,172 +8,155 @@ the run directory, which is the one that ``raysel run`` uses: called again, only
 
 from __future__ import annotations
 
-import difflib
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import ray
 
 import raysel
-from raysel.dynamic.plan import Policy, part
-from raysel.errors import ConfigError, RayselError, RunError
-from raysel.files import write_text
+from raysel.cluster.connect import connect
+from raysel.cluster.errors import own_error
+from raysel.core.registry import nearest
+from raysel.core.storage import write_text
+from raysel.dynamic.budget import Budget, tail_delta
+from raysel.dynamic.plan import Policy
+from raysel.errors import ConfigError, RunError
+from raysel.registry import POLICIES
 from raysel.report import comparison
-from raysel.selection import Selection
-from raysel.workflow import steps
-from raysel.workflow.config import METHODS, Factors, Workflow, factors_of
-from raysel.workflow.run import (
-    DONE,
-    DYNAMICS,
-    Choice,
-    Progress,
-    RunDirectory,
-    arrays,
-    choose,
-    open_run,
-    versions,
-)
+from raysel.report.results import Cell as CellResult
+from raysel.report.results import ComparedPolicy, CompareResults, Epoch
+from raysel.workflow import config, steps
+from raysel.workflow.config import Method, Workflow
+from raysel.workflow.directory import Done, Progress, RunDirectory, open_run, versions
+from raysel.workflow.inputs import Look
+from raysel.workflow.load import load_check
+from raysel.workflow.run import data, trusted
+from raysel.workflow.steps.cell import Cell, train_cell
+from raysel.workflow.steps.factors import scores
+from raysel.workflow.steps.train import epochs_for, loop_config, policy
 
-POLICIES = ("full", "full-equal-steps", "random", "roundrobin", "infobatch")
-_NAMES = {"random_prune": "random", "random_subset": "random-subset", "round_robin": "roundrobin"}
-_METHODS = {_NAMES.get(method, method): method for method in METHODS}
-_EQUAL_STEPS = "full-equal-steps"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the workflow's policy spent with one seed.
-
-    rows: samples it chose among. epochs: of the run. passes: samples back-propagated. delta: its full-data tail
-    begins at epoch floor(epochs * delta); 1 for none.
-    """
-
-    rows: int
-    epochs: int
-    passes: int
-    delta: float
-
-    @property
-    def tail(self) -> int:
-        """Epochs on all the data at the end."""
-        return self.epochs - part(self.delta, self.epochs)
-
-    @property
-    def saving(self) -> float:
-        """The share of all passes that was left out."""
-        return 1 - self.passes / (self.rows * self.epochs)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """One policy with one seed. max_steps: where training stops, None for the end of the epochs."""
-
-    name: str
-    seed: int
-    rule: Policy
-    epochs: int
-    max_steps: int | None = None
+EQUAL_STEPS = "full_equal_steps"
+CONTROLS = ("full", EQUAL_STEPS, "random_prune", "round_robin", "infobatch")
+"""Policies that a comparison trains by default."""
 
 
 def compare(
-    workflow: Workflow,
-    policies: Sequence[str] = POLICIES,
+    workflow: Workflow | str | os.PathLike[str],
+    policies: Sequence[str] = CONTROLS,
     seeds: int = 3,
     out: str | os.PathLike[str] | None = None,
     *,
+    fresh: bool = False,
     progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Train every policy with ``seeds`` seeds, from the workflow's on, and return what compare.json holds.
+) -> CompareResults:
+    """Train every policy with several seeds at the budget of the workflow's own policy.
 
-    policies: names of controls and methods; the workflow's own policy is always among them. out: the run directory,
-    by default ``runs/NAME``; leaves compare.json, compare.md, compare.png and compare.html there. Ray must be up
-    (see ``raysel.workflow.run.connect``). ConfigError for an unknown policy, for no seed, for a workflow without test
-    rows or without a dynamic policy, and for a budget that a control cannot reach; RunError as ``raysel run``.
+    Parameters
+    ----------
+    workflow : Workflow or path
+        As in `raysel.run`.
+    policies : sequence of str
+        Names of policies, ``full_equal_steps``, or ``file.py:Name``. The workflow's own policy is always among them.
+    seeds : int
+        Number of seeds per policy, counting up from the workflow's seed.
+    out : path, optional
+        The run directory, by default ``runs/NAME``. compare.json, .md, .png and .html are written there.
+    fresh : bool
+        Remove what earlier runs left in the directory.
+    progress : Progress, optional
+        Where progress is shown; by default on stderr.
+
+    Returns
+    -------
+    CompareResults
+        What compare.json holds; ``path`` is the run directory.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown policy, no seed, a workflow without test rows or without a dynamic policy, and a budget that a
+        control cannot reach.
+    RunError
+        As `raysel.run`.
     """
-    counts = check(workflow, policies, seeds)
-    steps.check_room(1, 1.0, workflow.train.gpus_per_worker)
-    with open_run(workflow, out, progress) as this:
-        own, names = _names(workflow, policies)
-        choice = choose(this, counts["pool"], _factors(workflow, names))
-        rows = choice.rows
-        data, _ = arrays(this)
-        tried = [workflow.seed + number for number in range(seeds)]
-        found = _train(this, choice, data, own, names, tried)
-        results = {
-            "name": workflow.name,
-            "created": this.created,
-            "raysel": raysel.__version__,
-            "versions": versions(),
-            "seeds": tried,
-            "config": workflow.model_dump(mode="json"),
-            "data": {
-                "pool": counts["pool"],
-                "rows": len(rows) if isinstance(rows, Selection) else rows,
-                "test": counts["test"],
-            },
-            "own": own,
-            "policies": {name: _about(name, own, found[name]) for name in names},
-        }
-        write(results, this.out)
+    flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    check(flow, policies, seeds)
+    load_check(flow)
+    own, names = policy_names(flow, policies)
+    methods = {name: _method(name) for name in names if name not in (own, EQUAL_STEPS)}
+    for method in methods.values():
+        method.type  # noqa: B018 (runs the code that it names, before anything is trained)
+    check(flow, policies, seeds)
+    connect()
+    steps.check_room(1, 1.0, flow.train.gpus_per_worker)
+    with open_run(flow, out, progress, fresh=fresh) as run:
+        for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
+            run.do(step)
+        tried = [flow.seed + number for number in range(seeds)]
+        found = _train(run, own, names, methods, tried)
+        results = CompareResults(
+            name=flow.name,
+            created=run.created,
+            raysel=raysel.__version__,
+            versions=versions(),
+            seeds=tuple(tried),
+            config=flow.describe(),
+            data=data(run),
+            rows=run.count(run.rows),
+            epochs=flow.train.epochs,
+            batch_size=flow.train.batch_size * flow.train.workers,
+            own=own,
+            policies={name: _compared(name, own, flow, methods, found[name]) for name in names},
+            trusted=trusted(run),
+            path=str(run.out),
+        )
+        write(results, run.out)
     return results
 
 
-def check(workflow: Workflow, policies: Sequence[str], seeds: int) -> dict[str, int]:
-    """What can be said before Ray starts; the rows by role. Raises as :func:`compare`."""
+def check(workflow: Workflow, policies: Sequence[str], seeds: int) -> Look:
+    """Check what can be said before Ray starts. Raises as :func:`compare`."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"seeds: {seeds!r}; a comparison needs at least one, and three to show a spread.")
-    _, names = _names(workflow, policies)
+    own, names = policy_names(workflow, policies)
     if workflow.test is None:
         raise ConfigError("The key 'test' is missing: a comparison needs rows to score the policies on.")
-    if workflow.dynamic.method == "full":
+    if workflow.dynamic.spec == "full":
         raise ConfigError(
             "The key 'dynamic' names no policy that saves anything, so there is no budget to compare at; "
             "give one, for example with --set dynamic.method=infobatch."
         )
-    return steps.check(workflow, _factors(workflow, names))
+    builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
+    return steps.check(workflow, _needs_scores(names, builtin))
 
 
-def _factors(workflow: Workflow, names: list[str]) -> Factors | None:
-    """How samples are scored: as the workflow says, else by the defaults where RepDiv is one of the policies."""
-    return factors_of(workflow.dynamic) or (Factors() if "repdiv" in names else None)
-
-
-def write(results: dict[str, Any], directory: Path) -> None:
-    """The comparison as JSON, Markdown, PNG and one HTML page in ``directory``."""
-    steps.write_json(directory / "compare.json", results)
+def write(results: CompareResults, directory: Path) -> None:
+    """Write the comparison as JSON, Markdown, PNG and one HTML page."""
+    results.save(directory / "compare.json")
     write_text(directory / "compare.md", comparison.markdown(results))
     comparison.write_png(results, directory / "compare.png")
     write_text(directory / "compare.html", comparison.render(results))
 
 
-# ---- policies and their budgets ------------------------------------------------------------------------------
+# ---- policies ------------------------------------------------------------------------------------------------
 
 
-def _names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list[str]]:
-    """The name of the workflow's own policy and all names in the order asked for, each once."""
-    known = {_bare(name): name for name in (*_METHODS, _EQUAL_STEPS)}
-    known |= {_bare(method): name for name, method in _METHODS.items()}
+def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list[str]]:
+    """The workflow's own policy, and all policies in the order asked for, each once.
+
+    Spellings of a name that differ in case, hyphens and underscores are the same.
+    """
+    known = {_bare(name): name for name in (*POLICIES.names(), EQUAL_STEPS)}
     names: list[str] = []
     for given in policies:
-        name = known.get(_bare(given))
+        name = given if ":" in given else known.get(_bare(given))
         if name is None:
-            close = difflib.get_close_matches(_bare(given), known, n=1, cutoff=0.5)
-            hint = (
-                f"did you mean '{known[close[0]]}'?"
-                if close
-                else f"known are {', '.join(dict.fromkeys(known.values()))}."
-            )
-            raise ConfigError(f"policies: '{given}' is not known; {hint}")
+            raise ConfigError(f"policies: '{given}' is not known; {nearest(given, known.values())}")
         if name not in names:
             names.append(name)
-    if not names:
-        raise ConfigError(f"policies: none is named; known are {', '.join(dict.fromkeys(known.values()))}.")
-    own = next(name for name, method in _METHODS.items() if method == workflow.dynamic.method)
+    own = workflow.dynamic.spec
     return own, names if own in names else [*names, own]
 
 
@@ -181,186 +164,130 @@ def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").strip()
 
 
-def _random(budget: Budget) -> Policy:
-    """The same rescale and tail; InfoBatch's first epoch, on all the data, included."""
-    pruning = budget.epochs - budget.tail - 1
-    spared = budget.rows * budget.epochs - budget.passes
-    if spared and spared >= budget.rows * pruning:
-        raise ConfigError(
-            f"random: its first epoch and the last {budget.tail} take all the data, so it spends more than "
-            f"{budget.rows * (budget.tail + 1):,} passes and cannot be held to {budget.passes:,}."
-        )
-    return raysel.RandomPrune(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
+def _method(name: str) -> Method:
+    spec = (
+        os.path.abspath(name.partition(".py:")[0]) + ".py:" + name.partition(".py:")[2]
+        if ".py:" in name
+        else name
+    )
+    return Method.of({"method": spec}, POLICIES, f"policies.{name}")
 
 
-def _roundrobin(budget: Budget) -> Policy:
-    return raysel.RoundRobin(_walked("roundrobin", budget), budget.delta)
+def _needs_scores(names: Sequence[str], methods: dict[str, Method]) -> bool:
+    return any(getattr(methods[name].type, "needs_scores", False) for name in names if name in methods)
 
 
-def _walked(name: str, budget: Budget) -> float:
-    """The share of the rows that each epoch before the tail takes."""
-    walking = budget.epochs - budget.tail
-    count = round((budget.passes - budget.rows * budget.tail) / walking) if walking else budget.rows
-    if count < 1:
-        raise ConfigError(
-            f"{name}: the last {budget.tail} epochs take all the data, so it spends more than "
-            f"{budget.rows * budget.tail:,} passes and cannot be held to {budget.passes:,}."
-        )
-    return _ratio(count, budget.rows)
+def _compared(
+    name: str, own: str, workflow: Workflow, methods: dict[str, Method], cells: list[Done]
+) -> ComparedPolicy:
+    if name == own:
+        title, budget = workflow.dynamic.title, "sets"
+    elif name == EQUAL_STEPS:
+        title, budget = "full data at equal steps", "held"
+    else:
+        title = methods[name].title
+        budget = "held" if hasattr(methods[name].type, "at_budget") else "free"
+    return ComparedPolicy(title, budget, tuple(map(_cell, cells)))
 
 
-def _subset(budget: Budget) -> Policy:
-    """RandomSubset has no tail on all the data: all epochs are of equal size."""
-    return raysel.RandomSubset(_ratio(max(round(budget.passes / budget.epochs), 1), budget.rows))
-
-
-def _infobatch(budget: Budget) -> Policy:
-    if budget.saving <= 0:
-        return raysel.InfoBatch(prune_ratio=0.0, delta=budget.delta)
-    rule = raysel.InfoBatch(delta=budget.delta, target_saving=budget.saving)
-    try:
-        rule.plan(raysel.dynamic.SampleState.empty(1), epoch=0, num_epochs=budget.epochs, seed=0)
-    except ConfigError as error:
-        raise ConfigError(f"infobatch: {error}.") from None
-    return rule
-
-
-def _repdiv(budget: Budget, scores: pa.Table | None) -> Policy:
-    """RepDiv with the same tail."""
-    return raysel.RepDiv(scores, ratio=_walked("repdiv", budget), tail=budget.tail / budget.epochs)
-
-
-def _delta(rule: Policy, epochs: int) -> float:
-    """Where the rule's tail on all the data begins, as a share of which policies make that epoch: they round down."""
-    if isinstance(rule, raysel.RepDiv):
-        return _ratio(epochs - rule.tail_epochs(epochs), epochs)
-    return getattr(rule, "delta", 1.0)
-
-
-def _ratio(count: int, rows: int) -> float:
-    """A share of which the policies make ``count`` of ``rows``: they round down, so it lies in the middle."""
-    return 1.0 if count >= rows else (count + 0.5) / rows
-
-
-_HELD: dict[str, Callable[[Budget], Policy]] = {
-    "random": _random,
-    "roundrobin": _roundrobin,
-    "random-subset": _subset,
-    "infobatch": _infobatch,
-}
-
-
-def _about(name: str, own: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What compare.json holds of a policy. ``budget``: sets it, is held to it, or spends what it spends (free)."""
-    titles = {"full": "full data", _EQUAL_STEPS: "full data at equal steps"}
-    title = titles.get(name) or DYNAMICS.get(_METHODS[name], name)
-    held = name in (_EQUAL_STEPS, "repdiv") or name in _HELD
-    return {"title": title, "budget": "sets" if name == own else "held" if held else "free", "cells": answers}
+def _cell(done: Done) -> CellResult:
+    answer = done.answer
+    return CellResult(
+        seed=answer["seed"],
+        policy=answer["policy"],
+        epochs=tuple(Epoch(**epoch) for epoch in answer["epochs"]),
+        accuracy=answer["accuracy"],
+        max_steps=answer["max_steps"],
+        seconds=done.seconds,
+    )
 
 
 # ---- training ------------------------------------------------------------------------------------------------
 
 
 def _train(
-    this: RunDirectory, choice: Choice, data: Path, own: str, names: list[str], seeds: list[int]
-) -> dict[str, list[dict[str, Any]]]:
-    """Every policy's answers, one a seed; the workflow's own policy goes first, others by what it spent."""
-    flow, rows, scores = this.workflow, choice.rows, choice.scores
-    settings = steps.loop_config(flow, data)
+    run: RunDirectory, own: str, names: list[str], methods: dict[str, Method], seeds: list[int]
+) -> dict[str, list[Done]]:
+    """Every policy's cells, one per seed; the workflow's own policy comes first, the others spend what it spent."""
+    flow, epochs = run.workflow, run.workflow.train.epochs
+    settings = loop_config(run)
     settings |= {"batch_size": flow.train.batch_size * flow.train.workers, "threads": 1, "alone": True}
-    own_rule, epochs = steps.policy(flow.dynamic, scores), flow.train.epochs
-    samples = len(rows) if isinstance(rows, Selection) else rows
+    samples, own_policy, table = run.count(run.rows), policy(run), scores(run)
 
-    def controls(answer: dict[str, Any], seed: int) -> Iterator[_Cell]:
+    def scored(made: Any) -> Policy:
+        needs = table is not None and getattr(type(made), "needs_scores", False)
+        return made.with_scores(table) if needs else made
+
+    def controls(answer: dict[str, Any], seed: int) -> Iterator[Cell]:
         passes, taken = (sum(epoch[key] for epoch in answer["epochs"]) for key in ("trained", "steps"))
-        budget = Budget(samples, epochs, passes, _delta(own_rule, epochs))
+        budget = Budget(samples, epochs, passes, tail_delta(own_policy, epochs))
         for name in names:
-            if name == _EQUAL_STEPS:
-                rounds = steps.epochs_for(samples, settings["batch_size"], taken)
-                yield _Cell(name, seed, raysel.FullData(), rounds, taken)
-            elif name == "repdiv" and name != own:
-                yield _Cell(name, seed, _repdiv(budget, scores), epochs)
-            elif name != own and name in _HELD:
-                yield _Cell(name, seed, _HELD[name](budget), epochs)
+            if name == EQUAL_STEPS:
+                rounds = epochs_for(samples, settings["batch_size"], taken)
+                yield Cell(name, seed, raysel.FullData(), rounds, taken)
+            elif name != own and hasattr(methods[name].type, "at_budget"):
+                made = scored(methods[name].type.at_budget(budget))
+                yield Cell(name, seed, made, epochs, code=_code(methods[name]))
 
-    todo = [_Cell(own, seed, own_rule, epochs) for seed in seeds]
-    for name in names:
-        if name not in (own, _EQUAL_STEPS, "repdiv", *_HELD):  # at its defaults, whatever that spends
-            method = _METHODS[name]
-            free = steps.policy(METHODS[method](method=method))
-            todo += [_Cell(name, seed, free, epochs) for seed in seeds]
-    found: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}
+    todo = [Cell(own, seed, own_policy, epochs, code=_code(flow.dynamic)) for seed in seeds]
+    for name, method in methods.items():
+        if not hasattr(method.type, "at_budget"):  # at its defaults, whatever that spends
+            made = scored(method.make())
+            todo += [Cell(name, seed, made, epochs, code=_code(method)) for seed in seeds]
+    found: dict[str, dict[int, Done]] = {name: {} for name in names}
     total, reused = len(names) * len(seeds), 0
 
-    def finish(cell: _Cell, answer: dict[str, Any]) -> None:
-        found[cell.name][cell.seed] = answer
-        if cell.name == own:
-            todo.extend(controls(answer, cell.seed))
+    def finish(cell: Cell, done: Done) -> None:
+        found[cell.policy_name][cell.seed] = done
+        if cell.policy_name == own:
+            todo.extend(controls(done.answer, cell.seed))
 
-    key: list[Any] = [flow.key("pool", "test", "train"), steps.model_digest(flow.train.model), this.digests]
-    key.append(rows.digest() if isinstance(rows, Selection) else rows)
-    work = _cell.options(num_gpus=flow.train.gpus_per_worker)
-    shared = ray.put((settings, rows))
-    running: dict[Any, tuple[_Cell, Path]] = {}
+    work = train_cell.options(num_gpus=flow.train.gpus_per_worker)
+    shared = ray.put((settings, samples if run.rows is None else run.rows))
+    running: dict[Any, tuple[Cell, Path]] = {}
     try:
         while todo or running:
             while todo:
                 cell = todo.pop(0)
-                about = [cell.rule.parameters(), cell.seed, cell.epochs, cell.max_steps]
-                directory, answer = this.place(f"cell-{cell.name}-{cell.seed}", [*key, *about])
-                if answer is None:
+                directory, _, done = run.place(cell)
+                if done is None:
                     running[work.remote(shared, cell)] = (cell, directory)
                 else:
                     reused += 1
-                    finish(cell, answer)
+                    finish(cell, done)
             if running:
                 ready = ray.wait(list(running))[0][0]
                 cell, directory = running.pop(ready)
-                answer = _get(ready, cell)
-                directory.mkdir(parents=True, exist_ok=True)
-                steps.write_json(directory / DONE, answer)
-                finish(cell, answer)
+                answer, seconds = _get(ready, cell)
+                done = Done(directory, answer, seconds)
+                run.keep(done)
+                finish(cell, done)
                 trained = sum(map(len, found.values()))
-                ended = f"{answer['epochs'][-1]['accuracy']:.1%} after {answer['seconds']:.1f} s"
-                this.progress.done("compare", f"{trained}/{total}  {cell.name}, seed {cell.seed}: {ended}")
+                ended = f"{answer['accuracy']:.1%} after {seconds:.1f} s"
+                name = cell.policy_name
+                run.progress.done("compare", f"{trained}/{total}  {name}, seed {cell.seed}: {ended}")
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
     if reused:
-        this.progress.done("compare", f"{reused} of {total} reused")
+        run.progress.done("compare", f"{reused} of {total} reused")
     return {name: [found[name][seed] for seed in seeds] for name in names}
 
 
-@ray.remote(num_cpus=1)
-def _cell(shared: tuple[dict[str, Any], Selection | int], cell: _Cell) -> dict[str, Any]:
-    """Train one policy with one seed in this process; what done.json of the cell holds."""
-    from raysel.train.loops import classify
-
-    began = time.perf_counter()
-    settings, rows = shared
-    dynamic = raysel.DynamicSelection.local(
-        cell.rule, rows, num_epochs=cell.epochs, seed=cell.seed, max_steps=cell.max_steps
-    )
-    history = classify({**settings, "dynamic": dynamic, "seed": cell.seed})
-    return {
-        "seed": cell.seed,
-        "policy": cell.rule.parameters(),
-        "max_steps": cell.max_steps,
-        "epochs": history,
-        "seconds": time.perf_counter() - began,
-    }
+def _code(method: Method) -> Any:
+    return None if method.builtin else method.key()
 
 
-def _get(ref: Any, cell: _Cell) -> dict[str, Any]:
+def _get(ref: Any, cell: Cell) -> tuple[dict[str, Any], float]:
     try:
-        answer: dict[str, Any] = ray.get(ref)
-        return answer
+        found: tuple[dict[str, Any], float] = ray.get(ref)
+        return found
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, RayselError):
-            raise error.cause from None
+        if (ours := own_error(error)) is not None:
+            raise ours from None
         raise
     except ray.exceptions.RayError as error:
         raise RunError(
-            f"{cell.name}, seed {cell.seed}: its process died ({str(error).splitlines()[0]}); "
+            f"{cell.policy_name}, seed {cell.seed}: its process died ({str(error).splitlines()[0]}); "
             "call again to train what is missing."
         ) from error

@@ -1,256 +1,411 @@
-"""The workflow file: YAML whose tree is the tree of objects it makes, checked before anything starts."""
+"""The workflow file: YAML whose keys are the fields of the methods it names, checked before anything starts."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from raysel.cluster.code import load_object
+from raysel.core.fingerprint import fingerprint
+from raysel.core.parameters import build, default_of, describe, keys
+from raysel.core.registry import Registry, nearest
 from raysel.errors import ConfigError
+from raysel.gime import Binding
+from raysel.registry import EMBEDDERS, POLICIES, SELECTORS
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, lt=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+@dataclass(frozen=True)
+class Rows:
+    """Rows to read.
 
+    Attributes
+    ----------
+    path : str or list of str
+        Parquet files or directories, relative to the workflow file.
+    label : str, optional
+        Column that holds the class.
+    trust : {"content", "mtime"}
+        Whether a file counts as unchanged by all its bytes, or by its size and modification time alone.
+    """
 
-class Rows(_Part):
-    """Rows to read: ``path`` (a file, a directory or a list) and the column that holds the class."""
-
-    path: str | list[str]
+    path: str | tuple[str, ...]
     label: str | None = None
+    trust: Literal["content", "mtime"] = "content"
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths as a list."""
+        return [self.path] if isinstance(self.path, str) else list(self.path)
 
 
-class Embed(_Part):
-    """How rows become vectors; the fields are those of ``raysel.fit_embedder`` and ``raysel.embed``."""
+@dataclass(frozen=True)
+class Embed:
+    """How rows become vectors; the fields are those of `raysel.fit_embedder` and `raysel.embed`.
 
-    embedder: str = "column"
+    Attributes
+    ----------
+    embedder : str or mapping
+        A name as in `raysel.fit_embedder`, or ``method:`` with the parameters of an embedder of your own.
+    column : str
+        Column that the vectors are made of.
+    normalize : bool
+        Scale vectors to unit length.
+    dtype : {"float32", "float16"}
+        How vectors are kept.
+    on_error : {"raise", "drop", "null"}
+        What happens to a row without a usable value.
+    version : str, optional
+        Stands for the code and weights of an embedder that cannot be fingerprinted.
+    """
+
+    embedder: str | dict[str, Any] = "column"
     column: str = "embedding"
     normalize: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     on_error: Literal["raise", "drop", "null"] = "raise"
+    version: str | None = None
+
+    @cached_property
+    def method(self) -> Method:
+        """The embedder as a method of the registry."""
+        tree = self.embedder if isinstance(self.embedder, dict) else {"method": self.embedder}
+        return Method.of(tree, EMBEDDERS, "embed.embedder")
 
 
-class SelectGIO(_Part):
-    """Preselection by gradient information optimization; the fields are those of ``raysel.GIO``."""
+@dataclass(frozen=True)
+class Calibrate:
+    """How thresholds are found; the fields are those of `raysel.gime.sensitivity` and `raysel.gime.proxy`.
 
-    method: Literal["gio"]
-    budget: float | int
-    clusters: Annotated[int, Field(ge=1)] | None = 1500
-    estimator: Literal["nearest", "nearest_mean", "average"] = "nearest"
-    k: Annotated[int, Field(ge=1)] | None = None
-    solver: Literal["exact", "gradient"] = "exact"
-    init: Literal["mean", "jump", "prev_opt"] = "mean"
-    within: Literal["random", "nearest"] = "random"
-
-
-class SelectRandom(_Part):
-    """A random subset; the fields are those of ``raysel.Random``."""
-
-    method: Literal["random"]
-    budget: float | int
-    stratify: str | None = None
-
-
-class Calibrate(_Part):
-    """How thresholds are found; the fields are those of ``raysel.gime.sensitivity`` and ``raysel.gime.proxy``.
-
-    The proxy is trained on subsets of the pool, ``rows`` each (a share or a number), and scored on the target.
-    label: the column it learns, by default the pool's label.
+    Attributes
+    ----------
+    features : list of str
+        Columns that the proxy model learns from.
+    mix : str
+        Column whose values' shares vary from subset to subset.
+    rows : float or int
+        Rows per subset, as a share of the pool or a number.
+    label : str, optional
+        Column that the proxy learns; by default the pool's label.
+    scoring : str, optional
+        Name of a scikit-learn scorer.
+    count : int
+        Number of subsets.
+    statistics : list of str, optional
+        Statistics to consider; by default all that vary.
+    tolerance, share, confidence, false_discoveries : float
+        See `raysel.gime.sensitivity`.
     """
 
     features: list[str]
-    label: str | None = None
-    scoring: str | None = None
     mix: str
     rows: float | int
-    count: Annotated[int, Field(ge=1)] = 120
+    label: str | None = None
+    scoring: str | None = None
+    count: Positive = 120
     statistics: list[str] | None = None
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
-    share: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
-    false_discoveries: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    tolerance: NotNegative = 0.01
+    share: Share = 0.9
+    confidence: Share = 0.95
+    false_discoveries: Share = 0.1
 
 
-class Gime(_Part):
-    """Metrics of the pool, and a choice by them before all others; the fields are those of ``raysel.gime.Binding`` and ``raysel.GIME``.
+@dataclass(frozen=True)
+class Gime:
+    """Metrics of the pool, and a choice by them before all other selectors.
 
-    by: a column whose groups are measured and chosen as a whole; days: windows of event time instead. Without either, rows
-    are chosen. Without thresholds, floors and calibrate nothing is chosen, only measured.
+    Attributes
+    ----------
+    binding : mapping
+        What the columns mean; the fields of `raysel.gime.Binding`.
+    by : str, optional
+        Column whose groups are measured and selected as a whole.
+    days : float, optional
+        Length of windows of event time that are groups, in days.
+    thresholds : mapping of str to [float or null, float or null]
+        Least and greatest value per statistic.
+    floors : mapping of str to int
+        Least number of rows per class.
+    calibrate : mapping, optional
+        How thresholds are found by training proxy models.
+
+    Without thresholds, floors and calibrate the metrics are measured and no row is left out.
     """
 
-    binding: dict[str, Any]
+    binding: Binding
     by: str | None = None
     days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    thresholds: dict[str, list[float | None]] = {}
-    floors: dict[str, Annotated[int, Field(ge=1)]] = {}
+    thresholds: dict[str, list[float | None]] = field(default_factory=dict)
+    floors: dict[str, Positive] = field(default_factory=dict)
     calibrate: Calibrate | None = None
 
     @property
-    def chooses(self) -> bool:
-        """Whether rows are left out by it."""
+    def selects(self) -> bool:
+        """Whether rows are left out."""
         return bool(self.thresholds or self.floors or self.calibrate)
 
 
-class DynamicInfoBatch(_Part):
-    """InfoBatch; the fields are those of ``raysel.InfoBatch``."""
+@dataclass(frozen=True)
+class Factors:
+    """The sparse autoencoder by whose units RepDiv scores samples.
 
-    method: Literal["infobatch"]
-    prune_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    delta: Annotated[float, Field(ge=0, le=1)] = 0.875
-    threshold: Literal["mean"] | Annotated[float, Field(gt=0, lt=1)] = "mean"
-    target_saving: Annotated[float, Field(gt=0, lt=1)] | None = None
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class DynamicRandomPrune(_Part):
-    """Random pruning with the same rescale; the fields are those of ``raysel.RandomPrune``."""
-
-    method: Literal["random_prune"]
-    prune_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    share: Annotated[float, Field(ge=0, le=1)] = 0.5
-    delta: Annotated[float, Field(ge=0, le=1)] = 0.875
-
-
-class DynamicRandomSubset(_Part):
-    """A fresh random subset in every epoch, not rescaled; the fields are those of ``raysel.RandomSubset``."""
-
-    method: Literal["random_subset"]
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-
-
-class DynamicRoundRobin(_Part):
-    """Round one random permutation of the samples; the fields are those of ``raysel.RoundRobin``."""
-
-    method: Literal["round_robin"]
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.5
-    delta: Annotated[float, Field(ge=0, le=1)] = 1.0
-
-
-class Factors(_Part):
-    """The sparse autoencoder whose units RepDiv scores samples by; the fields are those of ``raysel.fit_factors``.
-
-    top_fraction: of ``raysel.factor_scores``. The vectors are those of the workflow's ``embed``.
+    Attributes
+    ----------
+    units, k, mode, epochs, rows
+        See `raysel.fit_factors`.
+    top_fraction : float
+        See `raysel.factor_scores`.
     """
 
-    units: Annotated[int, Field(ge=1)] | None = None
-    k: Annotated[int, Field(ge=1)] = 32
+    units: Positive | None = None
+    k: Positive = 32
     mode: Literal["topk", "paper"] = "topk"
-    epochs: Annotated[int, Field(ge=1)] = 20
-    rows: Annotated[int, Field(ge=1)] | None = 1 << 18
+    epochs: Positive = 20
+    rows: Positive | None = 1 << 18
     top_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
-class DynamicRepDiv(_Part):
-    """RepDiv; the fields are those of ``raysel.RepDiv``, whose scores come from ``factors`` and the pool's label."""
+@dataclass(frozen=True)
+class Train:
+    """Training on Ray Train: a classifier, by ``raysel.train.loops.classify``.
 
-    method: Literal["repdiv"]
-    ratio: Annotated[float, Field(gt=0, le=1)] = 0.7
-    a_min: Annotated[float, Field(ge=0, le=1)] = 0.2
-    t_mid: Annotated[float, Field(ge=0, le=1)] = 0.6
-    k_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.2
-    tail: Annotated[float, Field(ge=0, le=1)] = 0.15
-    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
-    factors: Factors = Factors()
-
-
-class DynamicFull(_Part):
-    """Every sample in every epoch."""
-
-    method: Literal["full"]
-
-
-Dynamic = (
-    DynamicInfoBatch
-    | DynamicRepDiv
-    | DynamicRandomPrune
-    | DynamicRandomSubset
-    | DynamicRoundRobin
-    | DynamicFull
-)
-
-
-def _members(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for arg in getattr(annotation, "__args__", ()) for m in _members(arg)]
-
-
-def _tags(model: Any) -> tuple[Any, ...]:
-    method = model.model_fields.get("method")
-    return getattr(method.annotation, "__args__", ()) if method else ()
-
-
-METHODS: dict[str, Any] = {_tags(model)[0]: model for model in _members(Dynamic)}
-"""The dynamic methods that a workflow can name."""
-
-
-def factors_of(dynamic: Dynamic) -> Factors | None:
-    """How the scores that the method needs are found; None where it needs none."""
-    return dynamic.factors if isinstance(dynamic, DynamicRepDiv) else None
-
-
-class Train(_Part):
-    """Training on Ray Train: a classifier by ``raysel.train.loops.classify``.
-
-    model: ``file.py:factory`` beside the workflow, or ``package.module:factory``; naming it runs its code.
-    input: the column the model is fed with. batch_size: rows per worker and step.
+    Attributes
+    ----------
+    model : str
+        ``file.py:factory`` next to the workflow, or ``package.module:factory``. Naming it runs its code.
+    input : str
+        Column that the model is fed with.
+    epochs : int
+        Number of epochs.
+    batch_size : int
+        Rows per worker and step.
+    learning_rate, momentum, weight_decay : float
+        Parameters of SGD with Nesterov momentum.
+    workers : int
+        Number of Ray Train workers.
+    cpus_per_worker, gpus_per_worker : float
+        Resources per worker.
+    max_failures : int
+        How often training restarts from its last checkpoint.
     """
 
     model: str
     input: str
-    epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=1)] = 128
+    epochs: Positive = 20
+    batch_size: Positive = 128
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
-    workers: Annotated[int, Field(ge=1)] = 2
+    weight_decay: NotNegative = 5e-4
+    workers: Positive = 2
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    gpus_per_worker: NotNegative = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
 
 
-class Workflow(_Part):
-    """A whole run. ``gime``, ``select`` and ``dynamic`` may each be left out; ``controls`` are trained beside the chain."""
+@dataclass(frozen=True)
+class Method:
+    """A component that the workflow names, with its parameters; built when it is needed.
+
+    Attributes
+    ----------
+    spec : str
+        Name in the registry, ``file.py:Name`` or ``package.module:Name``.
+    parameters : dict
+        Fields of the class, as YAML gives them.
+    registry : Registry
+        Where the name is looked up.
+    where : str
+        Configuration path.
+    """
+
+    spec: str
+    parameters: dict[str, Any]
+    registry: Registry = field(compare=False)
+    where: str = field(compare=False)
+
+    @classmethod
+    def of(cls, tree: Any, registry: Registry, where: str) -> Method:
+        """Take ``method:`` out of a mapping. Raises ConfigError for anything else."""
+        if not isinstance(tree, Mapping):
+            raise ConfigError(f"'{where}' is {tree!r}; it should be a mapping with the key 'method'.")
+        parameters = dict(tree)
+        spec = parameters.pop("method", None)
+        if not isinstance(spec, str):
+            given = "missing" if spec is None else repr(spec)
+            raise ConfigError(
+                f"'{where}.method' is {given}; known are {', '.join(registry.names())}. "
+                "One of your own is written as file.py:Name."
+            )
+        found = cls(spec, parameters, registry, where)
+        if found.builtin and registry is not EMBEDDERS:
+            found.make()  # its parameters are checked at once; code of the user's own is not run yet
+        elif not found.builtin and ":" not in spec and spec not in registry.names():
+            registry.find(spec, f"'{where}'" if registry is EMBEDDERS else f"'{where}.method'", load_object)
+        return found
+
+    @property
+    def builtin(self) -> bool:
+        """Whether the component is part of raysel, so that looking it up runs no other code."""
+        name = self.spec.partition(":")[0] if self.registry is EMBEDDERS else self.spec
+        return name in self.registry.builtin
+
+    @cached_property
+    def type(self) -> Any:
+        """The class or function. Runs the code of a file or package that ``spec`` names."""
+        return self.registry.find(self.spec, f"{self.where}.method", load_object)
+
+    def make(self, **defaults: Any) -> Any:
+        """Build the component.
+
+        Parameters
+        ----------
+        **defaults
+            Values of fields that the workflow leaves out, such as the seed. Ignored where there is no such field.
+        """
+        made, where = self.type, self.where
+        if isinstance(made, type) and dataclasses.is_dataclass(made):
+            missing = {
+                name: value
+                for name, value in defaults.items()
+                if name in keys(made) and name not in self.parameters
+            }
+            return build(made, {**self.parameters, **missing}, where)
+        if not isinstance(made, type):
+            if self.parameters:
+                raise ConfigError(
+                    f"{where}: '{self.spec}' is not a class, so it takes no parameters ({', '.join(self.parameters)})."
+                )
+            return made
+        try:
+            return made(**self.parameters)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{where}: {self.spec} cannot be made ({error}); a frozen dataclass gets its parameters checked."
+            ) from error
+
+    @property
+    def title(self) -> str:
+        """Name for people: the class's ``title``, else its name."""
+        return str(getattr(self.type, "title", None) or getattr(self.type, "__name__", self.spec))
+
+    def describe(self) -> dict[str, Any]:
+        """The method with every parameter, defaults included, as JSON types; runs no code of the user's."""
+        if self.builtin and isinstance(self.type, type) and dataclasses.is_dataclass(self.type):
+            return {"method": self.spec, **describe(self.make())}
+        return {"method": self.spec, **self.parameters}
+
+    def key(self) -> Any:
+        """Everything that decides what the component does: its parameters, and the code of one of the user's own."""
+        return self.describe() if self.builtin else [self.describe(), fingerprint(self.type)]
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A run: where its rows come from, how they are selected, and what is trained.
+
+    Attributes
+    ----------
+    name : str
+        Name of the run and of its default directory.
+    seed : int
+        Seed of every random choice.
+    pool, target, test : Rows
+        Rows to select from, a sample of what the model is for, and rows that only score.
+    validation : Rows or float, optional
+        Rows that choices such as early stopping read. A share is drawn by a hash of the id from the target if it has
+        labels, else from the pool, and taken out of it.
+    gime, embed, factors, train
+        Settings of steps.
+    select : tuple of Method
+        Selectors, applied one after another.
+    dynamic : Method
+        Dynamic policy.
+    controls : list of {"full", "random"}
+        Trainings to compare with.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     pool: Rows
+    train: Train
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     target: Rows | None = None
+    validation: Rows | Share | None = None
     test: Rows | None = None
     gime: Gime | None = None
     embed: Embed = Embed()
-    select: Annotated[SelectGIO | SelectRandom, Field(discriminator="method")] | None = None
-    dynamic: Annotated[Dynamic, Field(discriminator="method")] = DynamicFull(method="full")
-    train: Train
-    controls: list[Literal["full", "random"]] = []
+    factors: Factors = Factors()
+    controls: list[Literal["full", "random"]] = field(default_factory=list)
+    select: tuple[Method, ...] = field(default=(), metadata={"yaml": False})
+    dynamic: Method = field(default=Method("full", {}, POLICIES, "dynamic"), metadata={"yaml": False})
 
-    def key(self, *parts: str) -> str:
-        """A digest of the named parts of the configuration."""
-        return digest({part: self.model_dump(mode="json")[part] for part in parts})
+    def rows(self, role: str) -> Rows | None:
+        """Rows of a role, None where the workflow has no such files."""
+        found = getattr(self, role)
+        return found if isinstance(found, Rows) else None
+
+    @property
+    def roles(self) -> list[str]:
+        """Roles that have files of their own."""
+        return [role for role in ("pool", "target", "validation", "test") if self.rows(role) is not None]
+
+    def describe(self) -> dict[str, Any]:
+        """The complete configuration as JSON types."""
+        found = describe(self)
+        found["embed"]["embedder"] = self.embed.embedder
+        found["select"] = [method.describe() for method in self.select]
+        found["dynamic"] = self.dynamic.describe()
+        return found
 
 
 def digest(value: Any) -> str:
-    """12 hexadecimal digits of anything JSON can hold."""
+    """12 hexadecimal digits of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Workflow:
-    """Read and check a workflow file; ``overrides`` are ``key.path=value``, values as YAML.
+def difference(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Paths at which two configurations differ, with the value in each."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return [
+            entry
+            for key in sorted(one.keys() | other.keys())
+            if one.get(key) != other.get(key)
+            for entry in difference(one.get(key), other.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [(path, one, other)]
 
-    Paths in it are taken relative to the file. ConfigError names the key and, for a misspelt one, the right one.
+
+def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Workflow:
+    """Read and check a workflow file.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The YAML file. Paths in it are relative to its folder.
+    overrides : list of str, optional
+        ``key.path=value`` with the value as YAML.
+
+    Raises
+    ------
+    ConfigError
+        For what is wrong with a key, with the nearest known one. No code that the file names is run.
     """
     file = Path(path)
     try:
-        tree = yaml.load(file.read_text(), Loader=_Loader)
+        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -260,24 +415,41 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     for override in overrides or []:
         _set(tree, override)
     try:
-        workflow = Workflow.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: {_sentence(error, tree)}") from None
-    return _absolute(workflow, file.resolve().parent)
+        return parse(tree, file.resolve().parent)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error.__cause__
+
+
+def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workflow:
+    """Return the workflow of a tree of YAML values, with paths relative to the folder ``base``."""
+    known = [*keys(Workflow), "select", "dynamic"]
+    for name in tree:
+        if name not in known:
+            raise ConfigError(f"Unknown key '{name}'; {nearest(name, known)}")
+    tree = _absolute(dict(tree), Path(base).resolve())
+    select = tree.pop("select", None)
+    dynamic = tree.pop("dynamic", {"method": "full"})
+    flow = build(Workflow, tree)
+    if isinstance(select, list):
+        methods = [Method.of(one, SELECTORS, f"select.{at}") for at, one in enumerate(select)]
+    else:
+        methods = [] if select is None else [Method.of(select, SELECTORS, "select")]
+    flow.embed.method  # noqa: B018 (raises for an embedder that is not known)
+    return dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
 
 
 class _Loader(yaml.SafeLoader):
     """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [
+        names = [
             self.construct_object(key, deep=True)
             for key, _ in node.value
             if key.tag != "tag:yaml.org,2002:merge"
         ]
-        wrong = [f"the key '{key}' is given twice" for key in keys if keys.count(key) > 1]
+        wrong = [f"the key '{key}' is given twice" for key in names if names.count(key) > 1]
         wrong += [
-            f"the key '{key}' is not text; write it in quotes" for key in keys if not isinstance(key, str)
+            f"the key '{key}' is not text; write it in quotes" for key in names if not isinstance(key, str)
         ]
         if wrong:
             raise yaml.constructor.ConstructorError(None, None, wrong[0], node.start_mark)
@@ -297,91 +469,98 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise ConfigError(f"--set {override}: write key=value, for example --set select.budget=0.2.")
     *parents, last = path.split(".")
+    here: Any = tree
     for key in parents:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
+        if isinstance(here, list) and key.isdecimal() and int(key) < len(here):
+            here = here[int(key)]
+        elif isinstance(here, dict):
+            here = here.setdefault(key, {})
+        if not isinstance(here, (dict, list)):
             raise ConfigError(f"--set {override}: '{key}' is a value, not a group of keys.")
     try:
-        tree[last] = yaml.load(text, Loader=_Loader)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"--set {override}: the value is not YAML.") from error
+    if isinstance(here, list):
+        if not last.isdecimal() or int(last) >= len(here):
+            raise ConfigError(f"--set {override}: '{last}' is not a place of a list of {len(here)}.")
+        here[int(last)] = value
+    else:
+        here[last] = value
 
 
-def _sentence(error: ValidationError, tree: Any) -> str:
-    """The first problem as a sentence; unknown keys come first, since the others may follow from them."""
-    problems = sorted(error.errors(), key=lambda p: p["type"] != "extra_forbidden")
-    problem = problems[0]
-    place = [str(part) for part in problem["loc"]]
-    here = tree
-    path: list[str] = []
-    for part in place:  # pydantic puts the tag of a union into the path; the file has no such key
-        if isinstance(here, dict) and part in here:
-            here = here[part]
-            path.append(part)
-        elif isinstance(here, list) and part.isdigit():
-            here = here[int(part)]
-            path.append(part)
-        elif problem["type"] == "missing" and part == place[-1]:
-            path.append(part)
-    name = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        known = _known(place, tree)
-        close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean '{'.'.join([*path[:-1], close[0]])}'?"
-            if close
-            else f"known are {', '.join(known)}."
-        )
-        return f"unknown key '{name}'; {hint}"
-    if problem["type"] == "missing":
-        return f"the key '{name}' is missing."
-    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        given = here.get("method") if isinstance(here, dict) else here
-        return f"'{name}.method' is {given!r}; known are {problem['ctx'].get('expected_tags', 'gio, random, infobatch, full')}."
-    message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"'{name}' is {problem['input']!r}: {message}."
+# ---- paths relative to the file ------------------------------------------------------------------------------
 
 
-def _known(place: list[str], tree: Any) -> list[str]:
-    """The keys that may stand where the last of ``place`` stands."""
-    choices: list[Any] = [Workflow]
-    for part in place[:-1]:
-        fields = [choice.model_fields[part] for choice in choices if part in choice.model_fields]
-        if fields:
-            choices = _members(fields[0].annotation)
-        else:  # not a key but the tag of a union's member
-            choices = [choice for choice in choices if part in _tags(choice)]
-    return list(choices[0].model_fields) if choices else []
-
-
-def _absolute(workflow: Workflow, base: Path) -> Workflow:
+def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
     def place(path: str) -> str:
-        # os.path's expanduser leaves alone a ~name that nobody has; Path's raises
+        # os.path's expanduser leaves alone a ~name that nobody has; Path's raises.
         return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))
 
-    changed: dict[str, Any] = {}
-    for name in ("pool", "target", "test"):
-        rows = getattr(workflow, name)
-        if rows is not None:
-            path = place(rows.path) if isinstance(rows.path, str) else [place(p) for p in rows.path]
-            changed[name] = rows.model_copy(update={"path": path})
-    file, colon, factory = workflow.train.model.rpartition(":")
-    if colon and file.endswith(".py"):
-        changed["train"] = workflow.train.model_copy(update={"model": f"{place(file)}:{factory}"})
-    changed["embed"] = workflow.embed.model_copy(
-        update={"embedder": _embedder(workflow.embed.embedder, place)}
-    )
-    return workflow.model_copy(update=changed)
+    def spec(text: Any) -> Any:
+        """``file.py:Name`` with the file made absolute."""
+        file, colon, name = text.rpartition(".py:") if isinstance(text, str) else ("", "", "")
+        return f"{place(file)}.py:{name}" if colon else text
+
+    def method(part: Any) -> Any:
+        return {**part, "method": spec(part.get("method"))} if isinstance(part, Mapping) else part
+
+    for role in ("pool", "target", "validation", "test"):
+        rows = {"path": tree[role]} if isinstance(tree.get(role), str) else tree.get(role)
+        if isinstance(rows, Mapping) and "path" in rows:
+            paths = rows["path"]
+            many = isinstance(paths, list)
+            if many and not paths:
+                raise ConfigError(f"'{role}.path' is an empty list; name at least one file or directory.")
+            moved = [place(p) if isinstance(p, str) else p for p in (paths if many else [paths])]
+            tree[role] = {**rows, "path": moved if many else moved[0]}
+    if isinstance(tree.get("train"), Mapping):
+        tree["train"] = {**tree["train"], "model": spec(tree["train"].get("model"))}
+        if tree["train"]["model"] is None:
+            del tree["train"]["model"]
+    if isinstance(tree.get("embed"), Mapping):
+        given = tree["embed"].get("embedder")
+        if given is not None:
+            made = method(given) if isinstance(given, Mapping) else _embedder(given, place, spec)
+            tree["embed"] = {**tree["embed"], "embedder": made}
+    if isinstance(tree.get("select"), list):
+        tree["select"] = [method(part) for part in tree["select"]]
+    else:
+        tree["select"] = method(tree.get("select"))
+    if tree.get("dynamic") is None:
+        tree.pop("dynamic", None)
+    else:
+        tree["dynamic"] = method(tree["dynamic"])
+    return {name: value for name, value in tree.items() if value is not None}
 
 
-def _embedder(spec: str, place: Callable[[str], str]) -> str:
-    """The embedder with its file or folder, where it names one, taken relative to the workflow."""
-    kind, _, argument = spec.partition(":")
-    if kind == "torch" and ".py:" in argument:
-        file, _, factory = argument.partition(".py:")
-        return f"{kind}:{place(file)}.py:{factory}"
+def _embedder(given: Any, place: Any, spec: Any) -> Any:
+    """The embedder with its file or folder, where it names one, made absolute."""
+    if not isinstance(given, str):
+        return given
+    kind, _, argument = given.partition(":")
+    if kind == "torch":
+        file, colon, rest = argument.partition(".py:")
+        return f"{kind}:{place(file)}.py:{rest}" if colon else given
     if kind == "sentence-transformers" and argument.startswith((".", "~", "/")):
         return f"{kind}:{place(argument)}"
     if kind == "timm" and argument.startswith("local-dir:"):
         return f"{kind}:local-dir:{place(argument.removeprefix('local-dir:'))}"
-    return spec
+    return spec(given) if kind not in EMBEDDERS.builtin else given
+
+
+__all__ = [
+    "Calibrate",
+    "Embed",
+    "Factors",
+    "Gime",
+    "Method",
+    "Rows",
+    "Train",
+    "Workflow",
+    "default_of",
+    "difference",
+    "digest",
+    "load",
+    "parse",
+]

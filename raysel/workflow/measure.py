@@ -1,9 +1,9 @@
-"""`raysel measure`: the metrics of a workflow's pool and its groups, kept, and carried on when files are added.
+"""`raysel measure`: the metrics of a workflow's pool and its groups, kept, and extended when files are added.
 
 DIR/
   index.json              the files that were measured
-  sets.arrow, groups.arrow    the states: what is kept of them
-  sets.parquet, groups.parquet, metrics.html, metrics.png, groups.png
+  sets.arrow, groups.arrow    their states, which are merged with those of new files
+  measure.json, sets.parquet, groups.parquet, metrics.html, metrics.png, groups.png
 """
 
 from __future__ import annotations
@@ -12,43 +12,70 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raysel
+from raysel.cluster.connect import connect
+from raysel.core.storage import write_text
 from raysel.data.rowid import RowIndex, index_parquet, list_files
 from raysel.errors import ConfigError, DataError, StateError
-from raysel.files import write_text
 from raysel.gime import State, finalize, merge
-from raysel.report import metrics
-from raysel.workflow import steps
+from raysel.report import metrics as pages
+from raysel.report.results import MeasureResults, Metric
+from raysel.workflow import config, steps
 from raysel.workflow.config import Workflow
-from raysel.workflow.run import Progress
+from raysel.workflow.directory import Progress
+from raysel.workflow.steps.measure import groups, metrics, side_by_side
 
 _STATES = {"sets": "sets.arrow", "groups": "groups.arrow"}
 
 
 def measure(
-    workflow: Workflow, out: str | os.PathLike[str] | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Measure the pool, its groups and the target, and return ``sets`` and ``groups``: names to rows of `raysel.gime.measure`.
+    workflow: Workflow | str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> MeasureResults:
+    """Measure the pool of a workflow, its groups and the target.
 
-    out: by default ``runs/NAME-measure``. What an earlier call measured there with the same binding, grouping and target is not read again: only
-    files that came since are. Ray must be up (see ``raysel.workflow.run.connect``). ConfigError for a workflow without metrics,
-    DataError if a file that was measured changed or is gone.
+    Parameters
+    ----------
+    workflow : Workflow or path
+        As in `raysel.run`.
+    out : path, optional
+        By default ``runs/NAME-measure``. Files that an earlier call measured there with the same binding, grouping
+        and target are not read again: only files that were added since are.
+    progress : Progress, optional
+        Where progress is shown; by default on stderr.
+
+    Returns
+    -------
+    MeasureResults
+        Metrics by set and by group; ``path`` is the directory.
+
+    Raises
+    ------
+    ConfigError
+        For a workflow without the key ``gime``.
+    DataError
+        If a file that was measured changed or is gone.
     """
-    if workflow.gime is None:
+    flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    if flow.gime is None:
         raise ConfigError("The key 'gime' is missing: it says what the columns mean to the metrics.")
-    steps.check(workflow)
-    directory = Path(out) if out is not None else Path("runs") / f"{workflow.name}-measure"
+    steps.check(flow)
+    connect()
+    directory = (Path(out) if out is not None else Path("runs") / f"{flow.name}-measure").resolve()
     directory.mkdir(parents=True, exist_ok=True)
     progress = progress or Progress()
-    paths = [workflow.pool.path] if isinstance(workflow.pool.path, str) else workflow.pool.path
+    paths, target = flow.pool.paths, flow.target
     filesystem, files = list_files(paths)
     _, schema = index_parquet(filesystem, files)
-    rule = steps.gime(workflow, schema)
-    if workflow.target is not None:
-        rule = rule.aim(raysel.read(workflow.target.path))
-    by = steps.groups(workflow)
+    rule = metrics(flow.gime, schema)
+    if target is not None:
+        rule = rule.aim(raysel.read(target.paths))
+    by = groups(flow.gime)
     wanted = {"sets": None, **({} if by is None else {"groups": by})}
 
     kept = {name: _kept(directory / _STATES[name], rule.binding, group) for name, group in wanted.items()}
@@ -56,9 +83,9 @@ def measure(
     if (directory / "index.json").exists() and all(state is not None for state in kept.values()):
         known = RowIndex.load(directory / "index.json")
     try:
-        index, _ = index_parquet(filesystem, files, known)
+        index, _ = index_parquet(filesystem, files, known, trust=flow.pool.trust)
     except DataError as error:
-        raise DataError(f"pool.path: {error} Or remove {directory} to measure everything anew.") from None
+        raise DataError(f"pool.path: {error} Or remove {directory} to measure everything again.") from None
     new = index.files[len(known.files) if known else 0 :]
     if new:
         rows = raysel.read([_uri(paths, file.path) for file in new])
@@ -70,29 +97,37 @@ def measure(
     progress.done("measure", f"{len(new)} file(s) read{reused}")
 
     states = {name: state for name, state in kept.items() if state is not None}
-    (directory / "index.json").unlink(missing_ok=True)  # what is half written is measured anew
+    (directory / "index.json").unlink(missing_ok=True)  # what is half written is measured again
     for name, state in states.items():
         state.save(directory / _STATES[name])
     index.save(directory / "index.json")
     sets = {"pool": finalize(states["sets"])}
-    if workflow.target is not None:
-        sets["target"] = rule.measure(raysel.read(workflow.target.path))
-    pq.write_table(steps.side_by_side(sets), directory / "sets.parquet")
-    results: dict[str, Any] = {
-        "sets": {name: table.to_pylist() for name, table in sets.items()},
-        "groups": {},
-    }
+    if target is not None:
+        sets["target"] = rule.measure(raysel.read(target.paths))
+    pq.write_table(side_by_side(sets), directory / "sets.parquet")
+    by_group: dict[str, list[Metric]] = {}
     if "groups" in states:
         table = finalize(states["groups"])
         pq.write_table(table.replace_schema_metadata(None), directory / "groups.parquet")
         for row in table.to_pylist():
-            results["groups"].setdefault("null" if row["group"] is None else row["group"], []).append(row)
-        metrics.write_png(
-            metrics.largest(results["groups"]), f"{workflow.name}: groups", directory / "groups.png"
-        )
-    metrics.write_png(results["sets"], workflow.name, directory / "metrics.png")
-    write_text(directory / "metrics.html", metrics.page(workflow.name, results["sets"], results["groups"]))
+            group = row.pop("group")
+            by_group.setdefault("null" if group is None else group, []).append(Metric(**row))
+    results = MeasureResults(
+        name=flow.name,
+        sets={name: _metrics(table) for name, table in sets.items()},
+        groups={name: tuple(rows) for name, rows in by_group.items()},
+        path=str(directory),
+    )
+    results.save(directory / "measure.json")
+    if results.groups:
+        pages.write_png(pages.largest(results.groups), f"{flow.name}: groups", directory / "groups.png")
+    pages.write_png(results.sets, flow.name, directory / "metrics.png")
+    write_text(directory / "metrics.html", pages.page(flow.name, results.sets, results.groups))
     return results
+
+
+def _metrics(table: pa.Table) -> tuple[Metric, ...]:
+    return tuple(Metric(**row) for row in table.to_pylist())
 
 
 def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
@@ -102,7 +137,7 @@ def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
     try:
         state = State.load(path)
     except StateError as error:
-        raise StateError(f"{error} (remove {path.parent} and all files are read anew)") from None
+        raise StateError(f"{error} (remove {path.parent} and all files are read again)") from None
     return state if (state.binding, state.by) == (binding, by) else None
 
 

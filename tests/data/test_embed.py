@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysel
+from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
-from raysel.data.blocks import gather
 from raysel.data.content import digest_blocks
 from raysel.data.rowid import ID
 from raysel.data.vectors import EMBEDDING, as_matrix, to_column, to_numpy

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import raysel
-from raysel.data.blocks import gather
+from raysel.cluster.blocks import gather
 from raysel.data.decode import decode
 from raysel.data.images import list_images
 from raysel.data.rowid import ID

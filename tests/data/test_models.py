@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import raysel
+from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
-from raysel.data.blocks import gather
 from raysel.data.rowid import ID
 from raysel.data.vectors import EMBEDDING, to_numpy
 from raysel.errors import ConfigError, DataError

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysel.data.rowid import RowIndex, budget_rows, check_ids, hash_ids, index_parquet, list_files
+from raysel.core.hashing import hash_ids
+from raysel.data.rowid import RowIndex, budget_rows, check_ids, index_parquet, list_files
 from raysel.errors import ConfigError, DataError
 
 

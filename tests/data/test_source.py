@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysel
-from raysel.data.blocks import gather
+from raysel.cluster.blocks import gather
 from raysel.data.rowid import ID
 from raysel.data.vectors import to_column, to_numpy
 from raysel.errors import DataError

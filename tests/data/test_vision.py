@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import raysel
-from raysel.data.blocks import gather
+from raysel.cluster.blocks import gather
 from raysel.data.rowid import ID
 from raysel.data.vectors import EMBEDDING, to_numpy
 from raysel.errors import ConfigError

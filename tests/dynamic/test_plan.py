@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysel.core.sums import exact_sum
 from raysel.dynamic import FullData, Plan, Policy, SampleState
 from raysel.dynamic.plan import (
     CHUNK,
@@ -24,7 +25,6 @@ from raysel.dynamic.plan import (
     below,
     check_epoch,
     chunk_sums,
-    exact_sum,
     fraction,
     full,
     loss_sum,

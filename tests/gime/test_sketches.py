@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysel.core import sums
+from raysel.core.hashing import mix
 from raysel.gime import (
     Binding,
     estimates,
@@ -19,11 +21,9 @@ from raysel.gime import (
     histograms,
     measure,
     partial,
-    sums,
     waves,
     with_target,
 )
-from raysel.gime.columns import mix
 from raysel.gime.histograms import BINS, histogram
 from raysel.gime.keys import KEYS, _tug, gather_keys
 from raysel.gime.mismatch import set_distance

@@ -1,20 +1,18 @@
-"""What is asked of every block: order, errors that keep their sentence, checked vectors, samples by id."""
+"""Columns of vectors on the cluster: checked rows, and samples by id."""
 
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 import raysel
-from raysel.data.blocks import arrow_blocks, gather, map_blocks, vector_blocks
 from raysel.data.rowid import ID
+from raysel.data.vector_blocks import vector_blocks
 from raysel.data.vectors import to_column
-from raysel.errors import DataError, ResourceError
+from raysel.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -24,38 +22,6 @@ def dataset(cluster, vectors, blocks, ids=None):
     table = pa.table({ID: ids, "v": to_column(vectors)})
     edges = np.linspace(0, len(vectors), blocks + 1).astype(int)
     return cluster.data.from_arrow([table.slice(a, b - a) for a, b in itertools.pairwise(edges)])
-
-
-def test_answers_come_in_the_order_of_the_blocks(cluster):
-    refs = arrow_blocks(dataset(cluster, np.ones((70, 2), np.float32), 7))
-    assert map_blocks(lambda t, k: t[ID][0].as_py() * k, refs, 2) == [0, 20, 40, 60, 80, 100, 120]
-
-
-def test_an_error_keeps_its_class_and_sentence(cluster):
-    def fail(table):
-        raise DataError("this row")
-
-    with pytest.raises(DataError, match=r"^this row$"):
-        map_blocks(fail, arrow_blocks(dataset(cluster, np.ones((2, 2), np.float32), 1)))
-
-
-def test_a_full_cluster_is_said_and_not_waited_for(cluster, monkeypatch):
-    from ray.util.placement_group import placement_group, remove_placement_group
-
-    monkeypatch.setattr("raysel.data.blocks._ROOM_S", 1.0)
-    rows = dataset(cluster, np.ones((2, 2), np.float32), 1)
-    everything = placement_group([{"CPU": 2}])
-    assert everything.wait(60)
-    try:
-        with pytest.raises(ResourceError, match=r"No CPU was free within 1 s: 0 of the cluster's 2 are"):
-            gather(rows, [ID], "pool")
-    finally:
-        remove_placement_group(everything)
-
-
-def test_gather_names_a_missing_column(cluster):
-    with pytest.raises(DataError, match="The pool has no column 'w'; its columns are sample_id, v"):
-        gather(dataset(cluster, np.ones((2, 2), np.float32), 1), ["w"], "pool")
 
 
 def test_a_sample_is_the_same_in_any_blocks(cluster):
@@ -106,27 +72,3 @@ def test_blocks_of_different_widths(cluster):
 def test_read_rows_reach_the_blocks(cluster):
     held = vector_blocks(raysel.read({"v": np.ones((5, 2), np.float32)}), "v", "pool")
     assert held.ids.tolist() == [0, 1, 2, 3, 4]
-
-
-def test_a_cancelled_task_does_not_leave_torch_imported_by_half():
-    """Ray cancels a task by interrupting the main thread; the next task of the process imports torch, too."""
-    code = """
-import _thread, sys, threading, time
-from raysel.data.blocks import import_whole
-
-def interrupt():
-    while "torch._C" not in sys.modules:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    _thread.interrupt_main()
-
-threading.Thread(target=interrupt, daemon=True).start()
-try:
-    import_whole("torch")  # with a plain import the last line raises
-    time.sleep(10)
-except KeyboardInterrupt:
-    pass
-print(import_whole("torch").ones(3).sum().item())
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "3.0", done.stderr

@@ -1,0 +1,153 @@
+"""Small answers from every block of a Ray Dataset, by plain tasks over its block references.
+
+Ray Data's shuffles cost seconds even on small data; one task a block and a merge on the driver cost
+fractions of that. Functions given here return small things: ids and statistics, never the vectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pickle
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+from ray.data.dataset import MaterializedDataset
+
+from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.wait import wait_for_cpu
+from raysel.errors import DataError
+
+T = TypeVar("T")
+_IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the scheduler's queue
+
+
+def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
+    """References to the blocks of ``dataset`` as Arrow tables, in its order; runs what is still lazy."""
+    return list(materialized(dataset).to_arrow_refs())
+
+
+def materialized(dataset: Dataset) -> MaterializedDataset:
+    """``dataset`` in the object store, in its order; runs what is still lazy, and raises raysel's own errors."""
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options.preserve_order
+    wait_for_cpu()
+    context.execution_options.preserve_order = True
+    try:
+        with unwrap_errors():
+            return dataset.materialize()
+    finally:
+        context.execution_options.preserve_order = before
+
+
+def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
+    """A few narrow columns of every row, on the driver: ids, labels, group keys."""
+    tables = ray.get(arrow_blocks(pick(dataset, columns, what)))
+    filled = [table for table in tables if table.num_rows]  # an empty block may come without its columns
+    if not filled:
+        raise DataError(f"The {what} is empty: it has no row.")
+    return pa.concat_tables(filled)
+
+
+def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
+    """``dataset`` with these columns only; DataError naming ``what`` if one is missing.
+
+    Where the columns are known the reader skips the others; where a lazy step stands in between they are not,
+    and asking Ray would run the step on a first block only to throw it away.
+    """
+    schema = dataset.schema(fetch_if_missing=False)
+    if schema is None:
+        return plain_errors(
+            dataset.map_batches(_pick, fn_args=(list(columns), what), batch_format="pyarrow", batch_size=None)
+        )
+    check_columns(schema.names, columns, what)
+    return dataset.select_columns(list(columns))
+
+
+def check_columns(there: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """DataError unless every column wanted is there."""
+    for name in wanted:
+        if name not in there:
+            raise DataError(
+                f"The {what} has no column '{name}'; its columns are {', '.join(there) or 'none'}."
+            )
+
+
+def _pick(table: pa.Table, columns: list[str], what: str) -> pa.Table:
+    check_columns(table.column_names, columns, what)
+    return table.select(columns)
+
+
+def map_blocks(
+    function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arguments: Any, num_cpus: float = 1
+) -> list[T]:
+    """``[function(block, *arguments) for block in blocks]``, in parallel on the cluster, in that order.
+
+    Large arguments are put into the object store once by the caller (``ray.put``).
+    An exception of ``function`` is raised here as it was raised there.
+    """
+    task = ray.remote(num_cpus=num_cpus, max_retries=3)(_call)
+    pending: list[ray.ObjectRef] = []
+    for block in blocks:
+        if len(pending) >= _IN_FLIGHT:
+            ray.wait(pending, num_returns=len(pending) - _IN_FLIGHT + 1, fetch_local=False)
+        pending.append(task.remote(function, block, *arguments))
+    with unwrap_errors():
+        return ray.get(pending)
+
+
+def plain_errors(dataset: Dataset) -> Dataset:
+    """``dataset``, whose steps raise what they raise instead of one of Ray Data's own errors around it."""
+    dataset.context.raise_original_map_exception = True
+    return dataset
+
+
+def stream_blocks(
+    dataset: Dataset, columns: Sequence[str], what: str, function: Callable[..., T], *arguments: Any
+) -> Iterator[T]:
+    """``function(table of the columns, *arguments)`` for every block as it is read, in any order.
+
+    Nothing is kept in the object store: for small answers about data sets that do not fit there.
+    """
+    answers = plain_errors(
+        pick(dataset, columns, what).map_batches(
+            _answer, fn_args=(function, *arguments), batch_format="pyarrow", batch_size=None
+        )
+    )
+    wait_for_cpu()
+    with unwrap_errors():
+        for batch in answers.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
+            for answer in batch["answer"].to_pylist():
+                yield pickle.loads(answer)  # made by _answer on this cluster a moment ago
+
+
+def import_whole(name: str) -> Any:
+    """The module of that name, imported in a thread of its own.
+
+    Ray cancels a task by interrupting its main thread and gives the process to the next one, in which a torch that was
+    imported by half cannot be imported again.
+    """
+    if name not in sys.modules:
+        thread = threading.Thread(target=_try_import, args=(name,), daemon=True)
+        thread.start()
+        thread.join()
+    return importlib.import_module(name)
+
+
+def _try_import(name: str) -> None:
+    with contextlib.suppress(Exception):  # the caller's own import says what is wrong
+        importlib.import_module(name)
+
+
+def _answer(table: pa.Table, function: Callable[..., Any], *arguments: Any) -> pa.Table:
+    rows = [pickle.dumps(function(table, *arguments))] if table.num_rows else []
+    return pa.table({"answer": pa.array(rows, pa.large_binary())})
+
+
+def _call(function: Callable[..., T], block: pa.Table, *arguments: Any) -> T:
+    return function(block, *arguments)

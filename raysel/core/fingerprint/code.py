@@ -1,0 +1,283 @@
+"""Code objects: the normalised source behind one, its instructions without positions, and the names that it reads.
+
+The code object is the truth, and its source is a normal form of it. Source is used only where compiling it gives the
+code object again: a file that was edited after it was imported does not describe the code that runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import hashlib
+import linecache
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType
+from typing import Any
+
+_SILENT = {"CACHE", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL", "RESUME"}
+_GLOBAL = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_CELL = {"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"}
+_ATTRIBUTE = {"LOAD_ATTR", "LOAD_METHOD"}
+_HAS_DOCSTRING = 0x4000000  # a flag of Python 3.13
+_UNSEEN_FIELDS = {"ctx", "kind", "type_comment", "type_ignores"}
+
+
+# ---- source ----------------------------------------------------------------------------------------------------------
+
+
+def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes] | None:
+    """Digest of the syntax tree of a function, without positions, comments, docstring, name and decorators.
+
+    Parameters
+    ----------
+    code : types.CodeType
+        Code object of a function or lambda.
+    names : mapping
+        Globals of the function; ``__file__`` finds a script that was started by a relative path.
+
+    Returns
+    -------
+    (str, bytes) or None
+        ``("source", digest)`` where the source is at hand and compiles to ``code``. ``("changed", digest)`` with the
+        digest of the whole file where it does not: what is imported elsewhere may be the file's code. None where there
+        is no source.
+    """
+    text = _text(code.co_filename, names)
+    parsed = _parse(text) if text else None
+    if parsed is None:
+        return None
+    key = code.co_name, code.co_firstlineno
+    if code in parsed.codes.get(key, ()):
+        node = _node_of(code, parsed.nodes.get(key, ()))
+        if node is not None:
+            return "source", node
+    return "changed", parsed.digest
+
+
+def file_source_digest(path: str) -> bytes | None:
+    """Digest of the syntax tree of a whole file; None if it cannot be read or parsed."""
+    text = _text(path, {})
+    parsed = _parse(text) if text else None
+    return None if parsed is None else parsed.digest
+
+
+def _text(filename: str, names: Mapping[str, Any]) -> str:
+    file = names.get("__file__")
+    if (
+        not os.path.isabs(filename)
+        and isinstance(file, str)
+        and os.path.basename(file) == os.path.basename(filename)
+    ):
+        filename = file
+    linecache.checkcache(filename)
+    return "".join(linecache.getlines(filename, dict(names) if "__loader__" in names else None))
+
+
+@dataclass(frozen=True)
+class _Parsed:
+    digest: bytes
+    codes: Mapping[tuple[str, int], list[CodeType]]
+    nodes: Mapping[tuple[str, int], list[Any]]
+
+
+@lru_cache(maxsize=128)
+def _parse(text: str) -> _Parsed | None:
+    try:
+        tree = ast.parse(text)
+        whole = compile(tree, "<source>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+        digest = _hash_node(tree)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    nodes: dict[tuple[str, int], list[Any]] = defaultdict(list)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            nodes[node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])].append(node)
+        elif isinstance(node, ast.Lambda):
+            nodes["<lambda>", node.lineno].append(node)
+    codes: dict[tuple[str, int], list[CodeType]] = defaultdict(list)
+    for code in _codes(whole):
+        codes[code.co_name, code.co_firstlineno].append(code)
+    return _Parsed(digest, codes, nodes)
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for value in code.co_consts:
+        if isinstance(value, CodeType):
+            yield value
+            yield from _codes(value)
+
+
+def _node_of(code: CodeType, nodes: Any) -> bytes | None:
+    """Digest of the node whose code ``code`` is; of several on one line, the smallest that spans its positions."""
+    if len(nodes) > 1:
+        if not hasattr(code, "co_positions"):  # Python 3.10
+            return None
+        places = [
+            (line, column)
+            for line, _, column, _ in code.co_positions()
+            if line is not None and column is not None and (line, column) != (code.co_firstlineno, 0)
+        ]
+        nodes = [
+            node
+            for node in nodes
+            if all(
+                (node.lineno, node.col_offset) <= place <= (node.end_lineno, node.end_col_offset)
+                for place in places
+            )
+        ]
+        nodes.sort(key=lambda node: (node.end_lineno - node.lineno, node.end_col_offset - node.col_offset))
+        if not places:
+            return None
+    return _hash_node(nodes[0], root=True) if nodes else None
+
+
+def _hash_node(node: ast.AST, root: bool = False) -> bytes:
+    return hashlib.blake2b(_dump(node, root).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _dump(node: Any, root: bool = False) -> str:
+    if isinstance(node, ast.Constant):
+        return f"{type(node.value).__name__}:{node.value!r}"
+    if isinstance(node, ast.AST):
+        parts = [type(node).__name__]
+        for name, value in ast.iter_fields(node):
+            if value is None or value == [] or name in _UNSEEN_FIELDS:
+                continue
+            if root and name in (
+                "name",
+                "decorator_list",
+            ):  # decorators act through the object that they made
+                continue
+            if name == "body" and isinstance(value, list) and _is_docstring(node, value[0]):
+                value = value[1:]
+            parts.append(f"{name}={_dump(value)}")
+        return f"({' '.join(parts)})"
+    if isinstance(node, list):
+        return f"[{' '.join(map(_dump, node))}]"
+    return repr(node)
+
+
+def _is_docstring(node: ast.AST, first: ast.AST) -> bool:
+    return (
+        isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module))
+        and isinstance(first, ast.Expr)
+        and isinstance(first.value, ast.Constant)
+        and isinstance(first.value.value, str)
+    )
+
+
+# ---- instructions ----------------------------------------------------------------------------------------------------
+
+
+def instructions(code: CodeType) -> list[Any]:
+    """Everything that decides what a code object does: no positions, no file name, no docstring."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
+    number = {step.offset: place for place, step in enumerate(steps)}
+    offsets = sorted(number)
+    parts: list[Any] = [
+        code.co_argcount,
+        code.co_posonlyargcount,
+        code.co_kwonlyargcount,
+        code.co_flags & ~_HAS_DOCSTRING,
+        code.co_varnames[: code.co_argcount + code.co_kwonlyargcount],
+        code.co_freevars,
+    ]
+    for step in steps:
+        if step.opcode in dis.hasjrel or step.opcode in dis.hasjabs:
+            target = next((number[offset] for offset in offsets if offset >= step.argval), len(steps))
+            parts += [step.opname, target]
+        else:
+            parts += [step.opname, step.argval]
+    return [*parts, getattr(code, "co_exceptiontable", b"")]
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, order=True)
+class Read:
+    """A name that code reads, and the attributes that it takes of it one after another.
+
+    scope: "global", "closure" or "import", where ``name`` is a module imported by the code itself, with leading dots
+    if it is relative.
+    """
+
+    scope: str
+    name: str
+    chain: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=4096)
+def reads(code: CodeType) -> tuple[Read, ...]:
+    """Names outside a code object that it and the functions in it read, sorted."""
+    found: set[Read] = set()
+    _collect(code, frozenset(code.co_freevars), {}, found)
+    return tuple(sorted(found))
+
+
+def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]) -> None:
+    steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
+    bound = {**outer, **_imports(steps, found)}
+    for place, step in enumerate(steps):
+        names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
+        chain: list[str] = []
+        after = place + 1
+        while after < len(steps) and steps[after].opname in _ATTRIBUTE:
+            chain.append(steps[after].argval)
+            after += 1
+        if after < len(steps) and steps[after].opname in ("STORE_ATTR", "DELETE_ATTR"):
+            continue
+        if step.opname in _GLOBAL or step.opname in _CELL or step.opname.startswith("LOAD_FAST"):
+            for name in names[:-1]:
+                if name in bound:
+                    found.add(bound[name])
+            name = names[-1]
+            if name in bound:
+                found.add(Read("import", bound[name].name, (*bound[name].chain, *chain)))
+            elif step.opname in _GLOBAL:
+                found.add(Read("global", name, tuple(chain)))
+            elif step.opname in _CELL and name in free:
+                found.add(Read("closure", name, tuple(chain)))
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            hidden = set(inner.co_varnames)
+            _collect(
+                inner,
+                free & frozenset(inner.co_freevars),
+                {name: read for name, read in bound.items() if name not in hidden},
+                found,
+            )
+
+
+def _imports(steps: list[dis.Instruction], found: set[Read]) -> dict[str, Read]:
+    """Names that import statements of the code bind."""
+    bound: dict[str, Read] = {}
+    for place, step in enumerate(steps):
+        if step.opname != "IMPORT_NAME":
+            continue
+        level, wanted = steps[place - 2].argval, steps[place - 1].argval
+        module = "." * (level if isinstance(level, int) else 0) + step.argval
+        follow = steps[place + 1 :]
+        if not wanted:
+            renamed = [s for s in follow[:1] if s.opname == "IMPORT_FROM"]
+            target = next((s for s in follow if s.opname.startswith("STORE_")), None)
+            if target is not None:
+                bound[_last(target)] = Read("import", module if renamed else module.partition(".")[0])
+            continue
+        for one, two in zip(follow, follow[1:], strict=False):
+            if one.opname == "IMPORT_FROM":
+                read = Read("import", module, (one.argval,))
+                found.add(read)
+                if two.opname.startswith("STORE_"):
+                    bound[_last(two)] = read
+            elif one.opname == "POP_TOP":
+                break
+    return bound
+
+
+def _last(step: dis.Instruction) -> str:
+    return step.argval[0] if isinstance(step.argval, tuple) else step.argval

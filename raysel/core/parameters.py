@@ -1,0 +1,216 @@
+"""Build a frozen dataclass from a tree of YAML values, and describe one as such a tree.
+
+A method is its own configuration: the fields of its dataclass are the keys that a workflow may give. Types are checked
+by pydantic in its JSON mode: booleans are not numbers, numbers are not text, and unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from datetime import timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from raysel.core.registry import nearest
+from raysel.errors import ConfigError, RayselError
+
+T = TypeVar("T")
+
+
+def from_python(default: Any = None) -> Any:
+    """Return a dataclass field that only Python code can set, such as an array: no key of a workflow."""
+    return dataclasses.field(default=default, repr=False, compare=False, metadata={"yaml": False})
+
+
+def keys(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """Fields of the dataclass ``cls`` that a workflow may give, by name."""
+    return {
+        field.name: field
+        for field in dataclasses.fields(cls)
+        if field.init and field.metadata.get("yaml", True)
+    }
+
+
+def build(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+    """Return ``cls(**tree)``, with nested dataclasses built from nested mappings.
+
+    Parameters
+    ----------
+    cls : type
+        A dataclass.
+    tree : Mapping
+        Values as YAML reads them.
+    where : str
+        Configuration path of the tree, which begins every error message.
+
+    Raises
+    ------
+    ConfigError
+        For an unknown key (with the nearest known one), a missing key, and a value of another type or out of range.
+    """
+    _check_values(tree, where)
+    allowed = keys(cls)
+    for name in tree:
+        if name not in allowed:
+            raise _unknown([name], allowed, where)
+    try:
+        made: T = _adapter(typing.cast(Any, cls)).validate_json(json.dumps(tree), strict=True, extra="forbid")
+        return made
+    except ValidationError as error:
+        raise _problem(error, cls, tree, where) from None
+
+
+def describe(value: Any) -> Any:
+    """Return ``value`` as JSON types; a dataclass as the mapping from which :func:`build` makes an equal one."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {name: describe(getattr(value, name)) for name in keys(type(value))}
+    if isinstance(value, Mapping):
+        return {str(name): describe(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(item) for item in value]
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    return str(value) if isinstance(value, Path) else value
+
+
+def type_name(cls: type, name: str) -> str:
+    """Type of the field ``name`` of the dataclass ``cls`` as it is written for people: ``float or int or str``."""
+    hint = typing.get_type_hints(cls, include_extras=False).get(name, Any)
+    return _written(hint)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """Default of a field; ``dataclasses.MISSING`` if the key has to be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+# ---- checking ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=256)
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(cls)
+
+
+def _check_values(value: Any, where: str) -> None:
+    """Raise ConfigError for what JSON cannot hold."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_values(item, _join(where, name))
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            _check_values(item, _join(where, number))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"'{where}' is {value}; give a finite number.")
+    elif value is not None and not isinstance(value, (str, int, float, bool)):
+        raise ConfigError(
+            f"'{where}' is {value!r}, which YAML reads as a {type(value).__name__}; write it in quotes."
+        )
+
+
+def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: str) -> ConfigError:
+    """The first problem as a sentence; unknown keys come first, since others may follow from them."""
+    problems = sorted(error.errors(), key=lambda p: p["type"] != "unexpected_keyword_argument")
+    problem = problems[0]
+    path = [part for part in problem["loc"] if part in _parts(problem["loc"], tree, problem["type"])]
+    place = ".".join([*filter(None, [where]), *map(str, path)])
+    if problem["type"] == "unexpected_keyword_argument":
+        return _unknown(path, keys(_class_at(cls, path[:-1])), where)
+    if problem["type"] == "missing":
+        return ConfigError(f"The key '{place}' is missing.")
+    if problem["type"] == "value_error":  # raised by the dataclass itself
+        raised = problem["ctx"]["error"]
+        return ConfigError(_placed(raised, place, cls if not path else _class_at(cls, path)))
+    # Of a union every member has a problem: all the same value's, of which one message is enough.
+    union = [p for p in problems if p["loc"][: len(path)] == problem["loc"][: len(path)]]
+    said = " or ".join(dict.fromkeys(_lower(p["msg"]).removeprefix("input should be ") for p in union))
+    return ConfigError(f"'{place}' is {problem['input']!r}; it should be {said}.")
+
+
+def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
+    """The parts of a location that the tree has; pydantic adds the members of unions and constraints."""
+    here: Any = tree
+    found: list[int | str] = []
+    for part in loc:
+        if isinstance(here, Mapping):
+            inside = part in here
+        else:
+            inside = isinstance(here, (list, tuple)) and isinstance(part, int) and part < len(here)
+        if inside:
+            here = here[part]
+        elif not (kind == "missing" and part == loc[-1]):
+            continue
+        found.append(part)
+    return found
+
+
+def _placed(error: Exception, place: str, cls: type) -> str:
+    """The message of a dataclass's own check, which begins with a field's name, under the path to that field."""
+    message = str(error)
+    message = message.removeprefix(f"{cls.__name__}.")
+    if not isinstance(error, RayselError):
+        message = f"{type(error).__name__}: {message}"
+    message = message if message.endswith((".", "?")) else f"{message}."
+    starts = any(message.startswith(name) for name in keys(cls)) if dataclasses.is_dataclass(cls) else False
+    if not place:
+        return message
+    return f"{place}.{message}" if starts else f"{place}: {message}"
+
+
+def _unknown(path: list[Any], allowed: Mapping[str, Any], where: str) -> ConfigError:
+    *parents, name = map(str, path)
+    prefix = ".".join([*filter(None, [where]), *parents])
+    hint = nearest(name, allowed, lambda key: _join(prefix, key))
+    return ConfigError(f"Unknown key '{_join(prefix, name)}'; {hint}")
+
+
+def _class_at(cls: Any, path: list[Any]) -> Any:
+    """The dataclass that stands at ``path`` below the dataclass ``cls``."""
+    for part in path:
+        if dataclasses.is_dataclass(cls) and isinstance(part, str):
+            cls = typing.get_type_hints(cls).get(part, cls)
+        found = [each for each in _members(cls) if dataclasses.is_dataclass(each)]
+        cls = found[0] if found else cls
+    return cls
+
+
+def _members(hint: Any) -> list[Any]:
+    inner = [member for arg in typing.get_args(hint) for member in _members(arg)]
+    return [hint, *inner]
+
+
+def _written(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(map(_written, args)))
+    if origin is typing.Literal:
+        return " or ".join(f"{arg}" for arg in args)
+    if origin is typing.Annotated:
+        return _written(args[0])
+    if origin is not None and inspect.isclass(origin) and args:
+        inner = ", ".join(_written(arg) for arg in args if arg is not ...)
+        return f"{'mapping' if issubclass(origin, Mapping) else 'list'} of {inner}"
+    return {str: "text", bool: "true or false", dict: "mapping"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def _join(where: str, name: object) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,310 @@
+"""The one interface for files: a file or a folder is seen complete or not at all.
+
+A path is local (also ``file://``) or a URI that ``pyarrow.fs`` resolves. A file is written as one complete buffer: a reader
+sees the old content or the new one, also when the writer is killed. Files that belong together are a :class:`Folder`, whose
+marker is written last. Names that begin with "." are never listed: files under construction have such names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import xxhash
+
+from raysel.errors import DataError, RunError
+
+MARKER = "_done.json"
+_FORMAT = 1
+_PART = 1 << 20  # bytes read at once for a digest
+
+
+def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
+    """Return the Arrow filesystem of a local path or a URI (``s3://``, ``gs://``, ...), and the path on it.
+
+    Raises
+    ------
+    DataError
+        If the URI is of no filesystem that pyarrow can open.
+    """
+    text = os.fspath(source)
+    if "://" in text:
+        try:
+            return pafs.FileSystem.from_uri(text)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{text}: cannot be opened ({error}).") from error
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+
+
+# ---- files ---------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file; OSError if it cannot be read (FileNotFoundError if it is missing)."""
+    filesystem, place = resolve(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return Path(place).read_bytes()
+    with filesystem.open_input_file(place) as source:
+        return bytes(source.read())
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the value that a JSON file holds; OSError if it cannot be read, ValueError if it is not JSON."""
+    return json.loads(read_bytes(path).decode())
+
+
+def open_file(path: str | os.PathLike[str]) -> Any:
+    """Open a file for reading at any position, as Parquet needs it; a context manager. Raises as :func:`read_bytes`."""
+    filesystem, place = resolve(path)
+    return filesystem.open_input_file(place)
+
+
+def write_bytes(path: str | os.PathLike[str], content: Any) -> None:
+    """Write a complete buffer: a reader sees the old file or the new one.
+
+    Parameters
+    ----------
+    path : path or URI
+        Its folder must exist, where the filesystem has folders: see :func:`make_folder`.
+    content : bytes, pyarrow.Buffer or another object with the buffer interface
+
+    Raises
+    ------
+    RunError
+        If the file cannot be written. What was there before is still there.
+    """
+    filesystem, place = resolve(path)
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            _replace(Path(place), content)
+        else:
+            with filesystem.open_output_stream(place) as sink:
+                sink.write(content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text as :func:`write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write a value as JSON, as :func:`write_bytes` does; keys keep their order."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a file or a folder at ``path``."""
+    filesystem, place = resolve(path)
+    return bool(filesystem.get_file_info(place).type != pafs.FileType.NotFound)
+
+
+def remove(path: str | os.PathLike[str]) -> None:
+    """Remove a file, or a folder with everything in it; nothing happens if there is neither. RunError if it cannot be."""
+    filesystem, place = resolve(path)
+    try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            if os.path.isdir(place) and not os.path.islink(place):
+                shutil.rmtree(place)
+            else:
+                Path(place).unlink(missing_ok=True)
+        elif (kind := filesystem.get_file_info(place).type) == pafs.FileType.Directory:
+            filesystem.delete_dir(place)
+        elif kind != pafs.FileType.NotFound:
+            filesystem.delete_file(place)
+    except OSError as error:
+        raise RunError(
+            f"Cannot remove {os.fspath(path)} ({_reason(error)}); check its permissions."
+        ) from error
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the xxh3-128 digest of a file's bytes, 32 hexadecimal digits; raises as :func:`read_bytes`."""
+    return _size_and_digest(path)[1]
+
+
+# ---- folders -------------------------------------------------------------------------------------------------
+
+
+def list_files(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the files directly in a folder, sorted, without those that begin with "."; [] if it is missing."""
+    filesystem, place = resolve(folder)
+    found = filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+    return sorted(
+        entry.base_name
+        for entry in found
+        if entry.type == pafs.FileType.File and not entry.base_name.startswith(".")
+    )
+
+
+def make_folder(folder: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it where they are missing. RunError if it cannot be made."""
+    filesystem, place = resolve(folder)
+    try:
+        filesystem.create_dir(place, recursive=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+class Folder:
+    """Files that belong together, complete when their marker ``_done.json`` is there.
+
+    The marker is written last and holds the name, the size and the digest of every file directly in the folder.
+
+    Parameters
+    ----------
+    path : path or URI
+        The folder. It is made by :func:`make_folder` or :func:`new_folder`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+
+    def file(self, name: str) -> str:
+        """Return the path of a file in the folder."""
+        return f"{self.path.rstrip('/')}/{name}"
+
+    def write(self, name: str, content: Any) -> None:
+        """Write a file as :func:`write_bytes` does."""
+        write_bytes(self.file(name), content)
+
+    def names(self) -> list[str]:
+        """Return the names of the files, sorted, without the marker."""
+        return [name for name in list_files(self.path) if name != MARKER]
+
+    def finish(self) -> None:
+        """Write the marker: from here on the folder is complete, and its files must stay as they are."""
+        files = {name: _size_and_digest(self.file(name)) for name in self.names()}
+        write_json(self.file(MARKER), {"format": _FORMAT, "files": files})
+
+    def fault(self) -> str | None:
+        """Return why the folder cannot be used, or None if it is complete and every file is as it was written.
+
+        Every file is read.
+        """
+        try:
+            about = read_json(self.file(MARKER))
+            files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
+        except FileNotFoundError:
+            return f"{MARKER} is missing, which is written last"
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return f"{MARKER} is damaged"
+        for name, expected in sorted(files.items()):
+            try:
+                found = _size_and_digest(self.file(name))
+            except OSError as error:
+                return f"{name} cannot be read: {_reason(error)}"
+            if found != expected:
+                cut = f"has {found[0]:,} bytes, {expected[0]:,} were written"
+                return f"{name} {'has been changed' if found[0] == expected[0] else cut}"
+        return None
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
+    """Fill a new folder, which appears with all its files and its marker when the block ends.
+
+    Local: it has another name until then, and an error in the block leaves nothing. On other filesystems it has no marker
+    until then.
+
+    Raises
+    ------
+    RunError
+        If the folder cannot be made, or if there is a file or a folder with this name already. What the block raises is
+        raised unchanged.
+    """
+    filesystem, place = resolve(path)
+    taken = RunError(f"Cannot write {os.fspath(path)}: it exists already; remove it or choose another name.")
+    if exists(path):
+        raise taken
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        make_folder(path)
+        folder = Folder(path)
+        yield folder
+        folder.finish()
+        return
+    target = Path(place)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    make_folder(partial)
+    try:
+        folder = Folder(partial)
+        yield folder
+        folder.finish()
+        try:
+            os.replace(partial, target)
+        except OSError as error:  # another process was faster, or the folder above has gone
+            raise taken if target.exists() else _unwritable(path, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def stage(target: Path) -> Path:
+    """Make an empty local folder that several processes fill before :func:`publish` gives it the name ``target``.
+
+    What an interrupted attempt left there is removed.
+    """
+    folder = _staged(target)
+    remove(folder)
+    make_folder(folder)
+    return folder
+
+
+def publish(target: Path, before: Path) -> None:
+    """Give the folder that was staged the name ``target``; an older one there gets the name ``before``.
+
+    If the process is killed in here, at least one of the two is complete.
+    """
+    if target.exists():
+        remove(before)
+        os.replace(target, before)
+    os.replace(_staged(target), target)
+
+
+# ---- inside --------------------------------------------------------------------------------------------------
+
+
+def _staged(target: Path) -> Path:
+    return target.with_name(f".{target.name}.partial")
+
+
+def _replace(path: Path, content: Any) -> None:
+    """Write next to the path, and move the file into place when its bytes are on the disk."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _size_and_digest(path: str | os.PathLike[str]) -> tuple[int, str]:
+    hashed, size = xxhash.xxh3_128(), 0
+    filesystem, place = resolve(path)
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    with open(place, "rb") if local else filesystem.open_input_file(place) as source:
+        while part := source.read(_PART):
+            hashed.update(part)
+            size += len(part)
+    return size, hashed.hexdigest()
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
+    return RunError(
+        f"Cannot write {os.fspath(path)} ({_reason(error)}); check that its folder exists and is writable."
+    )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__

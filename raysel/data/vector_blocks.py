@@ -1,0 +1,105 @@
+"""A column of vectors that stays on the cluster, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks
+from raysel.core.hashing import hash_ids
+from raysel.data.rowid import ID, check_ids
+from raysel.data.vectors import as_matrix, not_finite
+from raysel.errors import DataError, first
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class VectorBlocks:
+    """A checked column of vectors that stays on the cluster: its blocks, and the ids of all rows.
+
+    ids: int64, in the order of the blocks. dimension: elements of a vector.
+    """
+
+    blocks: list[ray.ObjectRef]
+    column: str
+    ids: np.ndarray
+    dimension: int
+
+    @property
+    def rows(self) -> int:
+        return len(self.ids)
+
+    def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """About ``count`` rows, chosen by their ids alone: ids ascending, and vectors (m, d) float32.
+
+        All rows if there are no more than ``count``. The sample comes to the driver.
+        """
+        share = 1.0 if self.rows <= count else count / self.rows
+        parts = map_blocks(_sample, self.blocks, self.column, share, seed)
+        ids = np.concatenate([ids for ids, _ in parts])
+        order = np.argsort(ids, kind="stable")
+        return ids[order], np.concatenate([vectors for _, vectors in parts])[order]
+
+    def on_sample(self, function: Callable[..., T], count: int, seed: int, *arguments: Any) -> T:
+        """``function(vectors, *arguments)`` of such a sample, in a task: only the answer comes to the driver."""
+        share = 1.0 if self.rows <= count else count / self.rows
+        take = ray.remote(num_cpus=1)(_sample)
+        parts = [take.remote(block, self.column, share, seed) for block in self.blocks]
+        return map_blocks(_on_sample, [ray.put(function)], arguments, *parts)[0]
+
+
+def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
+    """Bring ``column`` and the ids of ``dataset`` into the object store and check every row.
+
+    DataError (naming ``what``) for a missing column, no rows, repeated ids, vectors of different lengths,
+    and NaN or infinite elements: how many rows, and the first ids.
+    """
+    check_columns(dataset.columns() or [], [ID, column], what)
+    blocks = arrow_blocks(dataset.select_columns([ID, column]))
+    found = map_blocks(_look, blocks, column)
+    ids = np.concatenate([part[0] for part in found]) if found else np.empty(0, np.int64)
+    if not len(ids):
+        raise DataError(f"The {what} is empty: no row to choose from or to aim at.")
+    check_ids(ids, f"The {what}")
+    widths = sorted({width for part_ids, width, _ in found if len(part_ids)})
+    if len(widths) > 1:
+        raise DataError(
+            f"The {what}'s column '{column}' holds vectors of different lengths: {first(widths)}."
+        )
+    if widths[0] == 0:
+        raise DataError(f"The {what}'s column '{column}' holds vectors without elements.")
+    bad = np.sort(np.concatenate([part[2] for part in found]))
+    if len(bad):
+        raise DataError(
+            f"The {what}'s column '{column}' holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows "
+            f"(sample_id {first(bad)}); repair or drop these rows first."
+        )
+    filled = [block for block, part in zip(blocks, found, strict=True) if len(part[0])]
+    return VectorBlocks(filled, column, ids, widths[0])
+
+
+def _look(table: pa.Table, column: str) -> tuple[np.ndarray, int, np.ndarray]:
+    if not table.num_rows:  # an empty block may come without its columns
+        none = np.empty(0, np.int64)
+        return none, 0, none
+    ids = table[ID].to_numpy()
+    vectors = as_matrix(table[column], column, ids)
+    return ids, vectors.shape[1], ids[not_finite(vectors)]
+
+
+def _sample(table: pa.Table, column: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = table[ID].to_numpy()
+    taken = np.flatnonzero(hash_ids(ids, seed) < share) if share < 1 else np.arange(len(ids))
+    return ids[taken], as_matrix(table[column], column, ids)[taken]
+
+
+def _on_sample(function: Callable[..., T], arguments: tuple[Any, ...], *parts: tuple[np.ndarray, ...]) -> T:
+    order = np.argsort(np.concatenate([ids for ids, _ in parts]), kind="stable")
+    return function(np.concatenate([vectors for _, vectors in parts])[order], *arguments)

@@ -1,0 +1,70 @@
+"""What a run spent, and the shares that hold another policy to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from raysel.dynamic.plan import part
+from raysel.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Number of samples that a run of a policy back-propagated.
+
+    A policy with a class method ``at_budget(budget)`` can be held to it: the method returns the policy that spends as
+    much, or raises ConfigError.
+
+    Attributes
+    ----------
+    rows : int
+        Samples that the policy selected among.
+    epochs : int
+        Epochs of the run.
+    passes : int
+        Samples back-propagated over all epochs.
+    delta : float
+        The tail on all the data begins at epoch floor(epochs * delta); 1 for no tail.
+    """
+
+    rows: int
+    epochs: int
+    passes: int
+    delta: float
+
+    @property
+    def tail(self) -> int:
+        """Epochs at the end that take all the data."""
+        return self.epochs - part(self.delta, self.epochs)
+
+    @property
+    def saving(self) -> float:
+        """Share of all passes that was left out."""
+        return 1 - self.passes / (self.rows * self.epochs)
+
+    def rows_per_epoch(self, name: str) -> int:
+        """Samples of each epoch before the tail, for a policy that takes equally many in each.
+
+        Raises ConfigError, beginning with ``name``, if the tail alone spends more than the budget.
+        """
+        before = self.epochs - self.tail
+        count = round((self.passes - self.rows * self.tail) / before) if before else self.rows
+        if count < 1:
+            raise ConfigError(
+                f"{name}: the last {self.tail} epochs take all the data, so it spends more than "
+                f"{self.rows * self.tail:,} passes and cannot be held to {self.passes:,}."
+            )
+        return count
+
+
+def tail_delta(policy: Any, epochs: int) -> float:
+    """Share of ``epochs`` at which the policy's tail on all the data begins; 1 for no tail."""
+    if hasattr(policy, "tail_epochs"):
+        return ratio_of(epochs - policy.tail_epochs(epochs), epochs)
+    return float(getattr(policy, "delta", 1.0))
+
+
+def ratio_of(count: int, rows: int) -> float:
+    """Share of ``rows`` from which policies, which round down, make ``count``."""
+    return 1.0 if count >= rows else (count + 0.5) / rows

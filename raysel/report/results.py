@@ -1,0 +1,398 @@
+"""Results of a run, a comparison and a measurement as typed objects, saved as JSON and read by reports and users."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from raysel.core.storage import write_text
+from raysel.errors import RunError
+from raysel.report.ledger import Ledger
+
+R = TypeVar("R", bound="_Saved")
+FORMAT = 2
+"""Version of the files ``results.json``, ``compare.json`` and ``measure.json``."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The only field that files of every format have; those of format 1 did not write it."""
+
+    format: int = 1
+
+
+@dataclass(frozen=True)
+class _Saved:
+    format: int = field(default=FORMAT, kw_only=True)
+    path: str = field(default="", kw_only=True, compare=False)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the results as JSON. The file appears under its name only when it is complete."""
+        text = TypeAdapter(type(self)).dump_json(self, indent=1, exclude={"path"}).decode()
+        write_text(path, text + "\n")
+        return Path(path)
+
+    @classmethod
+    def load(cls: type[R], path: str | os.PathLike[str]) -> R:
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        RunError
+            If the file is missing, damaged, or was written in another format.
+        """
+        try:
+            text = Path(path).read_bytes()
+            # The format comes first: in a file of another one, every other field may be missing or differ.
+            header = TypeAdapter(_Header).validate_json(text, strict=True)
+            if header.format != FORMAT:
+                raise RunError(
+                    f"{path}: no results to report, since the file has format {header.format} and this version of "
+                    f"raysel reads format {FORMAT}; run the workflow again."
+                )
+            found: R = TypeAdapter(cls).validate_json(text, strict=True)
+        except OSError as error:
+            raise RunError(
+                f"{path}: no results to report ({error.strerror}); give the directory of a finished run."
+            ) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the file"
+            reason = first["msg"].removeprefix("Value error, ").rstrip(".")
+            raise RunError(
+                f"{path}: no results to report, since {place} is damaged ({reason}); run the workflow again."
+            ) from error
+        object.__setattr__(found, "path", str(Path(path).resolve().parent))
+        return found
+
+
+# ---- a run ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch of one arm.
+
+    Attributes
+    ----------
+    epoch : int
+        Number of the epoch, counted from 0.
+    planned, trained, steps : int
+        Samples in the plan, samples back-propagated, and optimiser steps.
+    loss : float or None
+        Mean loss over the samples that the arm trained on.
+    accuracy : float or None
+        Accuracy on the validation rows; None without validation rows.
+    seconds, planning_seconds, evaluation_seconds : float
+        Wall-clock time of the epoch, and the parts of it spent on planning and on evaluation.
+    nonfinite : int
+        Samples whose loss was NaN or infinite.
+    digest : str
+        Digest of the committed selection state.
+    """
+
+    epoch: int
+    planned: int
+    trained: int
+    steps: int
+    loss: float | None = None
+    accuracy: float | None = None
+    seconds: float = 0.0
+    planning_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    nonfinite: int = 0
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training of a run: its title, its number of rows, its epochs and the accuracy on the test rows."""
+
+    name: str
+    title: str
+    rows: int
+    epochs: tuple[Epoch, ...] = ()
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Data:
+    """Number of rows per role, and the names of the classes.
+
+    ``validation_from`` names the role that the validation rows were drawn from; None for files of their own.
+    """
+
+    pool: int
+    target: int = 0
+    validation: int = 0
+    test: int = 0
+    classes: tuple[str, ...] = ()
+    validation_from: str | None = None
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """Rows of one class in the pool, among the selected rows, and in the target (None without labels)."""
+
+    label: str
+    pool: int
+    kept: int
+    target: int | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """KL divergence in nats after each pick, and the number of rows selected by then.
+
+    A divergence that is NaN or infinite is read back as None, since JSON has no such numbers.
+    """
+
+    rows: tuple[int, ...] = ()
+    kl: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Summary of the static selection: the methods' names, rows kept of the pool's rows, KL curve and classes."""
+
+    method: str
+    kept: int
+    pool: int
+    curve: Curve = Curve()
+    classes: tuple[ClassCount, ...] = ()
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One statistic of one metric, as in :func:`raysel.gime.measure`."""
+
+    metric: str
+    statistic: str
+    value: float | None
+    unit: str | None = None
+    bound: float | None = None
+    reason: str | None = None
+
+
+Metrics = dict[str, tuple[Metric, ...]]
+"""Names of sets or groups to their metrics."""
+
+
+def statistic(metrics: Iterable[Metric], metric: str, name: str) -> Metric | None:
+    """Return the statistic ``name`` of ``metric``, or None if it is not among ``metrics``."""
+    return next((found for found in metrics if (found.metric, found.statistic) == (metric, name)), None)
+
+
+@dataclass(frozen=True)
+class CalibrationCost:
+    """Number of subsets, rows per subset, rows trained on in all, and seconds of a calibration."""
+
+    count: int
+    rows: int
+    rows_trained: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of pool, kept rows and target; thresholds with the values that the kept rows reached."""
+
+    sets: Metrics
+    thresholds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    reached: Mapping[str, float] = field(default_factory=dict)
+    calibration: CalibrationCost | None = None
+
+
+@dataclass(frozen=True)
+class PolicyUse:
+    """How often a policy selected each sample over a run.
+
+    Attributes
+    ----------
+    title : str
+        Name of the policy.
+    gini, variation : float
+        Gini coefficient of the counts, and their total variation from a uniform draw.
+    times : tuple of (int, int)
+        Pairs (times selected, number of samples), ascending.
+    rare : tuple of float
+        After each epoch, the share of the rare factors seen so far.
+    """
+
+    title: str
+    gini: float
+    variation: float
+    times: tuple[tuple[int, int], ...]
+    rare: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """A sample that the report shows, as a base64-encoded PNG image or as text."""
+
+    id: int
+    times: int
+    image: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """Samples of one class that were selected most and least often."""
+
+    label: str
+    most: tuple[ShownSample, ...]
+    least: tuple[ShownSample, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the factor scores were made of; ``classes`` is None where the samples have no labels."""
+
+    samples: int
+    units: int
+    live_units: int
+    active: float
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How RepDiv used the samples; ``policies`` is empty where that was not worked out."""
+
+    scored: Scored
+    rare_units: int
+    unexplained: float | None = None
+    policies: tuple[PolicyUse, ...] = ()
+    alpha: tuple[float, ...] = ()
+    extremes: Extremes | None = None
+
+
+@dataclass(frozen=True)
+class RunResults(_Saved):
+    """Everything that a run found: what its report shows, and what ``raysel.run`` returns.
+
+    Attributes
+    ----------
+    name, created, raysel, versions, seed, config
+        The workflow's name, when the run directory was made, versions, seed and complete configuration.
+    data : Data
+        Number of rows per role.
+    inputs : dict
+        Digest of the rows of every role.
+    trusted : tuple of str
+        Roles whose files were compared by modification time and size, not by content (``trust: mtime``).
+    selection, metrics, usage
+        Summaries of the static selection, the metrics and the use of samples; None if the run had no such step.
+    arms : dict
+        Arms by name.
+    ledger : Ledger
+        What every arm spent.
+    path : str
+        The run directory.
+    format : int
+        Version of the file format.
+    """
+
+    name: str
+    created: str
+    raysel: str
+    versions: dict[str, str]
+    seed: int
+    config: dict[str, Any]
+    data: Data
+    arms: dict[str, Arm]
+    ledger: Ledger
+    inputs: dict[str, str] = field(default_factory=dict)
+    trusted: tuple[str, ...] = ()
+    selection: Chosen | None = None
+    metrics: Measured | None = None
+    usage: Usage | None = None
+
+
+# ---- a comparison --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One policy trained with one seed.
+
+    Attributes
+    ----------
+    policy : dict
+        The policy's name and parameters.
+    max_steps : int or None
+        Optimiser steps after which training stopped.
+    accuracy : float
+        Accuracy on the test rows after the last epoch.
+    """
+
+    seed: int
+    policy: dict[str, Any]
+    epochs: tuple[Epoch, ...]
+    accuracy: float
+    max_steps: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class ComparedPolicy:
+    """One policy of a comparison with a cell per seed.
+
+    ``budget`` is "sets" for the workflow's own policy, "held" for a policy held to its number of passes, and
+    "free" for one that runs at its defaults.
+    """
+
+    title: str
+    budget: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class CompareResults(_Saved):
+    """What ``raysel.compare`` returns.
+
+    Attributes
+    ----------
+    rows : int
+        Rows that every policy selects from: the pool, or what the static selection kept of it.
+    epochs : int
+        Epochs of full data; ``rows * epochs`` are the passes of full data.
+    batch_size : int
+        Rows per optimiser step, over all workers together.
+    own : str
+        Name of the workflow's own policy in ``policies``.
+    policies : dict
+        The compared policies by name, in the order of the table.
+    """
+
+    name: str
+    created: str
+    raysel: str
+    versions: dict[str, str]
+    seeds: tuple[int, ...]
+    config: dict[str, Any]
+    data: Data
+    rows: int
+    epochs: int
+    batch_size: int
+    own: str
+    policies: dict[str, ComparedPolicy]
+    trusted: tuple[str, ...] = ()
+
+
+# ---- a measurement -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeasureResults(_Saved):
+    """Metrics of the pool, its groups and the target, as ``raysel measure`` leaves them in its directory."""
+
+    name: str
+    sets: Metrics
+    groups: Metrics = field(default_factory=dict)

@@ -1,0 +1,335 @@
+"""The run directory: whose it is, which steps are finished in it, and what they left.
+
+run/
+  manifest.json            format, name and versions
+  index/ROLE.json          the order of the input files, which fixes every row's id
+  steps/NAME-KEY/          one folder per step; KEY is a digest of everything that decides its result; done.json is last
+  results/DIGEST.json      results of every configuration that was run here
+  results.json             results of the last one, which report.html shows
+  compare.json, .md, .png, .html   what ``raysel compare`` leaves, in the same directory and from the same steps
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray.data import Dataset
+
+import raysel
+from raysel.core.storage import read_json, write_json
+from raysel.errors import RunError
+from raysel.selection import Selection
+from raysel.workflow.config import Workflow, digest
+from raysel.workflow.inputs import Input, number, only
+from raysel.workflow.validation import Drawn, draw
+
+if TYPE_CHECKING:
+    from raysel.workflow.steps.step import Step
+
+FORMAT = 2
+_MANIFEST, DONE = "manifest.json", "done.json"
+
+
+class Progress:
+    """One line per step on stderr: updated in place in a terminal, only the finished steps elsewhere."""
+
+    def __init__(self, stream: Any = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+
+    def note(self, name: str, text: str) -> None:
+        """Show how far the step ``name`` is."""
+        if self._live:
+            self._stream.write(f"\r\x1b[2K  {name:<14} {text}")
+            self._stream.flush()
+
+    def done(self, name: str, text: str) -> None:
+        """Leave a line for good."""
+        self._stream.write(f"{chr(13) + chr(27) + '[2K' if self._live else ''}  {name:<14} {text}\n")
+        self._stream.flush()
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished step: its folder, its answer, and the seconds that it took when it ran."""
+
+    directory: Path
+    answer: dict[str, Any]
+    seconds: float
+
+
+@dataclass
+class RunDirectory:
+    """A run directory that this process holds.
+
+    Attributes
+    ----------
+    workflow, out, progress, created
+        The workflow, the directory, where progress is shown, and when the directory was made.
+    inputs : dict of str to Input
+        Numbered rows by role.
+    finished : dict of str to Done
+        Steps of this run that are finished, by name.
+    drawn : Drawn or None
+        Validation rows that were drawn from the target or the pool.
+    base, rows : Selection or None
+        Rows of the pool that may be trained on, and those that the selectors have kept so far; None for all.
+    """
+
+    workflow: Workflow
+    out: Path
+    progress: Progress
+    created: str = ""
+    inputs: dict[str, Input] = field(default_factory=dict)
+    finished: dict[str, Done] = field(default_factory=dict)
+    drawn: Drawn | None = None
+    base: Selection | None = None
+    rows: Selection | None = None
+
+    def place(self, step: Step) -> tuple[Path, Any, Done | None]:
+        """Folder and key of a step, and what it left there; None if it did not finish."""
+        key = {"step": step.name, "version": step.version, "raysel": raysel.__version__, **step.key(self)}
+        directory = self.out / "steps" / f"{step.name}-{digest(key)}"
+        return directory, key, _finished(directory)
+
+    def do(self, step: Step) -> Done:
+        """Run a step, or take what it left when it ran before with the same key."""
+        directory, key, done = self.place(step)
+        if done is not None:
+            self.progress.done(step.title, "reused")
+        else:
+            done = self._run(step, directory, key)
+        return self.take(step, done)
+
+    def take(self, step: Step, done: Done) -> Done:
+        """Note that a step is finished."""
+        self.finished[step.name] = done
+        if step.selects:
+            self.rows = Selection.load(done.directory / "selection")
+        return done
+
+    def _run(self, step: Step, directory: Path, key: Any) -> Done:
+        for left in directory.glob("*"):
+            if left.name not in step.resumable:  # what an interrupted attempt may continue from
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "key.json", key)
+        self.progress.note(step.title, "...")
+        before, began = self._stamps(), time.perf_counter()
+        answer = step.run(self, directory)
+        done = Done(directory, answer, time.perf_counter() - began)
+        if (changed := [file for file, stamp in self._stamps().items() if before.get(file) != stamp]) != []:
+            raise RunError(
+                f"{changed[0]}: changed while the step '{step.title}' read it; run the workflow again."
+            )
+        self.keep(done)
+        self.progress.done(step.title, f"{done.seconds:.1f} s")
+        return done
+
+    def keep(self, done: Done) -> None:
+        """Write a step's answer, after which it counts as finished."""
+        done.directory.mkdir(parents=True, exist_ok=True)
+        write_json(done.directory / DONE, {"answer": done.answer, "seconds": done.seconds})
+
+    def read(self, role: str) -> Dataset:
+        """Rows of a role as its files hold them."""
+        return self.inputs[role].read()
+
+    def pool(self) -> Dataset:
+        """Rows of the pool that are still selected, without the validation rows."""
+        return self.among(self.rows)
+
+    def among(self, rows: Selection | None) -> Dataset:
+        """Rows of the pool that a selection names, with the columns of the files alone."""
+        pool = self.read("pool")
+        return pool if rows is None else only(pool, rows.ids)
+
+    def target(self) -> Dataset:
+        """Rows of the target, without the validation rows."""
+        target = self.read("target")
+        return target if self.drawn is None or self.drawn.role != "target" else only(target, self.drawn.rest)
+
+    def vectors(self, role: str) -> Dataset:
+        """Vectors of the pool rows that are still selected, or of the target."""
+        found = raysel.read(str(self.finished["embed"].directory / "vectors" / role))
+        return only(found, self.rows.ids) if role == "pool" and self.rows is not None else found
+
+    def count(self, rows: Selection | None) -> int:
+        """Number of rows, of the whole pool for None."""
+        return self.inputs["pool"].count if rows is None else len(rows)
+
+    def of_the_pool(self, chosen: Selection) -> Selection:
+        """The selection as one of the pool's files, also if it was made from their vectors."""
+        return replace(chosen, pool=self.inputs["pool"].identity)
+
+    def digests(self, *roles: str) -> dict[str, Any]:
+        """Part of a key: paths, labels and content of the roles' files."""
+        return {
+            role: [self.inputs[role].index.digest, self.inputs[role].label]
+            for role in roles
+            if role in self.inputs
+        }
+
+    def _stamps(self) -> dict[str, tuple[int, ...]]:
+        """Size and times of every local input file."""
+        found: dict[str, tuple[int, ...]] = {}
+        for entry in self.inputs.values():
+            for file in entry.index.files:
+                try:
+                    stat = os.stat(file.path)
+                except OSError:  # on an object store, or gone, which the reading says
+                    continue
+                found[file.path] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+        return found
+
+
+def digest_of(rows: Selection | None) -> str:
+    """Part of a key: the selected rows and their weights."""
+    return "all" if rows is None else rows.digest()
+
+
+def _finished(directory: Path) -> Done | None:
+    file = directory / DONE
+    if not file.exists():
+        return None
+    try:
+        left = read_json(file)
+        return Done(directory, left["answer"], left["seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{file}: damaged; remove the folder {directory} and run again.") from error
+
+
+# ---- whose directory it is -----------------------------------------------------------------------------------
+
+
+@contextmanager
+def open_run(
+    workflow: Workflow,
+    out: str | os.PathLike[str] | None,
+    progress: Progress | None = None,
+    *,
+    fresh: bool = False,
+) -> Iterator[RunDirectory]:
+    """Hold a run directory, its inputs' rows numbered.
+
+    Parameters
+    ----------
+    out : path, optional
+        By default ``runs/NAME``.
+    fresh : bool
+        Remove what earlier runs left in it.
+
+    Raises
+    ------
+    RunError
+        If the directory holds something else, was written in another format, or another process is at work in it.
+    """
+    directory = (Path(out) if out is not None else Path("runs") / workflow.name).resolve()
+    _check(directory, fresh)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+    with _alone(directory):
+        _check(directory, fresh)  # another process may have come first
+        if fresh:
+            for left in directory.iterdir():
+                if left.name != ".lock":
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+        run = RunDirectory(workflow, directory, progress or Progress())
+        run.created = _claim(directory, workflow)
+        run.inputs, changed = number(workflow, directory / "index")
+        for sentence in changed:
+            run.progress.done("inputs", sentence)
+        run.drawn = draw(workflow, run.inputs)
+        if run.drawn is not None and run.drawn.role == "pool":
+            run.base = run.rows = run.of_the_pool(run.drawn.selection())
+        yield run
+
+
+def manifest(directory: Path) -> dict[str, Any] | None:
+    """Manifest of a run directory, None if it is not one. Raises RunError if it is damaged or of another format."""
+    path = directory / _MANIFEST
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = read_json(path)
+        held = found.get("format", 1)
+    except (ValueError, AttributeError) as error:
+        raise RunError(f"{path}: damaged; use --fresh to start over, or choose another --out.") from error
+    if held != FORMAT:
+        raise RunError(
+            f"{directory}: written in format {held}, this version of raysel works in format {FORMAT}; use --fresh to "
+            "start over, or choose another --out."
+        )
+    return found
+
+
+def _check(directory: Path, fresh: bool) -> None:
+    """Raise RunError unless the directory is empty, missing, or a run's."""
+    if not directory.exists():
+        return
+    ours = directory.is_dir() and (directory / _MANIFEST).exists()
+    if not ours and (not directory.is_dir() or any(left.name != ".lock" for left in directory.iterdir())):
+        raise RunError(f"{directory}: not empty, and not a run of raysel; choose another --out.")
+    if not fresh:
+        manifest(directory)
+
+
+def _claim(directory: Path, workflow: Workflow) -> str:
+    """Make the directory a run's; returns when it was made."""
+    found = manifest(directory)
+    if found is None:
+        found = {
+            "format": FORMAT,
+            "name": workflow.name,
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
+        write_json(directory / _MANIFEST, found)
+    for name in ("index", "steps", "results"):
+        (directory / name).mkdir(exist_ok=True)
+    return str(found["created"])
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold the directory's lock, which ends with this process however it ends."""
+    with open(directory / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise RunError(
+                    f"{directory}: another process is at work in it; wait for it, or choose another --out."
+                ) from error
+            raise RunError(
+                f"{directory}: its file system has no locks ({error.strerror}), so two runs could mix there; choose "
+                "an --out on a file system with locks."
+            ) from error
+        yield
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    names = ("raysel", "ray", "torch", "numpy", "pyarrow", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            found[name] = raysel.__version__ if name == "raysel" else "unknown"
+    return found

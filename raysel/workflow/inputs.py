@@ -1,0 +1,154 @@
+"""The rows that a workflow names: their files, schema and ids, by role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
+import raysel
+from raysel.core.arrays import positions
+from raysel.data.identity import PoolIdentity, index_identity
+from raysel.data.rowid import ID, RowIndex, index_parquet, list_files
+from raysel.errors import DataError
+from raysel.workflow.config import Rows, Workflow
+
+LABELS = (
+    pa.types.is_integer,
+    pa.types.is_boolean,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Schemas and numbers of rows by role, from the footers alone."""
+
+    workflow: Workflow
+    schemas: dict[str, pa.Schema]
+    counts: dict[str, int]
+
+    def check_column(self, role: str, column: str, key: str) -> None:
+        """Raise DataError, naming the configuration ``key``, unless the role's files have the column."""
+        names = self.schemas[role].names
+        if column not in names:
+            raise DataError(
+                f"{key}: no column '{column}' in the files of {role}.path; the columns are {', '.join(names)}."
+            )
+
+    def elements(self, role: str, column: str) -> int | None:
+        """Number of elements of a row's value in a column of fixed shape, None for another column."""
+        kind = self.schemas[role].field(column).type
+        if isinstance(kind, pa.FixedShapeTensorType):
+            return int(np.prod(kind.shape))
+        return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
+
+
+def look(workflow: Workflow) -> Look:
+    """Read the footers of all files. Raises DataError for files and label columns that cannot be used."""
+    found = Look(workflow, {}, {})
+    for role in workflow.roles:
+        rows = workflow.rows(role)
+        assert rows is not None
+        try:
+            index, schema = index_parquet(*list_files(rows.paths))
+        except DataError as error:
+            raise DataError(f"{role}.path: {error}") from None
+        if index.rows == 0:
+            raise DataError(f"{role}.path: {rows.paths[0]} holds no rows; there is nothing to work on.")
+        found.schemas[role], found.counts[role] = schema, index.rows
+        if rows.label is not None:
+            found.check_column(role, rows.label, f"{role}.label")
+            kind = schema.field(rows.label).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not any(test(kind) for test in LABELS):
+                raise DataError(
+                    f"{role}.label: column '{rows.label}' holds {kind}; a class is an integer or text."
+                )
+    return found
+
+
+@dataclass(frozen=True)
+class Input:
+    """Numbered rows of one role: the index that fixes their ids, and the file it is kept in."""
+
+    role: str
+    rows: Rows
+    index: RowIndex
+    schema: pa.Schema
+    file: Path
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.index.rows
+
+    @property
+    def identity(self) -> PoolIdentity:
+        """Files in the order that numbers their rows, which a Selection carries."""
+        return index_identity(self.index)
+
+    @property
+    def label(self) -> str | None:
+        """Column that holds the class."""
+        return self.rows.label
+
+    def read(self) -> Dataset:
+        """Return the rows with their ids."""
+        return raysel.read(self.rows.paths, label=self.rows.label, index=self.file, trust=self.rows.trust)
+
+
+def only(dataset: Dataset, ids: np.ndarray) -> Dataset:
+    """Return the rows of ``dataset`` whose ``sample_id`` is in ``ids``, which ascend."""
+    kept = ray.put(ids)
+    return dataset.map_batches(_only, fn_args=(kept,), batch_format="pyarrow", batch_size=None)
+
+
+def _only(table: pa.Table, kept: Any) -> pa.Table:
+    ids = ray.get(kept) if isinstance(kept, ray.ObjectRef) else kept
+    if not table.num_rows:  # an empty block may come without its columns
+        return table
+    return table.filter(pa.array(positions(ids, table[ID].to_numpy())[1]))
+
+
+def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[str]]:
+    """Fix the ids of every role's rows.
+
+    Files keep the ids that an earlier run in the directory gave them as long as they are there and unchanged;
+    otherwise all rows of the role are numbered again, and every step that depends on them has another key.
+
+    Returns
+    -------
+    inputs : dict of str to Input
+        By role.
+    changed : list of str
+        One sentence per role whose rows are no longer those of the earlier run.
+    """
+    inputs, changed = {}, []
+    for role in workflow.roles:
+        rows = workflow.rows(role)
+        assert rows is not None
+        file = directory / f"{role}.json"
+        known = RowIndex.load(file) if file.exists() else None
+        try:
+            listed = list_files(rows.paths)
+            try:
+                index, schema = index_parquet(*listed, known, trust=rows.trust)
+            except DataError:
+                if known is None:
+                    raise
+                index, schema = index_parquet(*listed, trust=rows.trust)
+        except DataError as error:
+            raise DataError(f"{role}.path: {error}") from None
+        if known is not None and known.digest != index.digest:
+            changed.append(f"The files of {role}.path changed; the steps that depend on them run again.")
+        index.save(file)
+        inputs[role] = Input(role, rows, index, schema, file)
+    return inputs, changed

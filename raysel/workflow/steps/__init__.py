@@ -1,0 +1,107 @@
+"""Steps of a workflow, one file each, and the order in which a workflow runs them."""
+
+from __future__ import annotations
+
+from raysel.core.fingerprint import fingerprint
+from raysel.errors import ConfigError
+from raysel.workflow.config import Train as TrainSettings
+from raysel.workflow.config import Workflow
+from raysel.workflow.inputs import Look, look
+from raysel.workflow.steps.arrays import Arrays
+from raysel.workflow.steps.classes import Classes
+from raysel.workflow.steps.embed import Embed
+from raysel.workflow.steps.factors import Factors
+from raysel.workflow.steps.measure import Measure
+from raysel.workflow.steps.select import RandomRows, Select, uses
+from raysel.workflow.steps.step import Step
+from raysel.workflow.steps.train import Train, check_room, load_factory, needs_scores
+from raysel.workflow.steps.usage import Usage
+
+
+def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
+    """Steps up to the rows that are trained on, with their scores where a policy needs them."""
+    steps: list[Step] = []
+    scores = scores or needs_scores(workflow)
+    if workflow.gime is not None:
+        steps.append(Measure(workflow.gime))
+    aims = any(uses(method, "vectors") and uses(method, "target") for method in workflow.select)
+    if scores or any(uses(method, "vectors") for method in workflow.select):
+        steps.append(Embed(workflow.embed, ("pool", "target") if aims else ("pool",)))
+    for number, method in enumerate(workflow.select):
+        steps.append(Select(method, f"select-{number + 1}" if number else "select"))
+    if scores:
+        steps.append(Factors(workflow.factors))
+    return steps
+
+
+def arrays(workflow: Workflow) -> Arrays:
+    """The step that writes what training reads."""
+    return Arrays(workflow.train.input)
+
+
+def plan(workflow: Workflow) -> list[Step]:
+    """Every step of a run, in order."""
+    steps = choosing(workflow)
+    if "random" in workflow.controls:
+        steps.append(RandomRows())
+    if any(step.selects for step in steps):
+        steps.append(Classes())
+    steps.append(arrays(workflow))
+    # The chain comes first, since the random control takes as many steps as it did.
+    arms = ["chain", *(arm for arm in ("random", "full") if arm in workflow.controls)]
+    steps += [Train(arm, workflow.train) for arm in arms]
+    if any(isinstance(step, Factors) for step in steps):
+        steps.append(Usage())
+    return steps
+
+
+def check(workflow: Workflow, scores: bool = False) -> Look:
+    """Check what can be said without starting Ray and without running code that the workflow names.
+
+    Parameters
+    ----------
+    scores : bool
+        Whether a policy next to the workflow's own needs scores.
+
+    Returns
+    -------
+    Look
+        Schemas and numbers of rows by role, from Parquet footers.
+
+    Raises
+    ------
+    DataError, ConfigError
+        With the workflow's key.
+    """
+    found = look(workflow)
+    if workflow.pool.label is None:
+        raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
+    steps = choosing(workflow, scores) + plan(workflow) if scores else plan(workflow)
+    for step in steps:
+        step.check(found)
+    return found
+
+
+def model_digest(spec: str) -> str:
+    """Digest of the code of the model that ``spec`` names, with everything of the user's own that it reaches."""
+    return fingerprint(load_factory(TrainSettings(spec, "")))
+
+
+__all__ = [
+    "Arrays",
+    "Classes",
+    "Embed",
+    "Factors",
+    "Measure",
+    "RandomRows",
+    "Select",
+    "Step",
+    "Train",
+    "Usage",
+    "arrays",
+    "check",
+    "check_room",
+    "choosing",
+    "model_digest",
+    "plan",
+]

@@ -1,0 +1,53 @@
+"""Count the rows of each class in the pool, among the selected rows and in the target, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.cluster.blocks import gather
+from raysel.data.rowid import ID
+from raysel.workflow.directory import RunDirectory, digest_of
+from raysel.workflow.steps.step import Step
+
+
+@dataclass(frozen=True)
+class Classes(Step):
+    """Counts per class. Its seconds are the report's expense, not the selection's."""
+
+    name: str = "classes"
+
+    def key(self, run: RunDirectory) -> dict[str, Any]:
+        """Rows and the selection."""
+        return {"rows": run.digests("pool", "target"), "selected": digest_of(run.rows)}
+
+    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+        """Return ``classes``: label, and rows in the pool, kept and in the target."""
+        flow = run.workflow
+        label = str(flow.pool.label)
+        table = gather(run.read("pool"), [ID, label], "pool")
+        assert run.rows is not None
+        kept = table.filter(pa.array(np.isin(table[ID].to_numpy(), run.rows.ids)))
+        aims = flow.target.label if flow.target is not None else None
+        target = None if aims is None else _count(gather(run.read("target"), [ID, aims], "target")[aims])
+        pool, chosen = _count(table[label]), _count(kept[label])
+        return {
+            "classes": [
+                {
+                    "label": str(name),
+                    "pool": pool[name],
+                    "kept": chosen.get(name, 0),
+                    "target": None if target is None else target.get(name, 0),
+                }
+                for name in sorted(pool, key=lambda value: (str(type(value)), value))
+            ]
+        }
+
+
+def _count(column: pa.ChunkedArray) -> Mapping[Any, int]:
+    return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}

@@ -1,0 +1,110 @@
+"""Compute vectors of the pool, and of the target where a selector aims at it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import ray
+
+import raysel
+from raysel.core.fingerprint import library_versions
+from raysel.data import pipeline
+from raysel.data.embed import as_embedder, make_embedder
+from raysel.data.shards import Options
+from raysel.errors import ConfigError, DataError
+from raysel.workflow.config import Embed as Settings
+from raysel.workflow.directory import RunDirectory, digest_of
+from raysel.workflow.inputs import Look
+from raysel.workflow.steps.step import Step
+
+
+@dataclass(frozen=True)
+class Embed(Step):
+    """Vectors as Parquet under ``vectors/ROLE``: ``sample_id``, ``embedding``. Continues where a killed run stopped."""
+
+    settings: Settings
+    roles: tuple[str, ...]
+    name: str = "embed"
+    resumable: ClassVar[tuple[str, ...]] = ("vectors",)
+
+    def check(self, look: Look) -> None:
+        """Check the column, its number of elements, and the name of the embedder."""
+        sizes = {}
+        for role in (role for role in self.roles if role in look.schemas):
+            look.check_column(role, self.settings.column, "embed.column")
+            sizes[role] = look.elements(role, self.settings.column)
+        if None not in sizes.values() and len(set(sizes.values())) > 1:
+            raise DataError(
+                f"embed.column '{self.settings.column}': the pool's vectors have {sizes['pool']} elements, "
+                f"the target's {sizes['target']}; they must agree."
+            )
+        spec = self.settings.method.spec
+        kind, _, argument = spec.partition(":")
+        try:
+            if kind in ("column", "pca", "hash", "table"):
+                make_embedder(spec)
+            width = sizes["pool"]
+            if kind == "pca" and width and int(argument) > width:
+                raise ConfigError(
+                    f"embedder: '{spec}' asks for {argument} components; write pca:32, for example, at most {width}."
+                )
+        except ConfigError as error:
+            raise ConfigError(f"embed.{error}") from None
+
+    def embedder(self) -> Any:
+        """The embedder, not fitted yet. Runs the code that its name refers to."""
+        method = self.settings.method
+        try:
+            return make_embedder(method.spec) if method.builtin else method.make()
+        except ConfigError as error:
+            text = str(error)
+            raise ConfigError(text if text.startswith("embed") else f"embed.{text}") from None
+
+    def key(self, run: RunDirectory) -> dict[str, Any]:
+        """Settings, code and weights of the embedder, and rows."""
+        made = self.embedder()
+        learns, network = hasattr(made, "fit"), hasattr(made, "load")
+        if self.settings.version is not None:
+            code: Any = self.settings.version
+        elif self.settings.method.builtin:
+            code = None if learns else pipeline.digest(as_embedder(made))
+        else:
+            code = self.settings.method.key()
+        device = "cuda" if network and ray.cluster_resources().get("GPU", 0) else "cpu"
+        return {
+            "settings": asdict(self.settings),
+            "code": code,
+            "device": device,
+            "rows": run.digests(*self.roles),
+            "selected": digest_of(run.rows),
+            "validation": run.drawn and run.drawn.key,
+            "versions": library_versions("numpy", "pyarrow", "scikit-learn"),
+        }
+
+    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+        """Fit the embedder on the pool and compute the vectors of every role."""
+        settings = self.settings
+        inputs = {role: run.pool() if role == "pool" else run.target() for role in self.roles}
+        embedder = raysel.fit_embedder(self.embedder(), inputs["pool"], column=settings.column)
+        if settings.method.builtin and hasattr(embedder, "name") and not embedder.name:
+            embedder = replace(embedder, name=settings.method.spec)  # type: ignore[type-var]
+        options = Options(settings.normalize, settings.dtype, settings.on_error)
+        explained = getattr(embedder, "explained", None)
+        answer: dict[str, Any] = {
+            "embedder": settings.method.spec,
+            "explained": None if explained is None else float(np.float64(explained)),
+        }
+        for role, rows in inputs.items():
+            report = pipeline.compute(
+                rows,
+                embedder,
+                [settings.column],
+                str(directory / "vectors" / role),
+                options,
+                lambda text, role=role: run.progress.note(self.title, f"{role}: {text}"),  # type: ignore[misc]
+            )
+            answer[role] = asdict(report)
+        return answer

@@ -1,0 +1,98 @@
+"""Train a sparse autoencoder on the selected rows' vectors, and score every row for RepDiv."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+import raysel
+from raysel.cluster.blocks import gather, plain_errors
+from raysel.core.arrays import positions
+from raysel.core.fingerprint import library_versions
+from raysel.data.rowid import ID
+from raysel.data.vectors import EMBEDDING
+from raysel.errors import ConfigError
+from raysel.factors.distributed import scored
+from raysel.workflow.config import Factors as Settings
+from raysel.workflow.directory import RunDirectory, digest_of
+from raysel.workflow.inputs import Look
+from raysel.workflow.steps.step import Step
+
+SCORES, RARE = "scores.parquet", "rare.parquet"
+
+
+@dataclass(frozen=True)
+class Factors(Step):
+    """The autoencoder, every row's scores, and which rows have the rare units."""
+
+    settings: Settings
+    name: str = "factors"
+
+    def check(self, look: Look) -> None:
+        """Check the number of units, and that no row is left without a vector."""
+        settings = self.settings
+        if settings.units is not None and settings.k > settings.units:
+            raise ConfigError(
+                f"factors.k: {settings.k} is more than the autoencoder's {settings.units} units; lower it or raise "
+                "factors.units."
+            )
+        on_error = look.workflow.embed.on_error
+        if on_error != "raise":
+            raise ConfigError(
+                f"embed.on_error: '{on_error}' leaves rows without a vector, and RepDiv needs a score for every row "
+                "that is trained on; use 'raise', and repair or leave out what it names."
+            )
+
+    def key(self, run: RunDirectory) -> dict[str, Any]:
+        """Settings, vectors, selected rows, labels and seed."""
+        return {
+            "settings": asdict(self.settings),
+            "vectors": run.finished["embed"].directory.name,
+            "rows": run.digests("pool"),
+            "selected": digest_of(run.rows),
+            "seed": run.workflow.seed,
+            "versions": library_versions("numpy", "torch", "scipy"),
+        }
+
+    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+        """Write the autoencoder, the scores and the pairs of rare units and rows."""
+        options = asdict(self.settings)
+        top_fraction = options.pop("top_fraction")
+        rows = run.vectors("pool")
+        label = str(run.workflow.pool.label)
+        run.progress.note(self.title, "training the autoencoder")
+        autoencoder = raysel.fit_factors(rows, **options, seed=run.workflow.seed)
+        autoencoder.save(directory / "autoencoder.safetensors")
+        run.progress.note(self.title, "scoring")
+        labels = ray.put(gather(run.read("pool"), [ID, label], "pool").sort_by(ID))
+        labelled = rows.map_batches(
+            _labelled, fn_args=(labels, label), batch_format="pyarrow", batch_size=None
+        )
+        found = scored(plain_errors(labelled), autoencoder, EMBEDDING, label, top_fraction)
+        pq.write_table(found.table, directory / SCORES)
+        pq.write_table(found.pairs, directory / RARE)
+        return {
+            "scored": json.loads(found.table.schema.metadata[b"raysel.factors"]),
+            "rare_units": found.rare,
+            "unexplained": autoencoder.training["report"]["unexplained"],
+        }
+
+
+def scores(run: RunDirectory) -> pa.Table | None:
+    """Scores of every selected row, None where the run has no such step."""
+    done = run.finished.get("factors")
+    return None if done is None else pq.read_table(done.directory / SCORES)
+
+
+def _labelled(table: pa.Table, labels: Any, label: str) -> pa.Table:
+    known = ray.get(labels) if isinstance(labels, ray.ObjectRef) else labels
+    if not table.num_rows:  # an empty block may come without its columns
+        return table
+    place, _ = positions(known[ID].to_numpy(), table[ID].to_numpy())
+    return table.append_column(label, known[label].take(pa.array(place)))

@@ -1,0 +1,185 @@
+"""Measure the information metrics of the pool, and select rows by them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from ray.data import Dataset
+
+import raysel
+from raysel.cluster.blocks import gather
+from raysel.core.fingerprint import library_versions
+from raysel.core.parameters import describe
+from raysel.data.rowid import budget_rows
+from raysel.errors import ConfigError, DataError, RunError
+from raysel.gime import Sensitivity, proxy
+from raysel.workflow.config import Gime
+from raysel.workflow.directory import RunDirectory
+from raysel.workflow.inputs import Look, only
+from raysel.workflow.steps.step import Step
+
+
+@dataclass(frozen=True)
+class Measure(Step):
+    """GIME: metrics of pool, target and the rows kept; thresholds from a calibration if one is asked for."""
+
+    settings: Gime
+    name: str = "gime"
+
+    @property
+    def selects(self) -> bool:  # type: ignore[override]
+        """Whether thresholds leave rows out."""
+        return self.settings.selects
+
+    def check(self, look: Look) -> None:
+        """Check the binding's columns, the groups and what a calibration needs."""
+        settings, schema = self.settings, look.schemas["pool"]
+        try:
+            metrics(settings, schema).binding.check(schema, "pool")
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"gime: {error}") from None
+        if settings.by is not None and settings.days is not None:
+            raise ConfigError("gime: give by or days, not both: groups are of a column or windows of time.")
+        if settings.by is not None:
+            look.check_column("pool", settings.by, "gime.by")
+        asked = settings.calibrate
+        if asked is None:
+            return
+        if look.workflow.target is None and look.workflow.rows("validation") is None:
+            raise ConfigError(
+                "The key 'target' is missing: gime.calibrate scores its models on the validation rows or the target."
+            )
+        label = asked.label or look.workflow.pool.label
+        if label is None:
+            raise ConfigError("The key 'gime.calibrate.label' is missing: its models need a column to learn.")
+        scored = "validation" if look.workflow.rows("validation") is not None else "target"
+        for role in ("pool", scored):
+            for name in (*asked.features, label):
+                look.check_column(role, name, "gime.calibrate")
+        look.check_column("pool", asked.mix, "gime.calibrate.mix")
+        try:
+            budget_rows(asked.rows, look.counts["pool"])
+        except ConfigError as error:
+            raise ConfigError(f"gime.calibrate.rows: {error}") from None
+
+    def key(self, run: RunDirectory) -> dict[str, Any]:
+        """Settings, rows and seed."""
+        return {
+            "settings": describe(self.settings),
+            "rows": run.digests("pool", "target", *(["validation"] if self.settings.calibrate else [])),
+            "validation": run.drawn and run.drawn.key,
+            "seed": run.workflow.seed,
+            "versions": library_versions("numpy", "pyarrow", "scikit-learn"),
+        }
+
+    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+        """Write ``sets.parquet`` and, if rows are selected, the selection.
+
+        Raises
+        ------
+        RunError
+            If a calibration shows no threshold and none is given.
+        """
+        settings = self.settings
+        pool = run.pool()
+        rule = metrics(settings, pool.schema().base_schema)
+        if run.workflow.target is not None:
+            rule = rule.aim(run.target())
+        answer: dict[str, Any] = {}
+        if settings.calibrate is not None:
+            run.progress.note(self.title, "calibrating")
+            found = _calibrate(run, settings, rule, pool)
+            for name in ("correlations", "evidence", "subsets"):
+                pq.write_table(getattr(found, name), directory / f"{name}.parquet")
+            if not found.thresholds and not settings.thresholds:
+                raise RunError(
+                    "gime.calibrate: no threshold could be shown to keep the score above "
+                    f"{found.info['floor']:.6g} (all of the pool: {found.info['full']:.6g}); raise tolerance, lower "
+                    "share, train on more subsets, or give thresholds yourself."
+                )
+            rule = replace(rule, thresholds={**found.limits, **thresholds(settings)})
+            answer["calibration"] = dict(found.info)
+        sets = {"pool": rule.measure(pool)}
+        if settings.selects:
+            run.progress.note(self.title, "selecting")
+            chosen = rule.select(pool, groups(settings), run.workflow.seed)
+            if run.rows is not None:
+                chosen = chosen.after(run.rows)
+            chosen.save(directory / "selection")
+            sets["kept"] = rule.measure(run.among(chosen))
+            answer |= {
+                "kept": len(chosen),
+                "thresholds": chosen.info["thresholds"],
+                "reached": chosen.info["reached"],
+            }
+        if run.workflow.target is not None:
+            sets["target"] = rule.measure(run.target())
+        pq.write_table(side_by_side(sets), directory / "sets.parquet")
+        return answer | {"sets": {name: table.to_pylist() for name, table in sets.items()}}
+
+
+def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
+    """The metrics that a workflow asks for; floors are of the class column's type. Raises ConfigError."""
+    binding = settings.binding
+    floors: dict[Any, int] = dict(settings.floors)
+    if floors and len(binding.classes) == 1 and binding.classes[0] in schema.names:
+        of = schema.field(binding.classes[0]).type
+        try:
+            floors = {pa.scalar(label).cast(of).as_py(): rows for label, rows in floors.items()}
+        except pa.ArrowException as error:
+            raise ConfigError(f"floors: {', '.join(floors)} are not all {of}, as the classes are.") from error
+    return raysel.GIME(binding, thresholds(settings), floors)
+
+
+def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
+    """The thresholds that are given; ConfigError for one of another form."""
+    for name, ends in settings.thresholds.items():
+        if len(ends) != 2:
+            raise ConfigError(
+                f"thresholds.{name}: {ends} is not [least, greatest], of which one may be null."
+            )
+    return {name: (low, high) for name, (low, high) in settings.thresholds.items()}
+
+
+def groups(settings: Gime) -> str | timedelta | None:
+    """What the metrics are grouped by."""
+    return timedelta(days=settings.days) if settings.days is not None else settings.by
+
+
+def side_by_side(sets: dict[str, pa.Table]) -> pa.Table:
+    """The metrics of several sets, one below the other, with a column ``set``."""
+    return pa.concat_tables(
+        [table.add_column(0, "set", pa.array([name] * table.num_rows)) for name, table in sets.items()]
+    ).replace_schema_metadata(None)
+
+
+def _calibrate(run: RunDirectory, settings: Gime, rule: raysel.GIME, pool: Dataset) -> Sensitivity:
+    """Thresholds that proxy models show; they are scored on the validation rows, else on the target."""
+    asked = settings.calibrate
+    assert asked is not None
+    label = asked.label or str(run.workflow.pool.label)
+    wanted = list(dict.fromkeys([*asked.features, label]))
+    test = gather(_scored(run), wanted, "rows that the proxy models are scored on")
+    given = asdict(asked)
+    rest = {name: given[name] for name in given if name not in ("features", "label", "scoring", "rows")}
+    return rule.sensitivity(
+        pool,
+        proxy(asked.features, label, test, asked.scoring),
+        rows=budget_rows(asked.rows, pool.count()),
+        columns=wanted,
+        seed=run.workflow.seed,
+        **rest,
+    )
+
+
+def _scored(run: RunDirectory) -> Dataset:
+    if "validation" in run.inputs:
+        return run.read("validation")
+    if run.drawn is None:
+        return run.target()
+    return only(run.read(run.drawn.role), run.drawn.ids)

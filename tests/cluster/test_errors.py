@@ -1,0 +1,74 @@
+"""Our own error comes out of what Ray wraps it in, and nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysel.cluster.errors import own_error, unwrap_errors
+from raysel.errors import DataError, StateError
+
+
+def test_our_own_error_is_found_inside_what_ray_wraps_it_in():
+    class Wrapped(DataError):
+        def __init__(self, cause):
+            super().__init__("a traceback of many lines")
+            self.cause = cause
+
+    inner = DataError("the sentence.")
+    assert own_error(Wrapped(inner)) is inner
+    outer = RuntimeError("training failed")
+    outer.worker_failures = {0: Wrapped(inner)}
+    assert own_error(outer) is inner
+    assert own_error(KeyError("bug")) is None
+    assert str(own_error(DataError("the sentence.\nadvice of Ray"))) == "the sentence."
+
+
+def test_what_is_not_of_ray_passes_unchanged():
+    before = KeyError("bug")
+    before.__cause__ = DataError("an earlier one")
+    with pytest.raises(KeyError, match="bug") as caught, unwrap_errors():
+        raise before
+    assert caught.value is before
+
+
+def test_an_error_of_an_earlier_attempt_is_not_taken_for_the_cause():
+    """A caller that handles our error and tries again has it as the context of the next one."""
+    import ray.exceptions
+
+    def second():
+        raise ray.exceptions.GetTimeoutError("of the second")
+
+    with pytest.raises(ray.exceptions.GetTimeoutError) as caught, unwrap_errors():
+        try:
+            raise StateError("of the first attempt")
+        except StateError:
+            second()
+    assert isinstance(caught.value.__context__, StateError)
+
+
+@pytest.mark.parametrize("in_actor", [False, True])
+def test_errors_of_tasks_and_actors_arrive_as_themselves(cluster, in_actor):
+    class Worker:
+        def fail(self, error):
+            raise error
+
+    def call(error):
+        if in_actor:
+            actor = cluster.remote(num_cpus=0)(Worker).remote()
+            return cluster.get(actor.fail.remote(error))
+        return cluster.get(cluster.remote(num_cpus=1)(lambda e: Worker().fail(e)).remote(error))
+
+    with pytest.raises(DataError, match=r"^this row$") as caught, unwrap_errors():
+        call(DataError("this row\nand advice"))
+    assert type(caught.value) is DataError and caught.value.__suppress_context__
+    with pytest.raises(cluster.exceptions.RayTaskError), unwrap_errors():
+        call(ZeroDivisionError("a bug"))
+
+
+def test_an_error_of_ray_train_is_searched(cluster):
+    from ray.train import TrainingFailedError
+
+    failed = TrainingFailedError("2 workers failed")
+    failed.worker_failures = {1: StateError("stale")}
+    with pytest.raises(StateError, match=r"^stale$"), unwrap_errors():
+        raise failed
