@@ -80,7 +80,8 @@ def index_identity(index: RowIndex) -> PoolIdentity:
     names = short_names([file.path for file in index.files])
     return PoolIdentity(
         tuple(
-            NumberedFile(name, file.digest, file.rows) for name, file in zip(names, index.files, strict=True)
+            NumberedFile(name, digest, rows)
+            for name, (digest, rows) in zip(names, index.identity(), strict=True)
         )
     )
 

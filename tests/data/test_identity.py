@@ -65,7 +65,12 @@ def test_another_pool_is_refused_with_the_first_file_that_differs(files, sentenc
 
 
 def test_what_numbered_is_shared_by_copies_and_survives_another_process():
-    index = RowIndex(tuple(IndexedFile(f"/d/{n}/p.parquet", (2, 3), (9, 9), n) for n in ("x", "y")))
+    index = RowIndex(
+        tuple(
+            IndexedFile(f"/d/{n}/p.parquet", (2, 3), (9, 9), (1, 1), _digests={"content": n})
+            for n in ("x", "y")
+        )
+    )
     held = _Numbering(index)
     assert copy.deepcopy(held) is held
     other = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(held))))
