@@ -11,6 +11,7 @@ from raysel.report import numbers
 from raysel.report.results import RunResults
 
 WIDTH = 100
+_LINES = 5  # of one difference, which may be a complete section
 _ARM = "chain"  # the workflow's own selection and policy
 
 
@@ -43,7 +44,7 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
         texts = [f"{path} {_value(there)} -> {_value(here)}" for path, there, here in differences]
         if not texts and number:
             texts = ["nothing"]
-        parts = [part for text in texts for part in textwrap.wrap(text, WIDTH - indent)] or [""]
+        parts = [part for text in texts for part in _wrapped(text, WIDTH - indent)] or [""]
         lines.append((_joined(row, widths) + parts[0]).rstrip())
         lines += [" " * indent + part for part in parts[1:]]
     return "\n".join(lines)
@@ -66,6 +67,10 @@ def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
     """The first cell on the left, the numbers on the right of their columns."""
     first, *rest = zip(cells, widths, strict=True)
     return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest), ""])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, max_lines=_LINES, placeholder=" ...")
 
 
 def _value(value: Any) -> str:

@@ -413,7 +413,12 @@ def difference(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any
             if one.get(key) != other.get(key)
             for entry in difference(one.get(key), other.get(key), f"{path}.{key}" if path else key)
         ]
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other) and _mappings(one + other):
+    if (
+        isinstance(one, list)
+        and isinstance(other, list)
+        and len(one) == len(other)
+        and _mappings(one + other)
+    ):
         return [
             entry
             for number, pair in enumerate(zip(one, other, strict=True))

@@ -160,7 +160,9 @@ def _example(kind: _Kind, written: str, parameters: list[_Parameter]) -> str:
         return "\n  ".join([f"{kind.key}:", f"method: {written}", *values])
     if written.partition(":")[0] in EMBEDDERS.builtin or not values:
         return f"embed:\n  embedder: {written}\n  column: features"
-    return "\n".join(["embed:", f"  embedder: {{{', '.join([f'method: {written}', *values])}}}", "  column: features"])
+    return "\n".join(
+        ["embed:", f"  embedder: {{{', '.join([f'method: {written}', *values])}}}", "  column: features"]
+    )
 
 
 def _value(parameter: _Parameter) -> Any:
