@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-from ray.data import Dataset, MaterializedDataset
+from ray.data import Dataset
+from ray.data.dataset import MaterializedDataset
 
 from raysel.cluster.errors import unwrap_errors
 from raysel.cluster.wait import wait_for_cpu

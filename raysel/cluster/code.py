@@ -128,9 +128,7 @@ def _load_file(path: Path) -> ModuleType:
 
 def _load_named(name: str, folder: Path) -> ModuleType:
     loaded = getattr(sys.modules.get(name), "__file__", None)
-    if loaded is None or not Path(loaded).is_relative_to(
-        folder
-    ):  # else the program's own import of it is used
+    if not (loaded and Path(loaded).is_relative_to(folder)):  # else the program has imported it already
         package = _package(folder)
         if _is_neighbour(package, name.partition(".")[0]):
             return importlib.import_module(f"{package}.{name}")

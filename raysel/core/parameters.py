@@ -161,6 +161,7 @@ def _placed(error: Exception, place: str, cls: type) -> str:
     message = message.removeprefix(f"{cls.__name__}.")
     if not isinstance(error, RayselError):
         message = f"{type(error).__name__}: {message}"
+    message = message if message.endswith((".", "?")) else f"{message}."
     starts = any(message.startswith(name) for name in keys(cls)) if dataclasses.is_dataclass(cls) else False
     if not place:
         return message

@@ -167,13 +167,7 @@ class GIO:
     def _count(self, pool: Dataset, rows: int) -> int:
         """Rows to keep."""
         if isinstance(self.budget, str):
-            total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
-            count = parse_bytes(self.budget) * rows // max(total, 1)
-            if not 1 <= count <= rows:
-                raise ConfigError(
-                    f"budget: {self.budget} is {count:,} of the pool's {rows:,} rows, which take {total:,} bytes; "
-                    "at least one row must be kept, and no more than there are."
-                )
+            count = rows_of_bytes(self.budget, pool, rows)
         else:
             count = budget_rows(self.budget, rows)
         share = 1.0 if self.stop is None else self.stop.data_size or 1.0
@@ -298,6 +292,24 @@ class GIO:
                 "distance": pool.distance[chosen],
             },
         )
+
+
+def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
+    """Return how many of the pool's ``rows`` take ``budget`` Arrow bytes of all its columns, at the mean row size.
+
+    Raises
+    ------
+    ConfigError
+        If that is no row, or more rows than there are.
+    """
+    total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
+    count = parse_bytes(budget) * rows // max(total, 1)
+    if not 1 <= count <= rows:
+        raise ConfigError(
+            f"budget: {budget} is {count:,} of the pool's {rows:,} rows, which take {total:,} bytes; "
+            "at least one row must be kept, and no more than there are."
+        )
+    return count
 
 
 @dataclass(frozen=True)

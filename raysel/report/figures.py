@@ -448,7 +448,9 @@ def _accuracies(
             )
         _ticks(axes, x=_thousands, y=lambda value: f"{100 * value:g} %")
         so_far = " so far" if rows == "validation" else ""
-        _titles(axes, x=f"samples back-propagated{so_far}", y=f"accuracy on the {rows} rows")
+        # Above the names, since a stem from an end near the left would cross it elsewhere.
+        above = 24 + row * (len(order) - 1) + 13
+        _titles(axes, x=f"samples back-propagated{so_far}", y=f"accuracy on the {rows} rows", above=above)
         title = f"Accuracy on the {rows} rows against samples back-propagated"
         svg.append(_svg(figure, "accuracy", title))
     return svg[0]
@@ -895,12 +897,12 @@ def _words(
         place += width + 10
 
 
-def _titles(axes: Any, *, x: str, y: str) -> None:
+def _titles(axes: Any, *, x: str, y: str, above: float = 12) -> None:
     axes.set_xlabel(x, labelpad=5)
     axes.annotate(
         y,
         (0, 1),
-        (-36, 12),
+        (-36, above),
         xycoords="axes fraction",
         textcoords="offset points",
         color=MUTED,

@@ -536,9 +536,10 @@ def _reading(results: RunResults) -> str:
 
 def trusted_files(roles: Sequence[str]) -> str:
     """Return one sentence of plain text about the roles in ``trusted`` of the results."""
+    listed = ", ".join(roles)
     return (
         "Files of these roles were compared by size and modification time, not by content, as "
-        f"`trust: mtime` asks: {', '.join(roles)}."
+        f'"trust: mtime" asks: {listed}.'
     )
 
 

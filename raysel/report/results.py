@@ -63,8 +63,9 @@ class _Saved:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
+            reason = first["msg"].removeprefix("Value error, ").rstrip(".")
             raise RunError(
-                f"{path}: no results to report, since {place} is damaged ({first['msg']}); run the workflow again."
+                f"{path}: no results to report, since {place} is damaged ({reason}); run the workflow again."
             ) from error
         object.__setattr__(found, "path", str(Path(path).resolve().parent))
         return found

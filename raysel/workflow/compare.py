@@ -154,7 +154,7 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
         name = given if ":" in given else known.get(_bare(given))
         if name is None:
             raise ConfigError(
-                f"policies: '{given}' is not known; {nearest(_bare(given), known, known.__getitem__)}"
+                f"policies: '{given}' is not known; {nearest(given, known.values())}"
             )
         if name not in names:
             names.append(name)

@@ -265,14 +265,16 @@ class Method:
         parameters = dict(tree)
         spec = parameters.pop("method", None)
         if not isinstance(spec, str):
+            given = "missing" if spec is None else repr(spec)
             raise ConfigError(
-                f"'{where}.method' is {spec!r}; it should be one of {', '.join(registry.names())}, or file.py:Name."
+                f"'{where}.method' is {given}; known are {', '.join(registry.names())}. "
+                "One of your own is written as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
         if found.builtin and registry is not EMBEDDERS:
             found.make()  # its parameters are checked at once; code of the user's own is not run yet
         elif not found.builtin and ":" not in spec and spec not in registry.names():
-            registry.find(spec, f"'{where}.method'", load_object)  # raises
+            registry.find(spec, f"'{where}'" if registry is EMBEDDERS else f"'{where}.method'", load_object)
         return found
 
     @property

@@ -147,9 +147,10 @@ def _check_training(workflow: Workflow, rows: pa.Table) -> None:
                 )
             losses = F.cross_entropy(logits, codes, reduction="none")
             losses.mean().backward()
-            if not math.isfinite(float(losses.mean())):
+            first = float(losses.detach().mean())
+            if not math.isfinite(first):
                 raise ConfigError(
-                    f"train.model: the first loss of {train.model} is {float(losses.mean())}; check the column "
+                    f"train.model: the first loss of {train.model} is {first}; check the column "
                     f"'{train.input}' and the model's initial weights."
                 )
     finally:

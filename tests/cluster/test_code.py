@@ -34,7 +34,8 @@ def nothing_else_changes():
     assert not new & {"layers", "models", "parts", "pkg", "mine"}
 
 
-def test_any_attribute_and_the_same_module_as_long_as_nothing_changes(write):
+def test_any_attribute_and_the_same_module_as_long_as_nothing_changes(write, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write("models.py", "class Net: pass\nnet = Net()\ndef make(): return net\n")
     Net, net, make = (load_object(f"{path}:{name}", "key") for name in ("Net", "net", "make"))
     assert make() is net and type(net) is Net
@@ -60,7 +61,8 @@ def test_any_attribute_and_the_same_module_as_long_as_nothing_changes(write):
         "from parts import shared as width",
     ],
 )
-def test_a_neighbour_is_imported_and_its_change_noticed(write, line):
+def test_a_neighbour_is_imported_and_its_change_noticed(write, monkeypatch, line):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = write("models.py", f"{line}\n")
     write("layers.py", "width = 1\n")
     write("parts/__init__.py", "from .deep import width as shared\n")
@@ -86,6 +88,15 @@ def test_what_does_not_import_a_changed_file_stays_as_it_is(write):
     assert load_object(f"{two}:B", "key") is not B
 
 
+def test_a_package_is_executed_again_with_its_modules(write):
+    path = write("models.py", "import parts.deep\ndef net(): return parts.x, parts.deep.y\n")
+    write("parts/__init__.py", "x = 1\n")
+    write("parts/deep.py", "y = 1\n")
+    assert load_function(f"{path}:net", "key")() == (1, 1)
+    write("parts/__init__.py", "x = 2\n")
+    assert load_function(f"{path}:net", "key")() == (2, 1)
+
+
 def test_files_of_one_folder_share_their_neighbours(write):
     task, model = (
         write("task.py", "from layers import Block\n"),
@@ -104,8 +115,8 @@ def test_an_import_in_a_function_finds_the_neighbour(write):
 def test_files_of_the_same_name_do_not_collide(write):
     found = []
     for folder in "ab":
-        write(f"{folder}/layers.py", f"name = '{folder}'\n")
-        path = write(f"{folder}/models.py", "import layers\ndef net(): return layers.name\n")
+        write(f"{folder}/same/layers.py", f"name = '{folder}'\n")
+        path = write(f"{folder}/same/models.py", "import layers\ndef net(): return layers.name\n")
         found.append(load_function(f"{path}:net", "key"))
     odd = write("a/my-net.v2.py", "def net(): return 'odd'\n")
     write("a/my_net/__init__.py", "")
@@ -119,17 +130,19 @@ def test_neighbours_hide_installed_modules_from_the_users_files_alone(write):
     path = write(
         "colorsys.py",  # imports the module of its own name; nothing else in this process has imported it
         """
-        import colorsys, random, data, raysel, os
+        import colorsys, random, data, fractions, raysel, os
         from raysel.errors import DataError
         import statistics  # of the standard library, which imports random
         mine = random.mine
-        def check(): return statistics.random.Random, colorsys.rgb_to_hsv, os.getcwd, raysel.errors.DataError is DataError
+        def check():
+            return fractions.Fraction, colorsys.rgb_to_hsv, os.getcwd, raysel.errors.DataError is DataError
         """,
     )
     write("random.py", "mine = True\n")
     write("os.py", "1 / 0\n")  # which Python itself would not find either
     write("raysel/__init__.py", "1 / 0\n")
-    write("data/pool.txt", "")  # a folder of data is a namespace package, as for Python
+    write("data/pool.txt", "")  # a folder of data is a namespace package, as for Python,
+    write("fractions/pool.txt", "")  # and hides nothing
     code = f"""
 import sys
 from raysel.cluster.code import load_object
@@ -218,6 +231,8 @@ def test_a_module_that_the_program_has_imported_is_used_as_it_is(write, tmp_path
         ("from raysel.errors import ConfigError\nraise ConfigError('x')\n", "models.py:f", r"^key: .*\(ConfigError in line 2"),
         ("import broken\n", "models.py:f", r"models.py cannot be loaded \(KeyError in line 2 of broken.py: 'x'\)"),
         ("import nosuch\n", "models.py:f", r"in line 1 of models.py: No module named 'nosuch'\)"),
+        ("from parts import x\n", "models.py:f", r"cannot import name 'x' from 'parts' "),
+        ("import parts.nosuch\n", "models.py:f", r"in line 1 of models.py: No module named 'parts.nosuch'\)"),
         ("import broken.part\n", "models.py:f", r"KeyError in line 2 of broken.py"),
         ("def __getattr__(name): raise OSError('later')\n", "models.py:f", r"models.py:f cannot be loaded \(OSError in line 1 .*: later"),
     ],
@@ -225,6 +240,7 @@ def test_a_module_that_the_program_has_imported_is_used_as_it_is(write, tmp_path
 def test_what_cannot_be_loaded_is_said_in_a_sentence(write, tmp_path, monkeypatch, text, spec, sentence):
     write("models.py", text)
     write("broken.py", "\n{}['x']\n")
+    write("parts/__init__.py", "")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=sentence) as caught:
         load_object(spec, "key", "policy")

@@ -215,18 +215,21 @@ def quickstart(results: Any, selection: Any) -> dict[str, Any]:
     Between its first and its last two epochs the chain plans by losses, so that its steps, and the epochs of the random
     subset that is trained for as many steps, are not pinned.
     """
-    from raysel.report.ledger import Ledger
-
-    ledger = Ledger.from_dict(results["ledger"])
-    chain = [epoch["planned"] for epoch in results["arms"]["chain"]["epochs"]]
+    chain = [epoch.planned for epoch in results.arms["chain"].epochs]
+    ledger, data = results.ledger, results.data
     full = ledger.entry("full")
     assert full is not None
     return {
-        "data": results["data"],
+        "data": {
+            "pool": data.pool,
+            "target": data.target,
+            "test": data.test,
+            "classes": list(data.classes),
+        },
         "rows": {entry.arm: entry.rows for entry in ledger.entries},
         "full": {"epochs": full.epochs, "steps": full.steps, "samples": full.samples_backward},
         "planned first": chain[0],
         "planned last": chain[-2:],
-        "kept": {kind["label"]: kind["kept"] for kind in results["selection"]["classes"]},
+        "kept": {kind.label: kind.kept for kind in results.selection.classes},
         "selection": _selection(selection),
     }

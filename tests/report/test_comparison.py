@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
 from raysel.report import comparison
+from raysel.report.results import Cell, ComparedPolicy, CompareResults, Data, Epoch
 
 TITLES = {
     "full": "full data",
@@ -25,37 +26,62 @@ ENDS = {
 }
 
 
-def sample(ends: dict[str, tuple[float, ...]] = ENDS, rows: int = 1000) -> dict[str, Any]:
-    """Ten epochs of a thousand rows; what is held to the budget spends 700 an epoch."""
+def sample(
+    ends: dict[str, tuple[float, ...]] = ENDS, rows: int = 1000, validation: int = 500
+) -> CompareResults:
+    """Ten epochs of a thousand rows; what is held to the budget spends 700 an epoch.
 
-    def cell(name: str, seed: int, end: float) -> dict[str, Any]:
+    The accuracy on the validation rows ends 0.01 below the accuracy on the test rows.
+    """
+
+    def cell(name: str, seed: int, end: float) -> Cell:
         planned = rows if name == "full" else 7 * rows // 10
-        course = [end - 0.3 * math.exp(-epoch) for epoch in range(9)] + [end]
-        epochs = [
-            {"trained": planned, "steps": planned // 100, "accuracy": share, "seconds": 2.0, "evaluation_seconds": 0.5}
-            for share in course
-        ]  # fmt: skip
-        return {"seed": seed, "policy": {}, "max_steps": None, "epochs": epochs, "seconds": 21.0}
+        course = [end - 0.01 - 0.3 * math.exp(-epoch) for epoch in range(9)] + [end - 0.01]
+        epochs = tuple(
+            Epoch(
+                epoch,
+                planned,
+                trained=planned,
+                steps=planned // 100,
+                accuracy=share if validation else None,
+                seconds=2.0,
+                evaluation_seconds=0.5,
+            )
+            for epoch, share in enumerate(course)
+        )
+        return Cell(seed, {}, epochs, accuracy=end, seconds=21.0)
 
     budgets = {"infobatch": "sets", "full": "free"}
-    return {
-        "name": "a_sample",
-        "created": "2026-01-02T03:04:05+00:00",
-        "raysel": "0.1",
-        "versions": {"python": "3"},
-        "seeds": list(range(len(ends["infobatch"]))),
-        "config": {"train": {"epochs": 10, "batch_size": 50, "workers": 2}},
-        "data": {"pool": rows, "rows": rows, "test": 10_000},
-        "own": "infobatch",
-        "policies": {
-            name: {
-                "title": TITLES[name],
-                "budget": budgets.get(name, "held"),
-                "cells": [cell(name, seed, end) for seed, end in enumerate(shares)],
-            }
+    return CompareResults(
+        name="a_sample",
+        created="2026-01-02T03:04:05+00:00",
+        raysel="0.1",
+        versions={"python": "3"},
+        seeds=tuple(range(len(ends["infobatch"]))),
+        config={"train": {"epochs": 10, "batch_size": 50, "workers": 2}},
+        data=Data(
+            pool=rows,
+            validation=validation,
+            test=10_000,
+            validation_from="pool" if validation else None,
+        ),
+        rows=rows,
+        epochs=10,
+        batch_size=100,
+        own="infobatch",
+        policies={
+            name: ComparedPolicy(
+                title=TITLES[name],
+                budget=budgets.get(name, "held"),
+                cells=tuple(cell(name, seed, end) for seed, end in enumerate(shares)),
+            )
             for name, shares in ends.items()
         },
-    }
+    )
+
+
+def retitled(results: CompareResults, name: str, title: str) -> CompareResults:
+    return replace(results, policies={**results.policies, name: replace(results.policies[name], title=title)})
 
 
 def test_means_spreads_and_paired_differences():
@@ -119,8 +145,11 @@ def test_the_terminal_table_fits_and_says_everything():
     text = comparison.text(sample())
     assert max(map(len, text.splitlines())) <= 100
     assert "random pruning             7,000   70.0 %     70     15.0  90.23 ± 0.35" in text
-    big = sample(rows=2_000_000_000)
-    big["policies"]["random"]["title"] = "a policy of somebody who likes names that go on and on and on " * 2
+    big = retitled(
+        sample(rows=2_000_000_000),
+        "random",
+        "a policy of somebody who likes names that go on and on and on " * 2,
+    )
     text = comparison.text(big)
     assert max(map(len, text.splitlines())) <= 100 and "20.0G" in text
 
@@ -152,7 +181,7 @@ class Reader(HTMLParser):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_the_page_is_whole_and_fetches_nothing(seeds):
     results = sample({name: shares[:seeds] for name, shares in ENDS.items()})
-    results["policies"]["random"]["title"] = "<b>random</b> & co"
+    results = retitled(results, "random", "<b>random</b> & co")
     page = comparison.render(results)
     reader = Reader()
     reader.feed(page)
@@ -164,9 +193,48 @@ def test_the_page_is_whole_and_fetches_nothing(seeds):
 def test_the_png_is_an_image_of_one_and_of_many(tmp_path):
     from PIL import Image
 
-    for number, ends in enumerate([ENDS, {"infobatch": (0.5,)}]):
-        path = comparison.write_png(sample(ends), tmp_path / f"{number}.png")
+    for number, results in enumerate([sample(), sample({"infobatch": (0.5,)}, validation=0)]):
+        path = comparison.write_png(results, tmp_path / f"{number}.png")
         with Image.open(path) as image:
             image.load()
             assert image.width > 1400 and image.height > 400
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["0.png", "1.png"]
+
+
+def test_the_table_is_of_test_rows_and_the_curves_are_of_validation_rows():
+    results = sample()
+    assert {row.name: row.accuracies for row in comparison.rows(results)} == ENDS
+    own = next(drawn for drawn in comparison._drawn(results) if drawn.own)
+    assert own.title == "InfoBatch" and own.ends == tuple((7000, end) for end in ENDS["infobatch"])
+    assert [len(curve) for curve in own.curves] == [10] * 3
+    assert [curve[0][0] for curve in own.curves] == [700] * 3
+    assert [curve[-1] for curve in own.curves] == [(7000, end - 0.01) for end in ENDS["infobatch"]]
+    page = comparison.render(results)
+    assert "The accuracy is on the validation rows." in page and "There are no validation rows" not in page
+    assert "accuracy on the validation rows" in page and "test accuracy after the last epoch" in page
+    assert "500 validation rows, drawn from the pool" in page.replace("\u00a0", " ")
+
+
+def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
+    results = sample(validation=0)
+    assert comparison.rows(results) == comparison.rows(sample())
+    drawn = comparison._drawn(results)
+    assert all(policy.curves == () for policy in drawn)
+    assert [policy.ends for policy in drawn] == [policy.ends for policy in comparison._drawn(sample())]
+    page = comparison.render(results)
+    assert page.count("<svg") == 2 and "accuracy on the validation rows" not in page
+    assert "accuracy on the test rows</text>" in page
+    assert (
+        "There are no validation rows; the key <code>validation:</code> in the workflow gives a curve."
+        in page
+    )
+
+
+def test_trusted_roles_and_the_batch_are_among_the_notes():
+    assert "Batches of 100;" in " ".join(comparison.notes(sample()))
+    said = comparison.notes(replace(sample(), trusted=("pool", "test")))
+    assert len(said) == len(comparison.notes(sample())) + 1
+    assert said[-1] == (
+        "Files of these roles were compared by size and modification time, not by content, as "
+        '"trust: mtime" asks: pool, test.'
+    )

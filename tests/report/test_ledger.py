@@ -8,6 +8,7 @@ import pytest
 
 from raysel.errors import DataError, RunError
 from raysel.report import STAGES, Ledger, LedgerEntry
+from raysel.report.results import RunResults
 
 NONE = dict.fromkeys(STAGES, 0.0)
 
@@ -118,8 +119,8 @@ def test_arms_differ() -> None:
         Ledger([entry("full"), entry("full")])
 
 
-def test_the_table(results: dict[str, Any]) -> None:
-    lines = Ledger.from_dict(results["ledger"]).text().splitlines()
+def test_the_table(results: RunResults) -> None:
+    lines = results.ledger.text().splitlines()
     assert max(map(len, lines)) <= 100
     assert [
         word in lines[1] for word in ("rows", "epochs", "steps", "samples", "embed", "select", "plan")

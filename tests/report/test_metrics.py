@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,11 @@ import pyarrow as pa
 from raysel.gime import METRICS, Binding, measure
 from raysel.report import figures, metrics, numbers
 from raysel.report.page import render
+from raysel.report.results import CalibrationCost, Measured, Metric
+
+
+def typed(table):
+    return tuple(Metric(**row) for row in table.to_pylist())
 
 
 def sets(rows=3000):
@@ -23,8 +29,8 @@ def sets(rows=3000):
     )
     binding = Binding(entity="who", event_time="at", classes="label", relation="who")
     return {
-        "pool": measure(table, binding).to_pylist(),
-        "kept & <few>": measure(table.slice(0, 9), binding).to_pylist(),
+        "pool": typed(measure(table, binding)),
+        "kept & <few>": typed(measure(table.slice(0, 9), binding)),
     }
 
 
@@ -65,13 +71,13 @@ def test_the_page_shows_the_largest_groups_and_the_report_the_thresholds(results
     page = metrics.page("na<me", sets(), groups)
     assert "Groups: the 8 largest of 12" in page and "na&lt;me" in page and "<script" not in page
     assert list(metrics.largest(groups)) == [f"g{i}" for i in range(4, 12)]
-    measured = {
-        "sets": sets(),
-        "thresholds": {"variety.classes": [3, None], "mismatch.labels": [None, 0.25], "volume.rows": [2, 9]},
-        "reached": {"variety.classes": 4.0, "mismatch.labels": 0.125, "volume.rows": 9.0},
-        "calibration": {"count": 120, "rows": 50, "rows_trained": 7000, "seconds": 12.5},
-    }
-    page = render({**results, "metrics": measured})
+    measured = Measured(
+        sets=sets(),
+        thresholds={"variety.classes": (3, None), "mismatch.labels": (None, 0.25), "volume.rows": (2, 9)},
+        reached={"variety.classes": 4.0, "mismatch.labels": 0.125, "volume.rows": 9.0},
+        calibration=CalibrationCost(count=120, rows=50, rows_trained=7000, seconds=12.5),
+    )
+    page = render(replace(results, metrics=measured))
     assert "mismatch.labels ≤ 0.25: 0.125 among the rows kept" in page and "3 ≤ variety.classes: 4" in page
     assert "2 ≤ volume.rows ≤ 9" in page and "7,000 rows in all" in page.replace("\u00a0", " ")
     assert page.index("<h2>Metrics</h2>") < page.index("<h2>Selection</h2>")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from typing import Any
 import pytest
 
 from raysel.errors import RunError
+from raysel.report import Ledger
 from raysel.report.page import headline, render, write
+from raysel.report.results import Data, RunResults
 
 VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
 
@@ -39,6 +43,22 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
+def with_arm(results: RunResults, name: str, **changes: Any) -> RunResults:
+    return replace(results, arms={**results.arms, name: replace(results.arms[name], **changes)})
+
+
+def with_epochs(results: RunResults, **changes: Any) -> RunResults:
+    """The same change to every epoch of every arm."""
+    for name, arm in results.arms.items():
+        results = with_arm(results, name, epochs=tuple(replace(epoch, **changes) for epoch in arm.epochs))
+    return results
+
+
+def with_entry(results: RunResults, arm: str, **changes: Any) -> RunResults:
+    entries = [replace(entry, **changes) if entry.arm == arm else entry for entry in results.ledger.entries]
+    return replace(results, ledger=Ledger(entries))
+
+
 def sections(page: str) -> list[str]:
     return re.findall(r"<h2>(.*?)</h2>", page)
 
@@ -47,7 +67,7 @@ def plain(text: str) -> str:
     return text.replace("\u00a0", " ")
 
 
-def test_every_section_is_there(results: dict[str, Any]) -> None:
+def test_every_section_is_there(results: RunResults) -> None:
     page = render(results)
     assert sections(page) == [
         "Ledger",
@@ -65,7 +85,7 @@ def test_every_section_is_there(results: dict[str, Any]) -> None:
     assert "torch\u00a02.13.0" in page
 
 
-def test_it_is_self_contained(results: dict[str, Any]) -> None:
+def test_it_is_self_contained(results: RunResults) -> None:
     page = render(results)
     checker = Checker(page)
     assert not {"script", "link", "img", "iframe", "object"} & set(checker.tags)
@@ -80,7 +100,7 @@ def test_it_is_self_contained(results: dict[str, Any]) -> None:
     assert "reading" in ids
 
 
-def test_the_same_results_give_the_same_bytes(results: dict[str, Any], tmp_path: Path) -> None:
+def test_the_same_results_give_the_same_bytes(results: RunResults, tmp_path: Path) -> None:
     first, second = write(results, tmp_path / "a.html"), write(results, tmp_path / "b.html")
     assert first.read_bytes() == second.read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.html", "b.html"]
@@ -88,16 +108,21 @@ def test_the_same_results_give_the_same_bytes(results: dict[str, Any], tmp_path:
         write(results, tmp_path / "nowhere" / "report.html")
 
 
-def test_names_are_escaped(results: dict[str, Any]) -> None:
+def test_names_are_escaped(results: RunResults) -> None:
     evil = "</style><script>alert('1')</script><b title=\"x\">&amp;"
-    results["name"] = results["created"] = results["seed"] = results["raysel"] = evil
-    results["versions"] = {evil: evil}
-    results["config"] = {evil: [evil]}
-    results["data"]["classes"][0] = evil
-    results["selection"]["method"] = evil
-    results["selection"]["classes"][0]["label"] = evil
-    results["arms"]["chain"]["title"] = evil
-    results["ledger"]["entries"][2]["title"] = evil
+    selection = results.selection
+    assert selection is not None
+    first, *others = selection.classes
+    results = replace(
+        results,
+        **dict.fromkeys(("name", "created", "seed", "raysel"), evil),
+        versions={evil: evil},
+        config={evil: [evil]},
+        trusted=(evil,),
+        data=replace(results.data, classes=(evil, *results.data.classes[1:]), validation_from=evil),
+        selection=replace(selection, method=evil, classes=(replace(first, label=evil), *others)),
+    )
+    results = with_entry(with_arm(results, "chain", title=evil), "chain", title=evil)
     page = render(results)
     checker = Checker(page)
     assert "script" not in checker.tags
@@ -106,16 +131,17 @@ def test_names_are_escaped(results: dict[str, Any]) -> None:
     assert ("title", "x") not in checker.attributes
 
 
-def test_the_headline(results: dict[str, Any]) -> None:
+def test_the_headline(results: RunResults) -> None:
     assert headline(results) == (
         "Chose 430 of 1,437 rows; trained on 76 % fewer samples and took 49 % less time than full data, "
         "selecting included; accuracy 97.1 % against 97.6 %."
     )
-    results["ledger"]["entries"][2]["seconds"]["selection"] = 100.0
+    seconds = results.ledger.entries[2].seconds
+    results = with_entry(results, "chain", seconds={**seconds, "selection": 100.0})
     assert "76 % fewer samples and took 193 % more time than full data" in headline(results)
     assert "\u2212193\u00a0%" in render(results)
     assert "cost more: " in render(results)
-    results["ledger"]["entries"][2]["seconds"]["selection"] = None
+    results = with_entry(results, "chain", seconds={**seconds, "selection": None})
     assert "than full data, time not measured" in headline(results)
 
 
@@ -123,9 +149,9 @@ def test_the_headline(results: dict[str, Any]) -> None:
     "parts",
     [("created", "raysel", "versions", "seed", "config", "data"), ("selection",), ("arms",), ("ledger",)],
 )
-def test_any_part_may_be_missing(results: dict[str, Any], parts: tuple[str, ...]) -> None:
-    for part in parts:
-        del results[part]
+def test_any_part_may_be_missing(results: RunResults, parts: tuple[str, ...]) -> None:
+    empty = RunResults("empty", "", "", {}, 0, {}, Data(pool=0), {}, Ledger())
+    results = replace(results, **{part: getattr(empty, part) for part in parts})
     page = render(results)
     Checker(page)
     shown = re.findall(r">([^<]*)<", re.sub(r"<pre>.*?</pre>", "", page, flags=re.DOTALL))
@@ -136,46 +162,105 @@ def test_any_part_may_be_missing(results: dict[str, Any], parts: tuple[str, ...]
     assert ("Not measured." in page) == bool({"arms", "ledger"} & set(parts))
 
 
-def test_nothing_but_a_name(results: dict[str, Any]) -> None:
-    for empty in ({"name": "empty"}, {**dict.fromkeys(results), "name": "empty"}):
-        page = render(empty)
-        Checker(page)
-        assert sections(page) == ["Ledger", "Training", "How to read this"]
+def test_nothing_but_a_name() -> None:
+    page = render(RunResults("empty", "", "", {}, 0, {}, Data(pool=0), {}, Ledger()))
+    Checker(page)
+    assert sections(page) == ["Ledger", "Training", "How to read this"]
 
 
-def test_one_arm_without_a_reference(results: dict[str, Any]) -> None:
-    results["arms"] = {"chain": results["arms"]["chain"]}
-    results["ledger"]["entries"] = results["ledger"]["entries"][2:]
+def test_one_arm_without_a_reference(results: RunResults) -> None:
+    results = replace(
+        results, arms={"chain": results.arms["chain"]}, ledger=Ledger(results.ledger.entries[2:])
+    )
     page = render(results)
     assert "no saving can be stated" in headline(results)
     assert "nothing to measure a saving against" in page
     assert "n/a" in page
 
 
-def test_only_full_data(results: dict[str, Any]) -> None:
-    results["selection"] = None
-    results["arms"] = {"full": results["arms"]["full"]}
-    results["ledger"]["entries"] = results["ledger"]["entries"][:1]
+def test_only_full_data(results: RunResults) -> None:
+    results = replace(
+        results,
+        selection=None,
+        arms={"full": results.arms["full"]},
+        ledger=Ledger(results.ledger.entries[:1]),
+    )
     assert plain(headline(results)) == "Trained on full data, 1,437 rows for 20 epochs; accuracy 97.6 %."
     assert "KL curve" not in render(results)
 
 
-def test_no_accuracy_and_no_losses(results: dict[str, Any]) -> None:
-    for arm in results["arms"].values():
-        for epoch in arm["epochs"]:
-            epoch["accuracy"] = epoch["loss"] = None
-    for entry in results["ledger"]["entries"]:
-        entry["accuracy"] = None
+def test_no_accuracy_and_no_losses(results: RunResults) -> None:
+    results = with_epochs(results, accuracy=None, loss=None)
+    for name in results.arms:
+        results = with_entry(with_arm(results, name, accuracy=None), name, accuracy=None)
     page = render(results)
     assert "Not measured: accuracy, training loss." in page
     assert "accuracy" not in headline(results)
     assert page.count("<svg") == 4
 
 
-def test_unknown_targets_and_bad_losses(results: dict[str, Any]) -> None:
-    for entry in results["selection"]["classes"]:
-        entry["target"] = None
-    results["arms"]["chain"]["epochs"][3].update(loss=None, nonfinite=2)
+def test_unknown_targets_and_bad_losses(results: RunResults) -> None:
+    selection, epochs = results.selection, results.arms["chain"].epochs
+    assert selection is not None
+    classes = tuple(replace(entry, target=None) for entry in selection.classes)
+    results = replace(results, selection=replace(selection, classes=classes))
+    results = with_arm(
+        results, "chain", epochs=(*epochs[:3], replace(epochs[3], loss=None, nonfinite=2), *epochs[4:])
+    )
     page = plain(render(results))
     assert "what pool, kept rows and target are made of" not in page
     assert "2 losses not finite" in page
+
+
+def training(page: str) -> str:
+    return plain(page[page.index("<h2>Training</h2>") : page.index("<h2>Costs</h2>")])
+
+
+def test_validation_rows_give_curves_and_test_rows_the_final_accuracy(results: RunResults) -> None:
+    section = training(render(results))
+    assert "The accuracy is on the validation rows." in section
+    assert "accuracy on the validation rows" in section and "accuracy on the test rows" not in section
+    assert "There are no validation rows" not in section
+    # The last epoch of GIO + InfoBatch has 96.61 % of the validation rows and 97.11 % of the test rows right.
+    heads = re.findall(r'<th scope="col">(.*?)</th>', section)
+    assert heads == ["After the last epoch", "Test accuracy", "Validation accuracy", "Loss"]
+    row = next(row for row in section.splitlines() if 'scope="row"' in row and "GIO + InfoBatch" in row)
+    assert re.findall(r">([\d.]+ %)<", row) == ["97.1 %", "96.6 %"]
+
+
+def test_without_validation_rows_the_final_test_accuracies_are_drawn(results: RunResults) -> None:
+    data = replace(results.data, validation=0, validation_from=None)
+    page = render(with_epochs(replace(results, data=data), accuracy=None))
+    Checker(page)
+    section = training(page)
+    assert page.count("<svg") == 6 and "Not measured" not in section
+    assert "accuracy on the test rows" in section and "accuracy on the validation rows" not in section
+    assert (
+        "There are no validation rows; the key <code>validation:</code> in the workflow gives a curve."
+        in section
+    )
+    assert "Validation accuracy" not in section and "GIO + InfoBatch 97.1 %" in section
+    assert "validation row" not in page[: page.index("<h2>Ledger</h2>")]
+
+
+def test_the_opening_says_where_the_validation_rows_are_from(results: RunResults) -> None:
+    def facts(**changes: Any) -> str:
+        page = plain(render(replace(results, data=replace(results.data, **changes))))
+        return re.findall(r'<p class="facts">(.*?)</p>', page)[0]
+
+    assert "180 target rows · 20 validation rows, drawn from the target · 360 test rows" in facts()
+    assert "· 20 validation rows, drawn from the pool ·" in facts(validation_from="pool")
+    assert "· 20 validation rows · 360" in facts(validation_from=None)
+    assert "· 1 validation row, drawn" in facts(validation=1)
+    assert "validation" not in facts(validation=0, validation_from=None)
+    assert facts(target=0, validation=0, validation_from=None).startswith("1,437 pool rows · 360 test rows ·")
+
+
+def test_trusted_roles_are_said_where_the_reading_is_explained(results: RunResults) -> None:
+    assert "modification time" not in render(results)
+    page = render(replace(results, trusted=("pool", "test")))
+    reading = page[page.index("<h2>How to read this</h2>") : page.index("<h2>Configuration</h2>")]
+    assert (
+        "Files of these roles were compared by size and modification time, not by content, as "
+        '"trust: mtime" asks: pool, test.' in unescape(reading)
+    )

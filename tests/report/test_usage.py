@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,6 +17,7 @@ from raysel.dynamic import RandomSubset, RepDiv, RoundRobin, SampleState
 from raysel.errors import DataError
 from raysel.report import figures
 from raysel.report.page import render
+from raysel.report.results import Extremes, PolicyUse, Scored, ShownSample, Usage
 from raysel.report.usage import gini, images, replay, times, total_variation
 
 COUNTS = st.lists(st.integers(0, 50), min_size=1, max_size=40).map(np.array)
@@ -76,9 +78,9 @@ def test_a_replay_selects_what_the_run_did_whatever_its_losses(name):
         shares.append(len(so_far) / len(live))
     np.testing.assert_array_equal(course.selected, state.selected)
     assert course.seen == pytest.approx(shares)
-    assert times(course.selected) == [
-        [t, int((state.selected == t).sum())] for t in sorted(set(state.selected.tolist()))
-    ]
+    assert times(course.selected) == tuple(
+        (t, int((state.selected == t).sum())) for t in sorted(set(state.selected.tolist()))
+    )
 
 
 def test_images_of_any_layout_and_what_is_none():
@@ -103,25 +105,25 @@ def test_images_of_any_layout_and_what_is_none():
 @pytest.fixture
 def usage():
     """What a run with RepDiv leaves, with names that must be escaped."""
-    shares = [0.4, 0.8, 1.0, 1.0]
-    policies = [
-        {"title": title, "gini": 0.2, "variation": 0.1, "times": [[1, 30], [3, 10]], "rare": shares}
+    shares = (0.4, 0.8, 1.0, 1.0)
+    policies = tuple(
+        PolicyUse(title, gini=0.2, variation=0.1, times=((1, 30), (3, 10)), rare=shares)
         for title in ("RepDiv", "random", "round robin")
-    ]
+    )
     evil = "</q><script>alert(1)</script>"
-    samples = [{"id": i, "times": 4, "text": evil + "x" * 400} for i in range(3)]
-    return {
-        "scored": {"samples": 40, "classes": 3, "units": 64, "live_units": 60, "active": 7.5},
-        "autoencoder": {"unexplained": 0.123},
-        "rare_units": 6,
-        "policies": policies,
-        "alpha": [0.9, 0.5, 0.2],
-        "extremes": {"label": evil, "most": samples, "least": samples},
-    }
+    samples = tuple(ShownSample(i, times=4, text=evil + "x" * 400) for i in range(3))
+    return Usage(
+        scored=Scored(samples=40, classes=3, units=64, live_units=60, active=7.5),
+        rare_units=6,
+        unexplained=0.123,
+        policies=policies,
+        alpha=(0.9, 0.5, 0.2),
+        extremes=Extremes(evil, most=samples, least=samples),
+    )
 
 
 def test_the_page_shows_the_use_of_the_samples(results, usage):
-    results["usage"] = usage
+    results = replace(results, usage=usage)
     page = render(results)
     assert page == render(results) and "Use of the samples" in page
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
@@ -130,9 +132,14 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
 
     picture = images(np.zeros((1, 8, 8), np.uint8))[0]
-    usage["extremes"]["most"] = usage["extremes"]["least"] = [{"id": 1, "times": 2, "image": picture}]
-    usage["scored"]["classes"] = usage["autoencoder"]["unexplained"] = None
-    page = render(results)
+    shown = (ShownSample(1, times=2, image=picture),)
+    usage = replace(
+        usage,
+        scored=replace(usage.scored, classes=None),
+        unexplained=None,
+        extremes=replace(usage.extremes, most=shown, least=shown),
+    )
+    page = render(replace(results, usage=usage))
     sources: list[str] = []
 
     class Sources(HTMLParser):
@@ -144,15 +151,14 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
     assert "scored without classes: for Rep" in page and "variance" not in page
 
-    usage["policies"], usage["extremes"] = [], None
-    assert "there are too many" in render(results)
-    results["usage"] = None
-    assert "Use of the samples" not in render(results)
+    assert "there are too many" in render(replace(results, usage=replace(usage, policies=(), extremes=None)))
+    assert "Use of the samples" not in render(replace(results, usage=None))
 
 
 def test_its_figures_are_well_formed_whatever_is_in_them(usage):
-    policies = usage["policies"]
-    policies[0] |= {"title": "$a$ <b>", "times": [[0, 5], [10**6, 1]], "rare": [1.0]}
+    first, *others = usage.policies
+    first = replace(first, title="$a$ <b>", times=((0, 5), (10**6, 1)), rare=(1.0,))
+    policies = (first, *others)
     for svg in (
         figures.usage_histogram(policies),
         figures.rare_seen(policies),

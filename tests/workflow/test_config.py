@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+import raysel
+from raysel.core.parameters import build, describe, keys
 from raysel.errors import ConfigError
-from raysel.workflow.config import load
+from raysel.registry import POLICIES, SELECTORS
+from raysel.workflow.config import Method, load
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -38,7 +44,9 @@ def test_paths_are_relative_to_the_file_and_defaults_are_filled_in(tmp_path):
     flow = load(write(tmp_path, GOOD))
     assert flow.pool.path == str(tmp_path / "pool.parquet")
     assert flow.train.model == f"{tmp_path}/models.py:mlp"
-    assert (flow.select.clusters, flow.dynamic.prune_ratio, flow.train.workers, flow.seed) == (
+    (select,) = flow.select
+    policy = flow.dynamic.make()
+    assert (select.make().clusters, policy.prune_ratio, flow.train.workers, flow.seed) == (
         1500,
         0.5,
         2,
@@ -52,7 +60,7 @@ def test_overrides_are_yaml_and_may_make_groups(tmp_path):
     flow = load(
         write(tmp_path, GOOD), ["select.budget=500", "test.path=t.parquet", "controls=[full]", "seed=3"]
     )
-    assert (flow.select.budget, flow.test.path, flow.controls, flow.seed) == (
+    assert (flow.select[0].make().budget, flow.test.path, flow.controls, flow.seed) == (
         500,
         str(tmp_path / "t.parquet"),
         ["full"],
@@ -70,25 +78,28 @@ def test_overrides_are_yaml_and_may_make_groups(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (("budget:", "bugdet:"), r"unknown key 'select.bugdet'; did you mean 'select.budget'\?"),
-        (("select:", "selct:"), r"unknown key 'selct'; did you mean 'select'\?"),
-        (("input:", "imput:"), r"unknown key 'train.imput'; did you mean 'train.input'\?"),
+        (("budget:", "bugdet:"), r"Unknown key 'select.bugdet'; did you mean 'select.budget'\?"),
+        (("select:", "selct:"), r"Unknown key 'selct'; did you mean 'select'\?"),
+        (("input:", "imput:"), r"Unknown key 'train.imput'; did you mean 'train.input'\?"),
         (
             ("{method: infobatch}", "{method: infobatch, prune: 0.1}"),
             r"'dynamic.prune'; did you mean 'dynamic.prune_ratio'",
         ),
-        (("{method: infobatch}", "{method: infobatch, zzz: 1}"), "known are method, prune_ratio, delta"),
+        (("{method: infobatch}", "{method: infobatch, zzz: 1}"), "known are prune_ratio, delta"),
         (
             ("{method: infobatch}", "{method: infobach}"),
-            r"'dynamic.method' is 'infobach'; known are 'infobatch'",
+            r"'dynamic.method' is 'infobach'; did you mean 'infobatch'\?",
         ),
-        (("name: tiny", ""), "the key 'name' is missing"),
-        ((", input: pixels", ""), "the key 'train.input' is missing"),
+        (("name: tiny", ""), "The key 'name' is missing"),
+        ((", input: pixels", ""), "The key 'train.input' is missing"),
         (("name: tiny", "name: a b"), "'name' is 'a b'"),
         (("input: pixels", "input: pixels, workers: 0"), "'train.workers' is 0"),
         (("input: pixels", "input: pixels, workers: two"), "'train.workers' is 'two'"),
-        (("budget: 0.3", "budget: lots"), "'select.budget' is 'lots'"),
-        (("{method: infobatch}", "{method: infobatch, prune_ratio: 1.0}"), "'dynamic.prune_ratio' is 1.0"),
+        (("budget: 0.3", "budget: lots"), "select.budget: 'lots' is"),
+        (
+            ("{method: infobatch}", "{method: infobatch, prune_ratio: 1.0}"),
+            r"dynamic.prune_ratio must be a number in \[0, 1\), got 1.0",
+        ),
         (("name: tiny", "name: tiny\nname: other"), "the key 'name' is given twice"),
         (("name: tiny", "name: [tiny"), "not YAML"),
         (("name: tiny", "- tiny"), "not YAML|mapping"),
@@ -134,3 +145,151 @@ def test_anchors_may_be_merged_and_keys_are_text(tmp_path):
 def test_yaml_cannot_make_objects(tmp_path):
     with pytest.raises(ConfigError, match="not YAML"):
         load(write(tmp_path, GOOD + "seed: !!python/object/apply:os.getpid []"))
+
+
+# ---- methods as configuration --------------------------------------------------------------------------------
+
+
+def test_whatever_python_offers_yaml_offers(tmp_path):
+    text = GOOD.replace(
+        "{method: gio, budget: 0.3}",
+        "{method: gio, budget: 200MB, clusters: null, estimator: average, k: 3, solver: gradient, init: jump,"
+        " stop: {data_size: 0.5, max_resets: 2}, within: nearest, column: v, seed: 9}",
+    )
+    (select,) = load(write(tmp_path, text)).select
+    stop = raysel.gio.Stop(data_size=0.5, max_resets=2)
+    assert select.make(seed=4) == raysel.GIO(
+        "200MB", None, "average", 3, "gradient", "jump", stop, "nearest", "v", 9
+    )
+
+
+@pytest.mark.parametrize("registry", [SELECTORS, POLICIES])
+def test_every_method_can_be_named_and_described(registry, tmp_path):
+    for name in registry.builtin:
+        given = {"budget": 0.5} if registry is SELECTORS else {}
+        method = Method.of({"method": name, **given}, registry, "here")
+        made = method.make(seed=3)
+        described = method.describe()
+        assert described.pop("method") == name and set(described) == set(keys(type(made)))
+        assert build(type(made), described) == Method.of({"method": name, **given}, registry, "here").make()
+
+
+def test_several_selectors_are_a_list(tmp_path):
+    text = GOOD.replace(
+        "select: {method: gio, budget: 0.3}",
+        "select: [{method: random, budget: 0.5}, {method: gio, budget: 0.3}]",
+    )
+    flow = load(write(tmp_path, text), ["select.0.budget=40", "seed=5"])
+    assert [method.spec for method in flow.select] == ["random", "gio"]
+    assert flow.select[0].make(seed=flow.seed) == raysel.Random(40, seed=5)
+    with pytest.raises(ConfigError, match=r"Unknown key 'select.1.bugdet'; did you mean 'select.1.budget'"):
+        load(write(tmp_path, text), ["select.1.bugdet=1"])
+    with pytest.raises(ConfigError, match=r"'2' is not a place of a list of 2"):
+        load(write(tmp_path, text), ["select.2=1"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("select.budget=.nan", "'select.budget' is nan; give a finite number"),
+        ("dynamic.prune_ratio=.inf", "'dynamic.prune_ratio' is inf"),
+        ("select.budget=true", "'select.budget' is True; it should be a valid number"),
+        ("seed=true", "'seed' is True; it should be a valid integer"),
+        ("train.epochs=2.0", "'train.epochs' is 2.0; it should be a valid integer"),
+        ("train.model=7", "'train.model' is 7; it should be a valid string"),
+        ("train.learning_rate='0.1'", "'train.learning_rate' is '0.1'; it should be a valid number"),
+        ("embed.normalize=1", "'embed.normalize' is 1; it should be a valid boolean"),
+        ("embed.dtype=float16x", r"'embed.dtype' is 'float16x'; it should be 'float32' or 'float16'"),
+        ("pool.path=2024-01-01", "'pool.path' is .*which YAML reads as a date; write it in quotes"),
+        ("pool.path=[]", "'pool.path' is an empty list"),
+        ("select.stop={min_kk: 1}", r"Unknown key 'select.stop.min_kk'; did you mean 'select.stop.min_kl'"),
+        ("select.stop=3", "'select.stop' is 3"),
+        ("dynamic.scores=[1]", "Unknown key 'dynamic.scores'"),
+        ("dynamic.classes=[1]", "Unknown key 'dynamic.classes'"),
+        ("select=gio", "'select' is 'gio'; it should be a mapping with the key 'method'"),
+        ("select={budget: 1}", "'select.method' is missing; known are gio, random"),
+        ("embed.embedder=pcaa", r"'embed.embedder' is 'pcaa'; did you mean 'pca'\?"),
+        ("controls=[all]", "'controls.0' is 'all'; it should be 'full' or 'random'"),
+        ("validation=1.5", "'validation' is 1.5"),
+        ("validation=1", "'validation' is 1"),
+        ("dynamic={method: round_robin, ratio: 2}", r"dynamic.ratio must be a number in \(0, 1\], got 2"),
+        ("select={method: random, budget: 0}", "select.budget: 0 rows; at least 1 must be kept"),
+    ],
+)
+def test_values_are_not_converted(tmp_path, change, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        load(write(tmp_path, GOOD), [change])
+    assert "\n" not in str(caught.value) and str(caught.value).endswith((".", "?"))
+
+
+def test_code_of_the_users_own_is_named_and_not_run(tmp_path):
+    (tmp_path / "mine.py").write_text("raise RuntimeError('this code was run')\n")
+    text = GOOD.replace("method: infobatch", "method: mine.py:Half, share: 0.5").replace(
+        "method: gio, budget: 0.3", "method: mine.py:First, count: 3"
+    )
+    flow = load(write(tmp_path, text), ["embed.embedder={method: mine.py:Embed, size: 3}"])
+    place = f"{tmp_path}/mine.py"
+    assert [flow.dynamic.spec, flow.select[0].spec] == [f"{place}:Half", f"{place}:First"]
+    assert flow.describe()["dynamic"] == {"method": f"{place}:Half", "share": 0.5}
+    assert flow.describe()["embed"]["embedder"] == {"method": f"{place}:Embed", "size": 3}
+    with pytest.raises(ConfigError, match=r"dynamic.method: .*mine.py.*RuntimeError.*this code was run"):
+        flow.dynamic.make()
+
+
+def test_what_the_users_class_refuses_is_said_with_its_path(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True)\n"
+        "class Half:\n"
+        "    share: float = 0.5\n"
+        "    def __post_init__(self):\n"
+        "        if self.share > 1: raise ValueError('share is above 1')\n"
+    )
+    for parameters, sentence in (
+        ("share: 2.0", r"dynamic: ValueError: share is above 1\."),
+        ("shares: 2.0", r"Unknown key 'dynamic.shares'; did you mean 'dynamic.share'\?"),
+        ("share: two", r"'dynamic.share' is 'two'; it should be a valid number\."),
+    ):
+        flow = load(write(tmp_path, GOOD.replace("method: infobatch", f"method: mine.py:Half, {parameters}")))
+        with pytest.raises(ConfigError, match=sentence):
+            flow.dynamic.make()
+    with pytest.raises(ConfigError, match=r"has no .*'Halff'.*'?Half"):
+        load(write(tmp_path, GOOD.replace("infobatch", "mine.py:Halff"))).dynamic.make()
+
+
+def test_an_installed_package_adds_methods(tmp_path, monkeypatch):
+    point = importlib.metadata.EntryPoint(
+        "every_other", "raysel.dynamic.controls:RandomSubset", "raysel.policies"
+    )
+    found = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda **given: [point] if given == {"group": "raysel.policies"} else found(**given),
+    )
+    flow = load(write(tmp_path, GOOD), ["dynamic={method: every_other, ratio: 0.25}"])
+    assert flow.dynamic.make() == raysel.RandomSubset(0.25) and "every_other" in POLICIES.names()
+    with pytest.raises(ConfigError, match=r"'dynamic.method' is 'every_othr'; did you mean 'every_other'\?"):
+        load(write(tmp_path, GOOD), ["dynamic={method: every_othr}"])
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.dictionaries(
+        st.sampled_from(["budget", "clusters", "stop", "k", "seed", "column", "solver"]),
+        st.recursive(
+            st.none() | st.booleans() | st.integers(-3, 10**20) | st.floats() | st.text(max_size=5),
+            lambda inner: (
+                st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=4), inner, max_size=2)
+            ),
+            max_leaves=4,
+        ),
+    )
+)
+def test_no_tree_of_values_is_a_traceback(tree):
+    try:
+        made = build(raysel.GIO, tree, "select")
+    except ConfigError as error:
+        assert str(error)
+    else:
+        assert build(raysel.GIO, describe(made)) == made

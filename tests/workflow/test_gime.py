@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,11 @@ from raysel import Selection
 from raysel.errors import ConfigError, DataError, RunError, StateError
 from raysel.gime import State, measure
 from raysel.report.ledger import Ledger
+from raysel.report.results import Epoch
 from raysel.workflow import config, steps
 from raysel.workflow.run import run
+from raysel.workflow.steps import train
+from raysel.workflow.steps.measure import metrics
 
 FLOW = """
 name: small
@@ -58,7 +61,9 @@ def folder(tmp_path):
         pq.write_table(rows(120, seed, part), tmp_path / "pool" / f"{seed}.parquet")
     pq.write_table(rows(80, 99, "aim"), tmp_path / "target.parquet")
     (tmp_path / "flow.yaml").write_text(FLOW)
-    (tmp_path / "model.py").write_text("def make(shape, classes):\n    raise NotImplementedError\n")
+    (tmp_path / "model.py").write_text(
+        "import torch\ndef make(shape, classes):\n    return torch.nn.Linear(shape[0], classes)\n"
+    )
     return tmp_path
 
 
@@ -70,26 +75,19 @@ def pool(folder):
     return pa.concat_tables([pq.read_table(f) for f in sorted((folder / "pool").glob("*.parquet"))])
 
 
-def not_trained(workflow, rule, chosen, data, directory, *, name, max_steps=None, watch):
-    """What training would answer, without half a minute of Ray Train."""
-    count = len(chosen) if isinstance(chosen, Selection) else chosen
-    epoch = {
-        "epoch": 0,
-        "trained": count,
-        "planned": count,
-        "steps": 1,
-        "seconds": 1.0,
-        "planning_seconds": 0.0,
-    }
+def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""):
+    """What training would return, without half a minute of Ray Train."""
+    count = this.count(rows)
     return {
         "rows": count,
-        "epochs": [{**epoch, "evaluation_seconds": 0.0, "accuracy": None, "mean_loss": 1.0, "nonfinite": 0}],
+        "epochs": [asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))],
+        "accuracy": None,
     }
 
 
 @pytest.mark.usefixtures("cluster")
 def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(steps, "train", not_trained)
+    monkeypatch.setattr(train, "fit", not_trained)
     out = tmp_path / "run"
     results = run(flow(folder), out)
     table = pool(folder)
@@ -98,7 +96,7 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
     assert set(kept["part"].to_pylist()) <= {"good 1", "good 2", "good 3"} and len(first) == 360
     assert kept["kind"].to_pylist().count(2) >= 60
     last = Selection.load(next(out.glob("steps/select-*/selection")))
-    assert len(last) == 144 == results["arms"]["chain"]["rows"] and np.isin(last.ids, first.ids).all()
+    assert len(last) == 144 == results.arms["chain"].rows and np.isin(last.ids, first.ids).all()
     dropped = dict(
         zip(last.dropped["sample_id"].to_pylist(), last.dropped["reason"].to_pylist(), strict=True)
     )
@@ -108,18 +106,18 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
         assert reason.startswith(parts[at]) if parts[at].startswith("bad") else "cluster" in reason
     assert {int(i) for f in out.glob("steps/embed-*/vectors/pool/part-*") for i in pq.read_table(f)["sample_id"].to_numpy()} == set(first.ids.tolist())  # fmt: skip
 
-    chain, random = (Ledger.from_dict(results["ledger"]).entry(n) for n in ("chain", "random"))
+    chain, random = (results.ledger.entry(n) for n in ("chain", "random"))
     assert chain.title == "GIME + GIO" and random.rows == 144
     assert chain.seconds["metrics"] > 0 and chain.seconds["selection"] > 0 and random.seconds["metrics"] == 0
-    measured = results["metrics"]
-    assert list(measured["sets"]) == ["pool", "kept", "target"] and measured["reached"]["volume.rows"] == 360
+    measured = results.metrics
+    assert list(measured.sets) == ["pool", "kept", "target"] and measured.reached["volume.rows"] == 360
     sets = pq.read_table(next(out.glob("steps/gime-*/sets.parquet")))
     whole = sets.filter(pa.array([s == "pool" for s in sets["set"].to_pylist()])).drop(["set"]).to_pylist()
     assert [r["value"] for r in whole if r["metric"] == "granularity"] == [
-        r["value"] for r in measure(table, steps.gime(flow(folder), table.schema).binding).to_pylist() if r["metric"] == "granularity"
+        r["value"] for r in measure(table, metrics(flow(folder).gime, table.schema).binding).to_pylist() if r["metric"] == "granularity"
     ]  # fmt: skip
     report = (out / "report.html").read_text()
-    assert results["selection"]["method"] == "GIME, then GIO" and "GIME, then GIO chose" in report
+    assert results.selection.method == "GIME, then GIO" and "GIME, then GIO chose" in report
     assert "granularity.completeness" in report and "<h2>Metrics</h2>" in report
 
     # rows instead of groups, thresholds from a calibration, its cost in the ledger
@@ -128,14 +126,12 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
         "gime.calibrate={features: [x], mix: kind, rows: 80, count: 90, tolerance: 0.4, share: 0.7, statistics: [variety.effective_classes]}",
     ]  # fmt: skip
     results = run(flow(folder, *calibrated), tmp_path / "rows")
-    spent = results["metrics"]["calibration"]
-    assert spent["rows_trained"] == 90 * 80 + 600
+    spent = results.metrics.calibration
+    assert spent.rows_trained == 90 * 80 + 600
     entry = Ledger.load(tmp_path / "rows" / "ledger.json").entry("chain")
-    assert (
-        entry.title == "GIME" and entry.samples_proxy == 7800 and entry.seconds["metrics"] >= spent["seconds"]
-    )
-    least = results["metrics"]["thresholds"]["variety.effective_classes"][0]
-    assert results["metrics"]["reached"]["variety.effective_classes"] >= least and entry.rows >= 80
+    assert entry.title == "GIME" and entry.samples_proxy == 7800 and entry.seconds["metrics"] >= spent.seconds
+    least = results.metrics.thresholds["variety.effective_classes"][0]
+    assert results.metrics.reached["variety.effective_classes"] >= least and entry.rows >= 80
     with pytest.raises(RunError, match="no threshold could be shown to keep the score above"):
         run(flow(folder, *calibrated, "gime.calibrate.tolerance=0.0"), tmp_path / "none")
     with pytest.raises(ConfigError, match=r"satisfies .*granularity\.completeness.* together"):
@@ -157,14 +153,14 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
     )
     out = tmp_path / "kept"
     results = room.measure(flow(folder), out)
-    assert len(read[1]) == 5 and len(results["groups"]) == 5
+    assert len(read[1]) == 5 and len(results.groups) == 5
     pq.write_table(rows(70, 7, "good 4"), folder / "pool" / "7.parquet")
     read.clear()
     results = room.measure(flow(folder), out)
     assert [[path.rsplit("/")[-1] for path in paths] for paths in read if isinstance(paths, list)] == [
         ["7.parquet"]
     ]
-    assert "good 4" in results["groups"] and (out / "metrics.png").stat().st_size > 10_000
+    assert "good 4" in results.groups and (out / "metrics.png").stat().st_size > 10_000
     anew = room.measure(flow(folder), tmp_path / "anew")
     assert anew == results
     for name in ("sets.arrow", "groups.arrow"):
@@ -197,7 +193,7 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("gime.binding.entty=who", "gime: binding.entty: there is no such role (did you mean 'entity'?)"),
+        ("gime.binding.entty=who", "Unknown key 'gime.binding.entty'; did you mean 'gime.binding.entity'?"),
         ("gime.binding.size=wide", "gime: The pool has no column 'wide', which the binding names as size"),
         ("gime.by=prt", "gime.by: no column 'prt'"),
         ("gime.days=7", "gime: give by or days, not both"),
@@ -206,7 +202,7 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
             "gime.thresholds={volume.rows: [3]}",
             "gime: thresholds.volume.rows: [3.0] is not [least, greatest]",
         ),
-        ("gime.tresholds={}", "unknown key 'gime.tresholds'; did you mean 'gime.thresholds'?"),
+        ("gime.tresholds={}", "Unknown key 'gime.tresholds'; did you mean 'gime.thresholds'?"),
         ("gime.calibrate={features: [z], mix: part, rows: 9}", "gime.calibrate: no column 'z'"),
         ("gime.calibrate={features: [x], mix: prt, rows: 9}", "gime.calibrate.mix: no column 'prt'"),
         ("gime.calibrate={features: [x], mix: part, rows: 9999}", "gime.calibrate.rows: budget: 9,999"),
@@ -222,5 +218,5 @@ def test_a_calibration_needs_a_target(folder):
     asked = "gime.calibrate={features: [x], mix: part, rows: 50}"
     with pytest.raises(ConfigError, match=r"The key 'target' is missing: gime\.calibrate"):
         steps.check(flow(folder, asked, "target=null", "select=null"))
-    assert not flow(folder, "gime.thresholds={}", "gime.floors={}").gime.chooses
-    assert json.loads(flow(folder).model_dump_json())["gime"]["floors"] == {"2": 60}
+    assert not flow(folder, "gime.thresholds={}", "gime.floors={}").gime.selects
+    assert flow(folder).describe()["gime"]["floors"] == {"2": 60}

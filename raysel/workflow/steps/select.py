@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import raysel
 from raysel.core.fingerprint import library_versions
 from raysel.data.rowid import budget_rows
 from raysel.errors import ConfigError, DataError, RayselError
+from raysel.gio.distributed import rows_of_bytes
 from raysel.selection import Selection
 from raysel.workflow.config import Method
 from raysel.workflow.directory import RunDirectory, digest_of
@@ -70,6 +71,10 @@ class Select(Step):
             pool = run.pool()
             targets = [run.target()] if uses(self.method, "target") else []
         try:
+            if uses(self.method, "vectors") and isinstance(getattr(selector, "budget", None), str):
+                # A budget in bytes is one of the pool's rows, not of their vectors.
+                rows = rows_of_bytes(selector.budget, run.pool(), run.count(run.rows))
+                selector = replace(selector, budget=rows)
             chosen = selector.select(pool, *targets)
         except RayselError as error:
             raise type(error)(_placed(self.method.where, str(error))) from error
