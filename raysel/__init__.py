@@ -29,6 +29,9 @@ _HOME = {
     "RoundRobin": "raysel.dynamic.controls",
     "DynamicSelection": "raysel.train.dynamic",
     "WholeRows": "raysel.train.planned",
+    "run": "raysel.workflow.run",
+    "compare": "raysel.workflow.compare",
+    "measure": "raysel.workflow.measure",
 }
 _ROOMS = ("data", "gio", "gime", "factors", "dynamic", "train", "workflow", "report", "errors")
 
@@ -50,6 +53,9 @@ if TYPE_CHECKING:
     from raysel.selection import Selection as Selection
     from raysel.train.dynamic import DynamicSelection as DynamicSelection
     from raysel.train.planned import WholeRows as WholeRows
+    from raysel.workflow.compare import compare as compare
+    from raysel.workflow.measure import measure as measure
+    from raysel.workflow.run import run as run
 
 __all__ = ["__version__", *_HOME]
 

@@ -1,4 +1,4 @@
-"""Selections that know nothing of the target: the controls no selection method's claim stands without."""
+"""Selectors that use neither vectors nor a target: the controls that every selection method is compared with."""
 
 from __future__ import annotations
 
@@ -18,10 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Random:
-    """A uniformly random subset of the pool, or one with the pool's shares of each class.
+    """Select a uniformly random subset of the pool.
 
-    budget: a float is a share, an int a number of rows. stratify: a column whose values keep their shares.
-    The draw hangs on (seed, sample_id) alone, and subsets of one seed are nested.
+    The draw depends on the seed and ``sample_id`` alone, and subsets of one seed are nested.
+
+    Parameters
+    ----------
+    budget : float or int
+        Rows to select: a share of the pool (float) or a number of rows (int).
+    stratify : str, optional
+        Column whose values keep their shares in the selection, such as the label.
+    seed : int
+        Seed of the draw; by default the seed of the workflow.
+
+    Raises
+    ------
+    ConfigError
+        For a budget that no pool allows.
+
+    Examples
+    --------
+    >>> len(raysel.Random(budget=0.3, seed=1).select(rows))   # rows: 10 rows
+    3
     """
 
     budget: float | int
@@ -34,7 +52,23 @@ class Random:
         budget_rows(self.budget, 2**62)
 
     def select(self, pool: Dataset) -> Selection:
-        """Choose; DataError for a missing column, no rows, or repeated ids."""
+        """Select rows of the pool.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64), and the column ``stratify`` if one is given.
+
+        Returns
+        -------
+        Selection
+            The selected rows at weight 1.
+
+        Raises
+        ------
+        DataError
+            For a missing column, a pool without rows, and repeated ids.
+        """
         from raysel.cluster.blocks import gather
 
         table = gather(pool, [ID, *([self.stratify] if self.stratify else [])], "pool")

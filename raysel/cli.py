@@ -162,7 +162,11 @@ def runs(run: Path) -> None:
 @cli.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the methods that a workflow can name; with NAME, its parameters and their defaults."""
+    """List the methods that a workflow can name; with NAME, its parameters and their defaults.
+
+    NAME may also be a section of a workflow, such as train, or a class of your own as file.py:Name, which runs its
+    code.
+    """
     from raysel.workflow.methods import all_methods, one_method
 
     click.echo(all_methods() if name is None else one_method(name))

@@ -185,6 +185,9 @@ def _class_at(cls: Any, path: list[Any]) -> Any:
     return cls
 
 
+_YAML_WORDS = ("null", "true", "false")  # which YAML reads as text in quotes alone
+
+
 def _members(hint: Any) -> list[Any]:
     inner = [member for arg in typing.get_args(hint) for member in _members(arg)]
     return [hint, *inner]
@@ -197,13 +200,17 @@ def _written(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(map(_written, args)))
     if origin is typing.Literal:
-        return " or ".join(f"{arg}" for arg in args)
+        return " or ".join(f'"{arg}"' if arg in _YAML_WORDS else f"{arg}" for arg in args)
     if origin is typing.Annotated:
         return _written(args[0])
     if origin is not None and inspect.isclass(origin) and args:
-        inner = ", ".join(_written(arg) for arg in args if arg is not ...)
-        return f"{'mapping' if issubclass(origin, Mapping) else 'list'} of {inner}"
-    return {str: "text", bool: "true or false", dict: "mapping"}.get(
+        inner = [_written(arg) for arg in args if arg is not ...]
+        if issubclass(origin, Mapping):
+            return f"mapping of {' to '.join(inner)}"
+        return f"list of {', '.join(dict.fromkeys(inner))}"
+    if dataclasses.is_dataclass(hint):
+        return "mapping"
+    return {str: "text", bool: "true or false", dict: "mapping", Any: "any value"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )
 

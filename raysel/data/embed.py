@@ -105,19 +105,68 @@ def make_embedder(spec: str, where: str = "embedder") -> Any:
 
 
 def stored_column(spec: str, argument: str) -> ColumnEmbedder:
-    """``column``: the column as it is."""
+    """Vectors that the column holds already.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``column``.
+    argument : str
+        Empty.
+
+    Returns
+    -------
+    ColumnEmbedder
+        An embedder that needs no fit.
+
+    Raises
+    ------
+    ConfigError
+        If the name has another form.
+    """
     _check_argument(spec, not argument, "column")
     return ColumnEmbedder()
 
 
 def hashed_text(spec: str, argument: str) -> HashEmbedder:
-    """``hash:N``: words and pairs of words, hashed into N elements."""
+    """Words and pairs of words of a text, hashed.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``hash:256``.
+    argument : str
+        Number of elements per vector.
+
+    Returns
+    -------
+    HashEmbedder
+        An embedder that needs no fit.
+
+    Raises
+    ------
+    ConfigError
+        If the name has another form.
+    """
     return HashEmbedder(spec, _elements(spec, argument))
 
 
 @dataclass(frozen=True)
 class PCA:
-    """``pca:N``: N principal components of the data."""
+    """Principal components of a numeric column, fitted on the pool.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``pca:32``.
+    argument : str
+        Number of components.
+
+    Raises
+    ------
+    ConfigError
+        If the name has another form.
+    """
 
     spec: str
     argument: str
@@ -132,7 +181,20 @@ class PCA:
 
 @dataclass(frozen=True)
 class TableFeatures:
-    """``table``: numbers scaled to 0..1 and hashed categories."""
+    """Numbers scaled to 0..1 and hashed categories of a table's columns, fitted on the pool.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``table``.
+    argument : str
+        Empty.
+
+    Raises
+    ------
+    ConfigError
+        If the name has another form.
+    """
 
     spec: str
     argument: str

@@ -67,7 +67,25 @@ def need(module: str, package: str, extra: str, spec: str) -> ModuleType:
 
 
 def sentence_transformer(spec: str, name: str) -> ModelEmbedder:
-    """``sentence-transformers:NAME_OR_PATH``: a folder, or a model that is in the local Hugging Face cache."""
+    """Sentence vectors of a text, by a sentence-transformers model from local weights.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``sentence-transformers:all-MiniLM-L6-v2``.
+    name : str
+        A folder, or the name of a model in the local Hugging Face cache.
+
+    Returns
+    -------
+    ModelEmbedder
+        An embedder whose network is loaded once per worker.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not installed or the weights are not there.
+    """
     need("sentence_transformers", "sentence-transformers", "text", spec)
     path = _text_model_folder(spec, name)
     versions = library_versions("torch", "transformers", "tokenizers", "sentence-transformers")
@@ -114,7 +132,25 @@ def _load_text(path: str, device: str) -> Run:
 
 
 def timm(spec: str, name: str) -> ModelEmbedder:
-    """``timm:NAME``: pooled features of a pretrained network; ``timm:local-dir:PATH`` for one on disk."""
+    """Pooled features of images, by a pretrained network of timm.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``timm:resnet18``.
+    name : str
+        Name of a network, or ``local-dir:PATH`` for one on disk.
+
+    Returns
+    -------
+    ModelEmbedder
+        An embedder whose network is loaded once per worker.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not installed or the weights cannot be loaded.
+    """
     library = need("timm", "timm", "vision", spec)
     model = _made(spec, lambda: library.create_model(name, pretrained=True, num_classes=0))
     config = library.data.resolve_model_data_config(model)
@@ -131,7 +167,25 @@ def _load_timm(name: str, device: str) -> Run:
 
 
 def torchvision(spec: str, name: str) -> ModelEmbedder:
-    """``torchvision:NAME``: what goes into the classifier of a network with its default weights."""
+    """Features of images before the classifier, by a network of torchvision with its default weights.
+
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``torchvision:resnet18``.
+    name : str
+        Name of a network.
+
+    Returns
+    -------
+    ModelEmbedder
+        An embedder whose network is loaded once per worker.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not installed or the weights cannot be loaded.
+    """
     models = need("torchvision.models", "torchvision", "vision", spec)
     weights = _made(spec, lambda: models.get_model_weights(name).DEFAULT)
     model = _made(spec, lambda: models.get_model(name, weights=weights))
@@ -149,9 +203,24 @@ def _load_torchvision(name: str, device: str) -> Run:
 
 
 def open_clip(spec: str, name: str) -> ModelEmbedder:
-    """``open_clip:NAME/PRETRAINED``: image vectors of a CLIP network; PRETRAINED is a tag or a file of weights.
+    """Image vectors of a CLIP network of open_clip.
 
-    ``open_clip:hf-hub:NAME`` and ``open_clip:local-dir:PATH`` name network and weights in one.
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``open_clip:ViT-B-32/laion2b_s34b_b79k``.
+    name : str
+        NAME/PRETRAINED, where PRETRAINED is a tag or a file of weights; or ``hf-hub:NAME`` or ``local-dir:PATH``.
+
+    Returns
+    -------
+    ModelEmbedder
+        An embedder whose network is loaded once per worker.
+
+    Raises
+    ------
+    ConfigError
+        If the package is not installed, no weights are named, or they cannot be loaded.
     """
     need("open_clip", "open_clip_torch", "vision", spec)
     if not _clip_parts(name)[1] and not name.startswith(
@@ -210,10 +279,26 @@ def _made(spec: str, build: Callable[[], Any]) -> Any:
 
 
 def network(spec: str, argument: str) -> ModelEmbedder:
-    """``torch:module:factory`` or ``torch:file.py:factory``, and ``:penultimate`` for what enters the last layer.
+    """Output of a torch network of your own, or what enters its last linear layer.
 
-    ``factory()`` returns the network with its weights. It gets the column's numbers as they are stored, images as
-    uint8 (n, 3, height, width), text as a list of str. Naming it runs its code.
+    Parameters
+    ----------
+    spec : str
+        Complete name, such as ``torch:net.py:factory``.
+    argument : str
+        ``file.py:factory`` or ``module:factory``; with ``:penultimate`` after it, the vectors are what enters the last
+        linear layer. Naming it runs its code. ``factory()`` returns the network with its weights. The network gets
+        numbers as they are stored, images as uint8 (n, 3, height, width), and text as a list of str.
+
+    Returns
+    -------
+    ModelEmbedder
+        An embedder whose network is loaded once per worker.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such factory, or it returns something else than a torch.nn.Module.
     """
     place, _, rest = argument.partition(".py:") if ".py:" in argument else argument.partition(":")
     place = f"{place}.py" if ".py:" in argument else place

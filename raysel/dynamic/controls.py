@@ -1,4 +1,4 @@
-"""The controls: policies that look at no loss, without which no claim for one that does can stand.
+"""Controls: policies that use no losses, which every policy that does is compared with.
 
 They record losses like any other policy, for the report, but their plans depend on (n, epoch, seed) alone.
 """
@@ -33,24 +33,30 @@ from raysel.errors import ConfigError
 
 @dataclass(frozen=True)
 class FullData:
-    """Every sample in every epoch, weight 1."""
+    """Train on every sample in every epoch, at weight 1.
+
+    Examples
+    --------
+    >>> raysel.FullData().parameters()
+    {'policy': 'FullData'}
+    """
 
     title: ClassVar[str] = "full data"
 
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """All the data."""
-        yield from ()  # nothing hangs on the other shards
+        """Return the plan of all samples of this shard."""
+        yield from ()  # the plan does not depend on other shards
         check_epoch(epoch, num_epochs)
         return full(len(state), start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of all the samples; see :meth:`plan_shard`."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """See :func:`raysel.dynamic.state.observe`."""
+        """Return the state with the losses of an epoch and one more selection of every planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
@@ -60,13 +66,30 @@ class FullData:
 
 @dataclass(frozen=True)
 class RandomPrune:
-    """InfoBatch without the losses: prune at random, weigh up the same way, anneal the same way.
+    """Prune at random, at the rate and with the weights of InfoBatch: its control without losses.
 
-    InfoBatch prunes ``prune_ratio`` of the samples below the mean; ``share`` is what lies below the mean
-    (0.5 of symmetric losses, 0.63 of exponential ones). Here each sample is pruned with probability
-    r = prune_ratio * share whatever its loss, and the rest weighs 1 / (1 - r), so the expected saving is
-    InfoBatch's. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all the data.
-    Raises ConfigError for prune_ratio outside [0, 1), share or delta outside [0, 1].
+    InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with probability
+    r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the expected saving is
+    that of InfoBatch. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all data.
+
+    Parameters
+    ----------
+    prune_ratio : float
+        The ``prune_ratio`` of InfoBatch, in [0, 1).
+    share : float
+        Share of the samples that are below the mean, in [0, 1]: 0.5 of symmetric losses, 0.63 of exponential ones.
+    delta : float
+        Share of the epochs, in [0, 1], after which all data is trained on.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range.
+
+    Examples
+    --------
+    >>> raysel.RandomPrune(prune_ratio=0.4).parameters()
+    {'policy': 'RandomPrune', 'prune_ratio': 0.4, 'share': 0.5, 'delta': 0.875}
     """
 
     prune_ratio: float = 0.5
@@ -96,8 +119,8 @@ class RandomPrune:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """The plan of ``epoch``, from (n, epoch, seed) alone."""
-        yield from ()  # nothing hangs on the other shards
+        """Return this shard's part of the plan of ``epoch``, which depends on (n, epoch, seed) alone."""
+        yield from ()  # the plan does not depend on other shards
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
             return full(len(state), start)
@@ -110,11 +133,11 @@ class RandomPrune:
         return Plan(slots, np.full(len(slots), 1.0 / (1.0 - ratio), np.float32))
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of all the samples; see :meth:`plan_shard`."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """See :func:`raysel.dynamic.state.observe`."""
+        """Return the state with the losses of an epoch and one more selection of every planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
@@ -124,9 +147,22 @@ class RandomPrune:
 
 @dataclass(frozen=True)
 class RandomSubset:
-    """A fresh uniform subset of floor(ratio * n) samples in every epoch (at least one), weight 1.
+    """Train on another uniformly random subset in every epoch, at weight 1.
 
-    Raises ConfigError for a ratio outside (0, 1].
+    Parameters
+    ----------
+    ratio : float
+        Share of the samples per epoch, in (0, 1]; at least one sample is drawn.
+
+    Raises
+    ------
+    ConfigError
+        For a ratio that is out of range.
+
+    Examples
+    --------
+    >>> raysel.RandomSubset(ratio=0.25).parameters()
+    {'policy': 'RandomSubset', 'ratio': 0.25}
     """
 
     ratio: float = 0.5
@@ -143,7 +179,7 @@ class RandomSubset:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """The samples with the lowest draws of ``epoch``."""
+        """Return this shard's part of the samples with the lowest draws of ``epoch``."""
         epoch, _ = check_epoch(epoch, num_epochs)
         count = _count(self.ratio, n)
         if count == n:
@@ -152,11 +188,11 @@ class RandomSubset:
         return unweighted((yield from lowest(draws, count, start)), start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of all the samples; see :meth:`plan_shard`."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """See :func:`raysel.dynamic.state.observe`."""
+        """Return the state with the losses of an epoch and one more selection of every planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
@@ -166,11 +202,30 @@ class RandomSubset:
 
 @dataclass(frozen=True)
 class RoundRobin:
-    """RS2 without replacement: walk round one seeded permutation, floor(ratio * n) samples an epoch, weight 1.
+    """Walk through one random permutation, a stretch of equal length per epoch, at weight 1.
 
-    No sample is taken twice more than another. From epoch floor(num_epochs * delta) on, all the data: the
-    full-data tail of the policy it is compared with (``delta=1`` for none).
-    Raises ConfigError for a ratio outside (0, 1] or delta outside [0, 1].
+    No sample is trained on more than once oftener than another (RS2 without replacement).
+
+    Parameters
+    ----------
+    ratio : float
+        Share of the samples per epoch, in (0, 1]; at least one sample is taken.
+    delta : float
+        Share of the epochs, in [0, 1], after which all data is trained on; 1 for no such tail.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range.
+
+    References
+    ----------
+    Okanovic et al., Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning, ICLR 2024.
+
+    Examples
+    --------
+    >>> raysel.RoundRobin(ratio=0.5).parameters()
+    {'policy': 'RoundRobin', 'ratio': 0.5, 'delta': 1.0}
     """
 
     ratio: float = 0.5
@@ -189,12 +244,12 @@ class RoundRobin:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """The next stretch of the walk: ``epoch`` times its length from the start, round the end."""
+        """Return this shard's part of stretch number ``epoch`` of the permutation, which continues at its start."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         count = _count(self.ratio, n)
         if count == n or annealing(epoch, num_epochs, self.delta):
             return full(len(state), start)
-        # The ranks of one set of draws are the walk: the run's, whatever the epoch, hence epoch 0.
+        # The ranks of one set of draws are the permutation. It is the same in all epochs, hence epoch 0.
         draws = uniform(seed, 0, start, start + len(state), purpose=WALK)
         first = epoch * count % n
         last = first + count
@@ -206,11 +261,11 @@ class RoundRobin:
         return unweighted(keep, start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of all the samples; see :meth:`plan_shard`."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """See :func:`raysel.dynamic.state.observe`."""
+        """Return the state with the losses of an epoch and one more selection of every planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:

@@ -81,25 +81,45 @@ def _low(
 
 @dataclass(frozen=True)
 class InfoBatch:
-    """Prune samples of low loss at random, and weigh the survivors up so that the gradient stays unbiased.
+    """Prune samples of low loss at random, and weight the others so that the gradient stays unbiased.
 
-    Of the samples whose last loss is strictly below the mean, each is left out with probability
-    ``prune_ratio``; survivors weigh 1 / (1 - prune_ratio). Samples not seen yet are kept at weight 1 and stay
-    out of the mean. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all the data at
-    weight 1. The threshold looks at raw losses, whatever weights a Selection carries.
+    Of the samples whose last loss is strictly below the threshold, each is left out with probability
+    ``prune_ratio``; those that stay get the weight 1 / (1 - prune_ratio). Samples without a loss so far are kept at
+    weight 1 and do not count towards the mean. The first epoch, and every epoch from floor(num_epochs * delta) on,
+    takes all data at weight 1. The threshold is on raw losses, whatever weights a Selection carries. The share of
+    passes that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share below the threshold).
 
-    Saves (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share below the mean) of the passes.
+    Parameters
+    ----------
+    prune_ratio : float
+        Probability, in [0, 1), that a sample below the threshold is left out of an epoch.
+    delta : float
+        Share of the epochs, in [0, 1], after which all data is trained on.
+    threshold : str or float
+        ``mean`` of the losses so far, or a number q in (0, 1) for their q-quantile.
+    target_saving : float, optional
+        Share of all passes to save, in (0, 1). Replaces ``prune_ratio``, which is then computed before every epoch
+        from the losses so far. No weight exceeds 10; where that is not enough, the threshold rises.
+    ema : float
+        Share of the old score, in [0, 1), that a new loss leaves; 0 keeps the last loss alone.
+    classes : array of int, optional
+        Label per selected sample, in ascending order of their ids. The threshold is then per class, so that no class
+        is pruned for being easy.
 
-    threshold: "mean", or a number q in (0, 1) for the q-quantile of the losses seen.
-    target_saving: the share of all passes to save, in the place of ``prune_ratio``, which is then solved from
-    the losses seen before every epoch; no weight passes 10, and where that is not enough the threshold rises.
-    ema: the share of the old score that a new loss leaves (0 = the last loss alone).
-    classes: one label a chosen sample, in ascending order of their ids, any integer type: the threshold (mean,
-    quantile or raised) is then each class's own, so that no class is pruned for being easy.
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range, for classes that are no vector of integers or of another length than
+        the samples, and for a ``target_saving`` that ``num_epochs`` and ``delta`` put out of reach.
 
-    Raises ConfigError for prune_ratio or ema outside [0, 1), delta outside [0, 1], threshold or target_saving
-    outside (0, 1), classes that are no vector of integers, and, before a run and when planning, for a target_saving
-    that num_epochs and delta put out of reach and classes of another number than the samples.
+    References
+    ----------
+    Qin et al., ICLR 2024, arXiv:2303.04947.
+
+    Examples
+    --------
+    >>> raysel.InfoBatch(target_saving=0.3).parameters()["target_saving"]
+    0.3
     """
 
     prune_ratio: float = 0.5
@@ -147,7 +167,7 @@ class InfoBatch:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """The plan of ``epoch``; the same call gives the same answer, on any machine and in any order."""
+        """Return this shard's part of the plan of ``epoch``; the same call gives the same plan on any machine."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         wanted = self._wanted(num_epochs)
         loss, classes = state.loss, self.classes
@@ -165,7 +185,7 @@ class InfoBatch:
         return prune_below(loss, bound, ratio, seed=seed, epoch=epoch, start=start, classes=classes)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of all the samples; see :meth:`plan_shard`."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def shard(self, start: int, stop: int, n: int) -> InfoBatch:
@@ -179,7 +199,7 @@ class InfoBatch:
         return part
 
     def check(self, num_epochs: int) -> None:
-        """ConfigError for a target_saving that a run of so many epochs cannot reach."""
+        """Raise ConfigError for a ``target_saving`` that ``num_epochs`` epochs cannot reach."""
         self._wanted(num_epochs)
 
     def _wanted(self, num_epochs: int) -> float | None:
@@ -243,7 +263,7 @@ class InfoBatch:
         return threshold, min(wanted * n / below_it, HIGHEST_RATIO) if below_it else 0.0
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """The last finite loss (or its moving average) of every sample observed, one more selection for every sample planned."""
+        """Return the state with the losses of an epoch, or their moving average, and one more selection of every planned sample."""
         return observe(state, plan.slots, slots, losses, self.ema)
 
     def parameters(self) -> dict[str, Any]:

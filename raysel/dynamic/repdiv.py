@@ -127,24 +127,47 @@ class Scores:
 
 @dataclass(frozen=True)
 class RepDiv:
-    """Each epoch, the floor(ratio * n) samples of highest priority, equally many a class; then a tail of all the data.
+    """Train on representative samples first and on diverse ones later, equally many per class.
 
-    The priority of a sample that has been selected u times is
+    In every epoch before the tail, the floor(ratio * n) samples of highest priority are selected. The priority of a
+    sample that has been selected u times is
 
         H = alpha * rep + (1 - alpha) * div - penalty * ln(1 + u)
         alpha = a_min + (1 - a_min) * (1 - sigmoid(k_s * (t - t_mid * T)))    in epoch t = 1..T
 
-    rounded to float32; equal ones are ordered by a draw that belongs to the slot. Every class gets
-    floor(|S| / classes), or all it has if that is less; what is left goes to the highest priorities of any class.
-    The last round(tail * T) epochs (a half to the even number) take all the data. All weights are 1.
+    rounded to float32; ties are broken by a random draw per sample. Every class gets floor(|S| / classes) samples, or
+    all that it has; the rest goes to the highest priorities of any class. The last round(tail * T) epochs (half to
+    even) take all data. All weights are 1.
 
-    scores: a table of sample_id, rep, div (:func:`raysel.factors.rep_div`) and label, or :class:`Scores`; without
-        labels all samples are one class. DynamicSelection puts them in the order of its slots.
-    k_s: the curriculum's slope per epoch, None = 10 / T. alpha: a constant in the place of the curriculum: 1 for
-        representativeness alone, 0 for diversity alone. penalty: lambda, 0 to leave it out; likewise tail.
+    Parameters
+    ----------
+    scores : pyarrow.Table or Scores, optional
+        Columns ``sample_id``, ``rep``, ``div`` (see `raysel.factors.rep_div`) and ``label``. Without labels all
+        samples are one class. A workflow computes the scores itself, with the settings under ``factors``.
+    ratio : float
+        Share of the samples per epoch, in (0, 1].
+    a_min : float
+        Final weight of representativeness against diversity, in [0, 1].
+    t_mid : float
+        Share of the epochs, in [0, 1], at which the curriculum is half way from one to the other.
+    k_s : float, optional
+        Slope of the curriculum per epoch; by default 10 / T.
+    penalty : float
+        Weight of how often a sample has been selected; 0 for none.
+    tail : float
+        Share of the epochs at the end, in [0, 1], that take all data.
+    alpha : float, optional
+        Constant in place of the curriculum, in [0, 1]: 1 for representativeness alone, 0 for diversity alone.
 
-    Raises ConfigError for a ratio outside (0, 1], a_min, t_mid, tail or alpha outside [0, 1], a k_s or penalty below
-    0, and for more classes than samples to select.
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range, and for more classes than samples to select.
+
+    Examples
+    --------
+    >>> raysel.RepDiv(ratio=0.3, tail=0.0).tail_epochs(20)
+    0
     """
 
     scores: Any = field(default=None, repr=False, compare=False, metadata={"yaml": False})
@@ -208,7 +231,7 @@ class RepDiv:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """The plan of ``epoch``, from how often each sample has been selected."""
+        """Return this shard's part of the plan of ``epoch``, which depends on how often each sample was selected."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         scores: Scores = self.scores
         self._check(len(state))
@@ -234,11 +257,11 @@ class RepDiv:
         return unweighted(keep, start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of all the samples; see :meth:`plan_shard`."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """See :func:`raysel.dynamic.state.observe`. The tail counts as selections too, but no plan follows that asks."""
+        """Return the state with the losses of an epoch and one more selection of every planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:

@@ -34,20 +34,40 @@ class Target:
 
 @dataclass(frozen=True)
 class Binding:
-    """The declared meaning of columns. Only bound columns are needed; what is not bound is null in the result.
+    """The declared meaning of columns. Only bound columns are read; metrics of what is not bound are null.
 
-    entity: what a row is about (o); several columns name it together.
-    event_time, record_time: when it happened (T_h) and when it was recorded (T_m): timestamps, dates or ISO 8601 text.
-    reference_time: a moment in ISO 8601 that stands for the time of record of every row, in place of record_time.
-    size: the size of a row's object, a number of at least 0.
-    classes: the columns that together make the equivalence R. relation: keys; rows that share one are related.
-    content: the states (g). Rows equal in all of them are copies; its columns of numbers, and of lists of one length, are
-    compared with the target's. carrier: what holds the row (c): a file, a source.
-    reference: for a column, the column that says what it should be. bounds: for a column of numbers, the least and
-    greatest value that are valid, either None.
-    target: of a target table, set by `raysel.gime.with_target`.
+    Parameters
+    ----------
+    entity : str or list of str
+        What a row is about (o); several columns name it together.
+    event_time : str, optional
+        When it happened (T_h): timestamps, dates or ISO 8601 text.
+    record_time : str, optional
+        When it was recorded (T_m): timestamps, dates or ISO 8601 text.
+    reference_time : str, optional
+        A moment in ISO 8601 that is the time of record of every row, in place of ``record_time``.
+    size : str, optional
+        Size of a row's object, a number of at least 0.
+    classes : str or list of str
+        Columns that together make the equivalence R.
+    relation : str or list of str
+        Keys; rows that share one are related.
+    content : str or list of str
+        States (g). Rows equal in all of them are copies. Columns of numbers, and of lists of one length, are compared
+        with those of the target.
+    carrier : str or list of str
+        What holds the row (c): a file, a source.
+    reference : mapping of str to str
+        For a column, the column with the value that it should have.
+    bounds : mapping of str to (float or None, float or None)
+        For a column of numbers, the least and greatest valid value.
+    target : Target, optional
+        Summary of a target table, set by `raysel.gime.with_target`.
 
-    ConfigError for a value of another form, and if nothing is bound.
+    Raises
+    ------
+    ConfigError
+        For a value of another form, and if nothing is bound.
     """
 
     entity: Columns = ()
@@ -61,7 +81,7 @@ class Binding:
     carrier: Columns = ()
     reference: Mapping[str, str] = field(default_factory=dict)
     bounds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
-    target: Target | None = None
+    target: Target | None = field(default=None, metadata={"yaml": False})
 
     def __post_init__(self) -> None:
         for name in _KEYS:

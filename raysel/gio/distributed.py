@@ -32,21 +32,50 @@ _TARGET_ROWS = 20_000  # more target rows are sampled, which bounds the distance
 
 @dataclass(frozen=True)
 class GIO:
-    """Gradient information optimization: choose the pool rows that bring KL(target || chosen) down fastest.
+    """Gradient information optimization: select the pool rows that lower KL(target || selection) the most.
 
-    budget: what to keep: a share of the pool's rows (float), a number of rows (int) or of Arrow bytes of all the
-    pool's columns at its mean row size (text such as "200MB"). clusters: k-means centroids the pool is quantised
-    to, and greedy selection picks from; None, or no fewer than there are rows: rows are picked themselves, and all
-    vectors go to the driver. within: how picked clusters become rows. "random": from the clusters picked until the
-    KL rises, each in proportion to the target rows that fall into it, by a seeded draw. "nearest", as published:
-    whole clusters in the order of the picks, of the last one the rows nearest to its centroid.
+    Parameters
+    ----------
+    budget : float, int or str
+        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of the
+        pool at its mean row size (text such as ``"200MB"``).
+    clusters : int, optional
+        Number of k-means centroids that the pool is quantised to; greedy selection picks centroids. With None, or
+        with at least as many clusters as rows, single rows are picked and all vectors go to the driver.
+    estimator : {"nearest", "nearest_mean", "average"}
+        Estimator of the KL divergence; see `raysel.gio.kl`.
+    k : int, optional
+        Rank of the neighbour that the estimator uses; see `raysel.gio.kl`.
+    solver : {"exact", "gradient"}
+        Exact greedy selection, or gradient descent as published, which needs ``estimator: average``.
+    init : {"mean", "jump", "prev_opt"}
+        Where the gradient solver starts every descent.
+    stop : Stop, optional
+        Rules that may end the selection before the budget is spent.
+    within : {"random", "nearest"}
+        How picked clusters become rows. With ``random``, rows are drawn from the clusters picked until the KL rises,
+        in proportion to the target rows of each cluster. With ``nearest``, as published, whole clusters are taken in
+        the order of the picks, and of the last one the rows nearest to its centroid.
+    column : str
+        Column of the vectors.
+    seed : int
+        Seed of sampling, k-means, the draw and the gradient solver; by default the seed of the workflow.
 
-    estimator, k: see `raysel.gio.kl`. solver: "exact" greedy, or "gradient" as published (estimator="average"),
-    which starts every descent at `init`. stop: rules that may end the selection before the budget does.
-    column: the vectors. seed: of sampling, k-means, the draw and the gradient solver.
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range or in conflict with another.
 
-    Source: Everaert & Potts, ICLR 2024 (arXiv 2306.11670), with the k-NN estimator of Wang, Kulkarni &
-    Verdú (2009) in place of the published average over all neighbour ranks (see docs/gio.md).
+    References
+    ----------
+    Everaert & Potts, ICLR 2024, arXiv:2306.11670. The default estimator is the k-nearest-neighbour estimator of
+    Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks; docs/gio.md has why.
+
+    Examples
+    --------
+    >>> chosen = raysel.GIO(budget=0.3).select(rows, rows)   # rows: 10 rows with vectors
+    >>> len(chosen)
+    3
     """
 
     budget: float | int | str
@@ -64,7 +93,7 @@ class GIO:
     uses_target: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Says at once what can be said without the pool."""
+        """Raise ConfigError for what is wrong whatever the pool."""
         if self.clusters is not None and (isinstance(self.clusters, bool) or self.clusters < 1):
             raise ConfigError(
                 f"clusters: {self.clusters!r}; give at least 1, or None for every row on its own."
@@ -89,13 +118,33 @@ class GIO:
             raise ConfigError("stop.max_resets belongs to solver='gradient'.")
 
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
-        """The chosen rows; ``info["curve"]`` holds the KL and the rows after each pick.
+        """Select the pool rows that lower the KL divergence from the target the most.
 
-        start: an earlier selection from this pool to continue: its rows are kept and count in the budget, and their
-        clusters' centroids count as chosen. The result hangs on the rows, their ids and the seed alone, not on
-        blocks or nodes. Columns beside the usual: ``cluster`` (int32), ``rank`` (int32, order of its cluster, -1 for
-        rows of `start`), ``distance`` (float32, to the centroid). DataError for vectors that cannot be used or a
-        start that is not from this pool, ConfigError for a budget or k that the rows do not allow.
+        The result depends on the rows, their ids and the seed alone, not on blocks or nodes.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64) and the vector column.
+        target : ray.data.Dataset
+            Sample of the distribution to match. Labels are not used.
+        start : Selection, optional
+            Earlier selection from this pool to extend. Its rows are kept and count towards the budget, and the
+            centroids of their clusters count as picked.
+
+        Returns
+        -------
+        Selection
+            Next to the usual columns: ``cluster`` (int32), ``rank`` (int32, the order of the row's cluster, -1 for
+            rows of ``start``) and ``distance`` (float32, to the centroid). ``info["curve"]`` holds the KL and the
+            number of rows after each pick.
+
+        Raises
+        ------
+        DataError
+            For vectors that cannot be used, and a ``start`` from another pool.
+        ConfigError
+            For a budget or ``k`` that the rows do not allow.
         """
         source = vector_blocks(pool, self.column, "pool")
         aim = vector_blocks(target, self.column, "target")

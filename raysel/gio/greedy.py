@@ -58,15 +58,23 @@ class Picks:
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop choosing, as the publication documents its rules; several may be given.
+    """When to stop selecting, by the rules that the publication documents; several may be given.
 
-    increase: stop when the KL rises; the row that raises it is not taken.
-    min_difference: stop when a row lowers the KL by less than this; it is not taken.
-    min_kl: stop when the KL is below this; the row that gets there is taken.
-    data_size: stop at this share of the pool, in (0, 1].
-    sequential_increase_tolerance: so many rises in a row are taken; at the next one stop, without it.
-    max_resets: gradient solver only. A rise is not taken but makes the whole pool available again (rows may
-    then be chosen twice), so many times; the next rise stops.
+    Parameters
+    ----------
+    increase : bool
+        Stop when the KL rises; the row that raises it is not taken.
+    min_difference : float, optional
+        Stop when a row lowers the KL by less than this; the row is not taken.
+    min_kl : float, optional
+        Stop when the KL is below this; the row that gets there is taken.
+    data_size : float, optional
+        Stop at this share of the pool, in (0, 1].
+    sequential_increase_tolerance : int, optional
+        Number of rises in a row that are taken; the next one stops the selection and is not taken.
+    max_resets : int, optional
+        For the gradient solver only. Number of rises that are not taken but make the complete pool available again,
+        so that rows may be selected twice; the next rise stops the selection.
     """
 
     increase: bool = False

@@ -281,6 +281,9 @@ class RunResults(_Saved):
     ----------
     name, created, raysel, versions, seed, config
         The workflow's name, when the run directory was made, versions, seed and complete configuration.
+    finished : str
+        When the configuration was last run, in ISO 8601; empty if that is not known. Two results that differ in it
+        alone are equal.
     data : Data
         Number of rows per role.
     inputs : dict
@@ -313,6 +316,7 @@ class RunResults(_Saved):
     selection: Chosen | None = None
     metrics: Measured | None = None
     usage: Usage | None = None
+    finished: str = field(default="", compare=False)
 
 
 # ---- a comparison --------------------------------------------------------------------------------------------

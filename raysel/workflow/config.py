@@ -38,7 +38,7 @@ class Rows:
     path : str or list of str
         Parquet files or directories, relative to the workflow file.
     label : str, optional
-        Column that holds the class.
+        Column that holds the class; pool and test need it for training.
     trust : {"content", "mtime"}
         Whether a file counts as unchanged by all its bytes, or by its size and modification time alone.
     """
@@ -107,8 +107,14 @@ class Calibrate:
         Number of subsets.
     statistics : list of str, optional
         Statistics to consider; by default all that vary.
-    tolerance, share, confidence, false_discoveries : float
-        See `raysel.gime.sensitivity`.
+    tolerance : float
+        How far below the performance on the complete pool a subset may score.
+    share : float
+        Share of the subsets within a threshold that must score so well.
+    confidence : float
+        Confidence of that share, for all thresholds together.
+    false_discoveries : float
+        Greatest expected share of statistics that are chosen although the performance does not depend on them.
     """
 
     features: list[str]
@@ -165,8 +171,16 @@ class Factors:
 
     Attributes
     ----------
-    units, k, mode, epochs, rows
+    units : int, optional
+        Number of units; by default 8 per dimension of the vectors.
+    k : int
+        Number of units that are active per sample.
+    mode : {"topk", "paper"}
         See `raysel.fit_factors`.
+    epochs : int
+        Number of epochs that the autoencoder is trained for.
+    rows : int, optional
+        Number of rows that it is trained on; null for all rows.
     top_fraction : float
         See `raysel.factor_scores`.
     """
@@ -193,12 +207,18 @@ class Train:
         Number of epochs.
     batch_size : int
         Rows per worker and step.
-    learning_rate, momentum, weight_decay : float
-        Parameters of SGD with Nesterov momentum.
+    learning_rate : float
+        Learning rate of SGD with Nesterov momentum, at its peak.
+    momentum : float
+        Momentum of SGD.
+    weight_decay : float
+        Weight decay of SGD.
     workers : int
         Number of Ray Train workers.
-    cpus_per_worker, gpus_per_worker : float
-        Resources per worker.
+    cpus_per_worker : float
+        CPUs per worker.
+    gpus_per_worker : float
+        GPUs per worker; 0 trains on CPUs.
     max_failures : int
         How often training restarts from its last checkpoint.
     """
@@ -323,17 +343,27 @@ class Workflow:
         Name of the run and of its default directory.
     seed : int
         Seed of every random choice.
-    pool, target, test : Rows
-        Rows to select from, a sample of what the model is for, and rows that only score.
+    pool : Rows
+        Rows to select from.
+    target : Rows, optional
+        Sample of the rows that the model is for.
+    test : Rows, optional
+        Rows that only score.
     validation : Rows or float, optional
         Rows that choices such as early stopping read. A share is drawn by a hash of the id from the target if it has
         labels, else from the pool, and taken out of it.
-    gime, embed, factors, train
-        Settings of steps.
-    select : tuple of Method
-        Selectors, applied one after another.
+    gime : Gime, optional
+        Metrics of the pool, and a choice of rows by them.
+    embed : Embed
+        How rows become vectors.
+    factors : Factors
+        The autoencoder of RepDiv.
+    train : Train
+        The training.
+    select : Method or list of Method
+        Selectors, applied one after another; null for all rows.
     dynamic : Method
-        Dynamic policy.
+        Policy that decides which samples an epoch trains on.
     controls : list of {"full", "random"}
         Trainings to compare with.
     """
@@ -377,7 +407,7 @@ def digest(value: Any) -> str:
 
 
 def difference(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any]]:
-    """Paths at which two configurations differ, with the value in each."""
+    """Paths at which two configurations differ, with the value in each; a list of one mapping is like the mapping."""
     if isinstance(one, dict) and isinstance(other, dict):
         return [
             entry
@@ -385,7 +415,23 @@ def difference(one: Any, other: Any, path: str = "") -> list[tuple[str, Any, Any
             if one.get(key) != other.get(key)
             for entry in difference(one.get(key), other.get(key), f"{path}.{key}" if path else key)
         ]
+    if (
+        isinstance(one, list)
+        and isinstance(other, list)
+        and len(one) == len(other)
+        and _mappings(one + other)
+    ):
+        return [
+            entry
+            for number, pair in enumerate(zip(one, other, strict=True))
+            if pair[0] != pair[1]
+            for entry in difference(*pair, f"{path}.{number}" if len(one) > 1 else path)
+        ]
     return [(path, one, other)]
+
+
+def _mappings(values: list[Any]) -> bool:
+    return all(isinstance(value, dict) for value in values)
 
 
 def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Workflow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,7 @@ def results(run: RunDirectory) -> RunResults:
         usage=_usage(run),
         arms=arms,
         ledger=Ledger([_entry(run, arms[name], run.finished[f"train-{name}"]) for name in order]),
+        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=str(run.out),
     )
 
