@@ -42,23 +42,22 @@ def module(tmp_path, monkeypatch):
     """``module(name, text)`` writes and imports a module of the user's own, which the workers do not have."""
     from ray import cloudpickle
 
-    made = []
+    made = {}
 
     def make(name, text):
-        folder = tmp_path / f"modules_{len(made)}"
+        folder = tmp_path / f"modules_{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
         (folder / f"{name}.py").write_text(text)
         sys.modules.pop(name, None)
         monkeypatch.syspath_prepend(folder)
-        found = importlib.import_module(name)
-        cloudpickle.register_pickle_by_value(found)
-        made.append(found)
-        return found
+        made[name] = importlib.import_module(name)
+        cloudpickle.register_pickle_by_value(made[name])
+        return made[name]
 
     yield make
-    for one in made:
+    for name, one in made.items():
         cloudpickle.unregister_pickle_by_value(one)
-        sys.modules.pop(one.__name__, None)
+        sys.modules.pop(name, None)
 
 
 CODE = """
