@@ -228,6 +228,132 @@ CHANGED = {
     "a global 1 and 1.0": "K = FLOAT\ndef f(x): return x * K\ndef make(): return f",
     "a function of NumPy": "import numpy as np\ndef f(x): return np.FUNCTION(x)\ndef make(): return f",
     "an alias of a function of NumPy": "from numpy import FUNCTION as g\ndef f(x): return g(x)\ndef make(): return f",
+    "attribute of a function": "def f(x): return x * f.k\nf.k = NEW\ndef make(): return f",
+    "list in a closure": """
+        def outer():
+            k = [1]
+            def f(x): return x * k[-1]
+            k.append(NEW)
+            return f
+        def make(): return outer()
+        """,
+    "method replaced later": """
+        class Emb:
+            def run(self, x): return x
+            def __call__(self, x): return self.run(x)
+        Emb.run = lambda self, x: x * NEW
+        def make(): return Emb()
+        """,
+    "method of one instance": """
+        class Emb:
+            def run(self, x): return x
+            def __call__(self, x): return self.run(x)
+        def make():
+            made = Emb()
+            made.run = lambda x: x * NEW
+            return made
+        """,
+    "default of a dataclass": """
+        from dataclasses import dataclass, field
+        @dataclass
+        class Emb:
+            k: list = field(default_factory=lambda: [NEW])
+            def __call__(self, x): return x * self.k[0]
+        def make(): return Emb
+        """,
+    "metaclass": """
+        class Meta(type):
+            def scale(cls, x): return x * NEW
+        class Emb(metaclass=Meta):
+            def __call__(self, x): return type(self).scale(x)
+        def make(): return Emb()
+        """,
+    "descriptor": """
+        class Scale:
+            def __get__(self, made, owner): return NEW
+        class Emb:
+            k = Scale()
+            def __call__(self, x): return x * self.k
+        def make(): return Emb()
+        """,
+    "an object that pickles itself": """
+        class Emb:
+            def __init__(self, k): self.k = k
+            def __reduce__(self): return Emb, (self.k,)
+            def __call__(self, x): return x * self.k
+        def make(): return Emb(NEW)
+        """,
+    "item getter": "import operator\ndef make(): return operator.itemgetter(NEW)",
+    "vectorised": "import numpy as np\ndef g(x): return x * NEW\ndef make(): return np.vectorize(g)",
+    "method of a type": "g = str.lower if NEW == 2 else str.upper\ndef f(x): return g(x)\ndef make(): return f",
+    "function of the standard library": "import math\ndef f(x): return math.FUNCTION(x)\ndef make(): return f",
+    "bound method of a value": "g = {NEW: 1}.get\ndef f(x): return g(x)\ndef make(): return f",
+    "deque, counter and default dict": """
+        import collections
+        K = [collections.deque([1]), collections.Counter("ab"), collections.defaultdict(int, {"a": NEW})]
+        def f(x): return x * K[2]["a"]
+        def make(): return f
+        """,
+    "default of a default dict": """
+        import collections
+        K = collections.defaultdict(lambda: NEW)
+        def f(x): return K[x]
+        def make(): return f
+        """,
+    "date, path and decimal": """
+        import datetime, decimal, pathlib
+        K = [datetime.date(2020, 1, NEW), pathlib.Path("a"), decimal.Decimal("1.5")]
+        def f(x): return K
+        def make(): return f
+        """,
+    "path": "import pathlib\nK = pathlib.Path('NEW')\ndef f(x): return x / K\ndef make(): return f",
+    "decimal": "import decimal\nK = decimal.Decimal('NEW')\ndef f(x): return x * K\ndef make(): return f",
+    "range, slice, bytes and complex": """
+        K = [range(9), slice(1), b"a", 1 + 2j, NEW + 2j]
+        def f(x): return K
+        def make(): return f
+        """,
+    "data frame": """
+        import pandas as pd
+        K = pd.DataFrame({"a": [1, NEW], "b": ["x", "y"]})
+        def f(x): return K.loc[x]
+        def make(): return f
+        """,
+    "arrow table": """
+        import pyarrow as pa
+        K = pa.table({"a": [1, NEW]})
+        def f(x): return K
+        def make(): return f
+        """,
+    "fitted estimator": """
+        import numpy as np
+        from sklearn.preprocessing import StandardScaler
+        K = StandardScaler().fit(np.array([[1.0], [NEW]]))
+        def f(x): return K.transform(x)
+        def make(): return f
+        """,
+    "setting of an estimator": """
+        from sklearn.feature_extraction.text import HashingVectorizer
+        def make(): return HashingVectorizer(n_features=NEW).transform
+        """,
+    "sparse matrix": """
+        import scipy.sparse
+        K = scipy.sparse.csr_matrix([[1.0, 0.0], [0.0, NEW]])
+        def f(x): return K @ x
+        def make(): return f
+        """,
+    "masked array": """
+        import numpy as np
+        K = np.ma.array([1, 2], mask=[False, NEW == 2])
+        def f(x): return K.sum()
+        def make(): return f
+        """,
+    "structured array": """
+        import numpy as np
+        K = np.array([(1, NEW)], dtype=[("a", "i4"), ("b", "i4")])
+        def f(x): return K["b"]
+        def make(): return f
+        """,
     # modules of the user's own
     "imported module": [
         "import near_1\ndef f(x): return near_1.g(x)\ndef make(): return f",
@@ -282,6 +408,32 @@ CHANGED = {
         "from near_12 import made\ndef f(x): return made.run(x)\ndef make(): return f",
         "near_12.py", "class C:\n    def __init__(self, k): self.k = k\n    def run(self, x): return x * self.k\nmade = C(NEW)",
     ],
+    "everything from a module": [
+        "from near_13 import *\ndef f(x): return g(x)\ndef make(): return f",
+        "near_13.py", "def g(x): return x * NEW",
+    ],
+    "attribute of a package": [
+        "import pack_3\ndef f(x): return pack_3.inner.K * x\ndef make(): return f",
+        "pack_3/__init__.py", "from . import inner",
+        "pack_3/inner.py", "K = NEW",
+    ],
+    "name that a package passes on": [
+        "import pack_4\ndef f(x): return pack_4.g(x)\ndef make(): return f",
+        "pack_4/__init__.py", "from .inner import g",
+        "pack_4/inner.py", "def g(x): return x * NEW",
+    ],
+    "module under a global name": [
+        "import near_14\nTOOLS = {'m': near_14}\ndef f(x): return TOOLS['m'].g(x)\ndef make(): return f",
+        "near_14.py", "def g(x): return x * NEW",
+    ],
+    "module under a local name": [
+        "import near_15\ndef f(x):\n    m = near_15\n    return m.g(x)\ndef make(): return f",
+        "near_15.py", "def g(x): return x * NEW",
+    ],
+    "attribute by its name": [
+        "import near_16\ndef f(x): return getattr(near_16, 'g')(x)\ndef make(): return f",
+        "near_16.py", "def g(x): return x * NEW",
+    ],
     # networks
     "forward of a network": [
         "from net_1 import Net\ndef make(): return Net(2, 1.0)", "net_1.py", "NETWORK * NEW",
@@ -311,6 +463,21 @@ CHANGED = {
     "dtype of a network": [
         "import torch\nfrom net_8 import Net\ndef make(): return Net(2, 1.0).to(torch.TYPE)", "net_8.py", "NETWORK",
     ],
+    "forward replaced on one network": [
+        "from net_9 import Net\ndef make():\n    net = Net(2, 1.0)\n    net.forward = lambda x: x * NEW\n    return net",
+        "net_9.py", "NETWORK",
+    ],
+    "hook of a network": [
+        "from net_10 import Net\ndef make():\n    net = Net(2, 1.0)\n"
+        "    net.register_forward_hook(lambda net, args, out: out * NEW)\n    return net",
+        "net_10.py", "NETWORK",
+    ],
+    "function that a network's module calls": [
+        "from net_11 import Net\ndef make(): return Net(2, 1.0)",
+        "net_11.py", "from net_12 import scale\nNETWORK * scale(x)",
+        "net_12.py", "def scale(x): return NEW",
+    ],
+    "training mode": "import torch\ndef make(): return torch.nn.Dropout(0.5).train(NEW == 2)",
     "tensor": "import torch\nK = torch.tensor([1.0, NEW])\ndef f(x): return x * K\ndef make(): return f",
 }  # fmt: skip
 
@@ -366,6 +533,44 @@ UNCHANGED = {
     "method cached, called before": (
         "import functools\nclass E:\n    @functools.cached_property\n    def k(self): return 3\n"
         "    def __call__(self, x): return x * self.k\ndef make(): return E().__call__",
+    ) * 2,
+    "logger": ("import logging\nlog = logging.getLogger(__name__)\ndef f(x): log.info('x')\ndef make(): return f",) * 2,
+    "function of C": ("g = str.lower\nimport math\ndef f(x): return g(x), math.sin(1), print\ndef make(): return f",) * 2,
+    "torch types": (
+        "import torch\nK = (torch.float32, torch.device('cpu'))\ndef f(x): return K\ndef make(): return f",
+    ) * 2,
+    "sets in a class, a default and a dict": (
+        "class E:\n    s = set('abcdef')\n    def __call__(self, x, y=frozenset('uvwxyz')): return x in self.s\n"
+        "K = {'k': {('a', 1), ('b', 2), ('c', 3)}}\ndef f(x): return E()(x), K\ndef make(): return f",
+    ) * 2,
+    "annotations": (
+        "from __future__ import annotations\nimport numpy as np\ndef f(x: np.ndarray) -> list[int]: return x\n"
+        "def make(): return f",
+    ) * 2,
+    "class in a function": (
+        "def outer():\n    class E:\n        def __call__(self, x): return x\n    return E()\ndef make(): return outer()",
+    ) * 2,
+    "fitted estimator": (
+        "import numpy as np\nfrom sklearn.preprocessing import StandardScaler\n"
+        "K = StandardScaler().fit(np.array([[1.0], [3.0]]))\ndef f(x): return K.transform(x)\ndef make(): return f",
+    ) * 2,
+    "data frame": (
+        "import pandas as pd\nK = pd.DataFrame({'a': [1, 2], 'b': ['x', 'y']})\ndef f(x): return K\ndef make(): return f",
+    ) * 2,
+    "array of objects": (
+        "import numpy as np\nK = np.array([1, 'two', None], dtype=object)\ndef f(x): return K\ndef make(): return f",
+    ) * 2,
+    "array that is a view": (
+        "import numpy as np\nK = np.arange(10)[2:6]\ndef f(x): return K\ndef make(): return f",
+        "import numpy as np\nK = np.array([2, 3, 4, 5])\ndef f(x): return K\ndef make(): return f",
+    ),
+    "a network moved below a comment": (
+        ["from net_21 import Net\ndef make(): return Net(2, 1.0)", "net_21.py", "NETWORK"],
+        ["from net_21 import Net\ndef make(): return Net(2, 1.0)", "net_21.py", "# moved\nNETWORK"],
+    ),
+    "decorated class of data": (
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass E:\n    k: int = 3\n"
+        "    def __call__(self, x): return x\ndef make(): return E()",
     ) * 2,
     "a network": ("from net_20 import Net\ndef make(): return Net(2, 1.0)",) * 2,
     "global that is not read": (
