@@ -8,9 +8,9 @@ import sys
 from types import ModuleType
 
 import pytest
+from raysel.code import load_function
 
 import raysel
-from raysel.code import load_function
 from raysel.workflow import steps
 
 
