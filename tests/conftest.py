@@ -28,7 +28,7 @@ def cluster():
         object_store_memory=300 * 2**20,
         namespace="raysel-tests",
     )
-    from raysel.workflow.run import quiet
+    from raysel.cluster.connect import quiet
 
     quiet()
     yield ray
