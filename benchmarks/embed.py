@@ -40,7 +40,7 @@ def connect(cpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
-    from raysel.workflow.run import quiet
+    from raysel.cluster.connect import quiet
 
     ray.init(
         address="local",

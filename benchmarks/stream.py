@@ -64,7 +64,7 @@ def main() -> None:
     import torch
 
     import raysel
-    from raysel.workflow.run import quiet
+    from raysel.cluster.connect import quiet
 
     ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="error")
     quiet()

@@ -149,7 +149,7 @@ class Selection:
             self.pool.check(here)
         elif here is not None and self.ids[-1] >= here.rows:
             raise DataError(
-                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, the pool's end at "
+                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, the pool's ids end at "
                 f"{here.rows - 1}. Apply it to the rows that it was made from."
             )
         elif here is None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from raysel import Selection
 from raysel.baselines import choose
+from raysel.data.identity import NumberedFile, PoolIdentity
 from raysel.data.rowid import budget_rows
 from raysel.errors import ConfigError, DataError
 
@@ -40,6 +44,23 @@ def test_saved_and_loaded_is_the_same_and_saving_twice_writes_the_same_bytes(tmp
     for name in ("selection.parquet", "dropped.parquet", "selection.json"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+
+def test_a_saved_selection_says_what_numbered_its_pool(tmp_path):
+    pool = PoolIdentity((NumberedFile("a.parquet", "0f", 5), NumberedFile("b.parquet", "1e", 3)))
+    replace(example(), pool=pool).save(tmp_path / "one")
+    about = json.loads((tmp_path / "one/selection.json").read_text())
+    assert about == {
+        "format": 1, "info": {"pool_rows": 8}, "pool": [["a.parquet", "0f", 5], ["b.parquet", "1e", 3]],
+    }  # fmt: skip
+    assert Selection.load(tmp_path / "one").pool == pool
+    for other, sentence in (
+        ({"pool_rows": 8}, "a selection of format None; this version reads format 1"),
+        ({"format": 1, "info": {}}, "not a saved selection"),
+    ):
+        (tmp_path / "one/selection.json").write_text(json.dumps(other))
+        with pytest.raises(DataError, match=sentence):
+            Selection.load(tmp_path / "one")
 
 
 def test_nothing_is_overwritten_and_nothing_half_written_is_taken_for_whole(tmp_path, monkeypatch):

@@ -88,6 +88,10 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
         text = pa.types.is_string_view(column.type)
         column = column.cast(pa.large_string() if text else pa.large_binary())
+    of = column.type
+    flat = pa.types.is_primitive(of) and not pa.types.is_boolean(of)
+    if not column.null_count and (flat or pa.types.is_large_binary(of) or pa.types.is_binary(of)):
+        return column  # every byte of it is a value
     try:
         return column.take(pa.array(np.arange(len(column))))
     except pa.ArrowNotImplementedError:  # nested views and the like, which are hashed as they lie

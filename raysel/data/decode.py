@@ -57,10 +57,10 @@ def decode(
         column, ids = column.filter(pa.array(~empty)), ids[~empty]
     if takes in ("any", "stored"):
         takes = (
-            "text" if _is_text(kind) else "images" if _is_bytes(kind) else "stored" if takes == "stored" else "matrix"
+            "text" if is_text(kind) else "images" if is_bytes(kind) else "stored" if takes == "stored" else "matrix"
         )  # fmt: skip
     if takes == "text":
-        if not _is_text(kind):
+        if not is_text(kind):
             raise DataError(f"Column '{name}' holds {kind}, not text.")
         return Rows(ids, column.to_pylist(), rejected)
     if takes == "images":
@@ -71,13 +71,15 @@ def decode(
     return Rows(ids, (as_numbers if takes == "numbers" else as_matrix)(column, name, ids), rejected)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _is_bytes(kind: pa.DataType) -> bool:
+def is_bytes(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds encoded files."""
     if pa.types.is_struct(kind):  # how Hugging Face stores an image
         return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
@@ -89,9 +91,9 @@ def _images(
     from PIL import Image, ImageOps
 
     finish = prepare or (lambda image: np.asarray(image))
-    if _is_text(column.type):
+    if is_text(column.type):
         load: Callable[[Any], Any] = _open_path
-    elif _is_bytes(column.type):
+    elif is_bytes(column.type):
         load = _open_bytes
     else:
         pixels = to_numpy(column, name, ids)

@@ -16,6 +16,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import check_columns, materialized, plain_errors, stream_blocks
 from raysel.cluster.code import load_object
+from raysel.core.fingerprint.files import cache_root
 from raysel.data import pipeline, shards
 from raysel.data.decode import decode
 from raysel.data.embedders import (
@@ -234,6 +235,7 @@ def embed(
     dtype: Literal["float32", "float16"] = "float32",
     on_error: Literal["raise", "drop", "null"] = "raise",
     directory: str | os.PathLike[str] | None = None,
+    version: str | None = None,
 ) -> Dataset:
     """``dataset`` with the column ``embedding``: one vector a row, made from ``column``.
 
@@ -245,6 +247,10 @@ def embed(
     directory: where vectors are written, a path or URI that every node sees. Networks, and ``on_error`` other than
         "raise", always write: by default under ``$RAYSEL_CACHE`` or ~/.cache/raysel, by content, so that the same
         rows are not embedded twice. A run that was killed goes on there.
+    version: identifies the embedder in the key of vectors that are written, with its name and in place of its
+        fingerprint. A fingerprint covers the embedder's code and your own code and values that it reads; it cannot be
+        made of open files, locks or connections, and does not cover data files that the code reads. Change the version
+        whenever the vectors may change.
 
     Without writing, the vectors are made lazily when they are asked for. Where vectors are written, a data set that is
     not plain Parquet (see :func:`raysel.data.source.parquet_rows`) is run once and brought into Ray's object store, which spills
@@ -260,6 +266,8 @@ def embed(
     made = as_embedder(named)
     columns = [column] if isinstance(column, str) else list(column)
     options = shards.Options(normalize, dtype, on_error)
+    if version is not None and not (isinstance(version, str) and version):
+        raise ConfigError(f'version: {version!r} is no text; write version="1", for example.')
     written = directory is not None or hasattr(made, "load") or on_error != "raise"
     if not written:
         schema = dataset.schema(fetch_if_missing=False)
@@ -278,8 +286,9 @@ def embed(
             check_columns(schema.names, columns, "dataset to embed")
         dataset = materialized(dataset)  # its steps run here, and never again
     source = pipeline.source_of(dataset, columns)
-    place = os.fspath(directory) if directory is not None else _cache(source, made, columns, options)
-    report = pipeline.compute(source, made, columns, place, options, _tell if sys.stderr.isatty() else None)
+    place = os.fspath(directory) if directory is not None else _cache(source, made, columns, options, version)
+    watch = _tell if sys.stderr.isatty() else None
+    report = pipeline.compute(source, made, columns, place, options, watch, version)
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")
     return pipeline.attach(dataset, place, made, report, options)
@@ -297,11 +306,16 @@ def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
     return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
 
 
-def _cache(source: pipeline.Source, embedder: Embedder, columns: list[str], options: shards.Options) -> str:
-    root = os.environ.get("RAYSEL_CACHE") or os.path.join(os.path.expanduser("~"), ".cache", "raysel")
-    key = pipeline.key_of(source, embedder, columns, options)
+def _cache(
+    source: pipeline.Source,
+    embedder: Embedder,
+    columns: list[str],
+    options: shards.Options,
+    version: str | None,
+) -> str:
+    key = pipeline.key_of(source, embedder, columns, options, version)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return f"{root.rstrip('/')}/vectors/{name}"
+    return f"{cache_root()}/vectors/{name}"
 
 
 def _tell(text: str) -> None:

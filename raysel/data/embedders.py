@@ -5,7 +5,7 @@ An embedder is a picklable callable with a name: ``embedder(rows) -> vectors (n,
 - ``takes``: what it is called with (see ``decode.Takes``), by default "any"
 - ``tile``: rows come in tiles of so many ids, because a row's last bits depend on the rows beside it
 - ``load(device)``: the callable to use in its place, made once in every worker (a network and its weights)
-- ``digest``: changes when the vectors may; by default that of its pickle
+- ``digest``: text that changes when the vectors may; by default its fingerprint
 - ``prepare``: applied to every decoded image where it is decoded
 """
 
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.core.fingerprint import library_versions
 from raysel.data.decode import Takes
 from raysel.data.product import project
 from raysel.errors import DataError, first
@@ -44,6 +45,9 @@ class ColumnEmbedder:
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         return rows
 
+    def __fingerprint__(self) -> Any:
+        return (1,)
+
 
 @dataclass(frozen=True, eq=False)
 class PCAEmbedder:
@@ -66,6 +70,9 @@ class PCAEmbedder:
             )
         return project(rows, self.mean, self.components.T)
 
+    def __fingerprint__(self) -> Any:
+        return 1, self.mean, self.components, library_versions("numpy")
+
 
 @dataclass(frozen=True)
 class HashEmbedder:
@@ -80,6 +87,9 @@ class HashEmbedder:
 
         hashing = HashingVectorizer(n_features=self.size, ngram_range=(1, 2), dtype=np.float32)
         return hashing.transform(rows).toarray()
+
+    def __fingerprint__(self) -> Any:
+        return 1, self.size, library_versions("scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,9 @@ class TableEmbedder:
             for name in self.columns
         ]
         return np.concatenate(parts, axis=1)
+
+    def __fingerprint__(self) -> Any:
+        return 1, self.columns, self.low, self.high, self.buckets, library_versions("pyarrow")
 
     def _number(self, column: pa.ChunkedArray, name: str) -> np.ndarray:
         values = numbers(column)

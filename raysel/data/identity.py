@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from raysel.data.rowid import RowIndex
-from raysel.errors import DataError
+from raysel.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -80,7 +80,8 @@ def index_identity(index: RowIndex) -> PoolIdentity:
     names = short_names([file.path for file in index.files])
     return PoolIdentity(
         tuple(
-            NumberedFile(name, file.digest, file.rows) for name, file in zip(names, index.files, strict=True)
+            NumberedFile(name, digest, rows)
+            for name, (digest, rows) in zip(names, index.identity(), strict=True)
         )
     )
 
@@ -93,7 +94,14 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
     PoolIdentity or None
         None if it is not known: the ids come from a column ``sample_id`` that the data had, or the Dataset
         was not made by :func:`raysel.read`.
+
+    Raises
+    ------
+    ConfigError
+        If ``dataset`` is not a Ray Dataset.
     """
+    if not hasattr(dataset, "context"):
+        raise ConfigError(f"A Ray Dataset is needed, got {type(dataset).__name__}; use raysel.read.")
     held = dataset.context.get_config(_KEY)
     return held.identity() if isinstance(held, _Numbering) else None
 

@@ -5,10 +5,8 @@ A network's last bits depend on the rows it is given together: these embedders a
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from raysel.cluster.code import load_function
+from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
 from raysel.data.decode import Takes
 from raysel.errors import ConfigError, DataError, first
 
@@ -44,6 +43,9 @@ class ModelEmbedder:
 
     def __call__(self, rows: Any) -> np.ndarray:
         return self.make("cpu")(rows)
+
+    def __fingerprint__(self) -> Any:
+        return self.digest
 
 
 def need(module: str, package: str, extra: str, spec: str) -> ModuleType:
@@ -86,7 +88,9 @@ def sentence_transformer(spec: str, name: str) -> ModelEmbedder:
     """
     need("sentence_transformers", "sentence-transformers", "text", spec)
     path = _text_model_folder(spec, name)
-    return ModelEmbedder(spec, "text", _TEXT_TILE, _digest_files(path), partial(_load_text, str(path)))
+    versions = library_versions("torch", "transformers", "tokenizers", "sentence-transformers")
+    digest = fingerprint((folder_digest(path, _is_document), versions))
+    return ModelEmbedder(spec, "text", _TEXT_TILE, digest, partial(_load_text, str(path)))
 
 
 def _text_model_folder(spec: str, name: str) -> Path:
@@ -151,7 +155,9 @@ def timm(spec: str, name: str) -> ModelEmbedder:
     model = _made(spec, lambda: library.create_model(name, pretrained=True, num_classes=0))
     config = library.data.resolve_model_data_config(model)
     prepare = partial(_prepared, library.data.create_transform(**config, is_training=False))
-    return ModelEmbedder(spec, "images", _TILE, _digest_state(model), partial(_load_timm, name), prepare)
+    return ModelEmbedder(
+        spec, "images", _TILE, _digest(model, prepare, spec), partial(_load_timm, name), prepare
+    )
 
 
 def _load_timm(name: str, device: str) -> Run:
@@ -185,7 +191,7 @@ def torchvision(spec: str, name: str) -> ModelEmbedder:
     model = _made(spec, lambda: models.get_model(name, weights=weights))
     prepare = partial(_prepared, weights.transforms())
     return ModelEmbedder(
-        spec, "images", _TILE, _digest_state(model), partial(_load_torchvision, name), prepare
+        spec, "images", _TILE, _digest(model, prepare, spec), partial(_load_torchvision, name), prepare
     )
 
 
@@ -229,7 +235,7 @@ def open_clip(spec: str, name: str) -> ModelEmbedder:
         spec,
         "images",
         _TILE,
-        _digest_state(model),
+        _digest(model, prepare, spec),
         partial(_load_open_clip, name),
         partial(_prepared, prepare),
     )
@@ -304,11 +310,10 @@ def network(spec: str, argument: str) -> ModelEmbedder:
         )
     factory = load_function(f"{place}:{name}", f"embedder: '{spec}'")
     model = _network(factory, spec)
+    digest = _digest(model, None, spec)
     if layer:
         _before_last(model, spec)
-    return ModelEmbedder(
-        spec, "stored", _TILE, _digest_state(model), partial(_load_network, factory, layer, spec)
-    )
+    return ModelEmbedder(spec, "stored", _TILE, digest, partial(_load_network, factory, layer, spec))
 
 
 def _network(factory: Callable[[], Any], spec: str) -> Any:
@@ -376,34 +381,17 @@ def _stack(images: list[np.ndarray]) -> np.ndarray:
 # ---- digests -------------------------------------------------------------------------------------------------
 
 
-def _digest_files(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in _files(folder):
-        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
-        with path.open("rb") as source:
-            while piece := source.read(1 << 22):
-                digest.update(piece)
-    return digest.hexdigest()
+def _digest(model: Any, prepare: Any, spec: str) -> str:
+    """Digest of a network with its weights, its code and the user's code that it reaches, and its preprocessing."""
+    remedy = "give the network a text attribute 'version' that changes with it"
+    parts = [fingerprint(part, f"embedder '{spec}'", remedy) for part in (model, prepare)]
+    return fingerprint(
+        (parts, library_versions("torch", "timm", "torchvision", "open_clip_torch", "transformers"))
+    )
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    documents = {".md", ".gitattributes", ".gitignore"}
-    for root, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            path = Path(root, name)
-            if path.suffix not in documents and path.name not in documents:
-                yield path
-
-
-def _digest_state(model: Any) -> str:
-    import torch
-
-    digest = hashlib.sha256(repr(model).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _is_document(name: str) -> bool:
+    return name.endswith(".md") or name in (".gitattributes", ".gitignore")
 
 
 def _line(error: BaseException) -> str:

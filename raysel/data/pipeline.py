@@ -21,33 +21,37 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
-from ray import cloudpickle
 from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
 from raysel.cluster.errors import unwrap_errors
 from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
+from raysel.core.fingerprint import fingerprint, library_versions, stored_digest
+from raysel.core.fingerprint.files import Trust
 from raysel.core.storage import open_file, write_json
 from raysel.data import shards
 from raysel.data.content import digest_blocks
-from raysel.data.embedders import Embedder
+from raysel.data.decode import is_bytes, is_text
+from raysel.data.embedders import Embedder, FunctionEmbedder
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
-from raysel.data.rowid import ID, check_ids
+from raysel.data.rowid import ID, Piece, check_ids, opened, resolve
 from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError, RunError
 
-_FORMAT = 1
+_FORMAT = 2
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
 _AHEAD = 2  # shards that wait for each worker, so that it never does
 _WAIT_S = 120.0  # for the first worker to find room and load
@@ -80,12 +84,14 @@ def compute(
     directory: str,
     options: Options | None = None,
     watch: Watch | None = None,
+    version: str | None = None,
 ) -> Report:
     """Write the vectors of every row of ``dataset`` under ``directory``, or what of them is missing there.
 
     dataset: or what :func:`source_of` made of it. directory: a path or URI that every node sees. Parquet read by
     ``raysel.read``, of which columns at most were selected or renamed since, is streamed by row group; of any other
     data set the columns needed are first brought into Ray's object store.
+    version: identifies the embedder, by its name and this text, in place of its fingerprint.
     Raises DataError for rows or vectors that cannot be used, ResourceError if no worker finds room, RunError for a
     directory that holds other vectors or does not hold all of them in the end.
     """
@@ -93,7 +99,7 @@ def compute(
     began = time.monotonic()
     shard = shard_rows(embedder)
     source = source_of(dataset, columns) if isinstance(dataset, Dataset) else dataset
-    key = key_of(source, embedder, columns, options)
+    key = key_of(source, embedder, columns, options, version)
     folder = VectorFolder(directory)
     folder.claim(key)
     if source.pool is not None:
@@ -117,35 +123,69 @@ def source_of(dataset: Dataset, columns: Sequence[str]) -> Source:
     return _ParquetSource.of(dataset, columns) or _BlockSource.of(dataset, columns)
 
 
-def key_of(source: Source, embedder: Embedder, columns: Sequence[str], options: Options) -> dict[str, Any]:
-    """What decides vectors: digests of the rows and the embedder, and the options."""
+def key_of(
+    source: Source, embedder: Embedder, columns: Sequence[str], options: Options, version: str | None = None
+) -> dict[str, Any]:
+    """What decides vectors: digests of the rows and the embedder, the options, the decoder and the kind of device."""
+    images = getattr(embedder, "takes", "any") in ("images", "any", "stored") and is_bytes(
+        source.kind(columns[0])
+    )
     return {
         "format": _FORMAT,
         "input": source.digest,
         "columns": list(columns),
-        "embedder": {"name": embedder.name, "digest": digest(embedder)},
+        "embedder": {"name": embedder.name, "digest": digest(embedder, version)},
         "options": asdict(options),
         "shard": shard_rows(embedder),
+        "decoder": library_versions("pillow") if images or getattr(embedder, "takes", "") == "images" else {},
+        "device": _Room.of().device if hasattr(embedder, "load") else "cpu",
     }
 
 
 def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report, options: Options) -> Dataset:
-    """``dataset`` with the vectors that :func:`compute` wrote, looked up by id; lazy. Rows left out are left out."""
+    """``dataset`` with the vectors that :func:`compute` wrote, looked up by id; lazy. Rows left out are left out.
+
+    Raises DataError, when the rows are made, if the directory holds vectors of another key by then.
+    """
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(options.dtype)), [report.dimension])
     return plain_errors(
         dataset.map_batches(
             _attach,
-            fn_args=(directory, shard_rows(embedder), kind),
+            fn_args=(directory, shard_rows(embedder), kind, _stamp(VectorFolder(directory))),
             batch_format="pyarrow",
             batch_size=None,
         )
     )
 
 
-def digest(embedder: Embedder) -> str:
-    """Changes when the vectors of an embedder may: its weights' digest, or that of its pickle."""
-    given = getattr(embedder, "digest", None)
-    return given if isinstance(given, str) else hashlib.sha256(cloudpickle.dumps(embedder)).hexdigest()
+def digest(embedder: Embedder, version: str | None = None) -> str:
+    """Digest that changes whenever the vectors of an embedder may.
+
+    Parameters
+    ----------
+    embedder : Embedder
+        A text attribute ``digest`` identifies it; otherwise its fingerprint does.
+    version : str, optional
+        Identifies it in place of both.
+
+    Returns
+    -------
+    str
+        Digest for keys.
+
+    Raises
+    ------
+    ConfigError
+        If the embedder cannot be fingerprinted and there is no version.
+    """
+    if version is not None:
+        return f"version:{version}"
+    held = embedder.function if isinstance(embedder, FunctionEmbedder) else embedder
+    return fingerprint(
+        held,
+        f"embedder '{embedder.name}'",
+        'give version=, for example version="1", and change it with the embedder',
+    )
 
 
 # ---- where rows come from ------------------------------------------------------------------------------------
@@ -175,9 +215,33 @@ class _ParquetSource:
     def ids(self) -> tuple[int, int]:
         return self.rows, self.rows * (self.rows - 1) // 2
 
+    def kind(self, column: str) -> pa.DataType:
+        return self.reader.file_schema.field(self.names[column]).type
+
     @property
     def digest(self) -> str:
-        return self.reader.index.digest
+        """Digest of the rows, with the content of the files that a column of paths names."""
+        named = [
+            stored
+            for name, stored in self.names.items()
+            if is_text(self.kind(name)) and self._has_paths(stored)
+        ]
+        if not named:
+            return self.reader.index.digest
+        pieces = self.reader.pieces()
+        look = ray.remote(_digest_named).options(num_cpus=0.5, scheduling_strategy="SPREAD")
+        trust = self.reader.index.files[0].trust
+        found = ray.get(
+            [look.remote(pieces[i : i + 8], sorted(named), trust) for i in range(0, len(pieces), 8)]
+        )
+        return hashlib.sha256("".join([self.reader.index.digest, *found]).encode()).hexdigest()
+
+    def _has_paths(self, column: str) -> bool:
+        """Whether the first value of a text column is the path of a file."""
+        for _, reader in opened(self.reader.pieces()[:1]):
+            for batch in reader.iter_batches(batch_size=64, columns=[column]):
+                return names_files(batch[0])
+        return False
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
         """Consecutive row groups. One reads the shards that begin in its groups, and on to the last one's end."""
@@ -208,7 +272,7 @@ class _BlockSource:
     """Blocks in the object store, in the order of their ids."""
 
     blocks: list[ray.ObjectRef]
-    spans: list[tuple[int, int, int, int]]  # rows, first id, last id, sum of ids
+    spans: list[_Span]
     pool: PoolIdentity | None
 
     @classmethod
@@ -229,7 +293,7 @@ class _BlockSource:
     @staticmethod
     def _look(
         blocks: list[ray.ObjectRef],
-    ) -> tuple[list[ray.ObjectRef], list[tuple[int, int, int, int]]]:
+    ) -> tuple[list[ray.ObjectRef], list[_Span]]:
         found = map_blocks(_span, blocks)
         kept = [i for i, span in enumerate(found) if span[0]]
         return [blocks[i] for i in kept], [found[i] for i in kept]
@@ -241,13 +305,18 @@ class _BlockSource:
     def ids(self) -> tuple[int, int]:
         return self.rows, sum(span[3] for span in self.spans)
 
+    def kind(self, column: str) -> pa.DataType:
+        return self.spans[0].schema.field(column).type
+
     @cached_property
     def digest(self) -> str:
-        return digest_blocks(self.blocks, [(low, high) for _, low, high, _ in self.spans])
+        rows = digest_blocks(self.blocks, [(span.low, span.high) for span in self.spans])
+        files = sum(span.files for span in self.spans) % 2**128
+        return f"{rows}-{files:032x}" if files else rows
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
         held: dict[int, list[int]] = {}
-        for block, (_, low, high, _) in enumerate(self.spans):
+        for block, (_, low, high, *_) in enumerate(self.spans):
             for number in range(low // shard, high // shard + 1):
                 held.setdefault(number, []).append(block)
         return [
@@ -260,12 +329,62 @@ class _BlockSource:
 Source = _ParquetSource | _BlockSource
 
 
-def _span(table: pa.Table) -> tuple[int, int, int, int]:
+class _Span(NamedTuple):
+    """Rows of a block: their number, lowest and highest id, sum of ids, sum of digests of named files, columns."""
+
+    rows: int
+    low: int
+    high: int
+    sum: int
+    files: int
+    schema: pa.Schema
+
+
+def _span(table: pa.Table) -> _Span:
     if not table.num_rows:  # an empty block may come without its columns
-        return 0, 0, 0, 0
+        return _Span(0, 0, 0, 0, 0, table.schema)
     ids = table[ID].to_numpy()
     check_ids(ids, "The dataset to embed")
-    return len(ids), int(ids.min()), int(ids.max()), int(ids.sum())
+    files = 0
+    for name in table.column_names:
+        if is_text(table.schema.field(name).type) and names_files(table[name]):
+            # A sum, which does not depend on how the rows are cut into blocks.
+            for row, found in zip(ids.tolist(), digests_named(table[name], "content"), strict=True):
+                text = f"{name} {row} {found}".encode()
+                files += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
+    return _Span(len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), files % 2**128, table.schema)
+
+
+def names_files(column: pa.Array | pa.ChunkedArray) -> bool:
+    """Whether the first value of a text column is the path of a file."""
+    value = next((text for text in (v.as_py() for v in column) if text), "")
+    try:
+        filesystem, path = resolve(value) if len(value) < 4096 and "\n" not in value else (None, "")
+        return filesystem is not None and filesystem.get_file_info(path).type == pafs.FileType.File
+    except (DataError, pa.ArrowException, OSError, ValueError):
+        return False
+
+
+def digests_named(column: pa.Array | pa.ChunkedArray, trust: Trust) -> list[str]:
+    """Digests of the content of the files whose paths a text column holds; a missing file counts as missing."""
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(partial(_digest_path, trust=trust), column.to_pylist()))
+
+
+def _digest_path(path: str | None, trust: Trust) -> str:
+    try:
+        return "" if not path else stored_digest(*resolve(path), trust)
+    except DataError:
+        return "missing"
+
+
+def _digest_named(pieces: Sequence[Piece], columns: Sequence[str], trust: Trust) -> str:
+    whole = hashlib.sha256()
+    for piece, reader in opened(pieces):
+        table = reader.read_row_group(piece.number, columns=list(columns))
+        for name in columns:
+            whole.update("\n".join(digests_named(table[name], trust)).encode())
+    return whole.hexdigest()
 
 
 # ---- the cluster ---------------------------------------------------------------------------------------------
@@ -518,9 +637,9 @@ def _finish(
     return report
 
 
-def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType) -> pa.Table:
+def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType, stamp: str) -> pa.Table:
     ids = table[ID].to_numpy()
-    parts = [_part(directory, number) for number in np.unique(ids // rows).tolist()]
+    parts = [_part(directory, number, stamp) for number in np.unique(ids // rows).tolist()]
     none = pa.schema([(ID, pa.int64()), (EMBEDDING, kind)]).empty_table()
     vectors = pa.concat_tables([none, *(part for part in parts if part is not None)]).combine_chunks()
     there = vectors[ID].to_numpy()
@@ -531,13 +650,22 @@ def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType) -> pa
     return kept.append_column(EMBEDDING, vectors[EMBEDDING].combine_chunks().take(pa.array(place[known])))
 
 
+def _stamp(folder: VectorFolder) -> str:
+    """Digest of the key of the vectors that a directory holds."""
+    return hashlib.sha256(json.dumps(folder.read("_key.json"), sort_keys=True).encode()).hexdigest()
+
+
 @lru_cache(maxsize=4)
-def _part(directory: str, number: int) -> pa.Table | None:
+def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
+    """Vectors of a shard. Kept by the key of the vectors: a directory may be removed and filled with others."""
     folder = VectorFolder(directory)
     try:
         with open_file(folder.part(number)) as source:
-            return pq.read_table(source).replace_schema_metadata(None)
+            table = pq.read_table(source).replace_schema_metadata(None)
     except FileNotFoundError as error:
-        if number in folder.parts():  # its rows were all left out
-            return None
-        raise DataError(f"{folder.part(number)}: gone; embed the data set again.") from error
+        if number not in folder.parts():
+            raise DataError(f"{folder.part(number)}: gone; embed the data set again.") from error
+        table = None  # its rows were all left out
+    if _stamp(folder) != stamp:
+        raise DataError(f"{directory}: The directory holds other vectors by now; embed the data set again.")
+    return table

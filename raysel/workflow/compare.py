@@ -153,9 +153,7 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
     for given in policies:
         name = given if ":" in given else known.get(_bare(given))
         if name is None:
-            raise ConfigError(
-                f"policies: '{given}' is not known; {nearest(given, known.values())}"
-            )
+            raise ConfigError(f"policies: '{given}' is not known; {nearest(given, known.values())}")
         if name not in names:
             names.append(name)
     own = workflow.dynamic.spec

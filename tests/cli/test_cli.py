@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from raysel import cli
+from raysel.report import Ledger, LedgerEntry
+from raysel.report.results import Data, RunResults
 from raysel.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,13 +53,26 @@ def test_the_installed_command_runs():
 
 def test_validate_counts_the_rows_and_starts_nothing(raysel, digits):
     code, out, err = raysel("validate", ROOT / "workflows/quickstart.yaml", *digits)
-    assert (code, err) == (0, "") and out.endswith("ok (pool 1,517 rows, target 100 rows, test 180 rows)\n")
+    assert (code, err) == (0, "")
+    checked, left_out = out.splitlines()
+    assert checked.endswith("ok (pool 1,517 rows, target 100 rows, test 180 rows)")
+    assert left_out.startswith("not checked without --load: train.model: ") and "models.py:mlp" in left_out
+
+
+def test_validate_runs_no_code_unless_it_is_asked_to(raysel, digits, tmp_path):
+    (tmp_path / "net.py").write_text("print('this code was run')\ndef make(shape, classes): return 3\n")
+    given = [ROOT / "workflows/quickstart.yaml", *digits, "--set", f"train.model={tmp_path}/net.py:make"]
+    code, out, _ = raysel("validate", *given)
+    assert code == 0 and "this code was run" not in out
+    code, out, err = raysel("validate", "--load", *given)
+    assert code == 1 and "this code was run" in out
+    assert "net.py:make returned a int, not a torch.nn.Module" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--set", "select.bugdet=0.1"], "unknown key 'select.bugdet'; did you mean 'select.budget'?"),
+        (["--set", "select.bugdet=0.1"], "Unknown key 'select.bugdet'; did you mean 'select.budget'?"),
         (["--set", "select.budget=1.5"], "select.budget: 1.5 is not a share in (0, 1]"),
         (["--set", "pool.path=/no/such.parquet"], "pool.path: /no/such.parquet: no such file"),
         (["--set", "nonsense"], "write key=value"),
@@ -79,20 +93,18 @@ def test_unknown_options_and_commands(raysel):
 
 
 def test_report_is_made_again_from_the_results(raysel, tmp_path):
-    entry = {"arm": "chain", "title": "training", "rows": 3, "epochs": 1}
-    results = {
-        "name": "tiny",
-        "created": "2026-01-01T00:00:00+00:00",
-        "raysel": "0",
-        "versions": {},
-        "seed": 0,
-        "config": {},
-        "data": {"pool": 3, "target": 0, "test": 0, "classes": []},
-        "selection": None,
-        "arms": {},
-        "ledger": {"entries": [entry]},
-    }
-    (tmp_path / "results.json").write_text(json.dumps(results))
+    results = RunResults(
+        name="tiny",
+        created="2026-01-01T00:00:00+00:00",
+        raysel="0",
+        versions={},
+        seed=0,
+        config={},
+        data=Data(3),
+        arms={},
+        ledger=Ledger([LedgerEntry("chain", "training", 3, 1)]),
+    )
+    results.save(tmp_path / "results.json")
     code, out, err = raysel("report", tmp_path)
     assert (code, err) == (0, "") and out == f"report: {tmp_path / 'report.html'}\n"
     assert "tiny" in (tmp_path / "report.html").read_text()
@@ -113,7 +125,7 @@ def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--policies", "full,roundrobim"], "'roundrobim' is not known; did you mean 'roundrobin'?"),
+        (["--policies", "full,roundrobim"], "'roundrobim' is not known; did you mean 'round_robin'?"),
         (["--seeds", "0"], "a comparison needs at least one"),
         (["--set", "test=null"], "The key 'test' is missing"),
     ],

@@ -26,8 +26,8 @@ def main(file: str, directory: str, nodes: int) -> None:
     import ray
 
     import raysel
+    from raysel.cluster.connect import quiet
     from raysel.data.pipeline import compute
-    from raysel.workflow.run import quiet
 
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
     if nodes == 1:

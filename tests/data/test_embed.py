@@ -14,6 +14,7 @@ import pytest
 import raysel
 from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
+from raysel.data.content import digest_blocks
 from raysel.data.rowid import ID
 from raysel.data.vectors import EMBEDDING, as_matrix, to_column, to_numpy
 from raysel.errors import ConfigError, DataError, RunError
@@ -163,7 +164,7 @@ def test_unit_length_and_half_precision(table, tmp_path, written):
 
 def test_other_columns_stay(table, tmp_path):
     dataset = raysel.embed(raysel.read(table, label="group"), "column", column="v", directory=tmp_path / "v")
-    assert set(dataset.columns()) == {ID, "text", "v", "age", "label", EMBEDDING}
+    assert set(dataset.columns()) == {ID, "text", "v", "age", "group", EMBEDDING}
     kept = dataset.filter(lambda row: row["age"] > 45)
     assert np.array_equal(vectors(kept), to_numpy(table["v"], "v")[table["age"].to_numpy() > 45])
 
@@ -227,6 +228,54 @@ def test_the_cache_is_found_by_content(table, tmp_path, monkeypatch):
     assert len(list((tmp_path / "cache/vectors").iterdir())) == 1
     raysel.embed(raysel.read(tmp_path / "t.parquet"), Neighbours(), column="v", on_error="null")
     assert len(list((tmp_path / "cache/vectors").iterdir())) == 2
+
+
+def test_the_steps_before_run_once_also_when_the_vectors_are_there(cluster, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYSEL_CACHE", str(tmp_path / "cache"))
+    log, digests = tmp_path / "log", []
+    monkeypatch.setattr(pipeline, "digest_blocks", lambda *a: digests.append(1) or digest_blocks(*a))
+
+    def noted(rows):
+        with log.open("a") as file:  # one short line in one write, whole also from two processes
+            file.write(f"{rows.num_rows}\n")
+        return rows.append_column("noise", pa.array(np.random.default_rng().random(rows.num_rows)))
+
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=300)
+    made = []
+    for attempt in range(2):
+        pool = raysel.read(tmp_path / "t.parquet").map_batches(noted, batch_format="pyarrow")
+        log.write_text("")
+        embedded = raysel.embed(pool, Neighbours(), column="v", on_error="drop")
+        assert sum(map(int, log.read_text().split())) == ROWS and len(digests) == attempt + 1
+        once = gather(embedded, ["noise", EMBEDDING], "rows")
+        assert once["noise"].equals(gather(embedded, ["noise"], "rows")["noise"])
+        assert sum(map(int, log.read_text().split())) == ROWS
+        made.append(vectors(embedded))
+    assert len(list((tmp_path / "cache/vectors").iterdir())) == 1
+    plain = raysel.embed(raysel.read(tmp_path / "t.parquet"), Neighbours(), column="v", on_error="drop")
+    same([*made, vectors(plain)])
+    log.write_text("")
+    unordered = pool.map_batches(lambda t: t.sort_by("age"), batch_format="pyarrow").random_shuffle(seed=1)
+    compute(unordered, Neighbours(), tmp_path / "direct")
+    assert sum(map(int, log.read_text().split())) == ROWS
+    same([made[0], vectors(raysel.embed(unordered, Neighbours(), column="v", directory=tmp_path / "direct"))])
+
+
+def test_columns_selected_and_renamed_are_still_streamed(table, tmp_path, monkeypatch):
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=300)
+    pool = raysel.read(tmp_path / "t.parquet")
+    known = vectors(raysel.embed(pool, Neighbours(), column="v", directory=tmp_path / "a"))
+    monkeypatch.setattr(pipeline._BlockSource, "of", lambda *_: pytest.fail("not streamed"))
+    monkeypatch.setattr("raysel.data.embed.materialized", lambda *_: pytest.fail("not streamed"))
+    for place, narrow in enumerate(
+        (
+            pool.select_columns(["v", ID]),
+            pool.rename_columns({"v": "text", "text": "v"}).select_columns([ID, "text"]),
+        )
+    ):
+        column = narrow.columns()[-place]
+        embedded = raysel.embed(narrow, Neighbours(), column=column, directory=tmp_path / f"b{place}")
+        assert np.array_equal(vectors(embedded), known)
 
 
 # ---- bad rows --------------------------------------------------------------------------------------------------

@@ -65,8 +65,17 @@ def test_only_the_asked_columns_are_read(table, tmp_path):
     pq.write_table(table, tmp_path / "a.parquet")
     dataset = raysel.read(tmp_path, columns=["value"])
     assert dataset.columns() == [ID, "value"]
-    assert raysel.read(tmp_path, columns=["value"], label="name").columns() == [ID, "value", "label"]
+    assert raysel.read(tmp_path, columns=["value"], label="name").columns() == [ID, "value", "name"]
     assert raysel.read(tmp_path).select_columns([ID]).take(1) == [{ID: 0}]
+
+
+def test_a_label_keeps_its_name_beside_a_column_label():
+    classes = pa.array(["p", "q", "p"]).dictionary_encode()
+    source = pa.table({"y": [True, False, True], "label": [0.5, 1.5, 2.5], "class": classes, "n": [1, 2, 3]})
+    for name in ("y", "class", "n"):
+        got = rows(raysel.read(source, label=name, columns=["label"]), name, "label")
+        assert got.column_names == [ID, name, "label"]
+        assert got.drop_columns([ID]).to_pylist() == source.select([name, "label"]).to_pylist()
 
 
 def test_stored_ids_are_kept_and_checked(table, tmp_path):
@@ -119,7 +128,12 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
         ({"a": []}, {}, "no rows"),
         (object(), {}, "Cannot read rows from object"),
         ({"a": [1]}, {"label": "b"}, "no label column 'b'; the columns are a"),
-        ({"a": [1], "label": [1]}, {"label": "a"}, "cannot become 'label'"),
+        (
+            {"a": [0.5]},
+            {"label": "a"},
+            "label column 'a' holds double; a class is an integer, a boolean or text",
+        ),
+        (pa.table({"a": [[1], [2]]}), {"label": "a"}, r"label column 'a' holds list<.*; a class is"),
         ({"a": [1]}, {"columns": ["b"]}, "no column 'b'"),
         ({"a": [1]}, {"index": "i.json"}, "not a Parquet path"),
         ({ID: [1, 1]}, {}, "more than once"),
@@ -160,8 +174,8 @@ def test_a_map_style_torch_dataset():
 
     pixels = torch.arange(24, dtype=torch.uint8).reshape(6, 1, 2, 2)
     dataset = torch.utils.data.TensorDataset(pixels, torch.arange(6) % 2)
-    got = rows(raysel.read(dataset, label="target"), "data", "label")
-    assert got["label"].to_pylist() == [0, 1, 0, 1, 0, 1]
+    got = rows(raysel.read(dataset, label="target"), "data", "target")
+    assert got["target"].to_pylist() == [0, 1, 0, 1, 0, 1]
     assert to_numpy(got["data"], "data").shape == (6, 1, 2, 2)
 
     class Ragged(torch.utils.data.Dataset):
@@ -179,8 +193,8 @@ def test_a_hugging_face_dataset():
     datasets = pytest.importorskip("datasets", reason="needs the extra raysel[datasets]")
     source = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "class": [1, 0, 1]})
     chosen = source.select([2, 0])
-    got = rows(raysel.read(chosen, label="class"), "text", "label")
+    got = rows(raysel.read(chosen, label="class"), "text", "class")
     assert got[ID].to_pylist() == [0, 1]
-    assert got["text"].to_pylist() == ["c", "a"] and got["label"].to_pylist() == [1, 1]
+    assert got["text"].to_pylist() == ["c", "a"] and got["class"].to_pylist() == [1, 1]
     with pytest.raises(DataError, match="choose a split"):
         raysel.read(datasets.DatasetDict({"train": source}))

@@ -37,6 +37,12 @@ def test_rows_lie_at_their_ids(tmp_path):
     assert torch.equal(batch[0][0], torch.from_numpy(PIXELS[4]))
 
 
+def test_the_label_has_any_name(tmp_path):
+    named = raysel.read({"pixels": PIXELS, "label": np.arange(5) / 2, "kind": LABELS}, label="kind")
+    assert write_arrays(named, tmp_path, "pixels", "kind") == ["a", "b", "c"]
+    assert ArrayDataset(tmp_path).labels.tolist() == [1, 0, 1, 2, 0]
+
+
 def test_a_test_set_uses_the_pools_classes(tmp_path):
     write_arrays(pool(), tmp_path, "pixels", "label", ["c", "b", "a"])
     assert ArrayDataset(tmp_path).labels.tolist() == [1, 2, 1, 0, 2]
@@ -46,7 +52,11 @@ def test_a_test_set_uses_the_pools_classes(tmp_path):
     ("changes", "classes", "sentence"),
     [
         ({}, ["a", "b"], "Label c does not occur in the pool"),
-        ({"label": ["a", None, "b", None, "a"]}, None, r"2 rows have no label \(sample_id 1, 3\)"),
+        (
+            {"label": ["a", None, "b", None, "a"]},
+            None,
+            r"2 rows have no label in column 'label' \(sample_id 1, 3\)",
+        ),
         ({ID: [0, 1, 2, 3, 9]}, None, r"5 rows but ids up to 9"),
         ({"pixels": ["x"] * 5}, None, "not numbers"),
     ],

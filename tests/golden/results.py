@@ -67,7 +67,7 @@ def ids(directory: Path) -> dict[str, Any]:
 
 def draws() -> dict[str, Any]:
     """The draw of each id, by which rows are sampled."""
-    from raysel.data.rowid import hash_ids
+    from raysel.core.hashing import hash_ids
 
     some = np.array([0, 1, 2, 65_535, 65_536, 2**31, 2**40, 2**62])
     return {f"seed {seed}": [draw.hex() for draw in hash_ids(some, seed).tolist()] for seed in (0, 1, 12_345)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import dis
 import hashlib
+import itertools
 import linecache
 import os
 from collections import defaultdict
@@ -50,9 +51,8 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
     parsed = _parse(text) if text else None
     if parsed is None:
         return None
-    key = code.co_name, code.co_firstlineno
-    if code in parsed.codes.get(key, ()):
-        node = _node_of(code, parsed.nodes.get(key, ()))
+    for compiled in parsed.same(code):
+        node = _node_of(compiled, parsed.nodes.get((compiled.co_name, compiled.co_firstlineno), ()))
         if node is not None:
             return "source", node
     return "changed", parsed.digest
@@ -80,8 +80,17 @@ def _text(filename: str, names: Mapping[str, Any]) -> str:
 @dataclass(frozen=True)
 class _Parsed:
     digest: bytes
-    codes: Mapping[tuple[str, int], list[CodeType]]
+    codes: Mapping[str, list[CodeType]]
     nodes: Mapping[tuple[str, int], list[Any]]
+
+    def same(self, code: CodeType) -> list[CodeType]:
+        """Code of this file that equals ``code``; where lines have moved since, code with the same instructions."""
+        named = self.codes.get(code.co_name, [])
+        exact = [one for one in named if one == code and one.co_firstlineno == code.co_firstlineno]
+        if exact or not named:
+            return exact
+        wanted = _without_positions(code)
+        return [one for one in named if _without_positions(one) == wanted]
 
 
 @lru_cache(maxsize=128)
@@ -98,9 +107,9 @@ def _parse(text: str) -> _Parsed | None:
             nodes[node.name, min([node.lineno, *(d.lineno for d in node.decorator_list)])].append(node)
         elif isinstance(node, ast.Lambda):
             nodes["<lambda>", node.lineno].append(node)
-    codes: dict[tuple[str, int], list[CodeType]] = defaultdict(list)
+    codes: dict[str, list[CodeType]] = defaultdict(list)
     for code in _codes(whole):
-        codes[code.co_name, code.co_firstlineno].append(code)
+        codes[code.co_name].append(code)
     return _Parsed(digest, codes, nodes)
 
 
@@ -195,6 +204,13 @@ def instructions(code: CodeType) -> list[Any]:
     return [*parts, getattr(code, "co_exceptiontable", b"")]
 
 
+def _without_positions(code: CodeType) -> list[Any]:
+    return [
+        _without_positions(part) if isinstance(part, CodeType) else (type(part).__name__, repr(part))
+        for part in instructions(code)
+    ]
+
+
 # ---- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +237,7 @@ def reads(code: CodeType) -> tuple[Read, ...]:
 
 def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]) -> None:
     steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
-    bound = {**outer, **_imports(steps, found)}
+    bound = {**outer, **_imports(steps)}
     for place, step in enumerate(steps):
         names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
         chain: list[str] = []
@@ -253,7 +269,7 @@ def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found
             )
 
 
-def _imports(steps: list[dis.Instruction], found: set[Read]) -> dict[str, Read]:
+def _imports(steps: list[dis.Instruction]) -> dict[str, Read]:
     """Names that import statements of the code bind."""
     bound: dict[str, Read] = {}
     for place, step in enumerate(steps):
@@ -268,12 +284,10 @@ def _imports(steps: list[dis.Instruction], found: set[Read]) -> dict[str, Read]:
             if target is not None:
                 bound[_last(target)] = Read("import", module if renamed else module.partition(".")[0])
             continue
-        for one, two in zip(follow, follow[1:], strict=False):
+        for one, two in itertools.pairwise(follow):
             if one.opname == "IMPORT_FROM":
-                read = Read("import", module, (one.argval,))
-                found.add(read)
                 if two.opname.startswith("STORE_"):
-                    bound[_last(two)] = read
+                    bound[_last(two)] = Read("import", module, (one.argval,))
             elif one.opname == "POP_TOP":
                 break
     return bound

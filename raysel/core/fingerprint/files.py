@@ -30,7 +30,7 @@ Trust = Literal["content", "mtime"]
 """What identifies a file: all its bytes, or its size and time of modification."""
 
 _Stamp = tuple[int, int, int, int]  # size, time of modification, time of the inode's change, inode
-_CHUNK = 4 << 20
+_CHUNK = 1 << 20
 _THREADS = 16
 _TRIES = 3
 _SETTLED_NS = 3_000_000_000  # the clock of a file system is no coarser than 2 s
@@ -211,8 +211,12 @@ def _read(path: str) -> tuple[_Stamp, str, bool]:
                 before = _of(os.fstat(source.fileno()))
                 whole = xxhash.xxh3_128()
                 buffer = memoryview(bytearray(min(_CHUNK, max(before[0], 1) + 1)))
-                while count := source.readinto(buffer):
+                done = 0
+                while done <= before[0] and (
+                    count := source.readinto(buffer)
+                ):  # it may grow faster than it is read
                     whole.update(buffer[:count])
+                    done += count
                 after = _of(os.fstat(source.fileno()))
             if before == after == _of(os.stat(path)):
                 return before, f"xxh3:{whole.hexdigest()}", began - max(before[1], before[2]) > _SETTLED_NS

@@ -24,7 +24,7 @@ import struct
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -116,19 +116,15 @@ def fingerprint(value: Any, what: str | None = None, remedy: str = "give version
     """
     given = getattr(value, "digest", None)
     if isinstance(given, str) and not isinstance(value, (type, types.ModuleType)):
-        return _hex(_Graph.of(("given", "digest", type(value).__qualname__, given), "", ""))
-    name = what or _named(value)
+        return _Graph.of(("given", "digest", type(value).__qualname__, given), "", "").hex()
     try:
-        return _hex(_Graph.of(value, name, remedy))
+        return _Graph.of(value, what or _named(value), remedy).hex()
     except ConfigError:
         version = getattr(value, "version", None)
         if not isinstance(version, (str, int)) or isinstance(value, types.ModuleType):
             raise
-        return _hex(_Graph.of(("given", "version", getattr(value, "__qualname__", type(value).__qualname__), version), "", ""))  # fmt: skip
-
-
-def _hex(digest: bytes) -> str:
-    return digest.hex()
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        return _Graph.of(("given", "version", name, version), "", "").hex()
 
 
 def _named(value: Any) -> str:
@@ -157,17 +153,32 @@ class _Graph:
         return graph.digest(root)
 
     def digest(self, root: Tree) -> bytes:
-        colours = [_hash(_mix(tree, None)) for tree in self.trees]
+        targets = [self.target(number) for number in range(len(self.trees))]
+        nodes = sorted(set(targets))
+        colours = [b""] * len(self.trees)
+
+        def recolour(colour: Callable[[int], bytes]) -> list[bytes]:
+            renewed = {number: colour(number) for number in nodes}
+            return [renewed[target] for target in targets]
+
+        colours = recolour(lambda number: _hash(_mix(self.trees[number], None)))
         count = len(set(colours))
         while True:
-            refined = [
-                _hash(colour + _mix(tree, colours)) for colour, tree in zip(colours, self.trees, strict=True)
-            ]
-            finer = len(set(refined))
+            old = colours
+            colours = recolour(lambda number, old=old: _hash(old[number] + _mix(self.trees[number], old)))  # type: ignore[misc]
+            finer = len(set(colours))
             if finer == count:
-                rules = sorted(set(zip(colours, refined, strict=True)))
-                return _hash(_hash(_mix(root, colours)) + b"".join(one + two for one, two in rules))
-            colours, count = refined, finer
+                rules = sorted({(old[number], colours[number]) for number in nodes})
+                return _hash(_hash(_mix(root, old)) + b"".join(one + two for one, two in rules))
+            count = finer
+
+    def target(self, number: int) -> int:
+        """The node that stands for this one: a wrapper that changes no result is what it wraps."""
+        seen = {number}
+        while isinstance(tree := self.trees[number], int) and tree not in seen:
+            number = tree
+            seen.add(number)
+        return number
 
     def fail(self, value: Any, path: Path) -> ConfigError:
         steps = []
@@ -206,16 +217,19 @@ class _Graph:
                     self.tree(key, (path, f"the key {_short(key)}")),
                     self.tree(value, (path, f"the value of {_short(key)}")),
                 ],
-            )  # fmt: skip
+            )
             for key, value in values
         ]
         return _pack(b"pairs" if ordered else _UNORDERED, parts)
 
     def attributes(self, values: Iterable[tuple[str, Any]], path: Path) -> Tree:
-        return _pack(b"attributes", [
-            _pack(b"pair", [_text(name), self.tree(value, (path, f"the attribute '{name}'"))])
-            for name, value in sorted(values, key=lambda pair: str(pair[0]))
-        ])  # fmt: skip
+        return _pack(
+            b"attributes",
+            [
+                _pack(b"pair", [_text(name), self.tree(value, (path, f"the attribute '{name}'"))])
+                for name, value in sorted(values, key=lambda pair: str(pair[0]))
+            ],
+        )
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
 
@@ -335,12 +349,15 @@ class _Graph:
             )
         if isinstance(value, functools.partial):
             inside: Path = (path, "a partial argument")
-            return _pack(b"partial", [
-                self.tree(value.func, path),
-                _pack(b"positional", self.each(value.args, path, "the partial argument {}")),
-                self.pairs(value.keywords.items(), inside),
-                self.attributes(vars(value).items(), path),
-            ])  # fmt: skip
+            return _pack(
+                b"partial",
+                [
+                    self.tree(value.func, path),
+                    _pack(b"positional", self.each(value.args, path, "the partial argument {}")),
+                    self.pairs(value.keywords.items(), inside),
+                    self.attributes(vars(value).items(), path),
+                ],
+            )
         if isinstance(value, functools._lru_cache_wrapper):
             return self.tree(value.__wrapped__, path)
         if isinstance(value, (staticmethod, classmethod)):
@@ -365,7 +382,10 @@ class _Graph:
         if isinstance(value, np.ufunc):
             if value.__name__.endswith("(vectorized)"):  # made of a Python function that it does not show
                 raise self.fail(value, path)
-            return _pack(b"name", [_text("numpy.ufunc"), _text(value.__name__), _text(package_of_module("numpy") or "")])  # fmt: skip
+            return _pack(
+                b"name",
+                [_text("numpy.ufunc"), _text(value.__name__), _text(package_of_module("numpy") or "")],
+            )
         if type(value).__module__.partition(".")[0] == "ray":
             if isinstance(
                 getattr(value, "_function", None), types.FunctionType
@@ -388,7 +408,14 @@ class _Graph:
                 if isinstance(value, (types.FunctionType, property, staticmethod, classmethod))
                 and package_of_module(getattr(_unwrapped(value), "__module__", "") or "") is None
             ]
-            return _pack(b"enum", [self.pairs(members.items(), path, ordered=True), self.attributes(rest, path), *self.each(cls.__bases__, path, "a base class")])  # fmt: skip
+            return _pack(
+                b"enum",
+                [
+                    self.pairs(members.items(), path, ordered=True),
+                    self.attributes(rest, path),
+                    *self.each(cls.__bases__, path, "a base class"),
+                ],
+            )
         members = {
             name: value
             for name, value in vars(cls).items()
@@ -397,14 +424,17 @@ class _Graph:
         annotations = [
             f"{name}: {_annotation(kind)}" for name, kind in vars(cls).get("__annotations__", {}).items()
         ]
-        return _pack(b"class", [
-            _text(cls.__name__),
-            *map(_text, annotations),
-            _pack(b"bases", self.each(cls.__bases__, path, "a base class")),
-            self.tree(type(cls), (path, "the metaclass")),
-            self.attributes(members.items(), path),
-            self.attributes(getattr(cls, "__pydantic_fields__", {}).items(), path),
-        ])  # fmt: skip
+        return _pack(
+            b"class",
+            [
+                _text(cls.__name__),
+                *map(_text, annotations),
+                _pack(b"bases", self.each(cls.__bases__, path, "a base class")),
+                self.tree(type(cls), (path, "the metaclass")),
+                self.attributes(members.items(), path),
+                self.attributes(getattr(cls, "__pydantic_fields__", {}).items(), path),
+            ],
+        )
 
     # ---- arrays, tables, tensors -------------------------------------------------------------------------------------
 
@@ -415,7 +445,11 @@ class _Graph:
             extra = (
                 [self.tree(np.ma.getmaskarray(value), path)] if isinstance(value, np.ma.MaskedArray) else []
             )
-            plain = value.filled(0) if isinstance(value, np.ma.MaskedArray) and value.dtype != object else np.asarray(value)  # fmt: skip
+            plain = (
+                value.filled(0)
+                if isinstance(value, np.ma.MaskedArray) and value.dtype != object
+                else np.asarray(value)
+            )
             name = "ndarray" if kind is np.memmap else kind.__name__
             head = [_text(name), _text(_dtype(value.dtype)), self.tree(value.shape, path), *extra]
             if value.dtype.hasobject or value.dtype.kind == "T":
@@ -450,14 +484,20 @@ class _Graph:
 
     def network(self, network: Any, path: Path, torch: types.ModuleType) -> Tree:
         """A network by its classes, weights, buffers, plain attributes, hooks, and submodules in their order."""
-        original = network.__dict__.get("_modules", {}).get("_orig_mod")
-        if original is not None:  # torch.compile
-            return self.tree(original, path)
         if isinstance(network, torch.jit.ScriptModule):
             code = [(name, getattr(part, "code", "")) for name, part in network.named_modules()]
             values = [*network.named_parameters(), *network.named_buffers()]
-            return _pack(b"script", [self.tree(network.training, path), self.tree(code, path), self.pairs(values, path)])  # fmt: skip
-        state = network.__getstate__() if hasattr(network, "__getstate__") else network.__dict__
+            return _pack(
+                b"script",
+                [self.tree(network.training, path), self.tree(code, path), self.pairs(values, path)],
+            )
+        original = network.__dict__.get("_modules", {}).get("_orig_mod")
+        if original is not None:  # torch.compile
+            return self.tree(original, path)
+        try:
+            state = network.__getstate__() if hasattr(network, "__getstate__") else network.__dict__
+        except RuntimeError:  # a parametrized network refuses to be pickled
+            state = network.__dict__
         if not isinstance(state, dict):
             return self.instance(network, path)
         rest, parts = {}, [self.tree(type(network), (path, "its class"))]
@@ -468,7 +508,7 @@ class _Graph:
                 value, dict
             ):  # under numbers that count up in a process
                 parts += [_text(name), *self.each(value.values(), path, f"{name}")]
-            elif "_hooks_" not in name and name != "_compiled_call_impl":
+            elif "_hooks_" not in name and name not in ("_compiled_call_impl", "_is_torch_compile"):
                 rest[name] = value
         return _pack(b"network", [*parts, self.attributes(_state(network, rest), path)])
 
@@ -478,7 +518,10 @@ class _Graph:
         if isinstance(value, pa.RecordBatch):
             value = pa.Table.from_batches([value])
         if isinstance(value, pa.Table):
-            columns = [_pack(b"column", [_text(name), self.arrow(value[i], path)]) for i, name in enumerate(value.column_names)]  # fmt: skip
+            columns = [
+                _pack(b"column", [_text(name), self.arrow(value[i], path)])
+                for i, name in enumerate(value.column_names)
+            ]
             return _pack(b"table", columns)
         if isinstance(value, pa.Array):
             value = pa.chunked_array([value])
@@ -512,16 +555,30 @@ class _Graph:
             columns = [self.tree(value.iloc[:, i], path) for i in range(value.shape[1])]
             return _pack(b"frame", [self.tree(value.columns, path), self.tree(value.index, path), *columns])
         if isinstance(value, pd.Series):
-            return _pack(b"series", [self.tree(value.name, path), self.tree(value.index, path), self.tree(value.array, path)])  # fmt: skip
+            return _pack(
+                b"series",
+                [self.tree(value.name, path), self.tree(value.index, path), self.tree(value.array, path)],
+            )
         if isinstance(value, pd.MultiIndex):
             return _pack(b"index", [self.tree(list(value.names), path), *self.each(value.tolist(), path)])
         if isinstance(value, pd.RangeIndex):  # equal to an index of the same numbers
-            return _pack(b"index", [self.tree(value.name, path), _text(str(value.dtype)), self.tree(value.to_numpy(), path)])  # fmt: skip
+            return _pack(
+                b"index",
+                [self.tree(value.name, path), _text(str(value.dtype)), self.tree(value.to_numpy(), path)],
+            )
         if isinstance(value, pd.Index):
-            return _pack(b"index", [self.tree(value.name, path), _text(str(value.dtype)), self.tree(value.array if value.dtype.kind == "O" else value.to_numpy(), path)])  # fmt: skip
+            return _pack(
+                b"index",
+                [
+                    self.tree(value.name, path),
+                    _text(str(value.dtype)),
+                    self.tree(value.array if value.dtype.kind == "O" else value.to_numpy(), path),
+                ],
+            )
         if isinstance(value, pd.Categorical):
             return _pack(b"category", self.each((value.codes, value.categories, value.ordered), path))
         if isinstance(value, pd.api.extensions.ExtensionArray):
+            plain: Any
             try:
                 plain = value.to_numpy()
             except (TypeError, ValueError):
@@ -542,7 +599,14 @@ class _Graph:
                 b"member", [self.tree(type(value), path), _text(value.name), self.tree(value.value, path)]
             )
         if isinstance(value, (set, frozenset)):
-            return _pack(b"set", [self.tree(type(value), path), _pack(_UNORDERED, self.each(value, path, "an element")), self.attributes(_state(value, getattr(value, "__dict__", {})), path)])  # fmt: skip
+            return _pack(
+                b"set",
+                [
+                    self.tree(type(value), path),
+                    _pack(_UNORDERED, self.each(value, path, "an element")),
+                    self.attributes(_state(value, getattr(value, "__dict__", {})), path),
+                ],
+            )
         reducer = copyreg.dispatch_table.get(type(value))
         try:
             reduced: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
@@ -678,12 +742,14 @@ def _member(module: types.ModuleType, name: str) -> Any:
 
 
 def _state(value: Any, state: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Attributes without those that a cached property has filled."""
+    """Attributes without those that a cached property has filled, and without addresses of other attributes."""
     kind = type(value)
+    addresses = {id(held) for held in state.values()}
     return [
         (name, held)
         for name, held in state.items()
         if not isinstance(getattr(kind, name, None), functools.cached_property)
+        and not (type(held) is int and held in addresses)  # scikit-learn keeps id(self.stop_words)
     ]
 
 

@@ -33,7 +33,7 @@ class Embed(Step):
     def check(self, look: Look) -> None:
         """Check the column, its number of elements, and the name of the embedder."""
         sizes = {}
-        for role in self.roles:
+        for role in (role for role in self.roles if role in look.schemas):
             look.check_column(role, self.settings.column, "embed.column")
             sizes[role] = look.elements(role, self.settings.column)
         if None not in sizes.values() and len(set(sizes.values())) > 1:
