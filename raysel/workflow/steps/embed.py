@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -89,8 +89,6 @@ class Embed(Step):
         settings = self.settings
         inputs = {role: run.pool() if role == "pool" else run.target() for role in self.roles}
         embedder = raysel.fit_embedder(self.embedder(), inputs["pool"], column=settings.column)
-        if settings.method.builtin and hasattr(embedder, "name") and not embedder.name:
-            embedder = replace(embedder, name=settings.method.spec)  # type: ignore[type-var]
         options = Options(settings.normalize, settings.dtype, settings.on_error)
         explained = getattr(embedder, "explained", None)
         answer: dict[str, Any] = {
@@ -105,6 +103,7 @@ class Embed(Step):
                 str(directory / "vectors" / role),
                 options,
                 lambda text, role=role: run.progress.note(self.title, f"{role}: {text}"),  # type: ignore[misc]
+                settings.version,
             )
             answer[role] = asdict(report)
         return answer
