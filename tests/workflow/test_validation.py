@@ -15,7 +15,6 @@ from raysel.errors import ConfigError
 from raysel.workflow import config, steps
 from raysel.workflow.compare import compare
 from raysel.workflow.directory import open_run
-from raysel.workflow.inputs import only
 
 FLOW = """
 name: small
@@ -60,7 +59,7 @@ def test_a_share_is_drawn_from_a_target_with_labels_and_taken_out_of_it(cluster,
         assert run.drawn.role == "target" and run.rows is None
         taken = run.drawn.ids.tolist()
         assert 8 < len(taken) < 32 and ids(run.target()) == sorted(set(range(80)) - set(taken))
-        assert ids(only(run.read("target"), run.drawn.ids)) == taken
+        assert ids(raysel.Selection.of(run.drawn.ids).rows(run.read("target"))) == taken
     with open_run(flow(folder, "validation=0.25"), folder / "again") as run:
         assert run.drawn.ids.tolist() == taken
     with open_run(flow(folder, "validation=0.25", "seed=1"), folder / "other") as run:
