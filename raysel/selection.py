@@ -57,7 +57,9 @@ class Selection:
         if len(ids) == 0:
             raise DataError("The selection has no rows: there would be nothing to train on.")
         if (np.diff(ids) <= 0).any() or ids[0] < 0:
-            raise DataError("A selection's sample_id must be in ascending order, without repeats, and at least 0.")
+            raise DataError(
+                "A selection's sample_id must be in ascending order, without repeats, and at least 0."
+            )
         if not (np.isfinite(self.weights) & (self.weights >= 0)).all():
             raise DataError("A selection's weights must be finite and not negative.")
 

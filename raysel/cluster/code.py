@@ -68,7 +68,9 @@ def load_object(spec: str, where: str, kind: str = "object") -> Any:
     """
     place, _, name = spec.rpartition(":")
     if not name.isidentifier() or not (place.endswith(".py") or _is_dotted(place)):
-        raise ConfigError(f"{where}: '{spec}' does not name a {kind}; write file.py:Name or package.module:Name.")
+        raise ConfigError(
+            f"{where}: '{spec}' does not name a {kind}; write file.py:Name or package.module:Name."
+        )
     module = load_module(place, where)
     try:
         return getattr(module, name)

@@ -49,7 +49,9 @@ def connect(address: str | None = None) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=where, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise ResourceError(f"The Ray cluster at {where} cannot be joined ({str(error).splitlines()[0]}); check the address and that Ray runs there.") from error
+        raise ResourceError(
+            f"The Ray cluster at {where} cannot be joined ({str(error).splitlines()[0]}); check the address and that Ray runs there."
+        ) from error
     quiet()
 
 

@@ -168,7 +168,9 @@ def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | Non
             f"Embedder {name} returned {got} for {where}; it must return float32 of shape (rows, dimension)."
         )
     if len(vectors) != len(ids):
-        raise DataError(f"Embedder {name} returned {len(vectors):,} vectors for {len(ids):,} rows ({where}); it must return one vector per row.")
+        raise DataError(
+            f"Embedder {name} returned {len(vectors):,} vectors for {len(ids):,} rows ({where}); it must return one vector per row."
+        )
     if vectors.shape[1] == 0:
         raise DataError(f"Embedder {name} returned vectors without elements for {where}.")
     if dimension is not None and vectors.shape[1] != dimension:

@@ -101,7 +101,9 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
         If ``dataset`` is not a Ray Dataset.
     """
     if not hasattr(dataset, "context"):
-        raise ConfigError(f"A Ray Dataset is needed, not a {type(dataset).__name__}; make one with raysel.read.")
+        raise ConfigError(
+            f"A Ray Dataset is needed, not a {type(dataset).__name__}; make one with raysel.read."
+        )
     held = dataset.context.get_config(_KEY)
     return held.identity() if isinstance(held, _Numbering) else None
 

@@ -88,7 +88,9 @@ def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.Chu
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{place} is not a readable CSV file ({str(error).splitlines()[0]}).") from error
     if not {"path", "label"} <= set(table.column_names):
-        raise DataError(f"{place} must have the columns path and label; its columns are {', '.join(table.column_names)}.")
+        raise DataError(
+            f"{place} must have the columns path and label; its columns are {', '.join(table.column_names)}."
+        )
     where = {os.path.normpath(str(name)): row for row, name in enumerate(table["path"].to_pylist())}
     missing = [path for path in paths if path not in where]
     if missing:

@@ -97,7 +97,9 @@ def _text_model_folder(spec: str, name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
-            raise ConfigError(f"embedder: '{spec}' cannot be loaded: the folder {path} holds no model (it has no config.json).")
+            raise ConfigError(
+                f"embedder: '{spec}' cannot be loaded: the folder {path} holds no model (it has no config.json)."
+            )
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")):
         raise ConfigError(f"embedder: '{spec}' cannot be loaded: there is no folder {path}.")
@@ -338,7 +340,9 @@ def _before_last(model: Any, spec: str) -> Callable[[Any], Any]:
 
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
     if not linear:
-        raise ConfigError(f"embedder: The network of '{spec}' has no linear layer, so its penultimate output is not defined.")
+        raise ConfigError(
+            f"embedder: The network of '{spec}' has no linear layer, so its penultimate output is not defined."
+        )
     seen: list[Any] = []
     linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 

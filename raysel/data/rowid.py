@@ -298,7 +298,9 @@ def index_parquet(
     schema = footers[0][1]
     for path, (_, other) in zip(paths, footers, strict=True):
         if not other.equals(schema):
-            raise DataError(f"{path} and {paths[0]} differ: {_difference(schema, other)}. All files must have the same columns and types.")
+            raise DataError(
+                f"{path} and {paths[0]} differ: {_difference(schema, other)}. All files must have the same columns and types."
+            )
     if known is not None:
         now = [file for file, _ in footers[: len(known.files)]]
         found: dict[Trust, list[str]] = {
@@ -326,7 +328,9 @@ def budget_rows(budget: float | int, rows: int) -> int:
     ConfigError if it is out of range or more than there are.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
-        raise ConfigError(f"budget: {budget!r} is neither a share (a float in (0, 1]) nor a number of rows (an integer).")
+        raise ConfigError(
+            f"budget: {budget!r} is neither a share (a float in (0, 1]) nor a number of rows (an integer)."
+        )
     if isinstance(budget, (float, np.floating)):
         if not 0 < budget <= 1:
             raise ConfigError(

@@ -93,7 +93,9 @@ def read(
         If the source cannot be read, has no rows, or lacks a column.
     """
     if index is not None and not _is_parquet(source):
-        raise DataError("index: Only Parquet files can be read with an index, and this source is not a Parquet path.")
+        raise DataError(
+            "index: Only Parquet files can be read with an index, and this source is not a Parquet path."
+        )
     if _is_parquet(source):
         dataset, schema, where = _read_parquet(source, index, trust)
     elif _is_path(source):
@@ -124,7 +126,9 @@ def read(
 def check_label(schema: pa.Schema, label: str, where: str) -> None:
     """DataError unless the column ``label`` is there and holds classes: integers, booleans or text."""
     if label not in schema.names:
-        raise DataError(f"There is no label column '{label}' in {where}; the columns are {', '.join(schema.names)}.")
+        raise DataError(
+            f"There is no label column '{label}' in {where}; the columns are {', '.join(schema.names)}."
+        )
     kind = schema.field(label).type
     of = kind.value_type if pa.types.is_dictionary(kind) else kind
     known = (
@@ -339,7 +343,9 @@ def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema)
     for file in index.files:
         column = pq.read_table(file.path, columns=[ID], filesystem=filesystem)[ID]
         if column.null_count:
-            raise DataError(f"Column '{ID}' of {file.path} has no value in {column.null_count} rows; every row needs an id.")
+            raise DataError(
+                f"Column '{ID}' of {file.path} has no value in {column.null_count} rows; every row needs an id."
+            )
         parts.append(column.cast(pa.int64()).to_numpy())
     return np.concatenate(parts)
 
@@ -375,7 +381,9 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
                 f"{path} is not a readable {suffix} file ({str(error).splitlines()[0]})."
             ) from error
         if not tables[-1].schema.equals(tables[0].schema):
-            raise DataError(f"{path} has other columns or types than {paths[0]}; all files must have the same.")
+            raise DataError(
+                f"{path} has other columns or types than {paths[0]}; all files must have the same."
+            )
     where = paths[0] if len(paths) == 1 else f"{len(paths)} files from {paths[0]}"
     return _number(tables, short_names(paths), where), tables[0].schema, where
 
@@ -383,7 +391,9 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
 def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
     """The images of one directory; their bytes are read when they are needed."""
     if len(_paths(source)) > 1:
-        raise DataError(f"Directories of images must be read one at a time, not together: {first(_paths(source))}.")
+        raise DataError(
+            f"Directories of images must be read one at a time, not together: {first(_paths(source))}."
+        )
     where = _paths(source)[0]
     table = with_ids(list_images(where), 0)
     schema = pa.schema([*list(table.schema)[1:], pa.field("image", pa.binary())])

@@ -172,7 +172,9 @@ class InfoBatch:
         wanted = self._wanted(num_epochs)
         loss, classes = state.loss, self.classes
         if classes is not None and len(classes) != len(loss):
-            raise ConfigError(f"InfoBatch.classes has {len(classes)} entries, but there are {len(loss)} samples; give one class per sample.")
+            raise ConfigError(
+                f"InfoBatch.classes has {len(classes)} entries, but there are {len(loss)} samples; give one class per sample."
+            )
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
             return full(len(loss), start)
         threshold = yield from self._threshold(loss)
@@ -193,7 +195,9 @@ class InfoBatch:
         if self.classes is None:
             return self
         if len(self.classes) != n:
-            raise ConfigError(f"InfoBatch.classes has {len(self.classes)} entries, but there are {n} samples; give one class per sample.")
+            raise ConfigError(
+                f"InfoBatch.classes has {len(self.classes)} entries, but there are {n} samples; give one class per sample."
+            )
         part = copy.copy(self)
         object.__setattr__(part, "classes", self.classes[start:stop])
         return part

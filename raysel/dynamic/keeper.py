@@ -136,7 +136,9 @@ class Keeper:
         if epoch > self._num_epochs:
             raise StateError(f"The checkpoint has {epoch} epochs, but the run only {self._num_epochs}.")
         if state is None and epoch > 0:
-            raise StateError(f"Resuming after {epoch} epochs needs the selection state of that time; pass it as state.")
+            raise StateError(
+                f"Resuming after {epoch} epochs needs the selection state of that time; pass it as state."
+            )
         if state is not None and len(state) != self._size:
             raise StateError(
                 f"The state belongs to another data set: it has {len(state)} samples, the run has {self._size}."

@@ -46,7 +46,9 @@ class Plan:
                 raise DataError(f"A plan's {name} must be a {np.dtype(dtype)} vector, got {found}.")
             object.__setattr__(self, name, frozen(array))
         if len(self.slots) != len(self.weights):
-            raise DataError(f"A plan must have one weight per slot; it has {len(self.slots)} slots but {len(self.weights)} weights.")
+            raise DataError(
+                f"A plan must have one weight per slot; it has {len(self.slots)} slots but {len(self.weights)} weights."
+            )
         if len(self.slots) and self.slots[0] < 0:
             raise DataError(f"A plan's slots must be at least 0, got {self.slots[0]}.")
         for start, stop in chunks(len(self.slots)):  # by chunks: no temporary of the plan's own size
@@ -172,7 +174,9 @@ def check_epoch(epoch: int, num_epochs: int) -> tuple[int, int]:
     """Both as ints; raises ConfigError unless 0 <= epoch < num_epochs."""
     num_epochs, epoch = whole("num_epochs", num_epochs, 1), whole("epoch", epoch, 0)
     if epoch >= num_epochs:
-        raise ConfigError(f"epoch must be below num_epochs ({num_epochs}; the first epoch is 0), got {epoch}.")
+        raise ConfigError(
+            f"epoch must be below num_epochs ({num_epochs}; the first epoch is 0), got {epoch}."
+        )
     return epoch, num_epochs
 
 

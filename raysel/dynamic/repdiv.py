@@ -52,7 +52,9 @@ class Scores:
         """
         for name in (ID, "rep", "div"):
             if name not in table.column_names:
-                raise DataError(f"The scores have no column '{name}'; their columns are {table.column_names}.")
+                raise DataError(
+                    f"The scores have no column '{name}'; their columns are {table.column_names}."
+                )
         if table.num_rows == 0:
             raise DataError("The scores have no rows.")
         if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
@@ -98,7 +100,9 @@ class Scores:
         Classes that have no sample among them are forgotten. DataError naming the ids that have no score.
         """
         if self.ids is None:
-            raise DataError("These scores are already aligned with the slots of a run; align the original scores, which have ids.")
+            raise DataError(
+                "These scores are already aligned with the slots of a run; align the original scores, which have ids."
+            )
         wanted = np.arange(ids, dtype=np.int64) if isinstance(ids, (int, np.integer)) else np.asarray(ids)
         if np.array_equal(wanted, self.ids):
             return replace(self, ids=None)

@@ -77,7 +77,9 @@ def together(shards: Sequence[Generator[Any, Any, T]]) -> list[T]:
             except StopIteration as stop:
                 returned.append(stop.value)
         if returned and partials:
-            raise StateError("Some shards finished a plan before others; plan_shard must yield equally often on all shards.")
+            raise StateError(
+                "Some shards finished a plan before others; plan_shard must yield equally often on all shards."
+            )
         if returned:
             return returned
         sent = join(partials)

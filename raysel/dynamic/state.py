@@ -64,7 +64,9 @@ class SampleState:
                 raise StateError(f"A state's {name} must be a {np.dtype(dtype)} vector, got {found}.")
             object.__setattr__(self, name, frozen(array))
         if len(self.loss) != len(self.selected):
-            raise StateError(f"A state must have one loss and one count per sample; it has {len(self.loss)} losses but {len(self.selected)} counts.")
+            raise StateError(
+                f"A state must have one loss and one count per sample; it has {len(self.loss)} losses but {len(self.selected)} counts."
+            )
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -103,7 +105,9 @@ class SampleState:
     def from_arrow(table: pa.Table) -> SampleState:
         """The state that :meth:`to_arrow` wrote; StateError for a table that is anything else or damaged."""
         if not isinstance(table, pa.Table):
-            raise StateError(f"A sample state is read from an Arrow table, not from a {type(table).__name__}.")
+            raise StateError(
+                f"A sample state is read from an Arrow table, not from a {type(table).__name__}."
+            )
         metadata = table.schema.metadata or {}
         found = metadata.get(_FORMAT, b"").decode(errors="replace")
         if found != FORMAT:
@@ -147,7 +151,9 @@ def pairs(
     if slots.size == 0 and slots.ndim == 1 and losses.shape == slots.shape:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if slots.ndim != 1 or slots.shape != losses.shape:
-        raise DataError(f"Give one loss per slot; the slots have shape {slots.shape}, the losses {losses.shape}.")
+        raise DataError(
+            f"Give one loss per slot; the slots have shape {slots.shape}, the losses {losses.shape}."
+        )
     if slots.dtype.kind not in "iu":
         raise DataError(f"slots must be of an integer type, got {slots.dtype}.")
     if losses.dtype.kind != "f":
@@ -175,7 +181,9 @@ def observe(
     """
     slots, losses = pairs(slots, losses, len(state))
     if len(planned) and (planned[0] < 0 or planned[-1] >= len(state)):
-        raise DataError(f"The plan has slots outside 0..{len(state) - 1}: they are in {planned[0]}..{planned[-1]}.")
+        raise DataError(
+            f"The plan has slots outside 0..{len(state) - 1}: they are in {planned[0]}..{planned[-1]}."
+        )
     finite = np.isfinite(losses)
     if not finite.all():
         slots, losses = slots[finite], losses[finite]

@@ -351,7 +351,9 @@ def _joined(mode: str, batch_size: int) -> tuple[Callable[[torch.Tensor], torch.
         )
     world = dist.get_world_size()
     if batch_size % world:
-        raise ConfigError(f"batch_size = {batch_size} cannot be divided equally among {world} processes; use a multiple of {world}.")
+        raise ConfigError(
+            f"batch_size = {batch_size} cannot be divided equally among {world} processes; use a multiple of {world}."
+        )
 
     def add(part: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(part)

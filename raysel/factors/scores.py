@@ -63,7 +63,9 @@ class FactorCounts:
             return cls(rows, count, None)
         classes = np.asarray(classes)
         if classes.shape != (rows,):
-            raise DataError(f"Give one label per sample; the labels have shape {classes.shape}, but there are {rows} samples.")
+            raise DataError(
+                f"Give one label per sample; the labels have shape {classes.shape}, but there are {rows} samples."
+            )
         if classes.dtype.kind not in "iu" or (rows and int(classes.min()) < 0):
             raise DataError(
                 f"Class codes must be whole numbers of at least 0, got {classes.dtype}: {first(classes)}."

@@ -75,7 +75,7 @@ def _delays(block: Block, happened: Array, recorded: Array, where: Mask) -> None
         block,
         str(block.binding.event_time),
         over,
-        "is more than 292 years from its record; make placeholders null.",
+        "is more than 292 years from its record; replace placeholders with null",
     )
     good = where & (delay >= 0)
     block.count("delays", good)

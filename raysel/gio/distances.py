@@ -195,4 +195,6 @@ def check_device(device: str | None) -> None:
     try:
         _torch().empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device = {device!r} cannot be used here ({str(error).splitlines()[0]}).") from error
+        raise ConfigError(
+            f"device = {device!r} cannot be used here ({str(error).splitlines()[0]})."
+        ) from error

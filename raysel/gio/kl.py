@@ -106,7 +106,9 @@ def check_target(target: Any) -> tuple[NDArray[Any], int]:
 def check_rank(estimator: str, k: int | None, n: int) -> int:
     """The rank to use; ConfigError for an unknown estimator or a rank that n target rows do not have."""
     if estimator not in _DEFAULT_K:
-        raise ConfigError(f"estimator = {estimator!r} is unknown; use one of {', '.join(get_args(Estimator))}.")
+        raise ConfigError(
+            f"estimator = {estimator!r} is unknown; use one of {', '.join(get_args(Estimator))}."
+        )
     if k is None:
         return min(_DEFAULT_K[estimator], n - 1)
     if isinstance(k, bool) or int(k) != k or k < 1:

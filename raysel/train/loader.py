@@ -105,7 +105,9 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
         {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "dataset"} & set(options)
     )
     if taken:
-        raise DataError(f"loader: The argument {taken[0]}= cannot be given; the plan decides which rows a batch holds.")
+        raise DataError(
+            f"loader: The argument {taken[0]}= cannot be given; the plan decides which rows a batch holds."
+        )
     both: Any = CollateWithIds(collate)  # of what WithIds makes, which is no list of samples
     return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
 
@@ -149,7 +151,9 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
             "dataset[sample_id] must be the sample with that id."
         )
     if len(ids) and int(ids[-1]) >= length:
-        raise DataError(f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}.")
+        raise DataError(
+            f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}."
+        )
 
 
 def _to(data: Any, device: torch.device | str) -> Any:

@@ -107,7 +107,9 @@ def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
     ids: the chosen ids (array or a reference to it), None where ids are slots.
     """
     if not isinstance(dataset, Dataset):
-        raise ConfigError(f"planned: A Ray Dataset is needed, got a {type(dataset).__name__}; make one with raysel.read.")
+        raise ConfigError(
+            f"planned: A Ray Dataset is needed, got a {type(dataset).__name__}; make one with raysel.read."
+        )
     if isinstance(ids, np.ndarray):
         ids = ray.put(ids)  # once to each node, not once with each task
     dataset = _shuffled(dataset, board)

@@ -449,7 +449,9 @@ class Session:
         self.plan = self._keeper.plan(self._attempt, self.epoch)
         self._started, self._planning = began, time.perf_counter() - began
         if len(self.plan) == 0:
-            raise StateError(f"The policy planned no samples for epoch {self.epoch}; it must keep at least one.")
+            raise StateError(
+                f"The policy planned no samples for epoch {self.epoch}; it must keep at least one."
+            )
         self._skip = self._done = 0
         if self._midway:
             self._skip, self._done = self._midway["trained"], self._midway["steps"]
@@ -472,7 +474,9 @@ class Session:
                 "This loader was replaced by a later one, or its epoch is over; call session.loader again."
             )
         if self.step != self._done:
-            raise StateError(f"The batches of epoch {self.epoch} were iterated before; a plan can be trained on only once.")
+            raise StateError(
+                f"The batches of epoch {self.epoch} were iterated before; a plan can be trained on only once."
+            )
 
     def _send(self) -> None:
         if not self._slots:

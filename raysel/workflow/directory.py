@@ -133,7 +133,7 @@ class RunDirectory:
         done = Done(directory, answer, time.perf_counter() - began)
         if (changed := [file for file, stamp in self._stamps().items() if before.get(file) != stamp]) != []:
             raise RunError(
-                f"{changed[0]}: changed while the step '{step.title}' read it; run the workflow again."
+                f"{changed[0]} changed while the step '{step.title}' read it; run the workflow again."
             )
         self.keep(done)
         self.progress.done(step.title, f"{done.seconds:.1f} s")
@@ -211,7 +211,7 @@ def _finished(directory: Path) -> Done | None:
         left = read_json(file)
         return Done(directory, left["answer"], left["seconds"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: damaged; remove the folder {directory} and run again.") from error
+        raise RunError(f"{file} is damaged; remove the folder {directory} and run again.") from error
 
 
 # ---- whose directory it is -----------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def open_run(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
     with _alone(directory):
         _check(directory, fresh)  # another process may have come first
         if fresh:
@@ -271,10 +271,10 @@ def manifest(directory: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = read_json(path)
         held = found.get("format", 1)
     except (ValueError, AttributeError) as error:
-        raise RunError(f"{path}: damaged; use --fresh to start over, or choose another --out.") from error
+        raise RunError(f"{path} is damaged; use --fresh to start over, or choose another --out.") from error
     if held != FORMAT:
         raise RunError(
-            f"{directory}: written in format {held}, this version of raysel works in format {FORMAT}; use --fresh to "
+            f"{directory} was written in format {held}, but this version of raysel uses format {FORMAT}; use --fresh to "
             "start over, or choose another --out."
         )
     return found
@@ -286,7 +286,7 @@ def _check(directory: Path, fresh: bool) -> None:
         return
     ours = directory.is_dir() and (directory / _MANIFEST).exists()
     if not ours and (not directory.is_dir() or any(left.name != ".lock" for left in directory.iterdir())):
-        raise RunError(f"{directory}: not empty, and not a run of raysel; choose another --out.")
+        raise RunError(f"{directory} is not empty and not a run directory of raysel; choose another --out.")
     if not fresh:
         manifest(directory)
 
@@ -316,10 +316,10 @@ def _alone(directory: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(
-                    f"{directory}: another process is at work in it; wait for it, or choose another --out."
+                    f"{directory} is in use by another process; wait for it, or choose another --out."
                 ) from error
             raise RunError(
-                f"{directory}: its file system has no locks ({error.strerror}), so two runs could mix there; choose "
+                f"{directory} is on a file system without locks ({error.strerror}), so two runs could mix there; choose "
                 "an --out on a file system with locks."
             ) from error
         yield

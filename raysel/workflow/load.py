@@ -82,7 +82,9 @@ def _naming(where: str, spec: str) -> Iterator[None]:
         raise
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(f"{where}: {spec} raised {type(error).__name__}: {line}") from error
+        raise ConfigError(
+            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'})."
+        ) from error
 
 
 def _check_policy(workflow: Workflow) -> None:
@@ -153,7 +155,7 @@ def _check_training(workflow: Workflow, rows: pa.Table) -> None:
                 not math.isfinite(first) and np.isfinite(inputs).all()
             ):  # what is wrong with rows is said by the steps
                 raise ConfigError(
-                    f"train.model: the first loss of {train.model} is {first}; check the column "
+                    f"train.model: The first loss of {train.model} is {first}; check the column "
                     f"'{train.input}' and the model's initial weights."
                 )
     finally:

@@ -226,7 +226,7 @@ def fit(
             follower.join()
     trained = result.return_value
     if not trained or not trained["history"]:
-        raise RunError(f"{directory}: the training left no history; remove the folder and run again.")
+        raise RunError(f"The training wrote no history to {directory}; remove the folder and run again.")
     return {"rows": count, **answer_of(trained)}
 
 
