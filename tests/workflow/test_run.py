@@ -264,7 +264,10 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("embed.embedder=nonsense", r"'embed.embedder' is 'nonsense'; known are column, pca"),
         ("embed.embedder=pca:-1", r"embed.embedder: 'pca:-1' names no number of elements"),
         ("embed.embedder=pca:65", r"write pca:32, for example, at most 64"),
-        ("test.label=pixels", r"test.label: label column 'pixels' holds .*a class is an integer, a boolean or text"),
+        (
+            "test.label=pixels",
+            r"test.label: label column 'pixels' holds .*a class is an integer, a boolean or text",
+        ),
         ("pool.label=null", r"'pool.label' is missing"),
     ],
 )
