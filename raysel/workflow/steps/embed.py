@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 import raysel
-from raysel.core.fingerprint import library_versions
+from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.data import pipeline
 from raysel.data.embed import as_embedder, make_embedder
 from raysel.data.shards import Options
@@ -58,7 +58,7 @@ class Embed(Step):
         """The embedder, not fitted yet. Runs the code that its name refers to."""
         method = self.settings.method
         try:
-            return make_embedder(method.spec) if method.builtin else method.make()
+            return method.make() if method.parameters else make_embedder(method.spec, "embed.embedder")
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith("embed") else f"embed.{text}") from None
@@ -69,10 +69,10 @@ class Embed(Step):
         learns, network = hasattr(made, "fit"), hasattr(made, "load")
         if self.settings.version is not None:
             code: Any = self.settings.version
-        elif self.settings.method.builtin:
-            code = None if learns else pipeline.digest(as_embedder(made))
+        elif learns:
+            code = None if self.settings.method.builtin else fingerprint(made, "embed.embedder")
         else:
-            code = self.settings.method.key()
+            code = pipeline.digest(as_embedder(made))
         device = "cuda" if network and ray.cluster_resources().get("GPU", 0) else "cpu"
         return {
             "settings": asdict(self.settings),
