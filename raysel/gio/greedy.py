@@ -243,7 +243,7 @@ def check_count(count: int | None, pool_rows: int) -> None:
     if isinstance(count, bool) or int(count) != count or count < 1:
         raise ConfigError(f"count = {count} must be a whole number of at least 1.")
     if count > pool_rows:
-        raise ConfigError(f"count = {count} is more than the {pool_rows} rows of the pool.")
+        raise ConfigError(f"count = {count} is more than the pool's {pool_rows} rows.")
 
 
 def check_sizes(sizes: Any, pool_rows: int) -> NDArray[np.int64] | None:

@@ -98,7 +98,7 @@ def check_target(target: Any) -> tuple[NDArray[Any], int]:
     array = vectors(target, "target")
     if len(array) < 2:
         raise DataError(
-            "target must have at least two rows, because the estimate uses the distances between them; it has 1 row."
+            "target has 1 row, but the estimate uses the distances between rows; give two or more."
         )
     return array, array.shape[1]
 

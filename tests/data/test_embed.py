@@ -387,9 +387,9 @@ def test_another_dimension_later(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("pca:0", "names no number of elements"),
-        ("pca:x", "names no number of elements"),
-        ("hash", "names no number of elements"),
+        ("pca:0", "lacks the number of elements"),
+        ("pca:x", "lacks the number of elements"),
+        ("hash", "lacks the number of elements"),
         ("magic", "'magic' is not known; there are column, pca:N"),
         ("column:3", "is not known"),
         ("sentence-transformers:", "is not known"),

@@ -88,13 +88,13 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
-    with pytest.raises(RunError, match="ledger.json cannot be read"):
+    with pytest.raises(RunError, match=r"ledger\.json cannot be read"):
         Ledger.load(path)
     for damaged in ('{"entries": [', "[]", '{"entries": [{"arm": "full"}]}', '{"entries": [3]}'):
         path.write_text(damaged)
         with pytest.raises(RunError, match="damaged"):
             Ledger.load(path)
-    with pytest.raises(RunError, match="ledger.json cannot be written"):
+    with pytest.raises(RunError, match=r"ledger\.json cannot be written"):
         Ledger().save(tmp_path / "nowhere" / "ledger.json")
 
 

@@ -180,7 +180,7 @@ def test_a_damaged_field_is_named(
     assert last in inner or isinstance(last, int)
     inner[last] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="no results to report") as refused:
+    with pytest.raises(RunError, match="cannot be reported") as refused:
         RunResults.load(path)
     assert says in str(refused.value)
 
