@@ -81,7 +81,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_taken_for_whole(tmp_
     ("change", "sentence"),
     [
         (lambda t: t.drop_columns(["weight"]), "needs the column 'weight'"),
-        (lambda t: t.slice(0, 0), "without a row"),
+        (lambda t: t.slice(0, 0), "has no rows"),
         (lambda t: t.set_column(0, "sample_id", pa.array([0.0, 3.0, 7.0])), "'sample_id' must be int64"),
         (lambda t: t.set_column(1, "weight", pa.array([1.0, 1.0, 1.0])), "'weight' must be float"),
         (lambda t: t.set_column(0, "sample_id", pa.array([0, 3, 3])), "must be in ascending order"),

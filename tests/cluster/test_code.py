@@ -218,7 +218,7 @@ def test_a_module_that_the_program_has_imported_is_used_as_it_is(write, tmp_path
         ("", "models.py:", "'models.py:' does not name a policy"),
         ("", "a b:f", "'a b:f' does not name a policy"),
         ("", ".models:f", "'.models:f' does not name a policy"),
-        ("", "none.py:f", r"^key: there is no file /.*/none.py.$"),
+        ("", "none.py:f", r"^key: The file /.*/none.py does not exist.$"),
         ("", "no.such:f", r"^key: no.such cannot be loaded \(ModuleNotFoundError: No module named 'no'\)\.$"),
         ("def linear(): pass\n", "models.py:liner", r"models.py has no policy 'liner'. Did you mean linear\?$"),
         ("a = b = c = d = 0\n", "models.py:none", r"models.py has no policy 'none'. Its names are a, b, c and 1 more\.$"),

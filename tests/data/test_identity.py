@@ -42,7 +42,7 @@ def test_a_pool_is_accepted_when_it_begins_with_the_files_of_the_selection():
     [
         (
             (A, B, C),
-            r"^This selection was made from other rows: file 1 of the pool is a.parquet \(37 rows\), the selection's is "
+            r"^This selection was made from other rows: file 1 of the pool is a.parquet \(37 rows\), but that of the selection is "
             r"b.parquet \(500 rows\). Read the pool with index= so that files added later keep the ids.$",
         ),
         (
@@ -318,14 +318,14 @@ def test_vectors_that_were_written_keep_the_identity_of_their_pool(cluster, file
 def test_a_column_weight_is_never_replaced(cluster):
     own = raysel.read({"x": np.arange(6), "weight": np.arange(6) * 100.0})
     chosen = raysel.Random(3).select(own)
-    with pytest.raises(DataError, match=r"has a column 'weight' already.*later\.after\(earlier\)"):
+    with pytest.raises(DataError, match=r"already has a column 'weight'.*later\.after\(earlier\)"):
         chosen.apply(own)
     later = own.map_batches(lambda t: t, batch_format="pyarrow")
-    with pytest.raises(DataError, match="has a column 'weight' already"):
+    with pytest.raises(DataError, match="already has a column 'weight'"):
         chosen.apply(later).take_all()
     assert [row["weight"] for row in chosen.rows(own).take_all()] == (chosen.ids * 100.0).tolist()
     plain = own.drop_columns(["weight"])
-    with pytest.raises(DataError, match="has a column 'weight' already"):
+    with pytest.raises(DataError, match="already has a column 'weight'"):
         chosen.apply(chosen.apply(plain)).take_all()
 
 

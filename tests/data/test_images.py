@@ -45,7 +45,7 @@ def test_classes_by_file(folder):
     (folder / "labels.csv").write_text("path,label\ndog/c.png,3\ncat/a.jpg,1\ncat/b.png,2\n")
     assert list_images(str(folder))["label"].to_pylist() == [1, 2, 3]
     (folder / "labels.csv").write_text("path,label\ndog/c.png,3\n")
-    with pytest.raises(DataError, match=r"names no class for 2 images \(cat/a.jpg, cat/b.png\)"):
+    with pytest.raises(DataError, match=r"has no class for 2 images \(cat/a.jpg, cat/b.png\)"):
         list_images(str(folder))
     (folder / "labels.csv").write_text("file,label\n")
     with pytest.raises(DataError, match="needs the columns path and label, has file, label"):

@@ -134,7 +134,7 @@ def test_the_digests_of_built_in_embedders_are_of_their_values():
 def test_an_embedder_that_cannot_be_fingerprinted_needs_a_version():
     embedder = FunctionEmbedder("locked", locked)
     with pytest.raises(
-        ConfigError, match=r"embedder 'locked' reads the global 'LOCK' \(_thread\.lock\).*version="
+        ConfigError, match=r"Embedder 'locked' reads the global 'LOCK' \(_thread\.lock\).*version="
     ):
         pipeline.digest(embedder)
     assert pipeline.digest(embedder, "1") != pipeline.digest(embedder, "2")

@@ -88,7 +88,7 @@ def test_images_of_equal_size_go_in_and_others_are_named(pixels):
     ("spec", "sentence"),
     [
         ("torch:net", "does not name a network"),
-        ("torch:nowhere.py:net", "there is no file .*nowhere.py"),
+        ("torch:nowhere.py:net", "The file .*nowhere.py does not exist"),
         ("torch:no_such_module_here:net", "no_such_module_here cannot be loaded"),
         (f"torch:{TINY}:other", "has no function 'other'"),
         (f"torch:{TINY}:net:first", "does not name a network; write torch:module:factory"),
@@ -258,7 +258,7 @@ def test_a_missing_extra_names_the_command(spec, monkeypatch):
     monkeypatch.setattr(models.importlib, "import_module", without)
     extra = "text" if spec.startswith("sentence") else "vision"
     with pytest.raises(
-        ConfigError, match=rf"needs .*, which is not installed; .*pip install 'raysel\[{extra}\]'"
+        ConfigError, match=rf"needs .*, which is not installed. Install it with pip install 'raysel\[{extra}\]'"
     ):
         raysel.fit_embedder(spec)
 

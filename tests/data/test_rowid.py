@@ -101,9 +101,9 @@ def test_hidden_files_are_left_out(files):
         (lambda d: (d / "a.parquet").write_bytes(b"x" * 50), "not a readable Parquet file"),
         (
             lambda d: pq.write_table(pa.table({"x": ["a"]}), d / "b.parquet"),
-            "column 'x' is string, not int64",
+            "column 'x' is string in the first and int64 in the second",
         ),
-        (lambda d: pq.write_table(pa.table({"y": [1]}), d / "b.parquet"), "column 'x' is missing"),
+        (lambda d: pq.write_table(pa.table({"y": [1]}), d / "b.parquet"), "column 'x' is only in the second"),
     ],
 )
 def test_unusable_files(files, make, sentence):

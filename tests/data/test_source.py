@@ -127,7 +127,7 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
         ({"a": [1, 2], "b": [1]}, {}, "columns have different lengths"),
         ({"a": []}, {}, "no rows"),
         (object(), {}, "Rows cannot be read from a object"),
-        ({"a": [1]}, {"label": "b"}, "no label column 'b'; the columns are a"),
+        ({"a": [1]}, {"label": "b"}, "no label column 'b' in the table; the columns are a"),
         (
             {"a": [0.5]},
             {"label": "a"},
@@ -150,7 +150,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         raysel.read(tmp_path / "no.parquet")
     (tmp_path / "x.npy").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"x\.npy: not a readable \.npy file"):
+    with pytest.raises(DataError, match=r"x\.npy is not a readable \.npy file"):
         raysel.read(tmp_path / "x.npy")
     (tmp_path / "x.strange").write_bytes(b"no")
     with pytest.raises(DataError, match="The format of .* is unknown"):
@@ -165,7 +165,7 @@ def test_json_lines(tmp_path):
     got = rows(raysel.read(tmp_path / "t.jsonl"), "a", "b")
     assert got["a"].to_pylist() == [1, 2] and got["b"].to_pylist() == ["x", None]
     (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": "x"}\n')
-    with pytest.raises(DataError, match=r"t\.jsonl: not a readable \.jsonl file"):
+    with pytest.raises(DataError, match=r"t\.jsonl is not a readable \.jsonl file"):
         raysel.read(tmp_path / "t.jsonl")
 
 

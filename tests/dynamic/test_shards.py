@@ -407,7 +407,7 @@ def test_a_shard_alone_cannot_plan():
     for call in (lambda: shard.plan("a", 0), lambda: shard.update("a", 0, np.array([0]), np.array([1.0]))):
         with pytest.raises(StateError, match="compute it together, in rounds"):
             call()
-    with pytest.raises(StateError, match="round 1 of the plan of epoch 0 was requested, but round 0 is next"):
+    with pytest.raises(StateError, match="Round 1 of the plan of epoch 0 was requested, but round 0 is next"):
         shard.plan_round("a", 0, 1)
 
 
@@ -456,7 +456,7 @@ def test_bad_observations_are_said_with_the_runs_own_slots():
     with pytest.raises(DataError, match=f"not among the .* planned in epoch 1: {wrong[0]}"):
         made.update("a", 1, wrong, np.ones(1))
     for slot in (-1, N):
-        with pytest.raises(DataError, match=rf"slots outside .*: {slot}"):
+        with pytest.raises(DataError, match=rf"slots are outside .*: {slot}"):
             made.update("a", 1, np.array([slot]), np.ones(1))
     twice = plan.slots[plan.slots > 4 * CHUNK][:1].repeat(2)
     with pytest.raises(DataError, match=f"given twice with different losses in epoch 1: {twice[0]}"):
