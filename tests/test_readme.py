@@ -13,8 +13,8 @@ def commands() -> list[str]:
     return [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
 
 
-def test_ci_runs_the_second_command():
-    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == commands()[1]
+def test_ci_runs_the_second_command_and_then_the_slow_tests():
+    assert (ROOT / ".ci/run").read_text().splitlines()[-2:] == [commands()[1], ".venv/bin/pytest -q -m slow"]
 
 
 def test_the_first_command_runs_the_quickstart():
