@@ -24,8 +24,8 @@ INTRODUCTION = """# Workflow keys
 This page is what `raysel methods NAME` prints for every section and every method. It is generated from the code by
 `python docs/make_reference.py`. A misspelt key is an error that names the nearest known key.
 
-A workflow is a YAML file. Paths in it are relative to its folder. `raysel run WORKFLOW --set key.path=value` changes a key, and
-`raysel init classify` writes a workflow with comments.
+A workflow is a YAML file. Paths in it are relative to its folder. `raysel run WORKFLOW --set key.path=value` changes a
+key, and `raysel init classify` writes a workflow with comments.
 """
 
 
