@@ -33,6 +33,9 @@ _LOCK = threading.RLock()
 _FILES: dict[str, str] = {}  # name of a module -> its file, where the name does not give it
 _SOURCES: dict[str, bytes] = {}  # name of a module of the user's -> the source that was executed
 _IMPORTS: dict[str, set[str]] = {}  # name of such a module -> those that it imports
+_OTHERS: dict[
+    str, dict[str, ModuleType]
+] = {}  # and modules from elsewhere that it has imported, which may be replaced
 
 
 def load_object(spec: str, where: str, kind: str = "object") -> Any:
@@ -157,6 +160,11 @@ def _forget_changed(package: str) -> None:
     """Forget the modules of a package whose files have changed, and those that import them."""
     known = [name for name in _SOURCES if name.startswith(f"{package}.") and name in sys.modules]
     gone = {name for name in known if _read(sys.modules[name].__file__) != _SOURCES[name]}
+    gone |= {
+        name
+        for name in known
+        if any(sys.modules.get(other) is not module for other, module in _OTHERS.get(name, {}).items())
+    }
     while more := {name for name in known if name not in gone and _needs(name) & gone}:
         gone |= more
     for name in gone:
@@ -202,7 +210,7 @@ class _Loader(SourceFileLoader):
         return self.source_to_code(_SOURCES[fullname], self.path)
 
     def exec_module(self, module: ModuleType) -> None:
-        _IMPORTS[module.__name__] = set()
+        _IMPORTS[module.__name__], _OTHERS[module.__name__] = set(), {}
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": _import}
         super().exec_module(module)
 
@@ -227,7 +235,9 @@ def _import(
         if not fromlist:
             found = sys.modules[f"{package}.{top}"]
     else:
-        return builtins.__import__(name, globals, locals, fromlist or ())
+        found = builtins.__import__(name, globals, locals, fromlist or ())
+        _OTHERS.setdefault(importer, {})[name] = sys.modules[name]
+        return found
     used = {full, *(f"{full}.{each}" for each in fromlist or ())}
     _IMPORTS.setdefault(importer, set()).update(used & sys.modules.keys())
     return found

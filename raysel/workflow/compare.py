@@ -82,20 +82,20 @@ def compare(
         As `raysel.run`.
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
-    check(flow, policies, seeds)
+    found = check(flow, policies, seeds)
     load_check(flow)
     own, names = policy_names(flow, policies)
     methods = {name: _method(name) for name in names if name not in (own, EQUAL_STEPS)}
     for method in methods.values():
         method.type  # noqa: B018 (runs the code that it names, before anything is trained)
-    check(flow, policies, seeds)
+    check(flow, policies, seeds, found)
     connect()
     steps.check_room(1, 1.0, flow.train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as run:
         for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
             run.do(step)
         tried = [flow.seed + number for number in range(seeds)]
-        found = _train(run, own, names, methods, tried)
+        cells = _train(run, own, names, methods, tried)
         results = CompareResults(
             name=flow.name,
             created=run.created,
@@ -108,7 +108,7 @@ def compare(
             epochs=flow.train.epochs,
             batch_size=flow.train.batch_size * flow.train.workers,
             own=own,
-            policies={name: _compared(name, own, flow, methods, found[name]) for name in names},
+            policies={name: _compared(name, own, flow, methods, cells[name]) for name in names},
             trusted=trusted(run),
             path=str(run.out),
         )
@@ -116,7 +116,7 @@ def compare(
     return results
 
 
-def check(workflow: Workflow, policies: Sequence[str], seeds: int) -> Look:
+def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look | None = None) -> Look:
     """Check what can be said before Ray starts. Raises as :func:`compare`."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"seeds: {seeds!r}; a comparison needs at least one, and three to show a spread.")
@@ -129,7 +129,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int) -> Look:
             "give one, for example with --set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
-    return steps.check(workflow, _needs_scores(names, builtin))
+    return steps.check(workflow, _needs_scores(names, builtin), found)
 
 
 def write(results: CompareResults, directory: Path) -> None:

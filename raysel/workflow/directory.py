@@ -33,7 +33,7 @@ from raysel.core.storage import read_json, write_json
 from raysel.errors import RunError
 from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
-from raysel.workflow.inputs import Input, number, only
+from raysel.workflow.inputs import Input, number
 from raysel.workflow.validation import Drawn, draw
 
 if TYPE_CHECKING:
@@ -155,17 +155,19 @@ class RunDirectory:
     def among(self, rows: Selection | None) -> Dataset:
         """Rows of the pool that a selection names, with the columns of the files alone."""
         pool = self.read("pool")
-        return pool if rows is None else only(pool, rows.ids)
+        return pool if rows is None else rows.rows(pool)
 
     def target(self) -> Dataset:
         """Rows of the target, without the validation rows."""
         target = self.read("target")
-        return target if self.drawn is None or self.drawn.role != "target" else only(target, self.drawn.rest)
+        if self.drawn is None or self.drawn.role != "target":
+            return target
+        return self.drawn.selection().rows(target)
 
     def vectors(self, role: str) -> Dataset:
         """Vectors of the pool rows that are still selected, or of the target."""
         found = raysel.read(str(self.finished["embed"].directory / "vectors" / role))
-        return only(found, self.rows.ids) if role == "pool" and self.rows is not None else found
+        return self.rows.rows(found) if role == "pool" and self.rows is not None else found
 
     def count(self, rows: Selection | None) -> int:
         """Number of rows, of the whole pool for None."""

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 from ray.data import Dataset
 
 import raysel
-from raysel.core.arrays import positions
 from raysel.data.identity import PoolIdentity, index_identity
-from raysel.data.rowid import ID, RowIndex, index_parquet, list_files
+from raysel.data.rowid import RowIndex, index_parquet, list_files
+from raysel.data.source import check_label
 from raysel.errors import DataError
 from raysel.workflow.config import Rows, Workflow
-
-LABELS = (
-    pa.types.is_integer,
-    pa.types.is_boolean,
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_string_view,
-)
 
 
 @dataclass(frozen=True)
@@ -65,13 +55,7 @@ def look(workflow: Workflow) -> Look:
             raise DataError(f"{role}.path: {rows.paths[0]} holds no rows; there is nothing to work on.")
         found.schemas[role], found.counts[role] = schema, index.rows
         if rows.label is not None:
-            found.check_column(role, rows.label, f"{role}.label")
-            kind = schema.field(rows.label).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not any(test(kind) for test in LABELS):
-                raise DataError(
-                    f"{role}.label: column '{rows.label}' holds {kind}; a class is an integer or text."
-                )
+            check_label(schema, rows.label, f"{role}.label")
     return found
 
 
@@ -103,19 +87,6 @@ class Input:
     def read(self) -> Dataset:
         """Return the rows with their ids."""
         return raysel.read(self.rows.paths, label=self.rows.label, index=self.file, trust=self.rows.trust)
-
-
-def only(dataset: Dataset, ids: np.ndarray) -> Dataset:
-    """Return the rows of ``dataset`` whose ``sample_id`` is in ``ids``, which ascend."""
-    kept = ray.put(ids)
-    return dataset.map_batches(_only, fn_args=(kept,), batch_format="pyarrow", batch_size=None)
-
-
-def _only(table: pa.Table, kept: Any) -> pa.Table:
-    ids = ray.get(kept) if isinstance(kept, ray.ObjectRef) else kept
-    if not table.num_rows:  # an empty block may come without its columns
-        return table
-    return table.filter(pa.array(positions(ids, table[ID].to_numpy())[1]))
 
 
 def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[str]]:

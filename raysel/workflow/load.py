@@ -19,6 +19,7 @@ from raysel.data.vectors import to_numpy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RayselError
 from raysel.workflow.config import Method, Workflow
+from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.train import load_factory, needs_scores
 
@@ -45,7 +46,7 @@ def load_check(workflow: Workflow) -> None:
             )
     _check_policy(workflow)
     rows = first_rows(workflow)
-    if not workflow.embed.method.builtin:
+    if any(isinstance(step, Embed) for step in plan(workflow)):
         _check_embedder(workflow, rows)
     _check_training(workflow, rows)
 
@@ -109,9 +110,9 @@ def _check_policy(workflow: Workflow) -> None:
 def _check_embedder(workflow: Workflow, rows: pa.Table) -> None:
     settings = workflow.embed
     made = Embed(settings, ("pool",)).embedder()
-    if hasattr(made, "fit"):
+    if settings.method.builtin or hasattr(made, "fit"):
         return
-    made = as_embedder(made() if isinstance(made, type) else made)
+    made = as_embedder(made)
     spec = settings.method.spec
     with _naming("embed.embedder", spec):
         few = decode(rows, [settings.column], getattr(made, "takes", "any"), getattr(made, "prepare", None))
@@ -148,7 +149,9 @@ def _check_training(workflow: Workflow, rows: pa.Table) -> None:
             losses = F.cross_entropy(logits, codes, reduction="none")
             losses.mean().backward()
             first = float(losses.detach().mean())
-            if not math.isfinite(first):
+            if (
+                not math.isfinite(first) and np.isfinite(inputs).all()
+            ):  # what is wrong with rows is said by the steps
                 raise ConfigError(
                     f"train.model: the first loss of {train.model} is {first}; check the column "
                     f"'{train.input}' and the model's initial weights."

@@ -73,21 +73,21 @@ def run(
         If the cluster has no room for the workers.
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
-    steps.check(flow)
+    found = steps.check(flow)
     load_check(flow)
-    steps.check(flow)  # once more, with the code loaded: it says what it needs
+    steps.check(flow, found=found)  # the code that is loaded now says what it needs
     connect()
     train = flow.train
     steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as this:
         for step in steps.plan(flow):
             this.do(step)
-        found = results(this)
-        found.save(this.out / "results" / f"{digest(found.config)}.json")
-        found.save(this.out / "results.json")
-        found.ledger.save(this.out / "ledger.json")
+        left = results(this)
+        left.save(this.out / "results" / f"{digest(left.config)}.json")
+        left.save(this.out / "results.json")
+        left.ledger.save(this.out / "ledger.json")
         report(this.out)
-    return found
+    return left
 
 
 def report(directory: str | os.PathLike[str]) -> Path:

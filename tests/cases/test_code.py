@@ -16,6 +16,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
 from raysel.core.fingerprint import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]

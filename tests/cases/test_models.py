@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import raysel
-from raysel.code import load_function
+from raysel.cluster.code import load_function
 from raysel.workflow import steps
 
 
@@ -155,6 +155,6 @@ def test_a_model_written_again_with_the_same_size_and_time(tmp_path):
         file.write_text(f"def net(shape, classes): return {width}\n")
         os.utime(file, (10**9, 10**9))
         found.append(
-            (steps.model_digest(f"{file}:net"), load_function(str(file), "net", "train.model")((4,), 2))
+            (steps.model_digest(f"{file}:net"), load_function(f"{file}:net", "train.model")((4,), 2))
         )
     assert found[0][0] != found[1][0] and [made for _, made in found] == [8, 9]

@@ -567,3 +567,17 @@ def test_a_version_or_digest_of_the_users_own():
     for point in with_version:
         point.version = "1"  # a version does not hide what can be compared
     assert fingerprint(with_version[0]) != fingerprint(with_version[1])
+
+
+def test_pickling_an_instance_changes_neither_its_fingerprint_nor_that_of_its_class():
+    """Pickling leaves ``__slotnames__`` on the class, so that a step run in the same process would have another key."""
+
+    class Kept:
+        def __init__(self):
+            self.power = 0.5
+
+    made = Kept()
+    before = fingerprint(Kept), fingerprint(made)
+    made.__reduce_ex__(2)
+    assert "__slotnames__" in vars(Kept)
+    assert (fingerprint(Kept), fingerprint(made)) == before

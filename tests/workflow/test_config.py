@@ -13,7 +13,7 @@ import raysel
 from raysel.core.parameters import build, describe, keys
 from raysel.errors import ConfigError
 from raysel.registry import POLICIES, SELECTORS
-from raysel.workflow.config import Method, load
+from raysel.workflow.config import Method, difference, load
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -293,3 +293,13 @@ def test_no_tree_of_values_is_a_traceback(tree):
         assert str(error)
     else:
         assert build(raysel.GIO, describe(made)) == made
+
+
+def test_a_difference_is_named_by_the_key_that_differs():
+    one = {"select": [{"method": "gio", "budget": 0.3}], "seed": 0, "controls": ["full"]}
+    other = {"select": [{"method": "gio", "budget": 0.2}], "seed": 0, "controls": []}
+    assert difference(one, other) == [("controls", ["full"], []), ("select.budget", 0.3, 0.2)]
+    two = {**one, "select": [{"method": "random"}, {"method": "gio"}]}
+    three = {**one, "select": [{"method": "random"}, {"method": "gio", "k": 2}]}
+    assert difference(two, three) == [("select.1.k", None, 2)]
+    assert difference(one, two) == [("select", one["select"], two["select"])]

@@ -250,7 +250,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
     [
         ("pool.path=none.parquet", r"pool.path: .*none.parquet: no such file"),
         ("pool.path=flow.yaml", r"pool.path: .*flow.yaml: not a readable Parquet file"),
-        ("pool.label=klass", r"pool.label: no column 'klass' .* the columns are pixels, label, junk"),
+        ("pool.label=klass", r"pool.label: no label column 'klass'; the columns are pixels, label, junk"),
         ("embed.column=vector", r"embed.column: no column 'vector'"),
         ("train.input=image", r"train.input: no column 'image'"),
         ("select.budget=1.5", r"select.budget: 1.5 is not a share"),
@@ -264,7 +264,10 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("embed.embedder=nonsense", r"'embed.embedder' is 'nonsense'; known are column, pca"),
         ("embed.embedder=pca:-1", r"embed.embedder: 'pca:-1' names no number of elements"),
         ("embed.embedder=pca:65", r"write pca:32, for example, at most 64"),
-        ("test.label=pixels", r"test.label: column 'pixels' holds .*a class is an integer or text"),
+        (
+            "test.label=pixels",
+            r"test.label: label column 'pixels' holds .*a class is an integer, a boolean or text",
+        ),
         ("pool.label=null", r"'pool.label' is missing"),
     ],
 )
@@ -320,7 +323,7 @@ def test_results_that_are_no_results(tmp_path, content):
             r"holds NaN or infinite values in 2 rows \(sample_id 3, 700\); repair or drop these rows first.",
         ),
         ("ragged", r"vectors of different lengths: most have 64, 1 of \d+ rows \(sample_id 5\) has 10."),
-        ("unlabelled", r"1 rows have no label \(sample_id 4\)"),
+        ("unlabelled", r"1 rows have no label in column 'label' \(sample_id 4\)"),
     ],
 )
 def test_rows_that_cannot_be_used_are_said_in_one_line(cluster, quickstart, tmp_path, bad, sentence, capfd):

@@ -67,6 +67,7 @@ _CLASS_NAMES = {
     "__parameters__",
     "__qualname__",
     "__signature__",
+    "__slotnames__",  # which pickling an instance leaves on its class
     "__static_attributes__",
     "__weakref__",
     "_abc_impl",

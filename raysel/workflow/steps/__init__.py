@@ -55,13 +55,15 @@ def plan(workflow: Workflow) -> list[Step]:
     return steps
 
 
-def check(workflow: Workflow, scores: bool = False) -> Look:
+def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -> Look:
     """Check what can be said without starting Ray and without running code that the workflow names.
 
     Parameters
     ----------
     scores : bool
         Whether a policy next to the workflow's own needs scores.
+    found : Look, optional
+        What an earlier call returned: the footers are not read again.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def check(workflow: Workflow, scores: bool = False) -> Look:
     DataError, ConfigError
         With the workflow's key.
     """
-    found = look(workflow)
+    found = found or look(workflow)
     if workflow.pool.label is None:
         raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
     steps = choosing(workflow, scores) + plan(workflow) if scores else plan(workflow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 import raysel
-from raysel.core.fingerprint import library_versions
+from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.data import pipeline
 from raysel.data.embed import as_embedder, make_embedder
 from raysel.data.shards import Options
@@ -58,7 +58,7 @@ class Embed(Step):
         """The embedder, not fitted yet. Runs the code that its name refers to."""
         method = self.settings.method
         try:
-            return make_embedder(method.spec) if method.builtin else method.make()
+            return method.make() if method.parameters else make_embedder(method.spec, "embed.embedder")
         except ConfigError as error:
             text = str(error)
             raise ConfigError(text if text.startswith("embed") else f"embed.{text}") from None
@@ -69,10 +69,10 @@ class Embed(Step):
         learns, network = hasattr(made, "fit"), hasattr(made, "load")
         if self.settings.version is not None:
             code: Any = self.settings.version
-        elif self.settings.method.builtin:
-            code = None if learns else pipeline.digest(as_embedder(made))
+        elif learns:
+            code = None if self.settings.method.builtin else fingerprint(made, "embed.embedder")
         else:
-            code = self.settings.method.key()
+            code = pipeline.digest(as_embedder(made))
         device = "cuda" if network and ray.cluster_resources().get("GPU", 0) else "cpu"
         return {
             "settings": asdict(self.settings),
@@ -89,8 +89,6 @@ class Embed(Step):
         settings = self.settings
         inputs = {role: run.pool() if role == "pool" else run.target() for role in self.roles}
         embedder = raysel.fit_embedder(self.embedder(), inputs["pool"], column=settings.column)
-        if settings.method.builtin and hasattr(embedder, "name") and not embedder.name:
-            embedder = replace(embedder, name=settings.method.spec)  # type: ignore[type-var]
         options = Options(settings.normalize, settings.dtype, settings.on_error)
         explained = getattr(embedder, "explained", None)
         answer: dict[str, Any] = {
@@ -105,6 +103,7 @@ class Embed(Step):
                 str(directory / "vectors" / role),
                 options,
                 lambda text, role=role: run.progress.note(self.title, f"{role}: {text}"),  # type: ignore[misc]
+                settings.version,
             )
             answer[role] = asdict(report)
         return answer

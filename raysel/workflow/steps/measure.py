@@ -18,9 +18,10 @@ from raysel.core.parameters import describe
 from raysel.data.rowid import budget_rows
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.gime import Sensitivity, proxy
+from raysel.selection import Selection
 from raysel.workflow.config import Gime
 from raysel.workflow.directory import RunDirectory
-from raysel.workflow.inputs import Look, only
+from raysel.workflow.inputs import Look
 from raysel.workflow.steps.step import Step
 
 
@@ -182,4 +183,4 @@ def _scored(run: RunDirectory) -> Dataset:
         return run.read("validation")
     if run.drawn is None:
         return run.target()
-    return only(run.read(run.drawn.role), run.drawn.ids)
+    return Selection.of(run.drawn.ids).rows(run.read(run.drawn.role))

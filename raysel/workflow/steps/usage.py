@@ -18,8 +18,8 @@ from raysel.data.store import ArrayDataset
 from raysel.dynamic.plan import Policy
 from raysel.report.results import Extremes, PolicyUse, ShownSample
 from raysel.report.usage import gini, images, replay, times, total_variation
+from raysel.selection import Selection
 from raysel.workflow.directory import RunDirectory
-from raysel.workflow.inputs import only
 from raysel.workflow.steps.factors import RARE
 from raysel.workflow.steps.step import Step
 from raysel.workflow.steps.train import policy
@@ -126,7 +126,7 @@ def texts_of(run: RunDirectory, ids: np.ndarray) -> list[str] | None:
     kind = run.inputs["pool"].schema.field(column).type
     if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
         return None
-    rows = only(run.read("pool").select_columns([ID, column]), np.sort(ids))
+    rows = Selection.of(ids).rows(run.read("pool").select_columns([ID, column]))
     found = gather(rows, [ID, column], "pool")
     by_id = dict(zip(found[ID].to_pylist(), found[column].to_pylist(), strict=True))
     return [by_id[i] for i in ids.tolist()]
