@@ -1,6 +1,6 @@
 """Write guides/workflow-keys.md from the dataclasses that a workflow is built from, as `raysel methods` prints them.
 
-    python docs/make_reference.py
+python docs/make_reference.py
 """
 
 from __future__ import annotations

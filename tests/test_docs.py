@@ -33,7 +33,9 @@ WORKFLOW = {
     "train": {"model": "models.py:mlp", "input": "pixels"},
 }
 GENERATED = ("workflows/data/", "benchmarks/results/")  # by scripts, so not in the repository
-NAMED = re.compile(r"(?<![\w/.])((?:workflows|benchmarks|docs|deploy|tests|raysel)/[\w/-]+\.(?:py|yaml|yml|md|json|parquet))\b")
+NAMED = re.compile(
+    r"(?<![\w/.])((?:workflows|benchmarks|docs|deploy|tests|raysel)/[\w/-]+\.(?:py|yaml|yml|md|json|parquet))\b"
+)
 
 
 class Block(NamedTuple):
@@ -90,7 +92,9 @@ def test_every_file_that_a_page_names_exists(page):
 
 
 def test_every_page_that_code_names_exists():
-    files = [p for folder in ("raysel", "workflows", "benchmarks", "deploy") for p in (ROOT / folder).rglob("*.*")]
+    files = [
+        p for folder in ("raysel", "workflows", "benchmarks", "deploy") for p in (ROOT / folder).rglob("*.*")
+    ]
     for file in [ROOT / "cluster.yaml", *files]:
         if file.suffix in (".py", ".yaml"):
             for name in re.findall(r"\bdocs/[\w/-]+\.md\b", file.read_text(encoding="utf-8")):
@@ -99,12 +103,16 @@ def test_every_page_that_code_names_exists():
 
 def test_every_page_is_in_the_navigation_of_the_site():
     listed = set(re.findall(r"[\w/-]+\.md", (ROOT / "deploy/mkdocs.yml").read_text(encoding="utf-8")))
-    assert listed == {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert listed == {
+        str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")
+    }
 
 
 def test_every_public_name_is_in_the_reference():
     text = "".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/reference").glob("*.md"))
-    missing = [name for name in raysel.__all__ if name != "__version__" and f"::: raysel.{name}\n" not in text]
+    missing = [
+        name for name in raysel.__all__ if name != "__version__" and f"::: raysel.{name}\n" not in text
+    ]
     assert not missing
 
 
@@ -126,7 +134,16 @@ def test_the_page_of_workflow_keys_is_up_to_date():
 @pytest.mark.slow
 def test_the_site_is_built_without_warnings(tmp_path):
     pytest.importorskip("mkdocs")
-    command = ["mkdocs", "build", "--strict", "-q", "-f", str(ROOT / "deploy/mkdocs.yml"), "-d", str(tmp_path)]
+    command = [
+        "mkdocs",
+        "build",
+        "--strict",
+        "-q",
+        "-f",
+        str(ROOT / "deploy/mkdocs.yml"),
+        "-d",
+        str(tmp_path),
+    ]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert 'id="raysel.GIO.select"' in (tmp_path / "reference/selectors.html").read_text(encoding="utf-8")
@@ -220,7 +237,9 @@ def resolve(path: list[str]) -> Any:
                 raise AssertionError(f"{'.'.join(path)} does not exist") from error
             except ImportError:
                 tree = ast.parse(ROOT.joinpath(*path[:number]).with_suffix(".py").read_text(encoding="utf-8"))
-                defined = {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+                defined = {
+                    node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+                }
                 return defined[path[number]] if len(path) > number else tree
         found = getattr(found, name)
     return found
