@@ -131,7 +131,6 @@ def test_the_page_of_workflow_keys_is_up_to_date():
         assert f"  {name} " in text or any(f"`{name}`" in heading for heading in known)
 
 
-@pytest.mark.slow
 def test_the_site_is_built_without_warnings(tmp_path):
     pytest.importorskip("mkdocs")
     command = [

@@ -34,7 +34,7 @@ def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
 
 def materialized(dataset: Dataset) -> MaterializedDataset:
     """``dataset`` in the object store, in its order; runs what is still lazy, and raises raysel's own errors."""
-    context = ray.data.DataContext.get_current()
+    context = dataset.context  # its own: what is set on the current one holds for later datasets alone
     before = context.execution_options.preserve_order
     wait_for_cpu()
     context.execution_options.preserve_order = True
