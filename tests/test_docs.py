@@ -173,7 +173,7 @@ def test_every_command_line_has_options_that_exist():
         command = cli.commands[name]
         words = [word for word in arguments if not word.startswith("-")]
         try:
-            with command.make_context(name, list(arguments)) as context:
+            with command.make_context(name, list(arguments), parent=_group()) as context:
                 checked = context.params
         except click.MissingParameter:
             assert not words, f"{where}: raysel {line}"
@@ -189,10 +189,15 @@ def test_every_command_line_has_options_that_exist():
                 policy_names(flow, [one for one in checked["policies"].split(",") if ":" not in one])
 
 
+def _group():
+    """The group's context, from which commands take the names of their help option."""
+    return click.Context(cli, info_name="raysel", **cli.context_settings)
+
+
 def test_a_wrong_command_line_would_be_found():
     assert "submit" not in cli.commands and "explain" not in cli.commands
     with pytest.raises(click.UsageError):
-        cli.commands["run"].make_context("run", ["workflow.yaml", "--nothing"])
+        cli.commands["run"].make_context("run", ["workflow.yaml", "--nothing"], parent=_group())
 
 
 # ---- workflows -----------------------------------------------------------------------------------------------
