@@ -76,5 +76,7 @@ class Registry:
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
     """Return a sentence about an unknown name: the nearest known one, or all of them."""
     known = list(known)
+    if not known:
+        return "There are none."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean '{show(close[0])}'?" if close else f"The known names are {', '.join(known)}."

@@ -221,13 +221,6 @@ def _check_argument(spec: str, right: bool, example: str) -> None:
         raise ConfigError(f"embedder: '{spec}' is unknown; write {example}.")
 
 
-def weights_digest(spec: str) -> str | None:
-    """The digest of the weights that ``spec`` names, None for an embedder that has none or learns from data."""
-    if spec.partition(":")[0] in _NETWORKS:
-        return pipeline.digest(fit_embedder(spec))
-    return None
-
-
 def embed(
     dataset: Dataset,
     embedder: str | Embedder | Callable[[Any], np.ndarray],

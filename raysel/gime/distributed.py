@@ -34,7 +34,7 @@ class GIME:
     `raysel.gime.select_groups`; of the result of `raysel.gime.sensitivity` its limits are taken: the thresholds, and at least
     as many rows as its subsets had.
 
-    Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/gime.md.
+    Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/methods/gime.md.
     """
 
     binding: Binding

@@ -69,7 +69,7 @@ class GIO:
     References
     ----------
     Everaert & Potts, ICLR 2024, arXiv:2306.11670. The default estimator is the k-nearest-neighbour estimator of
-    Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks; docs/gio.md has why.
+    Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks; docs/methods/gio.md has why.
 
     Examples
     --------

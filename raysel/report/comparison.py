@@ -189,7 +189,7 @@ def notes(results: CompareResults) -> list[str]:
         "Seconds are those of training and planning in one process with one thread, without start-up, on a machine that "
         "did other work too. Compare passes and steps rather than seconds.",
     ]
-    if any(row.name == "random-subset" for row in table):
+    if any(row.name == "random_subset" for row in table):
         sentences.append("Random subsets are not rescaled and do not end with epochs on full data.")
     if results.trusted:
         sentences.append(trusted_files(results.trusted))

@@ -1,4 +1,4 @@
-"""Dynamic selection under the Hugging Face Trainer. With Accelerate alone nothing is needed: see docs/adapters.md."""
+"""Dynamic selection under the Hugging Face Trainer. With Accelerate alone nothing is needed: see docs/guides/pytorch.md."""
 
 from __future__ import annotations
 

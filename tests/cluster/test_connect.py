@@ -37,7 +37,12 @@ print("mode", os.environ.get("RAY_AUTH_MODE"))
             "token",
             ["The Ray cluster at auto cannot be joined: RAY_AUTH_MODE is 'token'", "mode token"],
         ),
-        ("ray://127.0.0.1:1", None, None, ["The Ray cluster at ray://127.0.0.1:1 cannot be joined ([Errno 111]", "mode None"]),
+        (
+            "ray://127.0.0.1:1",
+            None,
+            None,
+            ["The Ray cluster at ray://127.0.0.1:1 cannot be joined ([Errno 111]", "mode None"],
+        ),
     ],
 )
 def test_a_token_is_used_where_there_is_one(tmp_path, monkeypatch, address, token, mode, lines):

@@ -258,7 +258,8 @@ def test_a_missing_extra_names_the_command(spec, monkeypatch):
     monkeypatch.setattr(models.importlib, "import_module", without)
     extra = "text" if spec.startswith("sentence") else "vision"
     with pytest.raises(
-        ConfigError, match=rf"needs .*, which is not installed. Install it with pip install 'raysel\[{extra}\]'"
+        ConfigError,
+        match=rf"needs .*, which is not installed. Install it with pip install 'raysel\[{extra}\]'",
     ):
         raysel.fit_embedder(spec)
 

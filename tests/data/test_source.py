@@ -133,7 +133,11 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
             {"label": "a"},
             "label column 'a' of the table holds double; a class must be an integer, a boolean or text",
         ),
-        (pa.table({"a": [[1], [2]]}), {"label": "a"}, r"label column 'a' of the table holds list<.*; a class must be"),
+        (
+            pa.table({"a": [[1], [2]]}),
+            {"label": "a"},
+            r"label column 'a' of the table holds list<.*; a class must be",
+        ),
         ({"a": [1]}, {"columns": ["b"]}, "no column 'b'"),
         ({"a": [1]}, {"index": "i.json"}, "not a Parquet path"),
         ({ID: [1, 1]}, {}, "more than once"),

@@ -60,7 +60,8 @@ def test_zones_are_not_mixed_between_columns():
         {"t": pa.array([1], pa.timestamp("s", "Asia/Tokyo")), "r": pa.array([1], pa.timestamp("s"))}
     )
     with pytest.raises(
-        DataError, match="'t' holds time with zone and column 'r' time without zone, so their difference is not defined"
+        DataError,
+        match="'t' holds time with zone and column 'r' time without zone, so their difference is not defined",
     ):
         measure(data, Binding(event_time="t", record_time="r"))
     with pytest.raises(DataError, match="reference_time is a time without zone"):

@@ -199,7 +199,9 @@ def test_the_proxy_scores_as_the_task_does():
     assert proxy(["x"], "late", test, "roc_auc")(one) == 0.5
     assert proxy(["x"], "warm", test)(train) > 0.99  # R², since it holds floats
     assert -0.2 < proxy(["x"], "warm", test, "neg_root_mean_squared_error")(train) < -0.05
-    with pytest.raises(ConfigError, match=r"no scorer in scikit-learn called 'roc_uac' \(did you mean 'roc_auc'"):
+    with pytest.raises(
+        ConfigError, match=r"no scorer in scikit-learn called 'roc_uac' \(did you mean 'roc_auc'"
+    ):
         proxy(["x"], "late", test, "roc_uac")
     none = train.set_column(1, "late", pa.nulls(200, pa.int64()))
     with pytest.raises(DataError, match="no row with a value in 'late'"):

@@ -168,7 +168,8 @@ def test_static_selection_is_done_once_and_all_train_on_its_rows(cluster, digits
     assert len(list((tmp_path / "run").glob("steps/select-*"))) == 1
     # Half of all passes is less than what a first epoch on all the data leaves to random pruning.
     with pytest.raises(
-        ConfigError, match=r"random_prune: The first epoch .* more than 300 passes and cannot keep to a budget of 300"
+        ConfigError,
+        match=r"random_prune: The first epoch .* more than 300 passes and cannot keep to a budget of 300",
     ):
         compare(flow, ("random_prune",), 1, tmp_path / "run")
 

@@ -193,7 +193,10 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("gime.binding.entty=who", "The key 'gime.binding.entty' is unknown. Did you mean 'gime.binding.entity'?"),
+        (
+            "gime.binding.entty=who",
+            "The key 'gime.binding.entty' is unknown. Did you mean 'gime.binding.entity'?",
+        ),
         ("gime.binding.size=wide", "gime: The pool has no column 'wide', which the binding names as size"),
         ("gime.by=prt", "gime.by: There is no column 'prt'"),
         ("gime.days=7", "gime: Give by or days, not both"),

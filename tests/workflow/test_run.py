@@ -261,7 +261,10 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("train.model=json:nothing", r"train.model: json has no function 'nothing'"),
         ("train.model=no.such.module:f", r"train.model: no.such.module cannot be loaded"),
         ("train.model=:f", r"train.model: ':f' does not name a function"),
-        ("embed.embedder=nonsense", r"'embed.embedder' is 'nonsense', but there is no such name. The known names are column, pca"),
+        (
+            "embed.embedder=nonsense",
+            r"'embed.embedder' is 'nonsense', but there is no such name. The known names are column, pca",
+        ),
         ("embed.embedder=pca:-1", r"embed.embedder: 'pca:-1' lacks the number of elements"),
         ("embed.embedder=pca:65", r"the column has 64 elements"),
         (
