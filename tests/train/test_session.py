@@ -256,7 +256,7 @@ def test_metrics_are_checked_before_the_epoch_is_committed():
             session.loss(batch, torch.ones(4))
         with pytest.raises(ConfigError, match="'steps' is reserved by the session"):
             session.report({"steps": 3})
-        with pytest.raises(ConfigError, match="'curve' is ndarray"):
+        with pytest.raises(ConfigError, match="'curve' is a ndarray"):
             session.report({"curve": np.zeros(3)})
         entry = session.report({"loss": torch.tensor(0.5), "lr": np.float32(0.25)})
     assert (entry["loss"], entry["lr"], entry["mean_loss"], entry["observed"]) == (0.5, 0.25, 1.0, 4)

@@ -26,7 +26,7 @@ def component(registry, name):
 
 
 def test_every_registered_method_stands_under_its_kind_with_its_summary():
-    groups = {block.split(" ")[0]: block for block in all_methods().split("\n\n")}
+    groups = {block.split(" ")[0].lower(): block for block in all_methods().split("\n\n")}
     for registry, name in REGISTERED:
         summary = docstrings.summary(component(registry, name))
         assert summary.endswith(".") and len(summary) <= 110

@@ -250,7 +250,10 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
     [
         ("pool.path=none.parquet", r"pool.path: .*none.parquet does not exist"),
         ("pool.path=flow.yaml", r"pool.path: .*flow.yaml is not a readable Parquet file"),
-        ("pool.label=klass", r"pool.label: There is no label column 'klass' in the files of pool.path; the columns are pixels, label, junk"),
+        (
+            "pool.label=klass",
+            r"pool.label: There is no label column 'klass' in the files of pool.path; the columns are pixels, label, junk",
+        ),
         ("embed.column=vector", r"embed.column: There is no column 'vector'"),
         ("train.input=image", r"train.input: There is no column 'image'"),
         ("select.budget=1.5", r"select.budget: 1.5 is not a share"),
