@@ -106,7 +106,7 @@ def overhead(results: RunResults) -> str:
         return ""
     selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
     sentence = (
-        f"Of its {numbers.seconds(arm.total_seconds)} s, {numbers.seconds(selecting)} s were spent on selecting "
+        f"Of the {numbers.seconds(arm.total_seconds)} s of {arm.title}, {numbers.seconds(selecting)} s were spent on selecting "
         f"(embedding, metrics, selection and planning) and {numbers.seconds(arm.seconds['other'])} s on other work "
         "(start-up of the workers, evaluation, checkpoints and repeated epochs)"
     )

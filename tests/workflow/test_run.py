@@ -177,7 +177,7 @@ def test_rows_that_change_under_a_step_are_not_kept(cluster, quickstart, tmp_pat
         return {}
 
     monkeypatch.setattr(steps.Embed, "run", written_to)
-    with pytest.raises(RunError, match=r"pool.parquet changed while the step 'embed' read it"):
+    with pytest.raises(RunError, match=r"pool.parquet has changed since .* while the step 'embed' ran"):
         run(flow, tmp_path / "run")
     assert not list((tmp_path / "run").glob("steps/embed-*/done.json"))
 
@@ -298,7 +298,7 @@ def test_pool_and_target_of_other_dimension_or_without_rows(quickstart, tmp_path
         steps.check(quickstart(f"target.path={tmp_path}/other.parquet"))
     pq.write_table(other.slice(0, 0), tmp_path / "empty.parquet")
     for role in ("pool", "target"):
-        with pytest.raises(DataError, match=f"{role}.path: .*holds no rows"):
+        with pytest.raises(DataError, match=f"{role}.path: .*There are no rows in .*empty.parquet"):
             steps.check(quickstart(f"{role}.path={tmp_path}/empty.parquet"))
 
 

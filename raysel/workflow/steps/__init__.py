@@ -84,7 +84,7 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
             raise ConfigError(f"{where}: The file {spec.rpartition(':')[0]} does not exist.")
     if ":" not in workflow.train.model:
         raise ConfigError(
-            f"train.model: '{workflow.train.model}' names no function; write file.py:factory or module:factory."
+            f"train.model: '{workflow.train.model}' does not name a function; write file.py:factory or module:factory."
         )
     if (role := drawn_role(workflow)) is not None:
         draw_ids(workflow, role, found.counts[role])
