@@ -1,8 +1,8 @@
 """Quantisation: centroids of a sample, the nearest centroid of every row, and the cut to a budget of rows.
 
-`assign` gives the same bits for a row whatever rows it arrives with and whatever does the matrix product: the
-float32 product only rules out centroids that its worst-case rounding error cannot make nearest, and what is left
-(one centroid for nearly every row) is measured in float64 from the difference of the vectors.
+``assign`` returns the same bits for a row, whatever rows it arrives with and whatever computes the matrix
+product. The float32 product only rules out centroids that its worst-case rounding error cannot make nearest;
+the others (one centroid for nearly every row) are measured in float64 from the difference of the vectors.
 """
 
 from __future__ import annotations
@@ -29,11 +29,16 @@ _UNDERFLOWS = 1e-36  # absolute error of a score by underflow
 
 
 def fit_centroids(sample: Any, clusters: int, seed: int = 0) -> NDArray[np.float32]:
-    """Centroids (K, d) float32 of a sample (n, d): k-means++ and at most 25 Lloyd iterations of scikit-learn.
+    """Return centroids (K, d) float32 of a sample (n, d).
 
-    The same sample and seed give the same centroids on any number of cores. Above 4,096 clusters in two levels.
-    K < `clusters` when the sample has fewer distinct rows (each is then its own centroid) or a cluster ended empty.
-    Raises DataError, ConfigError.
+    k-means++ is followed by at most 25 Lloyd iterations of scikit-learn. The same sample and seed return the
+    same centroids on any number of cores. Above 4,096 clusters there are two levels. K < ``clusters`` if the
+    sample has fewer distinct rows (each is then its own centroid) or a cluster ended empty.
+
+    Raises
+    ------
+    DataError, ConfigError
+        For a sample or a number of clusters that cannot be used.
     """
     rows = vectors(sample, "sample", single=True)
     if isinstance(clusters, bool) or int(clusters) != clusters or clusters < 1:
@@ -267,7 +272,7 @@ def draw_to_budget(
 
 
 def _first(budget: int, allowed: Array, *keys: Array) -> NDArray[np.int64]:
-    """The allowed positions that come first by the keys (the last key counts most), ascending."""
+    """Return the allowed positions that come first by the keys (the last key counts most), ascending."""
     there = np.flatnonzero(allowed)
     return np.sort(there[np.lexsort([key[there] for key in keys])[:budget]])
 

@@ -1,4 +1,4 @@
-"""The Ray Data part of streaming: rows are filtered by the plan after they are read, and split without loss."""
+"""The Ray Data part of streaming: rows are filtered right after they are read, and split without loss."""
 
 from __future__ import annotations
 
