@@ -277,10 +277,10 @@ def _philox(seed: int, epoch: int, purpose: int, block: int = 0) -> np.random.Ph
 
 
 def uniform(seed: int, epoch: int, start: int, stop: int, *, purpose: int = PRUNE) -> npt.NDArray[np.uint32]:
-    """The draws of the slots start..stop: uint32[stop - start], uniform over 0..2**32 - 1.
+    """Return the draws of the slots start..stop: uint32 (stop - start,), uniform over 0..2**32 - 1.
 
     Draw i of a (seed, epoch, purpose) is the i-th 32-bit word of its Philox 4x64-10 stream (Salmon et al.,
-    2011), reached by setting the counter: it does not depend on start, stop or who else has drawn.
+    2011), reached by setting the counter: it does not depend on start, stop or other draws.
     Use ``uniform(...) < below(p)`` for an event of probability p.
     """
     block = start // 8  # one counter value makes 4 words of 64 bits

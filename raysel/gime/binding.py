@@ -280,5 +280,6 @@ def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return " (did you mean ...?)" with the nearest known name; empty if none is near."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -177,7 +177,7 @@ def _classes(block: Block, floors: list[Any]) -> Mark:
 
 
 def _first(keys: Array, there: Mask, order: Codes) -> Mask:
-    """The first row of each key, in a given order."""
+    """Return the first row of each key, in a given order."""
     found = np.zeros(len(keys), bool)
     some = order[there[order]]
     found[some[np.unique(keys[some], return_index=True)[1]]] = True

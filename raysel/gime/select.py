@@ -1,7 +1,8 @@
 """Groups of least volume whose rows together satisfy thresholds on the metrics.
 
-The publication says only that data outside the thresholds are dropped; how is ours. Metrics of a union are computed from the
-groups' states, so no row is read again. Finding the least volume is at least as hard as weighted set cover: this is greedy.
+The publication says only that data outside the thresholds are dropped; the procedure is our own. Metrics of a
+union are computed from the groups' states, so no row is read again. Finding the least volume is at least as
+hard as weighted set cover, so this is a greedy search.
 """
 
 from __future__ import annotations

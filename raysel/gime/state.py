@@ -484,6 +484,7 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
 
 
 def target_view(target: Target | None) -> View | None:
+    """Return the accumulators of a target; None without one."""
     if target is None:
         return None
     state = _unpacked(target.summary)

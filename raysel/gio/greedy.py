@@ -408,7 +408,7 @@ def _lazy(
 def _score(
     logs: NDArray[Any], nu: NDArray[np.float64], k: int, estimator: Estimator
 ) -> Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """A function of pool rows: (their gain now, a bound on their gain from now on)."""
+    """Return a function of pool rows that returns their gain now, and a bound on their later gain."""
     n = logs.shape[1]
     block = max(1, 32_768 // n)
     buffer = np.empty((block, n))

@@ -106,11 +106,33 @@ def _shares(size: Array, total: int) -> list[int]:
 def assign(
     vectors_: Any, centroids: Any, ids: Any = None, *, device: str | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The nearest centroid of every row (int32; the lowest index of equals) and the distance to it (float32).
+    """Return the nearest centroid of every row (int32; the lowest index of equals) and its distance (float32).
 
-    `vectors_` (n, d) and `centroids` (K, d) are taken as float32. `ids` (n,) only name a row in an error. A row's
-    result depends on the row and the centroids alone: not on the other rows, the block, the BLAS or the device.
-    Raises DataError.
+    A row's result depends only on the row and the centroids: not on the other rows, the block, the BLAS or
+    the device.
+
+    Parameters
+    ----------
+    vectors_ : array, shape (n, d)
+        Rows, read as float32.
+    centroids : array, shape (K, d)
+        Centroids, read as float32.
+    ids : array, shape (n,), optional
+        What errors call the rows.
+    device : str, optional
+        Where to compute.
+
+    Returns
+    -------
+    cluster : array of int32, shape (n,)
+        The nearest centroid.
+    distance : array of float32, shape (n,)
+        The distance to it.
+
+    Raises
+    ------
+    DataError
+        For arrays that cannot be used.
     """
     centres = vectors(centroids, "centroids", single=True)
     rows = vectors(vectors_, "vectors", centres.shape[1], ids=ids, single=True)
@@ -157,7 +179,7 @@ class _Scores:
         self.rows_at_a_time = max(64, (_BLOCK if self._device is None else _BLOCK << 6) // len(centres))
 
     def candidates(self, rows: Array) -> tuple[Array, Array, Array]:
-        """The best centroid of every row, and (row, centroid) pairs for rows where several may be the nearest."""
+        """Return the best centroid of every row, and (row, centroid) pairs of rows with several possible ones."""
         moved = rows - self._middle
         with np.errstate(over="ignore"):
             squares = (moved * moved).sum(axis=1)
@@ -201,7 +223,7 @@ class _Scores:
     def _on_device(
         self, rows: Array, matrix: Array, squares: Array, unit: float
     ) -> tuple[Array, Array, Array]:
-        """The same three steps in torch."""
+        """Do the same three steps in torch."""
         import torch
 
         if matrix.dtype not in self._moved:

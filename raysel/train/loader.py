@@ -113,6 +113,7 @@ class CollateWithIds:
         self.collate = collate or default_collate
 
     def __call__(self, batch: tuple[np.ndarray, list[Any]]) -> tuple[torch.Tensor, Any]:
+        """Return the ids and the collated samples."""
         marks, samples = batch
         return torch.from_numpy(marks), self.collate(samples)
 

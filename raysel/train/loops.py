@@ -1,4 +1,4 @@
-"""Ready-made training loops, to run as they are or to copy: they read top to bottom and hide nothing."""
+"""Training loops to run as they are or to copy."""
 
 from __future__ import annotations
 

@@ -278,6 +278,7 @@ class CollateRows(NumpyBatchCollateFn):
         self._collate = collate or tensors
 
     def __call__(self, columns: dict[str, np.ndarray]) -> Arrived:
+        """Return the collated columns with the ids and the first row."""
         if ID not in columns:
             raise DataError(f"stream: the rows have no column '{ID}'; the steps after planned must keep it.")
         ids = np.array(columns[ID], np.int64)
