@@ -196,8 +196,8 @@ class Selection:
         --------
         >>> half = raysel.Random(budget=0.5).select(rows)
         >>> quarter = raysel.Random(budget=2, seed=1).select(half.rows(rows)).after(half)
-        >>> len(quarter), len(quarter.dropped), quarter.info["pool_rows"]
-        (2, 8, 10)
+        >>> len(quarter), quarter.info["pool_rows"]
+        (2, 10)
         """
         if before.pool is not None and self.pool is not None:
             before.pool.check(self.pool)

@@ -23,7 +23,9 @@ def public() -> dict[str, set[str]]:
         place = f"{made.__module__}.{made.__qualname__}"
         found[place] = CHECKS
         for member, value in vars(made).items() if inspect.isclass(made) else ():
-            if not member.startswith("_") and (callable(getattr(made, member)) or isinstance(value, property)):
+            if not member.startswith("_") and (
+                callable(getattr(made, member)) or isinstance(value, property)
+            ):
                 short = member in INTERFACES or isinstance(value, property)
                 found[f"{place}.{member}"] = SHORT if short else CHECKS
     return found

@@ -120,7 +120,7 @@ def _check_values(value: Any, where: str) -> None:
 
 
 def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: str) -> ConfigError:
-    """The first problem as a sentence; unknown keys come first, since others may follow from them."""
+    """Return the first problem as a sentence; unknown keys come first, since others may follow from them."""
     problems = sorted(error.errors(), key=lambda p: p["type"] != "unexpected_keyword_argument")
     problem = problems[0]
     path = [part for part in problem["loc"] if part in _parts(problem["loc"], tree, problem["type"])]
@@ -139,7 +139,7 @@ def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: 
 
 
 def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
-    """The parts of a location that the tree has; pydantic adds the members of unions and constraints."""
+    """Return the parts of a location that the tree has; pydantic adds the members of unions and constraints."""
     here: Any = tree
     found: list[int | str] = []
     for part in loc:
@@ -156,7 +156,7 @@ def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
 
 
 def _placed(error: Exception, place: str, cls: type) -> str:
-    """The message of a dataclass's own check, which begins with a field's name, under the path to that field."""
+    """Return the message of a dataclass's own check, which begins with a field's name, under its path."""
     message = str(error)
     message = message.removeprefix(f"{cls.__name__}.")
     if not isinstance(error, RayselError):
@@ -176,7 +176,7 @@ def _unknown(path: list[Any], allowed: Mapping[str, Any], where: str) -> ConfigE
 
 
 def _class_at(cls: Any, path: list[Any]) -> Any:
-    """The dataclass that stands at ``path`` below the dataclass ``cls``."""
+    """Return the dataclass at ``path`` below the dataclass ``cls``."""
     for part in path:
         if dataclasses.is_dataclass(cls) and isinstance(part, str):
             cls = typing.get_type_hints(cls).get(part, cls)

@@ -86,7 +86,7 @@ def _digest(table: pa.Table) -> bytes:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return values in place of dictionaries and views, copied so that nothing lies under nulls or after the last row."""
+    """Return values for dictionaries and views, copied so that nothing is under nulls or after the end."""
     of = column.type
     if pa.types.is_dictionary(of):
         column = column.cast(of.value_type)

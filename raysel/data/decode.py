@@ -1,4 +1,4 @@
-"""Rows of a column as an embedder takes them: numbers, text or images, and which rows cannot be used. Without Ray."""
+"""Rows of a column for an embedder: numbers, text or images, and which cannot be used. Without Ray."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def decode(
     takes: Takes,
     prepare: Callable[[Any], np.ndarray] | None = None,
 ) -> Rows:
-    """Return the rows of ``table`` (which has ``sample_id``) in the form ``takes``, without nulls and broken images.
+    """Return the rows of ``table`` in the form ``takes``, without nulls and broken images.
 
-    ``prepare`` is applied to every decoded PIL image.
+    The table has ``sample_id``. ``prepare`` is applied to every decoded PIL image.
 
     Raises
     ------

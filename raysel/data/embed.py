@@ -98,7 +98,9 @@ def fit_embedder(
 class Learner(Protocol):
     """An embedder that has to be fitted before it embeds."""
 
-    def fit(self, dataset: Dataset, columns: list[str]) -> Embedder: ...
+    def fit(self, dataset: Dataset, columns: list[str]) -> Embedder:
+        """Return the fitted embedder."""
+        ...
 
 
 def make_embedder(spec: str, where: str = "embedder") -> Any:

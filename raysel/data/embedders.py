@@ -4,7 +4,7 @@ An embedder is a picklable callable with a name: ``embedder(rows) -> vectors (n,
 attributes:
 
 - ``takes``: the form of the rows (see ``decode.Takes``), by default "any"
-- ``tile``: rows are embedded in tiles of this number of ids, because a row's last bits depend on the other rows
+- ``tile``: number of ids that are embedded together, because a row's last bits depend on the other rows
 - ``load(device)``: returns the callable to use instead, once per worker (a network and its weights)
 - ``digest``: text that changes when the vectors may; by default the fingerprint
 - ``prepare``: applied to every decoded image where it is decoded
@@ -31,9 +31,13 @@ class Embedder(Protocol):
     """A picklable callable with a name; further attributes are optional (see the module)."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name for people and for the keys of vectors."""
+        ...
 
-    def __call__(self, rows: Any) -> np.ndarray: ...
+    def __call__(self, rows: Any) -> np.ndarray:
+        """Return one vector per row: (n, d) float32."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from raysel.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-POOL_FILE = "_pool.json"  # beside vectors: the identity of the pool whose ids they have
+POOL_FILE = "_pool.json"  # next to vectors: the identity of the pool whose ids they have
 _KEY = "raysel.pool"  # under which a Dataset's context holds what numbered its rows
 
 
 class NumberedFile(NamedTuple):
-    """A file whose rows have consecutive ids: its name, which is only displayed, its digest and its number of rows."""
+    """A file whose rows have consecutive ids: its name (only displayed), digest and number of rows."""
 
     name: str
     digest: str
@@ -55,7 +55,7 @@ class PoolIdentity:
         return cls(tuple(NumberedFile(*file) for file in files))
 
     def check(self, pool: PoolIdentity) -> None:
-        """Raise DataError unless these files are the first ones of ``pool``, so that every id is the same row there."""
+        """Raise DataError unless these files are the first of ``pool``, so that ids are the same rows."""
         for place, mine in enumerate(self.files):
             other = pool.files[place] if place < len(pool.files) else None
             if other is not None and mine[1:] == other[1:]:

@@ -1,4 +1,4 @@
-"""A directory of images as a table of paths and classes, with their bytes when they are needed. Without Ray."""
+"""A directory of images as a table of paths and classes; bytes are read when needed. Without Ray."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def list_images(source: str) -> pa.Table:
 
 
 def digest_images(source: str) -> str:
-    """Return a digest of the paths and sizes of all images in the directory, which determine the ids of its rows."""
+    """Return a digest of the paths and sizes of all images, which determine the ids of the rows."""
     inside = _files(source)[2]
     listed = "\n".join(f"{path} {inside[path]}" for path in _images(inside))
     return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
@@ -102,7 +102,7 @@ def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.Chu
 
 
 def load_images(table: pa.Table, source: str) -> pa.Table:
-    """Return ``table`` with the column ``image``: the bytes of the files at its paths, null if one cannot be read."""
+    """Return ``table`` with the column ``image``: the bytes of its files, null if one cannot be read."""
     filesystem, root = resolve(source)
     images = []
     for path in table["path"].to_pylist():

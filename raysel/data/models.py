@@ -384,7 +384,7 @@ def _stack(images: list[np.ndarray]) -> np.ndarray:
 
 
 def _digest(model: Any, prepare: Any, spec: str) -> str:
-    """Return a digest of a network's weights, its code and the user's code that it reaches, and its preprocessing."""
+    """Return a digest of a network's weights, code, the user's code that it reaches, and preprocessing."""
     remedy = "give the network a text attribute 'version' that changes with it"
     parts = [fingerprint(part, f"embedder '{spec}'", remedy) for part in (model, prepare)]
     return fingerprint(

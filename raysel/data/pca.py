@@ -19,7 +19,7 @@ _WHOLE_BITS = 16
 
 @dataclass(frozen=True)
 class Range:
-    """What the grid depends on: rows, each column's extremes (D,), and whether values are integers of at most 16 bits."""
+    """What a grid depends on: rows, extremes (D,), and whether values are integers of at most 16 bits."""
 
     rows: int
     low: np.ndarray
@@ -88,7 +88,7 @@ class Moments:
 
 
 def components(moments: Moments, grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Return the mean (D,) and the ``count`` first components (count, D), float32, and their share of the variance.
+    """Return the mean (D,), the ``count`` first components (count, D) and their share of the variance.
 
     Components have unit length, largest variance first, and their largest element is positive.
     """

@@ -1,4 +1,4 @@
-"""Vectors of a complete data set on the cluster: readers decode, workers hold the network, nothing is computed twice.
+"""Vectors of a data set on the cluster: readers decode, workers hold the network, nothing is done twice.
 
 An interrupted run resumes with the shards that are missing, and no id can occur twice. The driver keeps a few
 numbers per shard, and no rows.
@@ -56,7 +56,7 @@ from raysel.errors import DataError, RunError
 _FORMAT = 2
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
 _AHEAD = 2  # shards that wait for each worker, so that it never does
-_WAIT_S = 120.0  # for the first worker to find room and load
+_WAIT_S = 120.0  # for the first worker to be placed and to load
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def key_of(
 
 
 def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report, options: Options) -> Dataset:
-    """Return ``dataset`` with the vectors that :func:`compute` wrote, looked up by id; lazy, without rows left out.
+    """Return ``dataset`` with the vectors that :func:`compute` wrote, without rows left out; lazy.
 
     Raises
     ------
@@ -276,7 +276,10 @@ class _ParquetSource:
         return False
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
-        """Yield consecutive row groups. One reader reads the shards that begin in its groups, to the end of the last."""
+        """Yield consecutive row groups.
+
+        A reader reads the shards that begin in its groups, to the last one's end.
+        """
         groups = self.reader.pieces()
         jobs: list[Job] = []
         begin = 0
@@ -530,7 +533,7 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
             "try again later or free some",
             _WAIT_S,
         )
-        ray.get(ready)  # a network that cannot be loaded says so here
+        ray.get(ready)  # raises here if the network cannot be loaded
         start = time.monotonic() - began
         progress.start()
         return _drive(jobs, held, read, workers, room, progress), start
@@ -698,7 +701,10 @@ def _stamp(folder: VectorFolder) -> str:
 
 @lru_cache(maxsize=4)
 def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
-    """Return the vectors of a shard, cached by their key: a directory may be removed and filled with others."""
+    """Return the vectors of a shard, cached by their key.
+
+    A directory may be removed and filled with others.
+    """
     folder = VectorFolder(directory)
     try:
         with open_file(folder.part(number)) as source:

@@ -53,7 +53,7 @@ def project(rows: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarr
             near, open_ = _round(x @ wide, margin)
         i, j = np.nonzero(open_ & np.isfinite(margin))
         near[i, j] = _nearest(x[i] * wide.T[j])
-        result[start : start + len(part)] = near + np.float32(0)  # no -0.0, whose sign hangs on the order
+        result[start : start + len(part)] = near + np.float32(0)  # no -0.0, whose sign depends on the order
     return result
 
 

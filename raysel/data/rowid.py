@@ -287,7 +287,7 @@ def index_parquet(
     known: RowIndex | None = None,
     trust: Trust = "content",
 ) -> tuple[RowIndex, pa.Schema]:
-    """Number the rows of Parquet files from their footers; only data of files in ``known`` is read.
+    """Assign ids to the rows of Parquet files from their footers; only data of files in ``known`` is read.
 
     Files in ``known`` keep their place; others follow, sorted. A known file is compared by what its digest
     was made of.

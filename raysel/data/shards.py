@@ -87,7 +87,10 @@ class Stat:
 
 
 def shard_rows(embedder: Embedder) -> int:
-    """Return the ids per file: enough to be worth a file, few enough that a lost one is soon computed again."""
+    """Return the ids per file.
+
+    Enough to be worth a file, and few enough that a lost one is soon computed again.
+    """
     if getattr(embedder, "tile", None) is None:
         return _ROWS
     return _ROWS_TILED.get(getattr(embedder, "takes", "any"), 512)
@@ -97,7 +100,7 @@ def shard_rows(embedder: Embedder) -> int:
 
 
 def read(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Rows]:
-    """Return the decoded rows of a unit's shards, from its pieces or from tables that hold them among others."""
+    """Return the decoded rows of a unit's shards, from its pieces or from tables with more rows."""
     takes: Takes = getattr(work.embedder, "takes", "any")
     prepare = getattr(work.embedder, "prepare", None)
     for table in _from_tables(unit, tables) if tables else _from_pieces(unit, work.shard):
@@ -128,7 +131,7 @@ def _between(table: pa.Table, low: int, high: int) -> pa.Table:
 def stream_rows(
     pieces: Sequence[Piece], names: Mapping[str, str], low: int, high: int, step: int
 ) -> Iterator[pa.Table]:
-    """Yield the rows low..high-1 of consecutive pieces with ids, in tables that never cross a multiple of ``step``.
+    """Yield the rows low..high-1 of consecutive pieces, in tables that never cross a multiple of ``step``.
 
     ``names`` has, for each column, its name in the files. Only what is needed of the last piece is decoded.
     """
@@ -305,7 +308,7 @@ def part_name(number: int) -> str:
 
 
 def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int, int, list[Any]]]:
-    """Return for each part: vectors, the sum of their ids, their dimension, the first id, and rejected rows."""
+    """Return for each part: vectors, the sum of ids, the dimension, the first id, and rejected rows."""
     folder = VectorFolder(directory)
     found = []
     for number in numbers:

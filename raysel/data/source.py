@@ -212,7 +212,7 @@ class IndexedParquet(Datasource):
         share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
         tasks: list[list[Piece]] = []
         held = share
-        for piece in self.pieces():  # consecutive row groups, about equal bytes a task
+        for piece in self.pieces():  # consecutive row groups, about equal bytes per task
             if held >= share:
                 tasks.append([])
                 held = 0
@@ -224,7 +224,7 @@ class IndexedParquet(Datasource):
         names = self._schema.names
         projection = self.get_projection_map()
         columns = None if projection is None else list(projection) or [ID]
-        # Bound here, not to self: the whole index must not travel with every task.
+        # Bound here, not to self: the complete index must not be sent with every task.
         metadata = BlockMetadata(
             num_rows=sum(piece.rows for piece in pieces),
             size_bytes=sum(piece.bytes for piece in pieces),

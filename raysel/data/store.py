@@ -108,7 +108,7 @@ def _look(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple[int, .
 
 
 class ArrayDataset:
-    """The files of :func:`write_arrays` as a map-style dataset: ``[sample_id]`` is (input tensor, class code)."""
+    """Map-style dataset of :func:`write_arrays`: ``[sample_id]`` is (input tensor, class code)."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -128,7 +128,7 @@ class ArrayDataset:
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
         import torch  # here, so that the tasks that write the arrays need not load it
 
-        rows = torch.from_numpy(self.inputs[np.asarray(indices)])  # one gather for the whole batch
+        rows = torch.from_numpy(self.inputs[np.asarray(indices)])  # one gather per batch
         return list(zip(rows, self.labels[np.asarray(indices)].tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -54,7 +54,10 @@ class VectorBlocks:
         return ids[order], np.concatenate([vectors for _, vectors in parts])[order]
 
     def on_sample(self, function: Callable[..., T], count: int, seed: int, *arguments: Any) -> T:
-        """Return ``function(vectors, *arguments)`` of such a sample, from a task: only the result goes to the driver."""
+        """Return ``function(vectors, *arguments)`` of a sample, from a task.
+
+        Only the result goes to the driver.
+        """
         share = 1.0 if self.rows <= count else count / self.rows
         take = ray.remote(num_cpus=1)(_sample)
         parts = [take.remote(block, self.column, share, seed) for block in self.blocks]

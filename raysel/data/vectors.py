@@ -26,7 +26,7 @@ def to_column(values: np.ndarray) -> pa.Array:
 
 
 def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows of a column as one array (n, ...): numbers as (n,), tensors and lists of one length as (n, d).
+    """Return the rows of a column as one array: numbers (n,), tensors and lists of one length (n, d).
 
     ``fixed_shape_tensor``, ``fixed_size_list``, ``list`` of equal lengths, and Ray's own tensor type are
     read. The result is a view if the column is one chunk without nulls. ``ids`` name rows in errors.

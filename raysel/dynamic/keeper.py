@@ -29,7 +29,7 @@ from raysel.dynamic.shards import join
 from raysel.dynamic.state import Array, SampleState, digest_of, pairs, whole
 from raysel.errors import ConfigError, DataError, StateError, first
 
-# What a slot of the staging area says when it holds no loss.
+# Values of a slot in the staging area without a loss.
 _WAITING, _NOT_FINITE, _UNPLANNED = np.float32(np.nan), np.float32(np.inf), np.float32(-np.inf)
 
 
@@ -72,11 +72,13 @@ def summary(epoch: int, size: int, outcomes: Sequence[Outcome]) -> dict[str, Any
 
 
 class Kept(Protocol):
-    """A state that can be cut to a shard: a SampleState, or the files of a checkpoint that are read in parts."""
+    """A state that can be cut to a shard: a SampleState, or the files of a checkpoint."""
 
     def __len__(self) -> int: ...
 
-    def cut(self, start: int, stop: int) -> SampleState: ...
+    def cut(self, start: int, stop: int) -> SampleState:
+        """Return the state of the slots start..stop."""
+        ...
 
 
 class Keeper:
@@ -108,7 +110,7 @@ class Keeper:
         ``plan_shard``, and if the policy's ``check(num_epochs)`` raises it.
     """
 
-    for_all_ranks = True  # whether every rank can ask it, and not rank 0 alone
+    for_all_ranks = True  # whether every rank can call it, and not rank 0 alone
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class Keeper:
         self._last: tuple[int, Outcome] | None = None
 
     def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
-        """Start or resume: ``epoch`` epochs are committed, and ``state`` is the state after them (None for the start).
+        """Start or resume with ``epoch`` committed epochs and the state after them (None for the start).
 
         From here on only ``attempt`` is accepted, and what was staged is discarded. An attempt that another
         has replaced cannot return.
@@ -272,10 +274,10 @@ class Keeper:
     def staged(
         self, attempt: str, epoch: int, start: int = 0, stop: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Return the slots in start..stop with a staged loss, ascending, and the losses; inf if one was not finite.
+        """Return the slots in start..stop with a staged loss, ascending, and the losses.
 
-        For a checkpoint within the epoch: passed to :meth:`update` after :meth:`restore`, they are staged
-        again.
+        A loss that was not finite is inf. For a checkpoint within the epoch: passed to :meth:`update` after
+        :meth:`restore`, they are staged again.
         """
         begin, end = self._within(start, stop)
         staging = self._opened(attempt, epoch).staging[begin:end]
@@ -335,7 +337,7 @@ class Keeper:
         self._open = self._planning = self._ready = None
 
     def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
-        """Close the current epoch: fold what was staged into the state, once, and continue with the next epoch.
+        """Close the current epoch: fold what was staged into the state, once, and begin the next epoch.
 
         Returns
         -------
@@ -355,16 +357,16 @@ class Keeper:
         return summary(epoch, self._size, [outcome])
 
     def state(self, attempt: str, start: int = 0, stop: int | None = None) -> tuple[int, SampleState]:
-        """Return the number of committed epochs and the state after them in the slots start..stop, for a checkpoint."""
+        """Return the number of committed epochs and the state after them in the slots start..stop."""
         self._admit(attempt)
         return self._epoch, self._state.cut(*self._within(start, stop))
 
     def progress(self) -> tuple[int, Outcome | None]:
-        """Return the number of committed epochs and the outcome of the last one, whatever the caller's attempt."""
+        """Return the number of committed epochs and the outcome of the last one, for any attempt."""
         return self._epoch, None if self._last is None else self._last[1]
 
     def _within(self, start: int, stop: int | None) -> tuple[int, int]:
-        """Return the part of the run's slots start..stop that this shard holds, counted from its own first slot."""
+        """Return this shard's part of the run's slots start..stop, counted from its own first slot."""
         end = self._size if stop is None else min(stop - self._start, self._size)
         return min(max(start - self._start, 0), self._size), max(end, 0)
 
@@ -483,7 +485,7 @@ class Keepers:
         return found[0][0], SampleState(loss, np.concatenate([p.selected for p in parts] or [empty.selected]))
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
-        """Return the number of committed epochs and the summary of the last one, whatever the caller's attempt."""
+        """Return the number of committed epochs and the summary of the last one, for any attempt."""
         found = self._all("progress")
         epoch = min(epochs for epochs, _ in found)
         outcomes = [outcome for epochs, outcome in found if epochs == epoch and outcome is not None]

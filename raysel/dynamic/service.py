@@ -18,7 +18,7 @@ from raysel.dynamic.shards import cut, spans
 from raysel.errors import StateError
 
 NAMESPACE = "raysel"
-_IN_FLIGHT = 8  # unanswered updates of one worker to one actor before it waits: bounds the actor's queue
+_IN_FLIGHT = 8  # pending updates of one worker to one actor before it waits: bounds the actor's queue
 
 # No call waits longer. The longest honest one, the plan or the commit of 10**9 samples in a single actor, takes under
 # two minutes, and an actor or a node that has died is said by Ray within about half a minute.
@@ -41,7 +41,7 @@ class _StateActor(Keeper):
         return [self._part[1]]
 
     def joined_ref(self, attempt: str, epoch: int, parts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """Return the plan of all shards as one object, made once by the first shard for any number of workers."""
+        """Return the plan of all shards as one object, which the first shard makes once for all workers."""
         self.plan_ref(attempt, epoch)
         if self._all_of_it is None:
             self._all_of_it = ray.put(join_plans(ray.get(parts, timeout=TIMEOUT_S)))
@@ -107,7 +107,7 @@ def cleanup() -> list[str]:
 
 
 class KeeperClient(Keepers):
-    """The keepers on the cluster, with the interface of the one in the process: picklable, one client per worker.
+    """The keepers on the cluster, with the interface of one in the process: picklable, one per worker.
 
     ``update`` does not wait for the actors: up to eight calls to each may be pending, and :meth:`drain` waits
     for the rest. Any call to an actor that has died or is lost raises StateError within ``TIMEOUT_S``.

@@ -38,7 +38,7 @@ TILE = 256  # rows of one product: always this many, since the last bits of a pr
 _AUXILIARY = 1 / 32  # weight of the loss that wakes dead units, in both modes
 _SHORTEST = 1e-12
 _LONG, _SHRINK = 2.0**50, 2.0**-80
-_LEAST_VARIANCE = 1e-10  # of unit vectors; below it, what is left is rounding
+_LEAST_VARIANCE = 1e-10  # of unit vectors; less is rounding
 _TENSORS = ("encoder", "encoder_bias", "decoder", "decoder_bias", "mean")
 
 Floats = npt.NDArray[np.float32]

@@ -59,7 +59,7 @@ def rep_div(
     Examples
     --------
     >>> from raysel.factors import rep_div
-    >>> rep, div = rep_div(np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0]]), top_fraction=0.5)
+    >>> rep, div = rep_div(np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), top_fraction=0.5)
     >>> rep.tolist(), div.tolist()   # unit 0 is frequent, unit 1 is rare
     ([0.0, 0.0, 0.0], [0.0, 0.0, 1.0])
     """
@@ -134,7 +134,7 @@ class FactorCounts:
         return FactorCounts(self.rows, self.count, seen)
 
     def rare(self, fraction: float = 0.1) -> npt.NDArray[np.int64]:
-        """Return this share of the live units, at least one: those active on the fewest samples, ascending."""
+        """Return this share of the live units (at least one): those active on the fewest samples, ascending."""
         live = np.flatnonzero(self.count)
         order = np.argsort(self.count[live], kind="stable")
         return np.sort(live[order[: max(int(fraction * len(live)), 1)]])

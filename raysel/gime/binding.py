@@ -82,7 +82,7 @@ class Binding:
     --------
     >>> binding = raysel.gime.Binding(entity="user", classes="label", event_time="at")
     >>> binding.columns
-    ['user', 'at', 'label']
+    ['user', 'label', 'at']
     """
 
     entity: Columns = ()

@@ -1,4 +1,4 @@
-"""A block of rows, from which the metrics collect, and the accumulators of a group, from which they report."""
+"""Blocks of rows, from which metrics collect, and accumulators of a group, from which they report."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Figure(NamedTuple):
 
 @dataclass(eq=False)
 class Block:
-    """Rows, their groups (int64 codes, None if all are in one), and what the metrics have collected from them.
+    """Rows, their groups (int64 codes, None if all are in one), and what metrics have collected.
 
     ``scale`` is that of the target's columns, None without a target. ``first_row`` is the table's first row,
     for errors.
@@ -114,7 +114,7 @@ class Block:
         """Return the groups of the selected rows."""
         return self.group if self.group is None or where is None or where.all() else self.group[where]
 
-    # What is collected, each under a name that the report asks for.
+    # What is collected, each under a name that the report reads.
 
     def count(self, name: str, where: Mask | None = None) -> None:
         """Add the rows of each group."""

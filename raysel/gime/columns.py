@@ -37,7 +37,7 @@ _TRIED = 1 << 12  # rows of text looked at to see whether it repeats
 
 
 def kind(of: Any, name: str) -> str:
-    """Return what a column holds, whatever its width: "number", "text", "time with zone", "list of number" ...
+    """Return what a column holds: "number", "text", "time with zone", "list of number" ...
 
     Raises
     ------
@@ -93,7 +93,7 @@ def one_kind(one: str, other: str) -> str | None:
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """Return the table with string views and binary views, which few Arrow functions take, as large text and bytes."""
+    """Return the table with string and binary views, which few functions take, as large text and bytes."""
     for at, of in enumerate(table.schema.types):
         if _is_view(of):
             table = table.set_column(at, table.schema.field(at).name, table.column(at).cast(_LARGE[of]))
@@ -266,7 +266,7 @@ def _hash(array: pa.Array, name: str) -> Hashes:
         return combine([hash_column(part, name) for part in array.flatten()], len(array))
     if is_.is_fixed_size_binary(of):
         return _hash_bytes(array.cast(pa.binary()).cast(pa.large_binary()))
-    kind(of, name)  # refuses what is left but text and binary
+    kind(of, name)  # refuses all other types but text and binary
     return _hash_bytes(array.cast(pa.large_binary()))
 
 
@@ -297,7 +297,7 @@ def _hash_floats(array: pa.Array) -> Hashes:
 
 
 def _hash_bytes(array: pa.Array) -> Hashes:
-    """Return a sum of mixed 8-byte words, each with its position, so that the cost depends on the bytes alone."""
+    """Return a sum of mixed 8-byte words, each with its position; the cost depends on the bytes alone."""
     found = np.empty(len(array), np.uint64)
     if not len(array):
         return found
@@ -402,9 +402,9 @@ def nanoseconds(array: pa.Array, name: str, first_row: int = 0) -> pa.Array:
 def times(
     column: pa.ChunkedArray, name: str, first_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
-    """Return int64 nanoseconds since 1970, where there is a value, and the kind: with zone, without, or nothing.
+    """Return int64 nanoseconds since 1970, where there is a value, and the kind of the column.
 
-    Timestamps, dates and ISO 8601 text are read.
+    Timestamps, dates and ISO 8601 text are read. The kind is with zone, without, or nothing.
 
     Raises
     ------
@@ -532,7 +532,7 @@ def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
 
 
 def row_bytes(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
-    """Return the bytes of the values and offsets of each row, int64, as `raysel.gio.budget.arrow_bytes` counts them."""
+    """Return the bytes of each row, int64, as `raysel.gio.budget.arrow_bytes` counts them."""
     array = plain(column)
     of = array.type
     if pa.types.is_null(of):

@@ -12,7 +12,7 @@ from raysel.gime.columns import Array
 
 Codes = npt.NDArray[np.int64]
 
-_FEW = 64  # rows a group, on average, below which a call for each group costs more than it saves
+_FEW = 64  # average rows per group below which a call per group costs more than it saves
 
 
 @dataclass(frozen=True, eq=False)

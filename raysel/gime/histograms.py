@@ -24,7 +24,7 @@ _TABLE_DIGITS = 13  # or relative ones of so many binary digits, 2^12 a power of
 
 @dataclass(frozen=True, eq=False)
 class Histogram(Grouped):
-    """Counts of int64 values of G groups by bins, ``sizes`` (int64[G]) of each: lower ``edge``, ascending in its group.
+    """Counts of int64 values of G groups by bins: ``sizes`` (int64[G]), lower ``edge`` ascending.
 
     Attributes
     ----------
@@ -149,7 +149,7 @@ def merge_histograms(one: Histogram, other: Histogram) -> Histogram:
 
 
 def distribution_distance(one: Histogram, other: Histogram) -> Estimate:
-    """Return the Kolmogorov-Smirnov distance of two absolute histograms of one group each: the largest gap of shares."""
+    """Return the Kolmogorov-Smirnov distance of two absolute histograms of one group each."""
     level = np.maximum(one.level, other.level)
     parts = [_binned(h.group, h.edge, h.count, level, False) for h in (one, other)]
     edges = np.sort(np.concatenate([part.edge for part in parts]))

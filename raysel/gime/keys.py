@@ -1,4 +1,4 @@
-"""Distinct keys with exact aggregates; beyond ``KEYS`` those with the smallest hashes, and a sketch of all counts.
+"""Distinct keys with exact aggregates; beyond ``KEYS``, those with the smallest hashes and a sketch.
 
 Bottom-k: Cohen & Kaplan, 2007. Distinct counts: Bar-Yossef et al., 2002. The sketch of counts is a tug-of-war
 (AMS: Alon, Matias & Szegedy, 1996; by buckets: Thorup & Zhang, 2004).
@@ -20,7 +20,7 @@ from raysel.gime.grouped import Codes, Grouped, order_of, sizes_of, sorted_by, s
 
 KEYS = 2048  # distinct keys a group holds exactly; beyond, the sample a bottom-k sketch keeps
 TUG_ROWS, TUG_WIDTH = 3, 2048
-LARGE = 0.05  # a key with so much of a sum makes it hang on whether the sample holds such keys
+LARGE = 0.05  # with a key of this share, a sum depends on whether the sample has such keys
 _UNIT, _ALL = 2.0**64, np.uint64(2**64 - 1)
 _FOLD: dict[str, tuple[Any, Any]] = {
     "count": (np.add, np.int64),
@@ -98,7 +98,7 @@ def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | N
 
 
 def _bounds(group: Codes | None, rows: int, groups: int, limit: int) -> Hashes:
-    """Return for each group a hash below which more than ``limit`` of its keys are expected if few of them repeat.
+    """Return for each group a hash below which more than ``limit`` keys are expected if few repeat.
 
     If they repeat, the look at those below it is in vain.
     """
@@ -175,7 +175,7 @@ def _all_counts(keys: Keys, group: int) -> npt.NDArray[np.int64]:
 
 
 def _tug(group: Codes | None, hashes: Hashes, counts: Array | None, groups: int) -> npt.NDArray[np.int64]:
-    """Return the sketch of the counts (None: one each), int64 (G, 3 * 2048), a sum over rows or over keys alike.
+    """Return the sketch of counts (None: one each), int64 (G, 3 * 2048): a sum over rows or keys alike.
 
     Sign and bucket are 12 of the hash's lower digits for each of three; what is sampled depends on the upper
     ones.
@@ -223,7 +223,10 @@ class Sample:
         return Estimate(max(value, held), max(value - error, held), max(value + error, held))
 
     def squares(self) -> Estimate:
-        """Return the sum of squared counts, by AMS if cut: standard error sqrt(2 / 2048) of it for each of three sketches."""
+        """Return the sum of squared counts, by AMS if cut.
+
+        Its standard error is sqrt(2 / 2048) of it for each of three sketches.
+        """
         counts = self.columns["count"]
         if self.tug is None:
             return exact(_sum_of_products(counts, counts))

@@ -34,7 +34,10 @@ def collect(block: Block) -> None:
 
 
 def pairs(sample: Sample, rows: int) -> Estimate:
-    """Return the pairs of rows with the same key, sum of c (c - 1) / 2: exact beyond int64 too, by AMS if cut."""
+    """Return the pairs of rows with the same key, sum of c (c - 1) / 2.
+
+    Exact beyond int64 too, by AMS if cut.
+    """
     squares = sample.squares()
     if sample.tug is None:  # the difference of two large integers, not of two floats
         counts = sample.columns["count"].tolist()

@@ -129,7 +129,7 @@ def mismatch(view: View) -> list[Figure]:
 
 
 def support_coverage(view: View) -> list[Figure]:
-    """Compute how much of the target is reached: the share of its rows whose class is in the table, in [0, 1].
+    """Compute the share of the target's rows whose class is in the table, in [0, 1].
 
     This is not OIT's coverage, which counts copies; it is here because the word is used for both.
     """

@@ -22,7 +22,7 @@ from raysel.gime.grouped import Codes
 from raysel.gime.state import target_view
 
 PIECES = 256  # of so many of a table each, about: that is how near to the least volume a choice can come
-_CLASSES = 32  # told apart; rows of the rarer others are one kind
+_CLASSES = 32  # that are distinguished; rows of the rarer others are one kind
 _BINS = 4
 
 

@@ -295,7 +295,7 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
 def grouping(
     table: pa.Table, first_row: int, binding: Binding, by: By
 ) -> tuple[tuple[str | None, ...], Codes | None]:
-    """Return labels, ascending with null first, and each row's code among them (None if there is one group)."""
+    """Return labels, ascending with null first, and each row's code among them (None for one group)."""
     if by is None:
         return (None,), None
     if isinstance(by, timedelta):

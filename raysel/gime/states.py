@@ -1,4 +1,4 @@
-"""Volume, variety and distortion: the states that are stored, their classes and how far they can be trusted."""
+"""Volume, variety and distortion: the stored states, their classes and how far they can be trusted."""
 
 from __future__ import annotations
 

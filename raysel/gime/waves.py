@@ -1,4 +1,4 @@
-"""Sums of random Fourier features in integers, from which the distance of two sets is computed (Rahimi & Recht, 2007)."""
+"""Sums of random Fourier features in integers, for the distance of two sets (Rahimi & Recht, 2007)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLIP, _DIGITS = 64.0, 12  # coordinates beyond 64 standard deviations are cut, 
 
 @lru_cache(maxsize=8)
 def _frequencies(width: int) -> npt.NDArray[np.float64]:
-    """Return frequencies of the kernel exp(-|x - y|^2 / (2 width)), in turns, as integers of 2^-20: (width, WAVES)."""
+    """Return frequencies of the kernel exp(-|x - y|^2 / (2 width)), alternating, as integers of 2^-20."""
     draws = mix(np.arange(1, width * WAVES + 1, dtype=np.uint64) * GOLDEN)
     inverse = NormalDist().inv_cdf
     normal = np.array([inverse(u) for u in ((draws >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53])
@@ -75,7 +75,7 @@ def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> 
 
 
 def kernel_distance(one: Array, rows_one: int, other: Array, rows_other: int) -> Estimate:
-    """Return the MMD of two sets from their :func:`waves`: the root of the mean of |difference of means|^2."""
+    """Return the MMD of two sets from their :func:`waves`: the root of mean |difference of means|^2."""
     gap = (one / rows_one - other / rows_other) / (1 << _HEIGHT)
     each = gap[:WAVES] ** 2 + gap[WAVES:] ** 2
     value, error = float(each.mean()), SIGMAS * float(each.std(ddof=1)) / math.sqrt(WAVES)

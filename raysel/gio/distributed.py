@@ -35,7 +35,7 @@ _TARGET_ROWS = 20_000  # more target rows are sampled, which bounds the distance
 
 @dataclass(frozen=True)
 class GIO:
-    """Select the pool rows that lower KL(target || selection) the most: gradient information optimization.
+    """Gradient information optimization: select the pool rows that lower KL(target || selection) the most.
 
     Parameters
     ----------

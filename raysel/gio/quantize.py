@@ -20,7 +20,7 @@ from raysel.gio.distances import check_device, first_equal, vectors
 Array = NDArray[Any]
 
 _TWO_LEVELS_ABOVE = 4096
-_PER_CENTROID = 256  # rows a centroid needs to settle; more do not move it
+_PER_CENTROID = 256  # rows per centroid; more do not move the centroids
 _INIT_PER_CENTROID = 16
 _ITERATIONS = 25
 _BLOCK = 1 << 20  # scores at a time: 4 MB of float32, which stay in cache
@@ -106,7 +106,7 @@ def _shares(size: Array, total: int) -> list[int]:
 def assign(
     vectors_: Any, centroids: Any, ids: Any = None, *, device: str | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return the nearest centroid of every row (int32; the lowest index of equals) and its distance (float32).
+    """Return the nearest centroid of every row (the lowest index of equals) and its distance.
 
     A row's result depends only on the row and the centroids: not on the other rows, the block, the BLAS or
     the device.
@@ -179,7 +179,7 @@ class _Scores:
         self.rows_at_a_time = max(64, (_BLOCK if self._device is None else _BLOCK << 6) // len(centres))
 
     def candidates(self, rows: Array) -> tuple[Array, Array, Array]:
-        """Return the best centroid of every row, and (row, centroid) pairs of rows with several possible ones."""
+        """Return every row's best centroid, and (row, centroid) pairs of rows with several possible ones."""
         moved = rows - self._middle
         with np.errstate(over="ignore"):
             squares = (moved * moved).sum(axis=1)

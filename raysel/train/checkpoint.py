@@ -138,7 +138,10 @@ class StateFiles:
 
 
 def staged(directory: Path, about: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the (slots, losses) recorded in the epoch, inf for a loss that was not finite, one pair per file."""
+    """Yield the (slots, losses) recorded in the epoch, one pair per file.
+
+    Inf for a loss that was not finite.
+    """
     for piece in range(len(spans(about["run"]["samples"], about["pieces"]))):
         table = _read(directory / _name("staged", piece, about["pieces"], "arrow"))
         yield table.column("slot").to_numpy(), table.column("loss").to_numpy()

@@ -34,9 +34,10 @@ class Driven:
         return not self.is_open and self.session._is_over()
 
     def loader(self, dataset: Any, **options: Any) -> Any:
-        """Return the open epoch's batches, or the next epoch's if none is open; an empty list when the run is over.
+        """Return the batches of the open epoch, or of the next epoch if none is open.
 
-        Parameters are those of :meth:`Session.loader`. Within an epoch, every call returns the same object.
+        This is an empty list when the run is over. Parameters are those of :meth:`Session.loader`. Within an
+        epoch, every call returns the same object.
         """
         if not self.is_open and next(self._epochs, None) is None:
             return []
@@ -52,7 +53,7 @@ class Driven:
             self.session.report()
 
     def progress(self, step: int) -> float:
-        """Return :attr:`Session.progress` after ``step`` optimiser steps of the run, whatever has been prefetched."""
+        """Return :attr:`Session.progress` after ``step`` optimiser steps, whatever has been prefetched."""
         session, run = self.session, self.session._run
         within = (step - session.total_steps) / session.steps_per_epoch if session.steps_per_epoch else 0.0
         share = (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs

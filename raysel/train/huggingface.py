@@ -27,7 +27,7 @@ except ImportError as error:
     ) from error
 
 _FOLDER = "raysel"  # within checkpoint-N
-_BATCH = "raysel_batch"  # the key under which a training batch says whose rows it holds
+_BATCH = "raysel_batch"  # the key under which a training batch carries its Batch
 
 
 def language_model_losses(
@@ -57,7 +57,7 @@ def language_model_losses(
 
 
 class SelectingTrainer(Trainer):
-    """The Hugging Face Trainer with epochs planned by a dynamic selection; everything else is the Trainer's own.
+    """The Hugging Face Trainer with epochs planned by a dynamic selection.
 
     A learning-rate schedule named in ``args`` follows the run's progress, since epochs differ in length.
     Checkpoints contain the selection next to the model. To use another Trainer, such as SFTTrainer, write
@@ -186,7 +186,10 @@ class _Batches:
         self._options = {name: getattr(made, name) for name in same.split()}
 
     def __len__(self) -> int:
-        """Return an upper bound: the Trainer reads it once for the run, and shorter epochs just end earlier."""
+        """Return an upper bound.
+
+        The Trainer reads it once for the run, and shorter epochs just end earlier.
+        """
         return self._driven.longest(self._batch_size, self._accumulate)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

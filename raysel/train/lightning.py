@@ -71,7 +71,7 @@ class Selecting(Callback):
         return session.loss(batch, losses, mask)
 
     def progress(self, step: int) -> float:
-        """Return the share of the run that is done after ``step`` optimiser steps, in [0, 1], for a LambdaLR."""
+        """Return the share of the run done after ``step`` optimiser steps, in [0, 1], for a LambdaLR."""
         return 0.0 if self.driven is None else self.driven.progress(step)
 
     # ---- what Lightning calls ----------------------------------------------------------------------------
@@ -111,7 +111,9 @@ class Selecting(Callback):
             self.driven.save(Path(directory))
             files = {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
         ranks = self.driven.session._ranks
-        if isinstance(ranks, ProcessRanks):  # Lightning asks every rank and keeps what the first answers
+        if isinstance(
+            ranks, ProcessRanks
+        ):  # Lightning calls this on every rank and keeps the result of the first
             files = {name: data for theirs in ranks.gather(files) for name, data in theirs.items()}
         return {
             "files": {

@@ -81,10 +81,16 @@ class WithIds(torch.utils.data.Dataset):
 
 
 class Rows(NamedTuple):
-    """One batch's rows, looked up before the epoch begins and not in its steps.
+    """The rows of one batch, looked up before the epoch begins and not in its steps.
 
-    marks: int64, what the data set is asked for: ids, or ``-id - 1`` for the one row of a batch that only pads.
-    slots: int64, -1 for padding. weights: float32, 0 for padding.
+    Attributes
+    ----------
+    marks : array of int64
+        Indices for the dataset: ids, or ``-id - 1`` for the one row of a batch that only pads.
+    slots : array of int64
+        -1 for padding.
+    weights : array of float32
+        0 for padding.
     """
 
     marks: np.ndarray

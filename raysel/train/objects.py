@@ -82,7 +82,7 @@ def _whole(model: torch.nn.Module) -> tuple[Any, Any]:
     """Return torch's tools for state dicts of any sharding, and the options for complete ones on the CPU."""
     import torch.distributed.checkpoint.state_dict as tools  # takes 2 s to import: only where something is sharded
 
-    # FullyShardedDataParallel on the CPU crashes (torch 2.13, a read after the free) when asked to offload to it.
+    # FullyShardedDataParallel on the CPU crashes (torch 2.13, a read after the free) when offloading to it.
     elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
     return tools, tools.StateDictOptions(full_state_dict=True, cpu_offload=elsewhere)
 

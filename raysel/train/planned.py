@@ -32,7 +32,7 @@ _TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
 _TASK_BYTES = 32 << 20  # of so much each
 logger = logging.getLogger(__name__)
 
-_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
+_SHUFFLE = 5  # the purpose of a stream of draws, next to those of raysel.dynamic.plan
 
 
 # ---- the plan on the cluster -------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class ShuffledParquet(IndexedParquet):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """Return the tasks in the order of the current epoch."""
-        seed = self._board.seed()  # None before the first epoch, when Ray asks only to count the tasks
+        seed = self._board.seed()  # None before the first epoch, when Ray only counts the tasks
         pieces = in_order_of(self.pieces(), seed) if seed is not None else self.pieces()
         ends = np.linspace(0, len(pieces), self._tasks + 1).astype(int)
         return [

@@ -31,7 +31,7 @@ class TrainRanks:
         mode = ray.train.CheckpointConsistencyMode.COMMITTED
         others = ray.train.get_all_reported_checkpoints(
             consistency_mode=mode
-        )  # by score, where one was asked for
+        )  # in the order of their scores, if there are any
         for reported in sorted(others, key=lambda one: _age(one.metrics), reverse=True):
             if reported.checkpoint.path != newest.path:
                 yield reported.checkpoint
@@ -91,7 +91,7 @@ class LocalRanks:
         return [place for place in places if place.exists()]
 
     def without_newer(self, place: Any) -> Any:
-        """Remove a damaged checkpoint newer than ``place``, so that the next one does not replace ``place``."""
+        """Remove a damaged checkpoint newer than ``place``; the next one must not replace ``place``."""
         if self._directory is None or place.name == "last":
             return place
         storage.remove(place.with_name("last"))

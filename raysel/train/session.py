@@ -124,11 +124,11 @@ class Session:
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
         self._accumulate = 1  # batches of an optimiser step on this rank
-        # Of the batches asked for last; not they themselves: a cycle would be freed by the collector, in whatever order,
+        # Of the last loader or stream; not the object itself: a cycle would be freed by the collector, in whatever order,
         # and torch then waits five seconds for each worker process of a DataLoader.
         self._ticket: object | None = None
         self._streams = Streams(self.rank, self.world, board)
-        self._kept: tuple[tuple[Any, ...], EpochOrder, DataLoader] | None = None  # what it was asked for with
+        self._kept: tuple[tuple[Any, ...], EpochOrder, DataLoader] | None = None  # its arguments
         self._slots: list[np.ndarray] = []
         self._gathered = 0  # pairs in them
         self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -136,11 +136,11 @@ class Session:
         self._planning = 0.0
         self._started = 0.0
         self._attempt = ""
-        self._place: Any = None  # the checkpoint that this run goes on from
-        self._midway: dict[str, Any] | None = None  # where in its epoch that stands
+        self._place: Any = None  # the checkpoint that this run resumes from
+        self._midway: dict[str, Any] | None = None  # its position within an epoch
         self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
-        self._handed = self._noted = 0  # batches handed out, and those whose losses have been noted
-        self._rng: Any = None  # to be set where the epoch goes on
+        self._handed = self._noted = 0  # batches returned, and those whose losses were recorded
+        self._rng: Any = None  # to be set when the epoch is resumed
         self._resuming = self._resume()
         self._restored = not self._resuming
 
@@ -526,7 +526,7 @@ class Session:
             )
         self._send()
         self._keeper.drain()
-        self._ranks.barrier()  # every rank's losses are in, and none goes on before all have saved
+        self._ranks.barrier()  # every rank's losses are in; no rank continues before all have saved
         within = {
             "trained": self._trained,
             "share": self._within,

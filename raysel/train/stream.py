@@ -99,7 +99,7 @@ class EpochStream:
 
         streams, session, plan = self._streams, self._session, self._plan
         session._claim(self._ticket, plan)
-        board = streams.board()  # asked now: in a plain process the session may be older
+        board = streams.board()  # read now: in a plain process the session may be older
         if board is None:
             raise StateError(
                 "session.stream needs a dataset that the plan filters: make it with dynamic.planned(dataset) "

@@ -153,7 +153,7 @@ def write(results: CompareResults, directory: Path) -> None:
 
 
 def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list[str]]:
-    """The workflow's own policy, and all policies in the order asked for, each once.
+    """Return the workflow's own policy, and all policies in the given order, each once.
 
     Spellings of a name that differ in case, hyphens and underscores are the same.
     """

@@ -170,11 +170,11 @@ class RunDirectory:
         return self.rows.rows(found) if role == "pool" and self.rows is not None else found
 
     def count(self, rows: Selection | None) -> int:
-        """Number of rows, of the whole pool for None."""
+        """Return the number of rows; of the complete pool for None."""
         return self.inputs["pool"].count if rows is None else len(rows)
 
     def of_the_pool(self, chosen: Selection) -> Selection:
-        """The selection as one of the pool's files, also if it was made from their vectors."""
+        """Return the selection as one of the pool's files, also if it was made from their vectors."""
         return replace(chosen, pool=self.inputs["pool"].identity)
 
     def digests(self, *roles: str) -> dict[str, Any]:

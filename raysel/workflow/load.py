@@ -52,7 +52,7 @@ def load_check(workflow: Workflow) -> None:
 
 
 def first_rows(workflow: Workflow) -> pa.Table:
-    """The first rows of the pool, with ids."""
+    """Return the first rows of the pool, with ids."""
     filesystem, files = list_files(workflow.pool.paths)
     index, schema = index_parquet(filesystem, files)
     piece = IndexedParquet(filesystem, index, schema).pieces()[0]
@@ -64,7 +64,7 @@ def first_rows(workflow: Workflow) -> pa.Table:
 
 
 def unloaded(workflow: Workflow) -> list[str]:
-    """Configuration paths whose code was not run, for ``raysel validate``."""
+    """Return the configuration paths whose code was not run, for ``raysel validate``."""
     methods: list[Method] = [*workflow.select, workflow.dynamic]
     found = [f"{method.where}: {method.spec}" for method in methods if not method.builtin]
     spec = workflow.embed.method.spec
