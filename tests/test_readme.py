@@ -13,8 +13,10 @@ def commands() -> list[str]:
     return [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines()]
 
 
-def test_ci_runs_the_second_command():
-    assert (ROOT / ".ci/run").read_text().splitlines()[-1] == commands()[1]
+def test_ci_runs_the_second_command_and_then_the_slow_tests():
+    *_, begin, command, end, last = (ROOT / ".ci/run").read_text().splitlines()
+    assert command == commands()[1] and last == ".venv/bin/pytest -q -m slow"
+    assert begin == "if ! {" and end.startswith("}; then exit 1; fi")  # no part of the chain may fail unseen
 
 
 def test_the_first_command_runs_the_quickstart():

@@ -40,7 +40,7 @@ def materialized(dataset: Dataset) -> MaterializedDataset:
 
     Run what is still lazy, and raise raysel's own errors.
     """
-    context = ray.data.DataContext.get_current()
+    context = dataset.context  # its own: what is set on the current one holds for later datasets alone
     before = context.execution_options.preserve_order
     wait_for_cpu()
     context.execution_options.preserve_order = True

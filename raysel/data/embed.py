@@ -106,7 +106,9 @@ class Learner(Protocol):
 def make_embedder(spec: str, where: str = "embedder") -> Any:
     """Return the embedder that ``spec`` names, not fitted yet; its ConfigErrors begin with ``where``."""
     kind, _, argument = spec.partition(":")
-    if kind in EMBEDDERS.builtin or kind in EMBEDDERS.names():
+    if kind in _NETWORKS and not argument:
+        raise ConfigError(f"{where}: '{spec}' names no model; write {kind}:NAME.")
+    if kind in EMBEDDERS.names():
         return EMBEDDERS.find(kind, where, load_object)(spec, argument)
     found = EMBEDDERS.find(spec, where, load_object)
     return found() if isinstance(found, type) else found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pyarrow as pa
@@ -82,3 +83,16 @@ print(import_whole("torch").ones(3).sum().item())
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "3.0", done.stderr
+
+
+def test_blocks_come_in_the_order_of_the_data_set_and_not_in_that_of_their_completion(cluster):
+    """Ids of a Ray Dataset of the user's own are numbered in this order."""
+
+    def slow_first(batch):
+        time.sleep(1.5 if batch["id"][0] == 0 else 0)
+        return batch
+
+    dataset = cluster.data.range(12, override_num_blocks=6).map_batches(slow_first)
+    found = [table["id"].to_pylist() for table in cluster.get(arrow_blocks(dataset))]
+    assert [number for block in found for number in block] == list(range(12))
+    assert dataset.context.execution_options.preserve_order is False

@@ -252,7 +252,9 @@ def test_files_that_rows_name_by_path_count(cluster, tmp_path, stored, takes):
 
     def key():
         rows = raysel.read(str(tmp_path / "rows.parquet") if stored == "parquet" else table)
-        return pipeline.key_of(rows, FunctionEmbedder("f", len, takes), ["path"], Options())
+        return pipeline.key_of(
+            pipeline.source_of(rows, ["path"]), FunctionEmbedder("f", len, takes), ["path"], Options()
+        )
 
     one = key()
     assert key() == one
@@ -266,7 +268,9 @@ def test_files_that_rows_name_by_path_count(cluster, tmp_path, stored, takes):
 def test_text_that_names_no_files_is_only_text(cluster, tmp_path):
     pq.write_table(pa.table({"t": ["some text", None]}), tmp_path / "rows.parquet")
     rows = raysel.read(str(tmp_path / "rows.parquet"))
-    key = pipeline.key_of(rows, FunctionEmbedder("f", len, "text"), ["t"], Options())
+    key = pipeline.key_of(
+        pipeline.source_of(rows, ["t"]), FunctionEmbedder("f", len, "text"), ["t"], Options()
+    )
     assert key["input"] == number(tmp_path / "rows.parquet").digest
 
 
@@ -279,9 +283,14 @@ def test_the_kind_of_device_is_in_the_key_of_a_network(cluster, monkeypatch):
         def load(self, device):
             return scaled
 
-    found = [pipeline.key_of(rows, Loaded(), ["x"], Options())]
+    found = [pipeline.key_of(pipeline.source_of(rows, ["x"]), Loaded(), ["x"], Options())]
     monkeypatch.setattr(pipeline._Room, "of", lambda: pipeline._Room(1, {}, 1, {}, "cuda"))
-    found.append(pipeline.key_of(rows, Loaded(), ["x"], Options()))
+    found.append(pipeline.key_of(pipeline.source_of(rows, ["x"]), Loaded(), ["x"], Options()))
     assert found[0]["device"] == "cpu" and found[1]["device"] == "cuda"
-    assert pipeline.key_of(rows, FunctionEmbedder("f", scaled), ["x"], Options())["device"] == "cpu"
+    assert (
+        pipeline.key_of(pipeline.source_of(rows, ["x"]), FunctionEmbedder("f", scaled), ["x"], Options())[
+            "device"
+        ]
+        == "cpu"
+    )
     assert len(fingerprint(found[0])) == 32

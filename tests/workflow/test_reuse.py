@@ -162,7 +162,9 @@ def test_weights_of_the_selection_are_in_the_keys_of_what_follows(go, folder, tm
 def test_trusted_files_are_compared_by_size_and_time_and_the_report_says_so(go, folder):
     results, _ = go("pool.trust=mtime")
     assert results.trusted == ("pool",)
-    assert "compared by size and modification time, not by content" in (folder / "run/report.html").read_text()
+    assert (
+        "compared by size and modification time, not by content" in (folder / "run/report.html").read_text()
+    )
     assert go("pool.trust=mtime")[1] == set()
     os.utime(folder / "pool.parquet", (1, 1))
     _, ran = go("pool.trust=mtime")
