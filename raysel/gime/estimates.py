@@ -36,7 +36,7 @@ class Estimate:
         return Estimate(-self.value, -self.high, -self.low)
 
     def __truediv__(self, other: Estimate) -> Estimate:
-        """Of figures that are not negative."""
+        """Return the quotient of figures that are not negative."""
         return Estimate(
             _ratio(self.value, other.value), _ratio(self.low, other.high), _ratio(self.high, other.low)
         )

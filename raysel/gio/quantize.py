@@ -84,7 +84,7 @@ def _lloyd(rows: Array, clusters: int, seed: int) -> NDArray[np.float32]:
 
 
 def _some(rows: Array, count: int, seed: int) -> Array:
-    """At most `count` rows, evenly drawn, in their order."""
+    """Return at most ``count`` rows, evenly drawn, in their order."""
     if len(rows) <= count:
         return rows
     chosen = np.random.Generator(np.random.Philox(seed % 2**64)).choice(len(rows), count, replace=False)
@@ -92,7 +92,7 @@ def _some(rows: Array, count: int, seed: int) -> Array:
 
 
 def _shares(size: Array, total: int) -> list[int]:
-    """`total` clusters over cells in proportion to their sizes, at least one for every cell that has rows."""
+    """Return ``total`` clusters over cells in proportion to their sizes, at least one per cell with rows."""
     share = (size > 0).astype(np.int64)
     exact = (total - share.sum()) * size / size.sum()
     share += np.minimum(np.floor(exact).astype(np.int64), size - share)
@@ -241,12 +241,29 @@ class _Scores:
 
 
 def cut_to_budget(order: Any, cluster: Any, distance: Any, ids: Any, budget: int) -> NDArray[np.int64]:
-    """Positions (ascending) of the rows to take: whole clusters in `order` until `budget` rows, the last one cut.
+    """Return the positions of the rows to take: clusters in order until ``budget`` rows, the last one cut.
 
-    `order`: picked clusters, best first. `cluster`, `distance`, `ids` (n,): each row's cluster, its distance to the
-    centroid and its integer id. The cut keeps the rows nearest to the centroid (ties: the lower id). A smaller
-    budget takes a subset of a larger one's rows; fewer rows than `budget` come back when the picked clusters hold
-    no more. Raises DataError, ConfigError.
+    The cut keeps the rows nearest to the centroid (ties: the lower id). A smaller budget takes a subset of a
+    larger one's rows. If the picked clusters have fewer rows than ``budget``, all of them are returned.
+
+    Parameters
+    ----------
+    order : array of int
+        Picked clusters, best first.
+    cluster, distance, ids : array, shape (n,)
+        Each row's cluster, its distance to the centroid and its integer id.
+    budget : int
+        Rows to take.
+
+    Returns
+    -------
+    array of int64
+        Positions, ascending.
+
+    Raises
+    ------
+    DataError, ConfigError
+        For arrays or a budget that cannot be used.
     """
     order, cluster, distance, ids = _checked(order, cluster, distance, ids, budget)
     if len(order) == 0 or len(cluster) == 0:
@@ -266,13 +283,38 @@ def draw_to_budget(
     seed: int = 0,
     before: Any = None,
 ) -> NDArray[np.int64]:
-    """Positions (ascending) of rows drawn from the first `support` clusters of `order`, of each by its `share`.
+    """Return the positions of rows drawn from the first ``support`` clusters of ``order``, of each by its ``share``.
 
-    `share` (K,): how much of the result each cluster should make up; one that runs out leaves its part to the
-    others, and one with share 0 comes after them. `before` (K,): rows there already, which count in its part. When
-    the support is used up the other clusters of `order` follow, one after the other. Inside a cluster rows come by
-    the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows. Raises DataError,
-    ConfigError.
+    When the support is used up, the other clusters of ``order`` follow, one after another. Inside a cluster
+    rows are taken by the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows.
+
+    Parameters
+    ----------
+    order : array of int
+        Picked clusters, best first.
+    support : int
+        Number of clusters that rows are drawn from.
+    share : array of float, shape (K,)
+        How much of the result each cluster should make up. A cluster without further rows leaves its part to
+        the others, and one with share 0 comes after them.
+    cluster, ids : array, shape (n,)
+        Each row's cluster and its integer id.
+    budget : int
+        Rows to take.
+    seed : int
+        Seed of the draw.
+    before : array of int, shape (K,), optional
+        Rows that are there already, which count in the cluster's part.
+
+    Returns
+    -------
+    array of int64
+        Positions, ascending.
+
+    Raises
+    ------
+    DataError, ConfigError
+        For arrays or a budget that cannot be used.
     """
     draw = hash_ids(np.asarray(ids), seed)
     order, cluster, draw, ids = _checked(order, cluster, draw, ids, budget)

@@ -339,7 +339,7 @@ _USES = (_KNOWN["chain"], _KNOWN["random"], _OTHERS[0])
 
 
 def _keyed_axes(figure: Figure, names: Sequence[str]) -> Any:
-    """Axes below a key of one line a name."""
+    """Return axes below a key with one line per name."""
     for line, (name, colour) in enumerate(zip(names, _USES, strict=False)):
         _words(figure, [(_plain(name), colour)], left=8, y=figure.bbox.height - 14 - 15.0 * line)
     return _axes(figure, left=46, right=18, top=30 + 15.0 * len(names), bottom=38)

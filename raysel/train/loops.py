@@ -15,7 +15,7 @@ from raysel.data.store import ArrayDataset
 
 
 def schedule(progress: float, warmup: float = 0.1) -> float:
-    """Learning-rate factor at ``progress`` in [0, 1]: linear warm-up, then a cosine to zero.
+    """Return the learning-rate factor at ``progress`` in [0, 1]: linear warm-up, then a cosine to zero.
 
     It depends on progress, not on steps, since dynamic epochs differ in length.
     """
