@@ -100,7 +100,7 @@ def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | N
 def _bounds(group: Codes | None, rows: int, groups: int, limit: int) -> Hashes:
     """Return for each group a hash below which more than ``limit`` keys are expected if few repeat.
 
-    If they repeat, the look at those below it is in vain.
+    If many repeat, filtering by it finds too few keys, and its work is wasted.
     """
     each = np.array([rows]) if group is None else np.bincount(group, minlength=groups)
     share = 4 * limit / np.maximum(each, 1)

@@ -5,11 +5,10 @@ Everaert & Potts, ICLR 2024, arXiv:2306.11670. With rho_j(i) the distance of tar
 neighbour among the target rows, nu_j(i) to its j-th neighbour among the chosen rows, n target rows, m chosen
 rows and d dimensions::
 
-    nearest       d * mean_i ln(nu_k(i) / rho_k(i)) + ln(m / (n-1)) nearest_mean  the mean of nearest over the
-    ranks j = 1..k; each is a consistent estimate, so the mean is one,
+    nearest       d * mean_i ln(nu_k(i) / rho_k(i)) + ln(m / (n-1))
+    nearest_mean  the mean of nearest over the ranks j = 1..k; each is a consistent estimate, so the mean is one,
                   and the additive constant stays ln(m / (n-1))
-    average       d * (mean_ij ln(|x_i - w_j| + eps) - mean_i ln(rho_k(i) + eps)) + ln k - ln(n-1) + ln m -
-    ln(m!)/m
+    average       d * (mean_ij ln(|x_i - w_j| + eps) - mean_i ln(rho_k(i) + eps)) + ln k - ln(n-1) + ln m - ln(m!)/m
 
 Distances are at least 1e-5 and eps is 1e-8, both as published. ``average`` is not an estimate of the
 divergence if there are many ranks, and cannot rank selections: it prefers the centre of the pool.

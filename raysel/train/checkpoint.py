@@ -4,12 +4,12 @@ It is complete or known to be damaged.
 
 Every rank writes its part into one directory::
 
-    session.json                    rank 0: which run it is, its position, its history objects.pt
-    rank 0: the state_dict of everything the loop named selection-<p>-of-<P>.arrow      the committed state of
-    the p-th of P ranges of samples: one per rank, or one in all staged-<p>-of-<P>.arrow         the losses of
-    the current epoch recorded there so far, within an epoch only rng-<r>-of-<W>.pt               the rank's
-    random generators files-<r>-of-<W>.json           size and digest of each file that the rank wrote, itself
-    included
+    session.json                    rank 0: which run it is, its position, its history
+    objects.pt                      rank 0: the state_dict of everything the loop named
+    selection-<p>-of-<P>.arrow      the committed state of the p-th of P ranges of samples: one per rank, or one in all
+    staged-<p>-of-<P>.arrow         the losses of the current epoch recorded there so far, within an epoch only
+    rng-<r>-of-<W>.pt               the rank's random generators
+    files-<r>-of-<W>.json           size and digest of each file that the rank wrote, itself included
 
 It can be restored by any number of ranks into any number of shards. A file that is missing, truncated or
 changed is found before anything is read from it.

@@ -315,8 +315,7 @@ class DynamicSelection:
 
         Examples
         --------
-        >>> with raysel.DynamicSelection(raysel.InfoBatch(), 10, num_epochs=20) as dynamic:
-        ...     print(dynamic.progress())
+        >>> raysel.DynamicSelection(raysel.InfoBatch(), 10, num_epochs=20).progress()   # before it is started
         (0, None)
         """
         return (0, None) if self._keeper is None or self._local else self._keeper.progress()

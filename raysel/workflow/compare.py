@@ -86,9 +86,10 @@ def compare(
 
     Examples
     --------
-    >>> results = raysel.compare("workflow.yaml", ["full"], seeds=1, out="compared")   # the tiny workflow
-    >>> sorted(results.policies)
-    ['full', 'infobatch']
+    >>> raysel.compare("workflow.yaml", ["infobach"])   # a name is checked before anything is trained
+    Traceback (most recent call last):
+        ...
+    raysel.errors.ConfigError: policies: 'infobach' is not known; did you mean 'infobatch'?
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     found = check(flow, policies, seeds)
