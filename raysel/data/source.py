@@ -77,7 +77,7 @@ def read(
         read once, so that a file with other rows is refused.
     trust : {"content", "mtime"}
         What identifies a Parquet file in the index and in the keys of cached vectors: all its bytes, or its
-        size and modification time, for data that is too large to be read twice.
+        size and modification time, for data that cannot be read twice.
 
     Returns
     -------
