@@ -43,14 +43,10 @@ def run(
     workflow: Path, overrides: tuple[str, ...], out: Path | None, fresh: bool, address: str | None
 ) -> None:
     """Run WORKFLOW. Finished steps are reused, and an interrupted run is resumed."""
-    from raysel.cluster.connect import connect
-    from raysel.workflow import config, steps
+    from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
 
-    loaded = config.load(workflow, list(overrides))
-    steps.check(loaded)  # before the seconds that Ray takes to start
-    connect(address)
-    results = run_workflow(loaded, out, fresh=fresh)
+    results = run_workflow(config.load(workflow, list(overrides)), out, fresh=fresh, address=address)
     click.echo(results.ledger.text())
     click.echo(f"\nreport: {Path(results.path) / 'report.html'}")
 
@@ -83,16 +79,12 @@ def compare(
     address: str | None,
 ) -> None:
     """Train WORKFLOW's dynamic policy and its controls at one budget, over several seeds."""
-    from raysel.cluster.connect import connect
     from raysel.report import comparison
     from raysel.workflow import config
-    from raysel.workflow.compare import check
     from raysel.workflow.compare import compare as compare_policies
 
-    loaded, names = config.load(workflow, list(overrides)), policies.split(",")
-    check(loaded, names, seeds)  # before the seconds that Ray takes to start
-    connect(address)
-    results = compare_policies(loaded, names, seeds, out, fresh=fresh)
+    loaded = config.load(workflow, list(overrides))
+    results = compare_policies(loaded, policies.split(","), seeds, out, fresh=fresh, address=address)
     click.echo(comparison.text(results))
     click.echo(f"\nreport: {Path(results.path) / 'compare.html'}")
 
@@ -105,15 +97,11 @@ def compare(
 @_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
     """Print the eleven metrics of WORKFLOW's pool. Files that were measured before are not read again."""
-    from raysel.cluster.connect import connect
     from raysel.report import metrics
-    from raysel.workflow import config, steps
+    from raysel.workflow import config
     from raysel.workflow.measure import measure as measure_workflow
 
-    loaded = config.load(workflow, list(overrides))
-    steps.check(loaded)  # before the seconds that Ray takes to start
-    connect(address)
-    results = measure_workflow(loaded, out)
+    results = measure_workflow(config.load(workflow, list(overrides)), out, address=address)
     click.echo(metrics.text(results.sets))
     groups = f", {len(results.groups):,} groups in groups.parquet" if results.groups else ""
     click.echo(f"\nreport: {Path(results.path) / 'metrics.html'}; sets.parquet{groups}")

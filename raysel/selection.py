@@ -220,7 +220,8 @@ class Selection:
         encoded = pa.schema([(ID, pa.int64()), ("reason", pa.dictionary(pa.int32(), pa.string()))])
         parts = [d.select(encoded.names).cast(encoded) for d in (before.dropped, here) if d is not None]
         dropped = pa.concat_tables(parts).unify_dictionaries().sort_by(ID)
-        info = {**self.info, "pool_rows": before.info["pool_rows"], "before": before.info}
+        info = {**self.info, "before": before.info}
+        info |= {"pool_rows": before.info["pool_rows"]} if "pool_rows" in before.info else {}
         return Selection(table, dropped, info, before.pool or self.pool)
 
     def check_pool(self, dataset: Dataset) -> None:

@@ -76,5 +76,7 @@ class Registry:
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
     """Return the end of a message about an unknown name: the nearest known one, or all of them."""
     known = list(known)
+    if not known:
+        return "there are none."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{show(close[0])}'?" if close else f"known are {', '.join(known)}."

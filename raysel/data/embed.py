@@ -229,13 +229,6 @@ def _check_argument(spec: str, right: bool, example: str) -> None:
         raise ConfigError(f"embedder: '{spec}' is not known; write {example}.")
 
 
-def weights_digest(spec: str) -> str | None:
-    """Return the digest of the weights that ``spec`` names; None if it has none or learns from data."""
-    if spec.partition(":")[0] in _NETWORKS:
-        return pipeline.digest(fit_embedder(spec))
-    return None
-
-
 def embed(
     dataset: Dataset,
     embedder: str | Embedder | Callable[[Any], np.ndarray],

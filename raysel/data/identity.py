@@ -92,8 +92,8 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
     Returns
     -------
     PoolIdentity or None
-        None if it is not known: the ids come from a column ``sample_id`` of the data, or the Dataset
-        was not made by :func:`raysel.read`.
+        None if it is not known: the ids come from a column ``sample_id`` of the data, the Dataset was not made by
+        :func:`raysel.read`, or it joins several.
 
     Raises
     ------
@@ -103,7 +103,18 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
     if not hasattr(dataset, "context"):
         raise ConfigError(f"A Ray Dataset is needed, got {type(dataset).__name__}; use raysel.read.")
     held = dataset.context.get_config(_KEY)
-    return held.identity() if isinstance(held, _Numbering) else None
+    return held.identity() if isinstance(held, _Numbering) and not _joined(dataset) else None
+
+
+def _joined(dataset: Dataset) -> bool:
+    """Whether several data sets were put together, of which the context is that of the first."""
+    queue = [dataset._logical_plan.dag]
+    while queue:
+        inputs = queue.pop().input_dependencies
+        if len(inputs) > 1:
+            return True
+        queue += inputs
+    return False
 
 
 def mark(dataset: Dataset, numbered_by: RowIndex | PoolIdentity | None) -> Dataset:

@@ -152,6 +152,14 @@ def source_of(dataset: Dataset, columns: Sequence[str]) -> Source:
     return _ParquetSource.of(dataset, columns) or _BlockSource.of(dataset, columns)
 
 
+def rows_digest(dataset: Dataset, columns: Sequence[str]) -> str:
+    """Digest of Parquet rows as `raysel.read` returned them, with the files that a column of paths names."""
+    found = parquet_rows(dataset)
+    if found is None:
+        return source_of(dataset, columns).digest
+    return _ParquetSource(found[0], {name: found[1][name] for name in columns}, None).digest
+
+
 def key_of(
     source: Source, embedder: Embedder, columns: Sequence[str], options: Options, version: str | None = None
 ) -> dict[str, Any]:

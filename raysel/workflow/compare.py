@@ -36,7 +36,7 @@ from raysel.workflow.load import load_check
 from raysel.workflow.run import data, trusted
 from raysel.workflow.steps.cell import Cell, train_cell
 from raysel.workflow.steps.factors import scores
-from raysel.workflow.steps.train import epochs_for, loop_config, policy
+from raysel.workflow.steps.train import epochs_for, loop_config, policy, policy_code
 
 EQUAL_STEPS = "full_equal_steps"
 CONTROLS = ("full", EQUAL_STEPS, "random_prune", "round_robin", "infobatch")
@@ -50,6 +50,7 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     *,
     fresh: bool = False,
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> CompareResults:
     """Train every policy with several seeds at the budget of the workflow's own policy.
@@ -68,6 +69,8 @@ def compare(
         written there.
     fresh : bool
         Remove the results of earlier runs from the directory.
+    address : str, optional
+        As in `raysel.run`.
     progress : Progress, optional
         Where progress is shown; by default on stderr.
 
@@ -99,7 +102,7 @@ def compare(
     for method in methods.values():
         method.type  # noqa: B018 (runs the code that it names, before anything is trained)
     check(flow, policies, seeds, found)
-    connect()
+    connect(address)
     steps.check_room(1, 1.0, flow.train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as run:
         for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
@@ -161,7 +164,7 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
     known = {_bare(name): name for name in (*POLICIES.names(), EQUAL_STEPS)}
     names: list[str] = []
     for given in policies:
-        name = given if ":" in given else known.get(_bare(given))
+        name = _absolute(given) if ":" in given else known.get(_bare(given))
         if name is None:
             raise ConfigError(f"policies: '{given}' is not known; {nearest(given, known.values())}")
         if name not in names:
@@ -174,13 +177,14 @@ def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").strip()
 
 
+def _absolute(spec: str) -> str:
+    """``file.py:Name`` with the file made absolute, as the workflow's own policy has it."""
+    file, found, name = spec.partition(".py:")
+    return f"{os.path.abspath(os.path.expanduser(file))}.py:{name}" if found else spec
+
+
 def _method(name: str) -> Method:
-    spec = (
-        os.path.abspath(name.partition(".py:")[0]) + ".py:" + name.partition(".py:")[2]
-        if ".py:" in name
-        else name
-    )
-    return Method.of({"method": spec}, POLICIES, f"policies.{name}")
+    return Method.of({"method": name}, POLICIES, f"policies.{name}")
 
 
 def _needs_scores(names: Sequence[str], methods: dict[str, Method]) -> bool:
@@ -237,13 +241,13 @@ def _train(
                 yield Cell(name, seed, raysel.FullData(), rounds, taken)
             elif name != own and hasattr(methods[name].type, "at_budget"):
                 made = scored(methods[name].type.at_budget(budget))
-                yield Cell(name, seed, made, epochs, code=_code(methods[name]))
+                yield Cell(name, seed, made, epochs, code=policy_code(run, methods[name]))
 
-    todo = [Cell(own, seed, own_policy, epochs, code=_code(flow.dynamic)) for seed in seeds]
+    todo = [Cell(own, seed, own_policy, epochs, code=policy_code(run, flow.dynamic)) for seed in seeds]
     for name, method in methods.items():
         if not hasattr(method.type, "at_budget"):  # at its defaults, whatever that spends
             made = scored(method.make())
-            todo += [Cell(name, seed, made, epochs, code=_code(method)) for seed in seeds]
+            todo += [Cell(name, seed, made, epochs, code=policy_code(run, method)) for seed in seeds]
     found: dict[str, dict[int, Done]] = {name: {} for name in names}
     total, reused = len(names) * len(seeds), 0
 
@@ -282,10 +286,6 @@ def _train(
     if reused:
         run.progress.done("compare", f"{reused} of {total} reused")
     return {name: [found[name][seed] for seed in seeds] for name in names}
-
-
-def _code(method: Method) -> Any:
-    return None if method.builtin else method.key()
 
 
 def _get(ref: Any, cell: Cell) -> tuple[dict[str, Any], float]:

@@ -271,6 +271,11 @@ class Method:
                 "One of your own is written as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
+        if found.builtin and registry is EMBEDDERS and parameters:
+            raise ConfigError(
+                f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no parameters but what its "
+                "name says."
+            )
         if found.builtin and registry is not EMBEDDERS:
             found.make()  # its parameters are checked at once; code of the user's own is not run yet
         elif not found.builtin and ":" not in spec and spec not in registry.names():
@@ -330,7 +335,11 @@ class Method:
 
     def key(self) -> Any:
         """Everything that decides what the component does: its parameters, and the code of one of the user's own."""
-        return self.describe() if self.builtin else [self.describe(), fingerprint(self.type)]
+        if self.builtin:
+            return self.describe()
+        made = self.make() if isinstance(self.type, type) else self.type
+        parameters = describe(made) if dataclasses.is_dataclass(made) else self.parameters
+        return [self.spec.rpartition(":")[2], parameters, fingerprint(self.type)]
 
 
 @dataclass(frozen=True)
@@ -502,12 +511,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which the library reads, takes 5e-4 for text; YAML 1.2 and everybody else take it for a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+# Numbers as YAML 1.2 and everybody else read them: YAML 1.1, which the library reads, takes 5e-4 for text, 1:30 for
+# ninety and 010 for eight.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

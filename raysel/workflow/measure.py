@@ -37,6 +37,7 @@ def measure(
     workflow: Workflow | str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> MeasureResults:
     """Measure the pool of a workflow, its groups and the target.
@@ -48,6 +49,8 @@ def measure(
     out : path, optional
         By default ``runs/NAME-measure``. Files that an earlier call measured there with the same binding,
         grouping and target are not read again; only files that were added later are read.
+    address : str, optional
+        As in `raysel.run`.
     progress : Progress, optional
         Where progress is shown; by default on stderr.
 
@@ -73,7 +76,7 @@ def measure(
     if flow.gime is None:
         raise ConfigError("The key 'gime' is missing: it says what the columns mean to the metrics.")
     steps.check(flow)
-    connect()
+    connect(address)
     directory = (Path(out) if out is not None else Path("runs") / f"{flow.name}-measure").resolve()
     directory.mkdir(parents=True, exist_ok=True)
     progress = progress or Progress()

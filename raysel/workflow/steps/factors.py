@@ -55,6 +55,7 @@ class Factors(Step):
             "settings": asdict(self.settings),
             "vectors": run.finished["embed"].directory.name,
             "rows": run.digests("pool"),
+            "label": run.workflow.pool.label,
             "selected": digest_of(run.rows),
             "seed": run.workflow.seed,
             "versions": library_versions("numpy", "torch", "scipy"),

@@ -72,6 +72,7 @@ class Measure(Step):
         """Return the settings, the rows and the seed."""
         return {
             "settings": describe(self.settings),
+            "label": run.workflow.pool.label if self.settings.calibrate else None,
             "rows": run.digests("pool", "target", *(["validation"] if self.settings.calibrate else [])),
             "validation": run.drawn and run.drawn.key,
             "seed": run.workflow.seed,

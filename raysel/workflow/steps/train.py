@@ -17,8 +17,8 @@ from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RunError
 from raysel.report.results import Epoch
 from raysel.selection import Selection
+from raysel.workflow.config import Method, Workflow
 from raysel.workflow.config import Train as Settings
-from raysel.workflow.config import Workflow
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
 from raysel.workflow.steps.factors import scores
@@ -61,7 +61,7 @@ class Train(Step):
         return {
             **train_key(run),
             "policy": policy.parameters(),
-            "policy code": run.workflow.dynamic.key() if self.arm == "chain" else None,
+            "code": policy_code(run, run.workflow.dynamic) if self.arm == "chain" else None,
             "rows": digest_of(rows),
             "max_steps": max_steps,
             "seed": run.workflow.seed,
@@ -121,7 +121,8 @@ def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) ->
 def train_key(run: RunDirectory) -> dict[str, Any]:
     """Part of the key of every training: settings, the model's code, the arrays and the validation rows."""
     settings = asdict(run.workflow.train)
-    del settings["max_failures"]
+    del settings["max_failures"]  # and of the CPUs the threads alone decide a result
+    settings["cpus_per_worker"] = threads(run.workflow.train)
     return {
         "train": settings,
         "model": fingerprint(load_factory(run.workflow.train)),
@@ -129,6 +130,20 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
         "validation": run.drawn and run.drawn.key,
         "versions": library_versions("numpy", "torch"),
     }
+
+
+def threads(settings: Settings) -> int:
+    """Threads of a worker."""
+    return max(1, int(settings.cpus_per_worker))
+
+
+def policy_code(run: RunDirectory, method: Method) -> Any:
+    """Part of a key: code of a policy of the user's own, and the scores of one that needs them."""
+    needs = getattr(method.type, "needs_scores", False) and "factors" in run.finished
+    return [
+        None if method.builtin else method.key(),
+        run.finished["factors"].directory.name if needs else None,
+    ]
 
 
 def loop_config(run: RunDirectory) -> dict[str, Any]:
@@ -202,7 +217,7 @@ def fit(
                 "alone": False,
                 "batch_size": settings.batch_size,
                 "seed": flow.seed,
-                "threads": max(1, int(settings.cpus_per_worker)),
+                "threads": threads(settings),
             },
             scaling_config=ScalingConfig(
                 num_workers=settings.workers,
