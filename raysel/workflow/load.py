@@ -61,7 +61,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
 
 
 def unloaded(workflow: Workflow) -> list[str]:
-    """Configuration paths whose code was not run, for ``raysel validate``."""
+    """Return the configuration paths whose code was not run, for ``raysel validate``."""
     methods: list[Method] = [*workflow.select, workflow.dynamic]
     found = [f"{method.where}: {method.spec}" for method in methods if not method.builtin]
     spec = workflow.embed.method.spec

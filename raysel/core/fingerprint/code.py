@@ -44,7 +44,7 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
     -------
     (str, bytes) or None
         ``("source", digest)`` where the source is at hand and compiles to ``code``. ``("changed", digest)`` with the
-        digest of the whole file where it does not: what is imported elsewhere may be the file's code. None where there
+        digest of the complete file where it does not: what is imported elsewhere may be the file's code. None where there
         is no source.
     """
     text = _text(code.co_filename, names)
@@ -59,7 +59,7 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
 
 
 def file_source_digest(path: str) -> bytes | None:
-    """Digest of the syntax tree of a whole file; None if it cannot be read or parsed."""
+    """Return the digest of the syntax tree of a complete file; None if it cannot be read or parsed."""
     text = _text(path, {})
     parsed = _parse(text) if text else None
     return None if parsed is None else parsed.digest

@@ -22,7 +22,7 @@ from raysel.workflow.validation import draw_ids, drawn_role
 
 
 def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
-    """Steps up to the rows that are trained on, with their scores where a policy needs them."""
+    """Return the steps up to the rows that are trained on, with their scores if a policy needs them."""
     steps: list[Step] = []
     scores = scores or needs_scores(workflow)
     if workflow.gime is not None:
@@ -38,7 +38,7 @@ def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
 
 
 def arrays(workflow: Workflow) -> Arrays:
-    """The step that writes what training reads."""
+    """Return the step that writes what training reads."""
     return Arrays(workflow.train.input)
 
 
