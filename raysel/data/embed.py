@@ -426,7 +426,7 @@ def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCA
     most = min(len(span.low), span.rows)
     if count > most:
         raise ConfigError(
-            f"embedder: '{spec}' asks for {count} components, but {span.rows} rows of {len(span.low)} columns have at "
+            f"embedder: '{spec}' has {count} components, but {span.rows} rows of {len(span.low)} columns have at "
             f"most {most}; ask for fewer."
         )
     grid = Grid.over(span)

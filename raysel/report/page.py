@@ -601,7 +601,7 @@ def _standard_error(data: Data, accuracies: Iterable[float | None]) -> str:
 
 
 def _spent(samples: float | None, time: float | None) -> str:
-    """What an arm spent against training on full data, as a clause."""
+    """Return what an arm spent against training on full data, as a clause."""
     if samples is None and time is None:
         return "what training spent was not measured"
     used = None if samples is None else f"used {_less(samples, 'fewer samples', 'more samples')}"
@@ -616,7 +616,7 @@ def _less(saving: float, less: str, more: str) -> str:
 
 
 def _change(arm: LedgerEntry, full: LedgerEntry | None) -> str:
-    """The accuracy of an arm against that of full data, as the end of a clause."""
+    """Return the accuracy of an arm against that of full data, as the end of a clause."""
     if arm.accuracy is None or full is None or full is arm or full.accuracy is None:
         return ""
     points = 100 * (arm.accuracy - full.accuracy)

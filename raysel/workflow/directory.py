@@ -357,7 +357,7 @@ def _alone(directory: Path) -> Iterator[None]:
     try:
         lock = open(directory / ".lock", "w")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

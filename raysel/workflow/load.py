@@ -71,7 +71,7 @@ def unloaded(workflow: Workflow) -> list[str]:
 
 
 def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
-    """A few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
+    """Return a few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
     filesystem, files = list_files(workflow.pool.paths)
     index, schema = index_parquet(filesystem, files)
     parts: list[pa.Table] = []

@@ -159,6 +159,8 @@ def stored_digest(filesystem: pafs.FileSystem, path: str, trust: Trust = "conten
             while part := stream.read(_CHUNK):
                 whole.update(part)
             return f"xxh3:{whole.hexdigest()}"
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read ({_line(error)}).") from error
 

@@ -50,7 +50,7 @@ class Embed(Step):
             width = sizes["pool"]
             if kind == "pca" and width and int(argument) > width:
                 raise ConfigError(
-                    f"embedder: '{spec}' asks for {argument} components, but the column has {width} elements; ask for fewer."
+                    f"embedder: '{spec}' has {argument} components, but the column has {width} elements; choose at most {width}."
                 )
         except ConfigError as error:
             raise ConfigError(f"embed.{error}") from None
