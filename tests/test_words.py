@@ -32,19 +32,7 @@ INSTEAD = {
 PATTERN = re.compile("|".join(rf"(?P<w{at}>\b(?:{words})\b)" for at, words in enumerate(INSTEAD)), re.I)
 # Files that are still to be rewritten. The lists may only shrink: a listed file without such a word fails.
 TEXTS: set[str] = {
-    "CONTRIBUTING.md",
-    "README.md",
-    "docs/adapters.md",
-    "docs/cluster.md",
-    "docs/design.md",
-    "docs/dynamic-evidence.md",
-    "docs/dynamic.md",
-    "docs/embedding.md",
-    "docs/gime.md",
-    "docs/gio.md",
-    "docs/losses.md",
-    "docs/repdiv.md",
-    "docs/streaming.md",
+    "docs/evidence/gime.md",
     "workflows/digits.py",
     "workflows/fashion_embed.py",
     "workflows/fashion_mnist.py",

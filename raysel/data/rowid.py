@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -149,10 +148,7 @@ class RowIndex:
     @property
     def digest(self) -> str:
         """Digest that changes if a row's content or id may have changed, not with the place of the files."""
-        digests = file_digests(self.files)
-        joined = "\n".join(
-            f"{posixpath.basename(f.path)} {d}" for f, d in zip(self.files, digests, strict=True)
-        )
+        joined = "\n".join(f"{digest} {rows}" for digest, rows in self.identity())
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def identity(self, trust: Trust | None = None) -> tuple[tuple[str, int], ...]:

@@ -74,7 +74,7 @@ class GIO:
     ----------
     Everaert & Potts, ICLR 2024, arXiv:2306.11670. The default estimator is the k-nearest-neighbour estimator
     of Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks, which cannot
-    rank selections (see `raysel.gio.kl`).
+    rank selections (see `raysel.gio.kl` and docs/methods/gio.md).
 
     Examples
     --------

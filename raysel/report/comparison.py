@@ -173,7 +173,7 @@ def notes(results: CompareResults) -> list[str]:
         "Seconds are of training and planning, of one process with one thread, as measured on a machine that was "
         "doing other things too: passes and steps are what compares.",
     ]
-    if any(row.name == "random-subset" for row in table):
+    if any(row.name == "random_subset" for row in table):
         sentences.append("Random subsets are not rescaled and have no full-data tail.")
     if results.trusted:
         sentences.append(trusted_files(results.trusted))

@@ -1,4 +1,4 @@
-"""Dynamic selection under the Hugging Face Trainer. Accelerate alone needs no adapter."""
+"""Dynamic selection under the Hugging Face Trainer. Accelerate alone needs no adapter: see docs/guides/pytorch.md."""
 
 from __future__ import annotations
 

@@ -184,28 +184,27 @@ class RunDirectory:
         """Return the number of rows; of the complete pool for None."""
         return self.inputs["pool"].count if rows is None else len(rows)
 
-    def of_the_pool(self, chosen: Selection) -> Selection:
-        """Return the selection as one of the pool's files, also if it was made from their vectors.
+    def of_the_pool(self, chosen: Selection, before: Selection | None = None) -> Selection:
+        """Return the selection, made from the rows of an earlier one or from all, as one of the pool's files.
 
         Raises
         ------
         DataError
-            If it was made from other rows, or holds rows that are not selected any more.
+            If it was made from other rows, or holds rows that the earlier one had left out.
         """
         pool = self.inputs["pool"]
         if chosen.pool is not None:
             chosen.pool.check(pool.identity)
-        allowed = None if self.rows is None else self.rows.ids
-        strange = chosen.ids[chosen.ids >= pool.count]
-        if allowed is not None:
-            strange = chosen.ids[~positions(allowed, chosen.ids)[1]]
+        known = chosen.ids < pool.count if before is None else positions(before.ids, chosen.ids)[1]
+        strange = chosen.ids[~known]
         if len(strange):
             raise DataError(
                 f"The selection holds {len(strange):,} rows that were not there to select from "
                 f"(sample_id {first(strange)})."
             )
         info = {"method": "own", **chosen.info, "pool_rows": pool.count}
-        return replace(chosen, pool=pool.identity, info=info)
+        chosen = replace(chosen, pool=pool.identity, info=info)
+        return chosen if before is None else chosen.after(before)
 
     def digests(self, *roles: str) -> dict[str, str]:
         """Part of a key: content and order of the roles' files."""

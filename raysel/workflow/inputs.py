@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,8 +91,7 @@ class Input:
     @property
     def digest(self) -> str:
         """Digest of the content of the files in their order; their names do not matter."""
-        files = [[digest, rows] for digest, rows in self.index.identity()]
-        return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+        return self.index.digest
 
     @property
     def paths(self) -> list[str]:

@@ -238,3 +238,11 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
         "Files of these roles were compared by size and modification time, not by content, as "
         '"trust: mtime" asks: pool, test.'
     )
+
+
+def test_random_subsets_have_a_note_of_their_own():
+    results = sample()
+    subsets = {**results.policies, "random_subset": results.policies["random"]}
+    note = "Random subsets are not rescaled and have no full-data tail."
+    assert note not in comparison.notes(results)
+    assert note in comparison.notes(replace(results, policies=subsets))

@@ -110,8 +110,7 @@ class Measure(Step):
         if settings.selects:
             run.progress.note(self.title, "selecting")
             chosen = rule.select(pool, groups(settings), run.workflow.seed)
-            if run.rows is not None:
-                chosen = chosen.after(run.rows)
+            chosen = run.of_the_pool(chosen, run.rows)
             chosen.save(directory / "selection")
             sets["kept"] = rule.measure(run.among(chosen))
             answer |= {
@@ -144,6 +143,11 @@ def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
         if len(ends) != 2:
             raise ConfigError(
                 f"thresholds.{name}: {ends} is not [least, greatest], of which one may be null."
+            )
+        low, high = ends
+        if (low is None and high is None) or (low is not None and high is not None and low > high):
+            raise ConfigError(
+                f"thresholds.{name}: {ends} leaves nothing to check, or nothing that can pass; write [least, greatest]."
             )
     return {name: (low, high) for name, (low, high) in settings.thresholds.items()}
 

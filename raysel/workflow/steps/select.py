@@ -82,8 +82,7 @@ class Select(Step):
             raise ConfigError(
                 f"{self.method.where}: {self.method.spec}.select returned a {type(chosen).__name__}, not a Selection."
             )
-        chosen = run.of_the_pool(chosen)
-        chosen = chosen if before is None else chosen.after(before)
+        chosen = run.of_the_pool(chosen, before)
         chosen.save(directory / "selection")
         return {"kept": len(chosen), "title": self.method.title}
 
@@ -107,8 +106,7 @@ class RandomRows(Step):
         """Save the random selection."""
         pool = run.among(run.base)
         chosen = raysel.Random(run.count(run.rows), seed=run.workflow.seed).select(pool)
-        chosen = run.of_the_pool(chosen)
-        chosen = chosen if run.base is None else chosen.after(run.base)
+        chosen = run.of_the_pool(chosen, run.base)
         chosen.save(directory / "selection")
         return {"kept": len(chosen)}
 
