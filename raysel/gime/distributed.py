@@ -45,7 +45,8 @@ class GIME:
 
     References
     ----------
-    Xu et al., General Information Metrics Evaluation, arXiv:2501.02004, on Objective Information Theory.
+    Xu et al., General Information Metrics Evaluation, arXiv:2501.02004, on Objective Information Theory;
+    definitions in docs/methods/gime.md.
 
     Examples
     --------
