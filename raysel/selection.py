@@ -73,9 +73,11 @@ class Selection:
                 )
         ids = self.ids
         if len(ids) == 0:
-            raise DataError("A selection without a row: nothing would be trained on.")
+            raise DataError("The selection has no rows: there would be nothing to train on.")
         if (np.diff(ids) <= 0).any() or ids[0] < 0:
-            raise DataError("A selection's sample_id must ascend, without repeats and from 0 up.")
+            raise DataError(
+                "A selection's sample_id must be in ascending order, without repeats, and at least 0."
+            )
         if not (np.isfinite(self.weights) & (self.weights >= 0)).all():
             raise DataError("A selection's weights must be finite and not negative.")
 
@@ -204,7 +206,7 @@ class Selection:
         place, found = positions(before.ids, self.ids)
         if not found.all():
             raise DataError(
-                "This selection holds rows that the earlier one left out; choose from the earlier one's rows."
+                "This selection holds rows that the earlier one left out; select from the rows of the earlier one."
             )
         at = self.table.schema.get_field_index("weight")
         table = self.table.set_column(at, "weight", pa.array(self.weights * before.weights[place]))
@@ -251,7 +253,7 @@ class Selection:
             self.pool.check(here)
         elif here is not None and self.ids[-1] >= here.rows:
             raise DataError(
-                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, the pool's ids end at "
+                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, but the last id of the pool is "
                 f"{here.rows - 1}. Apply it to the rows that it was made from."
             )
         elif here is None:
@@ -362,7 +364,7 @@ class Selection:
         """
         if storage.exists(path):
             raise ConfigError(
-                f"{os.fspath(path)}: exists already; remove it or save the selection under another name."
+                f"{os.fspath(path)} exists already; remove it, or save the selection under another name."
             )
         with storage.new_folder(path) as folder:
             folder.write(_TABLE, _parquet(self.table))
@@ -403,7 +405,7 @@ class Selection:
         """
         folder = storage.Folder(path)
         if fault := folder.fault():
-            raise DataError(f"{folder.path}: not a saved selection ({fault}).")
+            raise DataError(f"{folder.path} is not a saved selection ({fault}).")
         try:
             table, *dropped = (
                 pq.read_table(pa.BufferReader(storage.read_bytes(folder.file(name))))
@@ -413,8 +415,8 @@ class Selection:
             about = storage.read_json(folder.file(_INFO))
             if about.get("format") != _FORMAT:
                 raise DataError(
-                    f"{folder.path}: a selection of format {about.get('format')}; this version reads format {_FORMAT}, "
-                    "so select again."
+                    f"{folder.path} is a selection of format {about.get('format')}, but this version reads format {_FORMAT}; "
+                    "select again."
                 )
             files = about["pool"]
             pool = None if files is None else PoolIdentity.from_list(files)
@@ -423,7 +425,7 @@ class Selection:
             raise
         except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
             raise DataError(
-                f"{folder.path}: not a saved selection ({str(error).splitlines()[0]})."
+                f"{folder.path} is not a saved selection ({str(error).splitlines()[0]})."
             ) from error
 
 
@@ -459,8 +461,8 @@ def _check_columns(names: list[str], weight: bool) -> None:
         raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     if weight and _WEIGHT in names:
         raise DataError(
-            f"The dataset has a column '{_WEIGHT}' already, in which apply puts the weights of the chosen rows: rename "
-            f"or drop a column of your own, and join two selections by later.after(earlier) instead of applying both."
+            f"The dataset already has a column '{_WEIGHT}', where apply writes the weights of the selected rows. Rename or "
+            f"drop a column of your own; join two selections with later.after(earlier) instead of applying both."
         )
 
 

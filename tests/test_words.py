@@ -32,7 +32,6 @@ INSTEAD = {
 PATTERN = re.compile("|".join(rf"(?P<w{at}>\b(?:{words})\b)" for at, words in enumerate(INSTEAD)), re.I)
 # Files that are still to be rewritten. The lists may only shrink: a listed file without such a word fails.
 TEXTS: set[str] = {
-    "docs/evidence/gime.md",
     "workflows/digits.py",
     "workflows/fashion_embed.py",
     "workflows/fashion_mnist.py",
@@ -46,28 +45,8 @@ TEXTS: set[str] = {
     "workflows/wordnet_lm.py",
 }
 MESSAGES: set[str] = {
-    "raysel/cluster/wait.py",
-    "raysel/data/embed.py",
-    "raysel/data/pipeline.py",
-    "raysel/data/rowid.py",
-    "raysel/dynamic/infobatch.py",
-    "raysel/dynamic/keeper.py",
-    "raysel/dynamic/service.py",
-    "raysel/dynamic/shards.py",
     "raysel/factors/autoencoder.py",
-    "raysel/factors/scores.py",
-    "raysel/gime/sensitivity.py",
-    "raysel/report/comparison.py",
-    "raysel/report/figures.py",
-    "raysel/report/page.py",
-    "raysel/train/driven.py",
-    "raysel/train/huggingface.py",
-    "raysel/train/lightning.py",
     "raysel/train/loader.py",
-    "raysel/train/objects.py",
-    "raysel/train/planned.py",
-    "raysel/train/session.py",
-    "raysel/workflow/steps/embed.py",
 }
 
 

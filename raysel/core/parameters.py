@@ -192,7 +192,7 @@ def _unknown(path: list[Any], allowed: Mapping[str, Any], where: str) -> ConfigE
     *parents, name = map(str, path)
     prefix = ".".join([*filter(None, [where]), *parents])
     hint = nearest(name, allowed, lambda key: _join(prefix, key))
-    return ConfigError(f"Unknown key '{_join(prefix, name)}'; {hint}")
+    return ConfigError(f"The key '{_join(prefix, name)}' is unknown. {hint}")
 
 
 def _class_at(cls: Any, path: list[Any]) -> Any:

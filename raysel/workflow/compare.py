@@ -130,14 +130,16 @@ def compare(
 def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look | None = None) -> Look:
     """Check what can be checked before Ray starts; raise as :func:`compare` does."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ConfigError(f"seeds: {seeds!r}; a comparison needs at least one, and three to show a spread.")
+        raise ConfigError(
+            f"seeds: {seeds!r} is not a number of seeds; a comparison needs at least one, and three to show a spread."
+        )
     own, names = policy_names(workflow, policies)
     if workflow.test is None:
-        raise ConfigError("The key 'test' is missing: a comparison needs rows to score the policies on.")
+        raise ConfigError("The key 'test' is missing: a comparison needs test rows to score the policies on.")
     if workflow.dynamic.spec == "full":
         raise ConfigError(
-            "The key 'dynamic' names no policy that saves anything, so there is no budget to compare at; "
-            "give one, for example with --set dynamic.method=infobatch."
+            "The key 'dynamic' names a policy that saves nothing, so there is no budget to compare at; "
+            "give another one, for example with --set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
     return steps.check(workflow, _needs_scores(names, builtin), found)
@@ -164,7 +166,7 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
     for given in policies:
         name = _absolute(given) if ":" in given else known.get(_bare(given))
         if name is None:
-            raise ConfigError(f"policies: '{given}' is not known; {nearest(given, known.values())}")
+            raise ConfigError(f"policies: '{given}' is unknown. {nearest(given, known.values())}")
         if name not in names:
             names.append(name)
     own = workflow.dynamic.spec
@@ -275,14 +277,14 @@ def _train(
                 run.keep(done)
                 finish(cell, done)
                 trained = sum(map(len, found.values()))
-                ended = f"{answer['accuracy']:.1%} after {seconds:.1f} s"
+                ended = f"accuracy {answer['accuracy']:.1%}, {seconds:.1f} s"
                 name = cell.policy_name
-                run.progress.done("compare", f"{trained}/{total}  {name}, seed {cell.seed}: {ended}")
+                run.progress.done("compare", f"{trained} of {total}: {name}, seed {cell.seed}, {ended}")
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
     if reused:
-        run.progress.done("compare", f"{reused} of {total} reused")
+        run.progress.done("compare", f"{reused} of {total} trainings reused")
     return {name: [found[name][seed] for seed in seeds] for name in names}
 
 
@@ -296,6 +298,6 @@ def _get(ref: Any, cell: Cell) -> tuple[dict[str, Any], float]:
         raise
     except ray.exceptions.RayError as error:
         raise RunError(
-            f"{cell.policy_name}, seed {cell.seed}: its process died ({str(error).splitlines()[0]}); "
-            "call again to train what is missing."
+            f"The process that trained {cell.policy_name} with seed {cell.seed} died ({str(error).splitlines()[0]}); "
+            "run the comparison again to train what is missing."
         ) from error

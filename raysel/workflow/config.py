@@ -267,8 +267,8 @@ class Method:
         if not isinstance(spec, str):
             given = "missing" if spec is None else repr(spec)
             raise ConfigError(
-                f"'{where}.method' is {given}; known are {', '.join(registry.names())}. "
-                "One of your own is written as file.py:Name."
+                f"'{where}.method' is {given}. The known names are {', '.join(registry.names())}. "
+                "Write code of your own as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
         if found.builtin and registry is EMBEDDERS and parameters:
@@ -319,7 +319,7 @@ class Method:
             return made(**self.parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{where}: {self.spec} cannot be made ({error}); a frozen dataclass gets its parameters checked."
+                f"{where}: {self.spec} cannot be created ({error}); make it a frozen dataclass to have its parameters checked."
             ) from error
 
     @property
@@ -462,11 +462,11 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise ConfigError(f"{file} cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())}).") from error
+        raise ConfigError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: a workflow is a mapping of keys, this file holds {type(tree).__name__}.")
+        raise ConfigError(f"{file} holds a {type(tree).__name__}, but a workflow must be a mapping of keys.")
     for override in overrides or []:
         _set(tree, override)
     try:
@@ -480,7 +480,7 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     known = [*keys(Workflow), "select", "dynamic"]
     for name in tree:
         if name not in known:
-            raise ConfigError(f"Unknown key '{name}'; {nearest(name, known)}")
+            raise ConfigError(f"The key '{name}' is unknown. {nearest(name, known)}")
     tree = _absolute(dict(tree), Path(base).resolve())
     select = tree.pop("select", None)
     dynamic = tree.pop("dynamic", {"method": "full"})
@@ -529,7 +529,7 @@ for _tag, _pattern in _NUMBERS.items():
 def _set(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set {override}: write key=value, for example --set select.budget=0.2.")
+        raise ConfigError(f"--set {override}: Write key=value, for example --set select.budget=0.2.")
     *parents, last = path.split(".")
     here: Any = tree
     for key in parents:
@@ -542,10 +542,12 @@ def _set(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML.") from error
+        raise ConfigError(f"--set {override}: The value is not YAML.") from error
     if isinstance(here, list):
         if not last.isdecimal() or int(last) >= len(here):
-            raise ConfigError(f"--set {override}: '{last}' is not a place of a list of {len(here)}.")
+            raise ConfigError(
+                f"--set {override}: '{last}' is not an index of a list with {len(here)} entries."
+            )
         here[int(last)] = value
     else:
         here[last] = value

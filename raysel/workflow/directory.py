@@ -236,7 +236,7 @@ def _finished(directory: Path) -> Done | None:
         left = read_json(file)
         return Done(directory, left["answer"], left["seconds"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: damaged; remove the folder {directory} and run again.") from error
+        raise RunError(f"{file} is damaged; remove the folder {directory} and run again.") from error
 
 
 # ---- whose directory it is -----------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def open_run(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
     with _alone(directory):
         _check(directory, fresh)  # another process may have come first
         if fresh:
@@ -296,10 +296,10 @@ def manifest(directory: Path) -> dict[str, Any] | None:
     if found is None:
         return None
     if "created" not in found:
-        raise RunError(f"{path}: damaged; use --fresh to start over, or choose another --out.")
+        raise RunError(f"{path} is damaged; use --fresh to start over, or choose another --out.")
     if found.get("format") != FORMAT:
         raise RunError(
-            f"{directory}: written in format {found.get('format', 1)}, this version of raysel works in format {FORMAT}; "
+            f"{directory} was written in format {found.get('format', 1)}, but this version of raysel uses format {FORMAT}; "
             "use --fresh to start over, or choose another --out."
         )
     return found
@@ -331,7 +331,7 @@ def _check(directory: Path, fresh: bool) -> None:
     if not directory.is_dir() or any(
         name != ".lock" and not name.startswith(f".{_MANIFEST}.") for name in left
     ):
-        raise RunError(f"{directory}: not empty, and not a run of raysel; choose another --out.")
+        raise RunError(f"{directory} is not empty and not a run directory of raysel; choose another --out.")
 
 
 def _claim(directory: Path, workflow: Workflow) -> str:
@@ -357,17 +357,17 @@ def _alone(directory: Path) -> Iterator[None]:
     try:
         lock = open(directory / ".lock", "w")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(
-                    f"{directory}: another process is at work in it; wait for it, or choose another --out."
+                    f"{directory} is in use by another process; wait for it, or choose another --out."
                 ) from error
             raise RunError(
-                f"{directory}: its file system has no locks ({error.strerror}), so two runs could mix there; choose "
+                f"{directory} is on a file system without locks ({error.strerror}), so two runs could mix there; choose "
                 "an --out on a file system with locks."
             ) from error
         yield

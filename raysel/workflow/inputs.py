@@ -31,7 +31,7 @@ class Look:
         names = self.schemas[role].names
         if column not in names:
             raise DataError(
-                f"{key}: no column '{column}' in the files of {role}.path; the columns are {', '.join(names)}."
+                f"{key}: There is no column '{column}' in the files of {role}.path; the columns are {', '.join(names)}."
             )
 
     def elements(self, role: str, column: str) -> int | None:
@@ -56,10 +56,13 @@ def look(workflow: Workflow) -> Look:
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
         if index.rows == 0:
-            raise DataError(f"{role}.path: {rows.paths[0]} holds no rows; there is nothing to work on.")
+            raise DataError(f"{role}.path: There are no rows in {rows.paths[0]}.")
         found.schemas[role], found.counts[role] = schema, index.rows
         if rows.label is not None:
-            check_label(schema, rows.label, f"{role}.label")
+            try:
+                check_label(schema, rows.label, f"the files of {role}.path")
+            except DataError as error:
+                raise DataError(f"{role}.label: {error}") from None
     return found
 
 

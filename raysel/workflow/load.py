@@ -100,7 +100,9 @@ def _naming(where: str, spec: str) -> Iterator[None]:
         raise
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(f"{where}: {spec} raised {type(error).__name__}: {line}") from error
+        raise ConfigError(
+            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'})."
+        ) from error
 
 
 def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
@@ -172,7 +174,7 @@ def _check_training(workflow: Workflow, rows: pa.Table, labels: list[Any]) -> No
             # What is wrong with rows is said by the steps that read them all.
             if not math.isfinite(first) and np.isfinite(inputs).all():
                 raise ConfigError(
-                    f"train.model: the first loss of {train.model} is {first}; check the column "
+                    f"train.model: The first loss of {train.model} is {first}; check the column "
                     f"'{train.input}' and the model's initial weights."
                 )
     finally:

@@ -121,7 +121,7 @@ def runs(directory: str | os.PathLike[str]) -> list[tuple[RunResults, list[tuple
     """
     place = Path(directory)
     if manifest(place) is None:
-        raise RunError(f"{place}: not a run directory; give one that 'raysel run' has written.")
+        raise RunError(f"{place} is not a run directory; give one that 'raysel run' has written.")
     files = sorted((place / "results").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
     found = [RunResults.load(file) for file in files]
     return [

@@ -100,17 +100,17 @@ def test_fresh_starts_over_and_another_format_is_refused(go, folder):
     held = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**held, "format": 1}))
     with pytest.raises(
-        RunError, match=r"written in format 1, this version of raysel works in format 2; use --fresh"
+        RunError, match=r"written in format 1, but this version of raysel uses format 2; use --fresh"
     ):
         go()
     assert len(go(fresh=True)[1]) == 7
     manifest.write_text("{")
-    with pytest.raises(RunError, match=r"manifest.json: damaged; use --fresh"):
+    with pytest.raises(RunError, match=r"manifest.json is damaged; use --fresh"):
         go()
     assert len(go(fresh=True)[1]) == 7
     assert len(list((folder / "run" / "results").glob("*.json"))) == 1
     (folder / "run" / "manifest.json").unlink()
-    with pytest.raises(RunError, match="not empty, and not a run of raysel"):
+    with pytest.raises(RunError, match="is not empty and not a run directory of raysel"):
         go(fresh=True)  # what is not ours is not removed
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_step_is_said(go, folder):
     go()
     (done,) = (folder / "run").glob("steps/select-*/done.json")
     done.write_text("{")
-    with pytest.raises(RunError, match=r"done.json: damaged; remove the folder"):
+    with pytest.raises(RunError, match=r"done.json is damaged; remove the folder"):
         go()
 
 
@@ -181,7 +181,7 @@ def test_a_folder_of_something_else_is_never_removed(go, folder, content):
     (folder / "run" / "photos" / "a.jpg").write_text("precious")
     (folder / "run" / "manifest.json").write_text(content)
     for fresh in (False, True):
-        with pytest.raises(RunError, match="not empty, and not a run of raysel"):
+        with pytest.raises(RunError, match="is not empty and not a run directory of raysel"):
             go(fresh=fresh)
     assert (folder / "run" / "photos" / "a.jpg").read_text() == "precious"
 

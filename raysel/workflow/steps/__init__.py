@@ -81,7 +81,7 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
     found = found or look(workflow)
     for where, spec in named_files(workflow).items():
         if not Path(spec.rpartition(":")[0]).is_file():
-            raise ConfigError(f"{where}: there is no file {spec.rpartition(':')[0]}.")
+            raise ConfigError(f"{where}: The file {spec.rpartition(':')[0]} does not exist.")
     if ":" not in workflow.train.model:
         raise ConfigError(
             f"train.model: '{workflow.train.model}' names no function; write file.py:factory or module:factory."

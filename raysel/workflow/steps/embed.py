@@ -39,8 +39,8 @@ class Embed(Step):
             sizes[role] = look.elements(role, self.settings.column)
         if None not in sizes.values() and len(set(sizes.values())) > 1:
             raise DataError(
-                f"embed.column '{self.settings.column}': the pool's vectors have {sizes['pool']} elements, "
-                f"the target's {sizes['target']}; they must agree."
+                f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
+                f"but the target's {sizes['target']}; the numbers must agree."
             )
         spec = self.settings.method.spec
         kind, _, argument = spec.partition(":")
@@ -50,7 +50,7 @@ class Embed(Step):
             width = sizes["pool"]
             if kind == "pca" and width and int(argument) > width:
                 raise ConfigError(
-                    f"embedder: '{spec}' asks for {argument} components; write pca:32, for example, at most {width}."
+                    f"embedder: '{spec}' has {argument} components, but the column has {width} elements; choose at most {width}."
                 )
         except ConfigError as error:
             raise ConfigError(f"embed.{error}") from None

@@ -45,8 +45,8 @@ class Factors(Step):
         on_error = look.workflow.embed.on_error
         if on_error != "raise":
             raise ConfigError(
-                f"embed.on_error: '{on_error}' leaves rows without a vector, and RepDiv needs a score for every row "
-                "that is trained on; use 'raise', and repair or leave out what it names."
+                f"embed.on_error: '{on_error}' leaves rows without a vector, but RepDiv needs a score for every row "
+                "that is trained on; use 'raise', and repair or remove the rows that it names."
             )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Select(Step):
         stratify = getattr(selector, "stratify", None)
         if stratify is not None and stratify not in look.schemas["pool"].names:
             raise DataError(
-                f"{self.method.where}.stratify: no column '{stratify}' in the pool; there are "
+                f"{self.method.where}.stratify: The pool has no column '{stratify}'; its columns are "
                 f"{', '.join(sorted(look.schemas['pool'].names))}."
             )
 

@@ -53,7 +53,7 @@ class Train(Step):
         try:  # a saving that is out of reach is said when the first epoch is planned
             method.make().plan(SampleState.empty(1), epoch=0, num_epochs=epochs, seed=0)
         except ConfigError as error:
-            raise ConfigError(f"dynamic: {error}.") from None
+            raise ConfigError(f"dynamic: {error}") from None
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Return the settings, code of the model and the policy, rows, arrays, seed and number of steps."""
@@ -114,7 +114,7 @@ def load_factory(settings: Settings) -> Callable[[tuple[int, ...], int], Any]:
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
     """Raise ResourceError unless the cluster can place the workers within ``seconds``."""
-    advice = "lower train.workers or train.cpus_per_worker"
+    advice = "Lower train.workers or train.cpus_per_worker"
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
 
@@ -241,7 +241,7 @@ def fit(
             follower.join()
     trained = result.return_value
     if not trained or not trained["history"]:
-        raise RunError(f"{directory}: the training left no history; remove the folder and run again.")
+        raise RunError(f"The training wrote no history to {directory}; remove the folder and run again.")
     return {"rows": count, **answer_of(trained)}
 
 
