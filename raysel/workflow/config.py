@@ -195,7 +195,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Train:
-    """Training on Ray Train: a classifier, by ``raysel.train.loops.classify``.
+    """Training on Ray Train.
 
     Attributes
     ----------
@@ -221,6 +221,9 @@ class Train:
         GPUs per worker; 0 trains on CPUs.
     max_failures : int
         How often training restarts from its last checkpoint.
+    task : str
+        What is trained: ``classification``, or ``file.py:Name`` for a training loop of your own with the arguments and
+        the result of ``raysel.train.loops.classify``.
     """
 
     model: str
@@ -234,6 +237,7 @@ class Train:
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_worker: NotNegative = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
+    task: str = "classification"
 
 
 @dataclass(frozen=True)
@@ -582,6 +586,8 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
         tree["train"] = {**tree["train"], "model": spec(tree["train"].get("model"))}
         if tree["train"]["model"] is None:
             del tree["train"]["model"]
+        if "task" in tree["train"]:
+            tree["train"]["task"] = spec(tree["train"]["task"])
     if isinstance(tree.get("embed"), Mapping):
         given = tree["embed"].get("embedder")
         if given is not None:

@@ -19,10 +19,12 @@ from raysel.data.source import IndexedParquet
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RayselError
+from raysel.registry import TASKS
+from raysel.train.loops import classify
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
-from raysel.workflow.steps.train import load_factory
+from raysel.workflow.steps.train import load_factory, load_loop
 
 _ROWS = 8
 _SAMPLES = 100_000  # that a policy is tried on, at most
@@ -57,7 +59,9 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
     for step in plan(workflow):
         if isinstance(step, Embed):
             _check_embedder(step, rows)
-    _check_training(workflow, rows, labels)
+    loop = load_loop(workflow.train)
+    if loop is classify:  # what another loop does with a batch is its own
+        _check_training(workflow, rows, labels)
 
 
 def unloaded(workflow: Workflow) -> list[str]:
@@ -67,6 +71,8 @@ def unloaded(workflow: Workflow) -> list[str]:
     spec = workflow.embed.method.spec
     if not workflow.embed.method.builtin or spec.partition(":")[0] not in ("column", "pca", "hash", "table"):
         found.append(f"embed.embedder: {spec}")
+    if workflow.train.task not in TASKS.builtin:
+        found.append(f"train.task: {workflow.train.task}")
     return [*found, f"train.model: {workflow.train.model}"]
 
 

@@ -17,7 +17,7 @@ from raysel.core import docstrings
 from raysel.core.parameters import default_of, describe, keys, type_name
 from raysel.core.registry import Registry, nearest
 from raysel.errors import ConfigError
-from raysel.registry import EMBEDDERS, POLICIES, SELECTORS
+from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS
 from raysel.workflow.config import Workflow
 
 _WIDTH = 100
@@ -36,7 +36,8 @@ class _Kind:
 _SELECTOR = _Kind(SELECTORS, "selector", "select")
 _POLICY = _Kind(POLICIES, "policy", "dynamic")
 _EMBEDDER = _Kind(EMBEDDERS, "embedder", "embed.embedder")
-_KINDS = (_SELECTOR, _POLICY, _EMBEDDER)
+_TASK = _Kind(TASKS, "task", "train.task")
+_KINDS = (_SELECTOR, _POLICY, _EMBEDDER, _TASK)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raysel.core.fingerprint import fingerprint
 from raysel.errors import ConfigError
+from raysel.registry import TASKS
 from raysel.workflow.config import Train as TrainSettings
 from raysel.workflow.config import Workflow
 from raysel.workflow.inputs import Look, look
@@ -16,7 +17,7 @@ from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, check_room, load_factory, needs_scores
+from raysel.workflow.steps.train import Train, check_room, load_factory, load_loop, needs_scores
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
 
@@ -86,6 +87,8 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         raise ConfigError(
             f"train.model: '{workflow.train.model}' names no function; write file.py:factory or module:factory."
         )
+    if ":" not in workflow.train.task and workflow.train.task not in TASKS.names():
+        load_loop(workflow.train)  # raises, with the nearest name
     if (role := drawn_role(workflow)) is not None:
         draw_ids(workflow, role, found.counts[role])
     if workflow.pool.label is None:
@@ -102,11 +105,8 @@ def named_files(workflow: Workflow) -> dict[str, str]:
     named = {
         method.where: method.spec.removeprefix("torch:").removesuffix(":penultimate") for method in methods
     }
-    return {
-        where: spec
-        for where, spec in {**named, "train.model": workflow.train.model}.items()
-        if ".py:" in spec
-    }
+    named |= {"train.model": workflow.train.model, "train.task": workflow.train.task}
+    return {where: spec for where, spec in named.items() if ".py:" in spec}
 
 
 def model_digest(spec: str) -> str:
