@@ -324,7 +324,7 @@ def test_a_training_loop_of_the_users_own_is_a_task(cluster, digits, tmp_path):
         after.epochs[0].loss < 0.9 * before.epochs[0].loss
     )  # the changed loop was not taken for the old one
     with pytest.raises(
-        ConfigError, match="'train.task' is 'clasification'|train.task is 'clasification'.*Did you mean"
+        ConfigError, match=r"'train.task' is 'clasification'|train.task is 'clasification'.*Did you mean"
     ):
         compare(digits("train.task=clasification"), ("infobatch",), 1, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"train.task: The file .*none.py does not exist"):
