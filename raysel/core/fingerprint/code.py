@@ -227,7 +227,7 @@ class Read:
 
     scope: "global", "closure", "import", where ``name`` is a module imported by the code itself, with leading dots if
     it is relative, or "effect" for such a module if it is imported, read or not.
-    constant: the text with which an attribute of ``os`` is called or indexed.
+    constant: a text that the code loads next, with which the value may be called or indexed.
     """
 
     scope: str
@@ -246,7 +246,9 @@ def reads(code: CodeType) -> tuple[Read, ...]:
 
 def all_names(code: CodeType) -> set[str]:
     """Names of the globals and attributes in a code object and the functions in it."""
-    return set(code.co_names).union(*(all_names(inner) for inner in code.co_consts if isinstance(inner, CodeType)))
+    return set(code.co_names).union(
+        *(all_names(inner) for inner in code.co_consts if isinstance(inner, CodeType))
+    )
 
 
 def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]) -> None:
@@ -263,9 +265,10 @@ def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found
             after += 1
         if after < len(steps) and steps[after].opname in ("STORE_ATTR", "DELETE_ATTR"):
             continue
-        constant = ""
-        if not {names[-1], *chain}.isdisjoint(("environ", "getenv")) and steps[after].opname == "LOAD_CONST":
-            constant = str(steps[after].argval)
+        following = (
+            steps[after].argval if steps[after : after + 1] and steps[after].opname == "LOAD_CONST" else ""
+        )
+        constant = following if isinstance(following, str) else ""
         if step.opname in _GLOBAL or step.opname in _CELL or step.opname.startswith("LOAD_FAST"):
             for name in names[:-1]:
                 if name in bound:

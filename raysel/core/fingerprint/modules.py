@@ -122,7 +122,9 @@ def _inner(statement: ast.stmt) -> list[ast.stmt]:
     if isinstance(statement, ast.If) and _is_not_for_import(statement.test):
         return statement.orelse
     nodes: list[Any] = list(ast.iter_child_nodes(statement))
-    nodes += [one for node in nodes if isinstance(node, (ast.ExceptHandler, ast.match_case)) for one in node.body]
+    nodes += [
+        one for node in nodes if isinstance(node, (ast.ExceptHandler, ast.match_case)) for one in node.body
+    ]
     return [node for node in nodes if isinstance(node, ast.stmt)]
 
 

@@ -32,7 +32,15 @@ import numpy as np
 import xxhash
 
 from raysel.core.fingerprint import modules
-from raysel.core.fingerprint.code import Read, all_names, file_tree, hash_nodes, instructions, reads, source_digest
+from raysel.core.fingerprint.code import (
+    Read,
+    all_names,
+    file_tree,
+    hash_nodes,
+    instructions,
+    reads,
+    source_digest,
+)
 from raysel.core.fingerprint.files import file_digest
 from raysel.core.fingerprint.origin import package_of_file, package_of_module
 from raysel.errors import ConfigError
@@ -188,7 +196,9 @@ class _Graph:
             except ConfigError:
                 if not self.effects:
                     raise
-                self.trees[number] = _text(f"a {type(held).__qualname__}")  # the object itself does not read it
+                self.trees[number] = _text(
+                    f"a {type(held).__qualname__}"
+                )  # the object itself does not read it
 
     def of_modules(self) -> Iterable[Tree]:
         """What the modules of the code that was met do on import, and files whose names are found at run time."""
@@ -293,6 +303,8 @@ class _Graph:
         own = getattr(kind, "__fingerprint__", None)
         if own is not None and kind is not type:
             return _pack(b"given", [_text(kind.__qualname__), self.tree(own(value), path)])
+        if value is sys.modules:
+            return _text("modules")
         if kind in (list, tuple):
             return _pack(kind.__name__.encode(), self.each(value, path))
         if kind in (set, frozenset):
@@ -327,7 +339,9 @@ class _Graph:
         file, tree = getattr(module, "__file__", None), file_tree(vars(module))
         parts: list[Tree] = []
         if isinstance(file, str):
-            parts.append(_file(file) if not file.endswith(".py") else b"" if tree is None else hash_nodes([tree]))
+            parts.append(
+                _file(file) if not file.endswith(".py") else b"" if tree is None else hash_nodes([tree])
+            )
         return _pack(b"module", [*parts, self.attributes(_code(vars(module)), path)])
 
     # ---- functions ---------------------------------------------------------------------------------------------------
@@ -366,16 +380,19 @@ class _Graph:
         parts: list[Tree] = []
         names = all_names(function.__code__)
         dynamic, documented = "__subclasses__" in names, "__doc__" in names
+        met = None
         for read in reads(function.__code__):
+            found = _followed(read, function)
+            if read.constant and (found is os.environ or found is os.getenv):
+                given = _plain(os.environ.get(read.constant)) or b""
+                parts.append(_pack(b"variable", [_text(read.constant), given]))
+            if met == (met := (read.scope, read.name, read.chain)):
+                continue
+            dynamic |= any(found is one for one in _DYNAMIC)
+            documented |= any(found is one for one in _DOCUMENTED)
             value = self.read(read, function, path)
             if value is not None:
                 parts.append(_pack(b"read", [_text(".".join((read.name, *read.chain))), value]))
-            found = _followed(read, function)
-            if read.constant and any(found is one for one in (os.environ, os.getenv)):
-                given = _plain(os.environ.get(read.constant)) or b""
-                parts.append(_pack(b"variable", [_text(read.constant), given]))
-            dynamic |= any(found is one for one in _DYNAMIC)
-            documented |= any(found is one for one in _DOCUMENTED)
         if dynamic or documented:
             self.dynamic[id(function.__globals__), documented] = function.__globals__
         return parts
