@@ -1,4 +1,4 @@
-"""How fast rows become vectors, beside the least that could be done; every figure of docs/embedding.md.
+"""How fast rows become vectors, beside the least that could be done; the figures on vectors in docs/evidence/speed.md.
 
     python benchmarks/embed.py text --model FOLDER [--rows 4096]   # MiniLM through Ray, and a bare loop over it
     python benchmarks/embed.py columns [--rows 200000]             # column and pca:64, and reading alone

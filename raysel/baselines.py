@@ -74,8 +74,8 @@ class Random:
         table = gather(pool, [ID, *([self.stratify] if self.stratify else [])], "pool")
         ids = table[ID].to_numpy()
         if not len(ids):
-            raise DataError("The pool is empty: no row to choose from.")
-        check_ids(ids, "The pool")
+            raise DataError("The pool is empty: there are no rows to choose from.")
+        check_ids(ids, "the pool")
         groups = (
             np.unique(table[self.stratify].to_numpy(zero_copy_only=False), return_inverse=True)[1]
             if self.stratify

@@ -16,22 +16,29 @@ from raysel.version import __version__
 def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
     """The argument WORKFLOW and the option --set."""
     command = click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change a key of the workflow."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Change a key of the workflow; may be repeated.",
     )(command)
     return click.argument("workflow", type=click.Path(path_type=Path))(command)
 
 
 _out = click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/NAME]")
-_fresh = click.option("--fresh", is_flag=True, help="Start over: remove what the run directory holds.")
+_fresh = click.option(
+    "--fresh", is_flag=True, help="Start over: remove the content of the run directory first."
+)
 _address = click.option(
-    "--address", help="Ray cluster to join, for example auto.  [default: RAY_ADDRESS, or start one here]"
+    "--address",
+    help="Address of the Ray cluster to join, for example auto.  [default: RAY_ADDRESS, or start one here]",
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raysel")
 def cli() -> None:
-    """Training-data selection on Ray."""
+    """Select training data on Ray."""
 
 
 @cli.command()
@@ -43,16 +50,12 @@ def run(
     workflow: Path, overrides: tuple[str, ...], out: Path | None, fresh: bool, address: str | None
 ) -> None:
     """Run WORKFLOW. Finished steps are reused, and an interrupted run is resumed."""
-    from raysel.cluster.connect import connect
-    from raysel.workflow import config, steps
+    from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
 
-    loaded = config.load(workflow, list(overrides))
-    steps.check(loaded)  # before the seconds that Ray takes to start
-    connect(address)
-    results = run_workflow(loaded, out, fresh=fresh)
+    results = run_workflow(config.load(workflow, list(overrides)), out, fresh=fresh, address=address)
     click.echo(results.ledger.text())
-    click.echo(f"\nreport: {Path(results.path) / 'report.html'}")
+    click.echo(f"\nReport: {Path(results.path) / 'report.html'}")
 
 
 @cli.command()
@@ -62,7 +65,7 @@ def run(
     default="full,full_equal_steps,random_prune,round_robin,infobatch",
     show_default=True,
     metavar="A,B,...",
-    help="Policies to train, by name or as file.py:Name. The workflow's own policy is always among them.",
+    help="Policies to train, by name or as file.py:Name. The workflow's own policy is always included.",
 )
 @click.option(
     "--seeds",
@@ -82,19 +85,15 @@ def compare(
     fresh: bool,
     address: str | None,
 ) -> None:
-    """Train WORKFLOW's dynamic policy and its controls at one budget, over several seeds."""
-    from raysel.cluster.connect import connect
+    """Compare WORKFLOW's dynamic policy with controls at one budget, over several seeds."""
     from raysel.report import comparison
     from raysel.workflow import config
-    from raysel.workflow.compare import check
     from raysel.workflow.compare import compare as compare_policies
 
-    loaded, names = config.load(workflow, list(overrides)), policies.split(",")
-    check(loaded, names, seeds)  # before the seconds that Ray takes to start
-    connect(address)
-    results = compare_policies(loaded, names, seeds, out, fresh=fresh)
+    loaded = config.load(workflow, list(overrides))
+    results = compare_policies(loaded, policies.split(","), seeds, out, fresh=fresh, address=address)
     click.echo(comparison.text(results))
-    click.echo(f"\nreport: {Path(results.path) / 'compare.html'}")
+    click.echo(f"\nReport: {Path(results.path) / 'compare.html'}")
 
 
 @cli.command()
@@ -104,28 +103,24 @@ def compare(
 )
 @_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
-    """Print the eleven metrics of WORKFLOW's pool. Files that were measured before are not read again."""
-    from raysel.cluster.connect import connect
+    """Measure the eleven metrics of WORKFLOW's pool. Files that were measured before are not read again."""
     from raysel.report import metrics
-    from raysel.workflow import config, steps
+    from raysel.workflow import config
     from raysel.workflow.measure import measure as measure_workflow
 
-    loaded = config.load(workflow, list(overrides))
-    steps.check(loaded)  # before the seconds that Ray takes to start
-    connect(address)
-    results = measure_workflow(loaded, out)
+    results = measure_workflow(config.load(workflow, list(overrides)), out, address=address)
     click.echo(metrics.text(results.sets))
     groups = f", {len(results.groups):,} groups in groups.parquet" if results.groups else ""
-    click.echo(f"\nreport: {Path(results.path) / 'metrics.html'}; sets.parquet{groups}")
+    click.echo(f"\nReport: {Path(results.path) / 'metrics.html'}. Next to it: sets.parquet{groups}")
 
 
 @cli.command()
 @_workflow
 @click.option(
-    "--load", is_flag=True, help="Also run the code that WORKFLOW names, on a few rows, without Ray."
+    "--load", is_flag=True, help="Also run the code that WORKFLOW names on a few rows, without Ray."
 )
 def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
-    """Check WORKFLOW, its files and columns. Nothing is started, and no code that it names is run."""
+    """Check WORKFLOW, its files and their columns, without starting Ray or running code that it names."""
     from raysel.workflow import config, steps
     from raysel.workflow.load import load_check, unloaded
 
@@ -135,24 +130,24 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
         load_check(loaded)
         found = steps.check(loaded)
     counts = ", ".join(f"{role} {rows:,} rows" for role, rows in found.counts.items())
-    click.echo(f"{workflow}: ok ({counts})")
+    click.echo(f"{workflow} is valid ({counts}).")
     if not load:
-        click.echo("not checked without --load: " + ", ".join(unloaded(loaded)))
+        click.echo("Not checked without --load: " + ", ".join(unloaded(loaded)))
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write RUN/report.html again from the results of a finished run."""
+    """Write RUN/report.html again from the results of the finished run."""
     from raysel.workflow.run import report as write_report
 
-    click.echo(f"report: {write_report(run).resolve()}")
+    click.echo(f"Report: {write_report(run).resolve()}")
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:
-    """List the configurations that were run in the directory RUN, and in which keys they differ."""
+    """List the configurations that were run in the directory RUN, and the keys in which they differ."""
     from raysel.report.tables import runs_text
     from raysel.workflow.run import runs as list_runs
 
@@ -162,7 +157,7 @@ def runs(run: Path) -> None:
 @cli.command()
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the methods that a workflow can name; with NAME, its parameters and their defaults.
+    """List the methods that a workflow can name, or with NAME the parameters of one and their defaults.
 
     NAME may also be a section of a workflow, such as train, or a class of your own as file.py:Name, which runs its
     code.
@@ -188,15 +183,18 @@ def init(template: str | None, out: Path) -> None:
 
 
 @cli.command()
-@click.option("--address", help="Ray cluster.  [default: RAY_ADDRESS]")
+@click.option("--address", help="Address of the Ray cluster.  [default: RAY_ADDRESS]")
 def cleanup(address: str | None) -> None:
-    """Remove selection state that killed drivers left on a cluster. Runs that are still training fail."""
+    """Remove selection state that killed drivers left on a cluster. Runs that are still training will fail."""
     from raysel.cluster.connect import connect
     from raysel.dynamic.service import cleanup as remove
 
     connect(address or "auto")
     removed = remove()
-    click.echo(f"removed {len(removed)} state actor(s)" + (f": {', '.join(removed)}" if removed else ""))
+    click.echo(
+        f"Removed actors with selection state: {len(removed)}"
+        + (f" ({', '.join(removed)})." if removed else ".")
+    )
 
 
 def main() -> None:

@@ -55,9 +55,11 @@ class Selection:
                 )
         ids = self.ids
         if len(ids) == 0:
-            raise DataError("A selection without a row: nothing would be trained on.")
+            raise DataError("The selection has no rows: there would be nothing to train on.")
         if (np.diff(ids) <= 0).any() or ids[0] < 0:
-            raise DataError("A selection's sample_id must ascend, without repeats and from 0 up.")
+            raise DataError(
+                "A selection's sample_id must be in ascending order, without repeats, and at least 0."
+            )
         if not (np.isfinite(self.weights) & (self.weights >= 0)).all():
             raise DataError("A selection's weights must be finite and not negative.")
 
@@ -118,7 +120,7 @@ class Selection:
         place, found = positions(before.ids, self.ids)
         if not found.all():
             raise DataError(
-                "This selection holds rows that the earlier one left out; choose from the earlier one's rows."
+                "This selection holds rows that the earlier one left out; select from the rows of the earlier one."
             )
         at = self.table.schema.get_field_index("weight")
         table = self.table.set_column(at, "weight", pa.array(self.weights * before.weights[place]))
@@ -134,7 +136,8 @@ class Selection:
         encoded = pa.schema([(ID, pa.int64()), ("reason", pa.dictionary(pa.int32(), pa.string()))])
         parts = [d.select(encoded.names).cast(encoded) for d in (before.dropped, here) if d is not None]
         dropped = pa.concat_tables(parts).unify_dictionaries().sort_by(ID)
-        info = {**self.info, "pool_rows": before.info["pool_rows"], "before": before.info}
+        info = {**self.info, "before": before.info}
+        info |= {"pool_rows": before.info["pool_rows"]} if "pool_rows" in before.info else {}
         return Selection(table, dropped, info, before.pool or self.pool)
 
     def check_pool(self, dataset: Dataset) -> None:
@@ -149,7 +152,7 @@ class Selection:
             self.pool.check(here)
         elif here is not None and self.ids[-1] >= here.rows:
             raise DataError(
-                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, the pool's ids end at "
+                f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, but the last id of the pool is "
                 f"{here.rows - 1}. Apply it to the rows that it was made from."
             )
         elif here is None:
@@ -202,7 +205,7 @@ class Selection:
         """
         if storage.exists(path):
             raise ConfigError(
-                f"{os.fspath(path)}: exists already; remove it or save the selection under another name."
+                f"{os.fspath(path)} exists already; remove it, or save the selection under another name."
             )
         with storage.new_folder(path) as folder:
             folder.write(_TABLE, _parquet(self.table))
@@ -220,7 +223,7 @@ class Selection:
         """Read what :meth:`save` wrote; DataError if it is missing or damaged."""
         folder = storage.Folder(path)
         if fault := folder.fault():
-            raise DataError(f"{folder.path}: not a saved selection ({fault}).")
+            raise DataError(f"{folder.path} is not a saved selection ({fault}).")
         try:
             table, *dropped = (
                 pq.read_table(pa.BufferReader(storage.read_bytes(folder.file(name))))
@@ -230,8 +233,8 @@ class Selection:
             about = storage.read_json(folder.file(_INFO))
             if about.get("format") != _FORMAT:
                 raise DataError(
-                    f"{folder.path}: a selection of format {about.get('format')}; this version reads format {_FORMAT}, "
-                    "so select again."
+                    f"{folder.path} is a selection of format {about.get('format')}, but this version reads format {_FORMAT}; "
+                    "select again."
                 )
             files = about["pool"]
             pool = None if files is None else PoolIdentity.from_list(files)
@@ -240,7 +243,7 @@ class Selection:
             raise
         except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
             raise DataError(
-                f"{folder.path}: not a saved selection ({str(error).splitlines()[0]})."
+                f"{folder.path} is not a saved selection ({str(error).splitlines()[0]})."
             ) from error
 
 
@@ -276,8 +279,8 @@ def _check_columns(names: list[str], weight: bool) -> None:
         raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     if weight and _WEIGHT in names:
         raise DataError(
-            f"The dataset has a column '{_WEIGHT}' already, in which apply puts the weights of the chosen rows: rename "
-            f"or drop a column of your own, and join two selections by later.after(earlier) instead of applying both."
+            f"The dataset already has a column '{_WEIGHT}', where apply writes the weights of the selected rows. Rename or "
+            f"drop a column of your own; join two selections with later.after(earlier) instead of applying both."
         )
 
 

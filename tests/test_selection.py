@@ -56,7 +56,7 @@ def test_a_saved_selection_says_what_numbered_its_pool(tmp_path, monkeypatch):
     assert Selection.load(tmp_path / "one").pool == pool
     monkeypatch.setattr("raysel.selection._FORMAT", 2)
     with pytest.raises(
-        DataError, match="one: a selection of format 1; this version reads format 2, so select again"
+        DataError, match="one is a selection of format 1, but this version reads format 2; select again"
     ):
         Selection.load(tmp_path / "one")
 
@@ -81,11 +81,11 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_taken_for_whole(tmp_
     ("change", "sentence"),
     [
         (lambda t: t.drop_columns(["weight"]), "needs the column 'weight'"),
-        (lambda t: t.slice(0, 0), "without a row"),
+        (lambda t: t.slice(0, 0), "has no rows"),
         (lambda t: t.set_column(0, "sample_id", pa.array([0.0, 3.0, 7.0])), "'sample_id' must be int64"),
         (lambda t: t.set_column(1, "weight", pa.array([1.0, 1.0, 1.0])), "'weight' must be float"),
-        (lambda t: t.set_column(0, "sample_id", pa.array([0, 3, 3])), "must ascend"),
-        (lambda t: t.set_column(0, "sample_id", pa.array([-1, 3, 5])), "must ascend"),
+        (lambda t: t.set_column(0, "sample_id", pa.array([0, 3, 3])), "must be in ascending order"),
+        (lambda t: t.set_column(0, "sample_id", pa.array([-1, 3, 5])), "must be in ascending order"),
         (lambda t: t.set_column(1, "weight", pa.array([1, -1, 1], pa.float32())), "not negative"),
         (lambda t: t.set_column(1, "weight", pa.array([1, np.nan, 1], pa.float32())), "finite"),
     ],

@@ -50,7 +50,7 @@ def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
     tables = ray.get(arrow_blocks(pick(dataset, columns, what)))
     filled = [table for table in tables if table.num_rows]  # an empty block may come without its columns
     if not filled:
-        raise DataError(f"The {what} is empty: it has no row.")
+        raise DataError(f"The {what} is empty: it has no rows.")
     return pa.concat_tables(filled)
 
 

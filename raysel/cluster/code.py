@@ -68,15 +68,17 @@ def load_object(spec: str, where: str, kind: str = "object") -> Any:
     """
     place, _, name = spec.rpartition(":")
     if not name.isidentifier() or not (place.endswith(".py") or _is_dotted(place)):
-        raise ConfigError(f"{where}: '{spec}' names no {kind}; write file.py:Name or package.module:Name.")
+        raise ConfigError(
+            f"{where}: '{spec}' does not name a {kind}; write file.py:Name or package.module:Name."
+        )
     module = load_module(place, where)
     try:
         return getattr(module, name)
     except AttributeError:
         known = [each for each in dir(module) if not each.startswith("_")]
         near = difflib.get_close_matches(name, known)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"its names are {first(known) or 'none'}."
-        raise ConfigError(f"{where}: {place} has no {kind} '{name}'; {hint}") from None
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"Its names are {first(known) or 'none'}."
+        raise ConfigError(f"{where}: {place} has no {kind} '{name}'. {hint}") from None
     except Exception as error:  # a module may load its attributes when they are first read
         raise ConfigError(f"{where}: {spec} cannot be loaded ({_reason(error)}).") from error
 
@@ -85,7 +87,7 @@ def load_function(spec: str, where: str) -> Callable[..., Any]:
     """Return the function or class that ``spec`` names; see :func:`load_object`, ConfigError if it cannot be called."""
     found = load_object(spec, where, "function")
     if not callable(found):
-        raise ConfigError(f"{where}: '{spec}' is no function, but a value of type {type(found).__name__}.")
+        raise ConfigError(f"{where}: '{spec}' is not a function but a value of type {type(found).__name__}.")
     return found
 
 
@@ -94,7 +96,7 @@ def load_module(place: str, where: str) -> ModuleType:
     is_file = place.endswith(".py")
     path = Path(place).expanduser().resolve() if is_file else Path.cwd()
     if is_file and not path.is_file():
-        raise ConfigError(f"{where}: there is no file {path}.")
+        raise ConfigError(f"{where}: The file {path} does not exist.")
     try:
         with _LOCK:
             return _load_file(path) if is_file else _load_named(place, path)

@@ -49,7 +49,9 @@ def connect(address: str | None = None) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=where, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
-        raise ResourceError(f"No Ray cluster at {where} ({str(error).splitlines()[0]}).") from error
+        raise ResourceError(
+            f"The Ray cluster at {where} cannot be joined ({str(error).splitlines()[0]}); check the address and that Ray runs there."
+        ) from error
     quiet()
 
 
@@ -60,8 +62,8 @@ def _authenticate(where: str) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # clients do not pick the token up by themselves
     elif os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         raise ResourceError(
-            f"No Ray cluster can be joined at {where}: RAY_AUTH_MODE is 'token', and there is neither RAY_AUTH_TOKEN nor "
-            f"a token in {file}; set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
+            f"The Ray cluster at {where} cannot be joined: RAY_AUTH_MODE is 'token', but RAY_AUTH_TOKEN is not set and "
+            f"{file} holds no token. Set RAY_AUTH_TOKEN_PATH to the file that holds the cluster's token."
         )
 
 

@@ -28,7 +28,7 @@ def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: flo
     what : str
         What has not happened, for the message: ``"No CPU was free"``. It says what is needed.
     advice : str
-        What to do about it, the end of the message.
+        What to do about it: the last sentence of the message, without its full stop.
     seconds : float
         The limit.
 
@@ -44,16 +44,16 @@ def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: flo
     """
     done = ready(min(_WARN_S, seconds))
     if not done and seconds > _WARN_S:
-        logger.warning(f"{what} within {_WARN_S:g} s: {_free()}; waiting for up to {seconds:g} s in all.")
+        logger.warning(f"{what} within {_WARN_S:g} s: {_free()}. Waiting for up to {seconds:g} s in all.")
         done = ready(seconds - _WARN_S)
     if not done:
-        raise ResourceError(f"{what} within {seconds:g} s: {_free()}; {advice}.")
+        raise ResourceError(f"{what} within {seconds:g} s: {_free()}. {advice}.")
     return done
 
 
 def wait_for_cpu(
     what: str = "No CPU was free",
-    advice: str = "one is needed, and others hold the rest: try again later or free one ('ray status' shows who holds them)",
+    advice: str = "Other processes hold the rest: try again later, or free one CPU ('ray status' shows who holds them)",
     seconds: float | None = None,
 ) -> None:
     """Wait until a task of one CPU has run, outside of any placement group.
@@ -118,12 +118,12 @@ def wait_for_workers(
         have = ray.cluster_resources()
         raise ResourceError(
             f"{need} cannot be placed: the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU on "
-            f"{len(nodes)} node(s), enough for {room}; {advice}."
+            f"{len(nodes)} node(s), which is enough for {room}. {advice}."
         )
     # Reserved as Ray Train will reserve it, so that what is free in pieces does not count; then given back.
     group = placement_group([bundle] * workers)
     try:
-        wait_until(group.wait, f"{need} found no room", "try again later or ask for fewer", seconds)
+        wait_until(group.wait, f"{need} could not be placed", "Try again later, or ask for fewer", seconds)
     finally:
         remove_placement_group(group)
 

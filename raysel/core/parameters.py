@@ -26,11 +26,6 @@ from raysel.errors import ConfigError, RayselError
 T = TypeVar("T")
 
 
-def from_python(default: Any = None) -> Any:
-    """Return a dataclass field that only Python code can set, such as an array: no key of a workflow."""
-    return dataclasses.field(default=default, repr=False, compare=False, metadata={"yaml": False})
-
-
 def keys(cls: type) -> dict[str, dataclasses.Field[Any]]:
     """Fields of the dataclass ``cls`` that a workflow may give, by name."""
     return {
@@ -103,14 +98,16 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
-def _check_values(value: Any, where: str) -> None:
+def _check_values(value: Any, where: str, depth: int = 0) -> None:
     """Raise ConfigError for what JSON cannot hold."""
+    if depth > 50:
+        raise ConfigError(f"'{where}' holds itself; remove the anchor that refers to a part around it.")
     if isinstance(value, Mapping):
         for name, item in value.items():
-            _check_values(item, _join(where, name))
+            _check_values(item, _join(where, name), depth + 1)
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
-            _check_values(item, _join(where, number))
+            _check_values(item, _join(where, number), depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"'{where}' is {value}; give a finite number.")
     elif value is not None and not isinstance(value, (str, int, float, bool)):
@@ -134,8 +131,31 @@ def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: 
         return ConfigError(_placed(raised, place, cls if not path else _class_at(cls, path)))
     # Of a union every member has a problem: all the same value's, of which one message is enough.
     union = [p for p in problems if p["loc"][: len(path)] == problem["loc"][: len(path)]]
-    said = " or ".join(dict.fromkeys(_lower(p["msg"]).removeprefix("input should be ") for p in union))
-    return ConfigError(f"'{place}' is {problem['input']!r}; it should be {said}.")
+    said = " or ".join(dict.fromkeys(map(_expected, union)))
+    return ConfigError(f"'{place}' is {_yaml(problem['input'])}; it should be {said}.")
+
+
+def _expected(problem: Mapping[str, Any]) -> str:
+    """What pydantic expected, in the words of YAML."""
+    said = _lower(problem["msg"]).removeprefix("input should be ").removeprefix("string should ")
+    words = {
+        "an object": "a mapping",
+        "a valid array": "a list",
+        "a valid string": "text",
+        "a valid boolean": "true or false",
+        "a valid number": "a number",
+        "a valid integer": "an integer",
+    }
+    return words.get(said, said)
+
+
+def _yaml(value: Any) -> str:
+    """A value as a message shows it."""
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or value is True or value is False
+        else repr(value)
+    )
 
 
 def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
@@ -172,7 +192,7 @@ def _unknown(path: list[Any], allowed: Mapping[str, Any], where: str) -> ConfigE
     *parents, name = map(str, path)
     prefix = ".".join([*filter(None, [where]), *parents])
     hint = nearest(name, allowed, lambda key: _join(prefix, key))
-    return ConfigError(f"Unknown key '{_join(prefix, name)}'; {hint}")
+    return ConfigError(f"The key '{_join(prefix, name)}' is unknown. {hint}")
 
 
 def _class_at(cls: Any, path: list[Any]) -> Any:

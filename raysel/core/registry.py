@@ -66,7 +66,7 @@ class Registry:
         if ":" in spec:
             return load(spec, where)
         raise ConfigError(
-            f"{where} is '{spec}'; {nearest(spec, self.names())} One of your own is written as file.py:Name."
+            f"{where} is '{spec}', but there is no such name. {nearest(spec, self.names())} Write code of your own as file.py:Name."
         )
 
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
@@ -74,7 +74,9 @@ class Registry:
 
 
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:
-    """Return the end of a message about an unknown name: the nearest known one, or all of them."""
+    """Return a sentence about an unknown name: the nearest known one, or all of them."""
     known = list(known)
+    if not known:
+        return "There are none."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean '{show(close[0])}'?" if close else f"known are {', '.join(known)}."
+    return f"Did you mean '{show(close[0])}'?" if close else f"The known names are {', '.join(known)}."

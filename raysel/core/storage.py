@@ -40,7 +40,7 @@ def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
         try:
             return pafs.FileSystem.from_uri(text)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{text}: cannot be opened ({error}).") from error
+            raise DataError(f"{text} cannot be opened ({error}).") from error
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
 
 
@@ -123,7 +123,7 @@ def remove(path: str | os.PathLike[str]) -> None:
             filesystem.delete_file(place)
     except OSError as error:
         raise RunError(
-            f"Cannot remove {os.fspath(path)} ({_reason(error)}); check its permissions."
+            f"{os.fspath(path)} cannot be removed ({_reason(error)}); check its permissions."
         ) from error
 
 
@@ -223,7 +223,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
         raised unchanged.
     """
     filesystem, place = resolve(path)
-    taken = RunError(f"Cannot write {os.fspath(path)}: it exists already; remove it or choose another name.")
+    taken = RunError(f"{os.fspath(path)} exists already; remove it or choose another name.")
     if exists(path):
         raise taken
     if not isinstance(filesystem, pafs.LocalFileSystem):
@@ -302,7 +302,7 @@ def _size_and_digest(path: str | os.PathLike[str]) -> tuple[int, str]:
 
 def _unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
     return RunError(
-        f"Cannot write {os.fspath(path)} ({_reason(error)}); check that its folder exists and is writable."
+        f"{os.fspath(path)} cannot be written ({_reason(error)}); check that its folder exists and is writable."
     )
 
 

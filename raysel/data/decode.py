@@ -99,8 +99,8 @@ def _images(
         pixels = to_numpy(column, name, ids)
         if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
             raise DataError(
-                f"Column '{name}' holds {pixels.dtype} of shape {pixels.shape[1:]}, not images: encoded bytes, paths, "
-                "or uint8 pixels (height, width), (height, width, 3) or (1 or 3, height, width)."
+                f"Column '{name}' holds {pixels.dtype} of shape {pixels.shape[1:]}, which are not images. Images are encoded "
+                "bytes, paths, or uint8 pixels (height, width), (height, width, 3) or (1 or 3, height, width)."
             )
         if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] not in (1, 3):
             pixels = pixels.transpose(0, 2, 3, 1)

@@ -99,7 +99,7 @@ def make_embedder(spec: str, where: str = "embedder") -> Any:
     """Return the embedder that ``spec`` names, not fitted yet; its ConfigErrors begin with ``where``."""
     kind, _, argument = spec.partition(":")
     if kind in _NETWORKS and not argument:
-        raise ConfigError(f"{where}: '{spec}' names no model; write {kind}:NAME.")
+        raise ConfigError(f"{where}: '{spec}' does not name a model; write {kind}:NAME.")
     if kind in EMBEDDERS.names():
         return EMBEDDERS.find(kind, where, load_object)(spec, argument)
     found = EMBEDDERS.find(spec, where, load_object)
@@ -212,20 +212,13 @@ class TableFeatures:
 def _elements(spec: str, argument: str) -> int:
     kind = spec.partition(":")[0]
     if not argument.isdecimal() or int(argument) < 1:
-        raise ConfigError(f"embedder: '{spec}' names no number of elements; write {kind}:32, for example.")
+        raise ConfigError(f"embedder: '{spec}' lacks the number of elements; write {kind}:32, for example.")
     return int(argument)
 
 
 def _check_argument(spec: str, right: bool, example: str) -> None:
     if not right:
-        raise ConfigError(f"embedder: '{spec}' is not known; write {example}.")
-
-
-def weights_digest(spec: str) -> str | None:
-    """The digest of the weights that ``spec`` names, None for an embedder that has none or learns from data."""
-    if spec.partition(":")[0] in _NETWORKS:
-        return pipeline.digest(fit_embedder(spec))
-    return None
+        raise ConfigError(f"embedder: '{spec}' is unknown; write {example}.")
 
 
 def embed(
@@ -262,14 +255,14 @@ def embed(
     named = make_embedder(embedder) if isinstance(embedder, str) else embedder
     if hasattr(named, "fit"):
         raise ConfigError(
-            f"embedder: '{embedder}' learns from data; fit it once with "
-            f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for pool and target alike."
+            f"embedder: '{embedder}' learns from data. Fit it once with "
+            f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for both pool and target."
         )
     made = as_embedder(named)
     columns = [column] if isinstance(column, str) else list(column)
     options = shards.Options(normalize, dtype, on_error)
     if version is not None and not (isinstance(version, str) and version):
-        raise ConfigError(f'version: {version!r} is no text; write version="1", for example.')
+        raise ConfigError(f'version: {version!r} is not text; write version="1", for example.')
     written = directory is not None or hasattr(made, "load") or on_error != "raise"
     if not written:
         schema = dataset.schema(fetch_if_missing=False)
@@ -387,12 +380,12 @@ def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCA
             f"{first(some[:3])}{more}); repair or drop these rows first."
         )
     if span is None:
-        raise DataError(f"The {what} is empty: nothing to learn from.")
+        raise DataError(f"The {what} is empty: there are no rows to learn from.")
     most = min(len(span.low), span.rows)
     if count > most:
         raise ConfigError(
-            f"embedder: '{spec}' asks for {count} components; {span.rows} rows of {len(span.low)} columns have at "
-            f"most {most}."
+            f"embedder: '{spec}' asks for {count} components, but {span.rows} rows of {len(span.low)} columns have at "
+            f"most {most}; ask for fewer."
         )
     grid = Grid.over(span)
     total: Moments | None = None

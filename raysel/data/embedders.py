@@ -66,7 +66,7 @@ class PCAEmbedder:
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         if rows.shape[1] != len(self.mean):
             raise DataError(
-                f"{self.name} was fitted on {len(self.mean)} columns, these rows have {rows.shape[1]}."
+                f"Embedder {self.name} was fitted on {len(self.mean)} columns, but these rows have {rows.shape[1]}."
             )
         return project(rows, self.mean, self.components.T)
 
@@ -168,12 +168,14 @@ def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | Non
             f"Embedder {name} returned {got} for {where}; it must return float32 of shape (rows, dimension)."
         )
     if len(vectors) != len(ids):
-        raise DataError(f"Embedder {name} returned {len(vectors):,} vectors for {len(ids):,} rows, {where}.")
+        raise DataError(
+            f"Embedder {name} returned {len(vectors):,} vectors for {len(ids):,} rows ({where}); it must return one vector per row."
+        )
     if vectors.shape[1] == 0:
         raise DataError(f"Embedder {name} returned vectors without elements for {where}.")
     if dimension is not None and vectors.shape[1] != dimension:
         raise DataError(
-            f"Embedder {name} returned {vectors.shape[1]} dimensions for {where}, and {dimension} before."
+            f"Embedder {name} returned {vectors.shape[1]} dimensions for {where}, but {dimension} before."
         )
     return vectors
 

@@ -26,13 +26,13 @@ def from_torch(dataset: Any) -> pa.Table:
     """The items of a map-style Dataset: dicts by name, pairs as data and target, others as data."""
     items = [dataset[i] for i in range(len(dataset))]
     if not items:
-        raise DataError(f"the {type(dataset).__name__}: no rows.")
+        raise DataError(f"The {type(dataset).__name__} has no rows.")
     rows = [_named(item) for item in items]
     names = list(rows[0])
     odd = next((i for i, row in enumerate(rows) if list(row) != names), None)
     if odd is not None:
         raise DataError(
-            f"the {type(dataset).__name__}: item {odd} has {list(rows[odd])}, item 0 has {names}."
+            f"The items of the {type(dataset).__name__} differ: item {odd} has {list(rows[odd])}, item 0 has {names}."
         )
     return pa.table({name: _column([row[name] for row in rows], name) for name in names})
 

@@ -61,11 +61,11 @@ class PoolIdentity:
             if other is not None and mine[1:] == other[1:]:
                 continue
             if other is None:
-                what = f"file {place + 1} of the selection's pool, {mine}, is missing from this one"
+                what = f"file {place + 1} of the selection's pool, {mine}, is not in this pool"
             elif mine[::2] == other[::2]:
-                what = f"file {place + 1} of the pool, {mine}, has other content than when the selection was made"
+                what = f"the content of file {place + 1} of the pool, {mine}, has changed since the selection was made"
             else:
-                what = f"file {place + 1} of the pool is {other}, the selection's is {mine}"
+                what = f"file {place + 1} of the pool is {other}, but that of the selection is {mine}"
             moved = {file[1:] for file in self.files} <= {file[1:] for file in pool.files}
             advice = (
                 "Read the pool with index= so that files added later keep the ids."
@@ -92,8 +92,8 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
     Returns
     -------
     PoolIdentity or None
-        None if it is not known: the ids come from a column ``sample_id`` that the data had, or the Dataset
-        was not made by :func:`raysel.read`.
+        None if it is not known: the ids come from a column ``sample_id`` that the data had, the Dataset was not
+        made by :func:`raysel.read`, or it joins several.
 
     Raises
     ------
@@ -101,9 +101,22 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
         If ``dataset`` is not a Ray Dataset.
     """
     if not hasattr(dataset, "context"):
-        raise ConfigError(f"A Ray Dataset is needed, got {type(dataset).__name__}; use raysel.read.")
+        raise ConfigError(
+            f"A Ray Dataset is needed, not a {type(dataset).__name__}; make one with raysel.read."
+        )
     held = dataset.context.get_config(_KEY)
-    return held.identity() if isinstance(held, _Numbering) else None
+    return held.identity() if isinstance(held, _Numbering) and not _joined(dataset) else None
+
+
+def _joined(dataset: Dataset) -> bool:
+    """Whether several data sets were put together, of which the context is that of the first."""
+    queue = [dataset._logical_plan.dag]
+    while queue:
+        inputs = queue.pop().input_dependencies
+        if len(inputs) > 1:
+            return True
+        queue += inputs
+    return False
 
 
 def mark(dataset: Dataset, numbered_by: RowIndex | PoolIdentity | None) -> Dataset:

@@ -39,7 +39,7 @@ def list_images(source: str) -> pa.Table:
     filesystem, root, inside = _files(source)
     paths = _images(inside)
     if not paths:
-        raise DataError(f"{source}: the directory holds no image ({', '.join(SUFFIXES)}).")
+        raise DataError(f"The directory {source} holds no images ({', '.join(SUFFIXES)}).")
     if LABELS in inside:
         return pa.table({"path": paths, "label": _listed(filesystem, f"{root}/{LABELS}", paths)})
     classes = [path.split("/")[0] if "/" in path else None for path in paths]
@@ -48,8 +48,8 @@ def list_images(source: str) -> pa.Table:
     loose = [path for path, name in zip(paths, classes, strict=True) if name is None]
     if loose:
         raise DataError(
-            f"{source}: {len(loose):,} images lie in no class's folder while others do ({first(loose)}); move them, or "
-            f"list the classes in {LABELS}."
+            f"In {source}, {len(loose):,} images are outside the folders of the classes ({first(loose)}); move them into one, or "
+            f"list the class of every image in {LABELS}."
         )
     return pa.table({"path": paths, "label": classes})
 
@@ -86,13 +86,15 @@ def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.Chu
         with filesystem.open_input_stream(place) as stream:
             table = pacsv.read_csv(stream)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{place}: not a readable CSV file ({str(error).splitlines()[0]}).") from error
+        raise DataError(f"{place} is not a readable CSV file ({str(error).splitlines()[0]}).") from error
     if not {"path", "label"} <= set(table.column_names):
-        raise DataError(f"{place}: needs the columns path and label, has {', '.join(table.column_names)}.")
+        raise DataError(
+            f"{place} must have the columns path and label; its columns are {', '.join(table.column_names)}."
+        )
     where = {os.path.normpath(str(name)): row for row, name in enumerate(table["path"].to_pylist())}
     missing = [path for path in paths if path not in where]
     if missing:
-        raise DataError(f"{place}: names no class for {len(missing):,} images ({first(missing)}).")
+        raise DataError(f"{place} has no class for {len(missing):,} images ({first(missing)}).")
     return table["label"].take(pa.array([where[path] for path in paths]))
 
 

@@ -59,7 +59,7 @@ def need(module: str, package: str, extra: str, spec: str) -> ModuleType:
             else f"{package}, which cannot be imported ({error})"
         )
         raise ConfigError(
-            f"'{spec}' needs {missing}; install it with: pip install 'raysel[{extra}]'"
+            f"'{spec}' needs {missing}. Install it with pip install 'raysel[{extra}]'."
         ) from None
 
 
@@ -97,10 +97,12 @@ def _text_model_folder(spec: str, name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
-            raise ConfigError(f"embedder: '{spec}': the folder {path} holds no model (no config.json in it).")
+            raise ConfigError(
+                f"embedder: '{spec}' cannot be loaded: the folder {path} holds no model (it has no config.json)."
+            )
         return path.resolve()
     if path.is_absolute() or name.startswith((".", "~")):
-        raise ConfigError(f"embedder: '{spec}': there is no folder {path}.")
+        raise ConfigError(f"embedder: '{spec}' cannot be loaded: there is no folder {path}.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -110,8 +112,8 @@ def _text_model_folder(spec: str, name: str) -> Path:
         except (LocalEntryNotFoundError, HFValidationError):
             continue
     raise ConfigError(
-        f"embedder: '{spec}': there is no folder {name} and no such model in the local Hugging Face cache; "
-        f"nothing is downloaded during a run, so fetch it first: hf download {name}"
+        f"embedder: '{spec}' cannot be loaded: there is no folder {name} and no such model in the local Hugging Face "
+        f"cache. Nothing is downloaded during a run, so fetch it first with 'hf download {name}'."
     )
 
 
@@ -227,7 +229,7 @@ def open_clip(spec: str, name: str) -> ModelEmbedder:
         _CLIP_WHOLE
     ):  # every worker would draw its own weights
         raise ConfigError(
-            f"embedder: '{spec}' names no weights; write open_clip:NAME/PRETRAINED, for example "
+            f"embedder: '{spec}' does not name its weights; write open_clip:NAME/PRETRAINED, for example "
             "open_clip:ViT-B-32/laion2b_s34b_b79k, or a file of weights in the place of PRETRAINED."
         )
     model, prepare = _made(spec, lambda: _clip(name))
@@ -305,8 +307,8 @@ def network(spec: str, argument: str) -> ModelEmbedder:
     name, _, layer = rest.partition(":")
     if not place or not name or layer not in ("", "penultimate"):
         raise ConfigError(
-            f"embedder: '{spec}' names no network; write torch:module:factory or torch:file.py:factory, and "
-            ":penultimate after it for what enters its last layer."
+            f"embedder: '{spec}' does not name a network; write torch:module:factory or torch:file.py:factory, and add "
+            ":penultimate for the input of its last layer."
         )
     factory = load_function(f"{place}:{name}", f"embedder: '{spec}'")
     model = _network(factory, spec)
@@ -322,7 +324,7 @@ def _network(factory: Callable[[], Any], spec: str) -> Any:
     model = factory()
     if not isinstance(model, torch.nn.Module):
         raise ConfigError(
-            f"embedder: '{spec}': the factory returned a {type(model).__name__}, not a torch.nn.Module."
+            f"embedder: The factory of '{spec}' returned a {type(model).__name__}, not a torch.nn.Module."
         )
     return model
 
@@ -338,7 +340,9 @@ def _before_last(model: Any, spec: str) -> Callable[[Any], Any]:
 
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
     if not linear:
-        raise ConfigError(f"embedder: '{spec}': the network has no linear layer to stop before.")
+        raise ConfigError(
+            f"embedder: The network of '{spec}' has no linear layer, so its penultimate output is not defined."
+        )
     seen: list[Any] = []
     linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
 
@@ -372,7 +376,7 @@ def _stack(images: list[np.ndarray]) -> np.ndarray:
     if len(sizes) > 1:
         raise DataError(
             f"The images are of different sizes ({first(['x'.join(map(str, size)) for size in sizes])}); a network of "
-            "your own needs them equal, so resize them first."
+            "your own needs images of one size, so resize them first."
         )
     rows = np.stack(images)
     return rows.transpose(0, 3, 1, 2) if rows.dtype == np.uint8 else rows

@@ -123,6 +123,14 @@ def source_of(dataset: Dataset, columns: Sequence[str]) -> Source:
     return _ParquetSource.of(dataset, columns) or _BlockSource.of(dataset, columns)
 
 
+def rows_digest(dataset: Dataset, columns: Sequence[str]) -> str:
+    """Digest of Parquet rows as `raysel.read` returned them, with the files that a column of paths names."""
+    found = parquet_rows(dataset)
+    if found is None:
+        return source_of(dataset, columns).digest
+    return _ParquetSource(found[0], {name: found[1][name] for name in columns}, None).digest
+
+
 def key_of(
     source: Source, embedder: Embedder, columns: Sequence[str], options: Options, version: str | None = None
 ) -> dict[str, Any]:
@@ -203,7 +211,7 @@ class _ParquetSource:
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | None:
         found = parquet_rows(dataset)
         if found is None or found[0].stores_ids or found[1].get(ID) != ID:
-            logger.debug("The rows to embed are not plain Parquet: they are brought into the object store.")
+            logger.debug("The rows to embed are not plain Parquet: they are copied into the object store.")
             return None
         check_columns(list(found[1]), columns, "dataset to embed")
         return cls(found[0], {name: found[1][name] for name in columns}, identity(dataset))
@@ -344,7 +352,7 @@ def _span(table: pa.Table) -> _Span:
     if not table.num_rows:  # an empty block may come without its columns
         return _Span(0, 0, 0, 0, 0, table.schema)
     ids = table[ID].to_numpy()
-    check_ids(ids, "The dataset to embed")
+    check_ids(ids, "the dataset to embed")
     files = 0
     for name in table.column_names:
         if is_text(table.schema.field(name).type) and names_files(table[name]):
@@ -489,7 +497,7 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
         ready = wait_until(
             lambda limit: ray.wait(pings, num_returns=1, timeout=limit)[0],
             f"No worker for embedding, which needs {_text(room.worker)}, started",
-            "try again later or free some",
+            "Try again later, or free some",
             _WAIT_S,
         )
         ray.get(ready)  # a network that cannot be loaded says so here
@@ -596,15 +604,15 @@ def _finish(
         raise DataError(
             f"Embedder {embedder.name} returned vectors of different lengths: "
             + ", ".join(f"{width} from sample_id {where[width]}" for width in widths)
-            + f"; remove {folder.path} after mending it."
+            + f"; fix it and remove {folder.path}."
         )
     rows, total = source.ids()
     count = sum(entry[0] for entry in found) + len(rejected)
     have = sum(entry[1] for entry in found) + sum(rejected)
     if (count, have) != (rows, total):
         raise RunError(
-            f"{folder.path}: {count:,} ids with sum {have:,} were found, {rows:,} with sum {total:,} were expected; "
-            "the directory must be one that every node sees. Remove it and run again."
+            f"{folder.path} holds {count:,} ids with sum {have:,}, but {rows:,} with sum {total:,} were expected. "
+            "Every node must see the same directory; remove it and run again."
         )
     if rejected:
         listed = sorted(rejected.items())
@@ -664,8 +672,8 @@ def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
             table = pq.read_table(source).replace_schema_metadata(None)
     except FileNotFoundError as error:
         if number not in folder.parts():
-            raise DataError(f"{folder.part(number)}: gone; embed the data set again.") from error
+            raise DataError(f"{folder.part(number)} was removed; embed the data set again.") from error
         table = None  # its rows were all left out
     if _stamp(folder) != stamp:
-        raise DataError(f"{directory}: The directory holds other vectors by now; embed the data set again.")
+        raise DataError(f"The directory {directory} now holds other vectors; embed the data set again.")
     return table

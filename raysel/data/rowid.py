@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-import posixpath
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -102,8 +101,8 @@ def file_digests(files: Sequence[IndexedFile], trust: Trust | None = None) -> li
 
 def _changed(path: str) -> DataError:
     return DataError(
-        f"{path}: changed since its rows were numbered; ids are never given to other rows, so write the new rows to a "
-        "new file, or number everything again in another index."
+        f"{path} has changed since its rows were numbered. Ids are never reused for other rows: write the new rows to a "
+        "new file, or number all rows again in a new index."
     )
 
 
@@ -113,7 +112,7 @@ def _by_filesystem(files: Sequence[IndexedFile]) -> list[tuple[pafs.FileSystem, 
         filesystem = file.filesystem
         if filesystem is None:
             raise DataError(
-                f"{file.path}: The saved index has no digest of this kind. Read the files with the setting of trust "
+                f"The saved index has no digest of this kind for {file.path}; read the files with the setting of trust "
                 "that the index was made with."
             )
         if not groups or not groups[-1][0].equals(filesystem):
@@ -141,10 +140,7 @@ class RowIndex:
     @property
     def digest(self) -> str:
         """Changes when a row's content or id may have changed; does not depend on where the files lie."""
-        digests = file_digests(self.files)
-        joined = "\n".join(
-            f"{posixpath.basename(f.path)} {d}" for f, d in zip(self.files, digests, strict=True)
-        )
+        joined = "\n".join(f"{digest} {rows}" for digest, rows in self.identity())
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def identity(self, trust: Trust | None = None) -> tuple[tuple[str, int], ...]:
@@ -186,8 +182,8 @@ class RowIndex:
             raw = storage.read_json(path)
             if raw["format"] != _FORMAT:
                 raise DataError(
-                    f"{path}: row index of format {raw['format']}, this version reads {_FORMAT}; remove it to number "
-                    "the rows again."
+                    f"{path} is a row index of format {raw['format']}, but this version reads format {_FORMAT}; remove it "
+                    "to number the rows again."
                 )
             return cls(
                 tuple(
@@ -203,9 +199,11 @@ class RowIndex:
                     for f in raw["files"]
                 )
             )
+        except DataError:
+            raise
         except (OSError, LookupError, TypeError, ValueError) as error:
             raise DataError(
-                f"{path}: not a row index ({error}); remove it to number the rows anew."
+                f"{path} is not a row index ({error}); remove it to number the rows again."
             ) from error
 
 
@@ -241,11 +239,11 @@ def list_files(
     for source in sources:
         here, path = resolve(source)
         if filesystem is not None and not here.equals(filesystem):
-            raise DataError(f"{source}: lies on another filesystem than {sources[0]}; read them one by one.")
+            raise DataError(f"{source} is on another filesystem than {sources[0]}; read them separately.")
         filesystem = here
         info = here.get_file_info(path)
         if info.type == pafs.FileType.NotFound:
-            raise DataError(f"{source}: no such file or directory.")
+            raise DataError(f"{source} does not exist.")
         if info.type == pafs.FileType.File:
             found.append(path)
             continue
@@ -257,14 +255,14 @@ def list_files(
             and not any(p.startswith((".", "_")) for p in entry.path[len(path) :].split("/") if p)
         ]
         if not inside:
-            raise DataError(f"{source}: the directory holds no {suffix} file.")
+            raise DataError(f"The directory {source} holds no {suffix} file.")
         found.extend(inside)
     assert filesystem is not None
     repeated = (
         sorted({path for path in found if found.count(path) > 1}) if len(set(found)) < len(found) else []
     )
     if repeated:
-        raise DataError(f"The same file is named twice: {first(repeated)}.")
+        raise DataError(f"These files are named more than once: {first(repeated)}.")
     return filesystem, sorted(found)
 
 
@@ -286,8 +284,8 @@ def index_parquet(
         gone = [file.path for file in known.files if file.path not in here]
         if gone:
             raise DataError(
-                f"{first(gone)}: numbered by an earlier reading and now missing, so ids would shift; "
-                "restore the file or number the rows anew in another index."
+                f"{first(gone)} cannot be found, but the index has ids for its rows, and the ids of later files would shift. "
+                "Restore the file, or number all rows again in a new index."
             )
         old = [file.path for file in known.files]
         paths = [*old, *sorted(set(paths) - set(old))]
@@ -296,7 +294,9 @@ def index_parquet(
     schema = footers[0][1]
     for path, (_, other) in zip(paths, footers, strict=True):
         if not other.equals(schema):
-            raise DataError(f"{path}: {_difference(schema, other)} than in {paths[0]}; the files must agree.")
+            raise DataError(
+                f"{path} and {paths[0]} differ: {_difference(schema, other)}. All files must have the same columns and types."
+            )
     if known is not None:
         now = [file for file, _ in footers[: len(known.files)]]
         found: dict[Trust, list[str]] = {
@@ -324,28 +324,30 @@ def budget_rows(budget: float | int, rows: int) -> int:
     ConfigError if it is out of range or more than there are.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
-        raise ConfigError(f"budget: {budget!r} is neither a share (a float in (0, 1]) nor a number of rows.")
+        raise ConfigError(
+            f"budget: {budget!r} is neither a share (a float in (0, 1]) nor a number of rows (an integer)."
+        )
     if isinstance(budget, (float, np.floating)):
         if not 0 < budget <= 1:
             raise ConfigError(
-                f"budget: {budget} is not a share in (0, 1]; a number of rows is written as an integer."
+                f"budget: {budget} is not a share in (0, 1]; write a number of rows as an integer."
             )
         return max(1, round(float(budget) * rows))
     if budget < 1:
-        raise ConfigError(f"budget: {budget} rows; at least 1 must be kept.")
+        raise ConfigError(f"budget: {budget} rows are too few; select at least 1.")
     if budget > rows:
-        raise ConfigError(f"budget: {budget:,} rows asked for, the pool has {rows:,}; ask for no more.")
+        raise ConfigError(f"budget: {budget:,} rows are more than the {rows:,} of the pool; ask for fewer.")
     return int(budget)
 
 
 def check_ids(ids: np.ndarray, where: str) -> None:
     """DataError unless ``ids`` (int64) are non-negative and all different."""
     if len(ids) and int(ids.min()) < 0:
-        raise DataError(f"{where}: column '{ID}' holds negative ids ({first(ids[ids < 0])}).")
+        raise DataError(f"Column '{ID}' of {where} holds negative ids ({first(ids[ids < 0])}).")
     order = np.sort(ids)
     twice = np.unique(order[1:][order[1:] == order[:-1]])
     if len(twice):
-        raise DataError(f"{where}: column '{ID}' holds ids that occur more than once ({first(twice)}).")
+        raise DataError(f"Column '{ID}' of {where} holds ids that occur more than once ({first(twice)}).")
 
 
 def _footer(filesystem: pafs.FileSystem, path: str, trust: Trust) -> tuple[IndexedFile, pa.Schema]:
@@ -354,7 +356,7 @@ def _footer(filesystem: pafs.FileSystem, path: str, trust: Trust) -> tuple[Index
         with filesystem.open_input_file(path) as source:
             metadata = pq.read_metadata(source)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable Parquet file ({_one_line(error)}).") from error
+        raise DataError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from error
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     entry = IndexedFile(
         path,
@@ -370,12 +372,12 @@ def _footer(filesystem: pafs.FileSystem, path: str, trust: Trust) -> tuple[Index
 def _difference(one: pa.Schema, other: pa.Schema) -> str:
     for name in [*one.names, *(n for n in other.names if n not in one.names)]:
         if name not in other.names:
-            return f"column '{name}' is missing, other columns"
+            return f"column '{name}' is only in the second"
         if name not in one.names:
-            return f"column '{name}' is there, other columns"
+            return f"column '{name}' is only in the first"
         if one.field(name).type != other.field(name).type:
-            return f"column '{name}' is {other.field(name).type}, not {one.field(name).type} as it is, another type"
-    return "the columns stand in another order"
+            return f"column '{name}' is {other.field(name).type} in the first and {one.field(name).type} in the second"
+    return "their columns are in different orders"
 
 
 def _one_line(error: BaseException) -> str:

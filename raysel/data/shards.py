@@ -199,7 +199,7 @@ def refuse(rejected: dict[int, str], ids: np.ndarray) -> None:
     reasons = "; ".join(f"sample_id {number}: {reason}" for number, reason in some[:3])
     raise DataError(
         f"{len(some):,} of the rows with sample_id {ids.min()} to {ids.max()} cannot be embedded ({reasons}"
-        f"{'; and others' if len(some) > 3 else ''}); repair them, or set on_error to drop or null."
+        f"{'; and others' if len(some) > 3 else ''}); repair them, or set on_error to 'drop' or 'null'."
     )
 
 
@@ -220,7 +220,7 @@ def finish(vectors: np.ndarray, ids: np.ndarray, name: str, options: Options) ->
     stored = vectors.astype(options.dtype, copy=False)
     if stored.dtype == np.float16 and len(over := not_finite(stored)):
         raise DataError(
-            f"Embedder {name} returned values beyond what float16 holds (65504) for sample_id {first(ids[over])}; "
+            f"Embedder {name} returned values above 65504, the largest of float16, for sample_id {first(ids[over])}; "
             "normalize the vectors or keep them as float32."
         )
     return stored
@@ -254,7 +254,7 @@ class VectorFolder(storage.Folder):
             return None
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.file(name)}: damaged ({error}); remove the directory and run again."
+                f"{self.file(name)} is damaged ({error}); remove the directory and run again."
             ) from error
 
     def claim(self, key: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ class VectorFolder(storage.Folder):
         elif before != key:
             other = [part for part in key if before.get(part) != key[part]]
             raise RunError(
-                f"{self.path}: holds vectors of another {first(other)}; choose another directory, or remove it."
+                f"{self.path} holds vectors of another {first(other)}; choose another directory, or remove this one."
             )
 
     def parts(self) -> set[int]:

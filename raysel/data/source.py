@@ -93,7 +93,9 @@ def read(
         If the source cannot be read, has no rows, or lacks a column.
     """
     if index is not None and not _is_parquet(source):
-        raise DataError("index= keeps the order of Parquet files; this source is not a Parquet path.")
+        raise DataError(
+            "index: Only Parquet files can be read with an index, and this source is not a Parquet path."
+        )
     if _is_parquet(source):
         dataset, schema, where = _read_parquet(source, index, trust)
     elif _is_path(source):
@@ -114,7 +116,7 @@ def read(
         missing = [name for name in columns if name not in names]
         if missing:
             raise DataError(
-                f"{where}: no column {', '.join(map(repr, missing))}; the columns are {', '.join(schema.names)}."
+                f"There is no column {', '.join(map(repr, missing))} in {where}; the columns are {', '.join(schema.names)}."
             )
         wanted = {ID, *columns, *([label] if label else [])}
         dataset = dataset.select_columns([name for name in names if name in wanted])
@@ -124,7 +126,9 @@ def read(
 def check_label(schema: pa.Schema, label: str, where: str) -> None:
     """DataError unless the column ``label`` is there and holds classes: integers, booleans or text."""
     if label not in schema.names:
-        raise DataError(f"{where}: no label column '{label}'; the columns are {', '.join(schema.names)}.")
+        raise DataError(
+            f"There is no label column '{label}' in {where}; the columns are {', '.join(schema.names)}."
+        )
     kind = schema.field(label).type
     of = kind.value_type if pa.types.is_dictionary(kind) else kind
     known = (
@@ -136,7 +140,7 @@ def check_label(schema: pa.Schema, label: str, where: str) -> None:
     )
     if not any(is_kind(of) for is_kind in known):
         raise DataError(
-            f"{where}: label column '{label}' holds {kind}; a class is an integer, a boolean or text."
+            f"The label column '{label}' of {where} holds {kind}; a class must be an integer, a boolean or text."
         )
 
 
@@ -235,7 +239,7 @@ def _read_groups(pieces: list[Piece], names: list[str], columns: list[str] | Non
         table = reader.read_row_group(piece.number, columns=stored)
         if table.num_rows != piece.rows:
             raise DataError(
-                f"{piece.path}: row group {piece.number} has {table.num_rows} rows, its footer says {piece.rows}."
+                f"Row group {piece.number} of {piece.path} has {table.num_rows} rows, but its footer says {piece.rows}; write the file again."
             )
         if ID in wanted and ID not in names:
             table = with_ids(table, piece.start)
@@ -308,7 +312,7 @@ def _read_parquet(
     rows, schema = index_parquet(filesystem, paths, known, trust)
     where = paths[0] if len(paths) == 1 else f"{len(paths)} Parquet files from {paths[0]}"
     if rows.rows == 0:
-        raise DataError(f"{where}: no rows.")
+        raise DataError(f"There are no rows in {where}.")
     if ID in schema.names:
         check_ids(_stored_ids(filesystem, rows, schema), where)
     if index is not None:
@@ -334,12 +338,14 @@ def _carried(filesystem: pafs.FileSystem, source: Any) -> PoolIdentity | None:
 
 def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:
     if not pa.types.is_integer(schema.field(ID).type):
-        raise DataError(f"Column '{ID}' holds {schema.field(ID).type}; ids are integers.")
+        raise DataError(f"Column '{ID}' holds {schema.field(ID).type}; ids must be integers.")
     parts = []
     for file in index.files:
         column = pq.read_table(file.path, columns=[ID], filesystem=filesystem)[ID]
         if column.null_count:
-            raise DataError(f"{file.path}: column '{ID}' has {column.null_count} rows without an id.")
+            raise DataError(
+                f"Column '{ID}' of {file.path} has no value in {column.null_count} rows; every row needs an id."
+            )
         parts.append(column.cast(pa.int64()).to_numpy())
     return np.concatenate(parts)
 
@@ -359,11 +365,11 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
     }
     if suffix not in readers:
         raise DataError(
-            f"{sources[0]}: cannot tell what it holds from its name; "
-            f"known are .parquet, {', '.join(readers)} and directories of Parquet or images."
+            f"The format of {sources[0]} is unknown; raysel reads .parquet, {', '.join(readers)} "
+            "and directories of Parquet files or images."
         )
     if any(_suffix(other) != suffix for other in sources):
-        raise DataError(f"{first(sources)}: files of different kinds; read them one by one.")
+        raise DataError(f"These files have different formats: {first(sources)}; read them separately.")
     filesystem, paths = list_files(sources, suffix)
     tables = []
     for path in paths:
@@ -372,10 +378,12 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
                 tables.append(readers[suffix](stream))
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DataError(
-                f"{path}: not a readable {suffix} file ({str(error).splitlines()[0]})."
+                f"{path} is not a readable {suffix} file ({str(error).splitlines()[0]})."
             ) from error
         if not tables[-1].schema.equals(tables[0].schema):
-            raise DataError(f"{path}: other columns or types than {paths[0]}; the files must agree.")
+            raise DataError(
+                f"{path} has other columns or types than {paths[0]}; all files must have the same."
+            )
     where = paths[0] if len(paths) == 1 else f"{len(paths)} files from {paths[0]}"
     return _number(tables, short_names(paths), where), tables[0].schema, where
 
@@ -383,7 +391,9 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
 def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
     """The images of one directory; their bytes are read when they are needed."""
     if len(_paths(source)) > 1:
-        raise DataError(f"{first(_paths(source))}: read directories of images one by one.")
+        raise DataError(
+            f"Directories of images must be read one at a time, not together: {first(_paths(source))}."
+        )
     where = _paths(source)[0]
     table = with_ids(list_images(where), 0)
     schema = pa.schema([*list(table.schema)[1:], pa.field("image", pa.binary())])
@@ -403,7 +413,7 @@ def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
     rows = map_blocks(lambda table: (table.num_rows, table.schema), refs)
     counts = [count for count, _ in rows]
     if sum(counts) == 0:
-        raise DataError(f"{where}: no rows.")
+        raise DataError(f"There are no rows in {where}.")
     schema = next(schema for count, schema in rows if count)
     if ID in schema.names:
         ids = map_blocks(
@@ -425,10 +435,10 @@ def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
 def _number(tables: list[pa.Table], names: Sequence[str], where: str) -> Dataset:
     table = pa.concat_tables(tables)
     if table.num_rows == 0:
-        raise DataError(f"{where}: no rows.")
+        raise DataError(f"There are no rows in {where}.")
     if ID in table.column_names:
         if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
-            raise DataError(f"{where}: column '{ID}' must hold an integer in every row.")
+            raise DataError(f"Column '{ID}' of {where} must hold an integer in every row.")
         table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
         check_ids(table[ID].to_numpy(), where)
         numbered_by = None
@@ -457,7 +467,7 @@ def _as_table(source: Any) -> pa.Table:
         arrays = {name: np.asarray(values) for name, values in source.items()}
         lengths = {name: len(values) if values.ndim else None for name, values in arrays.items()}
         if len(set(lengths.values())) != 1 or None in lengths.values():
-            raise DataError(f"Columns of different lengths: {lengths}.")
+            raise DataError(f"The columns have different lengths: {lengths}.")
         return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
     if (
         hasattr(source, "__getitem__")
@@ -466,7 +476,7 @@ def _as_table(source: Any) -> pa.Table:
     ):
         return from_torch(source)
     raise DataError(
-        f"Cannot read rows from {type(source).__name__}; give a path, a DataFrame, an Arrow table, "
+        f"Rows cannot be read from a {type(source).__name__}; give a path, a DataFrame, an Arrow table, "
         "NumPy arrays, a Ray Dataset, a Hugging Face dataset or a map-style torch Dataset."
     )
 

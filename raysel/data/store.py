@@ -40,11 +40,11 @@ def write_arrays(
     blocks = arrow_blocks(pick(dataset, [ID, inputs, label], "training data"))
     parts = map_blocks(_look, blocks, inputs, label)
     ids = np.concatenate([part[0] for part in parts])
-    check_ids(ids, "The training data")
+    check_ids(ids, "the training data")
     if int(ids.max()) != len(ids) - 1:
         raise DataError(
-            f"The training data has {len(ids):,} rows but ids up to {int(ids.max()):,}; rows are addressed by "
-            "their id, so ids must be 0..N-1."
+            f"The training data has {len(ids):,} rows but ids up to {int(ids.max()):,}. Rows are addressed by "
+            "their id, so the ids must be 0..N-1."
         )
     shapes = {part[1:3] for part in parts if len(part[0])}
     if len(shapes) > 1:
@@ -57,7 +57,7 @@ def write_arrays(
     strange = [name for name in found if name not in set(known)]
     if strange:
         raise DataError(
-            f"Label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}."
+            f"The label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}."
         )
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)

@@ -66,8 +66,8 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     found = map_blocks(_look, blocks, column)
     ids = np.concatenate([part[0] for part in found]) if found else np.empty(0, np.int64)
     if not len(ids):
-        raise DataError(f"The {what} is empty: no row to choose from or to aim at.")
-    check_ids(ids, f"The {what}")
+        raise DataError(f"The {what} is empty: it has no rows.")
+    check_ids(ids, f"the {what}")
     widths = sorted({width for part_ids, width, _ in found if len(part_ids)})
     if len(widths) > 1:
         raise DataError(

@@ -104,7 +104,7 @@ def _tensor_shape(kind: Any, name: str) -> tuple[int, ...]:
         return tuple(kind.shape)
     if str(kind.extension_name).startswith("ray.data.arrow_tensor"):
         return tuple(kind.shape)
-    raise DataError(f"Column '{name}' is of type {kind.extension_name}, which holds no vectors.")
+    raise DataError(f"Column '{name}' is of type {kind.extension_name}, which does not hold vectors.")
 
 
 def _numbers(values: pa.Array, name: str) -> np.ndarray:

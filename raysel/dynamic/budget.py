@@ -52,8 +52,8 @@ class Budget:
         count = round((self.passes - self.rows * self.tail) / before) if before else self.rows
         if count < 1:
             raise ConfigError(
-                f"{name}: the last {self.tail} epochs take all the data, so it spends more than "
-                f"{self.rows * self.tail:,} passes and cannot be held to {self.passes:,}."
+                f"{name}: The last {self.tail} epochs train on all the data, so the policy needs more than "
+                f"{self.rows * self.tail:,} passes and cannot keep to a budget of {self.passes:,}."
             )
         return count
 

@@ -104,8 +104,8 @@ class RandomPrune:
         spared = budget.rows * budget.epochs - budget.passes
         if spared and spared >= budget.rows * pruning:
             raise ConfigError(
-                f"random_prune: its first epoch and the last {budget.tail} take all the data, so it spends more than "
-                f"{budget.rows * (budget.tail + 1):,} passes and cannot be held to {budget.passes:,}."
+                f"random_prune: The first epoch and the last {budget.tail} train on all the data, so the policy needs more than "
+                f"{budget.rows * (budget.tail + 1):,} passes and cannot keep to a budget of {budget.passes:,}."
             )
         return cls(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
 

@@ -141,7 +141,7 @@ class InfoBatch:
         try:
             policy.check(budget.epochs)
         except ConfigError as error:
-            raise ConfigError(f"infobatch: {error}.") from None
+            raise ConfigError(f"infobatch: {error}") from None
         return policy
 
     def __post_init__(self) -> None:
@@ -172,7 +172,9 @@ class InfoBatch:
         wanted = self._wanted(num_epochs)
         loss, classes = state.loss, self.classes
         if classes is not None and len(classes) != len(loss):
-            raise ConfigError(f"InfoBatch.classes names {len(classes)} samples, there are {len(loss)}")
+            raise ConfigError(
+                f"InfoBatch.classes has {len(classes)} entries, but there are {len(loss)} samples; give one class per sample."
+            )
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
             return full(len(loss), start)
         threshold = yield from self._threshold(loss)
@@ -193,7 +195,9 @@ class InfoBatch:
         if self.classes is None:
             return self
         if len(self.classes) != n:
-            raise ConfigError(f"InfoBatch.classes names {len(self.classes)} samples, there are {n}")
+            raise ConfigError(
+                f"InfoBatch.classes has {len(self.classes)} entries, but there are {n} samples; give one class per sample."
+            )
         part = copy.copy(self)
         object.__setattr__(part, "classes", self.classes[start:stop])
         return part
@@ -211,7 +215,7 @@ class InfoBatch:
         if self.target_saving > reachable + 1e-12:
             raise ConfigError(
                 f"InfoBatch.target_saving of {self.target_saving:g} is out of reach: {num_epochs} epochs with "
-                f"delta {self.delta:g} can save at most {reachable:.4g}; lower it, raise delta or train longer"
+                f"delta {self.delta:g} can save at most {reachable:.4g}. Lower it, raise delta or train longer."
             )
         return self.target_saving * num_epochs / pruning
 
@@ -278,7 +282,7 @@ def _dense(classes: Any) -> tuple[Array, int]:
     given = np.asarray(classes)
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise ConfigError(
-            f"InfoBatch.classes must be a vector of integers, one a sample, got {given.dtype}{list(given.shape)}"
+            f"InfoBatch.classes must be a vector of integers, one per sample, got {given.dtype}{list(given.shape)}."
         )
     labels, dense = np.unique(given, return_inverse=True)
     return frozen(dense.astype(np.int32)), max(len(labels), 1)

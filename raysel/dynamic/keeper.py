@@ -95,17 +95,17 @@ class Keeper:
     ) -> None:
         if not isinstance(policy, Policy):
             raise ConfigError(
-                f"a policy needs plan, update and parameters, {type(policy).__name__} lacks one"
+                f"A policy needs the methods plan, update and parameters; {type(policy).__name__} lacks at least one."
             )
         self._policy = policy
-        self._size = whole("the number of samples", size, 1)
+        self._size = whole("The number of samples", size, 1)
         self._num_epochs = whole("num_epochs", num_epochs, 1)
         self._seed = whole("seed", seed, 0)
         self._start = whole("start", start, 0)
         self._total = self._size if total is None else whole("total", total, self._start + self._size)
         if self._total != self._size and not isinstance(policy, ShardedPolicy):
             raise ConfigError(
-                f"{type(policy).__name__} has no plan_shard, so it plans all the samples in one place: use shards=1."
+                f"{type(policy).__name__} has no method plan_shard, so one shard must plan all samples; use shards=1."
             )
         # Here, on the driver, and not in a worker that plans the first epoch.
         if (check := getattr(policy, "check", None)) is not None:
@@ -127,19 +127,21 @@ class Keeper:
         for an epoch without its state or beyond the last.
         """
         if not isinstance(attempt, str) or not attempt:
-            raise StateError(f"an attempt is named by a string that is not empty, got {attempt!r}")
+            raise StateError(f"The name of an attempt must be a non-empty string, got {attempt!r}.")
         if attempt in self._past:
             raise StateError(
-                f"attempt {attempt!r} has been replaced by {self._attempt!r} and cannot come back"
+                f"Attempt {attempt!r} was replaced by {self._attempt!r} and can no longer be used."
             )
-        epoch = whole("the number of committed epochs", epoch, 0)
+        epoch = whole("The number of committed epochs", epoch, 0)
         if epoch > self._num_epochs:
-            raise StateError(f"the checkpoint has {epoch} epochs, the run only {self._num_epochs}")
+            raise StateError(f"The checkpoint has {epoch} epochs, but the run only {self._num_epochs}.")
         if state is None and epoch > 0:
-            raise StateError(f"to continue after {epoch} epochs the state they left is needed")
+            raise StateError(
+                f"Resuming after {epoch} epochs needs the selection state of that time; pass it as state."
+            )
         if state is not None and len(state) != self._size:
             raise StateError(
-                f"the state is of another data set: it has {len(state)} samples, the run has {self._size}"
+                f"The state belongs to another data set: it has {len(state)} samples, the run has {self._size}."
             )
         if self._attempt is not None and self._attempt != attempt:
             self._past.add(self._attempt)
@@ -171,7 +173,7 @@ class Keeper:
             return True, None
         if number > len(yielded) or self._open is not None:
             raise StateError(
-                f"round {number} of the plan of epoch {epoch} was asked for, round {len(yielded)} is next"
+                f"Round {number} of the plan of epoch {epoch} was requested, but round {len(yielded)} is next."
             )
         try:
             yielded.append(generator.send(joined if number else None))
@@ -197,8 +199,8 @@ class Keeper:
         unknown = before == _UNPLANNED
         if unknown.any():
             raise DataError(
-                f"slots that are not among the {len(plan)} planned in epoch {epoch}: "
-                f"{first((slots[unknown] + self._start).tolist())}"
+                f"These slots are not among the {len(plan)} planned in epoch {epoch}: "
+                f"{first((slots[unknown] + self._start).tolist())}."
             )
         self._ready = None
         losses = np.where(np.isfinite(losses), losses, _NOT_FINITE)
@@ -207,8 +209,8 @@ class Keeper:
         if clash.any():
             staging[slots] = before
             raise DataError(
-                f"slots given twice with different losses in epoch {epoch}: "
-                f"{first((np.unique(slots[clash]) + self._start).tolist())}"
+                f"These slots were given twice with different losses in epoch {epoch}: "
+                f"{first((np.unique(slots[clash]) + self._start).tolist())}."
             )
 
     def drain(self) -> None:
@@ -243,7 +245,7 @@ class Keeper:
             if not isinstance(state, SampleState) or len(state) != self._size:
                 name = type(self._policy).__name__
                 raise StateError(
-                    f"{name}.update must answer a SampleState of {self._size} samples in epoch {epoch}"
+                    f"{name}.update must return a SampleState of {self._size} samples; it did not in epoch {epoch}."
                 )
             nonfinite = sum(
                 int(np.count_nonzero(staging[start:stop] == _NOT_FINITE))
@@ -264,7 +266,7 @@ class Keeper:
         self._opened(attempt, epoch)
         if self._ready is None:
             raise StateError(
-                f"epoch {epoch} is not prepared for its commit: call prepare on all shards first"
+                f"Epoch {epoch} is not prepared for its commit; call prepare on all shards first."
             )
         self._state, outcome = self._ready
         self._last = epoch, outcome
@@ -299,22 +301,22 @@ class Keeper:
 
     def _admit(self, attempt: str) -> None:
         if self._attempt is None:
-            raise StateError("the selection state has not been restored: call restore before anything else")
+            raise StateError("The selection state has not been restored; call restore before anything else.")
         if attempt != self._attempt:
-            raise StateError(f"attempt {attempt!r} is stale: the state belongs to attempt {self._attempt!r}")
+            raise StateError(f"Attempt {attempt!r} is stale: the state belongs to attempt {self._attempt!r}.")
 
     def _current(self, attempt: str, epoch: int) -> None:
         self._admit(attempt)
         if self._epoch == self._num_epochs:
-            raise StateError(f"epoch {epoch} cannot be trained: all {self._num_epochs} epochs are committed")
+            raise StateError(f"Epoch {epoch} cannot be trained: all {self._num_epochs} epochs are committed.")
         if epoch != self._epoch:
-            raise StateError(f"epoch {epoch} is not the current one: epoch {self._epoch} is being trained")
+            raise StateError(f"Epoch {epoch} is not the current one: epoch {self._epoch} is being trained.")
 
     def _opened(self, attempt: str, epoch: int) -> _Open:
         self._current(attempt, epoch)
         if self._open is None:
             if self._total != self._size:
-                raise StateError(f"epoch {epoch} has no plan yet: the shards make it together, in rounds")
+                raise StateError(f"Epoch {epoch} has no plan yet: the shards compute it together, in rounds.")
             number, joined = 0, None
             while not (answer := self.plan_round(attempt, epoch, number, joined))[0]:
                 number, joined = number + 1, join([answer[1]])
@@ -335,7 +337,7 @@ class Keeper:
         if not isinstance(plan, Plan) or (len(plan) and not start <= plan.slots[0] <= plan.slots[-1] < stop):
             name = type(self._policy).__name__
             where = f"below {stop}" if start == 0 else f"in {start}..{stop - 1}"
-            raise StateError(f"{name}.plan must answer a Plan of slots {where} in epoch {epoch}")
+            raise StateError(f"{name}.plan must return a Plan of slots {where}; it did not in epoch {epoch}.")
         staging = np.full(self._size, _UNPLANNED)
         staging[plan.slots - start if start else plan.slots] = _WAITING
         self._open = _Open(plan, staging)
@@ -358,7 +360,7 @@ class Keepers:
         """See :meth:`Keeper.restore`; of ``state``, the part of one shard is cut out after the other."""
         if state is not None and len(state) != self._size:
             raise StateError(
-                f"the state is of another data set: it has {len(state)} samples, the run has {self._size}"
+                f"The state belongs to another data set: it has {len(state)} samples, the run has {self._size}."
             )
         parts = ((None if state is None else state.cut(*span),) for span in self._spans)
         self._all("restore", attempt, epoch, each=parts)
@@ -373,7 +375,7 @@ class Keepers:
                 return self._joined(attempt, epoch)
             if any(done):
                 raise StateError(
-                    f"some shards had their plan of epoch {epoch} before others: all must yield alike"
+                    f"Some shards finished their plan of epoch {epoch} before others; plan_shard must yield equally often on all shards."
                 )
             number, joined = number + 1, join([partial for _, partial in answers])
 
@@ -402,7 +404,7 @@ class Keepers:
         """See :meth:`Keeper.state`."""
         found = self._all("state", attempt, start, stop)
         if len({epoch for epoch, _ in found}) > 1:
-            raise StateError("the shards of the selection state are not in the same epoch: restore them")
+            raise StateError("The shards of the selection state are in different epochs; restore them.")
         parts = [part for _, part in found if len(part)]
         if len(parts) == 1:
             return found[0][0], parts[0]

@@ -43,18 +43,20 @@ class Plan:
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
                 found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array)
-                raise DataError(f"a plan's {name} must be a {np.dtype(dtype)} vector, got {found}")
+                raise DataError(f"A plan's {name} must be a {np.dtype(dtype)} vector, got {found}.")
             object.__setattr__(self, name, frozen(array))
         if len(self.slots) != len(self.weights):
-            raise DataError(f"a plan has {len(self.slots)} slots but {len(self.weights)} weights")
+            raise DataError(
+                f"A plan must have one weight per slot; it has {len(self.slots)} slots but {len(self.weights)} weights."
+            )
         if len(self.slots) and self.slots[0] < 0:
-            raise DataError(f"a plan's slots start at 0, got {self.slots[0]}")
+            raise DataError(f"A plan's slots must be at least 0, got {self.slots[0]}.")
         for start, stop in chunks(len(self.slots)):  # by chunks: no temporary of the plan's own size
             slots, weights = self.slots[max(start - 1, 0) : stop], self.weights[start:stop]
             if not (slots[1:] > slots[:-1]).all():
-                raise DataError("a plan's slots must ascend and name each sample once")
+                raise DataError("A plan's slots must be in ascending order, each sample once.")
             if not (weights >= 0).all() or not np.isfinite(weights).all():
-                raise DataError("a plan's weights must be finite and not negative")
+                raise DataError("A plan's weights must be finite and not negative.")
 
     def __len__(self) -> int:
         return len(self.slots)
@@ -154,7 +156,7 @@ def fraction(name: str, value: object, *, zero: bool = True, one: bool = True) -
     except (TypeError, ValueError):
         number = math.nan
     if not 0.0 <= number <= 1.0 or (number == 0.0 and not zero) or (number == 1.0 and not one):
-        raise ConfigError(f"{name} must be a number in {span}, got {value!r}")
+        raise ConfigError(f"{name} must be a number in {span}, got {value!r}.")
     return number
 
 
@@ -172,7 +174,9 @@ def check_epoch(epoch: int, num_epochs: int) -> tuple[int, int]:
     """Both as ints; raises ConfigError unless 0 <= epoch < num_epochs."""
     num_epochs, epoch = whole("num_epochs", num_epochs, 1), whole("epoch", epoch, 0)
     if epoch >= num_epochs:
-        raise ConfigError(f"epoch must be below num_epochs ({num_epochs}, the first is 0), got {epoch}")
+        raise ConfigError(
+            f"epoch must be below num_epochs ({num_epochs}; the first epoch is 0), got {epoch}."
+        )
     return epoch, num_epochs
 
 
@@ -205,7 +209,7 @@ def below(probability: float) -> np.uint32:
 def order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     """A seeded permutation of 0..n-1, int64: the order in which a loader visits the plan's positions."""
     generator = np.random.Generator(_philox(seed, epoch, ORDER))
-    positions = np.arange(whole("the number of samples", n, 0), dtype=np.int64)
+    positions = np.arange(whole("The number of samples", n, 0), dtype=np.int64)
     generator.shuffle(positions)
     return positions
 
@@ -294,11 +298,11 @@ def batches(
     Raises ConfigError for sizes that are not positive, for a rank outside 0..world-1 and a skip outside 0..n.
     """
     if whole("skip", skip, 0) > whole("n", n, 0):
-        raise ConfigError(f"skip must not be above the number of planned samples ({n}), got {skip}")
-    lanes = whole("the number of ranks", world, 1) * whole("accumulate", accumulate, 1)
+        raise ConfigError(f"skip must not be above the number of planned samples ({n}), got {skip}.")
+    lanes = whole("The number of ranks", world, 1) * whole("accumulate", accumulate, 1)
     length, rank = steps(n - skip, batch_size, lanes), whole("rank", rank, 0)
     if rank >= world:
-        raise ConfigError(f"rank must be below the number of ranks ({world}), got {rank}")
+        raise ConfigError(f"rank must be below the number of ranks ({world}), got {rank}.")
     visit = (order(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64))[skip:]
     mine = np.full((length, accumulate, batch_size), -1, np.int64)
     whole_steps = len(visit) // (batch_size * lanes)

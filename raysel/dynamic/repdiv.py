@@ -52,9 +52,11 @@ class Scores:
         """
         for name in (ID, "rep", "div"):
             if name not in table.column_names:
-                raise DataError(f"The scores need the column '{name}'; they have {table.column_names}.")
+                raise DataError(
+                    f"The scores have no column '{name}'; their columns are {table.column_names}."
+                )
         if table.num_rows == 0:
-            raise DataError("The scores have no row.")
+            raise DataError("The scores have no rows.")
         if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
             raise DataError(f"The scores' sample_id must be integers without nulls, not {table[ID].type}.")
         ids = table[ID].to_numpy()
@@ -98,7 +100,9 @@ class Scores:
         Classes that have no sample among them are forgotten. DataError naming the ids that have no score.
         """
         if self.ids is None:
-            raise DataError("These scores are those of a run's slots already; align the ones with ids.")
+            raise DataError(
+                "These scores are already aligned with the slots of a run; align the original scores, which have ids."
+            )
         wanted = np.arange(ids, dtype=np.int64) if isinstance(ids, (int, np.integer)) else np.asarray(ids)
         if np.array_equal(wanted, self.ids):
             return replace(self, ids=None)
@@ -106,8 +110,8 @@ class Scores:
         absent = wanted[~found]
         if len(absent):
             raise DataError(
-                f"{len(absent)} of {len(wanted)} samples have no score (sample_id {first(absent)}); score the data set "
-                "that is selected from."
+                f"{len(absent)} of {len(wanted)} samples have no score (sample_id {first(absent)}); compute the scores "
+                "of the data set that is selected from."
             )
         return Scores(frozen(self.rep[place]), frozen(self.div[place]), *_dense(self.classes[place]))
 
@@ -188,7 +192,7 @@ class RepDiv:
             scores = Scores.from_arrow(scores)
         if scores is not None and not isinstance(scores, Scores):
             raise ConfigError(
-                f"RepDiv.scores must be an Arrow table of sample_id, rep, div and label, got {type(scores).__name__}"
+                f"RepDiv.scores must be an Arrow table of sample_id, rep, div and label, got a {type(scores).__name__}."
             )
         checked: dict[str, Any] = {
             "scores": scores,
@@ -291,8 +295,8 @@ class RepDiv:
         count, number = min(max(part(self.ratio, n), 1), n), self._scores().number
         if count < number:
             raise ConfigError(
-                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes; raise it "
-                f"to {number / n:.3g} or more, or leave the labels out of the scores"
+                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes. Raise it "
+                f"to {number / n:.3g} or more, or leave the labels out of the scores."
             )
         return count
 
@@ -303,14 +307,14 @@ class RepDiv:
 
     def _scores(self) -> Scores:
         if self.scores is None:
-            raise ConfigError("RepDiv has no scores yet; give them as RepDiv(scores) or with_scores(scores)")
+            raise ConfigError("RepDiv has no scores yet; give them as RepDiv(scores) or with_scores(scores).")
         scores: Scores = self.scores
         return scores
 
     def _check(self, n: int) -> None:
         if len(self._scores()) != n:
             raise ConfigError(
-                f"RepDiv.scores are of {len(self.scores)} samples, there are {n}; align them by for_ids"
+                f"RepDiv.scores are those of {len(self.scores)} samples, but there are {n}; align them with for_ids."
             )
 
 
@@ -376,5 +380,5 @@ def _positive(name: str, value: object) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not 0 <= number < math.inf:
-        raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}")
+        raise ConfigError(f"{name} must be a finite number of at least 0, got {value!r}.")
     return number

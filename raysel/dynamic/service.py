@@ -172,13 +172,13 @@ class KeeperClient(Keepers):
 
     def _lost(self, error: BaseException) -> StateError:
         if isinstance(error, ray.exceptions.GetTimeoutError):
-            what = f"did not answer within {TIMEOUT_S:.0f} s"
+            what = f"did not respond within {TIMEOUT_S:.0f} s"
         else:
             what = f"died ({str(error).splitlines()[0]})"
         kind = _Unavailable if isinstance(error, ray.exceptions.ActorUnavailableError) else StateError
         return kind(
-            f"The selection state's actor '{self.name}' {what}; training goes on from the last checkpoint when "
-            "Ray Train restarts the workers (FailureConfig(max_failures=...))."
+            f"The actor '{self.name}', which holds the selection state, {what}. Training resumes from the last checkpoint "
+            "when Ray Train restarts the workers (FailureConfig(max_failures=...))."
         )
 
 

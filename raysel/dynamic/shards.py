@@ -41,7 +41,7 @@ def cut(policy: Policy, start: int, stop: int, n: int) -> Policy:
     """
     if (start, stop) != (0, n) and not isinstance(policy, ShardedPolicy):
         raise ConfigError(
-            f"{type(policy).__name__} has no plan_shard, so it plans all the samples in one place: use shards=1."
+            f"{type(policy).__name__} has no method plan_shard, so one shard must plan all samples; use shards=1."
         )
     shard = getattr(policy, "shard", None)
     return policy if shard is None else shard(start, stop, n)
@@ -60,8 +60,8 @@ def join(partials: Sequence[Any]) -> Any:
         return [item for partial in partials for item in partial]
     if np.asarray(head).dtype.kind not in "iu":
         raise StateError(
-            f"a shard's partial is made of tuples, lists, whole numbers and arrays of them, got {type(head).__name__}; "
-            "floats go in lists, one a chunk"
+            f"A shard may yield tuples, lists, whole numbers and arrays of them, got {type(head).__name__}; "
+            "put floats into lists, one per chunk."
         )
     return sum(partials[1:], start=head)
 
@@ -77,7 +77,9 @@ def together(shards: Sequence[Generator[Any, Any, T]]) -> list[T]:
             except StopIteration as stop:
                 returned.append(stop.value)
         if returned and partials:
-            raise StateError("some shards of a policy's plan were done before others: all must yield alike")
+            raise StateError(
+                "Some shards finished a plan before others; plan_shard must yield equally often on all shards."
+            )
         if returned:
             return returned
         sent = join(partials)

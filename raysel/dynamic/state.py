@@ -34,7 +34,7 @@ def whole(name: str, value: object, least: int) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, (bool, np.bool_)) or number < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
     return number
 
 
@@ -61,10 +61,12 @@ class SampleState:
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
                 found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array)
-                raise StateError(f"a state's {name} must be a {np.dtype(dtype)} vector, got {found}")
+                raise StateError(f"A state's {name} must be a {np.dtype(dtype)} vector, got {found}.")
             object.__setattr__(self, name, frozen(array))
         if len(self.loss) != len(self.selected):
-            raise StateError(f"a state holds {len(self.loss)} losses but {len(self.selected)} counts")
+            raise StateError(
+                f"A state must have one loss and one count per sample; it has {len(self.loss)} losses but {len(self.selected)} counts."
+            )
 
     def __len__(self) -> int:
         return len(self.loss)
@@ -72,7 +74,7 @@ class SampleState:
     @staticmethod
     def empty(n: int) -> SampleState:
         """The state before the first epoch: n samples, none seen, none selected."""
-        n = whole("the number of samples", n, 0)
+        n = whole("The number of samples", n, 0)
         return SampleState(np.full(n, np.nan, np.float32), np.zeros(n, np.int32))
 
     def cut(self, start: int, stop: int) -> SampleState:
@@ -103,28 +105,30 @@ class SampleState:
     def from_arrow(table: pa.Table) -> SampleState:
         """The state that :meth:`to_arrow` wrote; StateError for a table that is anything else or damaged."""
         if not isinstance(table, pa.Table):
-            raise StateError(f"a sample state is read from an Arrow table, not from {type(table).__name__}")
+            raise StateError(
+                f"A sample state is read from an Arrow table, not from a {type(table).__name__}."
+            )
         metadata = table.schema.metadata or {}
         found = metadata.get(_FORMAT, b"").decode(errors="replace")
         if found != FORMAT:
             raise StateError(
-                f"this table is not a sample state: its format is {found or 'not named'!r}, expected {FORMAT!r}"
+                f"This table is not a sample state: its format is {found or 'not named'!r}, but {FORMAT!r} is expected."
             )
         if not table.schema.equals(_SCHEMA):
             columns = ", ".join(f"{field.name} {field.type}" for field in table.schema)
             raise StateError(
-                f"a sample state has the columns loss float and selected int32, found: {columns}"
+                f"A sample state must have the columns loss float and selected int32; this table has {columns}."
             )
         promised = metadata.get(_SAMPLES, b"").decode(errors="replace")
         if promised != str(table.num_rows):
             raise StateError(
-                f"the sample state is damaged: it holds {table.num_rows} of {promised or '?'} samples"
+                f"The sample state is damaged: it holds {table.num_rows} of {promised or '?'} samples."
             )
         if any(column.null_count for column in table.columns):
-            raise StateError("the sample state is damaged: it contains nulls")
+            raise StateError("The sample state is damaged: it contains nulls.")
         state = SampleState(table.column("loss").to_numpy(), table.column("selected").to_numpy())
         if metadata.get(_DIGEST, b"").decode(errors="replace") != state.digest():
-            raise StateError("the sample state is damaged: its contents do not match its digest")
+            raise StateError("The sample state is damaged: its content does not match its digest.")
         return state
 
 
@@ -147,15 +151,17 @@ def pairs(
     if slots.size == 0 and slots.ndim == 1 and losses.shape == slots.shape:
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if slots.ndim != 1 or slots.shape != losses.shape:
-        raise DataError(f"one loss per slot is needed, got slots {slots.shape} and losses {losses.shape}")
+        raise DataError(
+            f"Give one loss per slot; the slots have shape {slots.shape}, the losses {losses.shape}."
+        )
     if slots.dtype.kind not in "iu":
-        raise DataError(f"slots must be of an integer type, got {slots.dtype}")
+        raise DataError(f"slots must be of an integer type, got {slots.dtype}.")
     if losses.dtype.kind != "f":
-        raise DataError(f"losses must be of a floating-point type that NumPy knows, got {losses.dtype}")
+        raise DataError(f"losses must be of a floating-point type of NumPy, got {losses.dtype}.")
     if int(slots.min()) < start or int(slots.max()) >= start + n:
         wrong = slots[(slots < start) | (slots >= start + n)]
-        hint = "; padding (-1) must be removed before losses are recorded" if (wrong == -1).any() else ""
-        raise DataError(f"slots outside {start}..{start + n - 1}: {first(wrong.tolist())}{hint}")
+        hint = " Remove padding (-1) before losses are recorded." if (wrong == -1).any() else ""
+        raise DataError(f"These slots are outside {start}..{start + n - 1}: {first(wrong.tolist())}.{hint}")
     with np.errstate(
         over="ignore"
     ):  # a float64 loss beyond float32's range becomes inf: not finite either way
@@ -175,7 +181,9 @@ def observe(
     """
     slots, losses = pairs(slots, losses, len(state))
     if len(planned) and (planned[0] < 0 or planned[-1] >= len(state)):
-        raise DataError(f"the plan has slots outside 0..{len(state) - 1}: {planned[0]}..{planned[-1]}")
+        raise DataError(
+            f"The plan has slots outside 0..{len(state) - 1}: they are in {planned[0]}..{planned[-1]}."
+        )
     finite = np.isfinite(losses)
     if not finite.all():
         slots, losses = slots[finite], losses[finite]

@@ -160,13 +160,13 @@ class Autoencoder:
                 about = json.loads((file.metadata() or {})["config"])
                 if about["format"] != FORMAT:
                     raise DataError(
-                        f"{path}: not an autoencoder of this version; its format is {about['format']!r}, expected {FORMAT!r}."
+                        f"{path} is not an autoencoder of this version: its format is {about['format']!r}, but {FORMAT!r} is expected."
                     )
                 arrays = {name: file.get_tensor(name) for name in _TENSORS}
                 return cls(about["mode"], about["k"], **arrays, training=about["training"])
         except (OSError, SafetensorError, LookupError, TypeError, json.JSONDecodeError) as error:
             raise DataError(
-                f"{path}: not a saved autoencoder ({str(error).splitlines()[0]}); fit and save it again."
+                f"{path} is not a saved autoencoder ({str(error).splitlines()[0]}); fit and save it again."
             ) from error
 
     def _kept(self, pre: torch.Tensor, part: Floats, error: float) -> torch.Tensor:
@@ -257,7 +257,7 @@ def fit_autoencoder(
     if k > units:
         raise ConfigError(f"k = {k} is more than the autoencoder's {units} units; lower k or raise units.")
     if mode not in MODES:
-        raise ConfigError(f"mode {mode!r} is unknown; choose 'topk' or 'paper'.")
+        raise ConfigError(f"mode = {mode!r} is unknown; choose 'topk' or 'paper'.")
     if not 0 < learning_rate < math.inf:
         raise ConfigError(f"learning_rate = {learning_rate!r} must be a positive number.")
     torch = _torch(device)
@@ -342,16 +342,18 @@ def _joined(mode: str, batch_size: int) -> tuple[Callable[[torch.Tensor], torch.
 
     if not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
-            "together = True, but torch.distributed has joined no processes; call init_process_group before."
+            "together = True, but torch.distributed is not initialised; call init_process_group first."
         )
     if mode != "topk":
         raise ConfigError(
-            f"mode '{mode}' cannot be trained by several processes: it wakes a dead unit by one sample of the whole "
+            f"mode = '{mode}' cannot be trained by several processes, because it revives a dead unit with one sample of the whole "
             "batch; use mode='topk' or one process."
         )
     world = dist.get_world_size()
     if batch_size % world:
-        raise ConfigError(f"batch_size = {batch_size} cannot be shared by {world} processes equally.")
+        raise ConfigError(
+            f"batch_size = {batch_size} cannot be divided equally among {world} processes; use a multiple of {world}."
+        )
 
     def add(part: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(part)
@@ -440,7 +442,7 @@ def _mean(rows: Floats, count: int, add: Callable[[npt.NDArray[np.float64]], Any
     mean = sums[:-1]
     if float(sums[-1]) - float(mean @ mean) < _LEAST_VARIANCE:
         raise DataError(
-            f"All {count} vectors point the same way, so there are no factors to find; check the embedding."
+            f"All {count} vectors have the same direction, so there are no factors to find; check the embedding."
         )
     return mean.astype(np.float32)
 

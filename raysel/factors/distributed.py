@@ -67,7 +67,7 @@ def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[st
     from ray.train.torch import TorchTrainer
 
     gpu = str(settings.get("device", "cpu")) != "cpu"
-    wait_for_workers(f"workers: {workers}", workers, 1.0, float(gpu), "ask for fewer")
+    wait_for_workers(f"workers: {workers} workers", workers, 1.0, float(gpu), "Ask for fewer")
     share = min(most / source.rows, 1.0)
     with tempfile.TemporaryDirectory() as place:
         trainer = TorchTrainer(
@@ -152,14 +152,14 @@ def scored(
         part = part.recoded([names.setdefault(name, len(names)) for name in found])
         counts = part if counts is None else counts + part
     if counts is None:
-        raise DataError(f"The {_WHAT} is empty: no sample to score.")
+        raise DataError(f"The {_WHAT} is empty: there are no samples to score.")
     weights, rare = counts.weights(top_fraction), counts.rare()
 
     parts = list(
         stream_blocks(dataset, columns, _WHAT, _score, shared, column, label, ray.put((weights, rare)))
     )
     ids = np.concatenate([part[0] for part in parts])
-    check_ids(ids, f"The {_WHAT}")
+    check_ids(ids, f"the {_WHAT}")
     order = np.argsort(ids, kind="stable")
     raw = RawScores(
         *(np.concatenate([getattr(part[1], name) for part in parts])[order] for name in ("rep", "div"))
@@ -217,7 +217,7 @@ def _active(table: pa.Table, shared: Any, column: str) -> Any:
         )
     if vectors.shape[1] != autoencoder.dimensions:
         raise DataError(
-            f"The {_WHAT}'s vectors have {vectors.shape[1]} dimensions, the autoencoder was fitted on "
+            f"The {_WHAT}'s vectors have {vectors.shape[1]} dimensions, but the autoencoder was fitted on "
             f"{autoencoder.dimensions}; embed both with the same embedder."
         )
     import_whole("torch")
@@ -234,7 +234,7 @@ def _labels(table: pa.Table, label: str) -> pa.Array:
         for test in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
     ):
         raise DataError(
-            f"The {_WHAT}'s column '{label}' holds {kind}; a class is an integer, a boolean or text."
+            f"The {_WHAT}'s column '{label}' holds {kind}; a class must be an integer, a boolean or text."
         )
     if labels.null_count:
         missing = table[ID].to_numpy()[labels.is_null().to_numpy(zero_copy_only=False)]

@@ -63,10 +63,12 @@ class FactorCounts:
             return cls(rows, count, None)
         classes = np.asarray(classes)
         if classes.shape != (rows,):
-            raise DataError(f"One label a sample is needed, got {classes.shape} labels for {rows} samples.")
+            raise DataError(
+                f"Give one label per sample; the labels have shape {classes.shape}, but there are {rows} samples."
+            )
         if classes.dtype.kind not in "iu" or (rows and int(classes.min()) < 0):
             raise DataError(
-                f"Class codes must be whole numbers from 0 up, got {classes.dtype}: {first(classes)}."
+                f"Class codes must be whole numbers of at least 0, got {classes.dtype}: {first(classes)}."
             )
         seen = np.zeros((int(classes.max()) + 1 if rows else 0, units), np.bool_)
         seen[np.repeat(classes, np.diff(matrix.indptr)), matrix.indices] = True
@@ -116,7 +118,7 @@ class FactorCounts:
         live = np.flatnonzero(self.count)
         if len(live) == 0:
             raise DataError(
-                f"No unit is active on any of {self.rows} samples, so nothing tells them apart; train the autoencoder "
+                f"No unit is active on any of {self.rows} samples, so the samples cannot be distinguished; train the autoencoder "
                 "for more epochs or at a lower learning rate, in mode 'topk', and on these embeddings."
             )
         frequent = max(int(Fraction(repr(float(top_fraction))) * len(live)), 1)
@@ -203,7 +205,7 @@ def as_matrix(active: Any, units: int = 0) -> sparse.csr_array:
     units = max(units, int(array.max()) + 1 if array.size else 0)
     if array.size and (int(array.min()) < -1 or units > _MOST_UNITS):
         raise DataError(
-            f"Unit numbers lie in 0..{_MOST_UNITS - 1}, -1 for none, got {array.min()}..{array.max()}."
+            f"Unit numbers must be in 0..{_MOST_UNITS - 1}, or -1 for none, got {array.min()}..{array.max()}."
         )
     array = np.sort(array.astype(np.int32, copy=False), axis=1)
     here = array >= 0

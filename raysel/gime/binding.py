@@ -90,7 +90,7 @@ class Binding:
             if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
                 raise ConfigError(f"binding.{name}: {given!r} is not a column or a list of columns.")
             if len(set(names)) < len(names):
-                raise ConfigError(f"binding.{name}: {list(names)} names a column twice.")
+                raise ConfigError(f"binding.{name}: {list(names)} contains a column twice.")
             object.__setattr__(self, name, tuple(names))
         for name in (*_SINGLE, "reference_time"):
             given = getattr(self, name)
@@ -98,7 +98,7 @@ class Binding:
                 what = "a moment in ISO 8601" if name == "reference_time" else "a column"
                 raise ConfigError(f"binding.{name}: {given!r} is not {what}.")
         if self.record_time is not None and self.reference_time is not None:
-            raise ConfigError("binding: give record_time or reference_time, not both.")
+            raise ConfigError("binding: Give record_time or reference_time, not both.")
         if self.reference_time is not None:
             self.reference_moment()
         if not isinstance(self.reference, Mapping) or not all(
@@ -109,11 +109,11 @@ class Binding:
         object.__setattr__(self, "bounds", _bounds(self.bounds))
         if not isinstance(self.target, (Target, type(None))):
             raise ConfigError(
-                "binding.target: not a target; set it with raysel.gime.with_target(binding, table)."
+                "binding.target: This is not a target; set it with raysel.gime.with_target(binding, table)."
             )
         if not self.columns:
             raise ConfigError(
-                "binding: no column is bound, so there is nothing to measure; bind at least one."
+                "binding: No column is bound, so there is nothing to measure; bind at least one."
             )
 
     @property
@@ -148,19 +148,19 @@ class Binding:
         try:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigError(f"binding: not JSON ({error}).") from error
+            raise ConfigError(f"binding: The text is not JSON ({error}).") from error
         if not isinstance(raw, dict):
-            raise ConfigError(f"binding: a JSON object is needed, not {type(raw).__name__}.")
+            raise ConfigError(f"binding: A JSON object is needed, not {type(raw).__name__}.")
         known = [f.name for f in fields(cls)]
         for name in raw:
             if name not in known:
-                raise ConfigError(f"binding.{name}: there is no such role{did_you_mean(name, known)}.")
+                raise ConfigError(f"binding.{name}: There is no such role{did_you_mean(name, known)}.")
         if isinstance(kept := raw.get("target"), dict):
             try:
                 scale = {n: (tuple(map(float, c)), float(s)) for n, (c, s) in kept["scale"].items()}
                 raw["target"] = Target(int(kept["rows"]), scale, str(kept["summary"]))
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ConfigError(f"binding.target: not a saved target ({error}).") from error
+                raise ConfigError(f"binding.target: This is not a saved target ({error}).") from error
         return cls(**raw)
 
     def digest(self) -> str:
@@ -180,8 +180,8 @@ class Binding:
             holds = kind(schema.field(name).type, name)
             if role in ("event_time", "record_time") and holds not in (ZONED, UNZONED, "text", NOTHING):
                 raise DataError(
-                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}; cast it to a timestamp, since no "
-                    "unit or origin is guessed."
+                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}. Cast it to a timestamp: the "
+                    "unit and the origin are not guessed."
                 )
             if (
                 role in ("size", "bounds")
@@ -189,15 +189,15 @@ class Binding:
                 and not holds.startswith("decimal")
             ):
                 raise DataError(
-                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; bind another or cast it."
+                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; bind another column or cast it."
                 )
 
         for name, other in self.reference.items():
             one, two = (kind(schema.field(column).type, column) for column in (name, other))
             if one_kind(one, two) is None:
                 raise DataError(
-                    f"The {what}'s column '{name}' holds {one}, its reference '{other}' {two}, so they never agree; "
-                    "cast one to the other."
+                    f"The {what}'s column '{name}' holds {one}, but its reference '{other}' holds {two}, so they can never "
+                    "agree; cast one to the other."
                 )
 
     def within(self, names: Sequence[str]) -> Binding | None:
@@ -232,7 +232,7 @@ def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
                 raise ConfigError(f"binding.bounds.{name}: {end!r} is not a number.")
         low, high = (None if end is None else float(end) for end in ends)
         if low is not None and high is not None and low > high:
-            raise ConfigError(f"binding.bounds.{name}: the least value {low} is above the greatest, {high}.")
+            raise ConfigError(f"binding.bounds.{name}: The least value {low} is above the greatest, {high}.")
         found[str(name)] = (low, high)
     return found
 

@@ -245,4 +245,4 @@ def refuse_row(block: Block, name: str, bad: Mask, why: str) -> None:
     if bad.any():
         row = int(np.argmax(bad))
         value = block.table[name][row].as_py()
-        raise DataError(f"Column '{name}' row {block.first_row + row}: {value} {why}")
+        raise DataError(f"Column '{name}' row {block.first_row + row}: {value} {why}.")

@@ -357,8 +357,8 @@ def _cast(array: pa.Array, to: Any, name: str, first_row: int = 0) -> pa.Array:
     except pa.ArrowInvalid:
         row, value = _first_bad(array, lambda part: part.cast(to))
         raise DataError(
-            f"Column '{name}' row {first_row + row}: {value} is outside the years 1677 to 2262, which nanoseconds can "
-            "hold; make placeholders null."
+            f"Column '{name}' row {first_row + row}: {value} is outside the years 1677 to 2262, the range of "
+            "nanoseconds; replace placeholders with null."
         ) from None
 
 
@@ -390,7 +390,7 @@ def times(
         array, what = _parse(array, name, first_row)
     elif what not in (ZONED, UNZONED):
         raise DataError(
-            f"Column '{name}' holds {what}, not times; cast it to a timestamp, since no unit or origin is guessed."
+            f"Column '{name}' holds {what}, not times. Cast it to a timestamp: the unit and the origin are not guessed."
         )
     array = nanoseconds(array, name, first_row)
     good = valid(array)
@@ -414,7 +414,7 @@ def _parse(array: pa.Array, name: str, first_row: int) -> tuple[pa.Array, str]:
         if holds is None:
             raise DataError(
                 f"Column '{name}' row {first_row + row}: {text!r} is not a time in ISO 8601 between 1677 and 2262; "
-                "repair it or make it null."
+                "repair it or replace it with null."
             )
         seen.setdefault(holds, (first_row + row, text))
         if len(seen) == 2:
@@ -422,7 +422,7 @@ def _parse(array: pa.Array, name: str, first_row: int) -> tuple[pa.Array, str]:
     (row_z, text_z), (row_u, text_u) = seen[ZONED], seen[UNZONED]
     raise DataError(
         f"Column '{name}' mixes times with and without a zone (row {row_z}: {text_z!r}, row {row_u}: {text_u!r}); "
-        "write all of them with one, or none."
+        "write all of them with a zone, or none."
     )
 
 
@@ -489,8 +489,8 @@ def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
     length = pc.list_value_length(there).to_numpy(zero_copy_only=False)
     if len(length) and (length != length[0]).any():
         raise DataError(
-            f"Column '{name}' holds lists of different lengths ({length.min()} to {length.max()}), which are no vectors; "
-            "give all the same length or leave the column out of the content."
+            f"Column '{name}' holds lists of different lengths ({length.min()} to {length.max()}), so they are not vectors; "
+            "give all the same length, or leave the column out of the content."
         )
     width = int(length[0]) if len(length) else 0
     found = np.full((len(array), width), np.nan)

@@ -34,7 +34,7 @@ class GIME:
     `raysel.gime.select_groups`; of the result of `raysel.gime.sensitivity` its limits are taken: the thresholds, and at least
     as many rows as its subsets had.
 
-    Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/gime.md.
+    Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/methods/gime.md.
     """
 
     binding: Binding
@@ -73,7 +73,7 @@ class GIME:
                 blocks, found = 2 * blocks, merge(waiting.pop()[1], found)
             waiting.append((blocks, found))
         if not waiting:
-            raise DataError("The dataset is empty: there is no row to measure.")
+            raise DataError("The dataset is empty: there are no rows to measure.")
         total = waiting.pop()[1]
         while waiting:
             total = merge(waiting.pop()[1], total)
@@ -90,7 +90,7 @@ class GIME:
         thresholds = self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
         if by is None:
             table = gather(pool, [ID, *(n for n in self.binding.columns if n != ID)], "pool").sort_by(ID)
-            check_ids(table[ID].to_numpy(), "The pool")
+            check_ids(table[ID].to_numpy(), "the pool")
             names = pieces(table, self.binding, thresholds, self.floors, seed)
             by, table = _PIECE, table.append_column(_PIECE, names)
             choice = select_groups(partial(table, self.binding, by), thresholds, self.floors, kind_of)
@@ -98,7 +98,7 @@ class GIME:
             choice = select_groups(self.state(pool, by), thresholds, self.floors)
             column = by if isinstance(by, str) else str(self.binding.event_time)
             table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
-            check_ids(table[ID].to_numpy(), "The pool")
+            check_ids(table[ID].to_numpy(), "the pool")
         ids = table[ID].to_numpy()
         labels, codes = grouping(table, 0, self.binding, by)
         assert codes is not None
@@ -159,7 +159,7 @@ class GIME:
         binding = Binding(entity=self.binding.entity, classes=self.binding.classes)
         parts = list(stream_blocks(dataset, roles, "dataset", key_counts, binding))
         if not parts:
-            raise DataError("The dataset is empty: there is no row to score.")
+            raise DataError("The dataset is empty: there are no rows to score.")
         counts = ray.put(merge_key_counts(parts))
         return dataset.map_batches(
             _scored, fn_args=(binding, counts), batch_format="pyarrow", batch_size=None

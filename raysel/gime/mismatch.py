@@ -64,8 +64,8 @@ def features(block: Block, scale: dict[str, tuple[Sequence[float], float]]) -> A
             values = np.full((len(values), len(centres)), np.nan)
         if values.shape[1] != len(centres):
             raise DataError(
-                f"Column '{name}' holds vectors of {values.shape[1]} numbers, the target's of {len(centres)}; "
-                "make both in the same way."
+                f"Column '{name}' holds vectors of {values.shape[1]} elements, but those of the target have {len(centres)}; "
+                "compute both in the same way."
             )
         parts.append((values - np.asarray(centres)) / spread)
     return np.concatenate(parts, axis=1)
@@ -87,7 +87,7 @@ def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
             spread = math.sqrt(float(np.where(constant, 0.0, values.var(axis=0)).mean()))
             if not math.isfinite(spread):
                 raise DataError(
-                    f"Column '{name}' of the target holds numbers too large to compare; rescale it."
+                    f"Column '{name}' of the target holds numbers that are too large to compare; rescale it."
                 )
             found[name] = (tuple(centres.tolist()), spread or 1.0)
     return found

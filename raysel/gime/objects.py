@@ -18,7 +18,7 @@ def collect(block: Block) -> None:
     columns = {}
     if binding.size is not None:
         sizes = block.numbers(binding.size)
-        _refuse_row(block, binding.size, sizes < 0, "is a negative size; repair it or make it null.")
+        _refuse_row(block, binding.size, sizes < 0, "is a negative size; repair it or replace it with null")
         finite = np.isfinite(sizes)
         block.count("sized", finite)
         block.parts.sums["size"] = exact_sums(block.codes(finite), sizes[finite], block.groups)

@@ -36,7 +36,7 @@ def merge_key_counts(tables: Sequence[pa.Table]) -> pa.Table:
     metadata = tables[0].schema.metadata
     if any(table.schema.metadata != metadata for table in tables):
         raise StateError(
-            "these counts were made with different bindings, so they cannot be joined; count again"
+            "These counts were made with different bindings, so they cannot be joined; count again."
         )
     joined = pa.concat_tables(tables).combine_chunks()
     found = []
@@ -64,7 +64,7 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
     """
     counts = key_counts(table, binding) if counts is None else counts
     if (counts.schema.metadata or {}).get(b"raysel.binding", b"").decode() != binding.to_json():
-        raise StateError("these counts were made with another binding; count again")
+        raise StateError("These counts were made with another binding; count again.")
     binding.check(table.schema)
     found = {}
     for role in _roles(binding):
@@ -72,7 +72,7 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
         known, times = _of(counts, role)
         place, counted = positions(known, hashes)
         if not counted[there].all():
-            raise StateError(f"these counts lack a value of {role} that the table has; count all rows first")
+            raise StateError(f"These counts lack a value of {role} that the table has; count all rows first.")
         here = times[place].astype(np.float64) if len(known) else np.ones(len(hashes))
         score = 1.0 / here if role == "entity" else np.log2(max(times.sum(), 1)) - np.log2(here)
         found[_SCORES[role]] = pa.array(score, mask=~there)
@@ -82,7 +82,7 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
 def _roles(binding: Binding) -> list[str]:
     roles = [role for role in _SCORES if getattr(binding, role)]
     if not roles:
-        raise ConfigError("binding: rows have a score only by entity or classes; bind one of them.")
+        raise ConfigError("binding: Rows can be scored only by entity or classes; bind one of them.")
     return roles
 
 

@@ -59,20 +59,20 @@ def select_groups(
     """
     if state.by is None:
         raise ConfigError(
-            "these metrics are of one set: measure with by, so that there are groups to choose from."
+            "These metrics describe one set; measure with by=, so that there are groups to select from."
         )
     if not state.groups:
-        raise DataError("There is no group to choose from: the data are empty.")
+        raise DataError("There are no groups to select from: the data are empty.")
     classes = {f"rows of class {label!r}": label for label in floors or {}}
     if classes and len(state.binding.classes) != 1:
         raise ConfigError(
-            "floors: they count the rows of a class, for which the binding must name one class column."
+            "floors: Floors count the rows of each class, so the binding must name exactly one class column."
         )
     least = {name: (float((floors or {})[label]), None) for name, label in classes.items()}
     limits: Thresholds = {**_checked(state, thresholds), **least}
     if not limits:
         raise ConfigError(
-            "thresholds: there is none, so nothing would be kept; give at least one threshold or floor."
+            "thresholds: Without a threshold nothing would be kept; give at least one threshold or floor."
         )
     search = _Search(state, limits, classes, kind or (lambda label: label))
     picked = search.greedy(list(limits))
@@ -99,7 +99,7 @@ def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | No
     for name, ends in thresholds.items():
         if name not in known:
             raise ConfigError(
-                f"thresholds.{name}: there is no such metric{did_you_mean(name, known)}; it is written like 'variety.classes'."
+                f"thresholds.{name}: There is no such metric{did_you_mean(name, known)}; write it like 'variety.classes'."
             )
         if (
             not isinstance(ends, Sequence)
@@ -108,11 +108,11 @@ def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | No
             or list(ends) == [None, None]
         ):
             raise ConfigError(
-                f"thresholds.{name}: {ends!r} is not (least, greatest), of which one may be None."
+                f"thresholds.{name}: {ends!r} is not (least, greatest); one of them may be None."
             )
         low, high = ends
         if low is not None and high is not None and low > high:
-            raise ConfigError(f"thresholds.{name}: the least value {low} is above the greatest, {high}.")
+            raise ConfigError(f"thresholds.{name}: The least value {low} is above the greatest, {high}.")
     return {name: (ends[0], ends[1]) for name, ends in thresholds.items()}
 
 
@@ -176,7 +176,7 @@ class _Search:
             sample = view.keys("classes")
             if sample.cut:
                 raise DataError(
-                    "floors: there are more than 2,048 classes, whose rows are not all counted; bind coarser classes."
+                    "floors: There are more than 2,048 classes, and not all of their rows are counted; bind coarser classes."
                 )
             for name, key in self._classes.items():
                 found[name] = exact(float(sample.columns["count"][sample.hash == key].sum()))
@@ -291,8 +291,8 @@ class _Search:
             f"{name} {_told(reached[name])}" if name in reached else f"{name} null" for name in conflict
         )
         if len(conflict) == 1:
-            return f"thresholds: no choice of groups was found with {told} (all groups together: {whole}); loosen it."
-        return f"thresholds: no choice of groups was found that satisfies {told} together, though without one of them there is (all groups: {whole}); loosen one."
+            return f"thresholds: No selection of groups was found with {told} (all groups together: {whole}); loosen it."
+        return f"thresholds: No selection of groups was found with {told} together, but there is one without any of them (all groups: {whole}); loosen one."
 
 
 class _Noted(dict[str, Any]):

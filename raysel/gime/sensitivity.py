@@ -92,8 +92,8 @@ def sensitivity(
     needed = math.ceil(math.log(1 - confidence) / math.log(share))
     if count - first < needed:
         raise ConfigError(
-            f"count: {count} subsets leave {max(count - first, 0)} to test with, and even if all of them succeed a share of {share} "
-            f"cannot be shown with confidence {confidence}; give at least {first + needed}."
+            f"count: {count} subsets leave {max(count - first, 0)} for the test. Even if all of them succeed, they cannot show a share "
+            f"of {share} with confidence {confidence}; give at least {first + needed}."
         )
     started = time.perf_counter()
     parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)
@@ -103,7 +103,7 @@ def sensitivity(
     scores = np.array([score for _, score in results], np.float64)
     if not (np.isfinite(scores).all() and math.isfinite(full)):
         raise DataError(
-            "performance is not a finite number for some subset; let it answer a number for every table."
+            "performance did not return a finite number for some subset; it must return one for every table."
         )
     names = [name for name in results[0][0] if all(name in metrics for metrics, _ in results)]
     values = {name: np.array([metrics[name] for metrics, _ in results]) for name in names}
@@ -179,7 +179,7 @@ def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[Positio
     """
     if not 1 <= rows <= len(keys) // 2:
         raise ConfigError(
-            f"rows: subsets of {rows:,} of {len(keys):,} rows; give at least 1 and at most half, so that they can differ."
+            f"rows: Subsets of {rows:,} of {len(keys):,} rows cannot differ enough; give at least 1 row and at most half of them."
         )
     group = np.unique(keys, return_inverse=True)[1]
     members = [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
@@ -209,7 +209,7 @@ def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, F
     freedom = m - k - 1
     if freedom < 1:
         raise ConfigError(
-            f"{m} subsets cannot tell {k} metrics apart; give more subsets or fewer statistics."
+            f"{m} subsets are too few to separate {k} metrics; give more subsets or fewer statistics."
         )
     ranks = stats.rankdata(np.column_stack([values, scores]), axis=0)
     rho = np.zeros(k)
@@ -234,11 +234,11 @@ def _correlations(
     varying = [name for name, v in values.items() if np.ptp(v) > 0]
     if not varying:
         raise DataError(
-            "No metric varies over the subsets; vary them by another column (mix) or bind more columns."
+            "No metric varies over the subsets; vary them by another column (mix), or bind more columns."
         )
     if np.ptp(scores) == 0:
         raise DataError(
-            "The performance is the same for every subset, so it hangs on nothing; use a harder test or smaller subsets."
+            "Every subset scored the same, so no metric can be correlated with performance; use a harder test or smaller subsets."
         )
     twins = _twins({name: values[name] for name in varying}, len(scores) // 3) if thin else {}
     kept = [name for name in varying if name not in twins]
@@ -345,7 +345,7 @@ def proxy(features: Sequence[str], label: str, test: pa.Table, scoring: str | No
         raise DataError(f"The test table needs rows, each with a value in '{label}'.")
     if scoring is not None and scoring not in get_scorer_names():
         raise ConfigError(
-            f"scoring: scikit-learn has no scorer {scoring!r}{did_you_mean(scoring, get_scorer_names())}."
+            f"scoring: There is no scorer in scikit-learn called {scoring!r}{did_you_mean(scoring, get_scorer_names())}."
         )
     text = [
         name
@@ -368,7 +368,7 @@ def proxy(features: Sequence[str], label: str, test: pa.Table, scoring: str | No
         train = train.filter(train[label].is_valid())
         if not train.num_rows:
             raise DataError(
-                f"A subset has no row with a value in '{label}'; give larger ones, or drop such rows."
+                f"A subset has no row with a value in '{label}'; use larger subsets, or drop rows without a value."
             )
         known = train[label].to_pandas()
         if not continuous and known.nunique() < 2:

@@ -107,12 +107,12 @@ class State:
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if metadata.get("raysel.format") != FORMAT:
             raise StateError(
-                f"this table is not a state of the metrics that can be read: its format is "
-                f"{metadata.get('raysel.format', 'not named')!r}, expected {FORMAT!r}; measure again"
+                f"This table is not a state of the metrics that this version can read: its format is "
+                f"{metadata.get('raysel.format', 'not named')!r}, but {FORMAT!r} is expected; measure again."
             )
         if metadata.get("raysel.sizes") != json.dumps(_sizes()):
             raise StateError(
-                f"this state was made with sketches of other sizes ({metadata.get('raysel.sizes')}); measure again"
+                f"This state was made with sketches of other sizes ({metadata.get('raysel.sizes')}); measure again."
             )
         try:
             state = cls(
@@ -125,10 +125,10 @@ class State:
             whole = metadata["raysel.digest"] == state.digest()
         except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
             raise StateError(
-                f"this state is damaged ({str(error).splitlines()[0]}); measure again"
+                f"This state is damaged ({str(error).splitlines()[0]}); measure again."
             ) from error
         if not whole:
-            raise StateError("this state is damaged: its contents do not match its digest; measure again")
+            raise StateError("This state is damaged: its content does not match its digest; measure again.")
         return state
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -196,11 +196,11 @@ def columns(binding: Binding, by: By = None) -> list[str]:
 def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
     if isinstance(by, timedelta):
         if binding.event_time is None:
-            raise ConfigError("by: a window of time needs event_time in the binding.")
+            raise ConfigError("by: A window of time needs event_time in the binding.")
         if by <= timedelta(0):
-            raise ConfigError(f"by: a window of {by} holds no time; give a positive one.")
+            raise ConfigError(f"by: A window of {by} is empty; give a positive one.")
         if _nanoseconds(by) > MOST:
-            raise ConfigError(f"by: a window of {by} is longer than the 292 years that nanoseconds can hold.")
+            raise ConfigError(f"by: A window of {by} is longer than 292 years, the range of nanoseconds.")
         return []
     if by is None:
         return []
@@ -232,7 +232,7 @@ def grouping(
             texts = found.dictionary.cast(pa.string())
         except (pa.ArrowNotImplementedError, pa.ArrowInvalid):
             raise DataError(
-                f"Column '{by}' holds {array.type}, which makes no groups; give a column of text, numbers or times."
+                f"Column '{by}' holds {array.type}, which cannot define groups; give a column of text, numbers or times."
             ) from None
     names: list[str | None] = texts.to_pylist()
     labels = sorted({name for name in names if name is not None})
@@ -266,11 +266,11 @@ def merge(one: State, other: State) -> State:
     """
     if one.binding != other.binding:
         raise StateError(
-            "these states were made with different bindings, so their numbers cannot be joined; measure again"
+            "These states were made with different bindings, so they cannot be joined; measure again."
         )
     if one.by != other.by:
         raise StateError(
-            f"these states are grouped differently ({_by_text(one.by)}, {_by_text(other.by)}); measure again"
+            f"These states are grouped differently ({_by_text(one.by)}, {_by_text(other.by)}); measure again."
         )
     kinds = {name: _one_kind(name, one.kinds[name], other.kinds[name]) for name in one.kinds}
     if one.groups == other.groups:
@@ -288,7 +288,7 @@ def _one_kind(name: str, one: str, other: str) -> str:
     found = one_kind(one, other)
     if found is not None:
         return found
-    raise DataError(f"Column '{name}' holds {one} in some rows and {other} in others; write it in one way.")
+    raise DataError(f"Column '{name}' holds {one} in some rows and {other} in others; store one type.")
 
 
 def empty(table: pa.Table, binding: Binding, by: By = None) -> State:
@@ -347,7 +347,7 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
             f"its columns are {', '.join(table.column_names) or 'none'}."
         )
     if not table.num_rows:
-        raise DataError("The target is empty: no row to compare with.")
+        raise DataError("The target is empty: there are no rows to compare with.")
     kept.check(table.schema, "target")
     scale = mismatch.scale_of(Block(table, kept, None, 1))
     state = _partial(table, kept, None, scale)
@@ -376,7 +376,7 @@ def _unpacked(summary: str) -> State:
         return _from_ipc(zlib.decompress(base64.b64decode(summary, validate=True)))
     except (ValueError, zlib.error, StateError) as error:
         raise ConfigError(
-            f"binding.target.summary: not a saved target ({error}); make it again with with_target."
+            f"binding.target.summary: This is not a saved target ({error}); make it again with with_target."
         ) from error
 
 
@@ -433,7 +433,7 @@ def _flatten(parts: Parts) -> dict[str, Any]:
 
 def _unflatten(table: pa.Table, groups: int) -> Parts:
     if table.num_rows != 1:
-        raise ValueError(f"it has {table.num_rows} rows, not one")
+        raise ValueError(f"It has {table.num_rows} rows instead of one.")
     arrays = {
         tuple(json.loads(name)): table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         for name in table.column_names
@@ -476,5 +476,5 @@ def _from_ipc(data: bytes) -> State:
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     except (pa.ArrowException, OSError) as error:
-        raise StateError(f"this is not a saved state ({str(error).splitlines()[0]})") from error
+        raise StateError(f"This is not a saved state ({str(error).splitlines()[0]}).") from error
     return State.from_arrow(table)

@@ -52,7 +52,7 @@ def collect(block: Block) -> None:
         moment, zone = binding.reference_moment()
         if block.kinds[binding.event_time] not in (zone, NOTHING):
             raise DataError(
-                f"Column '{binding.event_time}' holds {block.kinds[binding.event_time]}, binding.reference_time is a "
+                f"Column '{binding.event_time}' holds {block.kinds[binding.event_time]}, but binding.reference_time is a "
                 f"{zone} ({binding.reference_time}); write both with a zone, or neither."
             )
         _delays(block, happened, np.full(len(happened), moment), there)
@@ -62,7 +62,7 @@ def _same_zone(block: Block, one: str, other: str) -> None:
     kinds = {block.kinds[one], block.kinds[other]} - {NOTHING}
     if len(kinds) > 1:
         raise DataError(
-            f"Column '{one}' holds {block.kinds[one]} and column '{other}' {block.kinds[other]}, which cannot be subtracted; "
+            f"Column '{one}' holds {block.kinds[one]} and column '{other}' {block.kinds[other]}, so their difference is not defined; "
             "give both a zone, or neither."
         )
 
@@ -75,7 +75,7 @@ def _delays(block: Block, happened: Array, recorded: Array, where: Mask) -> None
         block,
         str(block.binding.event_time),
         over,
-        "is more than 292 years from its record; make placeholders null.",
+        "is more than 292 years from its record; replace placeholders with null",
     )
     good = where & (delay >= 0)
     block.count("delays", good)

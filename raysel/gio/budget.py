@@ -18,7 +18,9 @@ def parse_bytes(text: str) -> int:
     """The bytes in "200MB", "1.5 GiB", "800 kB" ...; ConfigError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f'budget: {text!r} is not a number of bytes; write it like "200MB" or "1.5GiB".')
+        raise ConfigError(
+            f'budget: {text!r} is not a number of bytes; write "200MB" or "1.5GiB", for example.'
+        )
     found = int(float(match[1]) * _UNITS[match[2].upper()])
     if found < 1:
         raise ConfigError(f"budget: {text!r} is less than one byte.")

@@ -49,13 +49,13 @@ def vectors(
             raise DataError(f"{name} must hold numbers, not {array.dtype}.")
         array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
     if dimensions is not None and array.shape[1] != dimensions:
-        raise DataError(f"{name} has {array.shape[1]} dimensions; {dimensions} were expected.")
+        raise DataError(f"{name} has {array.shape[1]} dimensions, but {dimensions} were expected.")
     largest = _LARGEST_SINGLE if single else _LARGEST
     if not (float(array.min()) > -largest and float(array.max()) < largest):  # also false for NaN
         row = int(np.argmin((np.abs(array.astype(np.float64)) < largest).all(axis=1)))
         which = f"row {row}" if ids is None else f"row with id {ids[row]}"
         raise DataError(
-            f"{name} {which} holds a NaN, an infinite or a too large value; repair or drop the row."
+            f"{name} {which} holds a value that is NaN, infinite or too large; repair or drop the row."
         )
     return array.astype(np.float32, copy=False) if single else array
 
@@ -195,4 +195,6 @@ def check_device(device: str | None) -> None:
     try:
         _torch().empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"device = {device!r} cannot be used here ({str(error).splitlines()[0]})."
+        ) from error

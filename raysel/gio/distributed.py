@@ -69,7 +69,7 @@ class GIO:
     References
     ----------
     Everaert & Potts, ICLR 2024, arXiv:2306.11670. The default estimator is the k-nearest-neighbour estimator of
-    Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks; docs/gio.md has why.
+    Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks; docs/methods/gio.md has why.
 
     Examples
     --------
@@ -96,7 +96,7 @@ class GIO:
         """Raise ConfigError for what is wrong whatever the pool."""
         if self.clusters is not None and (isinstance(self.clusters, bool) or self.clusters < 1):
             raise ConfigError(
-                f"clusters: {self.clusters!r}; give at least 1, or None for every row on its own."
+                f"clusters: {self.clusters!r} is not a number of clusters; give at least 1, or None to keep every row on its own."
             )
         if isinstance(self.budget, str):
             parse_bytes(self.budget)
@@ -112,10 +112,10 @@ class GIO:
                 raise ConfigError(f"{name}: {getattr(self, name)!r} is unknown; use {' or '.join(known)}.")
         if self.solver == "gradient" and self.estimator != "average":
             raise ConfigError(
-                f"solver: gradient descends the published KL; give estimator='average', not {self.estimator!r}."
+                f"solver: 'gradient' works only with the published estimator; give estimator='average', not {self.estimator!r}."
             )
         if self.solver == "exact" and self.stop is not None and self.stop.max_resets is not None:
-            raise ConfigError("stop.max_resets belongs to solver='gradient'.")
+            raise ConfigError("stop.max_resets can only be used with solver='gradient'.")
 
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """Select the pool rows that lower the KL divergence from the target the most.
@@ -150,7 +150,7 @@ class GIO:
         aim = vector_blocks(target, self.column, "target")
         if source.dimension != aim.dimension:
             raise DataError(
-                f"The pool's vectors have {source.dimension} dimensions, the target's {aim.dimension}; "
+                f"The pool's vectors have {source.dimension} dimensions, but the target's {aim.dimension}; "
                 "embed both with the same embedder."
             )
         count = self._count(pool, source.rows)
@@ -306,8 +306,8 @@ def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
     count = parse_bytes(budget) * rows // max(total, 1)
     if not 1 <= count <= rows:
         raise ConfigError(
-            f"budget: {budget} is {count:,} of the pool's {rows:,} rows, which take {total:,} bytes; "
-            "at least one row must be kept, and no more than there are."
+            f"budget: {budget} means {count:,} of the pool's {rows:,} rows, which take {total:,} bytes. "
+            "Choose a budget of at least one row and at most all rows."
         )
     return count
 
@@ -332,12 +332,12 @@ def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, c
     strange = np.setdiff1d(start.ids, pool_ids)
     if len(strange):
         raise DataError(
-            f"start holds {len(strange):,} rows that the pool does not have (sample_id {first(strange)}); "
-            "continue a selection from the same pool."
+            f"start: {len(strange):,} of its rows are not in the pool (sample_id {first(strange)}); "
+            "extend a selection that was made from the same pool."
         )
     if len(start) >= count:
         raise ConfigError(
-            f"budget: {count:,} rows in all, and start holds {len(start):,} already; give a larger budget."
+            f"budget: {count:,} rows are too few, because start already holds {len(start):,}; give a larger budget."
         )
     return start.ids
 

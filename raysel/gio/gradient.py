@@ -64,7 +64,7 @@ def gradient_select(
     if init not in ("mean", "jump", "prev_opt"):
         raise ConfigError(f"init = {init!r} is unknown; use 'mean', 'jump' or 'prev_opt'.")
     if steps < 1 or not (math.isfinite(learning_rate) and learning_rate > 0) or not 0 <= restart <= 1:
-        raise ConfigError("steps must be at least 1, learning_rate above 0 and restart within [0, 1].")
+        raise ConfigError("steps must be at least 1, learning_rate above 0, and restart in [0, 1].")
     check_device(device)
     begin = _uniform(d, seed) if start is None else vectors(start, "start", d)
 

@@ -97,7 +97,7 @@ class Stop:
                 raise ConfigError(f"stop.{name} = {value} must be a finite number.")
         if self.max_resets is not None and (self.increase or self.sequential_increase_tolerance is not None):
             raise ConfigError(
-                "stop.max_resets decides what a rise does: it excludes the other rules for rises."
+                "stop.max_resets cannot be combined with another rule for rises; give one of them."
             )
 
 
@@ -199,7 +199,7 @@ def exact_select(
     check_count(count, len(rows) if sizes is None else int(sizes.sum()))
     if stop is not None and stop.max_resets is not None:
         raise ConfigError(
-            "stop.max_resets belongs to the gradient solver: an exact choice never gains from one."
+            "stop.max_resets can only be used with the gradient solver; an exact selection never gains from a reset."
         )
     picks, kl_start = _greedy(rows, target, estimator, k, start, target_weights, device)
     return collect(picks, Watch(stop, len(rows), kl_start, count, sizes, onward))
@@ -287,7 +287,7 @@ def _greedy(
 
     if len(pool) * n > _LARGEST_MATRIX:
         raise ConfigError(
-            f"exact selection of {len(pool)} pool rows against {n} target rows needs a matrix of "
+            f"Exact selection from {len(pool)} pool rows against {n} target rows needs a matrix of "
             f"{4 * len(pool) * n / 2**30:.0f} GiB; quantise to fewer clusters, or use estimator='average'."
         )
     nu, m = np.empty((0, n)), 0

@@ -52,7 +52,7 @@ def kl(
     rank = check_rank(estimator, k, len(target))
     if estimator != "average" and rank > len(chosen):
         raise ConfigError(
-            f"k = {rank} needs at least {rank} chosen rows and there are {len(chosen)}; lower k."
+            f"k = {rank} needs at least {rank} selected rows, but there are {len(chosen)}; lower k."
         )
     check_device(device)
     weights = check_weights(target_weights, len(target))
@@ -98,7 +98,7 @@ def check_target(target: Any) -> tuple[NDArray[Any], int]:
     array = vectors(target, "target")
     if len(array) < 2:
         raise DataError(
-            "target has 1 row: a KL needs the distances between its rows, so give it two or more."
+            "target has 1 row, but the estimate uses the distances between rows; give two or more."
         )
     return array, array.shape[1]
 
@@ -106,7 +106,9 @@ def check_target(target: Any) -> tuple[NDArray[Any], int]:
 def check_rank(estimator: str, k: int | None, n: int) -> int:
     """The rank to use; ConfigError for an unknown estimator or a rank that n target rows do not have."""
     if estimator not in _DEFAULT_K:
-        raise ConfigError(f"estimator {estimator!r} is unknown; use one of {', '.join(get_args(Estimator))}.")
+        raise ConfigError(
+            f"estimator = {estimator!r} is unknown; use one of {', '.join(get_args(Estimator))}."
+        )
     if k is None:
         return min(_DEFAULT_K[estimator], n - 1)
     if isinstance(k, bool) or int(k) != k or k < 1:

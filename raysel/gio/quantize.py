@@ -276,12 +276,12 @@ def _checked(order: Any, cluster: Any, key: Any, ids: Any, budget: int) -> tuple
     order, cluster, key, ids = (np.asarray(each) for each in (order, cluster, key, ids))
     if not (cluster.ndim == 1 and cluster.shape == key.shape == ids.shape):
         raise DataError(
-            f"cluster, distance and ids must be 1-D of one length, not {cluster.shape}, {key.shape}, {ids.shape}."
+            f"cluster, distance and ids must be 1-D and of one length, not {cluster.shape}, {key.shape}, {ids.shape}."
         )
     if isinstance(budget, bool) or int(budget) != budget or budget < 1:
         raise ConfigError(f"budget = {budget} must be a whole number of rows, at least 1.")
     if len(order) and (len(np.unique(order)) != len(order) or order.min() < 0):
-        raise DataError("order must name each picked cluster once, by an index of 0 or more.")
+        raise DataError("order must hold each picked cluster once, by an index of 0 or more.")
     if len(cluster) and cluster.min() < 0:
-        raise DataError("cluster must be an index of 0 or more.")
+        raise DataError("cluster must hold indices of 0 or more.")
     return order, cluster, key, ids

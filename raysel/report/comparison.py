@@ -109,11 +109,17 @@ def headline(results: CompareResults) -> str:
     """What the comparison found, in one sentence."""
     table = rows(results)
     own = next(row for row in table if row.name == results.own)
-    start = f"With {numbers.percent(own.share)} of full data's passes, {own.title}"
+    start = f"With {numbers.percent(own.share)} of the passes of full data, {own.title}"
     held = [row for row in table if row.budget == "held" and row.difference]
     if not held:
-        return f"{start} reached {_accuracy(own)} %; no control was held to its budget."
-    words = {"better": "beats", "tie": "ties with", "worse": "loses to"}
+        return (
+            f"{start} reached an accuracy of {_accuracy(own)} %; no control was trained at the same budget."
+        )
+    words = {
+        "better": "is more accurate than",
+        "tie": "cannot be distinguished from",
+        "worse": "is less accurate than",
+    }
     parts = []
     for verdict, verb in words.items():
         titles = [row.title for row in held if row.difference and row.difference.verdict == verdict]
@@ -121,7 +127,7 @@ def headline(results: CompareResults) -> str:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
         return (
-            f"{start} was trained once beside its controls: one seed shows no spread, and no claim is made."
+            f"{start} was trained once, as were its controls; one seed shows no spread, so no claim is made."
         )
     return f"{start} {_listed(parts)} at the same budget."
 
@@ -139,15 +145,24 @@ def findings(results: CompareResults) -> list[str]:
         if row.budget != "held":
             fewer = 1 - own.passes / row.passes
             spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} passes"
-            ends = {"better": "higher", "worse": "lower", "tie": "a tie", "one seed": "one seed, no claim"}
-            sentences.append(f"{own.title} with {spent} than {row.title}: {points}, {ends[found.verdict]}.")
+            ends = {
+                "better": "is more accurate",
+                "worse": "is less accurate",
+                "tie": "ties",
+                "one seed": "was trained with one seed, so no claim is made",
+            }
+            sentences.append(f"With {spent} than {row.title}, {own.title} {ends[found.verdict]}: {points}.")
         elif found.verdict == "better":
-            sentences.append(f"{own.title} beats {row.title} at the same budget: {points}.")
+            sentences.append(f"{own.title} is more accurate than {row.title} at the same budget: {points}.")
         elif found.verdict == "one seed":
-            sentences.append(f"{own.title} against {row.title}: {points} with one seed, no claim.")
+            sentences.append(
+                f"{own.title} differs from {row.title} by {points} at the same budget; one seed supports no claim."
+            )
         else:
-            how = "this is a tie" if found.verdict == "tie" else "it is worse"
-            sentences.append(f"{own.title} does not beat {row.title} at the same budget: {points}, {how}.")
+            how = "a tie" if found.verdict == "tie" else "less accurate"
+            sentences.append(
+                f"{own.title} is not more accurate than {row.title} at the same budget: {points}, {how}."
+            )
     return sentences
 
 
@@ -160,21 +175,22 @@ def notes(results: CompareResults) -> list[str]:
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
     sentences = [
-        f"Means over {_many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}); accuracy after the last epoch on "
-        f"{numbers.count(results.data.test)} test rows, ± its standard deviation over seeds; difference: "
-        f"{own.title} minus the policy of the row, in points, ± the standard error over pairs of equal seed.",
-        f"Passes are samples back-propagated. {own.title} sets the budget of each seed"
-        + (f"; held to it: {', '.join(held)}" if held else "")
-        + (f"; not held: {', '.join(free)}" if free else "")
-        + f". Batches of {numbers.count(results.batch_size)}; every policy's learning rate has decayed to zero at its own last step.",
-        "A tie: the 95 % interval of Student's t over the pairs contains zero. Each verdict is taken by itself, and the "
-        f"test rows are the same for all: their choice alone gives an accuracy a standard error of up to {error:.2f} "
-        "points, which seeds do not show.",
-        "Seconds are of training and planning, of one process with one thread, as measured on a machine that was "
-        "doing other things too: passes and steps are what compares.",
+        f"The numbers are means over {_many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). The accuracy is that "
+        f"after the last epoch on {numbers.count(results.data.test)} test rows, ± the standard deviation over seeds. The "
+        f"difference is {own.title} minus the policy of the row, in points, ± the standard error over pairs of equal seed.",
+        f"Passes are back-propagated samples. {own.title} sets the budget of each seed"
+        + (f". Trained at this budget: {', '.join(held)}" if held else "")
+        + (f". Trained at their own cost: {', '.join(free)}" if free else "")
+        + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy has decayed to "
+        "zero at its own last step.",
+        "A tie means that the 95 % interval of Student's t over the pairs contains zero. Each verdict is computed "
+        f"separately. All policies share the test rows; their choice alone gives an accuracy a standard error of up to "
+        f"{error:.2f} points, which seeds do not show.",
+        "Seconds are those of training and planning in one process with one thread, without start-up, on a machine that "
+        "did other work too. Compare passes and steps rather than seconds.",
     ]
-    if any(row.name == "random-subset" for row in table):
-        sentences.append("Random subsets are not rescaled and have no full-data tail.")
+    if any(row.name == "random_subset" for row in table):
+        sentences.append("Random subsets are not rescaled and do not end with epochs on full data.")
     if results.trusted:
         sentences.append(trusted_files(results.trusted))
     return sentences
@@ -197,8 +213,8 @@ def text(results: CompareResults) -> str:
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     own = results.policies[results.own].title
     meaning = [
-        f"accuracy ± deviation over {_many(len(results.seeds), 'seed')}; difference: {own} minus the row's policy, "
-        "points ± standard error of the pairs",
+        f"Accuracy ± standard deviation over {_many(len(results.seeds), 'seed')}. Difference: {own} minus the policy of the "
+        "row, ± standard error of the pairs.",
         *findings(results),
     ]
     wrapped = [
@@ -215,7 +231,9 @@ def markdown(results: CompareResults) -> str:
     said = "\n".join(f"- {sentence}" for sentence in findings(results))
     below = "\n\n".join(notes(results))
     table = "\n".join(lines)
-    return f"# {results.name}: policies compared\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
+    return (
+        f"# {results.name}: comparison of policies\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
+    )
 
 
 def _cells(results: CompareResults, compact: bool) -> list[list[str]]:
@@ -274,22 +292,22 @@ def render(results: CompareResults) -> str:
     head, *body = _cells(results, compact=False)
     for cells, row in zip(body, table, strict=True):
         tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
-        tag = ' <span class="tag">not held to the budget</span>' if row.budget == "free" else tag
+        tag = ' <span class="tag">at its own cost</span>' if row.budget == "free" else tag
         cells[0] = html.dot(colours[row.name]) + html.text(cells[0]) + tag
     cards = [
         html.card(
             figures.accuracy_against_passes(drawn),
-            "Accuracy for the passes spent",
-            "The accuracy is on the validation rows. A thin line is one seed; its first epochs may run out below. On the "
-            "way the learning rate is still high: only the ends compare."
+            "Accuracy against passes",
+            "The accuracy is on the validation rows. A thin line is one seed; its first epochs may lie below the axis. Compare "
+            "only the ends: before, the learning rate is still high."
             if any(one.curves for one in drawn)
-            else f"A dot is the accuracy of one seed on the test rows, after its last epoch. {NO_VALIDATION}",
+            else f"A dot is the accuracy of one seed on the test rows after the last epoch. {NO_VALIDATION}",
         ),
         html.card(
             figures.final_accuracies(drawn),
-            "Where they end",
-            "The accuracy is on the test rows. Open dots are seeds; the bar is their mean ± one standard deviation. The line is the mean of the "
-            "workflow's own policy.",
+            "Final accuracy",
+            "The accuracy is on the test rows. Open dots are seeds; the bar is their mean ± one standard deviation. The vertical "
+            "line is the mean of the workflow's own policy.",
         ),
     ]
     said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
@@ -312,7 +330,7 @@ def render(results: CompareResults) -> str:
     sections = [
         opening,
         html.section("Policies", html.table(heads, body)),
-        html.section("What it says", f'<ul class="said">\n{said}\n</ul>'),
+        html.section("Findings", f'<ul class="said">\n{said}\n</ul>'),
         html.section("Figures", html.grid(cards)),
         html.section("How to read this", read),
         configuration(results),

@@ -122,7 +122,7 @@ def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") 
         _reach(axes, low, high)
         axes.set_xlim(0, max(xs) * 1.02 or 1)
         _ticks(axes, x=_thousands, y=_signed)
-        _titles(axes, x="rows chosen", y="KL(target ‖ chosen), nats")
+        _titles(axes, x="rows selected", y="KL(target ‖ selected), nats")
         axes.plot(xs[-1:], ys[-1:], "o", color=colour, markersize=5, clip_on=False)
         # The text ends above the last point, clear of the stretch of curve that it stands over.
         text = f"{_signed(ys[-1])} nats at {_thousands(xs[-1])} rows"
@@ -176,7 +176,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
         axes.text(
             overall,
             -0.02 * step - 4,
-            f"whole pool {numbers.saving(overall)}",
+            f"complete pool {numbers.saving(overall)}",
             ha="left" if overall < 0.5 * most else "right",
             va="bottom",
         )
@@ -195,7 +195,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
         axes.set_yticks(ys, labels)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xticks([])
-        axes.set_xlabel("share of the class kept, %", labelpad=17 if composed else 8)
+        axes.set_xlabel("share of the class selected, %", labelpad=17 if composed else 8)
         if left_out:
             between = ys[len(shown) // 2] - (step + gap) / 2
             axes.text(
@@ -207,7 +207,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
             )
             other.set_ylim(height - top - bottom, 0)
             _composition(other, ys, shown, pool, kept, aimed)
-        svg.append(_svg(figure, "kept-share", "Share of each class that was kept"))
+        svg.append(_svg(figure, "kept-share", "Share of each class that was selected"))
     return svg[0]
 
 
@@ -237,7 +237,7 @@ def _composition(
     axes.xaxis.set_major_locator(MaxNLocator(3))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     axes.tick_params(axis="x", length=0)
-    words = [("○ pool", MUTED), ("● kept", _KNOWN["chain"]), ("| target", _KNOWN["random"])]
+    words = [("○ pool", MUTED), ("● selected", _KNOWN["chain"]), ("| target", _KNOWN["random"])]
     _words(axes.figure, words, right=_WIDTH - 14, y=axes.figure.bbox.height - 16)
     axes.set_xlabel("share of the rows", labelpad=4)
 
@@ -574,7 +574,9 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
-    axes.set_xlabel("test accuracy after the last epoch\nopen: seeds; bar: mean ± deviation", labelpad=5)
+    axes.set_xlabel(
+        "test accuracy after the last epoch\nopen dots: seeds; bar: mean ± standard deviation", labelpad=5
+    )
 
 
 def _key_rows(policies: Sequence[PolicyCurves]) -> list[list[tuple[str, str]]]:
@@ -608,7 +610,7 @@ def cost_bars(ledger: Ledger) -> str:
         axes.set_ylim(height - top - bottom, 0)
         endings = [
             f"{numbers.seconds(math.fsum(values))} s"
-            + ("" if len(values) == len(STAGES) else " + not measured")
+            + ("" if len(values) == len(STAGES) else " + stages not measured")
             for values in known
         ]
         room = max(_text_width(text, bold=True) for text in endings) + 8

@@ -169,7 +169,7 @@ class Ledger:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise RunError(
-                f"Cannot read the ledger {os.fspath(path)} ({error.strerror or error}); "
+                f"The ledger {os.fspath(path)} cannot be read ({error.strerror or error}); "
                 "check that the run finished."
             ) from error
         except (ValueError, TypeError) as error:  # broken JSON, broken UTF-8 and DataError are ValueErrors
@@ -300,5 +300,7 @@ def _fit(ledger: Ledger, compact: bool) -> tuple[list[tuple[str, list[str]]], in
 def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
     if full is None:
-        return f"saving {numbers.MISSING}: it is measured against training on full data, and no arm did that"
-    return "saving = 1 - spent / spent on full data; other: start-up, evaluation, checkpoints; < 0: cost more"
+        return f"Savings are {numbers.MISSING}: they are measured against full data, and no arm was trained on it."
+    return (
+        "Saving = 1 - spent / spent on full data; < 0 costs more. Other: start-up, evaluation, checkpoints."
+    )

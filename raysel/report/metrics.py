@@ -48,8 +48,8 @@ def card(sets: Metrics, title: str) -> str:
     return html.card(
         figures.metric_bars(sets),
         title,
-        "One statistic for each metric, all on scales of their own from 0; a line on a bar is the bound of an estimate. More is not "
-        "better by itself: what a task needs of a metric is what it is calibrated for.",
+        "One statistic per metric, each on its own scale from 0. A line on a bar is the error bound of an estimate. A higher "
+        "value is not better by itself: a calibration finds which values a task needs.",
     )
 
 

@@ -14,9 +14,11 @@ from raysel.report.ledger import REFERENCE, STAGES, Ledger, LedgerEntry
 from raysel.report.results import Arm, CompareResults, Data, Extremes, RunResults
 
 NO_VALIDATION = (
-    "There are no validation rows; the key <code>validation:</code> in the workflow gives a curve."
+    "There are no validation rows; set the key <code>validation:</code> in the workflow to get a curve."
 )
 """The sentence below a figure that shows final accuracies in place of curves, as HTML."""
+
+_SELECTING = ("embedding", "metrics", "selection", "planning")  # stages of the ledger
 
 
 def render(results: RunResults) -> str:
@@ -67,46 +69,53 @@ def write(results: RunResults, path: str | os.PathLike[str]) -> Path:
 
 
 def headline(results: RunResults) -> str:
-    """Return the results of a run in one sentence of plain text: rows chosen, savings, accuracy."""
+    """Return the results of a run in one sentence of plain text: rows selected, savings, change of the accuracy."""
     ledger, selection = results.ledger, results.selection
     parts = []
     if selection:
-        parts.append(f"Chose {numbers.count(selection.kept)} of {numbers.count(selection.pool)} rows")
+        kept, pool = numbers.count(selection.kept), numbers.count(selection.pool)
+        parts.append(f"{kept} of {pool} rows were selected")
     arm = _subject(ledger)
     full = ledger.entry(REFERENCE)
     if arm is None:
         parts.append("no arm was trained")
     elif full is None:
-        parts.append(
-            f"trained on {numbers.count(arm.samples_backward)} samples in {html.many(arm.epochs, 'epoch')}"
-            if arm.samples_backward is not None
-            else f"trained for {html.many(arm.epochs, 'epoch')}"
-        )
-        parts.append("no arm trained on full data, so no saving can be stated")
+        epochs = html.many(arm.epochs, "epoch")
+        samples = "" if arm.samples_backward is None else f"{numbers.count(arm.samples_backward)} samples in "
+        parts.append(f"training used {samples}{epochs}")
+        parts.append("no arm was trained on full data, so no saving can be stated")
     elif arm is full:
         parts.append(
-            f"trained on full data, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
+            f"training used full data, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
         )
     else:
-        samples = _compared(ledger.saving_samples(arm.arm), "fewer samples", "more samples")
-        time = _compared(ledger.saving_seconds(arm.arm), "less time", "more time")
-        if samples and time:
-            parts.append(f"trained on {samples} and took {time} than full data, selecting included")
-        elif samples:
-            parts.append(f"trained on {samples} than full data, time not measured")
-        elif time:
-            parts.append(f"took {time} than full data, selecting included")
-        else:
-            parts.append("what it spent was not measured")
+        parts.append(_spent(ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)))
     if arm is not None and arm.accuracy is not None:
-        against = (
-            f" against {numbers.percent(full.accuracy)}"
-            if full and full is not arm and full.accuracy is not None
-            else ""
-        )
-        parts.append(f"accuracy {numbers.percent(arm.accuracy)}{against}")
+        parts.append(f"the accuracy is {numbers.percent(arm.accuracy)}{_change(arm, full)}")
     sentence = "; ".join(parts) + "."
     return sentence[0].upper() + sentence[1:]
+
+
+def overhead(results: RunResults) -> str:
+    """Return one sentence of plain text that separates selecting from start-up; empty if times are not known.
+
+    A short run spends most of its time on starting workers, which is the cost of no method.
+    """
+    arm, full = _subject(results.ledger), results.ledger.entry(REFERENCE)
+    if arm is None or arm.total_seconds is None or arm.seconds["other"] is None:
+        return ""
+    selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
+    sentence = (
+        f"Of its {numbers.seconds(arm.total_seconds)} s, {numbers.seconds(selecting)} s were spent on selecting "
+        f"(embedding, metrics, selection and planning) and {numbers.seconds(arm.seconds['other'])} s on other work "
+        "(start-up of the workers, evaluation, checkpoints and repeated epochs)"
+    )
+    if full is not None and full is not arm and full.total_seconds is not None:
+        sentence += (
+            f"; training on full data spent {numbers.seconds(full.seconds['other'])} s of its "
+            f"{numbers.seconds(full.total_seconds)} s on other work"
+        )
+    return f"{sentence}."
 
 
 # --- the sections ---------------------------------------------------------------------------------------------
@@ -120,9 +129,11 @@ def _opening(results: RunResults, name: str) -> str:
     if results.created:
         facts.append(html.text(html.moment(results.created)))
     title = name.replace("_", "_<wbr>")  # where a long name may break
+    apart = overhead(results)
+    below = f'<p class="note">{html.bound(html.text(apart))}</p>\n' if apart else ""
     return (
         f'<header>\n<p class="kicker">raysel report</p>\n<h1>{title}</h1>\n'
-        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
+        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n{below}'
         f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results)}</header>'
     )
 
@@ -148,7 +159,7 @@ def _tiles(results: RunResults) -> str:
     if selection and selection.pool:
         kept, pool = selection.kept, selection.pool
         below = f"{numbers.count(kept)} of {numbers.count(pool)} rows"
-        tiles.append(("Rows chosen", numbers.percent(kept / pool), below, False))
+        tiles.append(("Rows selected", numbers.percent(kept / pool), below, False))
     if arm and full and arm is not full:
         samples, time = ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)
         if samples is not None:
@@ -208,14 +219,14 @@ def _ledger(ledger: Ledger) -> str:
     ]
     if ledger.entry(REFERENCE):
         note = (
-            "<strong>Samples</strong> are back-propagated. <strong>Saved</strong> = 1 − spent ÷ spent on full data; "
-            "time counts everything: embedding and selecting, and under <i>other</i> starting workers, evaluation, checkpoints and epochs done twice. "
-            "Below zero means that the arm cost more."
+            "<strong>Samples</strong> are the samples that were back-propagated. <strong>Saved</strong> is 1 − spent ÷ spent "
+            "on full data; a negative number means that the arm cost more. Time includes embedding, selecting and, as "
+            "<i>other</i>, start-up of the workers, evaluation, checkpoints and repeated epochs."
         )
     else:
         note = (
-            "<strong>Samples</strong> are back-propagated. No arm trained on full data, so there is nothing to "
-            "measure a saving against."
+            "<strong>Samples</strong> are the samples that were back-propagated. No arm was trained on full data, so there "
+            "is nothing to measure a saving against."
         )
     return html.section("Ledger", html.table(heads, rows) + f'<p class="note">{note}</p>')
 
@@ -227,9 +238,9 @@ def _metrics(results: RunResults) -> str:
     said = []
     if calibration := measured.calibration:
         said.append(
-            f"Thresholds were tested on {html.many(calibration.count, 'subset')} of {html.many(calibration.rows, 'row')}: small models, "
-            f"trained on {numbers.count(calibration.rows_trained)} rows in all, in {numbers.seconds(calibration.seconds)} s. These seconds are "
-            "in the ledger, under metrics."
+            f"The thresholds were tested with small models on {html.many(calibration.count, 'subset')} of "
+            f"{html.many(calibration.rows, 'row')}, {numbers.count(calibration.rows_trained)} rows in all. This took "
+            f"{numbers.seconds(calibration.seconds)} s, which the ledger counts under metrics."
         )
     for name, ends in measured.thresholds.items():
         low, high = ("" if end is None else numbers.digits(end) for end in ends)
@@ -240,7 +251,7 @@ def _metrics(results: RunResults) -> str:
             if not low
             else f"{low} ≤ {name} ≤ {high}"
         )
-        said.append(f"{html.text(asked)}: {numbers.digits(measured.reached[name])} among the rows kept.")
+        said.append(f"{html.text(asked)}: {numbers.digits(measured.reached[name])} among the selected rows.")
     lines = "".join(f'<p class="note">{html.bound(text)}</p>' for text in said)
     return html.section("Metrics", html.grid([metrics.card(measured.sets, "Sets side by side")]) + lines)
 
@@ -256,29 +267,29 @@ def _selection(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Divergence from the target",
-                "Nearest-neighbour estimate of how far what was chosen so far is from covering the target; one point "
-                "for every centroid picked. Lower is closer.",
+                "Nearest-neighbour estimate of how far the selected rows are from covering the target, one point per "
+                "selected centroid. Lower is closer.",
             )
         )
     if drawn := figures.kept_share_per_class(selection.classes):
         known = all(entry.target is not None for entry in selection.classes)
-        right = " Right: what pool, kept rows and target are made of." if known else ""
+        right = " Right: share of each class in the pool, the selected rows and the target." if known else ""
         cards.append(
             html.card(
                 drawn,
-                "What was kept of each class",
-                f"Bars: kept share of the class’s pool rows; line: of the whole pool.{right} "
-                "Away from the line, the distribution that is trained on has changed.",
+                "Selected share of each class",
+                f"Bars: share of the class’s pool rows that was selected; line: share of the complete pool.{right} "
+                "Where a bar does not end at the line, selection changed the share of the class.",
             )
         )
     share = f", {numbers.percent(selection.kept / selection.pool)} of the pool" if selection.pool else ""
     lead = (
-        f"{method} chose <b>{numbers.count(selection.kept)}</b> of {numbers.count(selection.pool)} rows"
-        f"{html.bound(share)}, once, before training. A choice of rows changes the distribution that is trained on: "
-        "it makes no claim to be unbiased. InfoBatch, where it runs on these rows, is unbiased with respect to "
+        f"{method} selected <b>{numbers.count(selection.kept)}</b> of {numbers.count(selection.pool)} rows"
+        f"{html.bound(share)}, once, before training. Selection changes the distribution that is trained on; "
+        "it does not claim to be unbiased. Where InfoBatch runs on the selected rows, it is unbiased with respect to "
         "them, not to the pool."
     )
-    figures_ = html.grid(cards) or '<p class="missing">Its course was not measured.</p>'
+    figures_ = html.grid(cards) or '<p class="missing">The course of the selection was not measured.</p>'
     return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
 
 
@@ -289,49 +300,49 @@ def _use(results: RunResults) -> str:
         return ""
     scored, classes = usage.scored, usage.scored.classes
     shared = (
-        f"For Rep a frequent factor counts as 1 over how many of the {html.many(classes, 'class', 'classes')} have it"
+        f"For Rep, a frequent factor counts as 1 divided by the number of the {html.many(classes, 'class', 'classes')} that have it"
         if classes is not None
-        else "They are scored without classes: for Rep every frequent factor counts as 1"
+        else "They are scored without classes: for Rep, every frequent factor counts as 1"
     )
     left = (
         ""
         if usage.unexplained is None
-        else f"; {numbers.percent(usage.unexplained)} of the variance is left unexplained"
+        else f"; {numbers.percent(usage.unexplained)} of the variance is not explained"
     )
     lead = (
-        f"RepDiv chose each epoch’s samples by {html.many(scored.units, 'factor')} of a sparse autoencoder, "
-        f"{numbers.count(scored.live_units)} of them in use, {scored.active:.1f} on a sample{html.bound(left)}. "
-        f"{shared}. Every weight is 1: no claim to be unbiased is made."
+        f"RepDiv selected the samples of each epoch by {html.many(scored.units, 'factor')} of a sparse autoencoder, "
+        f"{numbers.count(scored.live_units)} of them in use, {scored.active:.1f} per sample{html.bound(left)}. "
+        f"{shared}. Every weight is 1; RepDiv does not claim to be unbiased."
     )
     policies = usage.policies
     if not policies:
-        body = '<p class="missing">The samples’ use was not worked out: there are too many.</p>'
+        body = '<p class="missing">The use of the samples was not computed, because there are too many.</p>'
         return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{body}')
     uneven = ", ".join(f"{html.text(p.title)}{html.NBSP}{p.variation:.3f}" for p in policies)
     cards = [
         html.card(
             figures.usage_histogram(policies),
             "How often samples were used",
-            "Gini: 0 when all were used equally often. Total variation from a uniform draw, which bounds the gradient’s "
-            f"bias: {uneven}. The tail on all the data is included.",
+            "The Gini coefficient is 0 when all samples were used equally often. The total variation from a uniform draw bounds the "
+            f"bias of the gradient: {uneven}. The last epochs, on all the data, are included.",
         ),
         html.card(
             figures.rare_seen(policies),
             "Rare factors",
-            f"The {html.many(usage.rare_units, 'factor')} that the fewest samples have: the share of them that "
-            "the run had seen on some sample.",
+            f"Share of the {html.many(usage.rare_units, 'factor')} with the fewest samples that a run had seen on at "
+            "least one sample.",
         ),
         html.card(
             figures.alpha_curve(usage.alpha, len(policies[0].rare)),
             "From representative to diverse",
-            "alpha, the weight of Rep; Div has the rest.",
+            "alpha is the weight of Rep; the weight of Div is 1 − alpha.",
         ),
     ]
     if usage.extremes:
         cards.append(_extremes(usage.extremes))
     note = (
-        '<p class="note">Random subsets and round robin cost as much; round robin has the same tail. Neither was '
-        "trained: their plans, like RepDiv’s, hang on no loss.</p>"
+        '<p class="note">Random subsets and round robin use as many samples as RepDiv; round robin has the same last epochs. Neither was '
+        "trained: like those of RepDiv, their plans do not depend on losses.</p>"
     )
     return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{html.grid(cards)}{note}')
 
@@ -352,11 +363,11 @@ def _extremes(extremes: Extremes) -> str:
         kind = "thumbs" if samples and samples[0].image is not None else "texts"
         rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
     caption = (
-        f"Of the class {html.text(extremes.label)}, whose samples were used most unevenly. Of equally many times, "
-        "the lowest ids."
+        f"Samples of the class {html.text(extremes.label)}, which was used most unevenly. Among samples that were used "
+        "equally often, those with the lowest ids are shown."
     )
     body = "\n".join(rows)
-    return f'<figure class="card wide">\n<h3>Chosen most and least</h3>\n{body}\n<figcaption>{caption}</figcaption>\n</figure>'
+    return f'<figure class="card wide">\n<h3>Used most and least often</h3>\n{body}\n<figcaption>{caption}</figcaption>\n</figure>'
 
 
 def _short(words: str, most: int = 160) -> str:
@@ -374,16 +385,17 @@ def _training(results: RunResults) -> str:
         cards.append(
             html.card(
                 drawn,
-                "Accuracy for what was spent",
-                "The accuracy is on the validation rows. Where a line ends is all that the arm back-propagated.",
+                "Accuracy against samples",
+                "The accuracy is on the validation rows. Each line ends at the number of samples that the arm back-propagated in all.",
             )
         )
     elif drawn := figures.final_test_accuracies(arms):
         cards.append(
             html.card(
                 drawn,
-                "Accuracy for what was spent",
-                "A dot is the accuracy on the test rows after the last epoch, at all that the arm back-propagated. "
+                "Accuracy against samples",
+                "A dot is the accuracy on the test rows after the last epoch, at the number of samples that the arm "
+                "back-propagated in all. "
                 f"{NO_VALIDATION}",
             )
         )
@@ -398,8 +410,8 @@ def _training(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Training loss",
-                "Mean over the samples that the arm trained on. Arms train on different samples, so a higher line "
-                "is not a worse model.",
+                "Mean loss of the samples that the arm trained on. Arms train on different samples, so a higher line "
+                "does not mean a worse model.",
             )
         )
     else:
@@ -411,8 +423,8 @@ def _training(results: RunResults) -> str:
         odd = sum(epoch.nonfinite for epoch in arm.epochs)
         if odd:
             notes.append(
-                f"{html.text(arm.title)}: {html.many(odd, 'loss', 'losses')} not finite; these samples were kept "
-                "in the plan and out of its threshold."
+                f"{html.text(arm.title)}: {html.many(odd, 'loss', 'losses')} not finite; these samples stayed "
+                "in the plan but did not count towards its threshold."
             )
     tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
     return html.section("Training", html.grid(cards) + tail)
@@ -430,7 +442,7 @@ def _planned(arms: Mapping[str, Arm]) -> str:
                 f"{html.text(arm.title)} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
                 f"passes over its rows ({html.bound(share)})."
             )
-    return " ".join(parts) or "Every epoch of an arm had as many samples as the others."
+    return " ".join(parts) or "Each arm had the same number of samples in every epoch."
 
 
 def _finals(results: RunResults) -> str:
@@ -457,8 +469,8 @@ def _finals(results: RunResults) -> str:
     ]
     table = html.table(heads, rows, stack=False)
     error = _standard_error(results.data, (arm.accuracy for arm in results.arms.values()))
-    how = '<a href="#reading">how to read this</a>'
-    note = f'<figcaption class="text">{error} One seed: see {how}.</figcaption>'
+    how = '<a href="#reading">How to read this</a>'
+    note = f'<figcaption class="text">{error} This is one seed; see {how}.</figcaption>'
     return f'<figure class="card plain">{table}{note}</figure>'
 
 
@@ -484,7 +496,11 @@ def _costs(ledger: Ledger) -> str:
     note = f'<figcaption class="text">Samples forwarded in training: {forward}.</figcaption>'
     wide = " wide" if len(ledger.entries) > 3 else ""
     cards = [
-        html.card(drawn, "Where the time went", "Wall-clock seconds of each stage."),
+        html.card(
+            drawn,
+            "Time per stage",
+            "Wall-clock seconds of each stage. Other: start-up of the workers, evaluation, checkpoints and repeated epochs.",
+        ),
         f'<figure class="card plain{wide}">{html.table(heads, rows, stack=False)}{note}</figure>',
     ]
     return html.section("Costs", html.grid(cards, "costs"))
@@ -494,20 +510,20 @@ def _reading(results: RunResults) -> str:
     error = _standard_error(results.data, (entry.accuracy for entry in results.ledger.entries))
     items = [
         (
-            f"One seed ({html.text(results.seed)}): no claim about differences.",
+            f"One seed ({html.text(results.seed)}) supports no claim about differences.",
             "Each arm was trained once. A difference in accuracy between arms is a single observation, not a finding; "
-            f"another seed can turn it round. {error} Compare over several seeds before deciding.",
+            f"another seed can reverse it. {error} Compare over several seeds before you decide.",
         ),
         (
-            "A saving counts everything spent.",
-            "1 − (everything that the arm spent) ÷ (what training on full data spent). In time, that includes "
-            "embedding, metrics, selection and planning; in samples, it is back-propagated samples, since that is "
-            "where most of the arithmetic is. A negative saving cost more. Without an arm on full data, or with a "
-            "figure missing, no saving is stated.",
+            "Savings count all costs.",
+            "A saving is 1 − (all that the arm spent) ÷ (all that training on full data spent). Time includes "
+            "embedding, metrics, selection and planning. Samples are back-propagated samples, which take "
+            "most of the arithmetic. A negative saving means a higher cost. Without an arm on full data, or if a "
+            "figure is missing, no saving is stated.",
         ),
         (
-            "Seconds are of this machine, this once.",
-            "They move with what else it was doing, and in a short run starting up outweighs training. "
+            "Timings are from one run on this machine.",
+            "They depend on what else the machine was doing, and in a short run start-up takes longer than training. "
             "Samples and steps do not depend on the machine.",
         ),
     ]
@@ -518,16 +534,16 @@ def _reading(results: RunResults) -> str:
         items[1:1] = [
             (
                 "Selection changes the distribution.",
-                f"Rows chosen by {method} are not a fair sample of the pool, and are not meant to be: training on them "
-                "makes no claim to be unbiased. InfoBatch inside such an arm is unbiased <em>with respect to the "
+                f"Rows selected by {method} are not a random sample of the pool, by design: training on them "
+                "does not claim to be unbiased. InfoBatch inside such an arm is unbiased <em>with respect to the "
                 "selection</em>, not to the pool.",
             ),
             (
                 "The KL curve is an estimate.",
-                "It is computed from distances to nearest neighbours, in nats; it has a bias that depends on the "
-                "number of rows and dimensions, and may fall below zero. Read its course, and compare its values only "
-                "between selections from the same pool for the same target. It says how well the chosen rows cover "
-                "the target, not how well a model will do.",
+                "It is computed from distances to nearest neighbours, in nats. Its bias depends on the "
+                "number of rows and dimensions, and it may be negative. Read its course, and compare values only "
+                "between selections from the same pool for the same target. It measures how well the selected rows cover "
+                "the target, not how well a model will perform.",
             ),
         ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
@@ -539,7 +555,7 @@ def trusted_files(roles: Sequence[str]) -> str:
     listed = ", ".join(roles)
     return (
         "Files of these roles were compared by size and modification time, not by content, as "
-        f'"trust: mtime" asks: {listed}.'
+        f'"trust: mtime" requests: {listed}.'
     )
 
 
@@ -550,7 +566,7 @@ def configuration(results: RunResults | CompareResults) -> str:
     text = json.dumps(results.config, indent=2, ensure_ascii=False, default=str)
     return html.section(
         "Configuration",
-        f"<details>\n<summary>Everything this run was told</summary>\n<pre>{html.text(text, lines=True)}</pre>\n</details>",
+        f"<details>\n<summary>Complete configuration of this run</summary>\n<pre>{html.text(text, lines=True)}</pre>\n</details>",
     )
 
 
@@ -581,17 +597,32 @@ def _standard_error(data: Data, accuracies: Iterable[float | None]) -> str:
     if not points:
         return ""
     size = f"{points:.1f}{html.NBSP}points"
-    return f"With {html.many(data.test, 'test row')}, one standard error of such an accuracy is up to {size}."
+    return f"With {html.many(data.test, 'test row')}, the standard error of an accuracy is up to {size}."
 
 
-def _compared(saving: float | None, less: str, more: str) -> str:
-    if saving is None:
-        return ""
+def _spent(samples: float | None, time: float | None) -> str:
+    """What an arm spent against training on full data, as a clause."""
+    if samples is None and time is None:
+        return "what training spent was not measured"
+    used = None if samples is None else f"used {_less(samples, 'fewer samples', 'more samples')}"
+    took = None if time is None else f"took {_less(time, 'less time', 'more time')}"
+    clause = f"training {' and '.join(filter(None, (used, took)))} than on full data"
+    return f"{clause}, selecting included" if took else f"{clause}, and its time was not measured"
+
+
+def _less(saving: float, less: str, more: str) -> str:
     amount = numbers.saving(saving).removeprefix("-")
-    kind = less.split()[1]
-    if amount == "0 %":
-        return f"as many {kind}" if kind == "samples" else f"as much {kind}"
-    return f"{amount} {less if saving > 0 else more}"
+    return f"{amount} {less if saving >= 0 else more}"
+
+
+def _change(arm: LedgerEntry, full: LedgerEntry | None) -> str:
+    """The accuracy of an arm against that of full data, as the end of a clause."""
+    if arm.accuracy is None or full is None or full is arm or full.accuracy is None:
+        return ""
+    points = 100 * (arm.accuracy - full.accuracy)
+    if abs(points) < 0.05:
+        return ", the same as on full data"
+    return f", {abs(points):.1f} points {'higher' if points > 0 else 'lower'} than on full data"
 
 
 def _saved(arm: str, share: float | None) -> str:

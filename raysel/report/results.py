@@ -52,20 +52,20 @@ class _Saved:
             header = TypeAdapter(_Header).validate_json(text, strict=True)
             if header.format != FORMAT:
                 raise RunError(
-                    f"{path}: no results to report, since the file has format {header.format} and this version of "
+                    f"{path} cannot be reported: the file has format {header.format}, but this version of "
                     f"raysel reads format {FORMAT}; run the workflow again."
                 )
             found: R = TypeAdapter(cls).validate_json(text, strict=True)
         except OSError as error:
             raise RunError(
-                f"{path}: no results to report ({error.strerror}); give the directory of a finished run."
+                f"{path} cannot be reported ({error.strerror}); give the directory of a finished run."
             ) from error
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
             reason = first["msg"].removeprefix("Value error, ").rstrip(".")
             raise RunError(
-                f"{path}: no results to report, since {place} is damaged ({reason}); run the workflow again."
+                f"{path} cannot be reported: {place} is damaged ({reason}); run the workflow again."
             ) from error
         object.__setattr__(found, "path", str(Path(path).resolve().parent))
         return found

@@ -32,7 +32,7 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
         differences continue below.
     """
     if not runs:
-        return "No configuration has finished here."
+        return "No configuration has finished in this directory."
     header = ["when (UTC)", "rows kept", "accuracy", "samples", "time", "differs from the first in"]
     cells = [_row(results) for results, _ in runs]
     widths = [max(map(len, column)) for column in zip(header[:-1], *cells, strict=True)]

@@ -108,6 +108,6 @@ def _counts(selected: Counts) -> tuple[npt.NDArray[np.float64], float]:
     counts = np.asarray(selected)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or len(counts) == 0 or int(counts.min()) < 0:
         raise DataError(
-            f"Usage is one whole number from 0 up a sample, got {counts.dtype}{list(counts.shape)}."
+            f"Usage must be one whole number of at least 0 per sample, got {counts.dtype}{list(counts.shape)}."
         )
     return counts.astype(np.float64), float(counts.sum(dtype=np.float64))

@@ -92,22 +92,22 @@ def verified(directory: Path) -> dict[str, Any]:
         for rank in range(about["world"]):
             manifest = json.loads((directory / _name("files", rank, about["world"], "json")).read_text())
             if _of_text(manifest["files"], manifest["stamp"]) != manifest["digest"]:
-                raise ValueError(f"the list of files of rank {rank} has been changed")
+                raise ValueError(f"The list of files of rank {rank} was changed.")
             if manifest["stamp"] != about["stamp"]:
-                raise ValueError(f"what rank {rank} wrote is of another checkpoint")
+                raise ValueError(f"The files of rank {rank} belong to another checkpoint.")
             if rank == 0 and _SESSION not in manifest["files"]:
-                raise ValueError(f"{_SESSION} is not in the list of files")
+                raise ValueError(f"{_SESSION} is not in the list of files.")
             for name, expected in manifest["files"].items():
                 found = _digest(directory / name)
                 if found != expected:
-                    cut = f"has {found[0]} bytes, {expected[0]} were written"
-                    raise ValueError(f"{name} {'has been changed' if found[0] == expected[0] else cut}")
+                    cut = f"has {found[0]} bytes instead of {expected[0]}"
+                    raise ValueError(f"{name} {'was changed' if found[0] == expected[0] else cut}.")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError):
             what = f"{Path(error.filename).name} is missing"
         else:
-            what = str(error).splitlines()[0]
-        raise Damaged(f"{directory}: the checkpoint is damaged ({what})") from error
+            what = str(error).splitlines()[0].rstrip(".")
+        raise Damaged(f"The checkpoint {directory} is damaged ({what}).") from error
     return dict(about)
 
 
@@ -216,8 +216,8 @@ def _check_readable(path: Path) -> None:
     except pickle.UnpicklingError as error:
         what = next((line for line in str(error).splitlines() if "GLOBAL" in line), "an unknown type").strip()
         raise StateError(
-            f"The state to save holds something other than tensors, numbers and text ({what}), which a checkpoint could "
-            "not give back; leave it out of the state_dict() or put plain values there."
+            f"The state to save holds something other than tensors, numbers and text ({what}). A checkpoint could not "
+            "restore it: leave it out of the state_dict(), or put plain values there."
         ) from None
 
 
@@ -225,4 +225,4 @@ def _load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise Damaged(f"{path}: the checkpoint is damaged ({str(error).splitlines()[0]})") from error
+        raise Damaged(f"The checkpoint file {path} is damaged ({str(error).splitlines()[0]}).") from error

@@ -66,8 +66,8 @@ class Driven:
         """Write the selection state beside the model's; every rank calls it. StateError within an epoch."""
         if self.is_open and self.session.step:
             raise StateError(
-                f"A checkpoint was asked for within epoch {self.session.epoch}, where the model and the selection "
-                "cannot agree; save at the end of epochs (Lightning: ModelCheckpoint(save_on_train_epoch_end=True), "
+                f"A checkpoint was requested within epoch {self.session.epoch}, where model and selection state would not "
+                "match; save at the end of epochs (Lightning: ModelCheckpoint(save_on_train_epoch_end=True), "
                 'Trainer: save_strategy="epoch").'
             )
         directory.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ class DynamicSelection:
     def _check_started(self) -> None:
         if self._keeper is None:
             raise StateError(
-                "The dynamic selection has not been started: use 'with raysel.DynamicSelection(...) as dynamic:' "
+                "The dynamic selection has not been started; use 'with raysel.DynamicSelection(...) as dynamic:' "
                 "around trainer.fit(), or DynamicSelection.local(...) without Ray Train."
             )
 

@@ -1,4 +1,4 @@
-"""Dynamic selection under the Hugging Face Trainer. With Accelerate alone nothing is needed: see docs/adapters.md."""
+"""Dynamic selection under the Hugging Face Trainer. With Accelerate alone nothing is needed: see docs/guides/pytorch.md."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ try:
     from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise ImportError(
-        f"raysel.train.huggingface needs transformers and accelerate ({error}); install them with: "
-        "pip install 'raysel[huggingface]'"
+        f"raysel.train.huggingface needs transformers and accelerate ({error}). Install them with "
+        "pip install 'raysel[huggingface]'."
     ) from error
 
 _FOLDER = "raysel"  # within checkpoint-N
@@ -64,18 +64,18 @@ class SelectingTrainer(Trainer):
         args, epochs = self.args, dynamic.run.num_epochs
         if self.compute_loss_func is None:
             raise ConfigError(
-                "SelectingTrainer: compute_loss_func is missing; give a function of (outputs, labels) that answers "
-                "unreduced losses, such as raysel.train.huggingface.language_model_losses."
+                "SelectingTrainer: The argument compute_loss_func is missing; give a function of (outputs, labels) that "
+                "returns unreduced losses, such as raysel.train.huggingface.language_model_losses."
             )
         if args.num_train_epochs != epochs or args.max_steps > 0:
             raise ConfigError(
-                f"SelectingTrainer: the selection plans {epochs} epochs; set num_train_epochs={epochs} in "
-                "TrainingArguments and leave max_steps there alone (DynamicSelection takes it)."
+                f"SelectingTrainer: The selection plans {epochs} epochs. Set num_train_epochs={epochs} in "
+                "TrainingArguments and leave max_steps unset there (give it to DynamicSelection)."
             )
         if str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps":
             raise ConfigError(
-                'SelectingTrainer: set save_strategy="epoch" (or "no") in TrainingArguments; within an epoch the '
-                "model and the selection cannot agree."
+                'SelectingTrainer: Set save_strategy="epoch" (or "no") in TrainingArguments; within an epoch, model '
+                "and selection state would not match."
             )
         args.ignore_data_skip = True  # an epoch is resumed by its plan, not by skipping batches
         self.loss_is_scaled_for_ga = True
@@ -89,13 +89,13 @@ class SelectingTrainer(Trainer):
         place = Path(found) / _FOLDER if found else None
         if place is not None and not place.is_dir():
             raise StateError(
-                f"{found} holds no selection state; remove it to go on from the checkpoint before, or start anew."
+                f"{found} holds no selection state; remove it to resume from the checkpoint before it, or start again."
             )
         world = max(1, self.args.world_size)
         rows = self._train_batch_size * self.args.gradient_accumulation_steps * world
         if self.get_total_train_batch_size(self.args) != rows:
             raise ConfigError(
-                "SelectingTrainer: ranks that share their rows (tensor, context or sequence parallel) are not "
+                "SelectingTrainer: Ranks that share their rows (tensor, context or sequence parallel) are not "
                 "supported; use data parallelism, DDP or FSDP."
             )
         self.driven = Driven(self.dynamic, place)

@@ -22,7 +22,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
     raise ImportError(
-        f"raysel.train.lightning needs lightning ({error}); install it with: pip install 'raysel[lightning]'"
+        f"raysel.train.lightning needs lightning ({error}). Install it with pip install 'raysel[lightning]'."
     ) from error
 
 
@@ -75,8 +75,8 @@ class Selecting(Callback):
         ):
             if not right:
                 raise ConfigError(
-                    f"Selecting: give the Trainer {advice}; the selection plans {epochs} epochs, each of its own "
-                    "length (DynamicSelection takes max_steps)."
+                    f"Selecting: Give the Trainer {advice}; the selection plans {epochs} epochs of different "
+                    "lengths (give max_steps to DynamicSelection)."
                 )
         self._trainer, self.driven, self._found = trainer, None, {}
 
@@ -112,9 +112,9 @@ class Selecting(Callback):
             trainer = self._trainer
             if trainer is not None and not self._found and (trainer.current_epoch or trainer.global_step):
                 raise StateError(
-                    f"Selecting: the Trainer goes on at epoch {trainer.current_epoch}, step {trainer.global_step}, "
-                    "without a selection state; give fit a ckpt_path that was saved with Selecting among the "
-                    "callbacks, or start anew with a new Trainer and no ckpt_path."
+                    f"Selecting: The Trainer resumes at epoch {trainer.current_epoch}, step {trainer.global_step}, "
+                    "without a selection state. Give fit a ckpt_path that was saved with Selecting among the "
+                    "callbacks, or start again with a new Trainer and no ckpt_path."
                 )
             with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
                 for name, data in self._found.items():

@@ -105,7 +105,9 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
         {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "dataset"} & set(options)
     )
     if taken:
-        raise DataError(f"loader: {taken[0]}= is not passed on; the plan decides which rows a batch holds.")
+        raise DataError(
+            f"loader: The argument {taken[0]}= cannot be given; the plan decides which rows a batch holds."
+        )
     both: Any = CollateWithIds(collate)  # of what WithIds makes, which is no list of samples
     return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
 
@@ -141,15 +143,17 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         length = len(dataset)
     except TypeError as error:
         raise DataError(
-            f"loader: {type(dataset).__name__} has no length; a map-style dataset (len and []) is needed."
+            f"loader: A {type(dataset).__name__} has no length; give a map-style dataset (len and [])."
         ) from error
     if expected is not None and length != expected:
         raise DataError(
-            f"loader: the dataset has {length:,} samples, the selection was made from {expected:,}; "
-            "dataset[sample_id] must be the very sample that was chosen."
+            f"loader: The dataset has {length:,} samples, but the selection was made from {expected:,}; "
+            "dataset[sample_id] must be the sample with that id."
         )
     if len(ids) and int(ids[-1]) >= length:
-        raise DataError(f"loader: the dataset has {length:,} samples, the plan asks for sample_id {ids[-1]}.")
+        raise DataError(
+            f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}."
+        )
 
 
 def _to(data: Any, device: torch.device | str) -> Any:

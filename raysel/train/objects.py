@@ -44,7 +44,7 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
             if model is None or not named:
                 raise StateError(
                     f"The checkpoint's '{name}' was saved {'with' if named else 'without'} a sharded model "
-                    f"and cannot be put into this one; restore it beside its model, sharded as it was."
+                    f"and cannot be loaded into this one; restore it together with its model, sharded as it was."
                 )
             whole, options = _whole(model)
             whole.set_optimizer_state_dict(_bare(model), value, saved[name], options=options)
@@ -108,7 +108,7 @@ def _sharded_model(name: str, value: Any, objects: Mapping[str, Any]) -> torch.n
     if owner is None:
         if any(_is_dtensor(p) for group in value.param_groups for p in group["params"]):
             raise StateError(
-                f"The optimizer '{name}' holds sharded parameters but its model is not in the state: "
+                f"The optimizer '{name}' holds sharded parameters, but its model is not in the state; "
                 "give both to session.restore and session.report."
             )
         return None

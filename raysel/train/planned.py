@@ -76,8 +76,8 @@ class Board:
         posted = ray.get(self._actor.read.remote())
         if not posted:
             raise StateError(
-                "dynamic.planned(dataset) can only be read by session.stream inside an epoch, there is no plan yet; "
-                "look at the dataset itself instead."
+                "dynamic.planned(dataset) can only be read by session.stream inside an epoch, because there is no plan "
+                "before; read the dataset itself instead."
             )
         return ray.get(posted[0])
 
@@ -107,7 +107,9 @@ def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
     ids: the chosen ids (array or a reference to it), None where ids are slots.
     """
     if not isinstance(dataset, Dataset):
-        raise ConfigError(f"planned: a Ray Dataset is needed, got {type(dataset).__name__}; use raysel.read.")
+        raise ConfigError(
+            f"planned: A Ray Dataset is needed, got a {type(dataset).__name__}; make one with raysel.read."
+        )
     if isinstance(ids, np.ndarray):
         ids = ray.put(ids)  # once to each node, not once with each task
     dataset = _shuffled(dataset, board)
@@ -182,12 +184,12 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
 def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iterator[pa.Table]:
     """The planned rows of a block; nothing for a block without one, which no later step then gets to see."""
     if ID not in table.column_names:
-        raise DataError(f"planned: the dataset has no column '{ID}'; read it with raysel.read.")
+        raise DataError(f"planned: The dataset has no column '{ID}'; read it with raysel.read.")
     slots = slots_of(table[ID].to_numpy(), ray.get(ids) if isinstance(ids, ray.ObjectRef) else ids)
     if ids is None and len(slots) and not 0 <= slots.min() <= slots.max() < samples:
         raise DataError(
-            f"planned: sample_id {slots.max() if slots.max() >= samples else slots.min()} is not one of the "
-            f"{samples:,} samples of the run; the dataset is longer than the DynamicSelection was told."
+            f"planned: The sample_id {slots.max() if slots.max() >= samples else slots.min()} is not one of the "
+            f"{samples:,} samples of the run; give DynamicSelection the number of rows of this dataset."
         )
     keep = (board.read()[slots >> 3] >> (slots & 7).astype(np.uint8)) & 1  # of slot -1 whatever is last
     keep = (keep == 1) & (slots >= 0)
@@ -230,8 +232,8 @@ class WholeRows(DataConfig):
 def wait_for_cpu(patience: float = wait.CPU_S) -> None:
     """Wait until a task of one CPU has run next to the training; ResourceError if none has after ``patience`` s."""
     wait.wait_for_cpu(
-        "session.stream: the workers and others hold every CPU, and Ray Data had none to read with",
-        "give the workers less (ScalingConfig(resources_per_worker={'CPU': 0.5})) or the cluster more",
+        "session.stream: The workers and other processes hold every CPU, so Ray Data had none to read with",
+        "Give the workers fewer CPUs (ScalingConfig(resources_per_worker={'CPU': 0.5})), or add CPUs to the cluster",
         patience,
     )
 
@@ -256,7 +258,7 @@ class CollateRows(NumpyBatchCollateFn):
 
     def __call__(self, columns: dict[str, np.ndarray]) -> Arrived:
         if ID not in columns:
-            raise DataError(f"stream: the rows have no column '{ID}'; the steps after planned must keep it.")
+            raise DataError(f"stream: The rows have no column '{ID}'; the steps after planned must keep it.")
         ids = np.array(columns[ID], np.int64)
         return Arrived(
             ids, {name: column[:1].copy() for name, column in columns.items()}, self._collate(columns)
@@ -288,14 +290,14 @@ def arrivals(
     if isinstance(data, Dataset):
         if world > 1:
             raise ConfigError(
-                f"stream: {world} workers cannot each read the whole Dataset; pass it to TorchTrainer(datasets=...) "
+                f"stream: {world} workers cannot each read the complete Dataset; pass it to TorchTrainer(datasets=...) "
                 "and give session.stream its name."
             )
         data.context.execution_options.preserve_order = True
         data = data.iterator()
     if not isinstance(data, DataIterator):
         raise ConfigError(
-            f"stream: a Ray Dataset or the name of one in datasets= is needed, got {type(data).__name__}."
+            f"stream: A Ray Dataset or the name of one in datasets= is needed, got a {type(data).__name__}."
         )
     # A shuffle buffer is not smaller than a batch.
     buffer = None if shuffle_rows is None else max(shuffle_rows, batch_size)
@@ -321,7 +323,7 @@ def _shard(name: str) -> DataIterator:
         return ray.train.get_dataset_shard(name)
     except (KeyError, RuntimeError) as error:
         raise ConfigError(
-            f"stream: Ray Train has no dataset '{name}': pass TorchTrainer(datasets={{'{name}': rows}}, "
+            f"stream: Ray Train has no dataset '{name}'; pass TorchTrainer(datasets={{'{name}': rows}}, "
             "dataset_config=raysel.WholeRows()), or without Ray Train give session.stream the dataset itself."
         ) from error
 
@@ -349,7 +351,7 @@ def places(
     found, planned = positions(plan.slots, slots)
     if not planned.all():
         raise DataError(
-            f"stream: rows that the epoch's plan does not hold (sample_id {first(ids[~planned].tolist())}): stream what "
-            "dynamic.planned(...) of this run made, not materialised, with the sample_id it was read with."
+            f"stream: Some rows are not in the epoch's plan (sample_id {first(ids[~planned].tolist())}). Stream the dataset "
+            "that dynamic.planned(...) of this run returned, not materialised, with its original sample_id."
         )
     return found

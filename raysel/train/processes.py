@@ -24,8 +24,8 @@ def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:
     promised = int(os.environ.get("WORLD_SIZE", "1"))
     if promised > 1 and not (dist.is_available() and dist.is_initialized()):
         raise ConfigError(
-            f"session: {promised} processes were started (WORLD_SIZE) but torch.distributed has not joined them, so each "
-            "would train on everything; call torch.distributed.init_process_group, or make the Accelerator, before."
+            f"session: {promised} processes were started (WORLD_SIZE), but torch.distributed is not initialised, so each "
+            "would train on all rows; call torch.distributed.init_process_group, or make the Accelerator, first."
         )
     return ProcessRanks(directory, found) if joined else LocalRanks(directory, found)
 

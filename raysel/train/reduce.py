@@ -21,19 +21,19 @@ def per_sample(
     if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[0] != rows:
         found = _shape(losses)
         raise DataError(
-            f"loss: expected losses of shape ({rows},) or ({rows}, ...), one row per sample, got {found}; "
-            'use reduction="none", so that each sample keeps its own.'
+            f"loss: The losses must have shape ({rows},) or ({rows}, ...), one row per sample, got {found}; "
+            'use reduction="none" to keep one loss per sample.'
         )
     if not losses.is_floating_point():
-        raise DataError(f"loss: losses are floating-point numbers, got {losses.dtype}.")
+        raise DataError(f"loss: The losses must be floating-point numbers, got {losses.dtype}.")
     if losses.numel() == 0 and rows and mask is None:
-        raise DataError(f"loss: the losses have no elements, shape {tuple(losses.shape)}.")
+        raise DataError(f"loss: The losses have no elements; their shape is {tuple(losses.shape)}.")
     values = losses if losses.dtype in (torch.float32, torch.float64) else losses.float()
     if mask is None:
         return (values.flatten(1).mean(1) if values.ndim > 1 else values), None
     if not isinstance(mask, torch.Tensor) or mask.shape != losses.shape:
         raise DataError(
-            f"loss: the mask must have the shape of the losses, {tuple(losses.shape)}, got {_shape(mask)}."
+            f"loss: The mask must have the shape of the losses, {tuple(losses.shape)}, got {_shape(mask)}."
         )
     weight = mask.detach().to(device=values.device, dtype=values.dtype, non_blocking=True)
     element, weight = (part.reshape(rows, losses[0].numel() if rows else 1) for part in (values, weight))

@@ -122,8 +122,8 @@ class Session:
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
-                f"The checkpoint holds {', '.join(sorted(saved)) or 'nothing'}, asked to restore "
-                f"{', '.join(sorted(objects)) or 'nothing'}: give the same names to restore and report."
+                f"The checkpoint holds {', '.join(sorted(saved)) or 'nothing'}, but restore was called with "
+                f"{', '.join(sorted(objects)) or 'nothing'}; give the same names to restore and report."
             )
         load_state_dicts(objects, saved)
         if rng is not None:
@@ -136,7 +136,7 @@ class Session:
         """The epochs still to train, 0-based, from where the checkpoint stands; each ends with :meth:`report`."""
         if not self._restored:
             raise StateError(
-                f"The run goes on at epoch {self.epoch} but the model was not restored: call "
+                f"The run resumes at epoch {self.epoch}, but the model was not restored; call "
                 "session.restore({'model': model, ...}) before session.epochs()."
             )
         while not self._is_over():
@@ -144,7 +144,7 @@ class Session:
             yield self.epoch
             if self._open:
                 raise StateError(
-                    f"Epoch {self.epoch} ended without session.report(...): its losses would be lost."
+                    f"Epoch {self.epoch} ended without session.report(...), so its losses would be lost; call it in every epoch."
                 )
 
     def _is_over(self) -> bool:
@@ -197,8 +197,8 @@ class Session:
             begun = self._midway["shuffle"]
             how = "session.stream" if begun is None else f"shuffle={begun}"
             raise StateError(
-                f"loader: epoch {self.epoch} was begun with {how} and goes on in mid-epoch; "
-                "a plan is visited in one order."
+                f"loader: Epoch {self.epoch} was started with {how} and resumes within the epoch; "
+                "use the same, because a plan is visited in one order."
             )
         run = self._run
         positions = batches(
@@ -308,12 +308,12 @@ class Session:
         self._planning += time.perf_counter() - began
         if self.step and not summary["observed"] and not summary["nonfinite"]:
             raise StateError(
-                f"No loss of epoch {self.epoch} was noted: call session.loss(batch, losses) for every batch."
+                f"No loss of epoch {self.epoch} was recorded; call session.loss(batch, losses) for every batch."
             )
         if summary["nonfinite"] and self.rank == 0:
             log.warning(
                 f"{summary['nonfinite']:,} samples of epoch {self.epoch} had a loss that is not finite; the selection keeps "
-                "the losses they had before. Skip the optimiser's step where the loss is not finite, or the model is lost."
+                "their earlier losses. Skip the optimiser's step where the loss is not finite, or the model becomes unusable."
             )
         entry = {
             "epoch": self.epoch,
@@ -350,13 +350,13 @@ class Session:
         self._current("checkpoint")
         if self._ticket is None or self._noted != self._handed or self._noted % self._accumulate:
             raise StateError(
-                f"session.checkpoint was called in epoch {self.epoch} before session.loss had noted step {self.step}; "
+                f"session.checkpoint was called in epoch {self.epoch} before session.loss had recorded step {self.step}; "
                 "call it inside the loop over session.loader, after the optimiser's step, and with no batch fetched ahead."
             )
         where = self.epoch, self.step
         if (told := self._ranks.broadcast(where)) != where:
             raise StateError(
-                f"session.checkpoint was called at epoch, step {where} on rank {self.rank}, at {told} on rank 0; "
+                f"session.checkpoint was called at (epoch, step) {where} on rank {self.rank}, but at {told} on rank 0; "
                 "all ranks must call it at the same step."
             )
         self._send()
@@ -411,8 +411,8 @@ class Session:
                 other = [key for key in mine if about["run"].get(key) != mine[key]]
                 if other:
                     raise StateError(
-                        f"{directory}: the checkpoint is of another run: its {other[0]} is "
-                        f"{about['run'].get(other[0])}, this run's is {mine[other[0]]}."
+                        f"The checkpoint {directory} belongs to another run: its {other[0]} is "
+                        f"{about['run'].get(other[0])}, but that of this run is {mine[other[0]]}."
                     )
                 # Rank 0 is alone here: of a keeper that the ranks call together, it takes the one inside.
                 keeper = self._keeper.own if isinstance(self._keeper, SharedKeeper) else self._keeper
@@ -426,12 +426,12 @@ class Session:
             if damaged:
                 step = f", step {about['within']['steps']}" if about["within"] else ""
                 log.warning(
-                    f"{damaged[0]}. The run goes on from the checkpoint before, model included: at epoch {epoch}{step}."
+                    f"{damaged[0]} The run resumes from the checkpoint before it, model included, at epoch {epoch}{step}."
                 )
                 place = self._ranks.without_newer(place)
             return place, about
         if damaged:
-            raise StateError(f"{damaged[0]}. No earlier one is whole; remove it to begin anew.")
+            raise StateError(f"{damaged[0]} No earlier one is complete; remove it to start again.")
         return None, None
 
     def _about(self) -> dict[str, Any]:
@@ -449,7 +449,9 @@ class Session:
         self.plan = self._keeper.plan(self._attempt, self.epoch)
         self._started, self._planning = began, time.perf_counter() - began
         if len(self.plan) == 0:
-            raise StateError(f"The policy planned no sample for epoch {self.epoch}; it must keep some.")
+            raise StateError(
+                f"The policy planned no samples for epoch {self.epoch}; it must keep at least one."
+            )
         self._skip = self._done = 0
         if self._midway:
             self._skip, self._done = self._midway["trained"], self._midway["steps"]
@@ -469,10 +471,12 @@ class Session:
         """StateError unless the batches with ``ticket`` are the ones to iterate now, for the first time."""
         if self.plan is not plan or self._ticket is not ticket:
             raise StateError(
-                "This loader has been replaced by a later one, or its epoch is over; ask session.loader."
+                "This loader was replaced by a later one, or its epoch is over; call session.loader again."
             )
         if self.step != self._done:
-            raise StateError(f"Epoch {self.epoch} was iterated already; a plan is trained on once.")
+            raise StateError(
+                f"The batches of epoch {self.epoch} were iterated before; a plan can be trained on only once."
+            )
 
     def _send(self) -> None:
         if not self._slots:
@@ -542,8 +546,8 @@ class _EpochLoader:
             rows, step = self._rows[index], index // accumulate
             if ids.numpy().tobytes() != rows.marks.tobytes():  # a tenth of array_equal's time
                 raise StateError(
-                    "The DataLoader handed out batches in another order than it was asked to; "
-                    "leave its in_order option alone."
+                    "The DataLoader returned batches in another order than requested; "
+                    "do not set its option in_order."
                 )
             if rows.slots[0] < 0:  # one row that only pads
                 ids = torch.full_like(ids, -1)
@@ -575,7 +579,7 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
     taken = sorted(_OURS & set(metrics))
     if taken:
         raise ConfigError(
-            f"report: the metric '{taken[0]}' is one of the session's own; give it another name."
+            f"report: The metric name '{taken[0]}' is reserved by the session; use another name."
         )
     plain = {}
     for name, value in metrics.items():
@@ -585,11 +589,11 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
             json.dumps(plain[name])
         except (TypeError, ValueError):
             raise ConfigError(
-                f"report: the metric '{name}' is {type(value).__name__}, which JSON cannot hold; give a number."
+                f"report: The metric '{name}' is a {type(value).__name__}, which JSON cannot hold; give a number."
             ) from None
     return plain
 
 
 def _check_rows(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} {value!r} is not a number of rows.")
+        raise ConfigError(f"{name} must be a number of rows (an integer of at least 1), got {value!r}.")

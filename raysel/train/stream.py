@@ -31,7 +31,7 @@ class Counts:
         if world > 1:
             if not dist.is_initialized():
                 raise ConfigError(
-                    f"stream: {world} workers but no torch.distributed process group; use TorchTrainer."
+                    f"stream: There are {world} workers but no torch.distributed process group; use TorchTrainer."
                 )
             self._group = dist.new_group(backend="gloo")
 
@@ -99,7 +99,7 @@ class EpochStream:
         board = streams.board()  # asked now: in a plain process the session may be older
         if board is None:
             raise StateError(
-                "session.stream needs a dataset that the plan filters: make it with dynamic.planned(dataset) "
+                "session.stream needs a dataset that the plan filters; make it with dynamic.planned(dataset) "
                 "before trainer.fit()."
             )
         counts = streams.counts()
@@ -174,10 +174,10 @@ class EpochStream:
         if session.rank or (rows == len(rest) and (mark - marks(rest.slots)) % 2**64 == 0):
             return
         raise DataError(
-            f"stream: epoch {session.epoch} planned {len(rest):,} samples, {rows:,} rows came"
-            f"{', some twice' if rows == len(rest) else ''}: give TorchTrainer "
-            "dataset_config=raysel.WholeRows(), a dataset that holds each sample_id once, and steps after "
-            "dynamic.planned that neither drop nor repeat rows."
+            f"stream: Epoch {session.epoch} planned {len(rest):,} samples, but {rows:,} rows were read"
+            f"{', some twice' if rows == len(rest) else ''}. Give TorchTrainer "
+            "dataset_config=raysel.WholeRows() and a dataset that holds each sample_id once; steps after "
+            "dynamic.planned must neither drop nor repeat rows."
         )
 
 

@@ -35,7 +35,7 @@ from raysel.workflow.load import load_check
 from raysel.workflow.run import data, trusted
 from raysel.workflow.steps.cell import Cell, train_cell
 from raysel.workflow.steps.factors import scores
-from raysel.workflow.steps.train import epochs_for, loop_config, policy
+from raysel.workflow.steps.train import epochs_for, loop_config, policy, policy_code
 
 EQUAL_STEPS = "full_equal_steps"
 CONTROLS = ("full", EQUAL_STEPS, "random_prune", "round_robin", "infobatch")
@@ -49,6 +49,7 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     *,
     fresh: bool = False,
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> CompareResults:
     """Train every policy with several seeds at the budget of the workflow's own policy.
@@ -65,6 +66,8 @@ def compare(
         The run directory, by default ``runs/NAME``. compare.json, .md, .png and .html are written there.
     fresh : bool
         Remove what earlier runs left in the directory.
+    address : str, optional
+        As in `raysel.run`.
     progress : Progress, optional
         Where progress is shown; by default on stderr.
 
@@ -83,13 +86,11 @@ def compare(
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     found = check(flow, policies, seeds)
-    load_check(flow)
     own, names = policy_names(flow, policies)
     methods = {name: _method(name) for name in names if name not in (own, EQUAL_STEPS)}
-    for method in methods.values():
-        method.type  # noqa: B018 (runs the code that it names, before anything is trained)
+    load_check(flow, list(methods.values()))
     check(flow, policies, seeds, found)
-    connect()
+    connect(address)
     steps.check_room(1, 1.0, flow.train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as run:
         for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
@@ -119,14 +120,16 @@ def compare(
 def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look | None = None) -> Look:
     """Check what can be said before Ray starts. Raises as :func:`compare`."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
-        raise ConfigError(f"seeds: {seeds!r}; a comparison needs at least one, and three to show a spread.")
+        raise ConfigError(
+            f"seeds: {seeds!r} is not a number of seeds; a comparison needs at least one, and three to show a spread."
+        )
     own, names = policy_names(workflow, policies)
     if workflow.test is None:
-        raise ConfigError("The key 'test' is missing: a comparison needs rows to score the policies on.")
+        raise ConfigError("The key 'test' is missing: a comparison needs test rows to score the policies on.")
     if workflow.dynamic.spec == "full":
         raise ConfigError(
-            "The key 'dynamic' names no policy that saves anything, so there is no budget to compare at; "
-            "give one, for example with --set dynamic.method=infobatch."
+            "The key 'dynamic' names a policy that saves nothing, so there is no budget to compare at; "
+            "give another one, for example with --set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
     return steps.check(workflow, _needs_scores(names, builtin), found)
@@ -151,9 +154,9 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
     known = {_bare(name): name for name in (*POLICIES.names(), EQUAL_STEPS)}
     names: list[str] = []
     for given in policies:
-        name = given if ":" in given else known.get(_bare(given))
+        name = _absolute(given) if ":" in given else known.get(_bare(given))
         if name is None:
-            raise ConfigError(f"policies: '{given}' is not known; {nearest(given, known.values())}")
+            raise ConfigError(f"policies: '{given}' is unknown. {nearest(given, known.values())}")
         if name not in names:
             names.append(name)
     own = workflow.dynamic.spec
@@ -164,13 +167,14 @@ def _bare(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "").strip()
 
 
+def _absolute(spec: str) -> str:
+    """``file.py:Name`` with the file made absolute, as the workflow's own policy has it."""
+    file, found, name = spec.partition(".py:")
+    return f"{os.path.abspath(os.path.expanduser(file))}.py:{name}" if found else spec
+
+
 def _method(name: str) -> Method:
-    spec = (
-        os.path.abspath(name.partition(".py:")[0]) + ".py:" + name.partition(".py:")[2]
-        if ".py:" in name
-        else name
-    )
-    return Method.of({"method": spec}, POLICIES, f"policies.{name}")
+    return Method.of({"method": name}, POLICIES, f"policies.{name}")
 
 
 def _needs_scores(names: Sequence[str], methods: dict[str, Method]) -> bool:
@@ -227,13 +231,13 @@ def _train(
                 yield Cell(name, seed, raysel.FullData(), rounds, taken)
             elif name != own and hasattr(methods[name].type, "at_budget"):
                 made = scored(methods[name].type.at_budget(budget))
-                yield Cell(name, seed, made, epochs, code=_code(methods[name]))
+                yield Cell(name, seed, made, epochs, code=policy_code(run, methods[name]))
 
-    todo = [Cell(own, seed, own_policy, epochs, code=_code(flow.dynamic)) for seed in seeds]
+    todo = [Cell(own, seed, own_policy, epochs, code=policy_code(run, flow.dynamic)) for seed in seeds]
     for name, method in methods.items():
         if not hasattr(method.type, "at_budget"):  # at its defaults, whatever that spends
             made = scored(method.make())
-            todo += [Cell(name, seed, made, epochs, code=_code(method)) for seed in seeds]
+            todo += [Cell(name, seed, made, epochs, code=policy_code(run, method)) for seed in seeds]
     found: dict[str, dict[int, Done]] = {name: {} for name in names}
     total, reused = len(names) * len(seeds), 0
 
@@ -263,19 +267,15 @@ def _train(
                 run.keep(done)
                 finish(cell, done)
                 trained = sum(map(len, found.values()))
-                ended = f"{answer['accuracy']:.1%} after {seconds:.1f} s"
+                ended = f"accuracy {answer['accuracy']:.1%}, {seconds:.1f} s"
                 name = cell.policy_name
-                run.progress.done("compare", f"{trained}/{total}  {name}, seed {cell.seed}: {ended}")
+                run.progress.done("compare", f"{trained} of {total}: {name}, seed {cell.seed}, {ended}")
     finally:
         for ref in running:
             ray.cancel(ref, force=True)
     if reused:
-        run.progress.done("compare", f"{reused} of {total} reused")
+        run.progress.done("compare", f"{reused} of {total} trainings reused")
     return {name: [found[name][seed] for seed in seeds] for name in names}
-
-
-def _code(method: Method) -> Any:
-    return None if method.builtin else method.key()
 
 
 def _get(ref: Any, cell: Cell) -> tuple[dict[str, Any], float]:
@@ -288,6 +288,6 @@ def _get(ref: Any, cell: Cell) -> tuple[dict[str, Any], float]:
         raise
     except ray.exceptions.RayError as error:
         raise RunError(
-            f"{cell.policy_name}, seed {cell.seed}: its process died ({str(error).splitlines()[0]}); "
-            "call again to train what is missing."
+            f"The process that trained {cell.policy_name} with seed {cell.seed} died ({str(error).splitlines()[0]}); "
+            "run the comparison again to train what is missing."
         ) from error

@@ -267,10 +267,15 @@ class Method:
         if not isinstance(spec, str):
             given = "missing" if spec is None else repr(spec)
             raise ConfigError(
-                f"'{where}.method' is {given}; known are {', '.join(registry.names())}. "
-                "One of your own is written as file.py:Name."
+                f"'{where}.method' is {given}. The known names are {', '.join(registry.names())}. "
+                "Write code of your own as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
+        if found.builtin and registry is EMBEDDERS and parameters:
+            raise ConfigError(
+                f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no parameters but what its "
+                "name says."
+            )
         if found.builtin and registry is not EMBEDDERS:
             found.make()  # its parameters are checked at once; code of the user's own is not run yet
         elif not found.builtin and ":" not in spec and spec not in registry.names():
@@ -314,7 +319,7 @@ class Method:
             return made(**self.parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{where}: {self.spec} cannot be made ({error}); a frozen dataclass gets its parameters checked."
+                f"{where}: {self.spec} cannot be created ({error}); make it a frozen dataclass to have its parameters checked."
             ) from error
 
     @property
@@ -330,7 +335,11 @@ class Method:
 
     def key(self) -> Any:
         """Everything that decides what the component does: its parameters, and the code of one of the user's own."""
-        return self.describe() if self.builtin else [self.describe(), fingerprint(self.type)]
+        if self.builtin:
+            return self.describe()
+        made = self.make() if isinstance(self.type, type) else self.type
+        parameters = describe(made) if dataclasses.is_dataclass(made) else self.parameters
+        return [self.spec.rpartition(":")[2], parameters, fingerprint(self.type)]
 
 
 @dataclass(frozen=True)
@@ -453,11 +462,11 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     try:
         tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read ({error.strerror}).") from error
+        raise ConfigError(f"{file} cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not YAML ({' '.join(str(error).split())}).") from error
+        raise ConfigError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: a workflow is a mapping of keys, this file holds {type(tree).__name__}.")
+        raise ConfigError(f"{file} holds a {type(tree).__name__}, but a workflow must be a mapping of keys.")
     for override in overrides or []:
         _set(tree, override)
     try:
@@ -471,7 +480,7 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     known = [*keys(Workflow), "select", "dynamic"]
     for name in tree:
         if name not in known:
-            raise ConfigError(f"Unknown key '{name}'; {nearest(name, known)}")
+            raise ConfigError(f"The key '{name}' is unknown. {nearest(name, known)}")
     tree = _absolute(dict(tree), Path(base).resolve())
     select = tree.pop("select", None)
     dynamic = tree.pop("dynamic", {"method": "full"})
@@ -502,18 +511,25 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1, which the library reads, takes 5e-4 for text; YAML 1.2 and everybody else take it for a number.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+# Numbers as YAML 1.2 and everybody else read them: YAML 1.1, which the library reads, takes 5e-4 for text, 1:30 for
+# ninety and 010 for eight.
+_NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _tag, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
 
 
 def _set(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
-        raise ConfigError(f"--set {override}: write key=value, for example --set select.budget=0.2.")
+        raise ConfigError(f"--set {override}: Write key=value, for example --set select.budget=0.2.")
     *parents, last = path.split(".")
     here: Any = tree
     for key in parents:
@@ -526,10 +542,12 @@ def _set(tree: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: the value is not YAML.") from error
+        raise ConfigError(f"--set {override}: The value is not YAML.") from error
     if isinstance(here, list):
         if not last.isdecimal() or int(last) >= len(here):
-            raise ConfigError(f"--set {override}: '{last}' is not a place of a list of {len(here)}.")
+            raise ConfigError(
+                f"--set {override}: '{last}' is not an index of a list with {len(here)} entries."
+            )
         here[int(last)] = value
     else:
         here[last] = value

@@ -16,7 +16,6 @@ import fcntl
 import importlib.metadata
 import os
 import platform
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -29,8 +28,9 @@ from typing import TYPE_CHECKING, Any
 from ray.data import Dataset
 
 import raysel
-from raysel.core.storage import read_json, write_json
-from raysel.errors import RunError
+from raysel.core.arrays import positions
+from raysel.core.storage import read_json, remove, write_json
+from raysel.errors import DataError, RunError, first
 from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
 from raysel.workflow.inputs import Input, number
@@ -40,7 +40,19 @@ if TYPE_CHECKING:
     from raysel.workflow.steps.step import Step
 
 FORMAT = 2
-_MANIFEST, DONE = "manifest.json", "done.json"
+DONE = "done.json"
+_MANIFEST, _KIND = "manifest.json", "raysel run"
+_FORMAT_1 = {
+    "created",
+    "name",
+    "seed",
+    "versions",
+    "config",
+}  # keys of a manifest that does not say whose it is
+_OURS = (  # everything else that a run or a comparison writes
+    *("steps", "index", "results", "results.json", "ledger.json", "report.html"),
+    *(f"compare.{kind}" for kind in ("json", "md", "png", "html")),
+)
 
 
 class Progress:
@@ -124,17 +136,16 @@ class RunDirectory:
     def _run(self, step: Step, directory: Path, key: Any) -> Done:
         for left in directory.glob("*"):
             if left.name not in step.resumable:  # what an interrupted attempt may continue from
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                remove(left)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "key.json", key)
         self.progress.note(step.title, "...")
         before, began = self._stamps(), time.perf_counter()
         answer = step.run(self, directory)
         done = Done(directory, answer, time.perf_counter() - began)
-        if (changed := [file for file, stamp in self._stamps().items() if before.get(file) != stamp]) != []:
-            raise RunError(
-                f"{changed[0]}: changed while the step '{step.title}' read it; run the workflow again."
-            )
+        if self._stamps() != before:
+            for entry in self.inputs.values():
+                entry.check_unchanged(step.title)
         self.keep(done)
         self.progress.done(step.title, f"{done.seconds:.1f} s")
         return done
@@ -173,17 +184,31 @@ class RunDirectory:
         """Number of rows, of the whole pool for None."""
         return self.inputs["pool"].count if rows is None else len(rows)
 
-    def of_the_pool(self, chosen: Selection) -> Selection:
-        """The selection as one of the pool's files, also if it was made from their vectors."""
-        return replace(chosen, pool=self.inputs["pool"].identity)
+    def of_the_pool(self, chosen: Selection, before: Selection | None = None) -> Selection:
+        """The selection, made from the rows of an earlier one or from all, as one of the pool's files.
 
-    def digests(self, *roles: str) -> dict[str, Any]:
-        """Part of a key: paths, labels and content of the roles' files."""
-        return {
-            role: [self.inputs[role].index.digest, self.inputs[role].label]
-            for role in roles
-            if role in self.inputs
-        }
+        Raises
+        ------
+        DataError
+            If it was made from other rows, or holds rows that the earlier one had left out.
+        """
+        pool = self.inputs["pool"]
+        if chosen.pool is not None:
+            chosen.pool.check(pool.identity)
+        known = chosen.ids < pool.count if before is None else positions(before.ids, chosen.ids)[1]
+        strange = chosen.ids[~known]
+        if len(strange):
+            raise DataError(
+                f"The selection holds {len(strange):,} rows that were not there to select from "
+                f"(sample_id {first(strange)})."
+            )
+        info = {"method": "own", **chosen.info, "pool_rows": pool.count}
+        chosen = replace(chosen, pool=pool.identity, info=info)
+        return chosen if before is None else chosen.after(before)
+
+    def digests(self, *roles: str) -> dict[str, str]:
+        """Part of a key: content and order of the roles' files."""
+        return {role: self.inputs[role].digest for role in roles if role in self.inputs}
 
     def _stamps(self) -> dict[str, tuple[int, ...]]:
         """Size and times of every local input file."""
@@ -211,7 +236,7 @@ def _finished(directory: Path) -> Done | None:
         left = read_json(file)
         return Done(directory, left["answer"], left["seconds"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file}: damaged; remove the folder {directory} and run again.") from error
+        raise RunError(f"{file} is damaged; remove the folder {directory} and run again.") from error
 
 
 # ---- whose directory it is -----------------------------------------------------------------------------------
@@ -244,13 +269,15 @@ def open_run(
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
     with _alone(directory):
         _check(directory, fresh)  # another process may have come first
         if fresh:
-            for left in directory.iterdir():
-                if left.name != ".lock":
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for name in (
+                *_OURS,
+                _MANIFEST,
+            ):  # the manifest last: what is left of a killed --fresh is still a run's
+                remove(directory / name)
         run = RunDirectory(workflow, directory, progress or Progress())
         run.created = _claim(directory, workflow)
         run.inputs, changed = number(workflow, directory / "index")
@@ -265,30 +292,46 @@ def open_run(
 def manifest(directory: Path) -> dict[str, Any] | None:
     """Manifest of a run directory, None if it is not one. Raises RunError if it is damaged or of another format."""
     path = directory / _MANIFEST
-    if not path.exists():
+    found = _read_manifest(path)
+    if found is None:
         return None
-    try:
-        found: dict[str, Any] = read_json(path)
-        held = found.get("format", 1)
-    except (ValueError, AttributeError) as error:
-        raise RunError(f"{path}: damaged; use --fresh to start over, or choose another --out.") from error
-    if held != FORMAT:
+    if "created" not in found:
+        raise RunError(f"{path} is damaged; use --fresh to start over, or choose another --out.")
+    if found.get("format") != FORMAT:
         raise RunError(
-            f"{directory}: written in format {held}, this version of raysel works in format {FORMAT}; use --fresh to "
-            "start over, or choose another --out."
+            f"{directory} was written in format {found.get('format', 1)}, but this version of raysel uses format {FORMAT}; "
+            "use --fresh to start over, or choose another --out."
         )
     return found
+
+
+def _read_manifest(path: Path) -> dict[str, Any] | None:
+    """A manifest that a run of raysel has written; {} for one that is damaged, None for another file or none."""
+    if not path.is_file():
+        return None
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        # A manifest is written whole, so that this is one only where a run has left its steps too.
+        return {} if (path.parent / "steps").is_dir() and (path.parent / "index").is_dir() else None
+    ours = isinstance(found, dict) and (found.get("kind") == _KIND or found.keys() >= _FORMAT_1)
+    return found if ours else None
 
 
 def _check(directory: Path, fresh: bool) -> None:
     """Raise RunError unless the directory is empty, missing, or a run's."""
     if not directory.exists():
         return
-    ours = directory.is_dir() and (directory / _MANIFEST).exists()
-    if not ours and (not directory.is_dir() or any(left.name != ".lock" for left in directory.iterdir())):
-        raise RunError(f"{directory}: not empty, and not a run of raysel; choose another --out.")
-    if not fresh:
-        manifest(directory)
+    if directory.is_dir() and _read_manifest(directory / _MANIFEST) is not None:
+        if not fresh:
+            manifest(directory)
+        return
+    left = [] if not directory.is_dir() else [left.name for left in directory.iterdir()]
+    # A process that was killed in its first moments leaves no more than this.
+    if not directory.is_dir() or any(
+        name != ".lock" and not name.startswith(f".{_MANIFEST}.") for name in left
+    ):
+        raise RunError(f"{directory} is not empty and not a run directory of raysel; choose another --out.")
 
 
 def _claim(directory: Path, workflow: Workflow) -> str:
@@ -296,6 +339,7 @@ def _claim(directory: Path, workflow: Workflow) -> str:
     found = manifest(directory)
     if found is None:
         found = {
+            "kind": _KIND,
             "format": FORMAT,
             "name": workflow.name,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -310,16 +354,20 @@ def _claim(directory: Path, workflow: Workflow) -> str:
 @contextmanager
 def _alone(directory: Path) -> Iterator[None]:
     """Hold the directory's lock, which ends with this process however it ends."""
-    with open(directory / ".lock", "w") as lock:
+    try:
+        lock = open(directory / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise RunError(f"{directory}: cannot be written ({error.strerror}); choose another --out.") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(
-                    f"{directory}: another process is at work in it; wait for it, or choose another --out."
+                    f"{directory} is in use by another process; wait for it, or choose another --out."
                 ) from error
             raise RunError(
-                f"{directory}: its file system has no locks ({error.strerror}), so two runs could mix there; choose "
+                f"{directory} is on a file system without locks ({error.strerror}), so two runs could mix there; choose "
                 "an --out on a file system with locks."
             ) from error
         yield

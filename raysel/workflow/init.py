@@ -31,7 +31,9 @@ def listed() -> str:
     """Return the templates, one line each, and how to write one."""
     width = max(map(len, _TEMPLATES)) + 2
     lines = [f"  {name:<{width}}{_summary(name)}" for name in _TEMPLATES]
-    return "\n".join(["templates", *lines, "", "'raysel init NAME --out DIR' writes the files of one."])
+    return "\n".join(
+        ["Templates:", *lines, "", "'raysel init NAME --out DIR' writes the files of a template."]
+    )
 
 
 def write(template: str, out: str | os.PathLike[str]) -> str:
@@ -56,13 +58,13 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
         never overwritten. Nothing is written then.
     """
     if template not in _TEMPLATES:
-        raise ConfigError(f"There is no template '{template}'; {nearest(template, _TEMPLATES)}")
+        raise ConfigError(f"There is no template '{template}'. {nearest(template, _TEMPLATES)}")
     found, folder = _TEMPLATES[template], Path(out)
     workflow = f"{template}.yaml"
     names = [workflow, *found.files]
     if there := [str(folder / name) for name in names if os.path.lexists(folder / name)]:
         raise ConfigError(
-            f"Already there and not overwritten: {first(there, 5)}. Give another folder as --out."
+            f"These files exist and are not overwritten: {first(there, 5)}. Give another folder as --out."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
                 file.write(_text(name))
     except OSError as error:
         raise ConfigError(
-            f"{folder}: cannot be written ({error.strerror}); give another folder as --out."
+            f"{folder} cannot be written ({error.strerror}); give another folder as --out."
         ) from error
     place = shlex.quote(str(folder / workflow))
     steps = [
@@ -79,8 +81,8 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
         f"raysel validate {place} --load",
         *(f"raysel {command.format(place)}" for command in found.commands),
     ]
-    lines = [f"wrote {folder / name}" for name in names]
-    lines += ["", "next (prepare.py makes up data until you edit its lines marked EDIT):"]
+    lines = [f"Wrote {folder / name}" for name in names]
+    lines += ["", "Next commands (prepare.py generates data until you edit its lines marked EDIT):"]
     return "\n".join([*lines, *(f"  {step}" for step in steps)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import raysel
 from raysel.data.identity import PoolIdentity, index_identity
 from raysel.data.rowid import RowIndex, index_parquet, list_files
 from raysel.data.source import check_label
-from raysel.errors import DataError
+from raysel.errors import DataError, RunError
 from raysel.workflow.config import Rows, Workflow
 
 
@@ -30,7 +31,7 @@ class Look:
         names = self.schemas[role].names
         if column not in names:
             raise DataError(
-                f"{key}: no column '{column}' in the files of {role}.path; the columns are {', '.join(names)}."
+                f"{key}: There is no column '{column}' in the files of {role}.path; the columns are {', '.join(names)}."
             )
 
     def elements(self, role: str, column: str) -> int | None:
@@ -52,10 +53,13 @@ def look(workflow: Workflow) -> Look:
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
         if index.rows == 0:
-            raise DataError(f"{role}.path: {rows.paths[0]} holds no rows; there is nothing to work on.")
+            raise DataError(f"{role}.path: There are no rows in {rows.paths[0]}.")
         found.schemas[role], found.counts[role] = schema, index.rows
         if rows.label is not None:
-            check_label(schema, rows.label, f"{role}.label")
+            try:
+                check_label(schema, rows.label, f"the files of {role}.path")
+            except DataError as error:
+                raise DataError(f"{role}.label: {error}") from None
     return found
 
 
@@ -84,9 +88,29 @@ class Input:
         """Column that holds the class."""
         return self.rows.label
 
+    @property
+    def digest(self) -> str:
+        """Digest of the content of the files in their order; their names do not matter."""
+        return self.index.digest
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that were numbered, as `raysel.read` takes them: none that came since."""
+        scheme, found, _ = self.rows.paths[0].partition("://")
+        return [f"{scheme}://{file.path}" if found else file.path for file in self.index.files]
+
     def read(self) -> Dataset:
         """Return the rows with their ids."""
-        return raysel.read(self.rows.paths, label=self.rows.label, index=self.file, trust=self.rows.trust)
+        return raysel.read(self.paths, label=self.rows.label, index=self.file, trust=self.rows.trust)
+
+    def check_unchanged(self, step: str) -> None:
+        """Raise RunError if a file is no longer what was numbered; a new time of modification alone is nothing."""
+        try:
+            index_parquet(*list_files(self.paths), self.index, trust=self.rows.trust)
+        except DataError as error:
+            raise RunError(
+                f"{self.role}.path: {error} This happened while the step '{step}' ran; run the workflow again."
+            ) from error
 
 
 def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[str]]:
@@ -106,7 +130,8 @@ def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[
     for role in workflow.roles:
         rows = workflow.rows(role)
         assert rows is not None
-        file = directory / f"{role}.json"
+        # An index per list of paths: what another workflow in the same directory reads changes no id.
+        file = directory / f"{role}-{hashlib.sha256(repr(rows.paths).encode()).hexdigest()[:8]}.json"
         known = RowIndex.load(file) if file.exists() else None
         try:
             listed = list_files(rows.paths)
@@ -118,7 +143,7 @@ def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[
                 index, schema = index_parquet(*listed, trust=rows.trust)
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
-        if known is not None and known.digest != index.digest:
+        if known is not None and known.identity() != index.identity():
             changed.append(f"The files of {role}.path changed; the steps that depend on them run again.")
         index.save(file)
         inputs[role] = Input(role, rows, index, schema, file)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raysel.data.decode import decode
 from raysel.data.embed import as_embedder
@@ -21,15 +22,21 @@ from raysel.errors import ConfigError, RayselError
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
-from raysel.workflow.steps.train import load_factory, needs_scores
+from raysel.workflow.steps.train import load_factory
 
 _ROWS = 8
+_SAMPLES = 100_000  # that a policy is tried on, at most
 
 
-def load_check(workflow: Workflow) -> None:
+def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
     """Build every object that the workflow names and run one batch of loss, backward and metric.
 
     Naming a file or a package in a workflow runs its code: this is where it runs first.
+
+    Parameters
+    ----------
+    policies : sequence of Method
+        Policies that are trained next to the workflow's own.
 
     Raises
     ------
@@ -44,23 +51,13 @@ def load_check(workflow: Workflow) -> None:
             raise ConfigError(
                 f"{method.where}: {method.spec} has no method 'select(pool, target)', so it is not a selector."
             )
-    _check_policy(workflow)
-    rows = first_rows(workflow)
-    if any(isinstance(step, Embed) for step in plan(workflow)):
-        _check_embedder(workflow, rows)
-    _check_training(workflow, rows)
-
-
-def first_rows(workflow: Workflow) -> pa.Table:
-    """The first rows of the pool, with ids."""
-    filesystem, files = list_files(workflow.pool.paths)
-    index, schema = index_parquet(filesystem, files)
-    piece = IndexedParquet(filesystem, index, schema).pieces()[0]
-    for one, reader in opened([piece]):
-        for batch in reader.iter_batches(_ROWS, row_groups=[one.number]):
-            table = pa.Table.from_batches([batch])
-            return table if ID in table.column_names else with_ids(table, one.start)
-    raise AssertionError("a row group with rows has a batch")
+    rows, count, labels = _sample(workflow)
+    for method in (workflow.dynamic, *policies):
+        _check_policy(method, workflow, min(count, _SAMPLES))
+    for step in plan(workflow):
+        if isinstance(step, Embed):
+            _check_embedder(step, rows)
+    _check_training(workflow, rows, labels)
 
 
 def unloaded(workflow: Workflow) -> list[str]:
@@ -73,6 +70,27 @@ def unloaded(workflow: Workflow) -> list[str]:
     return [*found, f"train.model: {workflow.train.model}"]
 
 
+def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
+    """A few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
+    filesystem, files = list_files(workflow.pool.paths)
+    index, schema = index_parquet(filesystem, files)
+    parts: list[pa.Table] = []
+    for piece, reader in opened(IndexedParquet(filesystem, index, schema).pieces()):
+        batch = next(reader.iter_batches(_ROWS, row_groups=[piece.number]))
+        table = pa.Table.from_batches([batch])
+        parts.append(table if ID in table.column_names else with_ids(table, piece.start))
+        if sum(map(len, parts)) >= _ROWS:
+            break
+    rows = pa.concat_tables(parts).slice(0, _ROWS)
+    label = str(workflow.pool.label)
+    labels: set[Any] = set()
+    for file in files:
+        column = pq.read_table(file, columns=[label], filesystem=filesystem)[label]
+        labels.update(column.unique().to_pylist())
+    known = sorted(labels - {None}, key=lambda value: (str(type(value)), value))
+    return (pa.concat_tables([rows, rows]) if len(rows) == 1 else rows), index.rows, known
+
+
 @contextmanager
 def _naming(where: str, spec: str) -> Iterator[None]:
     """Turn what the user's code raises into a ConfigError that names the key."""
@@ -82,78 +100,81 @@ def _naming(where: str, spec: str) -> Iterator[None]:
         raise
     except Exception as error:
         line = (str(error).strip().splitlines() or [""])[0]
-        raise ConfigError(f"{where}: {spec} raised {type(error).__name__}: {line}") from error
+        raise ConfigError(
+            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'})."
+        ) from error
 
 
-def _check_policy(workflow: Workflow) -> None:
-    method = workflow.dynamic
+def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
     made = method.make(seed=workflow.seed)
     for name in ("plan", "update", "parameters"):
         if not callable(getattr(made, name, None)):
-            raise ConfigError(f"dynamic: {method.spec} has no method '{name}', so it is not a policy.")
+            raise ConfigError(f"{method.where}: {method.spec} has no method '{name}', so it is not a policy.")
     if method.builtin:
         return
-    with _naming("dynamic", method.spec):
-        if needs_scores(workflow):
-            ids, zeros = np.arange(_ROWS), np.zeros(_ROWS, np.float32)
-            made = made.with_scores(pa.table({ID: ids, "rep": zeros, "div": zeros}))
+    with _naming(method.where, method.spec):
+        if getattr(method.type, "needs_scores", False):
+            zeros = np.zeros(count, np.float32)
+            made = made.with_scores(pa.table({ID: np.arange(count), "rep": zeros, "div": zeros}))
         if hasattr(made, "for_ids"):
-            made = made.for_ids(_ROWS)
-        state = SampleState.empty(_ROWS)
+            made = made.for_ids(count)
+        state = SampleState.empty(count)
         for epoch in range(min(2, workflow.train.epochs)):
-            plan = made.plan(state, epoch=epoch, num_epochs=workflow.train.epochs, seed=workflow.seed)
-            losses = np.linspace(0.5, 1.5, len(plan), dtype=np.float32)
-            state = made.update(state, plan, plan.slots, losses)
+            planned = made.plan(state, epoch=epoch, num_epochs=workflow.train.epochs, seed=workflow.seed)
+            losses = np.linspace(0.5, 1.5, len(planned), dtype=np.float32)
+            state = made.update(state, planned, planned.slots, losses)
         made.parameters()
 
 
-def _check_embedder(workflow: Workflow, rows: pa.Table) -> None:
-    settings = workflow.embed
-    made = Embed(settings, ("pool",)).embedder()
-    if settings.method.builtin or hasattr(made, "fit"):
+def _check_embedder(step: Embed, rows: pa.Table) -> None:
+    """Embed a few rows, where nothing has to be learned from all of them first."""
+    settings, made = step.settings, step.embedder()
+    if hasattr(made, "fit"):
         return
-    made = as_embedder(made)
-    spec = settings.method.spec
+    embedder, spec = as_embedder(made), settings.method.spec
+    if settings.column not in rows.column_names:
+        return  # the step's own check says which columns there are
     with _naming("embed.embedder", spec):
-        few = decode(rows, [settings.column], getattr(made, "takes", "any"), getattr(made, "prepare", None))
+        few = decode(
+            rows, [settings.column], getattr(embedder, "takes", "any"), getattr(embedder, "prepare", None)
+        )
         if few.rejected:
-            return  # rows without a value are what embed.on_error is for
-        check_vectors(made(few.rows), few.ids, made.name)
+            return  # what happens to rows without a value is up to embed.on_error
+        check_vectors(embedder(few.rows), few.ids, embedder.name)
 
 
-def _check_training(workflow: Workflow, rows: pa.Table) -> None:
+def _check_training(workflow: Workflow, rows: pa.Table, labels: list[Any]) -> None:
     """One batch through the model: its losses, their gradient, and the metric."""
     import torch
     import torch.nn.functional as F
 
     train, label = workflow.train, str(workflow.pool.label)
     inputs = to_numpy(rows[train.input], train.input, rows[ID].to_numpy())
-    names = rows[label].unique().to_pylist()
-    codes = torch.tensor([names.index(name) for name in rows[label].to_pylist()])
+    code = {name: number for number, name in enumerate(labels)}
+    codes = torch.tensor([code.get(name, 0) for name in rows[label].to_pylist()])
     factory = load_factory(train)
     state = torch.random.get_rng_state()
     try:
         with _naming("train.model", train.model):
-            model: Any = factory(tuple(inputs.shape[1:]), max(len(names), 2))
+            model: Any = factory(tuple(inputs.shape[1:]), len(labels))
             if not isinstance(model, torch.nn.Module):
                 raise ConfigError(
                     f"train.model: {train.model} returned a {type(model).__name__}, not a torch.nn.Module."
                 )
             logits = model(torch.from_numpy(np.array(inputs)))
-            if not isinstance(logits, torch.Tensor) or logits.shape != (len(rows), max(len(names), 2)):
+            if not isinstance(logits, torch.Tensor) or logits.shape != (len(rows), len(labels)):
                 got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
                 raise ConfigError(
-                    f"train.model: {train.model} returned {got} for {len(rows)} rows and {max(len(names), 2)} classes; "
+                    f"train.model: {train.model} returned {got} for {len(rows)} rows and {len(labels)} classes; "
                     "it must return one logit per row and class."
                 )
             losses = F.cross_entropy(logits, codes, reduction="none")
             losses.mean().backward()
             first = float(losses.detach().mean())
-            if (
-                not math.isfinite(first) and np.isfinite(inputs).all()
-            ):  # what is wrong with rows is said by the steps
+            # What is wrong with rows is said by the steps that read them all.
+            if not math.isfinite(first) and np.isfinite(inputs).all():
                 raise ConfigError(
-                    f"train.model: the first loss of {train.model} is {first}; check the column "
+                    f"train.model: The first loss of {train.model} is {first}; check the column "
                     f"'{train.input}' and the model's initial weights."
                 )
     finally:

@@ -35,6 +35,7 @@ def measure(
     workflow: Workflow | str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> MeasureResults:
     """Measure the pool of a workflow, its groups and the target.
@@ -46,6 +47,8 @@ def measure(
     out : path, optional
         By default ``runs/NAME-measure``. Files that an earlier call measured there with the same binding, grouping
         and target are not read again: only files that were added since are.
+    address : str, optional
+        As in `raysel.run`.
     progress : Progress, optional
         Where progress is shown; by default on stderr.
 
@@ -63,9 +66,9 @@ def measure(
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     if flow.gime is None:
-        raise ConfigError("The key 'gime' is missing: it says what the columns mean to the metrics.")
+        raise ConfigError("The key 'gime' is missing: it says which columns the metrics use, and as what.")
     steps.check(flow)
-    connect()
+    connect(address)
     directory = (Path(out) if out is not None else Path("runs") / f"{flow.name}-measure").resolve()
     directory.mkdir(parents=True, exist_ok=True)
     progress = progress or Progress()
@@ -93,8 +96,8 @@ def measure(
             progress.note(name, "...")
             found, before = rule.state(rows, group), kept[name]
             kept[name] = found if known is None or before is None else merge(before, found)
-    reused = f", {len(known.files)} not read again" if known else ""
-    progress.done("measure", f"{len(new)} file(s) read{reused}")
+    reused = f", {len(known.files)} reused" if known else ""
+    progress.done("measure", f"{len(new)} files read{reused}")
 
     states = {name: state for name, state in kept.items() if state is not None}
     (directory / "index.json").unlink(missing_ok=True)  # what is half written is measured again
@@ -137,7 +140,7 @@ def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
     try:
         state = State.load(path)
     except StateError as error:
-        raise StateError(f"{error} (remove {path.parent} and all files are read again)") from None
+        raise StateError(f"{error} Remove {path.parent} to read all files again.") from None
     return state if (state.binding, state.by) == (binding, by) else None
 
 

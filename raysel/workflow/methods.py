@@ -53,18 +53,18 @@ def all_methods() -> str:
     """Return the registered selectors, policies and embedders and the sections of a workflow, one line each."""
     groups: list[tuple[str, dict[str, str]]] = []
     for kind in _KINDS:
-        heading = f"{kind.registry.kind} (key '{kind.key}')"
+        heading = f"{kind.registry.kind.capitalize()} (key '{kind.key}'):"
         groups.append((heading, {name: _summary(kind, name) for name in kind.registry.names()}))
     lines = {name: docstrings.summary(cls) for name, cls in _sections().items()}
-    groups.append(("sections of a workflow", lines))
+    groups.append(("Sections of a workflow:", lines))
     width = max(len(name) for _, lines in groups for name in lines) + 4
     blocks = [
         "\n".join([heading, *(_entry(f"  {name}", text, width) for name, text in lines.items())])
         for heading, lines in groups
     ]
     end = (
-        "'raysel methods NAME' prints the parameters of a method or the keys of a section. A class of your own is "
-        "named as file.py:Name, here and in a workflow."
+        "'raysel methods NAME' prints the parameters of a method or the keys of a section. Write a class of your own "
+        "as file.py:Name, here and in a workflow."
     )
     return "\n\n".join([*blocks, textwrap.fill(end, _WIDTH)])
 
@@ -103,8 +103,8 @@ def one_method(name: str) -> str:
         return _method(_kind_of(made, name), name, made)
     known = list(dict.fromkeys([*(n for kind in _KINDS for n in kind.registry.names()), *sections]))
     raise ConfigError(
-        f"'{name}' is no method and no section of a workflow; {nearest(name, known)} A class of your own is "
-        "named as file.py:Name."
+        f"'{name}' is neither a method nor a section of a workflow. {nearest(name, known)} Write a class of your own "
+        "as file.py:Name."
     )
 
 
@@ -140,7 +140,7 @@ def _method(kind: _Kind, name: str, made: Any) -> str:
     lines = [f"{name} ({kind.one}, key '{kind.key}')", ""]
     lines += [textwrap.fill(_plain(docstrings.summary(made)) or "It has no docstring.", _WIDTH), ""]
     lines += _table(parameters)
-    return "\n".join([*lines, "example", textwrap.indent(_example(kind, written, parameters), "  ")])
+    return "\n".join([*lines, "Example:", textwrap.indent(_example(kind, written, parameters), "  ")])
 
 
 def _written_after_a_colon(name: str, made: Any) -> tuple[str, list[_Parameter]]:
@@ -189,7 +189,7 @@ def _section(name: str, cls: Any) -> str:
         for kind in (_SELECTOR, _POLICY):
             text = f"{texts[kind.key]} See 'raysel methods' for the {kind.registry.kind}."
             parameters.append(_Parameter(kind.key, "mapping with the key 'method'", "optional", text))
-    return "\n".join([*lines, *_table(parameters, "keys")]).rstrip()
+    return "\n".join([*lines, *_table(parameters, "Keys:")]).rstrip()
 
 
 # ---- parameters ----------------------------------------------------------------------------------------------
@@ -243,7 +243,7 @@ def _yaml(value: Any) -> str:
     return plain if isinstance(plain, str) and plain else json.dumps(plain, default=str)
 
 
-def _table(parameters: list[_Parameter], heading: str = "parameters") -> list[str]:
+def _table(parameters: list[_Parameter], heading: str = "Parameters:") -> list[str]:
     if not parameters:
         return ["It has no parameters.", ""]
     width = max(len(p.name) for p in parameters) + 4

@@ -31,10 +31,10 @@ from raysel.report.results import (
 )
 from raysel.workflow import config, steps
 from raysel.workflow.config import Workflow, difference, digest
-from raysel.workflow.directory import Done, Progress, RunDirectory, _alone, manifest, open_run, versions
+from raysel.workflow.directory import Done, Progress, RunDirectory, manifest, open_run, versions
 from raysel.workflow.load import load_check
 
-__all__ = ["Progress", "RunDirectory", "_alone", "connect", "open_run", "report", "run", "runs", "versions"]
+__all__ = ["Progress", "RunDirectory", "connect", "open_run", "report", "run", "runs", "versions"]
 
 
 def run(
@@ -42,6 +42,7 @@ def run(
     out: str | os.PathLike[str] | None = None,
     *,
     fresh: bool = False,
+    address: str | None = None,
     progress: Progress | None = None,
 ) -> RunResults:
     """Run a workflow.
@@ -55,6 +56,8 @@ def run(
         code and data are not run again.
     fresh : bool
         Remove what earlier runs left in the directory.
+    address : str, optional
+        Ray cluster to join if Ray is not connected yet; by default that of RAY_ADDRESS, or a new one on this machine.
     progress : Progress, optional
         Where progress is shown; by default on stderr.
 
@@ -76,7 +79,7 @@ def run(
     found = steps.check(flow)
     load_check(flow)
     steps.check(flow, found=found)  # the code that is loaded now says what it needs
-    connect()
+    connect(address)
     train = flow.train
     steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as this:
@@ -111,7 +114,7 @@ def runs(directory: str | os.PathLike[str]) -> list[tuple[RunResults, list[tuple
     """
     place = Path(directory)
     if manifest(place) is None:
-        raise RunError(f"{place}: not a run directory; give one that 'raysel run' has written.")
+        raise RunError(f"{place} is not a run directory; give one that 'raysel run' has written.")
     files = sorted((place / "results").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
     found = [RunResults.load(file) for file in files]
     return [
@@ -136,7 +139,7 @@ def results(run: RunDirectory) -> RunResults:
         seed=flow.seed,
         config=flow.describe(),
         data=data(run),
-        inputs={role: entry.index.digest for role, entry in run.inputs.items()},
+        inputs={role: entry.digest for role, entry in run.inputs.items()},
         trusted=trusted(run),
         selection=_chosen(run),
         metrics=measured(run),
@@ -208,7 +211,7 @@ def _chosen(run: RunDirectory) -> Chosen | None:
     return Chosen(
         method=", then ".join(info["method"] for info in reversed(infos) if info.get("method")),
         kept=len(run.rows),
-        pool=run.rows.info["pool_rows"],
+        pool=run.count(run.base),
         curve=Curve(tuple(curve["rows"]), tuple(curve["kl"])),
         classes=tuple(ClassCount(**entry) for entry in run.finished["classes"].answer["classes"]),
     )

@@ -61,16 +61,19 @@ def drawn_role(workflow: Workflow) -> str | None:
 
 
 def draw(workflow: Workflow, inputs: Mapping[str, Input]) -> Drawn | None:
-    """Draw the validation rows. Raises ConfigError if a share leaves no row on either side."""
+    """Draw the validation rows, None without a share. Raises ConfigError if it leaves no row on either side."""
     role = drawn_role(workflow)
-    if role is None:
-        return None
+    return None if role is None else draw_ids(workflow, role, inputs[role].count)
+
+
+def draw_ids(workflow: Workflow, role: str, count: int) -> Drawn:
+    """Draw validation rows from the ``count`` rows of a role; see :func:`draw`."""
     assert isinstance(workflow.validation, float)
-    ids = np.arange(inputs[role].count, dtype=np.int64)
+    ids = np.arange(count, dtype=np.int64)
     taken = hash_ids(ids, workflow.seed ^ _STREAM) < workflow.validation
     if taken.all() or not taken.any():
         raise ConfigError(
-            f"validation: a share of {workflow.validation:g} of the {len(ids):,} rows of {role}.path takes "
-            f"{int(taken.sum()):,} rows; choose another share, or name files of their own."
+            f"validation: A share of {workflow.validation:g} of the {len(ids):,} rows of {role}.path takes "
+            f"{int(taken.sum()):,} rows; choose another share, or give the validation rows as files."
         )
     return Drawn(role, workflow.validation, workflow.seed, ids[taken], ids[~taken])

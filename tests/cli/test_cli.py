@@ -56,7 +56,7 @@ def test_validate_counts_the_rows_and_starts_nothing(raysel, digits):
     assert (code, err) == (0, "")
     checked, left_out = out.splitlines()
     assert checked.endswith("ok (pool 1,517 rows, target 100 rows, test 180 rows)")
-    assert left_out.startswith("not checked without --load: train.model: ") and "models.py:mlp" in left_out
+    assert left_out.startswith("Not checked without --load: train.model: ") and "models.py:mlp" in left_out
 
 
 def test_validate_runs_no_code_unless_it_is_asked_to(raysel, digits, tmp_path):
@@ -72,10 +72,10 @@ def test_validate_runs_no_code_unless_it_is_asked_to(raysel, digits, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--set", "select.bugdet=0.1"], "Unknown key 'select.bugdet'; did you mean 'select.budget'?"),
+        (["--set", "select.bugdet=0.1"], "The key 'select.bugdet' is unknown. Did you mean 'select.budget'?"),
         (["--set", "select.budget=1.5"], "select.budget: 1.5 is not a share in (0, 1]"),
-        (["--set", "pool.path=/no/such.parquet"], "pool.path: /no/such.parquet: no such file"),
-        (["--set", "nonsense"], "write key=value"),
+        (["--set", "pool.path=/no/such.parquet"], "pool.path: /no/such.parquet does not exist"),
+        (["--set", "nonsense"], "Write key=value"),
     ],
 )
 @pytest.mark.parametrize("command", ["validate", "run"])
@@ -89,7 +89,7 @@ def test_what_is_wrong_is_one_sentence(raysel, digits, tmp_path, command, argume
 
 def test_unknown_options_and_commands(raysel):
     assert raysel("run")[0] == 2 and raysel("rnu")[0] == 2
-    assert "no results to report" in raysel("report", "/no/such/run")[2]
+    assert "cannot be reported" in raysel("report", "/no/such/run")[2]
 
 
 def test_report_is_made_again_from_the_results(raysel, tmp_path):
@@ -106,7 +106,7 @@ def test_report_is_made_again_from_the_results(raysel, tmp_path):
     )
     results.save(tmp_path / "results.json")
     code, out, err = raysel("report", tmp_path)
-    assert (code, err) == (0, "") and out == f"report: {tmp_path / 'report.html'}\n"
+    assert (code, err) == (0, "") and out == f"Report: {tmp_path / 'report.html'}\n"
     assert "tiny" in (tmp_path / "report.html").read_text()
 
 
@@ -119,13 +119,13 @@ def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "No Ray cluster at 127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
+    assert "The Ray cluster at 127.0.0.1:1 cannot be joined" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--policies", "full,roundrobim"], "'roundrobim' is not known; did you mean 'round_robin'?"),
+        (["--policies", "full,roundrobim"], "'roundrobim' is unknown. Did you mean 'round_robin'?"),
         (["--seeds", "0"], "a comparison needs at least one"),
         (["--set", "test=null"], "The key 'test' is missing"),
     ],

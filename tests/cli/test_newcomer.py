@@ -46,7 +46,8 @@ def test_init(raysel, tmp_path):
 
 
 def test_runs(raysel, tmp_path):
-    write_json(tmp_path / "manifest.json", {"format": FORMAT})
+    created = "2026-01-01T00:00:00+00:00"
+    write_json(tmp_path / "manifest.json", {"kind": "raysel run", "format": FORMAT, "created": created})
     (tmp_path / "results").mkdir()
     results().save(tmp_path / "results" / "0123.json")
     code, out, err = raysel("runs", tmp_path)

@@ -213,16 +213,16 @@ def test_a_module_that_the_program_has_imported_is_used_as_it_is(write, tmp_path
 @pytest.mark.parametrize(
     ("text", "spec", "sentence"),
     [
-        ("", "models.py", r"^key: 'models.py' names no policy; write file.py:Name or package.module:Name.$"),
-        ("", ":f", "':f' names no policy"),
-        ("", "models.py:", "'models.py:' names no policy"),
-        ("", "a b:f", "'a b:f' names no policy"),
-        ("", ".models:f", "'.models:f' names no policy"),
-        ("", "none.py:f", r"^key: there is no file /.*/none.py.$"),
+        ("", "models.py", r"^key: 'models.py' does not name a policy; write file.py:Name or package.module:Name.$"),
+        ("", ":f", "':f' does not name a policy"),
+        ("", "models.py:", "'models.py:' does not name a policy"),
+        ("", "a b:f", "'a b:f' does not name a policy"),
+        ("", ".models:f", "'.models:f' does not name a policy"),
+        ("", "none.py:f", r"^key: The file /.*/none.py does not exist.$"),
         ("", "no.such:f", r"^key: no.such cannot be loaded \(ModuleNotFoundError: No module named 'no'\)\.$"),
-        ("def linear(): pass\n", "models.py:liner", r"models.py has no policy 'liner'; did you mean linear\?$"),
-        ("a = b = c = d = 0\n", "models.py:none", r"models.py has no policy 'none'; its names are a, b, c and 1 more\.$"),
-        ("", "models.py:f", "its names are none.$"),
+        ("def linear(): pass\n", "models.py:liner", r"models.py has no policy 'liner'. Did you mean linear\?$"),
+        ("a = b = c = d = 0\n", "models.py:none", r"models.py has no policy 'none'. Its names are a, b, c and 1 more\.$"),
+        ("", "models.py:f", "Its names are none.$"),
         ("\n\n1 / 0\n", "models.py:f", r"^key: /.*/models.py cannot be loaded \(ZeroDivisionError in line 3 of models.py: division by zero\)\.$"),
         ("\ndef f(:\n", "models.py:f", r"\(SyntaxError in line 2 of models.py: \w"),
         ("import json\n\njson.loads('{')\n", "models.py:f", r"\(JSONDecodeError in line 3 of models.py: Expecting"),
@@ -247,7 +247,7 @@ def test_what_cannot_be_loaded_is_said_in_a_sentence(write, tmp_path, monkeypatc
     assert "\n" not in str(caught.value)
     write("models.py", "f = 1\n")
     assert load_object("models.py:f", "key") == 1
-    with pytest.raises(ConfigError, match=r"'models.py:f' is no function, but a value of type int"):
+    with pytest.raises(ConfigError, match=r"'models.py:f' is not a function but a value of type int"):
         load_function("models.py:f", "key")
 
 

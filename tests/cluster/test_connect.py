@@ -35,9 +35,14 @@ print("mode", os.environ.get("RAY_AUTH_MODE"))
             "auto",
             None,
             "token",
-            ["No Ray cluster can be joined at auto: RAY_AUTH_MODE is 'token'", "mode token"],
+            ["The Ray cluster at auto cannot be joined: RAY_AUTH_MODE is 'token'", "mode token"],
         ),
-        ("ray://127.0.0.1:1", None, None, ["No Ray cluster at ray://127.0.0.1:1 ([Errno 111]", "mode None"]),
+        (
+            "ray://127.0.0.1:1",
+            None,
+            None,
+            ["The Ray cluster at ray://127.0.0.1:1 cannot be joined ([Errno 111]", "mode None"],
+        ),
     ],
 )
 def test_a_token_is_used_where_there_is_one(tmp_path, monkeypatch, address, token, mode, lines):

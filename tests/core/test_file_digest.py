@@ -131,7 +131,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, monkeypatch):
     limit = 6
     assert file_digest(path).startswith("xxh3:")  # it grew from 3 to 6 bytes, then it stayed
     limit = 10**9
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match="changed 3 times while it was read"):
         file_digest(path)
 
 
@@ -193,7 +193,7 @@ def test_what_is_no_file(tmp_path, kind):
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
-    with pytest.raises(DataError, match="here: "):
+    with pytest.raises(DataError, match="here (cannot be read|is not a regular file)"):
         file_digest(path)
 
 
@@ -337,5 +337,5 @@ def test_an_object_store_says_what_it_holds():
     assert stored_digest(silent, "a") == f"xxh3:{xxhash.xxh3_128_hexdigest(b'one')}"
     assert stored_digest(tagged, "a", "mtime") == "mtime:3:5"
     for trust in ("content", "mtime"):
-        with pytest.raises(DataError, match="b: "):
+        with pytest.raises(DataError, match="b does not exist"):
             stored_digest(tagged, "b", trust)

@@ -347,7 +347,7 @@ def test_no_row_can_be_embedded(tmp_path):
 @pytest.mark.parametrize(
     ("function", "sentence"),
     [
-        (lambda rows: rows[:-1], r"returned 9 vectors for 10 rows, the rows from sample_id 0"),
+        (lambda rows: rows[:-1], r"returned 9 vectors for 10 rows \(the rows from sample_id 0\)"),
         (
             lambda rows: rows.astype(np.float64),
             r"returned float64 of shape \(10, 3\) for the rows from sample_id 0",
@@ -387,14 +387,14 @@ def test_another_dimension_later(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("pca:0", "names no number of elements"),
-        ("pca:x", "names no number of elements"),
-        ("hash", "names no number of elements"),
-        ("magic", "embedder is 'magic'; known are column, pca, hash"),
-        ("column:3", "is not known"),
+        ("pca:0", "lacks the number of elements"),
+        ("pca:x", "lacks the number of elements"),
+        ("hash", "lacks the number of elements"),
+        ("magic", "embedder is 'magic', but there is no such name. The known names are column, pca, hash"),
+        ("column:3", "is unknown; write column"),
         (
             "sentence-transformers:",
-            "'sentence-transformers:' names no model; write sentence-transformers:NAME",
+            "'sentence-transformers:' does not name a model; write sentence-transformers:NAME",
         ),
         ("timm:resnet18", r"needs timm, .*pip install 'raysel\[vision\]'"),
         ("open_clip:ViT-B-32", r"needs open_clip_torch, .*pip install 'raysel\[vision\]'"),
@@ -422,7 +422,7 @@ def test_what_pca_cannot_be_fitted_on():
             raysel.fit_embedder(spec, raysel.read({"v": rows}), column="v")
     with pytest.raises(ConfigError, match="learns from data; give the dataset"):
         raysel.fit_embedder("pca:2")
-    with pytest.raises(ConfigError, match="fit it once"):
+    with pytest.raises(ConfigError, match="Fit it once"):
         raysel.embed(raysel.read({"v": [1.0]}), "pca:2", column="v")
     with pytest.raises(DataError, match="The dataset to fit on has no column 'w'"):
         raysel.fit_embedder("pca:1", raysel.read({"v": [1.0]}), column="w")

@@ -42,20 +42,20 @@ def test_a_pool_is_accepted_when_it_begins_with_the_files_of_the_selection():
     [
         (
             (A, B, C),
-            r"^This selection was made from other rows: file 1 of the pool is a.parquet \(37 rows\), the selection's is "
+            r"^This selection was made from other rows: file 1 of the pool is a.parquet \(37 rows\), but that of the selection is "
             r"b.parquet \(500 rows\). Read the pool with index= so that files added later keep the ids.$",
         ),
         (
             (B, A),
-            r"file 2 of the pool is a.parquet \(37 rows\), the selection's is c.parquet .* select again",
+            r"file 2 of the pool is a.parquet \(37 rows\), but that of the selection is c.parquet .* select again",
         ),
         (
             (B,),
-            r"file 2 of the selection's pool, c.parquet \(9 rows\), is missing from this one. Apply it to",
+            r"file 2 of the selection's pool, c.parquet \(9 rows\), is not in this pool. Apply it to",
         ),
         (
             (B._replace(digest="x"), C),
-            r"file 1 of the pool, b.parquet \(500 rows\), has other content than when",
+            r"the content of file 1 of the pool, b.parquet \(500 rows\), has changed since",
         ),
     ],
 )
@@ -217,7 +217,7 @@ def test_every_source_has_an_identity_of_its_content(cluster, tmp_path):
     changed.loc[7, "x"] += 1
     chosen = raysel.Random(10).select(raysel.read(whole.to_pandas()))
     with pytest.raises(
-        DataError, match=r"file 1 of the pool, a table in memory \(3,000 rows\), has other content"
+        DataError, match=r"the content of file 1 of the pool, a table in memory \(3,000 rows\), has changed"
     ):
         chosen.apply(raysel.read(changed))
 
@@ -229,7 +229,7 @@ def test_images_are_known_by_their_paths_and_sizes(cluster, tmp_path):
     assert [row["path"] for row in chosen.apply(raysel.read(tmp_path)).take_all()] == ["b.png"]
     (tmp_path / "aa.png").write_bytes(b"x")
     with pytest.raises(
-        DataError, match=r"a directory of images \(3 rows\), the selection's is .* \(2 rows\)"
+        DataError, match=r"a directory of images \(3 rows\), but that of the selection is .* \(2 rows\)"
     ):
         chosen.apply(raysel.read(tmp_path))
 
@@ -296,7 +296,7 @@ def test_where_the_identity_is_not_known_the_ids_are_looked_up(cluster, tmp_path
     ):
         with pytest.raises(DataError, match=r"lacks 1 of its 3 rows \(sample_id 40\)"):
             chosen.apply(other)
-    with pytest.raises(DataError, match=r"it holds sample_id 40, the pool's ids end at 3"):
+    with pytest.raises(DataError, match=r"it holds sample_id 40, but the last id of the pool is 3"):
         chosen.apply(raysel.read({"x": [1, 2, 3, 4]}))
     with pytest.raises(DataError, match="no column 'sample_id'"):
         chosen.apply(cluster.data.range(3))
@@ -318,14 +318,14 @@ def test_vectors_that_were_written_keep_the_identity_of_their_pool(cluster, file
 def test_a_column_weight_is_never_replaced(cluster):
     own = raysel.read({"x": np.arange(6), "weight": np.arange(6) * 100.0})
     chosen = raysel.Random(3).select(own)
-    with pytest.raises(DataError, match=r"has a column 'weight' already.*later\.after\(earlier\)"):
+    with pytest.raises(DataError, match=r"already has a column 'weight'.*later\.after\(earlier\)"):
         chosen.apply(own)
     later = own.map_batches(lambda t: t, batch_format="pyarrow")
-    with pytest.raises(DataError, match="has a column 'weight' already"):
+    with pytest.raises(DataError, match="already has a column 'weight'"):
         chosen.apply(later).take_all()
     assert [row["weight"] for row in chosen.rows(own).take_all()] == (chosen.ids * 100.0).tolist()
     plain = own.drop_columns(["weight"])
-    with pytest.raises(DataError, match="has a column 'weight' already"):
+    with pytest.raises(DataError, match="already has a column 'weight'"):
         chosen.apply(chosen.apply(plain)).take_all()
 
 

@@ -134,7 +134,7 @@ def test_the_digests_of_built_in_embedders_are_of_their_values():
 def test_an_embedder_that_cannot_be_fingerprinted_needs_a_version():
     embedder = FunctionEmbedder("locked", locked)
     with pytest.raises(
-        ConfigError, match=r"embedder 'locked' reads the global 'LOCK' \(_thread\.lock\).*version="
+        ConfigError, match=r"Embedder 'locked' reads the global 'LOCK' \(_thread\.lock\).*version="
     ):
         pipeline.digest(embedder)
     assert pipeline.digest(embedder, "1") != pipeline.digest(embedder, "2")
@@ -217,7 +217,7 @@ def test_a_directory_that_was_made_again_with_other_vectors(cluster, tmp_path):
     try:
         late = old.to_pandas().sort_values("sample_id")["embedding"].map(lambda v: float(v[0])).tolist()
     except DataError as error:
-        assert "holds other vectors by now" in str(error)
+        assert "now holds other vectors" in str(error)
     else:
         assert late == one  # from the memory of a worker
 
@@ -231,7 +231,7 @@ def test_a_version_takes_the_place_of_the_fingerprint(cluster, tmp_path):
     assert raysel.embed(rows, locked, column="x", directory=place, version="1").count() == 8
     with pytest.raises(RunError, match="another embedder"):
         raysel.embed(rows, locked, column="x", directory=place, version="2")
-    with pytest.raises(ConfigError, match="version: 2 is no text"):
+    with pytest.raises(ConfigError, match="version: 2 is not text"):
         raysel.embed(rows, scaled, column="x", directory=place, version=2)
 
 

@@ -87,13 +87,13 @@ def test_images_of_equal_size_go_in_and_others_are_named(pixels):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("torch:net", "names no network"),
-        ("torch:nowhere.py:net", "there is no file .*nowhere.py"),
+        ("torch:net", "does not name a network"),
+        ("torch:nowhere.py:net", "The file .*nowhere.py does not exist"),
         ("torch:no_such_module_here:net", "no_such_module_here cannot be loaded"),
         (f"torch:{TINY}:other", "has no function 'other'"),
-        (f"torch:{TINY}:net:first", "names no network; write torch:module:factory"),
+        (f"torch:{TINY}:net:first", "does not name a network; write torch:module:factory"),
         (f"torch:{TINY}:not_a_network", "returned a int, not a torch.nn.Module"),
-        (f"torch:{TINY}:averages:penultimate", "no linear layer to stop before"),
+        (f"torch:{TINY}:averages:penultimate", "no linear layer, so its penultimate"),
     ],
 )
 def test_networks_that_are_not_there(spec, sentence):
@@ -231,7 +231,7 @@ def test_changed_weights_are_another_embedder(transformer, tmp_path):
         ("./nowhere", "there is no folder nowhere"),
         (
             "no-such-model-at-all",
-            "no such model in the local Hugging Face cache; nothing is downloaded .* hf download",
+            "no such model in the local Hugging Face cache. Nothing is downloaded .* hf download",
         ),
         ("{tmp_path}", "holds no model"),
     ],
@@ -258,7 +258,8 @@ def test_a_missing_extra_names_the_command(spec, monkeypatch):
     monkeypatch.setattr(models.importlib, "import_module", without)
     extra = "text" if spec.startswith("sentence") else "vision"
     with pytest.raises(
-        ConfigError, match=rf"needs .*, which is not installed; .*pip install 'raysel\[{extra}\]'"
+        ConfigError,
+        match=rf"needs .*, which is not installed. Install it with pip install 'raysel\[{extra}\]'",
     ):
         raysel.fit_embedder(spec)
 

@@ -62,14 +62,14 @@ def test_a_missing_file_is_an_error(files, change):
         (files / "a.parquet").rename(files / "z.parquet")
     else:
         (files / "a.parquet").unlink()
-    with pytest.raises(DataError, match=r"a\.parquet: numbered by an earlier reading and now missing"):
+    with pytest.raises(DataError, match=r"a\.parquet cannot be found, but the index has ids for its rows"):
         number(files, before)
 
 
 def test_a_changed_file_is_an_error(files):
     before = number(files)
     write(files / "b.parquet", [9, 1, 2, 3, 4])
-    with pytest.raises(DataError, match=r"b\.parquet: changed since its rows were numbered"):
+    with pytest.raises(DataError, match=r"b\.parquet has changed since its rows were numbered"):
         number(files, before)
 
 
@@ -101,9 +101,9 @@ def test_hidden_files_are_left_out(files):
         (lambda d: (d / "a.parquet").write_bytes(b"x" * 50), "not a readable Parquet file"),
         (
             lambda d: pq.write_table(pa.table({"x": ["a"]}), d / "b.parquet"),
-            "column 'x' is string, not int64",
+            "column 'x' is string in the first and int64 in the second",
         ),
-        (lambda d: pq.write_table(pa.table({"y": [1]}), d / "b.parquet"), "column 'x' is missing"),
+        (lambda d: pq.write_table(pa.table({"y": [1]}), d / "b.parquet"), "column 'x' is only in the second"),
     ],
 )
 def test_unusable_files(files, make, sentence):
@@ -113,12 +113,12 @@ def test_unusable_files(files, make, sentence):
 
 
 def test_paths_that_do_not_fit(tmp_path):
-    with pytest.raises(DataError, match="no such file or directory"):
+    with pytest.raises(DataError, match="does not exist"):
         list_files([tmp_path / "nowhere"])
-    with pytest.raises(DataError, match=r"the directory holds no \.parquet file"):
+    with pytest.raises(DataError, match=r"holds no \.parquet file"):
         list_files([tmp_path])
     file = write(tmp_path / "a.parquet", [1])
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="named more than once"):
         list_files([file, file])
     with pytest.raises(DataError, match="No path"):
         list_files([])

@@ -51,7 +51,7 @@ def test_a_test_set_uses_the_pools_classes(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "classes", "sentence"),
     [
-        ({}, ["a", "b"], "Label c does not occur in the pool"),
+        ({}, ["a", "b"], "The label c does not occur in the pool"),
         (
             {"label": ["a", None, "b", None, "a"]},
             None,

@@ -80,7 +80,7 @@ def test_torchvision_stops_before_the_classifier(folder, tmp_path, monkeypatch):
 
 
 def _no_network(*_, **__):
-    raise OSError("no network")
+    raise OSError("does not name a network")
 
 
 def test_open_clip_from_a_file(cluster, folder, tmp_path):
@@ -100,7 +100,7 @@ def test_open_clip_from_a_file(cluster, folder, tmp_path):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("open_clip:ViT-S-32", "names no weights"),
+        ("open_clip:ViT-S-32", "does not name its weights"),
         ("open_clip:ViT-S-32/no-such-tag", "cannot be loaded"),
         ("open_clip:no-such-network/openai", "cannot be loaded"),
         ("timm:no-such-network", "cannot be loaded"),

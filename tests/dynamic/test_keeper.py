@@ -80,7 +80,7 @@ def test_nothing_works_before_restore(call):
 def test_an_earlier_attempt_is_refused(call):
     made = keeper()
     made.restore("b")
-    with pytest.raises(StateError, match="attempt 'a' is stale: the state belongs to attempt 'b'"):
+    with pytest.raises(StateError, match="Attempt 'a' is stale: the state belongs to attempt 'b'"):
         calls()[call](made, "a", 0)
 
 
@@ -91,7 +91,7 @@ def test_another_epoch_is_refused(call, epoch):
     train(made, "a", 0)
     if call == "commit" and epoch == 0:
         return  # the one call that may be repeated
-    with pytest.raises(StateError, match=f"epoch {epoch} is not the current one: epoch 1 is being trained"):
+    with pytest.raises(StateError, match=f"Epoch {epoch} is not the current one: epoch 1 is being trained"):
         calls()[call](made, "a", epoch)
 
 
@@ -107,7 +107,7 @@ def test_after_the_last_epoch_there_is_nothing_to_plan():
 def test_a_replaced_attempt_cannot_come_back():
     made = keeper()
     made.restore("b")
-    with pytest.raises(StateError, match="replaced by 'b' and cannot come back"):
+    with pytest.raises(StateError, match="replaced by 'b' and can no longer be used"):
         made.restore("a")
     made.restore("b")  # the current one may: it starts over
 
@@ -115,11 +115,11 @@ def test_a_replaced_attempt_cannot_come_back():
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        (("b", 2), "the state they left is needed"),
+        (("b", 2), "needs the selection state of that time"),
         (("b", 1, SampleState.empty(N + 1)), "another data set: it has 401 samples, the run has 400"),
-        (("b", EPOCHS + 1, SampleState.empty(N)), "7 epochs, the run only 6"),
-        (("",), "named by a string"),
-        ((None,), "named by a string"),
+        (("b", EPOCHS + 1, SampleState.empty(N)), "7 epochs, but the run only 6"),
+        (("",), "name of an attempt must be a non-empty string"),
+        ((None,), "name of an attempt must be a non-empty string"),
     ],
 )
 def test_restore_refuses_what_does_not_fit_and_stays_as_it_was(args, sentence):
@@ -243,8 +243,8 @@ def test_a_summary_is_the_callers_own():
         ([5, -1], [1.0] * 2, "padding"),
         ([5, 6], [1.0], "one loss per slot"),
         ([5.0], [1.0], "integer type"),
-        ([5, 6, 5], [1.0, 1.0, 2.0], "slots given twice with different losses in epoch 0: 5$"),
-        ([5, 6, 5], [1.0, 1.0, np.nan], "slots given twice"),
+        ([5, 6, 5], [1.0, 1.0, 2.0], "slots were given twice with different losses in epoch 0: 5.$"),
+        ([5, 6, 5], [1.0, 1.0, np.nan], "slots were given twice"),
     ],
 )
 def test_bad_observations_are_refused_whole(slots, values, sentence):
@@ -299,10 +299,10 @@ class Wrong(FullData):
 def test_a_policy_that_answers_nonsense_is_named():
     beyond = Plan(np.array([0, N]), np.ones(2, np.float32))
     for answer in (beyond, [0, 1]):
-        with pytest.raises(StateError, match=r"Wrong\.plan must answer a Plan of slots below 400"):
+        with pytest.raises(StateError, match=r"Wrong\.plan must return a Plan of slots below 400"):
             keeper(Wrong(plan=answer)).plan("a", 0)
     for answer in (None, SampleState.empty(N + 1)):
-        with pytest.raises(StateError, match=r"Wrong\.update must answer a SampleState of 400"):
+        with pytest.raises(StateError, match=r"Wrong\.update must return a SampleState of 400"):
             keeper(Wrong(update=answer)).commit("a", 0)
 
 

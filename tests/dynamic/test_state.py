@@ -107,8 +107,8 @@ def damaged() -> dict[str, object]:
         "from an Arrow table": {"loss": [1.0]},
         "not a sample state": table.replace_schema_metadata(None),
         "'sample-state/9'": table.replace_schema_metadata({**metadata, b"raysel.format": b"sample-state/9"}),
-        "has the columns": table.drop_columns("selected").replace_schema_metadata(metadata),
-        "found: loss double": table.set_column(0, "loss", pa.array([0.5, 1, 2, 0], pa.float64())),
+        "must have the columns": table.drop_columns("selected").replace_schema_metadata(metadata),
+        "this table has loss double": table.set_column(0, "loss", pa.array([0.5, 1, 2, 0], pa.float64())),
         "3 of 4 samples": table.slice(0, 3),
         "of \\? samples": table.replace_schema_metadata({b"raysel.format": b"sample-state/2"}),
         "nulls": nulls,
@@ -167,8 +167,8 @@ def test_observe_ema_mixes_only_what_had_been_seen():
 @pytest.mark.parametrize(
     ("slots", "losses", "sentence"),
     [
-        ([0, 4], [1.0, 1.0], "slots outside 0..3: 4$"),
-        ([0, -1], [1.0, 1.0], "-1; padding"),
+        ([0, 4], [1.0, 1.0], "slots are outside 0..3: 4.$"),
+        ([0, -1], [1.0, 1.0], "-1. Remove padding"),
         ([9, 8, 7, 6, 5], [1.0] * 5, "9, 8, 7 and 2 more"),
         ([0, 1], [1.0], "one loss per slot"),
         ([[0, 1]], [[1.0, 1.0]], "one loss per slot"),

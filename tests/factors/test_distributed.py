@@ -105,7 +105,7 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
         score(table(vectors[:40, :9], labels[:40]))
     with pytest.raises(DataError, match="has no label for 35; label all samples or none"):
         score(few.set_column(2, "label", pa.array([*labels[:35].tolist(), None, *labels[36:40].tolist()])))
-    with pytest.raises(DataError, match="'label' holds double; a class is"):
+    with pytest.raises(DataError, match="'label' holds double; a class must be"):
         score(few.set_column(2, "label", pa.array(np.ones(40))))
     with pytest.raises(DataError, match="no column 'kind'"):
         score(few, label="kind")

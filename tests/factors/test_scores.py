@@ -139,13 +139,13 @@ def test_all_units_dead(dead):
 
 def test_bad_input():
     active = np.array([[0, 1], [1, -1]])
-    with pytest.raises(DataError, match="One label a sample"):
+    with pytest.raises(DataError, match="one label per sample"):
         rep_div(active, ["a"])
     for share in (0, 1.5, True):
         with pytest.raises(ConfigError, match="top_fraction must be a number"):
             rep_div(active, top_fraction=share)
     for wrong in (-2, 10**12):
-        with pytest.raises(DataError, match="Unit numbers lie in"):
+        with pytest.raises(DataError, match="Unit numbers must be in"):
             rep_div(np.array([[wrong]]))
     with pytest.raises(DataError, match="must be a sparse matrix"):
         rep_div(np.array(["a"]))

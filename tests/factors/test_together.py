@@ -29,7 +29,7 @@ def work(rank: int, place: str) -> None:
     found.save(f"{place}/uneven-{rank}")
     with pytest.raises(ConfigError, match="'paper' cannot be trained by several processes"):
         fit_autoencoder(uneven, mode="paper", together=True)
-    with pytest.raises(ConfigError, match="batch_size = 7 cannot be shared by 2 processes"):
+    with pytest.raises(ConfigError, match="batch_size = 7 cannot be divided equally among 2 processes"):
         fit_autoencoder(uneven, batch_size=7, together=True)
     dist.destroy_process_group()
 
@@ -47,5 +47,5 @@ def test_two_processes_train_what_one_does(tmp_path):
 
 
 def test_without_processes_nothing_can_be_shared():
-    with pytest.raises(ConfigError, match=r"torch\.distributed has joined no processes"):
+    with pytest.raises(ConfigError, match=r"torch\.distributed is not initialised"):
         fit_autoencoder(rows(), together=True)

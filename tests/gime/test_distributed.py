@@ -68,7 +68,7 @@ def test_selects_whole_groups_that_satisfy_the_thresholds(table, full):
         assert sorted([*chosen.ids, *chosen.dropped["sample_id"].to_pylist()]) == list(range(400))
         assert all("pick" in reason for reason in chosen.table["reason"].to_pylist())
         assert chosen.info["reached"]["variety.classes"] == 6
-    with pytest.raises(ConfigError, match="no choice of groups was found"):
+    with pytest.raises(ConfigError, match="No selection of groups was found"):
         raysel.GIME(binding, {"volume.rows": (401, None)}).select(pool, "file")
 
 

@@ -44,7 +44,7 @@ def test_the_rows_cover_what_is_asked_for_and_are_few(seed, entities, classes):
 
     least = next((n for n in range(1, 11) if any(map(holds, combinations(range(10), n)))), None)
     if least is None:
-        with pytest.raises(ConfigError, match="no choice of groups was found"):
+        with pytest.raises(ConfigError, match="No selection of groups was found"):
             chosen(table, binding, thresholds)
         return
     rows, _ = chosen(table, binding, thresholds)
@@ -172,7 +172,9 @@ def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
 
 def test_what_conflicts_among_rows_is_named():
     table, binding = mixed()
-    with pytest.raises(ConfigError, match=r"satisfies granularity\.completeness .* volume\.rows .* together"):
+    with pytest.raises(
+        ConfigError, match=r"found with granularity\.completeness .* volume\.rows .* together"
+    ):
         chosen(table, binding, {"granularity.completeness": (1, None), "volume.rows": (3900, None)})
 
 

@@ -124,12 +124,12 @@ def test_what_conflicts_is_named():
     rows = table.num_rows
     with pytest.raises(
         ConfigError,
-        match=r"no choice of groups was found with scope.entities in \[1000, -\] \(all groups together: ",
+        match=r"No selection of groups was found with scope.entities in \[1000, -\] \(all groups together: ",
     ) as caught:
         select_groups(state, {"scope.entities": (1000, None), "volume.rows": (1, None)})
     assert "volume.rows" not in str(caught.value)
     with pytest.raises(
-        ConfigError, match=r"satisfies .* together, though without one of them there is"
+        ConfigError, match=r"was found with .* together, but there is one without any of them"
     ) as caught:
         select_groups(
             state, {"volume.rows": (rows, None), "duration.span": (None, 50), "variety.classes": (1, None)}
@@ -145,14 +145,14 @@ def test_what_conflicts_is_named():
 @pytest.mark.parametrize(
     "thresholds,floors,says",
     [
-        ({}, {}, "thresholds: there is none"),
+        ({}, {}, "thresholds: Without a threshold"),
         (
             {"variety.clases": (1, None)},
             {},
-            r"thresholds.variety.clases: there is no such metric \(did you mean 'variety.classes'",
+            r"thresholds.variety.clases: There is no such metric \(did you mean 'variety.classes'",
         ),
         ({"variety.classes": 3}, {}, r"3 is not \(least, greatest\)"),
-        ({"variety.classes": (3, 1)}, {}, "the least value 3 is above the greatest, 1"),
+        ({"variety.classes": (3, 1)}, {}, "The least value 3 is above the greatest, 1"),
         ({"mismatch.states": (None, 1)}, {}, "mismatch.states null"),
     ],
 )
@@ -164,7 +164,7 @@ def test_thresholds_that_cannot_be(thresholds, floors, says):
 def test_states_without_groups_or_classes():
     with pytest.raises(ConfigError, match="measure with by"):
         select_groups(partial(data(0), BINDING), {"volume.rows": (1, None)})
-    with pytest.raises(ConfigError, match="must name one class column"):
+    with pytest.raises(ConfigError, match="must name exactly one class column"):
         select_groups(partial(data(0), Binding(entity="who"), "g"), {}, {"c0": 3})
 
 

@@ -265,7 +265,7 @@ def test_damaged_files_are_refused(table, full, tmp_path, monkeypatch):
         State.load(path)
     where = whole.rindex(np.array([50], np.int64).tobytes())  # the number of rows
     path.write_bytes(whole[:where] + b"\x31" + whole[where + 1 :])
-    with pytest.raises(StateError, match="do not match its digest"):
+    with pytest.raises(StateError, match="does not match its digest"):
         State.load(path)
     path.write_bytes(whole)
     monkeypatch.setattr(rooms, "KEYS", 4096)

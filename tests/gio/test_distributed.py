@@ -97,7 +97,7 @@ def test_input_that_cannot_be_used_gets_one_sentence(cluster, vectors):
         raysel.GIO(0.1).select(dataset(pool), dataset(target[:, :4]))
     with pytest.raises(DataError, match="pool has no column 'embedding'"):
         raysel.GIO(0.1).select(raysel.read({"x": pool}), dataset(target))
-    with pytest.raises(ConfigError, match="1,000 rows asked for, the pool has 900"):
+    with pytest.raises(ConfigError, match="1,000 rows are more than the 900 of the pool"):
         raysel.GIO(1000).select(dataset(pool), dataset(target))
     broken = pool.copy()
     broken[[3, 7, 8, 500], 2] = [np.nan, np.inf, -np.inf, np.nan]
@@ -178,9 +178,9 @@ def test_continuing_an_earlier_selection(cluster, vectors):
         more.weights[np.isin(more.ids, start.ids)], weights
     )
     assert len(more.dropped) == 900 - len(more) and more.info["start_rows"] == near.sum()
-    with pytest.raises(DataError, match=r"start holds 1 rows that the pool does not have \(sample_id 5000\)"):
+    with pytest.raises(DataError, match=r"start: 1 of its rows are not in the pool \(sample_id 5000\)"):
         raysel.GIO(0.5).select(*rows, start=raysel.Selection.of([1, 5000]))
-    with pytest.raises(ConfigError, match="start holds 50 already"):
+    with pytest.raises(ConfigError, match="start already holds 50"):
         raysel.GIO(50, clusters=None).select(*rows, start=first)
 
 
@@ -231,7 +231,7 @@ def test_targets_and_pools_at_the_edge(cluster, vectors):
         ({"solver": "gradient"}, "give estimator='average'"),
         ({"init": "zero"}, "init: 'zero' is unknown"),
         ({"within": "farthest"}, "within: 'farthest' is unknown"),
-        ({"stop": Stop(max_resets=1)}, "max_resets belongs to solver='gradient'"),
+        ({"stop": Stop(max_resets=1)}, "max_resets can only be used with solver='gradient'"),
     ],
 )
 def test_options_that_make_no_sense(options, says):

@@ -291,9 +291,19 @@ GOOD = np.random.default_rng(12).normal(size=(10, 3))
         (GOOD[0], {}, DataError, "pool must be an array of shape"),
         (GOOD[:0], {}, DataError, "pool is empty"),
         (GOOD[:, :2], {}, DataError, "pool has 2 dimensions"),
-        (np.where(np.arange(10)[:, None] == 6, np.nan, GOOD), {}, DataError, "pool row 6 holds a NaN"),
+        (
+            np.where(np.arange(10)[:, None] == 6, np.nan, GOOD),
+            {},
+            DataError,
+            "pool row 6 holds a value that is NaN",
+        ),
         (GOOD, {"start": GOOD[:, :1]}, DataError, "start has 1 dimensions"),
-        (GOOD, {"stop": Stop(max_resets=1)}, ConfigError, "max_resets belongs to the gradient solver"),
+        (
+            GOOD,
+            {"stop": Stop(max_resets=1)},
+            ConfigError,
+            "max_resets can only be used with the gradient solver",
+        ),
     ],
 )
 def test_bad_input(pool, options, error, says):

@@ -117,13 +117,13 @@ def test_equal_centroids_go_to_the_lowest_index():
     "rows,centroids,says",
     [
         (np.ones(3), np.ones((2, 3)), "vectors must be an array of shape"),
-        (np.ones((4, 2)), np.ones((2, 3)), "vectors has 2 dimensions; 3 were expected"),
+        (np.ones((4, 2)), np.ones((2, 3)), "vectors has 2 dimensions, but 3 were expected"),
         (np.ones((0, 3)), np.ones((2, 3)), "vectors is empty"),
         (np.ones((4, 3)), np.ones((0, 3)), "centroids is empty"),
         (
             np.where(np.arange(4)[:, None] == 2, np.nan, np.ones((4, 3))),
             np.ones((2, 3)),
-            "id 102 holds a NaN",
+            "id 102 holds a value that is NaN",
         ),
         (np.full((4, 3), 1e39), np.ones((2, 3)), "id 100 .* too large"),
     ],
@@ -192,7 +192,7 @@ def test_fewer_distinct_rows_than_clusters():
 def test_bad_clusters(clusters):
     with pytest.raises(ConfigError, match="clusters"):
         fit_centroids(np.ones((4, 2)), clusters)
-    with pytest.raises(DataError, match="sample row 1 holds a NaN"):
+    with pytest.raises(DataError, match="sample row 1 holds a value that is NaN"):
         fit_centroids([[1.0], [np.nan]], 1)
 
 

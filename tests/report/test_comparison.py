@@ -118,23 +118,24 @@ def test_what_is_not_beaten_is_said():
     results = sample()
     said = comparison.findings(results)
     assert said == [
-        "InfoBatch beats full data at equal steps at the same budget: +2.03 ± 0.03 points.",
-        "InfoBatch does not beat random pruning at the same budget: +0.00 ± 0.15 points, this is a tie.",
-        "InfoBatch with 30 % fewer passes than full data: −0.47 ± 0.03 points, lower.",
+        "InfoBatch is more accurate than full data at equal steps at the same budget: +2.03 ± 0.03 points.",
+        "InfoBatch is not more accurate than random pruning at the same budget: +0.00 ± 0.15 points, a tie.",
+        "With 30 % fewer passes than full data, InfoBatch is less accurate: −0.47 ± 0.03 points.",
     ]
     assert comparison.headline(results) == (
-        "With 70.0 % of full data's passes, InfoBatch beats full data at equal steps and ties with random pruning "
-        "at the same budget."
+        "With 70.0 % of the passes of full data, InfoBatch is more accurate than full data at equal steps and cannot be "
+        "distinguished from random pruning at the same budget."
     )
     lost = sample(ENDS | {"random": (0.951, 0.952, 0.954)})
-    assert "does not beat random pruning at the same budget: −5.00 ± 0.00 points, it is worse." in " ".join(
-        comparison.findings(lost)
+    assert (
+        "is not more accurate than random pruning at the same budget: −5.00 ± 0.00 points, less accurate."
+        in " ".join(comparison.findings(lost))
     )
-    assert "loses to random pruning" in comparison.headline(lost)
+    assert "is less accurate than random pruning" in comparison.headline(lost)
     one = sample({name: shares[:1] for name, shares in ENDS.items()})
     assert (
         comparison.findings(one)[1]
-        == "InfoBatch against random pruning: −0.10 points with one seed, no claim."
+        == "InfoBatch differs from random pruning by −0.10 points at the same budget; one seed supports no claim."
     )
     assert "no claim" in comparison.headline(one)
     alone = sample({"infobatch": ENDS["infobatch"]})
@@ -225,16 +226,24 @@ def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
     assert page.count("<svg") == 2 and "accuracy on the validation rows" not in page
     assert "accuracy on the test rows</text>" in page
     assert (
-        "There are no validation rows; the key <code>validation:</code> in the workflow gives a curve."
+        "There are no validation rows; set the key <code>validation:</code> in the workflow to get a curve."
         in page
     )
 
 
 def test_trusted_roles_and_the_batch_are_among_the_notes():
-    assert "Batches of 100;" in " ".join(comparison.notes(sample()))
+    assert "All batches have 100 samples" in " ".join(comparison.notes(sample()))
     said = comparison.notes(replace(sample(), trusted=("pool", "test")))
     assert len(said) == len(comparison.notes(sample())) + 1
     assert said[-1] == (
         "Files of these roles were compared by size and modification time, not by content, as "
-        '"trust: mtime" asks: pool, test.'
+        '"trust: mtime" requests: pool, test.'
     )
+
+
+def test_random_subsets_have_a_note_of_their_own():
+    results = sample()
+    subsets = {**results.policies, "random_subset": results.policies["random"]}
+    note = "Random subsets are not rescaled and have no full-data tail."
+    assert note not in comparison.notes(results)
+    assert note in comparison.notes(replace(results, policies=subsets))

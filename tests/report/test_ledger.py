@@ -88,13 +88,13 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     path = tmp_path / "ledger.json"
-    with pytest.raises(RunError, match="Cannot read"):
+    with pytest.raises(RunError, match=r"ledger\.json cannot be read"):
         Ledger.load(path)
     for damaged in ('{"entries": [', "[]", '{"entries": [{"arm": "full"}]}', '{"entries": [3]}'):
         path.write_text(damaged)
         with pytest.raises(RunError, match="damaged"):
             Ledger.load(path)
-    with pytest.raises(RunError, match="Cannot write"):
+    with pytest.raises(RunError, match=r"ledger\.json cannot be written"):
         Ledger().save(tmp_path / "nowhere" / "ledger.json")
 
 
@@ -144,7 +144,7 @@ def test_the_table(results: RunResults) -> None:
         "%",
     ]
     assert row.split()[3:] == cells
-    assert lines[-1].startswith("saving = 1 - ")
+    assert lines[-1].startswith("Saving = 1 - ")
 
 
 def test_the_table_of_a_large_run_is_no_wider() -> None:

@@ -78,7 +78,9 @@ def test_the_page_shows_the_largest_groups_and_the_report_the_thresholds(results
         calibration=CalibrationCost(count=120, rows=50, rows_trained=7000, seconds=12.5),
     )
     page = render(replace(results, metrics=measured))
-    assert "mismatch.labels ≤ 0.25: 0.125 among the rows kept" in page and "3 ≤ variety.classes: 4" in page
+    assert (
+        "mismatch.labels ≤ 0.25: 0.125 among the selected rows" in page and "3 ≤ variety.classes: 4" in page
+    )
     assert "2 ≤ volume.rows ≤ 9" in page and "7,000 rows in all" in page.replace("\u00a0", " ")
     assert page.index("<h2>Metrics</h2>") < page.index("<h2>Selection</h2>")
 

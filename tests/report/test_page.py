@@ -11,7 +11,7 @@ import pytest
 
 from raysel.errors import RunError
 from raysel.report import Ledger
-from raysel.report.page import headline, render, write
+from raysel.report.page import headline, overhead, render, write
 from raysel.report.results import Data, RunResults
 
 VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
@@ -104,7 +104,7 @@ def test_the_same_results_give_the_same_bytes(results: RunResults, tmp_path: Pat
     first, second = write(results, tmp_path / "a.html"), write(results, tmp_path / "b.html")
     assert first.read_bytes() == second.read_bytes()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.html", "b.html"]
-    with pytest.raises(RunError, match="Cannot write"):
+    with pytest.raises(RunError, match=r"nowhere/report\.html cannot be written"):
         write(results, tmp_path / "nowhere" / "report.html")
 
 
@@ -133,16 +133,49 @@ def test_names_are_escaped(results: RunResults) -> None:
 
 def test_the_headline(results: RunResults) -> None:
     assert headline(results) == (
-        "Chose 430 of 1,437 rows; trained on 76 % fewer samples and took 49 % less time than full data, "
-        "selecting included; accuracy 97.1 % against 97.6 %."
+        "430 of 1,437 rows were selected; training used 76 % fewer samples and took 49 % less time than on full data, "
+        "selecting included; the accuracy is 97.1 %, 0.5 points lower than on full data."
     )
     seconds = results.ledger.entries[2].seconds
     results = with_entry(results, "chain", seconds={**seconds, "selection": 100.0})
-    assert "76 % fewer samples and took 193 % more time than full data" in headline(results)
+    assert "76 % fewer samples and took 193 % more time than on full data" in headline(results)
     assert "\u2212193\u00a0%" in render(results)
     assert "cost more: " in render(results)
     results = with_entry(results, "chain", seconds={**seconds, "selection": None})
-    assert "than full data, time not measured" in headline(results)
+    assert "than on full data, and its time was not measured" in headline(results)
+
+
+def test_the_headline_states_the_change_of_the_accuracy(results: RunResults) -> None:
+    for accuracy, says in (
+        (0.9861, "98.6 %, 1.0 points higher than on full data."),
+        (0.9764, "97.6 %, the same as on full data."),
+    ):
+        entry = with_entry(with_entry(results, "chain", accuracy=accuracy), "full", accuracy=0.9764)
+        assert headline(entry).endswith(f"; the accuracy is {says}")
+    spent = results.ledger.entry("full").samples_backward
+    assert "training used 0 % fewer samples" in headline(with_entry(results, "chain", samples_backward=spent))
+
+
+def test_start_up_is_said_apart_from_selecting(results: RunResults) -> None:
+    parts = {
+        "embedding": 1.0,
+        "metrics": 0.5,
+        "selection": 2.0,
+        "planning": 0.25,
+        "training": 4.0,
+        "other": 6.0,
+    }
+    spent = dict.fromkeys(parts, 0.0) | {"training": 8.0, "other": 5.5}
+    results = with_entry(with_entry(results, "chain", seconds=parts), "full", seconds=spent)
+    assert overhead(results) == (
+        "Of its 13.8 s, 3.8 s were spent on selecting (embedding, metrics, selection and planning) and 6.0 s on other "
+        "work (start-up of the workers, evaluation, checkpoints and repeated epochs); training on full data spent 5.5 s "
+        "of its 13.5 s on other work."
+    )
+    page = plain(render(results))
+    assert page.index("the accuracy is") < page.index("3.8 s were spent on selecting") < page.index("<h2>")
+    assert overhead(with_entry(results, "chain", seconds=parts | {"other": None})) == ""
+    assert "full data" not in overhead(with_entry(results, "full", seconds=spent | {"training": None}))
 
 
 @pytest.mark.parametrize(
@@ -185,7 +218,10 @@ def test_only_full_data(results: RunResults) -> None:
         arms={"full": results.arms["full"]},
         ledger=Ledger(results.ledger.entries[:1]),
     )
-    assert plain(headline(results)) == "Trained on full data, 1,437 rows for 20 epochs; accuracy 97.6 %."
+    assert (
+        plain(headline(results))
+        == "Training used full data, 1,437 rows for 20 epochs; the accuracy is 97.6 %."
+    )
     assert "KL curve" not in render(results)
 
 
@@ -208,7 +244,7 @@ def test_unknown_targets_and_bad_losses(results: RunResults) -> None:
         results, "chain", epochs=(*epochs[:3], replace(epochs[3], loss=None, nonfinite=2), *epochs[4:])
     )
     page = plain(render(results))
-    assert "what pool, kept rows and target are made of" not in page
+    assert "share of each class in the pool" not in page
     assert "2 losses not finite" in page
 
 
@@ -236,7 +272,7 @@ def test_without_validation_rows_the_final_test_accuracies_are_drawn(results: Ru
     assert page.count("<svg") == 6 and "Not measured" not in section
     assert "accuracy on the test rows" in section and "accuracy on the validation rows" not in section
     assert (
-        "There are no validation rows; the key <code>validation:</code> in the workflow gives a curve."
+        "There are no validation rows; set the key <code>validation:</code> in the workflow to get a curve."
         in section
     )
     assert "Validation accuracy" not in section and "GIO + InfoBatch 97.1 %" in section
@@ -262,5 +298,5 @@ def test_trusted_roles_are_said_where_the_reading_is_explained(results: RunResul
     reading = page[page.index("<h2>How to read this</h2>") : page.index("<h2>Configuration</h2>")]
     assert (
         "Files of these roles were compared by size and modification time, not by content, as "
-        '"trust: mtime" asks: pool, test.' in unescape(reading)
+        '"trust: mtime" requests: pool, test.' in unescape(reading)
     )

@@ -128,21 +128,21 @@ def test_a_number_that_json_lacks_comes_back_as_none(results: RunResults, tmp_pa
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"results\.json: no results to report \(No such file.*finished run"):
+    with pytest.raises(RunError, match=r"results\.json cannot be reported \(No such file.*finished run"):
         RunResults.load(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"name": "a", "ledger": {"entries": []}}', "format 1 and this version of raysel reads format 2"),
+        ('{"name": "a", "ledger": {"entries": []}}', "format 1, but this version of raysel reads format 2"),
         ('{"name": "a", "ledger": {"entries": [{"arm": "full"}]}}', "the file has format 1"),
         ('{"format": 3}', "the file has format 3"),
-        ('{"format": 2}', "since name is damaged"),
-        ('{"format": "two"}', "since format is damaged"),
-        ('{"name": "a", "led', "since the file is damaged"),
-        ("[]", "since the file is damaged"),
-        ("", "since the file is damaged"),
+        ('{"format": 2}', ": name is damaged"),
+        ('{"format": "two"}', ": format is damaged"),
+        ('{"name": "a", "led', ": the file is damaged"),
+        ("[]", ": the file is damaged"),
+        ("", ": the file is damaged"),
     ],
 )
 def test_what_is_no_file_of_this_format_is_refused(text: str, says: str, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_what_is_no_file_of_this_format_is_refused(text: str, says: str, tmp_pat
     for kind in (RunResults, CompareResults, MeasureResults):
         with pytest.raises(RunError, match="run the workflow again") as refused:
             kind.load(path)
-        assert str(refused.value).startswith(f"{path}: no results to report, ") and says in str(refused.value)
+        assert str(refused.value).startswith(f"{path} cannot be reported: ") and says in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_damaged_field_is_named(
     assert last in inner or isinstance(last, int)
     inner[last] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="no results to report") as refused:
+    with pytest.raises(RunError, match="cannot be reported") as refused:
         RunResults.load(path)
     assert says in str(refused.value)
 

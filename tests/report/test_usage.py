@@ -53,7 +53,7 @@ def test_gradients_lie_within_the_bound():
     "wrong", [np.array([-1, 2]), np.array([0.5]), np.array([], int), np.ones((2, 2), int)]
 )
 def test_what_is_no_count_is_refused(wrong):
-    with pytest.raises(DataError, match="one whole number from 0 up a sample"):
+    with pytest.raises(DataError, match="one whole number of at least 0 per sample"):
         gini(wrong)
 
 
@@ -128,7 +128,9 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert page == render(results) and "Use of the samples" in page
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
     plain = page.replace("\u00a0", " ")
-    assert "over how many of the 3 classes have it" in plain and "12.3 % of the variance" in plain
+    assert (
+        "divided by the number of the 3 classes that have it" in plain and "12.3 % of the variance" in plain
+    )
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
 
     picture = images(np.zeros((1, 8, 8), np.uint8))[0]

@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_model_included(tmp_pat
         resumed, again = weights(tmp_path / "b")
     said = [record.message for record in caplog.records if record.name == "raysel"]
     assert len(said) == 1 and "last: the checkpoint is damaged" in said[0]
-    assert said[0].endswith("goes on from the checkpoint before, model included: at epoch 2.")
+    assert said[0].endswith("resumes from the checkpoint before it, model included, at epoch 2.")
     assert torch.equal(resumed, whole) and outcome(again) == outcome(history)
 
 
@@ -357,10 +357,10 @@ def test_a_checkpoint_is_taken_where_a_step_is_over(tmp_path):
     with pytest.raises(StateError, match="checkpoint was called outside an epoch"):
         session.checkpoint()
     for epoch in session.epochs():
-        with pytest.raises(StateError, match=r"before session\.loss had noted step 0"):
+        with pytest.raises(StateError, match=r"before session\.loss had recorded step 0"):
             session.checkpoint()
         for batch in session.loader(Numbers(20), batch_size=10):
-            with pytest.raises(StateError, match=rf"before session\.loss had noted step {session.step}"):
+            with pytest.raises(StateError, match=rf"before session\.loss had recorded step {session.step}"):
                 session.checkpoint()
             session.loss(batch, loss_of(batch.data, epoch))
             session.checkpoint()
@@ -373,7 +373,7 @@ def test_an_epoch_is_visited_in_the_order_it_was_begun_in(tmp_path):
 
     with pytest.raises(Killed):
         train(session(), 40, shuffle=False, save_at=[(0, 1)], kill_at=(0, 2))
-    with pytest.raises(StateError, match="begun with shuffle=False"):
+    with pytest.raises(StateError, match="started with shuffle=False"):
         train(session(), 40)
     assert len(train(session(), 40, shuffle=False).history) == 2
 
@@ -464,5 +464,5 @@ def test_parts_of_two_checkpoints_are_not_taken_for_one(tmp_path):
             checkpoint.save(tmp_path, rank, 2, about, {}, keeper, attempt)
         if attempt == "a":
             checkpoint.verified(tmp_path)
-    with pytest.raises(checkpoint.Damaged, match="what rank 1 wrote is of another checkpoint"):
+    with pytest.raises(checkpoint.Damaged, match="files of rank 1 belong to another checkpoint"):
         checkpoint.verified(tmp_path)

@@ -166,7 +166,7 @@ def test_shards_on_the_cluster_are_the_keeper_of_one_process(cluster, monkeypatc
         os.kill(pids[0], signal.SIGSTOP)
         monkeypatch.setattr(service, "TIMEOUT_S", 2.0)
         with pytest.raises(
-            StateError, match="did not answer within 2 s; training goes on from the last checkpoint"
+            StateError, match="did not respond within 2 s. Training resumes from the last checkpoint"
         ):
             client.commit("b", 2)
         os.kill(pids[0], signal.SIGCONT)
@@ -182,9 +182,9 @@ def test_shards_need_a_policy_that_can_plan_them():
         )
 
     raysel.DynamicSelection(Whole(), 200_000, num_epochs=1)
-    with pytest.raises(ConfigError, match=r"Whole has no plan_shard.* use shards=1"):
+    with pytest.raises(ConfigError, match=r"Whole has no method plan_shard.* use shards=1"):
         raysel.DynamicSelection(Whole(), 200_000, num_epochs=1, shards=2)
     with pytest.raises(ConfigError, match="shards must be a whole number"):
         raysel.DynamicSelection(raysel.FullData(), 10, num_epochs=1, shards=0)
-    with pytest.raises(ConfigError, match="classes names 3 samples, there are 4"):
+    with pytest.raises(ConfigError, match="classes has 3 entries, but there are 4 samples"):
         raysel.DynamicSelection(raysel.InfoBatch(classes=[0, 1, 1]), 4, num_epochs=1)

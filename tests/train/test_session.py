@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, name, damage):
     make = save_once(tmp_path)
     path = tmp_path / "last" / name
     path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(StateError, match=r"the checkpoint is damaged \(.*No earlier one is whole"):
+    with pytest.raises(StateError, match=r"the checkpoint is damaged \(.*No earlier one is complete"):
         make().session()
 
 
@@ -313,12 +313,12 @@ def test_misuse_gets_one_sentence(tmp_path):
         for size in (0, True, 2.0):
             with pytest.raises(ConfigError, match="batch_size"):
                 session.loader(Pairs(8), batch_size=size)
-        with pytest.raises(DataError, match="sampler= is not passed on"):
+        with pytest.raises(DataError, match="sampler= cannot be given"):
             session.loader(Pairs(8), batch_size=2, sampler=None)
         loader = session.loader(Pairs(8), batch_size=2)
         for batch in loader:
             session.loss(batch, torch.ones(2))
-        with pytest.raises(StateError, match="iterated already"):
+        with pytest.raises(StateError, match="were iterated before"):
             list(loader)
         session.report()
         if epoch == 0:
@@ -326,9 +326,9 @@ def test_misuse_gets_one_sentence(tmp_path):
     fresh = dynamic.session()
     with pytest.raises(StateError, match="the model was not restored"):
         next(fresh.epochs())
-    with pytest.raises(StateError, match="checkpoint holds nothing, asked to restore model"):
+    with pytest.raises(StateError, match="checkpoint holds nothing, but restore was called with model"):
         fresh.restore({"model": torch.nn.Linear(1, 1)})
-    with pytest.raises(StateError, match="another run: its seed is 0, this run's is 1"):
+    with pytest.raises(StateError, match="another run: its seed is 0, but that of this run is 1"):
         DynamicSelection.local(FullData(), 8, num_epochs=2, seed=1, checkpoints=tmp_path).session()
     (tmp_path / "last" / "selection-0-of-1.arrow").write_bytes(b"ARROW1 and then nothing")
     with pytest.raises(StateError, match="damaged"):

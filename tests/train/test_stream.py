@@ -278,11 +278,11 @@ def streamed(rows, make, samples=60, policy=None, **options):
 
 def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
     rows = raysel.read(write_rows(tmp_path / "rows", 60))
-    with pytest.raises(DataError, match="epoch 0 planned 30 samples, 29 rows came"):
+    with pytest.raises(DataError, match="Epoch 0 planned 30 samples, but 29 rows were read"):
         streamed(rows, lambda planned: planned.limit(29))
-    with pytest.raises(DataError, match="planned 60 samples, 60 rows came, some twice"):
+    with pytest.raises(DataError, match="planned 60 samples, but 60 rows were read, some twice"):
         streamed(rows, lambda planned: planned.map_batches(Double()), policy=raysel.FullData(), batch_size=60)
-    with pytest.raises(DataError, match=r"rows that the epoch's plan does not hold \(sample_id"):
+    with pytest.raises(DataError, match=r"Some rows are not in the epoch's plan \(sample_id"):
         streamed(rows, lambda planned: rows)
     with pytest.raises(ConfigError, match="Ray Train has no dataset 'train'"):
         streamed(rows, lambda planned: "train")
@@ -290,7 +290,7 @@ def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
         streamed(rows, lambda planned: [1])
     with pytest.raises(ConfigError, match="local_shuffle_buffer_size 0"):
         streamed(rows, lambda planned: planned, local_shuffle_buffer_size=0)
-    with pytest.raises(ConfigError, match="2 workers cannot each read the whole Dataset"):
+    with pytest.raises(ConfigError, match="2 workers cannot each read the complete Dataset"):
         next(arrivals(rows, 2, 8, None, 0, CollateRows(None)))
     with pytest.raises(ConfigError, match="a Ray Dataset is needed, got list"):
         raysel.DynamicSelection.local(raysel.FullData(), 2, num_epochs=1).planned([])
@@ -310,7 +310,7 @@ def test_what_the_filter_finds_comes_through_ray_data(cluster, tmp_path):
         streamed(rows, lambda planned: planned.drop_columns(["sample_id"]))
     with pytest.raises(DataError, match="sample_id 59 is not one of the 50 samples of the run"):
         streamed(rows, lambda planned: planned, samples=50)
-    with pytest.raises(DataError, match="planned 35 samples, 30 rows came"):
+    with pytest.raises(DataError, match="planned 35 samples, but 30 rows were read"):
         streamed(rows, lambda planned: planned, samples=70)
     with pytest.raises(StateError, match=r"can only be read by session\.stream inside an epoch"):
         streamed(rows, lambda planned: planned.materialize())
@@ -339,7 +339,7 @@ def test_no_cpu_for_ray_data_is_said_and_not_waited_for_for_ever(cluster):
     assert all(cluster.get([holder.there.remote() for holder in holders]))
     with pytest.raises(
         ResourceError,
-        match=r"hold every CPU.* within 1 s: 0 of the cluster's 2 CPUs are free; give the workers less",
+        match=r"hold every CPU.* within 1 s: 0 of the cluster's 2 CPUs are free. Give the workers fewer",
     ):
         wait_for_cpu(1.0)
     for holder in holders:
@@ -500,7 +500,7 @@ def test_shares_that_drop_rows_and_workers_that_hold_every_cpu_are_said(cluster,
             run_config=RunConfig(name=fault.replace(" ", "-"), storage_path=str(tmp_path)),
         )
         sentence = (
-            "planned 229 samples, 228 rows came"
+            "planned 229 samples, but 228 rows were read"
             if fault == "equal shares"
             else "had none to read with within 5 s"
         )

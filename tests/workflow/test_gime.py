@@ -132,7 +132,7 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
     assert entry.title == "GIME" and entry.samples_proxy == 7800 and entry.seconds["metrics"] >= spent.seconds
     least = results.metrics.thresholds["variety.effective_classes"][0]
     assert results.metrics.reached["variety.effective_classes"] >= least and entry.rows >= 80
-    with pytest.raises(RunError, match="no threshold could be shown to keep the score above"):
+    with pytest.raises(RunError, match="No threshold was shown to keep the score above"):
         run(flow(folder, *calibrated, "gime.calibrate.tolerance=0.0"), tmp_path / "none")
     with pytest.raises(ConfigError, match=r"satisfies .*granularity\.completeness.* together"):
         run(
@@ -179,13 +179,13 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
     room.measure(flow(folder, "gime.binding.relation=who"), out)
     assert [len(paths) for paths in read if "target" not in paths[0]] == [6]  # another binding: all anew
     pq.write_table(rows(60, 8, "bad 1"), folder / "pool" / "0.parquet")
-    with pytest.raises(DataError, match=r"0\.parquet: changed since .* Or remove .*kept"):
+    with pytest.raises(DataError, match=r"0\.parquet has changed since .* Or remove .*kept"):
         room.measure(flow(folder, "gime.binding.relation=who"), out)
     with pytest.raises(ConfigError, match="The key 'gime' is missing"):
         room.measure(flow(folder, "gime=null"), out)
     (out / "sets.arrow").write_bytes(b"what another version wrote")
     with pytest.raises(
-        StateError, match=r"sets\.arrow: this is not a saved state .*\(remove .*kept and all files"
+        StateError, match=r"sets\.arrow: This is not a saved state .*Remove .*kept to read all files"
     ):
         room.measure(flow(folder, "gime.binding.relation=who"), out)
 
@@ -193,16 +193,19 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("gime.binding.entty=who", "Unknown key 'gime.binding.entty'; did you mean 'gime.binding.entity'?"),
+        (
+            "gime.binding.entty=who",
+            "The key 'gime.binding.entty' is unknown. Did you mean 'gime.binding.entity'?",
+        ),
         ("gime.binding.size=wide", "gime: The pool has no column 'wide', which the binding names as size"),
         ("gime.by=prt", "gime.by: no column 'prt'"),
-        ("gime.days=7", "gime: give by or days, not both"),
+        ("gime.days=7", "gime: Give by or days, not both"),
         ("gime.floors={a: 3}", "gime: floors: a are not all int64"),
         (
             "gime.thresholds={volume.rows: [3]}",
             "gime: thresholds.volume.rows: [3.0] is not [least, greatest]",
         ),
-        ("gime.tresholds={}", "Unknown key 'gime.tresholds'; did you mean 'gime.thresholds'?"),
+        ("gime.tresholds={}", "The key 'gime.tresholds' is unknown. Did you mean 'gime.thresholds'?"),
         ("gime.calibrate={features: [z], mix: part, rows: 9}", "gime.calibrate: no column 'z'"),
         ("gime.calibrate={features: [x], mix: prt, rows: 9}", "gime.calibrate.mix: no column 'prt'"),
         ("gime.calibrate={features: [x], mix: part, rows: 9999}", "gime.calibrate.rows: budget: 9,999"),

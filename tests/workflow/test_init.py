@@ -55,12 +55,12 @@ def test_a_template_runs_as_it_stands(template, tmp_path, monkeypatch, capsys):
     said = write(template, tmp_path / "new folder")
     folder = tmp_path / "new folder"
     workflow = folder / f"{template}.yaml"
-    assert all(f"wrote {file}" in said for file in folder.iterdir())
+    assert all(f"Wrote {file}" in said for file in folder.iterdir())
     assert f"raysel validate '{workflow}' --load" in said
     prepare(folder)
     assert "ok (pool 900 rows" in raysel_command(monkeypatch, capsys, "validate", workflow)
     out = raysel_command(monkeypatch, capsys, "validate", workflow, "--load")
-    assert "ok (pool 900 rows" in out and "not checked" not in out
+    assert "ok (pool 900 rows" in out and "Not checked" not in out
     lines = workflow.read_text().splitlines()
     keys = [line for line in lines if line and not line.startswith("#")]
     assert len([line for line in keys if "#" in line]) >= 6  # commented

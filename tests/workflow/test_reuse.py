@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import raysel
 from raysel.data.vectors import to_column
-from raysel.errors import RunError
+from raysel.errors import DataError, RunError
 from raysel.report.results import Epoch
-from raysel.workflow import config
+from raysel.workflow import config, steps
 from raysel.workflow.run import Progress, run, runs
 from raysel.workflow.steps import train
 
@@ -99,17 +100,17 @@ def test_fresh_starts_over_and_another_format_is_refused(go, folder):
     held = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**held, "format": 1}))
     with pytest.raises(
-        RunError, match=r"written in format 1, this version of raysel works in format 2; use --fresh"
+        RunError, match=r"written in format 1, but this version of raysel uses format 2; use --fresh"
     ):
         go()
     assert len(go(fresh=True)[1]) == 7
     manifest.write_text("{")
-    with pytest.raises(RunError, match=r"manifest.json: damaged; use --fresh"):
+    with pytest.raises(RunError, match=r"manifest.json is damaged; use --fresh"):
         go()
     assert len(go(fresh=True)[1]) == 7
     assert len(list((folder / "run" / "results").glob("*.json"))) == 1
     (folder / "run" / "manifest.json").unlink()
-    with pytest.raises(RunError, match="not empty, and not a run of raysel"):
+    with pytest.raises(RunError, match="is not empty and not a run directory of raysel"):
         go(fresh=True)  # what is not ours is not removed
 
 
@@ -121,7 +122,7 @@ def test_rows_that_are_added_keep_the_ids_of_the_others(go, folder):
     pq.write_table(rows(40, 7), pool / "a.parquet")  # sorts first
     results, ran = go(f"pool.path={pool}")
     assert {"inputs", "embed", "select"} <= ran
-    index = json.loads((folder / "run" / "index" / "pool.json").read_text())
+    index = json.loads(next((folder / "run" / "index").glob("pool-*.json")).read_text())
     assert [file["path"].rsplit("/")[-1] for file in index["files"]] == ["m.parquet", "a.parquet"]
     assert results.data.pool == 340
 
@@ -130,7 +131,7 @@ def test_a_damaged_step_is_said(go, folder):
     go()
     (done,) = (folder / "run").glob("steps/select-*/done.json")
     done.write_text("{")
-    with pytest.raises(RunError, match=r"done.json: damaged; remove the folder"):
+    with pytest.raises(RunError, match=r"done.json is damaged; remove the folder"):
         go()
 
 
@@ -169,3 +170,175 @@ def test_trusted_files_are_compared_by_size_and_time_and_the_report_says_so(go, 
     os.utime(folder / "pool.parquet", (1, 1))
     _, ran = go("pool.trust=mtime")
     assert {"inputs", "embed", "arrays"} <= ran
+
+
+# ---- whose directory it is
+
+
+@pytest.mark.parametrize("content", ['{"name": "my web app", "version": 3}', "{", "[1]", "\x00"])
+def test_a_folder_of_something_else_is_never_removed(go, folder, content):
+    (folder / "run" / "photos").mkdir(parents=True)
+    (folder / "run" / "photos" / "a.jpg").write_text("precious")
+    (folder / "run" / "manifest.json").write_text(content)
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="not empty, and not a run of raysel"):
+            go(fresh=fresh)
+    assert (folder / "run" / "photos" / "a.jpg").read_text() == "precious"
+
+
+def test_fresh_removes_what_a_run_writes_and_no_more(go, folder):
+    go()
+    (folder / "run" / "notes.txt").write_text("mine")
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "kept").write_text("mine too")
+    (folder / "run" / "compare.html").symlink_to(folder / "elsewhere" / "kept")
+    assert len(go(fresh=True)[1]) == 7
+    assert (folder / "run" / "notes.txt").read_text() == "mine"
+    assert (folder / "elsewhere" / "kept").read_text() == "mine too"
+
+
+def test_a_run_that_was_killed_in_its_first_moments_can_be_started_again(go, folder):
+    (folder / "run").mkdir()
+    (folder / "run" / ".lock").touch()
+    (folder / "run" / ".manifest.json.123.tmp").write_text("{")
+    assert len(go()[1]) == 7
+    manifest = folder / "run" / "manifest.json"
+    held = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: held[key] for key in ("kind", "format")}))
+    with pytest.raises(RunError, match="damaged; use --fresh"):
+        go()
+
+
+# ---- what decides a result
+
+
+def test_a_file_that_comes_during_a_run_is_not_read_in_it(go, folder, monkeypatch):
+    pool = folder / "pool"
+    pool.mkdir()
+    (folder / "pool.parquet").rename(pool / "m.parquet")
+    select, original = steps.Select, steps.Select.run
+
+    def grown(step, this, directory):
+        pq.write_table(rows(40, 7), pool / "n.parquet")
+        return original(step, this, directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(select, "run", grown)
+        results, _ = go(f"pool.path={pool}")
+    assert results.data.pool == 300
+    (pool / "n.parquet").unlink()
+    again, ran = go(f"pool.path={pool}")
+    assert ran == set() and again == results
+
+
+def test_another_time_of_an_unchanged_file_throws_no_step_away(go, folder, monkeypatch):
+    original = steps.Select.run
+
+    def touched(step, this, directory):
+        os.utime(folder / "pool.parquet")
+        (folder / "target.parquet").chmod(0o600)
+        return original(step, this, directory)
+
+    monkeypatch.setattr(steps.Select, "run", touched)
+    assert "select" in go()[1]
+
+
+def test_names_of_files_and_labels_that_nothing_reads_do_not_matter(go, folder):
+    go()
+    (folder / "pool.parquet").rename(folder / "moved.parquet")
+    assert go(f"pool.path={folder}/moved.parquet")[1] == set()
+    assert go(f"pool.path={folder}/moved.parquet", "target.label=null")[1] == {"classes"}
+
+
+def test_workflows_that_take_turns_in_a_directory_have_the_ids_they_have_alone(go, folder):
+    pool = folder / "pool"
+    pool.mkdir()
+    pq.write_table(rows(40, 7), pool / "a.parquet")
+    (folder / "pool.parquet").rename(pool / "b.parquet")
+    first, _ = go(f"pool.path={pool}")
+    go(f"pool.path={pool}/b.parquet")
+    again, ran = go(f"pool.path={pool}")
+    assert ran == set() and again == first
+
+
+def test_files_that_rows_name_are_in_the_key_of_their_vectors(go, folder):
+    (folder / "files").mkdir()
+    paths = [str(folder / "files" / f"{number}.txt") for number in range(300)]
+    for number, path in enumerate(paths):
+        with open(path, "w") as file:
+            file.write(str(number % 7))
+    for role, count in (("pool", 300), ("target", 60)):
+        table = pq.read_table(folder / f"{role}.parquet").append_column("path", pa.array(paths[:count]))
+        pq.write_table(table, folder / f"{role}.parquet")
+    (folder / "mine.py").write_text(
+        "import numpy as np\n"
+        "class Length:\n"
+        "    name, takes = 'length', 'text'\n"
+        "    def __call__(self, rows):\n"
+        "        return np.array([[float(open(path).read())] for path in rows], np.float32)\n"
+    )
+    changes = [f"embed={{embedder: {folder}/mine.py:Length, column: path}}"]
+    assert "embed" in go(*changes)[1] and go(*changes)[1] == set()
+    with open(paths[3], "w") as file:
+        file.write("9")
+    assert {"embed", "select"} <= go(*changes)[1]
+
+
+SELECTOR = """
+from dataclasses import dataclass
+import numpy as np, raysel
+
+@dataclass(frozen=True)
+class Mine:
+    first: int = 0
+    count: int = 50
+    pool: str = ""
+
+    def select(self, pool, target=None):
+        if self.pool:
+            return raysel.Selection.load(self.pool)
+        return raysel.Selection.of(np.arange(self.first, self.first + self.count))
+"""
+
+
+def test_a_selection_of_other_rows_is_refused_and_one_without_further_words_is_fine(go, folder):
+    (folder / "mine.py").write_text(SELECTOR)
+    name = f"{folder}/mine.py:Mine"
+    results, _ = go(f"select={{method: {name}}}")
+    assert (results.selection.kept, results.selection.pool, results.selection.method) == (50, 300, "own")
+    both = f"select=[{{method: random, budget: 200}}, {{method: {name}}}]"
+    with pytest.raises(DataError, match=r"The selection holds \d+ rows that were not there to select from"):
+        go(both)
+    with pytest.raises(DataError, match=r"The selection holds 50 rows that were not there .*sample_id 300"):
+        go(f"select={{method: {name}, first: 300}}")
+    pq.write_table(rows(90, 5), folder / "other.parquet")
+    raysel.Random(20).select(raysel.read(folder / "other.parquet")).save(folder / "saved")
+    with pytest.raises(DataError, match="This selection was made from other rows"):
+        go(f"select={{method: {name}, pool: {folder}/saved}}")
+    # A default that is written out, and another place of the same code, are the same selector.
+    (folder / "moved").mkdir()
+    (folder / "moved" / "mine.py").write_text(SELECTOR)
+    assert go(f"select={{method: {folder}/moved/mine.py:Mine, count: 50}}")[1] == set()
+
+
+POLICY = """
+from dataclasses import dataclass
+import raysel
+
+@dataclass(frozen=True)
+class Scored(raysel.FullData):
+    needs_scores = True
+
+    def with_scores(self, table):
+        return self
+
+    def parameters(self):
+        return {"policy": "Scored"}
+"""
+
+
+def test_scores_of_a_policy_of_the_users_own_are_in_its_key(go, folder):
+    (folder / "own.py").write_text(POLICY)
+    changes = [f"dynamic={{method: {folder}/own.py:Scored}}", "factors={units: 12, k: 2, epochs: 1}"]
+    assert {"factors", "train-chain"} <= go(*changes)[1] and go(*changes)[1] == {"usage"} - {"usage"}
+    assert go(*changes, "factors.k=4")[1] == {"factors", "train-chain", "usage"}

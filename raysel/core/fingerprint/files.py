@@ -146,7 +146,7 @@ def stored_digest(filesystem: pafs.FileSystem, path: str, trust: Trust = "conten
         if trust == "mtime":
             info = filesystem.get_file_info(path)
             if info.type != pafs.FileType.File:
-                raise DataError(f"{path}: There is no such file.")
+                raise DataError(f"{path} does not exist.")
             return f"mtime:{info.size}:{info.mtime_ns}"
         with filesystem.open_input_stream(path) as stream:
             metadata = {
@@ -160,7 +160,7 @@ def stored_digest(filesystem: pafs.FileSystem, path: str, trust: Trust = "conten
                 whole.update(part)
             return f"xxh3:{whole.hexdigest()}"
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: The file cannot be read ({_line(error)}).") from error
+        raise DataError(f"{path} cannot be read ({_line(error)}).") from error
 
 
 def stored_digests(filesystem: pafs.FileSystem, paths: Sequence[str], trust: Trust = "content") -> list[str]:
@@ -192,9 +192,9 @@ def _stamp(path: str) -> _Stamp:
     try:
         found = os.stat(path)
     except OSError as error:
-        raise DataError(f"{path}: The file cannot be read ({_line(error)}).") from error
+        raise DataError(f"{path} cannot be read ({_line(error)}).") from error
     if not stat.S_ISREG(found.st_mode):
-        raise DataError(f"{path}: This is not a file that can be read.")
+        raise DataError(f"{path} is not a regular file and cannot be read.")
     return _of(found)
 
 
@@ -221,10 +221,8 @@ def _read(path: str) -> tuple[_Stamp, str, bool]:
             if before == after == _of(os.stat(path)):
                 return before, f"xxh3:{whole.hexdigest()}", began - max(before[1], before[2]) > _SETTLED_NS
     except OSError as error:
-        raise DataError(f"{path}: The file cannot be read ({_line(error)}).") from error
-    raise DataError(
-        f"{path}: The file changed while it was read, {_TRIES} times; run again when nothing writes to it."
-    )
+        raise DataError(f"{path} cannot be read ({_line(error)}).") from error
+    raise DataError(f"{path} changed {_TRIES} times while it was read; run again when nothing writes to it.")
 
 
 def _walk(
@@ -239,7 +237,7 @@ def _walk(
         here = os.stat(folder)
         entries = list(os.scandir(folder))
     except OSError as error:
-        raise DataError(f"{folder}: The directory cannot be read ({_line(error)}).") from error
+        raise DataError(f"The directory {folder} cannot be read ({_line(error)}).") from error
     place = here.st_dev, here.st_ino
     if place in above:
         others.append((prefix, "cycle"))

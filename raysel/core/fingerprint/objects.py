@@ -254,8 +254,9 @@ class _Graph:
         name = (
             kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         )
-        where = f"{self.what} reads {' of '.join(steps)} ({name})," if steps else f"{self.what} is a {name},"
-        return ConfigError(f"{where} which cannot be fingerprinted; {self.remedy}.")
+        what = f"{self.what[:1].upper()}{self.what[1:]}"
+        reads = f"{what} reads {' of '.join(steps)} ({name})." if steps else f"{what} is a {name}."
+        return ConfigError(f"{reads} Its content cannot be fingerprinted; {self.remedy}.")
 
     # ---- trees -------------------------------------------------------------------------------------------------------
 

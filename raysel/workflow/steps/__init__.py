@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from raysel.core.fingerprint import fingerprint
 from raysel.errors import ConfigError
 from raysel.workflow.config import Train as TrainSettings
@@ -16,6 +18,7 @@ from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
 from raysel.workflow.steps.train import Train, check_room, load_factory, needs_scores
 from raysel.workflow.steps.usage import Usage
+from raysel.workflow.validation import draw_ids, drawn_role
 
 
 def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
@@ -76,12 +79,34 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         With the workflow's key.
     """
     found = found or look(workflow)
+    for where, spec in named_files(workflow).items():
+        if not Path(spec.rpartition(":")[0]).is_file():
+            raise ConfigError(f"{where}: there is no file {spec.rpartition(':')[0]}.")
+    if ":" not in workflow.train.model:
+        raise ConfigError(
+            f"train.model: '{workflow.train.model}' names no function; write file.py:factory or module:factory."
+        )
+    if (role := drawn_role(workflow)) is not None:
+        draw_ids(workflow, role, found.counts[role])
     if workflow.pool.label is None:
         raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
     steps = choosing(workflow, scores) + plan(workflow) if scores else plan(workflow)
     for step in steps:
         step.check(found)
     return found
+
+
+def named_files(workflow: Workflow) -> dict[str, str]:
+    """``file.py:Name`` by configuration path, for every file of code that the workflow names."""
+    methods = [*workflow.select, workflow.dynamic, workflow.embed.method]
+    named = {
+        method.where: method.spec.removeprefix("torch:").removesuffix(":penultimate") for method in methods
+    }
+    return {
+        where: spec
+        for where, spec in {**named, "train.model": workflow.train.model}.items()
+        if ".py:" in spec
+    }
 
 
 def model_digest(spec: str) -> str:

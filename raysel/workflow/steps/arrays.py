@@ -36,7 +36,9 @@ class Arrays(Step):
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Rows, labels and the input column."""
-        return {"rows": run.digests(*self._roles(run)), "input": self.input}
+        roles = self._roles(run)
+        labels = {role: run.inputs[role].label for role in roles}
+        return {"rows": run.digests(*roles), "labels": labels, "input": self.input}
 
     def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
         """Write a folder of arrays per role."""

@@ -24,17 +24,23 @@ class Classes(Step):
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Rows and the selection."""
-        return {"rows": run.digests("pool", "target"), "selected": digest_of(run.rows)}
+        target = run.workflow.target
+        return {
+            "rows": run.digests("pool", "target"),
+            "labels": [run.workflow.pool.label, None if target is None else target.label],
+            "selected": digest_of(run.rows),
+            "validation": run.drawn and run.drawn.key,
+        }
 
     def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
         """Return ``classes``: label, and rows in the pool, kept and in the target."""
         flow = run.workflow
         label = str(flow.pool.label)
-        table = gather(run.read("pool"), [ID, label], "pool")
+        table = gather(run.among(run.base), [ID, label], "pool")
         assert run.rows is not None
         kept = table.filter(pa.array(np.isin(table[ID].to_numpy(), run.rows.ids)))
         aims = flow.target.label if flow.target is not None else None
-        target = None if aims is None else _count(gather(run.read("target"), [ID, aims], "target")[aims])
+        target = None if aims is None else _count(gather(run.target(), [ID, aims], "target")[aims])
         pool, chosen = _count(table[label]), _count(kept[label])
         return {
             "classes": [

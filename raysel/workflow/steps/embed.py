@@ -12,6 +12,7 @@ import ray
 import raysel
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.data import pipeline
+from raysel.data.decode import is_bytes, is_text
 from raysel.data.embed import as_embedder, make_embedder
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError
@@ -38,8 +39,8 @@ class Embed(Step):
             sizes[role] = look.elements(role, self.settings.column)
         if None not in sizes.values() and len(set(sizes.values())) > 1:
             raise DataError(
-                f"embed.column '{self.settings.column}': the pool's vectors have {sizes['pool']} elements, "
-                f"the target's {sizes['target']}; they must agree."
+                f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
+                f"but the target's {sizes['target']}; the numbers must agree."
             )
         spec = self.settings.method.spec
         kind, _, argument = spec.partition(":")
@@ -49,7 +50,7 @@ class Embed(Step):
             width = sizes["pool"]
             if kind == "pca" and width and int(argument) > width:
                 raise ConfigError(
-                    f"embedder: '{spec}' asks for {argument} components; write pca:32, for example, at most {width}."
+                    f"embedder: '{spec}' asks for {argument} components, but the column has {width} elements; ask for fewer."
                 )
         except ConfigError as error:
             raise ConfigError(f"embed.{error}") from None
@@ -73,15 +74,19 @@ class Embed(Step):
             code = None if self.settings.method.builtin else fingerprint(made, "embed.embedder")
         else:
             code = pipeline.digest(as_embedder(made))
+        kind = run.inputs["pool"].schema.field(self.settings.column).type
+        images = is_bytes(kind) or is_text(kind)  # of files, or their paths
         device = "cuda" if network and ray.cluster_resources().get("GPU", 0) else "cpu"
         return {
             "settings": asdict(self.settings),
             "code": code,
             "device": device,
-            "rows": run.digests(*self.roles),
+            "rows": {
+                role: pipeline.rows_digest(run.read(role), [self.settings.column]) for role in self.roles
+            },
             "selected": digest_of(run.rows),
             "validation": run.drawn and run.drawn.key,
-            "versions": library_versions("numpy", "pyarrow", "scikit-learn"),
+            "versions": library_versions("numpy", "pyarrow", "scikit-learn", *(["pillow"] if images else [])),
         }
 
     def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class Factors(Step):
         on_error = look.workflow.embed.on_error
         if on_error != "raise":
             raise ConfigError(
-                f"embed.on_error: '{on_error}' leaves rows without a vector, and RepDiv needs a score for every row "
-                "that is trained on; use 'raise', and repair or leave out what it names."
+                f"embed.on_error: '{on_error}' leaves rows without a vector, but RepDiv needs a score for every row "
+                "that is trained on; use 'raise', and repair or remove the rows that it names."
             )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
@@ -55,6 +55,7 @@ class Factors(Step):
             "settings": asdict(self.settings),
             "vectors": run.finished["embed"].directory.name,
             "rows": run.digests("pool"),
+            "label": run.workflow.pool.label,
             "selected": digest_of(run.rows),
             "seed": run.workflow.seed,
             "versions": library_versions("numpy", "torch", "scipy"),

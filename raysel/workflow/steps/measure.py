@@ -45,7 +45,9 @@ class Measure(Step):
         except (ConfigError, DataError) as error:
             raise type(error)(f"gime: {error}") from None
         if settings.by is not None and settings.days is not None:
-            raise ConfigError("gime: give by or days, not both: groups are of a column or windows of time.")
+            raise ConfigError(
+                "gime: Give by or days, not both: groups are defined by a column or by windows of time."
+            )
         if settings.by is not None:
             look.check_column("pool", settings.by, "gime.by")
         asked = settings.calibrate
@@ -57,7 +59,9 @@ class Measure(Step):
             )
         label = asked.label or look.workflow.pool.label
         if label is None:
-            raise ConfigError("The key 'gime.calibrate.label' is missing: its models need a column to learn.")
+            raise ConfigError(
+                "The key 'gime.calibrate.label' is missing: the models need a column to predict."
+            )
         scored = "validation" if look.workflow.rows("validation") is not None else "target"
         for role in ("pool", scored):
             for name in (*asked.features, label):
@@ -72,6 +76,7 @@ class Measure(Step):
         """Settings, rows and seed."""
         return {
             "settings": describe(self.settings),
+            "label": run.workflow.pool.label if self.settings.calibrate else None,
             "rows": run.digests("pool", "target", *(["validation"] if self.settings.calibrate else [])),
             "validation": run.drawn and run.drawn.key,
             "seed": run.workflow.seed,
@@ -99,9 +104,9 @@ class Measure(Step):
                 pq.write_table(getattr(found, name), directory / f"{name}.parquet")
             if not found.thresholds and not settings.thresholds:
                 raise RunError(
-                    "gime.calibrate: no threshold could be shown to keep the score above "
-                    f"{found.info['floor']:.6g} (all of the pool: {found.info['full']:.6g}); raise tolerance, lower "
-                    "share, train on more subsets, or give thresholds yourself."
+                    "gime.calibrate: No threshold was shown to keep the score above "
+                    f"{found.info['floor']:.6g} (the complete pool scores {found.info['full']:.6g}); raise tolerance, lower "
+                    "share, train on more subsets, or set thresholds yourself."
                 )
             rule = replace(rule, thresholds={**found.limits, **thresholds(settings)})
             answer["calibration"] = dict(found.info)
@@ -109,8 +114,7 @@ class Measure(Step):
         if settings.selects:
             run.progress.note(self.title, "selecting")
             chosen = rule.select(pool, groups(settings), run.workflow.seed)
-            if run.rows is not None:
-                chosen = chosen.after(run.rows)
+            chosen = run.of_the_pool(chosen, run.rows)
             chosen.save(directory / "selection")
             sets["kept"] = rule.measure(run.among(chosen))
             answer |= {
@@ -133,7 +137,9 @@ def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
         try:
             floors = {pa.scalar(label).cast(of).as_py(): rows for label, rows in floors.items()}
         except pa.ArrowException as error:
-            raise ConfigError(f"floors: {', '.join(floors)} are not all {of}, as the classes are.") from error
+            raise ConfigError(
+                f"floors: {', '.join(floors)} must all be {of}, the type of the class column."
+            ) from error
     return raysel.GIME(binding, thresholds(settings), floors)
 
 
@@ -141,8 +147,11 @@ def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
     """The thresholds that are given; ConfigError for one of another form."""
     for name, ends in settings.thresholds.items():
         if len(ends) != 2:
+            raise ConfigError(f"thresholds.{name}: {ends} is not [least, greatest]; one of them may be null.")
+        low, high = ends
+        if (low is None and high is None) or (low is not None and high is not None and low > high):
             raise ConfigError(
-                f"thresholds.{name}: {ends} is not [least, greatest], of which one may be null."
+                f"thresholds.{name}: {ends} leaves nothing to check, or nothing that can pass; write [least, greatest]."
             )
     return {name: (low, high) for name, (low, high) in settings.thresholds.items()}
 

@@ -42,7 +42,7 @@ class Select(Step):
         stratify = getattr(selector, "stratify", None)
         if stratify is not None and stratify not in look.schemas["pool"].names:
             raise DataError(
-                f"{self.method.where}.stratify: no column '{stratify}' in the pool; there are "
+                f"{self.method.where}.stratify: The pool has no column '{stratify}'; its columns are "
                 f"{', '.join(sorted(look.schemas['pool'].names))}."
             )
 
@@ -82,8 +82,7 @@ class Select(Step):
             raise ConfigError(
                 f"{self.method.where}: {self.method.spec}.select returned a {type(chosen).__name__}, not a Selection."
             )
-        chosen = run.of_the_pool(chosen)
-        chosen = chosen if before is None else chosen.after(before)
+        chosen = run.of_the_pool(chosen, before)
         chosen.save(directory / "selection")
         return {"kept": len(chosen), "title": self.method.title}
 
@@ -107,8 +106,7 @@ class RandomRows(Step):
         """Save the random selection."""
         pool = run.among(run.base)
         chosen = raysel.Random(run.count(run.rows), seed=run.workflow.seed).select(pool)
-        chosen = run.of_the_pool(chosen)
-        chosen = chosen if run.base is None else chosen.after(run.base)
+        chosen = run.of_the_pool(chosen, run.base)
         chosen.save(directory / "selection")
         return {"kept": len(chosen)}
 

@@ -17,8 +17,8 @@ from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RunError
 from raysel.report.results import Epoch
 from raysel.selection import Selection
+from raysel.workflow.config import Method, Workflow
 from raysel.workflow.config import Train as Settings
-from raysel.workflow.config import Workflow
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
 from raysel.workflow.steps.factors import scores
@@ -53,7 +53,7 @@ class Train(Step):
         try:  # a saving that is out of reach is said when the first epoch is planned
             method.make().plan(SampleState.empty(1), epoch=0, num_epochs=epochs, seed=0)
         except ConfigError as error:
-            raise ConfigError(f"dynamic: {error}.") from None
+            raise ConfigError(f"dynamic: {error}") from None
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Settings, code of the model and the policy, rows, arrays, seed and number of steps."""
@@ -61,7 +61,7 @@ class Train(Step):
         return {
             **train_key(run),
             "policy": policy.parameters(),
-            "policy code": run.workflow.dynamic.key() if self.arm == "chain" else None,
+            "code": policy_code(run, run.workflow.dynamic) if self.arm == "chain" else None,
             "rows": digest_of(rows),
             "max_steps": max_steps,
             "seed": run.workflow.seed,
@@ -114,14 +114,15 @@ def load_factory(settings: Settings) -> Callable[[tuple[int, ...], int], Any]:
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
     """Raise ResourceError unless the cluster has room for the workers within ``seconds``."""
-    advice = "lower train.workers or train.cpus_per_worker"
+    advice = "Lower train.workers or train.cpus_per_worker"
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
 
 def train_key(run: RunDirectory) -> dict[str, Any]:
     """Part of the key of every training: settings, the model's code, the arrays and the validation rows."""
     settings = asdict(run.workflow.train)
-    del settings["max_failures"]
+    del settings["max_failures"]  # and of the CPUs the threads alone decide a result
+    settings["cpus_per_worker"] = threads(run.workflow.train)
     return {
         "train": settings,
         "model": fingerprint(load_factory(run.workflow.train)),
@@ -129,6 +130,20 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
         "validation": run.drawn and run.drawn.key,
         "versions": library_versions("numpy", "torch"),
     }
+
+
+def threads(settings: Settings) -> int:
+    """Threads of a worker."""
+    return max(1, int(settings.cpus_per_worker))
+
+
+def policy_code(run: RunDirectory, method: Method) -> Any:
+    """Part of a key: code of a policy of the user's own, and the scores of one that needs them."""
+    needs = getattr(method.type, "needs_scores", False) and "factors" in run.finished
+    return [
+        None if method.builtin else method.key(),
+        run.finished["factors"].directory.name if needs else None,
+    ]
 
 
 def loop_config(run: RunDirectory) -> dict[str, Any]:
@@ -202,7 +217,7 @@ def fit(
                 "alone": False,
                 "batch_size": settings.batch_size,
                 "seed": flow.seed,
-                "threads": max(1, int(settings.cpus_per_worker)),
+                "threads": threads(settings),
             },
             scaling_config=ScalingConfig(
                 num_workers=settings.workers,
@@ -226,7 +241,7 @@ def fit(
             follower.join()
     trained = result.return_value
     if not trained or not trained["history"]:
-        raise RunError(f"{directory}: the training left no history; remove the folder and run again.")
+        raise RunError(f"The training wrote no history to {directory}; remove the folder and run again.")
     return {"rows": count, **answer_of(trained)}
 
 

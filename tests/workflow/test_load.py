@@ -1,0 +1,141 @@
+"""What `run`, `compare` and `raysel validate --load` find before anything starts, and what they let pass."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysel.data.vectors import to_column
+from raysel.errors import ConfigError, DataError
+from raysel.registry import POLICIES
+from raysel.workflow import config, steps
+from raysel.workflow.config import Method
+from raysel.workflow.load import load_check, unloaded
+
+FLOW = """
+name: small
+pool: {path: pool.parquet, label: kind}
+train: {model: "model.py:make", input: v, epochs: 2, workers: 1}
+"""
+MODEL = "import torch\ndef make(shape, classes):\n    return torch.nn.Linear(shape[0], %s)\n"
+OWN = """
+from dataclasses import dataclass
+import numpy as np, raysel
+from raysel.dynamic.plan import unweighted
+
+@dataclass(frozen=True)
+class Twenty(raysel.FullData):
+    def plan(self, state, *, epoch, num_epochs, seed):
+        keep = np.zeros(len(state), bool)
+        keep[np.random.default_rng(0).choice(len(state), 20, replace=False)] = True
+        return unweighted(keep)
+
+@dataclass(frozen=True)
+class Fails(raysel.FullData):
+    def plan(self, state, *, epoch, num_epochs, seed):
+        return 1 // epoch
+
+@dataclass(frozen=True)
+class NeedArgument(raysel.FullData):
+    share: float
+
+class NoPlan:
+    pass
+
+@dataclass(frozen=True)
+class Vectors:
+    uses_vectors = True
+    def select(self, pool, target=None):
+        return raysel.Random(5).select(pool)
+
+class Wide:
+    name = "wide"
+    def __call__(self, rows):
+        return np.zeros((3, 2))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    kind = np.sort(np.arange(60) % 3)  # sorted: the first rows are of one class
+    v = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    pq.write_table(
+        pa.table({"v": to_column(v), "kind": kind, "text": ["a b"] * 60}), tmp_path / "pool.parquet"
+    )
+    (tmp_path / "flow.yaml").write_text(FLOW)
+    (tmp_path / "model.py").write_text(MODEL % "classes")
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+def check(folder, *changes, policies=()):
+    flow = config.load(folder / "flow.yaml", [change.replace("HERE", str(folder)) for change in changes])
+    found = steps.check(flow)
+    load_check(flow, [Method.of({"method": f"{folder}/{p}"}, POLICIES, f"policies.{p}") for p in policies])
+    steps.check(flow, found=found)
+
+
+def test_a_model_gets_all_classes_and_at_least_two_rows(folder):
+    (folder / "model.py").write_text(MODEL % "3")
+    check(folder)
+    first = pq.read_table(folder / "pool.parquet").slice(0, 1)
+    (folder / "pool").mkdir()
+    pq.write_table(first, folder / "pool" / "a.parquet")
+    (folder / "pool.parquet").rename(folder / "pool" / "b.parquet")
+    (folder / "model.py").write_text(
+        "import torch\ndef make(shape, classes):\n"
+        "    return torch.nn.Sequential(torch.nn.BatchNorm1d(shape[0]), torch.nn.Linear(shape[0], 3))\n"
+    )
+    check(folder, "pool.path=HERE/pool")
+    check(folder, "pool.path=HERE/pool/b.parquet")
+
+
+def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
+    check(folder, "dynamic={method: HERE/own.py:Twenty}")
+    check(folder, policies=["own.py:Twenty"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "policies", "sentence"),
+    [
+        (["train.model=model"], [], "train.model: 'model' names no function; write file.py:factory"),
+        (["train.model=HERE/none.py:make"], [], "train.model: there is no file .*none.py"),
+        (["dynamic={method: HERE/none.py:Half}"], [], "dynamic: there is no file .*none.py"),
+        (["embed.embedder=torch:HERE/none.py:net"], [], "embed.embedder: there is no file .*none.py"),
+        (["dynamic={method: HERE/own.py:Fails}"], [], "dynamic: .*Fails raised ZeroDivisionError"),
+        ([], ["own.py:Fails"], r"policies.own.py:Fails: .*Fails raised ZeroDivisionError"),
+        ([], ["own.py:NeedArgument"], r"The key 'policies.own.py:NeedArgument.share' is missing"),
+        ([], ["own.py:NoPlan"], "NoPlan has no method 'plan', so it is not a policy"),
+        (["select={method: HERE/own.py:NoPlan}"], [], "NoPlan has no method 'select"),
+        (
+            ["select={method: HERE/own.py:Vectors}", "embed={embedder: HERE/own.py:Wide, column: v}"],
+            [],
+            "Embedder wide returned float64 of shape",
+        ),
+        (
+            ["select={method: HERE/own.py:Vectors}", "embed={embedder: HERE/own.py:Wide, column: nope}"],
+            [],
+            "embed.column: no column 'nope'",
+        ),
+        (["select={method: HERE/own.py:Vectors}", "embed={embedder: column, column: text}"], [], "text"),
+        (["select={method: HERE/own.py:Vectors}", "embed={embedder: 'hash:8', column: v}"], [], "v"),
+        (
+            ["embed.embedder={method: 'pca:2', whiten: true}"],
+            [],
+            "'embed.embedder' gives whiten to the embedder 'pca:2', which takes no parameters",
+        ),
+    ],
+)
+def test_what_run_would_trip_over(folder, changes, policies, sentence):
+    with pytest.raises((ConfigError, DataError), match=sentence) as caught:
+        check(folder, *changes, policies=policies)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_checked_is_listed(folder):
+    flow = config.load(
+        folder / "flow.yaml", ["dynamic={method: own.py:Twenty}", "embed.embedder=timm:resnet18"]
+    )
+    assert [line.partition(":")[0] for line in unloaded(flow)] == ["dynamic", "embed.embedder", "train.model"]
