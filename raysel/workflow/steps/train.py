@@ -121,15 +121,22 @@ def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) ->
 def train_key(run: RunDirectory) -> dict[str, Any]:
     """Part of the key of every training: settings, the model's code, the arrays and the validation rows."""
     settings = asdict(run.workflow.train)
-    del settings["max_failures"]  # and of the CPUs the threads alone decide a result
+    del settings["max_failures"], settings["version"]  # and of the CPUs the threads alone decide a result
     settings["cpus_per_worker"] = threads(run.workflow.train)
     return {
         "train": settings,
-        "model": fingerprint(load_factory(run.workflow.train)),
+        "model": model_code(run.workflow.train),
         "arrays": run.finished["arrays"].directory.name,
         "validation": run.drawn and run.drawn.key,
         "versions": library_versions("numpy", "torch"),
     }
+
+
+def model_code(settings: Settings) -> str:
+    """What identifies the model's code: its version if there is one, else its fingerprint."""
+    if settings.version is not None:
+        return f"version {settings.version}"
+    return fingerprint(load_factory(settings), f"train.model: {settings.model}", "give train.version")
 
 
 def threads(settings: Settings) -> int:
