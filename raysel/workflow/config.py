@@ -339,7 +339,7 @@ class Method:
         return str(getattr(self.type, "title", None) or getattr(self.type, "__name__", self.spec))
 
     def describe(self) -> dict[str, Any]:
-        """The method with every parameter, defaults included, as JSON types; runs no code of the user's."""
+        """Return the method with every parameter, defaults included, as JSON types; runs no code of the user's."""
         if self.builtin and isinstance(self.type, type) and dataclasses.is_dataclass(self.type):
             return {"method": self.spec, **describe(self.make())}
         version = {} if self.version is None else {"version": self.version}
@@ -355,7 +355,7 @@ class Method:
         if self.version is not None:
             return [name, parameters, "version", self.version]
         remedy = f"give version next to method, at '{self.where}'"
-        return [name, parameters, fingerprint(self.type, f"{self.where}: {self.spec}", remedy)]
+        return [name, parameters, fingerprint(self.type, f"method '{self.spec}'", remedy)]
 
 
 @dataclass(frozen=True)
@@ -418,7 +418,7 @@ class Workflow:
         return [role for role in ("pool", "target", "validation", "test") if self.rows(role) is not None]
 
     def describe(self) -> dict[str, Any]:
-        """The complete configuration as JSON types."""
+        """Return the complete configuration as JSON types."""
         found = describe(self)
         found["embed"]["embedder"] = self.embed.embedder
         found["select"] = [method.describe() for method in self.select]
@@ -615,7 +615,7 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _embedder(given: Any, place: Any, spec: Any) -> Any:
-    """The embedder with its file or folder, where it names one, made absolute."""
+    """Return the embedder with its file or folder, where it names one, made absolute."""
     if not isinstance(given, str):
         return given
     kind, _, argument = given.partition(":")

@@ -62,7 +62,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
 
 
 def unloaded(workflow: Workflow) -> list[str]:
-    """Configuration paths whose code was not run, for ``raysel validate``."""
+    """Return the configuration paths whose code was not run, for ``raysel validate``."""
     methods: list[Method] = [*workflow.select, workflow.dynamic]
     found = [f"{method.where}: {method.spec}" for method in methods if not method.builtin]
     spec = workflow.embed.method.spec
@@ -72,7 +72,7 @@ def unloaded(workflow: Workflow) -> list[str]:
 
 
 def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
-    """A few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
+    """Return a few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
     filesystem, files = list_files(workflow.pool.paths)
     index, schema = index_parquet(filesystem, files)
     parts: list[pa.Table] = []

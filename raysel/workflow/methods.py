@@ -119,7 +119,7 @@ def _summary(kind: _Kind, name: str) -> str:
 
 
 def _kind_of(made: Any, name: str) -> _Kind:
-    """The kind of a class or function of the user's own, by its methods."""
+    """Return the kind of a class or function of the user's own, by its methods."""
     if callable(getattr(made, "select", None)):
         return _SELECTOR
     if callable(getattr(made, "plan", None)) and callable(getattr(made, "update", None)):
@@ -144,7 +144,7 @@ def _method(kind: _Kind, name: str, made: Any) -> str:
 
 
 def _written_after_a_colon(name: str, made: Any) -> tuple[str, list[_Parameter]]:
-    """Example and parameters of an embedder of raysel, which has one argument, ``pca:32``, or none, ``table``."""
+    """Return example and parameters of an embedder with one argument, ``pca:32``, or none, ``table``."""
     (_, spec), (_, argument) = docstrings.parameters(made).items()
     found = re.search(r"``(.+?)``", spec)
     written = found[1] if found else name
@@ -232,7 +232,7 @@ def _signature(cls: type) -> Iterator[_Parameter]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """The dataclass in a type such as ``Stop | None``, None if there is none."""
+    """Return the dataclass in a type such as ``Stop | None``, None if there is none."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
     return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)
@@ -256,7 +256,7 @@ def _table(parameters: list[_Parameter], heading: str = "Parameters:") -> list[s
 
 
 def _entry(name: str, text: str, width: int) -> str:
-    """A name and its text, which continues in its own column."""
+    """Return a name and its text, which continues in its own column."""
     head, *rest = textwrap.wrap(_plain(text), _WIDTH - width) or [""]
     return "\n".join([f"{name:<{width}}{head}".rstrip(), *(f"{' ' * width}{line}" for line in rest)])
 

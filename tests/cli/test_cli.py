@@ -55,7 +55,7 @@ def test_validate_counts_the_rows_and_starts_nothing(raysel, digits):
     code, out, err = raysel("validate", ROOT / "workflows/quickstart.yaml", *digits)
     assert (code, err) == (0, "")
     checked, left_out = out.splitlines()
-    assert checked.endswith("ok (pool 1,517 rows, target 100 rows, test 180 rows)")
+    assert checked.endswith("quickstart.yaml is valid (pool 1,517 rows, target 100 rows, test 180 rows).")
     assert left_out.startswith("Not checked without --load: train.model: ") and "models.py:mlp" in left_out
 
 

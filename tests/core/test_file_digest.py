@@ -193,7 +193,7 @@ def test_what_is_no_file(tmp_path, kind):
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
-    with pytest.raises(DataError, match="here (cannot be read|is not a regular file)"):
+    with pytest.raises(DataError, match=r"here (cannot be read|is not a regular file)"):
         file_digest(path)
 
 

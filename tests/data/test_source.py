@@ -157,7 +157,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match=r"x\.npy is not a readable \.npy file"):
         raysel.read(tmp_path / "x.npy")
     (tmp_path / "x.strange").write_bytes(b"no")
-    with pytest.raises(DataError, match="The format of .* is unknown"):
+    with pytest.raises(DataError, match=r"The format of .* is unknown"):
         raysel.read(tmp_path / "x.strange")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no"):

@@ -302,7 +302,7 @@ def test_ids_that_do_not_match():
 def test_more_classes_than_the_quota_serves():
     policy = RepDiv(table(REP, DIV, list("abcdef")), ratio=0.5)
     with pytest.raises(
-        ConfigError, match="selects 3 of 6 samples, fewer than the 6 classes. Raise it to 1 or"
+        ConfigError, match=r"selects 3 of 6 samples, fewer than the 6 classes. Raise it to 1 or"
     ):
         policy.plan(SampleState.empty(6), epoch=0, num_epochs=5, seed=0)
     with pytest.raises(ConfigError, match="fewer than the 6 classes"):

@@ -244,6 +244,6 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
 def test_random_subsets_have_a_note_of_their_own():
     results = sample()
     subsets = {**results.policies, "random_subset": results.policies["random"]}
-    note = "Random subsets are not rescaled and have no full-data tail."
+    note = "Random subsets are not rescaled and do not end with epochs on full data."
     assert note not in comparison.notes(results)
     assert note in comparison.notes(replace(results, policies=subsets))

@@ -166,7 +166,7 @@ def test_shards_on_the_cluster_are_the_keeper_of_one_process(cluster, monkeypatc
         os.kill(pids[0], signal.SIGSTOP)
         monkeypatch.setattr(service, "TIMEOUT_S", 2.0)
         with pytest.raises(
-            StateError, match="did not respond within 2 s. Training resumes from the last checkpoint"
+            StateError, match=r"did not respond within 2 s. Training resumes from the last checkpoint"
         ):
             client.commit("b", 2)
         os.kill(pids[0], signal.SIGCONT)

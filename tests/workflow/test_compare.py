@@ -229,13 +229,13 @@ def test_a_ratio_is_of_the_very_number_of_rows():
         (
             raysel.RandomPrune,
             Budget(100, 10, 300, 0.875),
-            r"random_prune: its first epoch and the last 2 .* than 300 passes",
+            r"random_prune: The first epoch and the last 2 .* than 300 passes",
         ),
-        (raysel.RandomPrune, Budget(100, 1, 50, 1.0), "random_prune: its first epoch and the last 0"),
+        (raysel.RandomPrune, Budget(100, 1, 50, 1.0), "random_prune: The first epoch and the last 0"),
         (
             raysel.RoundRobin,
             Budget(100, 10, 200, 0.875),
-            r"round_robin: the last 2 epochs .* more than 200 passes",
+            r"round_robin: The last 2 epochs .* more than 200 passes",
         ),
         (raysel.InfoBatch, Budget(100, 10, 250, 0.875), r"infobatch: .*out of reach"),
     ],
@@ -250,7 +250,7 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
     ("policies", "seeds", "override", "sentence"),
     [
         ("full,random_prun", 3, [], r"policies: 'random_prun' is unknown. Did you mean 'random_prune'\?"),
-        ("fullequalstep", 3, [], r"did you mean 'full_equal_steps'\?"),
+        ("fullequalstep", 3, [], r"Did you mean 'full_equal_steps'\?"),
         (
             "zzz",
             3,
@@ -258,7 +258,7 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
             "known names are infobatch, repdiv, random_prune, random_subset, round_robin, full, full_equal_steps",
         ),
         ("", 3, [], "'' is unknown"),
-        ("full", 0, [], "seeds: 0; a comparison needs at least one"),
+        ("full", 0, [], "seeds: 0 is not a number of seeds; a comparison needs at least one"),
         ("full", 1, ["test=null"], "The key 'test' is missing"),
         ("full", 1, ["dynamic=null"], "'dynamic'"),
         (

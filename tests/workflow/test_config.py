@@ -320,7 +320,7 @@ def test_a_version_is_described_and_is_text(tmp_path):
 def test_a_version_stands_for_the_code_of_the_model(tmp_path):
     (tmp_path / "m.py").write_text("import threading\nlock = threading.Lock()\ndef net(s, c): return lock\n")
     settings = Train(f"{tmp_path}/m.py:net", "x")
-    with pytest.raises(ConfigError, match=r"train\.model: .*m\.py:net reads.*'lock'.*give train\.version\."):
+    with pytest.raises(ConfigError, match=r"Model '.*m\.py:net' reads.*'lock'.*give train\.version\."):
         model_code(settings)
     versions = [dataclasses.replace(settings, version=one) for one in ("1", "1", "2")]
     one, again, other = map(model_code, versions)

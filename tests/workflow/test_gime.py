@@ -117,7 +117,7 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
         r["value"] for r in measure(table, metrics(flow(folder).gime, table.schema).binding).to_pylist() if r["metric"] == "granularity"
     ]  # fmt: skip
     report = (out / "report.html").read_text()
-    assert results.selection.method == "GIME, then GIO" and "GIME, then GIO chose" in report
+    assert results.selection.method == "GIME, then GIO" and "GIME, then GIO selected" in report
     assert "granularity.completeness" in report and "<h2>Metrics</h2>" in report
 
     # rows instead of groups, thresholds from a calibration, its cost in the ledger
@@ -198,16 +198,16 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
             "The key 'gime.binding.entty' is unknown. Did you mean 'gime.binding.entity'?",
         ),
         ("gime.binding.size=wide", "gime: The pool has no column 'wide', which the binding names as size"),
-        ("gime.by=prt", "gime.by: no column 'prt'"),
+        ("gime.by=prt", "gime.by: There is no column 'prt'"),
         ("gime.days=7", "gime: Give by or days, not both"),
-        ("gime.floors={a: 3}", "gime: floors: a are not all int64"),
+        ("gime.floors={a: 3}", "gime: floors: a must all be int64"),
         (
             "gime.thresholds={volume.rows: [3]}",
             "gime: thresholds.volume.rows: [3.0] is not [least, greatest]",
         ),
         ("gime.tresholds={}", "The key 'gime.tresholds' is unknown. Did you mean 'gime.thresholds'?"),
-        ("gime.calibrate={features: [z], mix: part, rows: 9}", "gime.calibrate: no column 'z'"),
-        ("gime.calibrate={features: [x], mix: prt, rows: 9}", "gime.calibrate.mix: no column 'prt'"),
+        ("gime.calibrate={features: [z], mix: part, rows: 9}", "gime.calibrate: There is no column 'z'"),
+        ("gime.calibrate={features: [x], mix: prt, rows: 9}", "gime.calibrate.mix: There is no column 'prt'"),
         ("gime.calibrate={features: [x], mix: part, rows: 9999}", "gime.calibrate.rows: budget: 9,999"),
     ],
 )

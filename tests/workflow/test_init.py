@@ -58,9 +58,9 @@ def test_a_template_runs_as_it_stands(template, tmp_path, monkeypatch, capsys):
     assert all(f"Wrote {file}" in said for file in folder.iterdir())
     assert f"raysel validate '{workflow}' --load" in said
     prepare(folder)
-    assert "ok (pool 900 rows" in raysel_command(monkeypatch, capsys, "validate", workflow)
+    assert " is valid (pool 900 rows" in raysel_command(monkeypatch, capsys, "validate", workflow)
     out = raysel_command(monkeypatch, capsys, "validate", workflow, "--load")
-    assert "ok (pool 900 rows" in out and "Not checked" not in out
+    assert " is valid (pool 900 rows" in out and "Not checked" not in out
     lines = workflow.read_text().splitlines()
     keys = [line for line in lines if line and not line.startswith("#")]
     assert len([line for line in keys if "#" in line]) >= 6  # commented
@@ -73,7 +73,7 @@ def test_nothing_is_overwritten(tmp_path):
         write("classify", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["models.py"]
     assert (tmp_path / "models.py").read_text() == "precious"
-    with pytest.raises(ConfigError, match="did you mean 'classify'"):
+    with pytest.raises(ConfigError, match="Did you mean 'classify'"):
         write("clasify", tmp_path / "other")
     with pytest.raises(ConfigError, match="cannot be written"):
         write("classify", tmp_path / "models.py" / "inside")

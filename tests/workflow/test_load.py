@@ -101,9 +101,9 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
     ("changes", "policies", "sentence"),
     [
         (["train.model=model"], [], "train.model: 'model' names no function; write file.py:factory"),
-        (["train.model=HERE/none.py:make"], [], "train.model: there is no file .*none.py"),
-        (["dynamic={method: HERE/none.py:Half}"], [], "dynamic: there is no file .*none.py"),
-        (["embed.embedder=torch:HERE/none.py:net"], [], "embed.embedder: there is no file .*none.py"),
+        (["train.model=HERE/none.py:make"], [], "train.model: The file .*none.py does not exist"),
+        (["dynamic={method: HERE/none.py:Half}"], [], "dynamic: The file .*none.py does not exist"),
+        (["embed.embedder=torch:HERE/none.py:net"], [], "embed.embedder: The file .*none.py does not exist"),
         (["dynamic={method: HERE/own.py:Fails}"], [], "dynamic: .*Fails raised ZeroDivisionError"),
         ([], ["own.py:Fails"], r"policies.own.py:Fails: .*Fails raised ZeroDivisionError"),
         ([], ["own.py:NeedArgument"], r"The key 'policies.own.py:NeedArgument.share' is missing"),
@@ -117,7 +117,7 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
         (
             ["select={method: HERE/own.py:Vectors}", "embed={embedder: HERE/own.py:Wide, column: nope}"],
             [],
-            "embed.column: no column 'nope'",
+            "embed.column: There is no column 'nope'",
         ),
         (["select={method: HERE/own.py:Vectors}", "embed={embedder: column, column: text}"], [], "text"),
         (["select={method: HERE/own.py:Vectors}", "embed={embedder: 'hash:8', column: v}"], [], "v"),
@@ -147,7 +147,7 @@ def test_what_cannot_be_fingerprinted_is_found_with_the_key_to_give(folder):
     (folder / "model.py").write_text(
         locked + (MODEL % "classes").replace("    return", "    lock.locked()\n    return")
     )
-    with pytest.raises(ConfigError, match=r"train\.model: .*'lock'.*give train\.version\."):
+    with pytest.raises(ConfigError, match=r"Model '.*model.py:make' .*'lock'.*give train\.version\."):
         check(folder)
     check(folder, "train.version='1'")
     (folder / "own.py").write_text(
@@ -158,7 +158,8 @@ def test_what_cannot_be_fingerprinted_is_found_with_the_key_to_give(folder):
     for role in ("dynamic", "select"):
         method = f"{role}={{method: HERE/own.py:Locked"
         with pytest.raises(
-            ConfigError, match=rf"{role}: .*'lock'.*give version next to method, at '{role}'\."
+            ConfigError,
+            match=rf"Method '.*own.py:Locked' .*'lock'.*give version next to method, at '{role}'\.",
         ):
             check(folder, "train.version='1'", method + "}")
         check(folder, "train.version='1'", method + ", version: '1'}")

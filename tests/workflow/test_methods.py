@@ -26,7 +26,7 @@ def component(registry, name):
 
 
 def test_every_registered_method_stands_under_its_kind_with_its_summary():
-    groups = {block.split(" ")[0]: block for block in all_methods().split("\n\n")}
+    groups = {block.split(" ")[0].lower(): block for block in all_methods().split("\n\n")}
     for registry, name in REGISTERED:
         summary = docstrings.summary(component(registry, name))
         assert summary.endswith(".") and len(summary) <= 110
@@ -80,7 +80,7 @@ def test_types_and_defaults_are_those_of_the_dataclass():
 
 @pytest.mark.parametrize(("registry", "name"), REGISTERED)
 def test_the_example_is_a_part_of_a_workflow_that_is_accepted(registry, name):
-    text = one_method(name).partition("\nexample\n")[2]
+    text = one_method(name).partition("\nExample:\n")[2]
     part = yaml.safe_load(textwrap.dedent(text))
     train = {"model": "models.py:mlp", "input": "features"}
     flow = parse({"name": "x", "pool": {"path": "x.parquet"}, "train": train, **part})
@@ -94,9 +94,9 @@ def test_an_embedder_is_found_with_its_argument():
 
 
 def test_an_unknown_name_is_answered_by_the_nearest():
-    with pytest.raises(ConfigError, match=r"^'infobach' is no method.*; did you mean 'infobatch'\?"):
+    with pytest.raises(ConfigError, match=r"^'infobach' is neither a method.* Did you mean 'infobatch'\?"):
         one_method("infobach")
-    with pytest.raises(ConfigError, match="did you mean 'train'"):
+    with pytest.raises(ConfigError, match="Did you mean 'train'"):
         one_method("trian")
 
 

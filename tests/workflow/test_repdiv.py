@@ -112,7 +112,7 @@ def test_repdiv_is_held_to_a_budget_and_holds_others_to_its_own(epochs, tail):
     assert budget.tail == rule.tail_epochs(epochs)
     again = raysel.RepDiv.at_budget(budget).with_scores(scores)
     assert (again.count(90), again.tail_epochs(epochs)) == (rule.count(90), rule.tail_epochs(epochs))
-    with pytest.raises(ConfigError, match=r"repdiv: the last .* cannot keep to a budget of 1"):
+    with pytest.raises(ConfigError, match=r"repdiv: The last .* cannot keep to a budget of 1"):
         raysel.RepDiv.at_budget(Budget(90, 10, 1, 0.8))
 
 
@@ -121,7 +121,7 @@ def test_repdiv_is_held_to_a_budget_and_holds_others_to_its_own(epochs, tail):
     [
         ("factors.k=49", r"factors.k: 49 is more than the autoencoder's 48 units"),
         ("embed.on_error=drop", r"embed.on_error: 'drop' leaves rows without a vector, but RepDiv needs"),
-        ("embed.column=vector", r"embed.column: no column 'vector'"),
+        ("embed.column=vector", r"embed.column: There is no column 'vector'"),
         ("embed.embedder=pca:65", r"the column has 64 elements"),
         ("dynamic.ratio=0", r"dynamic.ratio must be a number in \(0, 1\], got 0"),
         ("dynamic.penalty=-1", r"dynamic.penalty must be a finite number of at least 0, got -1"),

@@ -181,7 +181,7 @@ def test_a_folder_of_something_else_is_never_removed(go, folder, content):
     (folder / "run" / "photos" / "a.jpg").write_text("precious")
     (folder / "run" / "manifest.json").write_text(content)
     for fresh in (False, True):
-        with pytest.raises(RunError, match="not empty, and not a run of raysel"):
+        with pytest.raises(RunError, match="is not empty and not a run directory of raysel"):
             go(fresh=fresh)
     assert (folder / "run" / "photos" / "a.jpg").read_text() == "precious"
 

@@ -135,10 +135,10 @@ def test_a_step_that_failed_leaves_nothing_that_looks_finished(cluster, quicksta
 
 def test_an_output_that_is_not_ours_is_left_alone(cluster, quickstart, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
-    with pytest.raises(RunError, match="not empty, and not a run"):
+    with pytest.raises(RunError, match="is not empty and not a run directory"):
         run(quickstart(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-    with pytest.raises(RunError, match="not empty, and not a run"):
+    with pytest.raises(RunError, match="is not empty and not a run directory"):
         run(quickstart(), tmp_path / "thesis.tex")
     with pytest.raises(RunError, match="cannot be reported"):
         report(tmp_path)
@@ -249,15 +249,18 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
     ("override", "sentence"),
     [
         ("pool.path=none.parquet", r"pool.path: .*none.parquet does not exist"),
-        ("pool.path=flow.yaml", r"pool.path: .*flow.yaml: not a readable Parquet file"),
-        ("pool.label=klass", r"pool.label: no label column 'klass'; the columns are pixels, label, junk"),
-        ("embed.column=vector", r"embed.column: no column 'vector'"),
-        ("train.input=image", r"train.input: no column 'image'"),
+        ("pool.path=flow.yaml", r"pool.path: .*flow.yaml is not a readable Parquet file"),
+        (
+            "pool.label=klass",
+            r"pool.label: There is no label column 'klass' in the files of pool.path; the columns are pixels, label, junk",
+        ),
+        ("embed.column=vector", r"embed.column: There is no column 'vector'"),
+        ("train.input=image", r"train.input: There is no column 'image'"),
         ("select.budget=1.5", r"select.budget: 1.5 is not a share"),
         ("select.budget=5000", r"select.budget: 5,000 rows are more than the 1,517 of the pool"),
         ("target=null", r"'target' is missing"),
         ("train.model=models.py", r"train.model: 'models.py' does not name a function"),
-        ("train.model=none.py:mlp", r"train.model: there is no file"),
+        ("train.model=none.py:mlp", r"train.model: The file .*none.py does not exist"),
         ("train.model=json:nothing", r"train.model: json has no function 'nothing'"),
         ("train.model=no.such.module:f", r"train.model: no.such.module cannot be loaded"),
         ("train.model=:f", r"train.model: ':f' does not name a function"),
@@ -291,7 +294,7 @@ def test_pool_and_target_of_other_dimension_or_without_rows(quickstart, tmp_path
 
     other = pa.table({"pixels": to_column(np.zeros((3, 7), np.float32)), "label": [0, 1, 2]})
     pq.write_table(other, tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="pool's vectors have 64 elements, the target's 7"):
+    with pytest.raises(DataError, match="pool's vectors have 64 elements, but the target's 7"):
         steps.check(quickstart(f"target.path={tmp_path}/other.parquet"))
     pq.write_table(other.slice(0, 0), tmp_path / "empty.parquet")
     for role in ("pool", "target"):
@@ -306,7 +309,7 @@ def test_a_model_file_that_raises_and_a_stratum_that_is_not_there(quickstart, tm
     with pytest.raises(ConfigError, match=r"train.model: .*net.py.*ZeroDivisionError"):
         load_check(flow)
     flow = quickstart("select={method: random, budget: 0.5, stratify: colour}")
-    with pytest.raises(DataError, match=r"select.stratify: no column 'colour'"):
+    with pytest.raises(DataError, match=r"select.stratify: The pool has no column 'colour'"):
         steps.check(flow)
     steps.check(quickstart("select={method: random, budget: 0.5, stratify: label}"))
 

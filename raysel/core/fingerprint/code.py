@@ -44,7 +44,7 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
     -------
     (str, bytes) or None
         ``("source", digest)`` where the source is at hand and compiles to ``code``. ``("changed", digest)`` with the
-        digest of the whole file where it does not: what is imported elsewhere may be the file's code. None where there
+        digest of the complete file where it does not: what is imported elsewhere may be the file's code. None where there
         is no source.
     """
     text = _text(code.co_filename, names)
@@ -59,7 +59,7 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
 
 
 def file_tree(names: Mapping[str, Any]) -> ast.Module | None:
-    """Syntax tree of the file of a module's globals; None if there is none, or it cannot be read or parsed."""
+    """Return the syntax tree of the file of a module's globals; None if there is none, or it cannot be read or parsed."""
     file = names.get("__file__")
     text = _text(file, names) if isinstance(file, str) and file.endswith(".py") else ""
     parsed = _parse(text) if text else None
@@ -67,7 +67,7 @@ def file_tree(names: Mapping[str, Any]) -> ast.Module | None:
 
 
 def hash_nodes(nodes: Sequence[ast.AST], docstrings: bool = False) -> bytes:
-    """Digest of syntax trees without positions and comments, and without docstrings unless they are asked for."""
+    """Return the digest of syntax trees without positions and comments, and without docstrings unless they are asked for."""
     return _hash(" ".join(map(ast.dump if docstrings else _dump, nodes)))
 
 

@@ -32,7 +32,7 @@ _COMPOUND = (ast.If, ast.For, ast.While, ast.With, ast.Try, ast.Match)
 
 
 def reachable(names: Iterable[str]) -> set[str]:
-    """The user's own modules among ``names`` and their parents, and those that they import when they are imported.
+    """Return the user's own modules among ``names`` and their parents, and those that they import when they are imported.
 
     The script or notebook that runs is left out: its statements prepare one run and differ between runs.
     """
@@ -50,7 +50,7 @@ def reachable(names: Iterable[str]) -> set[str]:
 
 
 def imports(names: Mapping[str, Any]) -> set[str]:
-    """Names of the loaded modules that import statements outside functions name, in the file of a module's globals."""
+    """Return the names of the loaded modules that import statements outside functions name, in the file of a module's globals."""
     tree = file_tree(names)
     load = names.get("__builtins__")
     neighbours = isinstance(load, dict) and load.get("__import__") is not builtins.__import__
@@ -75,7 +75,7 @@ def imports(names: Mapping[str, Any]) -> set[str]:
 
 
 def effects(names: dict[str, Any]) -> tuple[bytes, types.FunctionType] | None:
-    """Digest of the statements of a module that act on something else than its names, and a function of them.
+    """Return the digest of the statements of a module that act on something else than its names, and a function of them.
 
     Definitions, imports, assignments to names and to attributes of the user's own objects are left out: their values
     count where they are read. So are blocks that do not run on import, log messages and calls of cached functions.
@@ -91,7 +91,7 @@ def effects(names: dict[str, Any]) -> tuple[bytes, types.FunctionType] | None:
 
 
 def file_digests(names: Mapping[str, Any], docstrings: bool) -> list[bytes]:
-    """Digests of the complete file of a module's globals, and of those of the user's own that it imports, sorted."""
+    """Return the digests of the complete file of a module's globals, and of those of the user's own that it imports, sorted."""
     modules = [vars(sys.modules[name]) for name in reachable(imports(names))]
     trees = [tree for each in (names, *modules) if (tree := file_tree(each)) is not None]
     return sorted({hash_nodes([tree], docstrings) for tree in trees})

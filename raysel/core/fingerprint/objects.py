@@ -238,7 +238,7 @@ class _Graph:
             count = finer
 
     def target(self, number: int) -> int:
-        """The node that stands for this one: a wrapper that changes no result is what it wraps."""
+        """Return the node for this one: a wrapper that changes no result is what it wraps."""
         seen = {number}
         while isinstance(tree := self.trees[number], int) and tree not in seen:
             number = tree
@@ -332,7 +332,7 @@ class _Graph:
         return self.instance(value, path)
 
     def module(self, module: types.ModuleType, path: Path) -> Tree:
-        """A module that is read as a whole."""
+        """Return a module that is read as a whole."""
         package = package_of_module(module.__name__)
         if package is not None:
             return _text(package)
@@ -399,7 +399,7 @@ class _Graph:
         return parts
 
     def read(self, read: Read, function: types.FunctionType, path: Path) -> Tree | None:
-        """What a name in a function's code stands for."""
+        """Return what a name in a function's code refers to."""
         chain, seen = list(read.chain), [read.name]
         if read.scope in ("import", "effect"):
             value = _imported(read.name, function)
@@ -575,7 +575,7 @@ class _Graph:
         return _pack(b"tensor", [_text(str(dense.dtype)), self.tree(tuple(dense.shape), path), content])
 
     def network(self, network: Any, path: Path, torch: types.ModuleType) -> Tree:
-        """A network by its classes, weights, buffers, plain attributes, hooks, and submodules in their order."""
+        """Return a network by its classes, weights, buffers, attributes, hooks, and ordered submodules."""
         if isinstance(network, torch.jit.ScriptModule):
             code = [(name, getattr(part, "code", "")) for name, part in network.named_modules()]
             values = [*network.named_parameters(), *network.named_buffers()]
@@ -683,7 +683,7 @@ class _Graph:
     # ---- instances ---------------------------------------------------------------------------------------------------
 
     def instance(self, value: Any, path: Path) -> Tree:
-        """An instance by its class and the state that copying it would copy."""
+        """Return an instance by its class and the state that copying it would copy."""
         if isinstance(value, logging.Logger) or value is os.environ:
             return _text(f"a {type(value).__name__}")
         if isinstance(value, enum.Enum):
@@ -705,7 +705,7 @@ class _Graph:
             if not isinstance(reduced, str):
                 make, args, state, items, pairs = (*reduced, None, None, None, None)[:5]
                 items, pairs = list(items or ()), list(pairs or ())
-        except Exception:  # any error of foreign code says the same: there is no state to read
+        except Exception:  # whatever the foreign code raises, there is no state to read
             raise self.fail(value, path) from None
         if isinstance(reduced, str):
             kind = type(value)
@@ -730,7 +730,7 @@ class _Graph:
 
 
 def _plain(value: Any) -> bytes | None:
-    """The bytes of a value that contains no other; None for everything else."""
+    """Return the bytes of a value that contains no other; None for everything else."""
     kind = type(value)
     if kind is str:
         return _text(value)
@@ -757,7 +757,7 @@ def _buffer(data: Any) -> bytes:
 
 
 def _pack(kind: bytes, parts: list[Any]) -> Tree:
-    """A tree; its digest at once if it refers to no node."""
+    """Return a tree; its digest at once if it refers to no node."""
     tree = kind, parts
     return tree if any(not isinstance(part, bytes) for part in parts) else b"d" + _mix(tree, None)
 
@@ -808,7 +808,10 @@ def _is_importable(value: Any) -> bool:
 
 
 def _imported(name: str, function: types.FunctionType) -> Any:
-    """The module that an import statement names; the package's name and version where it is not the user's own."""
+    """Return the module that an import statement names.
+
+    Name and version of a package that is not the user's own.
+    """
     names = function.__globals__
     found = names.get("__builtins__", builtins)
     load = (found if isinstance(found, dict) else vars(found)).get("__import__", builtins.__import__)

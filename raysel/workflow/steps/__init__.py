@@ -21,7 +21,7 @@ from raysel.workflow.validation import draw_ids, drawn_role
 
 
 def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
-    """Steps up to the rows that are trained on, with their scores where a policy needs them."""
+    """Return the steps up to the rows that are trained on, with their scores if a policy needs them."""
     steps: list[Step] = []
     scores = scores or needs_scores(workflow)
     if workflow.gime is not None:
@@ -37,7 +37,7 @@ def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
 
 
 def arrays(workflow: Workflow) -> Arrays:
-    """The step that writes what training reads."""
+    """Return the step that writes what training reads."""
     return Arrays(workflow.train.input)
 
 
@@ -80,7 +80,7 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
     found = found or look(workflow)
     for where, spec in named_files(workflow).items():
         if not Path(spec.rpartition(":")[0]).is_file():
-            raise ConfigError(f"{where}: there is no file {spec.rpartition(':')[0]}.")
+            raise ConfigError(f"{where}: The file {spec.rpartition(':')[0]} does not exist.")
     if ":" not in workflow.train.model:
         raise ConfigError(
             f"train.model: '{workflow.train.model}' names no function; write file.py:factory or module:factory."

@@ -56,7 +56,7 @@ class Train(Step):
             raise ConfigError(f"dynamic: {error}") from None
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """Settings, code of the model and the policy, rows, arrays, seed and number of steps."""
+        """Return the settings, code of the model and the policy, rows, arrays, seed and number of steps."""
         policy, rows, max_steps = self._task(run)
         return {
             **train_key(run),
@@ -101,19 +101,19 @@ def needs_scores(workflow: Workflow) -> bool:
 
 
 def policy(run: RunDirectory) -> Policy:
-    """The workflow's dynamic policy, with the scores that it needs."""
+    """Return the workflow's dynamic policy, with the scores that it needs."""
     made: Any = run.workflow.dynamic.make(seed=run.workflow.seed)
     table = scores(run)
     return made if table is None or not needs_scores(run.workflow) else made.with_scores(table)
 
 
 def load_factory(settings: Settings) -> Callable[[tuple[int, ...], int], Any]:
-    """The function that makes the model. Raises ConfigError if there is none."""
+    """Return the function that makes the model; raise ConfigError if there is none."""
     return load_function(settings.model, "train.model")
 
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
-    """Raise ResourceError unless the cluster has room for the workers within ``seconds``."""
+    """Raise ResourceError unless the cluster can place the workers within ``seconds``."""
     advice = "Lower train.workers or train.cpus_per_worker"
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
@@ -133,10 +133,10 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
 
 
 def model_code(settings: Settings) -> str:
-    """What identifies the model's code: its version if there is one, else its fingerprint."""
+    """Return what identifies the code of the model: its version if there is one, else its fingerprint."""
     if settings.version is not None:
         return f"version {settings.version}"
-    return fingerprint(load_factory(settings), f"train.model: {settings.model}", "give train.version")
+    return fingerprint(load_factory(settings), f"model '{settings.model}'", "give train.version")
 
 
 def threads(settings: Settings) -> int:
@@ -154,7 +154,7 @@ def policy_code(run: RunDirectory, method: Method) -> Any:
 
 
 def loop_config(run: RunDirectory) -> dict[str, Any]:
-    """Settings of ``raysel.train.loops.classify``, wherever it runs."""
+    """Return the settings of ``raysel.train.loops.classify``, wherever it runs."""
     settings, data = run.workflow.train, run.finished["arrays"].directory
     validation = run.drawn.role if run.drawn is not None else "validation"
     return {
@@ -189,7 +189,7 @@ def fit(
     Parameters
     ----------
     rows : Selection or None
-        Rows to train on, None for the whole pool.
+        Rows to train on, None for the complete pool.
     name : str
         Name of the Ray Train run. It holds the step's key, since Ray Train continues any run of the same name.
     max_steps : int, optional
@@ -253,7 +253,7 @@ def fit(
 
 
 def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
-    """What a step keeps of what ``classify`` returned."""
+    """Return what a step keeps of the result of ``classify``."""
     epochs = [
         asdict(
             Epoch(
