@@ -224,6 +224,8 @@ class Train:
     task : str
         What is trained: ``classification``, or ``file.py:Name`` for a training loop of your own with the arguments and
         the result of ``raysel.train.loops.classify``.
+    version : str, optional
+        Stands for the code of the model, where it cannot be fingerprinted or reads files.
     """
 
     model: str
@@ -238,6 +240,7 @@ class Train:
     gpus_per_worker: NotNegative = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
     task: str = "classification"
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -254,12 +257,15 @@ class Method:
         Where the name is looked up.
     where : str
         Configuration path.
+    version : str, optional
+        Stands for the code of a selector or policy of the user's own, where it cannot be fingerprinted or reads files.
     """
 
     spec: str
     parameters: dict[str, Any]
     registry: Registry = field(compare=False)
     where: str = field(compare=False)
+    version: str | None = None
 
     @classmethod
     def of(cls, tree: Any, registry: Registry, where: str) -> Method:
@@ -275,6 +281,11 @@ class Method:
                 "Write code of your own as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
+        if not found.builtin and registry is not EMBEDDERS and "version" in parameters:
+            version = parameters.pop("version")
+            if version is not None and not isinstance(version, str):
+                raise ConfigError(f"'{where}.version' is {version!r}; it should be text. Write it in quotes.")
+            found = dataclasses.replace(found, version=version)
         if found.builtin and registry is EMBEDDERS and parameters:
             raise ConfigError(
                 f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no parameters but what its "
@@ -335,7 +346,8 @@ class Method:
         """Return the method with every parameter, defaults included, as JSON types; runs no code of the user's."""
         if self.builtin and isinstance(self.type, type) and dataclasses.is_dataclass(self.type):
             return {"method": self.spec, **describe(self.make())}
-        return {"method": self.spec, **self.parameters}
+        version = {} if self.version is None else {"version": self.version}
+        return {"method": self.spec, **self.parameters, **version}
 
     def key(self) -> Any:
         """Everything that decides what the component does: its parameters, and the code of one of the user's own."""
@@ -343,7 +355,11 @@ class Method:
             return self.describe()
         made = self.make() if isinstance(self.type, type) else self.type
         parameters = describe(made) if dataclasses.is_dataclass(made) else self.parameters
-        return [self.spec.rpartition(":")[2], parameters, fingerprint(self.type)]
+        name = self.spec.rpartition(":")[2]
+        if self.version is not None:
+            return [name, parameters, "version", self.version]
+        remedy = f"give version next to method, at '{self.where}'"
+        return [name, parameters, fingerprint(self.type, f"method '{self.spec}'", remedy)]
 
 
 @dataclass(frozen=True)

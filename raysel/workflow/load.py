@@ -24,7 +24,7 @@ from raysel.train.loops import classify
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
-from raysel.workflow.steps.train import load_factory, load_loop
+from raysel.workflow.steps.train import load_factory, load_loop, model_code
 
 _ROWS = 8
 _SAMPLES = 100_000  # that a policy is tried on, at most
@@ -53,6 +53,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             raise ConfigError(
                 f"{method.where}: {method.spec} has no method 'select(pool, target)', so it is not a selector."
             )
+        method.key()  # raises for what cannot be fingerprinted
     rows, count, labels = _sample(workflow)
     for method in (workflow.dynamic, *policies):
         _check_policy(method, workflow, min(count, _SAMPLES))
@@ -118,6 +119,7 @@ def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
             raise ConfigError(f"{method.where}: {method.spec} has no method '{name}', so it is not a policy.")
     if method.builtin:
         return
+    method.key()
     with _naming(method.where, method.spec):
         if getattr(method.type, "needs_scores", False):
             zeros = np.zeros(count, np.float32)
@@ -159,6 +161,7 @@ def _check_training(workflow: Workflow, rows: pa.Table, labels: list[Any]) -> No
     code = {name: number for number, name in enumerate(labels)}
     codes = torch.tensor([code.get(name, 0) for name in rows[label].to_pylist()])
     factory = load_factory(train)
+    model_code(train)
     state = torch.random.get_rng_state()
     try:
         with _naming("train.model", train.model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raysel.core.fingerprint import fingerprint
 from raysel.errors import ConfigError
 from raysel.registry import TASKS
 from raysel.workflow.config import Train as TrainSettings
@@ -17,7 +16,7 @@ from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, check_room, load_factory, load_loop, needs_scores
+from raysel.workflow.steps.train import Train, check_room, load_loop, model_code, needs_scores
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
 
@@ -111,7 +110,7 @@ def named_files(workflow: Workflow) -> dict[str, str]:
 
 def model_digest(spec: str) -> str:
     """Digest of the code of the model that ``spec`` names, with everything of the user's own that it reaches."""
-    return fingerprint(load_factory(TrainSettings(spec, "")))
+    return model_code(TrainSettings(spec, ""))
 
 
 __all__ = [

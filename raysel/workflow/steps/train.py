@@ -130,18 +130,25 @@ def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) ->
 def train_key(run: RunDirectory) -> dict[str, Any]:
     """Part of the key of every training: settings, the model's code, the arrays and the validation rows."""
     settings = asdict(run.workflow.train)
-    del settings["max_failures"]  # and of the CPUs the threads alone decide a result
+    del settings["max_failures"], settings["version"]  # and of the CPUs the threads alone decide a result
     settings["cpus_per_worker"] = threads(run.workflow.train)
     return {
         "train": settings,
         "task": None
         if run.workflow.train.task in TASKS.builtin
-        else fingerprint(load_loop(run.workflow.train)),
-        "model": fingerprint(load_factory(run.workflow.train)),
+        else fingerprint(load_loop(run.workflow.train), "train.task"),
+        "model": model_code(run.workflow.train),
         "arrays": run.finished["arrays"].directory.name,
         "validation": run.drawn and run.drawn.key,
         "versions": library_versions("numpy", "torch"),
     }
+
+
+def model_code(settings: Settings) -> str:
+    """Return what identifies the code of the model: its version if there is one, else its fingerprint."""
+    if settings.version is not None:
+        return f"version {settings.version}"
+    return fingerprint(load_factory(settings), f"model '{settings.model}'", "give train.version")
 
 
 def threads(settings: Settings) -> int:
