@@ -67,7 +67,7 @@ def file_tree(names: Mapping[str, Any]) -> ast.Module | None:
 
 
 def hash_nodes(nodes: Sequence[ast.AST], docstrings: bool = False) -> bytes:
-    """Return the digest of syntax trees without positions and comments, and without docstrings unless they are asked for."""
+    """Return the digest of syntax trees without positions and comments, and without docstrings unless requested."""
     return _hash(" ".join(map(ast.dump if docstrings else _dump, nodes)))
 
 

@@ -176,7 +176,7 @@ def _is_quiet(call: ast.expr, names: Mapping[str, Any]) -> bool:
 
 
 def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
-    """What a dotted name stands for, without running a property; None for everything else."""
+    """Return what a dotted name stands for, without running a property; None for everything else."""
     if isinstance(node, ast.Name):
         return names.get(node.id)
     if isinstance(node, ast.Attribute) and (holder := _value(node.value, names)) is not None:

@@ -201,7 +201,7 @@ class _Graph:
                 )  # the object itself does not read it
 
     def of_modules(self) -> Iterable[Tree]:
-        """What the modules of the code that was met do on import, and files whose names are found at run time."""
+        """Return what the modules of the code that was met do on import, and files whose names are found at run time."""
         done: set[Any] = set()
         while more := (modules.reachable(self.modules) | self.dynamic.keys()) - done:
             done |= more
@@ -376,7 +376,7 @@ class _Graph:
         return _pack(b"function", parts)
 
     def reads(self, function: types.FunctionType, path: Path) -> list[Tree]:
-        """What the names in a function of the user's own stand for."""
+        """Return what the names in a function of the user's own stand for."""
         self.modules.add(function.__globals__.get("__name__") or "")
         parts: list[Tree] = []
         names = all_names(function.__code__)
@@ -827,7 +827,7 @@ def _imported(name: str, function: types.FunctionType) -> Any:
 
 
 def _followed(read: Read, function: types.FunctionType) -> Any:
-    """The object that a name and its attributes stand for, modules of libraries included; nothing is imported."""
+    """Return the object that a name and its attributes stand for, modules of libraries included; nothing is imported."""
     value = sys.modules.get(read.name) if read.scope == "import" else None
     if read.scope == "global":
         value = function.__globals__.get(read.name, getattr(builtins, read.name, None))
@@ -850,7 +850,7 @@ def _code(names: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _relative(value: Any, names: dict[str, Any]) -> Any:
-    """A path above or below a module's folder relative to it: the folder may lie anywhere, as for ``sys.path``."""
+    """Return a path above or below a module's folder relative to it: the folder may lie anywhere, as for ``sys.path``."""
     folder, path = os.path.dirname(os.path.abspath(names.get("__file__") or "")), os.fspath(value)
     if not isinstance(path, str) or not os.path.isabs(path):
         return value
