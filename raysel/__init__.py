@@ -1,7 +1,7 @@
-"""raysel: training-data selection on Ray.
+"""Select training data with Ray: before training and during it.
 
-Names are loaded when they are first used, so that the pure rooms (``raysel.gio``, ``raysel.gime``,
-``raysel.factors``, ``raysel.dynamic``) can be imported without starting to load Ray.
+Names are imported when they are first used. The pure packages (``raysel.gio``, ``raysel.gime``,
+``raysel.factors``, ``raysel.dynamic``) can therefore be imported without importing Ray.
 """
 
 from __future__ import annotations

@@ -67,7 +67,12 @@ class Random:
         Raises
         ------
         DataError
-            For a missing column, a pool without rows, and repeated ids.
+            If a column is missing, the pool has no rows, or an id occurs twice.
+
+        Examples
+        --------
+        >>> raysel.Random(budget=4, stratify="label").select(rows).apply(rows).unique("label")
+        [0, 1]
         """
         from raysel.cluster.blocks import gather
 
@@ -94,7 +99,7 @@ class Random:
 
 
 def choose(ids: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """Positions of ``count`` of ``ids``, each group by its share (largest remainders), lowest hash first."""
+    """Return positions of ``count`` ids, lowest hash first, each group by its share (largest remainders)."""
     draws = hash_ids(ids, seed)
     sizes = np.bincount(groups)
     exact = sizes * (count / len(ids))

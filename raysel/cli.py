@@ -14,7 +14,7 @@ from raysel.version import __version__
 
 
 def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The argument WORKFLOW and the option --set."""
+    """Return the argument WORKFLOW and the option --set."""
     command = click.option(
         "--set",
         "overrides",

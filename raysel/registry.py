@@ -38,3 +38,10 @@ EMBEDDERS = Registry(
         "torch": "raysel.data.models:network",
     },
 )
+
+TASKS = Registry(
+    "tasks",
+    {
+        "classification": "raysel.train.loops:classify",
+    },
+)

@@ -1,4 +1,4 @@
-"""Selection: which rows of a pool to train on, with the weight, the score and the reason of each."""
+"""Selection: the rows of a pool to train on, with the weight, score and reason of each row."""
 
 from __future__ import annotations
 
@@ -28,15 +28,33 @@ _WEIGHT = "weight"
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of choosing training data before training.
+    """Rows of a pool to train on, with the weight, score and reason of each row.
 
-    table: one row per chosen row, ascending in ``sample_id`` (int64), with ``weight`` (float32, at least 0),
-        ``score`` (float64; its meaning stands in ``info["score"]``) and ``reason`` (text); a method may
-        add columns of its own.
-    dropped: the other rows of the pool, ``sample_id`` and ``reason``; None where a method does not list them.
-    info: the method, its parameters and ``pool_rows``, the number of rows chosen from.
-    pool: what numbered the rows chosen from; None where it is not known, as where the ids come from a column
-        ``sample_id`` that the data had. Such a selection is checked by its ids alone.
+    Parameters
+    ----------
+    table : pyarrow.Table
+        One row per selected row, in ascending order of ``sample_id`` (int64), with ``weight`` (float32, at
+        least 0), ``score`` (float64; ``info["score"]`` has its meaning) and ``reason`` (text). A method may
+        add columns.
+    dropped : pyarrow.Table, optional
+        The other rows of the pool: ``sample_id`` and ``reason``. None if the method does not list them.
+    info : dict
+        The method, its parameters and ``pool_rows``, the number of rows that were selected from.
+    pool : PoolIdentity, optional
+        What assigned the ids of the pool. None if it is not known, for example if the ids come from a column
+        ``sample_id`` of the data. Such a selection is compared with a dataset by its ids alone.
+
+    Raises
+    ------
+    DataError
+        If a column is missing or has another type, no row is selected, ids repeat or do not ascend, or a
+        weight is negative or not finite.
+
+    Examples
+    --------
+    >>> chosen = raysel.Selection.of(np.array([4, 1]), reason="picked by hand", pool=rows)   # rows: 10 rows
+    >>> len(chosen), chosen.ids.tolist(), chosen.weights.tolist()
+    (2, [1, 4], [1.0, 1.0])
     """
 
     table: pa.Table
@@ -68,16 +86,28 @@ class Selection:
 
     @property
     def ids(self) -> np.ndarray:
-        """Chosen ``sample_id``, int64, ascending."""
+        """The selected ``sample_id``: int64, ascending."""
         return self.table[ID].to_numpy()
 
     @property
     def weights(self) -> np.ndarray:
-        """Weight of each chosen row, float32."""
+        """The weight of each selected row, float32."""
         return self.table["weight"].to_numpy()
 
     def digest(self) -> str:
-        """Changes when the rows chosen or their weights do: 32 hexadecimal digits."""
+        """Return a digest of the selected ids and their weights.
+
+        Returns
+        -------
+        str
+            32 hexadecimal digits.
+
+        Examples
+        --------
+        >>> one, other = (raysel.Random(budget=0.3, seed=seed).select(rows) for seed in (0, 1))
+        >>> one.digest() == other.digest()
+        False
+        """
         digest = hashlib.blake2b(np.ascontiguousarray(self.ids).data, digest_size=16)
         digest.update(np.ascontiguousarray(self.weights).data)
         return digest.hexdigest()
@@ -95,7 +125,42 @@ class Selection:
         columns: dict[str, np.ndarray] | None = None,
         pool: Dataset | PoolIdentity | None = None,
     ) -> Selection:
-        """A selection of ``ids`` (any order) from the rows of ``pool``; scalars hold for every row."""
+        """Make a selection from ids in any order.
+
+        Parameters
+        ----------
+        ids : array of int, shape (n,)
+            The selected ``sample_id``.
+        score : array of float, shape (n,), or float
+            Score of each row; one number is used for all rows.
+        reason : pyarrow.Array of length n, or str
+            Reason of each row; one text is used for all rows.
+        weight : array of float, shape (n,), or float
+            Weight of each row; one number is used for all rows.
+        dropped : pyarrow.Table, optional
+            The other rows of the pool: ``sample_id`` and ``reason``.
+        info : dict, optional
+            The method, its parameters and ``pool_rows``.
+        columns : dict of str to array, shape (n,), optional
+            More columns of the table.
+        pool : ray.data.Dataset or PoolIdentity, optional
+            The rows that were selected from.
+
+        Returns
+        -------
+        Selection
+            The rows in ascending order of their ids.
+
+        Raises
+        ------
+        DataError
+            As the class raises.
+
+        Examples
+        --------
+        >>> raysel.Selection.of(np.array([7, 3]), weight=np.array([1.0, 2.0])).weights.tolist()
+        [2.0, 1.0]
+        """
         ids = np.asarray(ids, dtype=np.int64)
         order = np.argsort(ids, kind="stable")
         reasons = reason if isinstance(reason, pa.Array) else constant_text(reason, len(ids))
@@ -110,10 +175,31 @@ class Selection:
         return cls(pa.table(table), dropped, info or {}, known)
 
     def after(self, before: Selection) -> Selection:
-        """This choice, made from the rows of an earlier one, as a choice from the pool of that one.
+        """Join this selection with the earlier one from whose rows it was made.
 
-        Weights are the product of both; dropped rows keep the reason of the choice that dropped them, ``info["before"]`` is that of
-        the earlier one. DataError if it holds rows that the earlier one does not, or was made from another pool.
+        Parameters
+        ----------
+        before : Selection
+            The earlier selection. ``before.info["pool_rows"]`` is needed.
+
+        Returns
+        -------
+        Selection
+            The rows of this selection as a selection from the pool of ``before``. Weights are the product of
+            both. Every dropped row has the reason of the selection that dropped it. ``info["before"]`` is the
+            ``info`` of ``before``.
+
+        Raises
+        ------
+        DataError
+            If this selection has rows that ``before`` does not have, or was made from another pool.
+
+        Examples
+        --------
+        >>> half = raysel.Random(budget=0.5).select(rows)
+        >>> quarter = raysel.Random(budget=2, seed=1).select(half.rows(rows)).after(half)
+        >>> len(quarter), quarter.info["pool_rows"]
+        (2, 10)
         """
         if before.pool is not None and self.pool is not None:
             before.pool.check(self.pool)
@@ -141,11 +227,26 @@ class Selection:
         return Selection(table, dropped, info, before.pool or self.pool)
 
     def check_pool(self, dataset: Dataset) -> None:
-        """DataError if ``dataset`` has other rows than those that this selection was made from.
+        """Check that a dataset has the rows that this selection was made from.
 
-        The files that numbered the selection's pool must be the first ones of those that numbered ``dataset``. Where one
-        of both is not known, every chosen id must be there; ids are looked up only where that runs no step, in the
-        object store and in Parquet.
+        The files of the selection's pool must be the first files of the dataset's. If what assigned the ids
+        of one of them is not known, every selected id must be in the dataset. Ids are then looked up only if
+        that runs no step of the dataset: in the object store and in Parquet.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            Rows with ``sample_id``.
+
+        Raises
+        ------
+        DataError
+            If the dataset has other rows.
+
+        Examples
+        --------
+        >>> chosen = raysel.Random(budget=0.3).select(rows)
+        >>> chosen.check_pool(rows)
         """
         here = identity(dataset)
         if self.pool is not None and here is not None:
@@ -173,15 +274,56 @@ class Selection:
             )
 
     def apply(self, dataset: Dataset) -> Dataset:
-        """The chosen rows of ``dataset``, matched by ``sample_id``, with their ``weight`` as a column.
+        """Return the selected rows of a dataset, with their weights as the column ``weight``.
 
-        Lazy; rows keep the order they come in. DataError if ``dataset`` has other rows than those that the selection
-        was made from (see :meth:`check_pool`), no ``sample_id``, or a column ``weight`` of its own.
+        The result is lazy. Rows are matched by ``sample_id`` and keep their order.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            The rows that this selection was made from.
+
+        Returns
+        -------
+        ray.data.Dataset
+            The selected rows, with the column ``weight`` (float32).
+
+        Raises
+        ------
+        DataError
+            If the dataset has other rows (see :meth:`check_pool`), no ``sample_id``, or already a column
+            ``weight``.
+
+        Examples
+        --------
+        >>> raysel.Random(budget=0.3).select(rows).apply(rows).count()
+        3
         """
         return self._apply(dataset, weight=True)
 
     def rows(self, dataset: Dataset) -> Dataset:
-        """The chosen rows of ``dataset`` as :meth:`apply` returns them, without their weights."""
+        """Return the selected rows of a dataset as :meth:`apply` does, without their weights.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            The rows that this selection was made from.
+
+        Returns
+        -------
+        ray.data.Dataset
+            The selected rows.
+
+        Raises
+        ------
+        DataError
+            If the dataset has other rows (see :meth:`check_pool`), or no ``sample_id``.
+
+        Examples
+        --------
+        >>> raysel.Random(budget=0.3).select(rows).rows(rows).count()
+        3
+        """
         return self._apply(dataset, weight=False)
 
     def _apply(self, dataset: Dataset, weight: bool) -> Dataset:
@@ -199,9 +341,26 @@ class Selection:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a directory of Parquet and JSON; it appears under its name only when it is whole.
+        """Write the selection to a directory of Parquet and JSON files.
 
-        Saving the same selection again writes the same bytes. ConfigError if ``path`` exists.
+        The directory appears under its name only when it is complete. Saving the same selection again writes
+        the same bytes.
+
+        Parameters
+        ----------
+        path : path
+            The directory, which must not exist.
+
+        Raises
+        ------
+        ConfigError
+            If ``path`` exists.
+
+        Examples
+        --------
+        >>> raysel.Random(budget=0.3).select(rows).save("chosen")
+        >>> len(raysel.Selection.load("chosen"))
+        3
         """
         if storage.exists(path):
             raise ConfigError(
@@ -220,7 +379,30 @@ class Selection:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
-        """Read what :meth:`save` wrote; DataError if it is missing or damaged."""
+        """Read a selection that :meth:`save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The directory.
+
+        Returns
+        -------
+        Selection
+            The saved selection.
+
+        Raises
+        ------
+        DataError
+            If the directory is missing, damaged or of another format.
+
+        Examples
+        --------
+        >>> chosen = raysel.Random(budget=0.3).select(rows)
+        >>> chosen.save("saved")
+        >>> raysel.Selection.load("saved").digest() == chosen.digest()
+        True
+        """
         folder = storage.Folder(path)
         if fault := folder.fault():
             raise DataError(f"{folder.path} is not a saved selection ({fault}).")
@@ -254,12 +436,12 @@ def _parquet(table: pa.Table) -> pa.Buffer:
 
 
 def constant_text(text: str, count: int) -> pa.Array:
-    """``text`` repeated, stored once (a dictionary column)."""
+    """Return ``text`` repeated ``count`` times, stored once (a dictionary column)."""
     return pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([text]))
 
 
 def coded_text(codes: np.ndarray, texts: list[str]) -> pa.Array:
-    """``texts[code]`` for each code, each text stored once (a dictionary column)."""
+    """Return ``texts[code]`` for each code, each text stored once (a dictionary column)."""
     return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(texts, pa.string()))
 
 
@@ -285,5 +467,5 @@ def _check_columns(names: list[str], weight: bool) -> None:
 
 
 def _chosen(table: pa.Table, ids: np.ndarray) -> np.ndarray:
-    """Those of the ids that the table holds."""
+    """Return the ids that the table holds."""
     return np.intersect1d(table[ID].to_numpy(), ids)

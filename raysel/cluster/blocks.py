@@ -1,6 +1,6 @@
-"""Small answers from every block of a Ray Dataset, by plain tasks over its block references.
+"""Small results from every block of a Ray Dataset, by plain tasks over its block references.
 
-Ray Data's shuffles cost seconds even on small data; one task a block and a merge on the driver cost
+Ray Data's shuffles cost seconds even on small data; one task per block and a merge on the driver cost
 fractions of that. Functions given here return small things: ids and statistics, never the vectors.
 """
 
@@ -28,12 +28,18 @@ _IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the s
 
 
 def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
-    """References to the blocks of ``dataset`` as Arrow tables, in its order; runs what is still lazy."""
+    """Return references to the blocks of ``dataset`` as Arrow tables, in its order.
+
+    Run what is still lazy.
+    """
     return list(materialized(dataset).to_arrow_refs())
 
 
 def materialized(dataset: Dataset) -> MaterializedDataset:
-    """``dataset`` in the object store, in its order; runs what is still lazy, and raises raysel's own errors."""
+    """Return ``dataset`` in the object store, in its order.
+
+    Run what is still lazy, and raise raysel's own errors.
+    """
     context = dataset.context  # its own: what is set on the current one holds for later datasets alone
     before = context.execution_options.preserve_order
     wait_for_cpu()
@@ -46,7 +52,7 @@ def materialized(dataset: Dataset) -> MaterializedDataset:
 
 
 def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
-    """A few narrow columns of every row, on the driver: ids, labels, group keys."""
+    """Return a few narrow columns of every row, on the driver: ids, labels, group keys."""
     tables = ray.get(arrow_blocks(pick(dataset, columns, what)))
     filled = [table for table in tables if table.num_rows]  # an empty block may come without its columns
     if not filled:
@@ -55,10 +61,10 @@ def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
 
 
 def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
-    """``dataset`` with these columns only; DataError naming ``what`` if one is missing.
+    """Return ``dataset`` with these columns only; raise DataError naming ``what`` if one is missing.
 
-    Where the columns are known the reader skips the others; where a lazy step stands in between they are not,
-    and asking Ray would run the step on a first block only to throw it away.
+    If the columns are known, the reader skips the others. If a lazy step is in between, they are not known,
+    and reading the schema would run the step on a first block only to discard it.
     """
     schema = dataset.schema(fetch_if_missing=False)
     if schema is None:
@@ -70,7 +76,7 @@ def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
 
 
 def check_columns(there: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """DataError unless every column wanted is there."""
+    """Raise DataError unless every column wanted is there."""
     for name in wanted:
         if name not in there:
             raise DataError(
@@ -86,7 +92,7 @@ def _pick(table: pa.Table, columns: list[str], what: str) -> pa.Table:
 def map_blocks(
     function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arguments: Any, num_cpus: float = 1
 ) -> list[T]:
-    """``[function(block, *arguments) for block in blocks]``, in parallel on the cluster, in that order.
+    """Return ``[function(block, *arguments) for block in blocks]``, computed in parallel on the cluster.
 
     Large arguments are put into the object store once by the caller (``ray.put``).
     An exception of ``function`` is raised here as it was raised there.
@@ -102,7 +108,7 @@ def map_blocks(
 
 
 def plain_errors(dataset: Dataset) -> Dataset:
-    """``dataset``, whose steps raise what they raise instead of one of Ray Data's own errors around it."""
+    """Return ``dataset`` with steps that raise their own errors, not an error of Ray Data around them."""
     dataset.context.raise_original_map_exception = True
     return dataset
 
@@ -110,9 +116,9 @@ def plain_errors(dataset: Dataset) -> Dataset:
 def stream_blocks(
     dataset: Dataset, columns: Sequence[str], what: str, function: Callable[..., T], *arguments: Any
 ) -> Iterator[T]:
-    """``function(table of the columns, *arguments)`` for every block as it is read, in any order.
+    """Yield ``function(table of the columns, *arguments)`` for every block as it is read, in any order.
 
-    Nothing is kept in the object store: for small answers about data sets that do not fit there.
+    Nothing is kept in the object store: for small results from data sets that do not fit there.
     """
     answers = plain_errors(
         pick(dataset, columns, what).map_batches(
@@ -127,10 +133,10 @@ def stream_blocks(
 
 
 def import_whole(name: str) -> Any:
-    """The module of that name, imported in a thread of its own.
+    """Return the module of that name, imported in its own thread.
 
-    Ray cancels a task by interrupting its main thread and gives the process to the next one, in which a torch that was
-    imported by half cannot be imported again.
+    Ray cancels a task by interrupting its main thread and gives the process to the next one, in which a torch
+    that was imported in part cannot be imported again.
     """
     if name not in sys.modules:
         thread = threading.Thread(target=_try_import, args=(name,), daemon=True)
@@ -140,7 +146,7 @@ def import_whole(name: str) -> Any:
 
 
 def _try_import(name: str) -> None:
-    with contextlib.suppress(Exception):  # the caller's own import says what is wrong
+    with contextlib.suppress(Exception):  # the caller's own import raises the error
         importlib.import_module(name)
 
 

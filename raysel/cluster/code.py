@@ -141,7 +141,7 @@ def _load_named(name: str, folder: Path) -> ModuleType:
 
 
 def _package(folder: Path) -> str:
-    """The name of the folder's package, which is made if it is new and else forgets modules that have changed."""
+    """Return the name of the folder's package, made if it is new, else without modules that have changed."""
     name = PREFIX + hashlib.sha256(str(folder).encode()).hexdigest()[:12]
     importlib.invalidate_caches()  # files may be younger than Python's listing of the folder
     if name in sys.modules:
@@ -224,7 +224,7 @@ def _import(
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
-    """What an import statement in one of the user's modules does."""
+    """Return what an import statement in one of the user's modules does."""
     context = globals or {}
     importer = str(context.get("__name__"))
     package, top = importer.partition(".")[0], name.partition(".")[0]

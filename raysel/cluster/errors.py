@@ -49,8 +49,15 @@ def unwrap_errors() -> Iterator[None]:
 
     Examples
     --------
+    >>> import ray
+    >>> @ray.remote
+    ... def fail():
+    ...     raise raysel.errors.DataError("Column 'x' is missing.")
     >>> with unwrap_errors():
-    ...     ray.get(task.remote())  # a DataError in the task is a DataError of one line here
+    ...     ray.get(fail.remote())   # one line in place of Ray's traceback
+    Traceback (most recent call last):
+        ...
+    raysel.errors.DataError: Column 'x' is missing.
     """
     try:
         yield

@@ -117,7 +117,7 @@ def _check_values(value: Any, where: str, depth: int = 0) -> None:
 
 
 def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: str) -> ConfigError:
-    """The first problem as a sentence; unknown keys come first, since others may follow from them."""
+    """Return the first problem as a sentence; unknown keys come first, since others may follow from them."""
     problems = sorted(error.errors(), key=lambda p: p["type"] != "unexpected_keyword_argument")
     problem = problems[0]
     path = [part for part in problem["loc"] if part in _parts(problem["loc"], tree, problem["type"])]
@@ -136,7 +136,7 @@ def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: 
 
 
 def _expected(problem: Mapping[str, Any]) -> str:
-    """What pydantic expected, in the words of YAML."""
+    """Return what pydantic expected, in the words of YAML."""
     said = _lower(problem["msg"]).removeprefix("input should be ").removeprefix("string should ")
     words = {
         "an object": "a mapping",
@@ -150,7 +150,7 @@ def _expected(problem: Mapping[str, Any]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    """A value as a message shows it."""
+    """Return a value as a message shows it."""
     return (
         {None: "null", True: "true", False: "false"}[value]
         if value is None or value is True or value is False
@@ -159,7 +159,7 @@ def _yaml(value: Any) -> str:
 
 
 def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
-    """The parts of a location that the tree has; pydantic adds the members of unions and constraints."""
+    """Return the parts of a location that the tree has; pydantic adds the members of unions and constraints."""
     here: Any = tree
     found: list[int | str] = []
     for part in loc:
@@ -176,7 +176,7 @@ def _parts(loc: tuple[int | str, ...], tree: Any, kind: str) -> list[int | str]:
 
 
 def _placed(error: Exception, place: str, cls: type) -> str:
-    """The message of a dataclass's own check, which begins with a field's name, under the path to that field."""
+    """Return the message of a dataclass's own check, which begins with a field's name, under its path."""
     message = str(error)
     message = message.removeprefix(f"{cls.__name__}.")
     if not isinstance(error, RayselError):
@@ -196,7 +196,7 @@ def _unknown(path: list[Any], allowed: Mapping[str, Any], where: str) -> ConfigE
 
 
 def _class_at(cls: Any, path: list[Any]) -> Any:
-    """The dataclass that stands at ``path`` below the dataclass ``cls``."""
+    """Return the dataclass at ``path`` below the dataclass ``cls``."""
     for part in path:
         if dataclasses.is_dataclass(cls) and isinstance(part, str):
             cls = typing.get_type_hints(cls).get(part, cls)

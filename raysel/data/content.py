@@ -18,14 +18,14 @@ _ROWS = 1024  # rows that are hashed together: always those of the same ids
 
 
 def digest_table(table: pa.Table) -> str:
-    """A digest of the values of all rows in their order, and of the names and types of the columns."""
+    """Return a digest of the values of all rows in their order, and of the names and types of the columns."""
     parts = [table.slice(start, _ROWS) for start in range(0, table.num_rows, _ROWS)]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return _join(pool.map(_digest, parts))
 
 
 def digest_blocks(blocks: Sequence[ray.ObjectRef], spans: Sequence[tuple[int, int]]) -> str:
-    """A digest of the ids and values of all rows, the same for any blocks.
+    """Return a digest of the ids and values of all rows, the same for any blocks.
 
     Parameters
     ----------
@@ -33,6 +33,11 @@ def digest_blocks(blocks: Sequence[ray.ObjectRef], spans: Sequence[tuple[int, in
         Arrow tables with ``sample_id``, none of them empty.
     spans : sequence of (int, int)
         The lowest and the highest id of each block; they ascend and do not overlap.
+
+    Returns
+    -------
+    str
+        The digest.
     """
     task = ray.remote(max_retries=3)(_digest_ranges)
     pending, done = [], -1
@@ -68,7 +73,7 @@ def _digest_ranges(first: int, last: int, *tables: pa.Table) -> bytes:
 
 
 def _digest(table: pa.Table) -> bytes:
-    """A digest of a few rows by value: not of their buffers, which may hold more than the rows."""
+    """Return a digest of a few rows by value, not of their buffers, which may hold more than the rows."""
     columns = [_plain(column) for column in table.columns]
     content = hashlib.blake2b(digest_size=16)
     schema = pa.schema([pa.field(n, c.type) for n, c in zip(table.column_names, columns, strict=True)])
@@ -81,7 +86,7 @@ def _digest(table: pa.Table) -> bytes:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Values in place of dictionaries and views, copied so that nothing lies under nulls or beyond the last row."""
+    """Return values for dictionaries and views, copied so that nothing is under nulls or after the end."""
     of = column.type
     if pa.types.is_dictionary(of):
         column = column.cast(of.value_type)

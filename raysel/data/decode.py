@@ -1,4 +1,4 @@
-"""Rows of a column as what an embedder takes: numbers, text or images; and which rows cannot be used. Pure: no Ray."""
+"""Rows of a column for an embedder: numbers, text or images, and which cannot be used. Without Ray."""
 
 from __future__ import annotations
 
@@ -40,9 +40,14 @@ def decode(
     takes: Takes,
     prepare: Callable[[Any], np.ndarray] | None = None,
 ) -> Rows:
-    """The rows of ``table`` (which has ``sample_id``) as ``takes`` says; nulls and broken images are left out.
+    """Return the rows of ``table`` in the form ``takes``, without nulls and broken images.
 
-    prepare: applied to every decoded PIL image. DataError where the column's type cannot be what is asked for.
+    The table has ``sample_id``. ``prepare`` is applied to every decoded PIL image.
+
+    Raises
+    ------
+    DataError
+        If the column's type cannot have that form.
     """
     ids = table[ID].to_numpy()
     if takes == "table":
@@ -72,14 +77,14 @@ def decode(
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds text."""
+    """Return whether a column of this type holds text."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds encoded files."""
+    """Return whether a column of this type holds encoded files."""
     if pa.types.is_struct(kind):  # how Hugging Face stores an image
         return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)

@@ -1,4 +1,4 @@
-"""Vectors for rows: the column ``embedding`` (one length, float32 or float16) that preselection works on."""
+"""Vectors for rows: the column ``embedding`` (float32 or float16, all of one length) that selectors read."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fit_embedder(
     *,
     column: str | Sequence[str] | None = None,
 ) -> Embedder:
-    """Return the embedder that ``spec`` names, fitted on ``dataset`` where it learns from data.
+    """Make the embedder that ``spec`` names, and fit it on ``dataset`` if it learns from data.
 
     Use one fitted embedder for pool and target: vectors of two fits cannot be compared.
 
@@ -56,13 +56,13 @@ def fit_embedder(
         One of
 
         - ``column``: the column holds vectors already;
-        - ``pca:N``: N principal components of all rows, the same bits however they are split into blocks;
+        - ``pca:N``: N principal components of all rows, the same bits for any number of blocks;
         - ``hash:N``: words and pairs of words of text, hashed into N elements;
         - ``table``: numbers scaled to 0..1 and hashed categories of the columns;
-        - ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``: pretrained
-          networks, from local weights;
-        - ``torch:file.py:factory``, ``torch:module:factory``: a network of your own; with ``:penultimate`` after it,
-          what enters its last linear layer;
+        - ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``:
+          pretrained networks, from local weights;
+        - ``torch:file.py:factory``, ``torch:module:factory``: a network of your own; with ``:penultimate``
+          appended, the input of its last linear layer;
         - ``file.py:Name``, ``package.module:Name``: an embedder of your own. Naming one runs its code;
         - an embedder object, which is fitted if it has a method ``fit(dataset, columns)``.
     dataset : ray.data.Dataset, optional
@@ -78,9 +78,15 @@ def fit_embedder(
     Raises
     ------
     ConfigError
-        If the name is unknown or the model is not there.
+        If the name is unknown or the model is not available.
     DataError
         If the column has no usable values.
+
+    Examples
+    --------
+    >>> embedder = raysel.fit_embedder("pca:2", rows, column="embedding")
+    >>> embedder.name
+    'pca:2'
     """
     made = make_embedder(spec) if isinstance(spec, str) else spec
     if hasattr(made, "fit"):
@@ -92,7 +98,9 @@ def fit_embedder(
 class Learner(Protocol):
     """An embedder that has to be fitted before it embeds."""
 
-    def fit(self, dataset: Dataset, columns: list[str]) -> Embedder: ...
+    def fit(self, dataset: Dataset, columns: list[str]) -> Embedder:
+        """Return the fitted embedder."""
+        ...
 
 
 def make_embedder(spec: str, where: str = "embedder") -> Any:
@@ -232,25 +240,59 @@ def embed(
     directory: str | os.PathLike[str] | None = None,
     version: str | None = None,
 ) -> Dataset:
-    """``dataset`` with the column ``embedding``: one vector a row, made from ``column``.
+    """Add the column ``embedding``: one vector per row, computed from ``column``.
 
-    embedder: a spec, what :func:`fit_embedder` returned, or a function of rows (text as a list of str, encoded images
-        as a list of RGB arrays, numbers as a float32 matrix) that returns float32 vectors (n, d).
-    normalize: to unit length. dtype: how vectors are kept.
-    on_error: a row without a value, or whose image or vector cannot be used, stops everything, is left out, or has
-        a null for its vector; the last two list it with the reason in ``_rejected.parquet`` beside the vectors.
-    directory: where vectors are written, a path or URI that every node sees. Networks, and ``on_error`` other than
-        "raise", always write: by default under ``$RAYSEL_CACHE`` or ~/.cache/raysel, by content, so that the same
-        rows are not embedded twice. A run that was killed goes on there.
-    version: identifies the embedder in the key of vectors that are written, with its name and in place of its
-        fingerprint. A fingerprint covers the embedder's code and your own code and values that it reads; it cannot be
-        made of open files, locks or connections, and does not cover data files that the code reads. Change the version
-        whenever the vectors may change.
+    A row's vector has the same bits however the data set is split into blocks and on any number of nodes.
 
-    Without writing, the vectors are made lazily when they are asked for. Where vectors are written, a data set that is
-    not plain Parquet (see :func:`raysel.data.source.parquet_rows`) is run once and brought into Ray's object store, which spills
-    to disk what does not fit; the result is made of these rows, so that reading it does not run the steps again. A
-    row's vector is the same bit for bit however the data set is split into blocks and on any number of nodes.
+    Parameters
+    ----------
+    dataset : ray.data.Dataset
+        Rows to embed.
+    embedder : str, Embedder or callable
+        A name as in `raysel.fit_embedder`, what that function returned, or a function of rows (text as a list
+        of str, encoded images as a list of RGB arrays, numbers as a float32 matrix) that returns float32
+        vectors (n, d).
+    column : str or sequence of str
+        Column to embed, or several for an embedder that takes a table.
+    normalize : bool
+        Scale vectors to unit length.
+    dtype : {"float32", "float16"}
+        Type in which vectors are stored.
+    on_error : {"raise", "drop", "null"}
+        What happens to a row without a value, or whose image or vector cannot be used: raise DataError, leave
+        the row out, or give it a null vector. The last two list the row with the reason in
+        ``_rejected.parquet`` next to the vectors.
+    directory : path or URI, optional
+        Where vectors are written; every node must be able to reach it. Networks, and ``on_error`` other than
+        "raise", always write. Default: under ``$RAYSEL_CACHE`` or ``~/.cache/raysel``, by content, so that
+        the same rows are not embedded twice. An interrupted call is resumed from there.
+    version : str, optional
+        Identifies the embedder, with its name, in the key of written vectors. Default: the fingerprint of the
+        embedder, which covers its code and your own code and values that it reads. A fingerprint cannot be
+        made of open files, locks or connections, and does not cover data files that the code reads. Change
+        the version whenever the vectors may change.
+
+    Returns
+    -------
+    ray.data.Dataset
+        ``dataset`` with the column ``embedding``. If nothing is written, vectors are computed lazily. If
+        vectors are written and ``dataset`` is not plain Parquet (see
+        :func:`raysel.data.source.parquet_rows`), its steps are run once and its rows are put into Ray's
+        object store, which spills to disk what does not fit; the result is made of these rows, so that
+        reading it does not run the steps again.
+
+    Raises
+    ------
+    ConfigError
+        If the embedder is unknown or still has to be fitted.
+    DataError
+        If a column is missing, or a row cannot be used and ``on_error="raise"``.
+
+    Examples
+    --------
+    >>> vectors = raysel.embed(rows, lambda matrix: matrix[:, :2], column="embedding", normalize=True)
+    >>> len(vectors.take(1)[0]["embedding"])
+    2
     """
     named = make_embedder(embedder) if isinstance(embedder, str) else embedder
     if hasattr(named, "fit"):
@@ -290,7 +332,7 @@ def embed(
 
 
 def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
-    """``embedder``, or a plain function with a name."""
+    """Return ``embedder``; a plain function becomes an embedder with the function's name."""
     if isinstance(getattr(embedder, "name", None), str):
         return embedder  # type: ignore[return-value]
     if not callable(embedder):
@@ -384,7 +426,7 @@ def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCA
     most = min(len(span.low), span.rows)
     if count > most:
         raise ConfigError(
-            f"embedder: '{spec}' asks for {count} components, but {span.rows} rows of {len(span.low)} columns have at "
+            f"embedder: '{spec}' has {count} components, but {span.rows} rows of {len(span.low)} columns have at "
             f"most {most}; ask for fewer."
         )
     grid = Grid.over(span)

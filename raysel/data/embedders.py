@@ -1,11 +1,12 @@
-"""What turns rows into vectors without a neural network: a column as it is, principal components, hashed text, tables.
+"""Embedders without a neural network: a column as it is, principal components, hashed text, tables.
 
-An embedder is a picklable callable with a name: ``embedder(rows) -> vectors (n, d) float32``. It may also say
+An embedder is a picklable callable with a name: ``embedder(rows) -> vectors (n, d) float32``. Optional
+attributes:
 
-- ``takes``: what it is called with (see ``decode.Takes``), by default "any"
-- ``tile``: rows come in tiles of so many ids, because a row's last bits depend on the rows beside it
-- ``load(device)``: the callable to use in its place, made once in every worker (a network and its weights)
-- ``digest``: text that changes when the vectors may; by default its fingerprint
+- ``takes``: the form of the rows (see ``decode.Takes``), by default "any"
+- ``tile``: number of ids that are embedded together, because a row's last bits depend on the other rows
+- ``load(device)``: returns the callable to use instead, once per worker (a network and its weights)
+- ``digest``: text that changes when the vectors may; by default the fingerprint
 - ``prepare``: applied to every decoded image where it is decoded
 """
 
@@ -27,22 +28,27 @@ from raysel.errors import DataError, first
 
 
 class Embedder(Protocol):
-    """A picklable callable with a name; the attributes above are optional."""
+    """A picklable callable with a name; further attributes are optional (see the module)."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name for people and for the keys of vectors."""
+        ...
 
-    def __call__(self, rows: Any) -> np.ndarray: ...
+    def __call__(self, rows: Any) -> np.ndarray:
+        """Return one vector per row: (n, d) float32."""
+        ...
 
 
 @dataclass(frozen=True)
 class ColumnEmbedder:
-    """Takes the column as it is."""
+    """Returns the column as it is."""
 
     name: str = "column"
     takes: Takes = "matrix"
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows."""
         return rows
 
     def __fingerprint__(self) -> Any:
@@ -53,8 +59,16 @@ class ColumnEmbedder:
 class PCAEmbedder:
     """Projects onto principal components: ``(x - mean) @ components.T``.
 
-    mean: (D,) float32. components: (N, D) float32, of unit length, largest variance first.
-    explained: share of the variance that the N components hold.
+    Attributes
+    ----------
+    name : str
+        Name of the embedder.
+    mean : array of float32, shape (D,)
+        Mean of the rows.
+    components : array of float32, shape (N, D)
+        Components of unit length, largest variance first.
+    explained : float
+        Share of the variance that the N components have.
     """
 
     name: str
@@ -64,6 +78,7 @@ class PCAEmbedder:
     takes: Takes = "numbers"
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the projections of the rows."""
         if rows.shape[1] != len(self.mean):
             raise DataError(
                 f"Embedder {self.name} was fitted on {len(self.mean)} columns, but these rows have {rows.shape[1]}."
@@ -83,6 +98,7 @@ class HashEmbedder:
     takes: Takes = "text"
 
     def __call__(self, rows: list[str]) -> np.ndarray:
+        """Return the hashed words of each text."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         hashing = HashingVectorizer(n_features=self.size, ngram_range=(1, 2), dtype=np.float32)
@@ -96,8 +112,9 @@ class HashEmbedder:
 class TableEmbedder:
     """Features of table columns: numbers scaled to 0..1 and a flag for a missing one, categories hashed.
 
-    low, high: the range of each numeric column in the rows it was fitted on; a number outside it goes beyond 0..1,
-    a missing one is 0.5. A category (text, boolean, date) is a one among ``buckets`` zeros; missing is a category.
+    ``low`` and ``high`` are the range of each numeric column in the rows it was fitted on; a number outside
+    it is outside 0..1, a missing one is 0.5. A category (text, boolean, date) is a one among ``buckets``
+    zeros; missing is a category.
     """
 
     name: str
@@ -108,6 +125,7 @@ class TableEmbedder:
     takes: Takes = "table"
 
     def __call__(self, rows: pa.Table) -> np.ndarray:
+        """Return the features of each row."""
         parts = [
             self._number(rows[name], name) if name in self.low else self._category(rows[name])
             for name in self.columns
@@ -137,7 +155,7 @@ class TableEmbedder:
 
 
 def numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """A numeric column as float64 (n,), NaN where there is no finite value."""
+    """Return a numeric column as float64 (n,), NaN if there is no finite value."""
     values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
     values[~np.isfinite(values)] = np.nan
     return values
@@ -145,18 +163,19 @@ def numbers(column: pa.ChunkedArray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FunctionEmbedder:
-    """A plain Python function; a row's vector must not depend on the rows beside it."""
+    """A plain Python function; a row's vector must not depend on the other rows."""
 
     name: str
     function: Callable[[Any], np.ndarray]
     takes: Takes = "any"
 
     def __call__(self, rows: Any) -> np.ndarray:
+        """Return what the function returns."""
         return self.function(rows)
 
 
 def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | None = None) -> np.ndarray:
-    """``vectors`` if it is what an embedder must return for these ids, (n, d) float32; DataError otherwise."""
+    """Return ``vectors`` if they are valid for these ids, (n, d) float32; raise DataError otherwise."""
     where = f"the rows from sample_id {first(ids[:1])}"
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype != np.float32:
         got = (
@@ -181,10 +200,10 @@ def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | Non
 
 
 def rows_of(rows: Any, start: int, stop: int) -> Any:
-    """Rows ``start`` to ``stop`` of what an embedder takes."""
+    """Return the rows ``start`` to ``stop`` of an embedder's input."""
     return rows.slice(start, stop - start) if isinstance(rows, pa.Table) else rows[start:stop]
 
 
 def length_of(rows: Any) -> int:
-    """Number of rows of what an embedder takes."""
+    """Return the number of rows of an embedder's input."""
     return rows.num_rows if isinstance(rows, pa.Table) else len(rows)

@@ -1,4 +1,4 @@
-"""Data sets of other libraries as Arrow tables. Pure: no Ray."""
+"""Datasets of other libraries as Arrow tables. Without Ray."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysel.errors import DataError
 
 
 def from_hugging_face(dataset: Any) -> pa.Table:
-    """The rows of a ``datasets.Dataset``, in its order; classes stay numbers, images encoded bytes."""
+    """Return the rows of a ``datasets.Dataset``, in its order; classes stay numbers, images encoded bytes."""
     if not hasattr(dataset, "num_rows") or isinstance(dataset, dict):
         raise DataError(
             f"A {type(dataset).__name__} is not one table; choose a split (dataset['train']) that is not streamed."
@@ -23,7 +23,7 @@ def from_hugging_face(dataset: Any) -> pa.Table:
 
 
 def from_torch(dataset: Any) -> pa.Table:
-    """The items of a map-style Dataset: dicts by name, pairs as data and target, others as data."""
+    """Return the items of a map-style Dataset: dicts by name, pairs as data and target, others as data."""
     items = [dataset[i] for i in range(len(dataset))]
     if not items:
         raise DataError(f"The {type(dataset).__name__} has no rows.")

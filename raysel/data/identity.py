@@ -1,8 +1,8 @@
-"""Identity of a pool: the files, in their order, whose rows were numbered from 0. Pure: no Ray.
+"""Identity of a pool: the files, in their order, whose rows were numbered from 0. Without Ray.
 
-An id means a row only together with the files that were numbered. A Dataset of :func:`raysel.read` carries them in
-its context (``Dataset.context``, a public part of Ray's interface that every derived Dataset shares), and a Selection
-keeps them, so that one made from other rows is refused.
+An id identifies a row only together with the files that were numbered. A Dataset of :func:`raysel.read`
+carries them in its context (``Dataset.context``, a public part of Ray's interface that every derived Dataset
+shares), and a Selection keeps them, so that one made from other rows is refused.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from raysel.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-POOL_FILE = "_pool.json"  # beside vectors: the identity of the pool whose ids they have
+POOL_FILE = "_pool.json"  # next to vectors: the identity of the pool whose ids they have
 _KEY = "raysel.pool"  # under which a Dataset's context holds what numbered its rows
 
 
 class NumberedFile(NamedTuple):
-    """A file whose rows have consecutive ids: its name, which is only shown, the digest of its content, its rows."""
+    """A file whose rows have consecutive ids: its name (only displayed), digest and number of rows."""
 
     name: str
     digest: str
@@ -46,16 +46,16 @@ class PoolIdentity:
         return sum(file.rows for file in self.files)
 
     def to_list(self) -> list[list[Any]]:
-        """``[name, digest, rows]`` of each file, for JSON."""
+        """Return ``[name, digest, rows]`` of each file, for JSON."""
         return [list(file) for file in self.files]
 
     @classmethod
     def from_list(cls, files: Sequence[Sequence[Any]]) -> PoolIdentity:
-        """What :meth:`to_list` returned."""
+        """Return the identity that :meth:`to_list` describes."""
         return cls(tuple(NumberedFile(*file) for file in files))
 
     def check(self, pool: PoolIdentity) -> None:
-        """DataError unless these files are the first ones of ``pool``, so that every id means the same row there."""
+        """Raise DataError unless these files are the first of ``pool``, so that ids are the same rows."""
         for place, mine in enumerate(self.files):
             other = pool.files[place] if place < len(pool.files) else None
             if other is not None and mine[1:] == other[1:]:
@@ -76,7 +76,7 @@ class PoolIdentity:
 
 
 def index_identity(index: RowIndex) -> PoolIdentity:
-    """The identity of a pool of Parquet files."""
+    """Return the identity of a pool of Parquet files."""
     names = short_names([file.path for file in index.files])
     return PoolIdentity(
         tuple(
@@ -87,13 +87,13 @@ def index_identity(index: RowIndex) -> PoolIdentity:
 
 
 def identity(dataset: Dataset) -> PoolIdentity | None:
-    """What numbered the rows of ``dataset``.
+    """Return what assigned the ids of the rows of ``dataset``.
 
     Returns
     -------
     PoolIdentity or None
-        None if it is not known: the ids come from a column ``sample_id`` that the data had, the Dataset was not
-        made by :func:`raysel.read`, or it joins several.
+        None if it is not known: the ids come from a column ``sample_id`` of the data, the Dataset was not made by
+        :func:`raysel.read`, or it joins several.
 
     Raises
     ------
@@ -120,16 +120,19 @@ def _joined(dataset: Dataset) -> bool:
 
 
 def mark(dataset: Dataset, numbered_by: RowIndex | PoolIdentity | None) -> Dataset:
-    """Let ``dataset`` and all that is derived from it carry what numbered its rows; returns ``dataset``."""
+    """Make ``dataset`` and everything derived from it carry what assigned the ids of its rows.
+
+    Return ``dataset``.
+    """
     dataset.context.set_config(_KEY, None if numbered_by is None else _Numbering(numbered_by))
     return dataset
 
 
 class _Numbering:
-    """What numbered a Dataset's rows, computed when it is asked for.
+    """What assigned the ids of a Dataset's rows, computed when it is needed.
 
-    Ray copies a context often and sends it with every task: copies share this object, and a task receives the files
-    as bytes that it does not parse.
+    Ray copies a context often and sends it with every task: copies share this object, and a task receives the
+    files as bytes that it does not parse.
     """
 
     def __init__(self, numbered_by: RowIndex | PoolIdentity | None, pickled: bytes = b"") -> None:
@@ -154,6 +157,6 @@ class _Numbering:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The paths below the directory that holds them all."""
+    """Return the paths below the directory that holds all of them."""
     above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
     return [posixpath.relpath(path, above) if above else path for path in paths]

@@ -1,4 +1,4 @@
-"""A directory of images as a table of paths and classes, and their bytes when they are needed. Pure: no Ray."""
+"""A directory of images as a table of paths and classes; bytes are read when needed. Without Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = "labels.csv"
 
 
 def holds_images(source: str) -> bool:
-    """Whether a path is a directory with images in it and no Parquet."""
+    """Return whether a path is a directory with images in it and no Parquet."""
     filesystem, path = resolve(source)
     if filesystem.get_file_info(path).type != pafs.FileType.Directory:
         return False
@@ -31,10 +31,15 @@ def holds_images(source: str) -> bool:
 
 
 def list_images(source: str) -> pa.Table:
-    """``path`` (below the directory, sorted) of every image in it, and ``label`` where classes are known.
+    """Return ``path`` (below the directory, sorted) of every image in it, and ``label`` if classes are known.
 
-    The class is that of ``labels.csv`` (columns path and label) if there is one, else the first folder of the path.
-    DataError if some images have a class and others none.
+    The class is that of ``labels.csv`` (columns path and label) if there is one, else the first folder of the
+    path.
+
+    Raises
+    ------
+    DataError
+        If some images have a class and others have none.
     """
     filesystem, root, inside = _files(source)
     paths = _images(inside)
@@ -55,14 +60,14 @@ def list_images(source: str) -> pa.Table:
 
 
 def digest_images(source: str) -> str:
-    """A digest of the paths and sizes of all images in the directory, which fix the ids of its rows."""
+    """Return a digest of the paths and sizes of all images, which determine the ids of the rows."""
     inside = _files(source)[2]
     listed = "\n".join(f"{path} {inside[path]}" for path in _images(inside))
     return hashlib.blake2b(listed.encode(), digest_size=16).hexdigest()
 
 
 def _files(source: str) -> tuple[pafs.FileSystem, str, dict[str, int]]:
-    """The filesystem, the directory on it, and the size of every file in it by its path below."""
+    """Return the filesystem, the directory on it, and the size of every file in it by its path below."""
     filesystem, root = resolve(source)
     entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     sizes = {
@@ -99,7 +104,7 @@ def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.Chu
 
 
 def load_images(table: pa.Table, source: str) -> pa.Table:
-    """``table`` with the column ``image``: the bytes of the files its paths name; null where one cannot be read."""
+    """Return ``table`` with the column ``image``: the bytes of its files, null if one cannot be read."""
     filesystem, root = resolve(source)
     images = []
     for path in table["path"].to_pylist():

@@ -1,6 +1,6 @@
-"""Embedders that are neural networks: loaded once in every worker, from local weights where there are any.
+"""Embedders that are neural networks: loaded once per worker, from local weights if there are any.
 
-A network's last bits depend on the rows it is given together: these embedders ask for tiles of fixed ids.
+A network's last bits depend on which rows it receives together, so these embedders use tiles of fixed ids.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Run = Callable[[Any], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class ModelEmbedder:
-    """A network to be loaded by ``make(device)``; calling the embedder itself loads it on the CPU."""
+    """A network that ``make(device)`` loads; calling the embedder itself loads it on the CPU."""
 
     name: str
     takes: Takes
@@ -39,9 +39,11 @@ class ModelEmbedder:
     prepare: Callable[[Any], np.ndarray] | None = None
 
     def load(self, device: str) -> Run:
+        """Return the loaded network, to be called with rows."""
         return self.make(device)
 
     def __call__(self, rows: Any) -> np.ndarray:
+        """Return one vector per row."""
         return self.make("cpu")(rows)
 
     def __fingerprint__(self) -> Any:
@@ -49,7 +51,7 @@ class ModelEmbedder:
 
 
 def need(module: str, package: str, extra: str, spec: str) -> ModuleType:
-    """An optional module; ConfigError with the pip command if it is not installed."""
+    """Return an optional module; raise ConfigError with the pip command if it is not installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -335,7 +337,7 @@ def _load_network(factory: Callable[[], Any], layer: str, spec: str, device: str
 
 
 def _before_last(model: Any, spec: str) -> Callable[[Any], Any]:
-    """A call of ``model`` that returns what enters its last linear layer."""
+    """Return a call of ``model`` that returns the input of its last linear layer."""
     import torch
 
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
@@ -386,7 +388,7 @@ def _stack(images: list[np.ndarray]) -> np.ndarray:
 
 
 def _digest(model: Any, prepare: Any, spec: str) -> str:
-    """Digest of a network with its weights, its code and the user's code that it reaches, and its preprocessing."""
+    """Return a digest of a network's weights, code, the user's code that it reaches, and preprocessing."""
     remedy = "give the network a text attribute 'version' that changes with it"
     parts = [fingerprint(part, f"embedder '{spec}'", remedy) for part in (model, prepare)]
     return fingerprint(

@@ -1,9 +1,9 @@
-"""Principal components from exact sums: the same bits however the rows are cut. Pure: no Ray.
+"""Principal components from exact sums, with the same bits however the rows are split. Without Ray.
 
-Values are put on a grid of whole numbers, column by column: small integers (pixels) as they are, others as
-16 to 20 bits of the column's range. Sums and products of whole numbers below 2**53 are exact in float64 in
+Values are rounded to a grid of whole numbers, column by column: small integers (pixels) as they are, others
+to 16 to 20 bits of the column's range. Sums and products of whole numbers below 2**53 are exact in float64 in
 any order, so partial sums of any blocks, threads or nodes add up to one and the same covariance. The grid
-costs at most 2**-16 of a column's range in a value, about what float32 sums would lose, and not always the
+costs at most 2**-16 of a column's range per value, about what float32 sums would lose, and not always the
 same.
 """
 
@@ -19,8 +19,7 @@ _WHOLE_BITS = 16
 
 @dataclass(frozen=True)
 class Range:
-    """What the grid needs to know: the number of rows, each column's extremes (D,), and whether values are
-    whole numbers of at most 16 bits."""
+    """What a grid depends on: rows, extremes (D,), and whether values are integers of at most 16 bits."""
 
     rows: int
     low: np.ndarray
@@ -29,7 +28,7 @@ class Range:
 
     @classmethod
     def of(cls, values: np.ndarray) -> Range:
-        """The range of values (n, D), n >= 1, all finite."""
+        """Return the range of values (n, D), n >= 1, all finite."""
         return cls(
             len(values),
             values.min(axis=0).astype(np.float64),
@@ -56,6 +55,7 @@ class Grid:
 
     @classmethod
     def over(cls, span: Range) -> Grid:
+        """Return the grid for a range."""
         if span.whole:
             return cls(np.zeros(len(span.low)), np.ones(len(span.low)), _WHOLE_BITS)
         bits = min(_BITS, (62 - span.rows.bit_length()) // 2)
@@ -73,7 +73,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: np.ndarray, grid: Grid) -> Moments:
-        """The moments of values (n, D)."""
+        """Return the moments of values (n, D)."""
         width = values.shape[1]
         total, products = np.zeros(width, np.int64), np.zeros((width, width), np.int64)
         height = 1 << (53 - 2 * grid.bits)  # so many products of two numbers stay below 2**53
@@ -88,7 +88,7 @@ class Moments:
 
 
 def components(moments: Moments, grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean (D,) and the ``count`` first components (count, D), float32, and their share of the variance.
+    """Return the mean (D,), the ``count`` first components (count, D) and their share of the variance.
 
     Components have unit length, largest variance first, and their largest element is positive.
     """

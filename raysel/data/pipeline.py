@@ -1,13 +1,15 @@
-"""Vectors of a whole data set on the cluster: readers decode, workers hold the network, nothing is done twice.
+"""Vectors of a data set on the cluster: readers decode, workers hold the network, nothing is done twice.
 
-A killed run goes on with the shards that are missing, and no id can come twice. The driver keeps a few numbers per
-shard, and no rows.
+An interrupted run resumes with the shards that are missing, and no id can occur twice. The driver keeps a few
+numbers per shard, and no rows.
+
+::
 
     DIRECTORY/
       _key.json               whose vectors these are: digests of input, embedder and options
       part-000000000123.parquet   sample_id, embedding; 123 is the shard's number
       _rejected.parquet       sample_id, reason: rows left out or without a vector, by ``on_error``
-      _pool.json              the files that gave the rows their ids, where they are known
+      _pool.json              the files that gave the rows their ids, if they are known
       _done.json              rows, dimension and sum of ids, written last
 """
 
@@ -54,7 +56,7 @@ from raysel.errors import DataError, RunError
 _FORMAT = 2
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
 _AHEAD = 2  # shards that wait for each worker, so that it never does
-_WAIT_S = 120.0  # for the first worker to find room and load
+_WAIT_S = 120.0  # for the first worker to be placed and to load
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,10 @@ Job = tuple[Unit, list[ray.ObjectRef]]  # a unit, and the blocks its rows come i
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`compute` did: rows with a vector, their dimension, rows rejected, and how long it took.
+    """The result of :func:`compute`: rows with a vector, their dimension, rejected rows, and durations.
 
-    embedded: rows computed now and not in an earlier attempt. start_seconds: until the first worker was ready.
+    ``embedded`` has the rows computed now and not in an earlier attempt. ``start_seconds`` is the time until
+    the first worker was ready.
     """
 
     rows: int
@@ -86,14 +89,40 @@ def compute(
     watch: Watch | None = None,
     version: str | None = None,
 ) -> Report:
-    """Write the vectors of every row of ``dataset`` under ``directory``, or what of them is missing there.
+    """Write the vectors of every row of ``dataset`` under ``directory``, or those that are missing there.
 
-    dataset: or what :func:`source_of` made of it. directory: a path or URI that every node sees. Parquet read by
-    ``raysel.read``, of which columns at most were selected or renamed since, is streamed by row group; of any other
-    data set the columns needed are first brought into Ray's object store.
-    version: identifies the embedder, by its name and this text, in place of its fingerprint.
-    Raises DataError for rows or vectors that cannot be used, ResourceError if no worker finds room, RunError for a
-    directory that holds other vectors or does not hold all of them in the end.
+    Parameters
+    ----------
+    dataset : ray.data.Dataset or source
+        Or the result of :func:`source_of`. Parquet read by ``raysel.read``, of which columns at most were
+        selected or renamed since, is streamed by row group; of any other data set the needed columns are
+        first put into Ray's object store.
+    embedder : Embedder
+        The embedder.
+    columns : list of str
+        Columns to embed.
+    directory : path or URI
+        Every node must be able to reach it.
+    options : Options
+        How vectors are made and stored.
+    watch : callable, optional
+        Progress callback; receives a short status string.
+    version : str, optional
+        Identifies the embedder, by its name and this text, in place of its fingerprint.
+
+    Returns
+    -------
+    Report
+        What was done.
+
+    Raises
+    ------
+    DataError
+        For rows or vectors that cannot be used.
+    ResourceError
+        If no worker can be placed.
+    RunError
+        For a directory that has other vectors or is incomplete in the end.
     """
     options = options or Options()
     began = time.monotonic()
@@ -114,12 +143,12 @@ def compute(
 
 
 def jobs(dataset: Dataset, work: Work) -> list[Job]:
-    """Every shard of ``dataset``, in units for one reader each."""
+    """Return every shard of ``dataset``, in units for one reader each."""
     return source_of(dataset, work.columns).jobs(work.shard, set())
 
 
 def source_of(dataset: Dataset, columns: Sequence[str]) -> Source:
-    """The rows of ``dataset`` for :func:`compute`; runs ``dataset`` once where it is not plain Parquet."""
+    """Return the rows of ``dataset`` for :func:`compute`; run ``dataset`` once unless it is plain Parquet."""
     return _ParquetSource.of(dataset, columns) or _BlockSource.of(dataset, columns)
 
 
@@ -134,7 +163,7 @@ def rows_digest(dataset: Dataset, columns: Sequence[str]) -> str:
 def key_of(
     source: Source, embedder: Embedder, columns: Sequence[str], options: Options, version: str | None = None
 ) -> dict[str, Any]:
-    """What decides vectors: digests of the rows and the embedder, the options, the decoder and the kind of device."""
+    """Return what determines vectors: digests of rows and embedder, options, decoder and kind of device."""
     images = getattr(embedder, "takes", "any") in ("images", "any", "stored") and is_bytes(
         source.kind(columns[0])
     )
@@ -151,9 +180,12 @@ def key_of(
 
 
 def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report, options: Options) -> Dataset:
-    """``dataset`` with the vectors that :func:`compute` wrote, looked up by id; lazy. Rows left out are left out.
+    """Return ``dataset`` with the vectors that :func:`compute` wrote, without rows left out; lazy.
 
-    Raises DataError, when the rows are made, if the directory holds vectors of another key by then.
+    Raises
+    ------
+    DataError
+        When the rows are made, if the directory has vectors of another key by then.
     """
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(options.dtype)), [report.dimension])
     return plain_errors(
@@ -167,7 +199,7 @@ def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report,
 
 
 def digest(embedder: Embedder, version: str | None = None) -> str:
-    """Digest that changes whenever the vectors of an embedder may.
+    """Return a digest that changes whenever the vectors of an embedder may.
 
     Parameters
     ----------
@@ -228,7 +260,7 @@ class _ParquetSource:
 
     @property
     def digest(self) -> str:
-        """Digest of the rows, with the content of the files that a column of paths names."""
+        """Return a digest of the rows, with the content of the files that a column of paths names."""
         named = [
             stored
             for name, stored in self.names.items()
@@ -245,14 +277,17 @@ class _ParquetSource:
         return hashlib.sha256("".join([self.reader.index.digest, *found]).encode()).hexdigest()
 
     def _has_paths(self, column: str) -> bool:
-        """Whether the first value of a text column is the path of a file."""
+        """Return whether the first value of a text column is the path of a file."""
         for _, reader in opened(self.reader.pieces()[:1]):
             for batch in reader.iter_batches(batch_size=64, columns=[column]):
                 return names_files(batch[0])
         return False
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
-        """Consecutive row groups. One reads the shards that begin in its groups, and on to the last one's end."""
+        """Yield consecutive row groups.
+
+        A reader reads the shards that begin in its groups, to the last one's end.
+        """
         groups = self.reader.pieces()
         jobs: list[Job] = []
         begin = 0
@@ -364,7 +399,7 @@ def _span(table: pa.Table) -> _Span:
 
 
 def names_files(column: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether the first value of a text column is the path of a file."""
+    """Return whether the first value of a text column is the path of a file."""
     value = next((text for text in (v.as_py() for v in column) if text), "")
     try:
         filesystem, path = resolve(value) if len(value) < 4096 and "\n" not in value else (None, "")
@@ -374,7 +409,10 @@ def names_files(column: pa.Array | pa.ChunkedArray) -> bool:
 
 
 def digests_named(column: pa.Array | pa.ChunkedArray, trust: Trust) -> list[str]:
-    """Digests of the content of the files whose paths a text column holds; a missing file counts as missing."""
+    """Return digests of the content of the files at the paths in a text column.
+
+    A missing file counts as missing.
+    """
     with ThreadPoolExecutor(16) as pool:
         return list(pool.map(partial(_digest_path, trust=trust), column.to_pylist()))
 
@@ -400,7 +438,7 @@ def _digest_named(pieces: Sequence[Piece], columns: Sequence[str], trust: Trust)
 
 @dataclass(frozen=True)
 class _Room:
-    """Workers and readers that fit the cluster, and what each asks for."""
+    """Workers and readers that fit the cluster, and the resources of each."""
 
     workers: int
     worker: dict[str, float]
@@ -410,7 +448,10 @@ class _Room:
 
     @classmethod
     def of(cls) -> _Room:
-        """One worker a GPU where there are GPUs; else one a CPU, which leaves a part of it to the readers."""
+        """Return one worker per GPU if there are GPUs.
+
+        Else one per CPU, which leaves a part of it to the readers.
+        """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = max(1, sum(int(node.get("CPU", 0)) for node in nodes))
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
@@ -420,7 +461,7 @@ class _Room:
 
 
 class _Worker:
-    """Holds a loaded network. It is loaded by a call and not at creation, whose errors lose their class."""
+    """Holds a loaded network. It is loaded by a call, since errors at creation would lose their class."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -439,13 +480,13 @@ class _Worker:
 
 
 def _whole(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
-    """Everything about a unit in one task: for embedders with nothing to load."""
+    """Do everything of a unit in one task, for embedders with nothing to load."""
     for rows in shards.read(unit, work, *tables):
         yield shards.embed(rows, work.embedder, work)
 
 
 def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
-    """Do every job; the rows done, and the seconds until the first worker was ready."""
+    """Do every job; return the rows done, and the seconds until the first worker was ready."""
     held = ray.put(work)
     with unwrap_errors():
         if not hasattr(work.embedder, "load"):
@@ -477,7 +518,7 @@ def _flow(
 
 
 def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress) -> tuple[int, float]:
-    """Readers stream decoded shards to the workers that hold the network."""
+    """Stream decoded shards from readers to the workers that hold the network."""
     began = time.monotonic()
     room = _Room.of()
     make = ray.remote(_Worker).options(
@@ -500,7 +541,7 @@ def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress)
             "Try again later, or free some",
             _WAIT_S,
         )
-        ray.get(ready)  # a network that cannot be loaded says so here
+        ray.get(ready)  # raises here if the network cannot be loaded
         start = time.monotonic() - began
         progress.start()
         return _drive(jobs, held, read, workers, room, progress), start
@@ -548,7 +589,7 @@ def _drive(
 
 
 class _Progress:
-    """Rows done, rows a second and the time left, told to ``watch`` about once a second."""
+    """Reports rows done, rows/s and the remaining time to ``watch`` about once per second."""
 
     def __init__(self, rows: int, watch: Watch | None) -> None:
         self.rows, self.watch, self.done = rows, watch, 0
@@ -587,7 +628,10 @@ def _finish(
     began: float,
     start: float,
 ) -> Report:
-    """Check that every id is there once and every vector as long as the others; write what was rejected, and done."""
+    """Check that every id is there once and all vectors have one length.
+
+    Write rejected rows and the end mark.
+    """
     look = ray.remote(shards.check_parts).options(num_cpus=0.5)
     numbers = sorted(folder.parts())
     found = [
@@ -659,13 +703,16 @@ def _attach(table: pa.Table, directory: str, rows: int, kind: pa.DataType, stamp
 
 
 def _stamp(folder: VectorFolder) -> str:
-    """Digest of the key of the vectors that a directory holds."""
+    """Return a digest of the key of a directory's vectors."""
     return hashlib.sha256(json.dumps(folder.read("_key.json"), sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=4)
 def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
-    """Vectors of a shard. Kept by the key of the vectors: a directory may be removed and filled with others."""
+    """Return the vectors of a shard, cached by their key.
+
+    A directory may be removed and filled with others.
+    """
     folder = VectorFolder(directory)
     try:
         with open_file(folder.part(number)) as source:

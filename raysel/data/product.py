@@ -1,8 +1,8 @@
-"""Matrix products whose last bits hang on nothing but the numbers multiplied. Pure: no Ray.
+"""Matrix products whose last bits depend only on the numbers multiplied. Without Ray.
 
-A BLAS adds in an order that depends on the shape of the product, the number of threads, the processor, and even on a row's
-place among its neighbours, so a row's result may differ in the last bit from block to block. Here every result is the exact
-sum, rounded once to float32, whoever computes it.
+A BLAS adds in an order that depends on the shape of the product, the number of threads, the processor, and
+even on a row's position among the others, so a row's result may differ in the last bit from block to block.
+Here every result is the exact sum, rounded once to float32, whatever computes it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,26 @@ _U = 2.0**-53  # the largest relative error of one float64 operation
 
 
 def project(rows: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """``(rows - mean) @ weights`` for rows (n, d), mean (d,) and weights (d, k): each element the float32 nearest to the exact
-    sum over the differences, which are taken in the dtype of ``rows - mean`` and rounded to float32; mean, weights: float32.
+    """Return ``(rows - mean) @ weights``, each element the float32 nearest to the exact sum.
 
-    Products of float32 are exact in float64, where the BLAS adds them; its error is at most (d - 1) u |x| |w| in any order
-    (Higham, 2002, section 3.1; u = 2**-53). Where all of that interval rounds to one float32, that is the answer; the few
-    elements left are added exactly. Rows that are not finite get what the BLAS makes of them.
+    Products of float32 are exact in float64, in which the BLAS adds them; its error is at most (d - 1) u |x|
+    |w| in any order (Higham, 2002, section 3.1; u = 2**-53). If all of that interval rounds to one float32,
+    that is the result; the few other elements are added exactly. Rows that are not finite get what the BLAS
+    computes.
+
+    Parameters
+    ----------
+    rows : array, shape (n, d)
+        Rows. Differences are computed in the dtype of ``rows - mean`` and rounded to float32.
+    mean : array of float32, shape (d,)
+        What is subtracted.
+    weights : array of float32, shape (d, k)
+        The other factor.
+
+    Returns
+    -------
+    array of float32, shape (n, k)
+        The product.
     """
     wide = weights.astype(np.float64)
     # One more u than the bound has, and a thousandth: the norms and the ends of the interval are rounded too.
@@ -39,20 +53,20 @@ def project(rows: np.ndarray, mean: np.ndarray, weights: np.ndarray) -> np.ndarr
             near, open_ = _round(x @ wide, margin)
         i, j = np.nonzero(open_ & np.isfinite(margin))
         near[i, j] = _nearest(x[i] * wide.T[j])
-        result[start : start + len(part)] = near + np.float32(0)  # no -0.0, whose sign hangs on the order
+        result[start : start + len(part)] = near + np.float32(0)  # no -0.0, whose sign depends on the order
     return result
 
 
 def _round(sums: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The float32 nearest to each sum, and where a sum within the margin has another."""
+    """Return the float32 nearest to each sum, and where a sum within the margin has another."""
     return sums.astype(np.float32), (sums - margin).astype(np.float32) != (sums + margin).astype(np.float32)
 
 
 def _nearest(terms: np.ndarray) -> np.ndarray:
-    """The float32 nearest to the exact sum of each row of float64 terms (m, d), ties to even.
+    """Return the float32 nearest to the exact sum of each row of float64 terms (m, d), ties to even.
 
-    High parts on one grid are added without an error, what is left with one far below u of the sum (Rump, Ogita and Oishi,
-    Accurate Floating-Point Summation, 2008, algorithm 3.2).
+    High parts on one grid are added without an error, and the rest with an error far below u of the sum
+    (Rump, Ogita & Oishi, Accurate Floating-Point Summation, 2008, algorithm 3.2).
     """
     d = terms.shape[1]
     largest = np.abs(terms).max(axis=1, keepdims=True, initial=np.finfo(np.float64).tiny)
@@ -67,7 +81,7 @@ def _nearest(terms: np.ndarray) -> np.ndarray:
 
 
 def _nearest_one(terms: np.ndarray) -> np.float32:
-    """The same of one row (d,), however close to half way between two float32 its sum is."""
+    """Return the same for one row (d,), however close to half way between two float32 its sum is."""
     total = exact_sum(terms)  # rounded once, to float64: rounding it again errs only where it lies half way
     near = np.float32(total)
     away = np.nextafter(near, np.float32(np.inf if total > float(near) else -np.inf))

@@ -1,9 +1,9 @@
 """Row identity: the same ``sample_id`` on every run and on a cluster of any size.
 
-For Parquet, ``id = rows of the files before it + position in its file``, both known from the footers.
-The first reading fixes the order of the files (sorted by path); files that come later are appended, so
-an id is never used twice, and a file that changed under its name is an error. Files are compared by content, which is
-read when a digest is needed and not before. Pure: no Ray.
+For Parquet, ``id = rows of the files before it + position in its file``, both from the footers. The first
+reading fixes the order of the files (sorted by path); files that are added later are appended, so an id is
+never used twice, and a file that changed under its name is an error. Files are compared by content, which is
+read only when a digest is needed. Without Ray.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ _FORMAT = 2
 class IndexedFile:
     """One Parquet file: its path, the rows and bytes of each row group, and the digest of its content.
 
-    stamp: size and time of modification (ns) when its footer was read. filesystem: where the file lies; None for a file
-    of a saved index, whose digest is known. trust: what its digest is made of.
+    Attributes
+    ----------
+    stamp : (int, int)
+        Size and time of modification (ns) when its footer was read.
+    filesystem : pyarrow.fs.FileSystem or None
+        Where the file is; None for a file of a saved index, whose digest is known.
+    trust : {"content", "mtime"}
+        What its digest is made of.
     """
 
     path: str
@@ -47,11 +53,12 @@ class IndexedFile:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(self.group_rows)
 
     @property
     def digest(self) -> str:
-        """Digest of the content; read when it is first asked for. DataError if the file has changed since."""
+        """Digest of the content, read when it is first needed; DataError if the file has changed since."""
         return file_digests([self])[0]
 
     def __eq__(self, other: object) -> bool:
@@ -65,7 +72,7 @@ class IndexedFile:
 
 
 def file_digests(files: Sequence[IndexedFile], trust: Trust | None = None) -> list[str]:
-    """Digests of indexed files, in their order; content that is not known yet is read in parallel.
+    """Return digests of indexed files, in their order; content that is not known yet is read in parallel.
 
     Parameters
     ----------
@@ -129,6 +136,7 @@ class RowIndex:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return sum(file.rows for file in self.files)
 
     @property
@@ -139,12 +147,12 @@ class RowIndex:
 
     @property
     def digest(self) -> str:
-        """Changes when a row's content or id may have changed; does not depend on where the files lie."""
+        """Digest that changes if a row's content or id may have changed, not with the names of the files."""
         joined = "\n".join(f"{digest} {rows}" for digest, rows in self.identity())
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def identity(self, trust: Trust | None = None) -> tuple[tuple[str, int], ...]:
-        """Digest and number of rows of each file, in the order that gives the rows their ids.
+        """Return the digest and number of rows of each file, in the order that gives the rows their ids.
 
         Parameters
         ----------
@@ -160,6 +168,7 @@ class RowIndex:
         return tuple((digest, file.rows) for digest, file in zip(digests, self.files, strict=True))
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index as JSON."""
         digests = file_digests(self.files)
         files = [
             {
@@ -177,7 +186,7 @@ class RowIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RowIndex:
-        """Read an index that :meth:`save` wrote; DataError if it is not one."""
+        """Read an index that :meth:`save` wrote; raise DataError if it is not one."""
         try:
             raw = storage.read_json(path)
             if raw["format"] != _FORMAT:
@@ -209,7 +218,7 @@ class RowIndex:
 
 @dataclass(frozen=True)
 class Piece:
-    """A row group of a Parquet file: where it lies, its first ``sample_id``, rows and bytes."""
+    """A row group of a Parquet file: its place, first ``sample_id``, rows and bytes."""
 
     filesystem: pafs.FileSystem
     path: str
@@ -220,17 +229,21 @@ class Piece:
 
 
 def with_ids(table: pa.Table, start: int) -> pa.Table:
-    """``table`` with the ids from ``start`` on as its first column."""
+    """Return ``table`` with the ids from ``start`` on as its first column."""
     return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
 
 
 def list_files(
     sources: Sequence[str | os.PathLike[str]], suffix: str = ".parquet"
 ) -> tuple[pafs.FileSystem, list[str]]:
-    """Files under the given paths, sorted; a directory is searched for ``suffix`` in it and below.
+    """Return the files under the given paths, sorted; a directory is searched for ``suffix`` in it and below.
 
-    Names that begin with "." or "_" are left out, as Spark and Ray do. DataError if a path is missing, if a
-    directory holds no such file, or if the paths lie on different filesystems.
+    Names that begin with "." or "_" are left out, as Spark and Ray do.
+
+    Raises
+    ------
+    DataError
+        If a path is missing, a directory has no such file, or the paths are on different filesystems.
     """
     if not sources:
         raise DataError("No path was given to read.")
@@ -272,12 +285,31 @@ def index_parquet(
     known: RowIndex | None = None,
     trust: Trust = "content",
 ) -> tuple[RowIndex, pa.Schema]:
-    """Number the rows of Parquet files from their footers; reads no data but that of files in ``known``.
+    """Assign ids to the rows of Parquet files from their footers; only data of files in ``known`` is read.
 
-    Files in ``known`` keep their place; others follow, sorted. Returns the index and the common schema.
-    DataError if a known file is gone or its content changed, if a file is not Parquet, or if schemas differ.
-    trust: what identifies a file, its content or its size and time of modification. A known file is compared by what
-    its digest was made of.
+    Files in ``known`` keep their place; others follow, sorted. A known file is compared by what its digest
+    was made of.
+
+    Parameters
+    ----------
+    filesystem : pyarrow.fs.FileSystem
+        Where the files are.
+    paths : list of str
+        The files.
+    known : RowIndex, optional
+        An earlier index.
+    trust : {"content", "mtime"}
+        What identifies a file: its content, or its size and time of modification.
+
+    Returns
+    -------
+    (RowIndex, pyarrow.Schema)
+        The index and the common schema.
+
+    Raises
+    ------
+    DataError
+        If a known file is missing or its content changed, a file is not Parquet, or schemas differ.
     """
     if known is not None:
         here = set(paths)
@@ -309,7 +341,7 @@ def index_parquet(
 
 
 def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
-    """Each row group with its file, opened once for those that follow each other."""
+    """Yield each row group with its file, which is opened once for consecutive ones."""
     for (_, path), group in itertools.groupby(pieces, lambda piece: (piece.filesystem, piece.path)):
         held = list(group)
         with held[0].filesystem.open_input_file(path) as source:
@@ -319,9 +351,12 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
 
 
 def budget_rows(budget: float | int, rows: int) -> int:
-    """The number of rows that a budget means: a float in (0, 1] is a share of ``rows``, an int a count.
+    """Return the number of rows of a budget: a float in (0, 1] is a share of ``rows``, an int a count.
 
-    ConfigError if it is out of range or more than there are.
+    Raises
+    ------
+    ConfigError
+        If it is out of range or more than there are.
     """
     if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
         raise ConfigError(
@@ -341,7 +376,7 @@ def budget_rows(budget: float | int, rows: int) -> int:
 
 
 def check_ids(ids: np.ndarray, where: str) -> None:
-    """DataError unless ``ids`` (int64) are non-negative and all different."""
+    """Raise DataError unless ``ids`` (int64) are non-negative and all different."""
     if len(ids) and int(ids.min()) < 0:
         raise DataError(f"Column '{ID}' of {where} holds negative ids ({first(ids[ids < 0])}).")
     order = np.sort(ids)

@@ -1,8 +1,8 @@
-"""One shard of vectors at a time: read its rows, embed them by tiles, write its file. Pure: no Ray.
+"""One shard of vectors: read its rows, embed them by tiles, write its file. Without Ray.
 
-A shard is a fixed range of ids, so that what it holds does not depend on blocks, nodes or earlier attempts; it
-appears as one file, whole or not at all. The rows of a network's tile are the same wherever it is made, and so are
-its bits.
+A shard is a fixed range of ids, so that its content does not depend on blocks, nodes or earlier attempts. It
+appears as one file, complete or not at all. The rows of a network's tile are the same wherever it is
+computed, and so are its bits.
 """
 
 from __future__ import annotations
@@ -31,10 +31,16 @@ _ROWS_TILED = {"text": 2048, "images": 256}
 
 @dataclass(frozen=True)
 class Options:
-    """How vectors are made and kept.
+    """How vectors are made and stored.
 
-    normalize: to unit length. dtype: on disk. on_error: what a row without a usable value or vector does: stop
-    everything, leave the row out, or keep it with a null in place of its vector.
+    Attributes
+    ----------
+    normalize : bool
+        Scale to unit length.
+    dtype : {"float32", "float16"}
+        Type on disk.
+    on_error : {"raise", "drop", "null"}
+        For a row without a usable value or vector: raise, leave the row out, or keep it with a null vector.
     """
 
     normalize: bool = False
@@ -44,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is to be done with every shard, and where it goes."""
+    """What is to be done with every shard, and where it is written."""
 
     embedder: Embedder
     columns: tuple[str, ...]
@@ -57,8 +63,12 @@ class Work:
 class Unit:
     """What one reader reads: the ids low..high-1 without the shards that are done.
 
-    pieces: the Parquet row groups they lie in, none if the rows come as tables. names: of the columns, as they shall
-    be called and as the files call them.
+    Attributes
+    ----------
+    pieces : sequence of Piece
+        The Parquet row groups with these ids; none if the rows come as tables.
+    names : mapping of str to str
+        For each column, its name in the files.
     """
 
     low: int
@@ -77,7 +87,10 @@ class Stat:
 
 
 def shard_rows(embedder: Embedder) -> int:
-    """Ids in one file: many enough to be worth one, few enough that a lost one is soon made again."""
+    """Return the ids per file.
+
+    Enough to be worth a file, and few enough that a lost one is soon computed again.
+    """
     if getattr(embedder, "tile", None) is None:
         return _ROWS
     return _ROWS_TILED.get(getattr(embedder, "takes", "any"), 512)
@@ -87,7 +100,7 @@ def shard_rows(embedder: Embedder) -> int:
 
 
 def read(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Rows]:
-    """The decoded rows of a unit's shards, from its pieces or from tables that hold them among others."""
+    """Return the decoded rows of a unit's shards, from its pieces or from tables with more rows."""
     takes: Takes = getattr(work.embedder, "takes", "any")
     prepare = getattr(work.embedder, "prepare", None)
     for table in _from_tables(unit, tables) if tables else _from_pieces(unit, work.shard):
@@ -118,10 +131,9 @@ def _between(table: pa.Table, low: int, high: int) -> pa.Table:
 def stream_rows(
     pieces: Sequence[Piece], names: Mapping[str, str], low: int, high: int, step: int
 ) -> Iterator[pa.Table]:
-    """The rows low..high-1 of consecutive pieces with their ids, in tables that never cross a multiple of ``step``.
+    """Yield the rows low..high-1 of consecutive pieces, in tables that never cross a multiple of ``step``.
 
-    names: of the columns, as they shall be called and as the files call them. Of the last piece only what is
-    needed is decoded.
+    ``names`` has, for each column, its name in the files. Only what is needed of the last piece is decoded.
     """
     for piece, reader in opened(pieces):
         start = piece.start
@@ -145,7 +157,7 @@ def stream_rows(
 
 
 def prepare_network(embedder: Embedder, device: str) -> Callable[[Any], Any]:
-    """The callable to embed with: what ``load`` makes, or the embedder itself."""
+    """Return the callable to embed with: what ``load`` returns, or the embedder itself."""
     load = getattr(embedder, "load", None)
     run = embedder if load is None else load(device)
     if device == "cpu" and "torch" in sys.modules:
@@ -155,7 +167,7 @@ def prepare_network(embedder: Embedder, device: str) -> Callable[[Any], Any]:
 
 
 def embed(rows: Rows, run: Callable[[Any], Any], work: Work) -> Stat:
-    """Write the vectors of a shard's rows; DataError for an answer that cannot be used."""
+    """Write the vectors of a shard's rows; raise DataError for vectors that cannot be used."""
     name = work.embedder.name
     vectors = (
         np.concatenate(list(_tiles(rows, run, work)))
@@ -194,7 +206,7 @@ def _tiles(rows: Rows, run: Callable[[Any], Any], work: Work) -> Iterator[np.nda
 
 
 def refuse(rejected: dict[int, str], ids: np.ndarray) -> None:
-    """DataError with the first three of the rejected rows among ``ids``."""
+    """Raise DataError with the first three of the rejected rows among ``ids``."""
     some = sorted(rejected.items())
     reasons = "; ".join(f"sample_id {number}: {reason}" for number, reason in some[:3])
     raise DataError(
@@ -204,7 +216,7 @@ def refuse(rejected: dict[int, str], ids: np.ndarray) -> None:
 
 
 def refuse_not_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
-    """DataError with the first ids whose vectors hold NaN or infinity."""
+    """Raise DataError with the first ids whose vectors have NaN or infinity."""
     bad = not_finite(vectors)
     if len(bad):
         raise DataError(
@@ -214,7 +226,7 @@ def refuse_not_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
 
 
 def finish(vectors: np.ndarray, ids: np.ndarray, name: str, options: Options) -> np.ndarray:
-    """Vectors (n, d) float32 as they are kept: of unit length if asked for, and of the dtype asked for."""
+    """Return vectors (n, d) as they are stored: of unit length and of the dtype that the options name."""
     if options.normalize:
         vectors = vectors / np.maximum(np.sqrt(np.square(vectors).sum(axis=1, keepdims=True)), 1e-12)
     stored = vectors.astype(options.dtype, copy=False)
@@ -227,7 +239,7 @@ def finish(vectors: np.ndarray, ids: np.ndarray, name: str, options: Options) ->
 
 
 def table_of(ids: np.ndarray, vectors: np.ndarray, rejected: dict[int, str], on_error: str) -> pa.Table:
-    """A part's columns; rejected rows are in it, with a null, if ``on_error`` says so."""
+    """Return a part's columns; with rejected rows, as nulls, if ``on_error`` is "null"."""
     if on_error != "null" or not rejected:
         return pa.table({ID: ids, EMBEDDING: to_column(vectors)})
     every = np.sort(np.concatenate([ids, np.array(list(rejected), np.int64)]))
@@ -258,7 +270,7 @@ class VectorFolder(storage.Folder):
             ) from error
 
     def claim(self, key: dict[str, Any]) -> None:
-        """Make the directory these vectors' own; RunError if it holds others."""
+        """Make the directory these vectors' own; raise RunError if it has others."""
         before = self.read("_key.json")
         if before is None:
             storage.make_folder(self.path)
@@ -270,31 +282,33 @@ class VectorFolder(storage.Folder):
             )
 
     def parts(self) -> set[int]:
-        """Numbers of the shards that are there."""
+        """Return the numbers of the shards that are there."""
         names = (name.partition(".")[0] for name in storage.list_files(self.path))
         return {int(name[5:]) for name in names if name.startswith(("part-", "none-"))}
 
     def part(self, number: int) -> str:
+        """Return the path of a shard's file."""
         return self.file(part_name(number))
 
     def write_part(self, number: int, table: pa.Table, rejected: dict[int, str]) -> None:
+        """Write a shard's file, with the rejected rows in its metadata."""
         sink = pa.BufferOutputStream()
         kept = table.replace_schema_metadata({"rejected": json.dumps(sorted(rejected.items()))})
         pq.write_table(kept, sink, compression="none")
         self.write(part_name(number), sink.getvalue())
 
     def write_none(self, number: int, rejected: dict[int, str]) -> None:
-        """Note a shard that has no vector at all."""
+        """Write the mark of a shard without any vector."""
         self.write(f"none-{number:012d}.json", json.dumps(sorted(rejected.items())).encode())
 
 
 def part_name(number: int) -> str:
-    """The file of a shard."""
+    """Return the file name of a shard."""
     return f"part-{number:012d}.parquet"
 
 
 def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int, int, list[Any]]]:
-    """Of each part: vectors, the sum of their ids, their dimension, the first id, and what was rejected."""
+    """Return for each part: vectors, the sum of ids, the dimension, the first id, and rejected rows."""
     folder = VectorFolder(directory)
     found = []
     for number in numbers:

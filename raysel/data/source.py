@@ -1,4 +1,4 @@
-"""Read rows from anything into a Ray Dataset whose rows carry a stable ``sample_id``."""
+"""Read rows from files and tables into a Ray Dataset whose rows have a stable ``sample_id``."""
 
 from __future__ import annotations
 
@@ -59,38 +59,46 @@ def read(
     Parameters
     ----------
     source : path, URI, table or dataset
-        A path or URI, or several, of Parquet (also a directory), Feather / Arrow, CSV, JSON lines, ``.npy`` or
-        ``.npz``, or a directory of images; a pandas DataFrame; an Arrow table; a NumPy array (column ``data``) or a
-        dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset (columns ``data``, or ``data``
-        and ``target``, or those of its dicts). Images are read when they are needed: columns ``path``, ``image`` (the
-        bytes of the file) and ``label`` (the first folder below the directory, if there are any; or by ``labels.csv``
-        in it, with the columns path and label).
+        One or more paths or URIs of Parquet (also a directory), Feather / Arrow, CSV, JSON lines, ``.npy`` or
+        ``.npz``, or a directory of images; a pandas DataFrame; an Arrow table; a NumPy array (column
+        ``data``) or a dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset
+        (columns ``data``, or ``data`` and ``target``, or those of its dicts). Images are read when they are
+        needed. Their columns are ``path``, ``image`` (the bytes of the file) and ``label`` (the first folder
+        below the directory, if there are any, or from ``labels.csv`` in the directory, with the columns
+        ``path`` and ``label``).
     label : str, optional
-        Column of classes: integers, booleans or text. It is checked, is read whatever ``columns`` lists, and keeps its
-        name; pass the name on to what needs the classes.
+        Column of classes: integers, booleans or text. It is checked, is read even if ``columns`` does not
+        list it, and keeps its name. Pass the name to whatever needs the classes.
     columns : sequence of str, optional
         Read only these columns. Default: all.
     index : path, optional
-        File that keeps the order of Parquet files between runs, so that files added later get new ids and no id is
-        ever given to another row. It is written on the first reading. All bytes of the files are read for it once, so
-        that a file with other rows is refused.
+        File that keeps the order of Parquet files between runs, so that files added later get new ids and an
+        id never refers to another row. It is written by the first call. For it all bytes of the files are
+        read once, so that a file with other rows is refused.
     trust : {"content", "mtime"}
-        What identifies a Parquet file in the index and in the keys of vectors: all its bytes, or its size and
-        modification time, for data that cannot be read twice.
+        What identifies a Parquet file in the index and in the keys of cached vectors: all its bytes, or its
+        size and modification time, for data that cannot be read twice.
 
     Returns
     -------
     ray.data.Dataset
-        The columns of the source, and ``sample_id`` (int64): 0..N-1 in the order of the files and their rows. A
-        column ``sample_id`` that the source has is kept and checked. Parquet is read lazily, column by column; the
-        other formats are brought into Ray's object store. The Dataset, and all that is derived from it, carries the
-        identity of the rows that were numbered (:class:`raysel.data.identity.PoolIdentity`), by which a Selection
-        finds out whether it was made from them.
+        The columns of the source, and ``sample_id`` (int64): 0..N-1 in the order of the files and their rows.
+        A column ``sample_id`` of the source is kept and checked. Parquet is read lazily, column by column;
+        the other formats are put into Ray's object store. The Dataset, and everything derived from it,
+        carries the identity of the rows (:class:`raysel.data.identity.PoolIdentity`), by which a Selection
+        checks that it was made from them.
 
     Raises
     ------
     DataError
         If the source cannot be read, has no rows, or lacks a column.
+
+    Examples
+    --------
+    >>> table = pa.table({"text": ["one", "two", "three"], "label": ["a", "b", "a"]})
+    >>> rows = raysel.read(table, label="label")
+    >>> [row["sample_id"] for row in rows.take_all()]
+    [0, 1, 2]
     """
     if index is not None and not _is_parquet(source):
         raise DataError(
@@ -124,7 +132,7 @@ def read(
 
 
 def check_label(schema: pa.Schema, label: str, where: str) -> None:
-    """DataError unless the column ``label`` is there and holds classes: integers, booleans or text."""
+    """Raise DataError unless the column ``label`` exists and holds classes: integers, booleans or text."""
     if label not in schema.names:
         raise DataError(
             f"There is no label column '{label}' in {where}; the columns are {', '.join(schema.names)}."
@@ -145,7 +153,7 @@ def check_label(schema: pa.Schema, label: str, where: str) -> None:
 
 
 class IndexedParquet(Datasource):
-    """Parquet files read by row group, each row with its id from the index; reads only projected columns."""
+    """Parquet files read by row group, with ids from the index; only projected columns are read."""
 
     def __init__(self, filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> None:
         super().__init__()
@@ -156,23 +164,26 @@ class IndexedParquet(Datasource):
 
     @property
     def filesystem(self) -> pafs.FileSystem:
+        """The file system of the files."""
         return self._filesystem
 
     @property
     def index(self) -> RowIndex:
+        """The files, their rows and the first id of each."""
         return self._index
 
     @property
     def file_schema(self) -> pa.Schema:
+        """The schema of the files, without the ids that the index adds."""
         return self._schema
 
     @property
     def stores_ids(self) -> bool:
-        """Whether ids are a column of the files and not the places of the rows."""
+        """Whether ids are a column of the files rather than the positions of the rows."""
         return ID in self._schema.names
 
     def pieces(self) -> list[Piece]:
-        """The row groups that hold rows, in the order of their ids."""
+        """Return the row groups that hold rows, in the order of their ids."""
         return [
             Piece(self._filesystem, file.path, number, int(start), rows, size)
             for file, offset in zip(self._index.files, self._index.offsets, strict=True)
@@ -187,21 +198,25 @@ class IndexedParquet(Datasource):
         ]
 
     def get_name(self) -> str:
+        """Return the name that Ray shows."""
         return "Parquet"
 
     def supports_projection_pushdown(self) -> bool:
+        """Return True: Ray hands over the columns that later steps need."""
         return True
 
     def estimate_inmemory_data_size(self) -> int:
+        """Return the bytes of all row groups."""
         return sum(sum(file.group_bytes) for file in self._index.files)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
+        """Return tasks of consecutive row groups with about equal bytes per task."""
         share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
         tasks: list[list[Piece]] = []
         held = share
-        for piece in self.pieces():  # consecutive row groups, about equal bytes a task
+        for piece in self.pieces():  # consecutive row groups, about equal bytes per task
             if held >= share:
                 tasks.append([])
                 held = 0
@@ -213,7 +228,7 @@ class IndexedParquet(Datasource):
         names = self._schema.names
         projection = self.get_projection_map()
         columns = None if projection is None else list(projection) or [ID]
-        # Bound here, not to self: the whole index must not travel with every task.
+        # Bound here, not to self: the complete index must not be sent with every task.
         metadata = BlockMetadata(
             num_rows=sum(piece.rows for piece in pieces),
             size_bytes=sum(piece.bytes for piece in pieces),
@@ -249,18 +264,24 @@ def _read_groups(pieces: list[Piece], names: list[str], columns: list[str] | Non
 
 
 def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
-    """The Parquet files whose rows ``dataset`` holds, all of them and with unchanged values.
+    """Return the Parquet files whose rows ``dataset`` holds, if it holds all of them with unchanged values.
+
+    Parameters
+    ----------
+    dataset : ray.data.Dataset
+        Any Dataset.
 
     Returns
     -------
     (IndexedParquet, dict) or None
-        The reader, and for each column of ``dataset`` the name of that column in the files. None if a step other
-        than selecting and renaming columns lies between the files and ``dataset``.
+        The reader, and for each column of ``dataset`` the name of that column in the files. None if a step
+        other than selecting and renaming columns lies between the files and ``dataset``.
 
     Notes
     -----
-    Ray has no public view of a Dataset's plan, so this reads its logical plan. Where a later Ray has another one, the
-    rows are not recognised and are read through Ray instead, which is slower and gives the same values.
+    Ray has no public view of a Dataset's plan, so this reads its logical plan. If a later Ray has another
+    one, the rows are not recognised and are read through Ray instead, which is slower and gives the same
+    values.
     """
     step, projections = _below_projections(dataset)
     reader = getattr(step, "datasource", None)
@@ -276,7 +297,7 @@ def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | No
 
 
 def at_rest(dataset: Dataset) -> bool:
-    """Whether reading ids from ``dataset`` runs no step: its rows lie in the object store or in indexed Parquet."""
+    """Return whether reading ids runs no step: the rows lie in the object store or in indexed Parquet."""
     step, projections = _below_projections(dataset)
     kind = type(step).__name__
     held = kind == "InputData" or kind.startswith("From")
@@ -284,7 +305,7 @@ def at_rest(dataset: Dataset) -> bool:
 
 
 def _below_projections(dataset: Dataset) -> tuple[Any, list[dict[str, str] | None]]:
-    """The last step of the plan that does more than select and rename columns, and the names after and before each."""
+    """Return the last step that does more than select and rename columns, and each projection after it."""
     step: Any = getattr(getattr(dataset, "_logical_plan", None), "dag", None)
     projections = []
     while type(step).__name__ == "Project":
@@ -294,7 +315,7 @@ def _below_projections(dataset: Dataset) -> tuple[Any, list[dict[str, str] | Non
 
 
 def _projection(expressions: Sequence[Any]) -> dict[str, str] | None:
-    """The name of each column before the step, by its name after it; None if a value is computed."""
+    """Return the column names before the step by the names after it; None if a value is computed."""
     names: dict[str, str] = {}
     for expression in expressions:
         column = expression.expr if type(expression).__name__ == "AliasExpr" else expression
@@ -326,7 +347,7 @@ def _read_parquet(
 
 
 def _carried(filesystem: pafs.FileSystem, source: Any) -> PoolIdentity | None:
-    """The pool whose ids the rows of a directory have, where ``embed`` wrote it beside the vectors."""
+    """Return the identity that ``embed`` wrote next to the vectors of a directory, if there is one."""
     if len(_paths(source)) > 1:
         return None
     try:
@@ -389,7 +410,7 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
 
 
 def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
-    """The images of one directory; their bytes are read when they are needed."""
+    """Return the images of one directory; their bytes are read when they are needed."""
     if len(_paths(source)) > 1:
         raise DataError(
             f"Directories of images must be read one at a time, not together: {first(_paths(source))}."

@@ -1,4 +1,4 @@
-"""Columns as memory-mapped arrays addressed by ``sample_id``: what a workflow's training reads from."""
+"""Columns as memory-mapped arrays addressed by ``sample_id``, from which a workflow's training reads."""
 
 from __future__ import annotations
 
@@ -30,12 +30,31 @@ def write_arrays(
     label: str,
     classes: Sequence[Any] | None = None,
 ) -> list[Any]:
-    """Write ``inputs`` and the labels of every row, at the row of its ``sample_id``; returns the classes.
+    """Write ``inputs`` and the labels of every row, at the row of its ``sample_id``; return the classes.
 
-    dataset: ids 0..N-1, the column ``inputs`` (numbers or tensors of one shape) and the column ``label`` of classes.
-    classes: the labels in the order of their codes 0..C-1; default: those found, sorted. Every worker must see
-    ``directory``. One block at a time passes through the driver.
-    DataError for ids that leave gaps, a missing label, and a label that is not among ``classes``.
+    One block after another passes through the driver.
+
+    Parameters
+    ----------
+    dataset : ray.data.Dataset
+        Ids 0..N-1, the column ``inputs`` (numbers or tensors of one shape) and the column ``label`` of
+        classes.
+    directory : path
+        Every worker must be able to reach it.
+    inputs, label : str
+        Names of the columns.
+    classes : sequence, optional
+        The labels in the order of their codes 0..C-1. Default: those found, sorted.
+
+    Returns
+    -------
+    list
+        The classes.
+
+    Raises
+    ------
+    DataError
+        For ids that leave gaps, a missing label, and a label that is not among ``classes``.
     """
     blocks = arrow_blocks(pick(dataset, [ID, inputs, label], "training data"))
     parts = map_blocks(_look, blocks, inputs, label)
@@ -89,7 +108,7 @@ def _look(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple[int, .
 
 
 class ArrayDataset:
-    """What :func:`write_arrays` wrote, as a map-style dataset: ``[sample_id]`` is (input tensor, class code)."""
+    """Map-style dataset of :func:`write_arrays`: ``[sample_id]`` is (input tensor, class code)."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
@@ -109,7 +128,7 @@ class ArrayDataset:
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[torch.Tensor, int]]:
         import torch  # here, so that the tasks that write the arrays need not load it
 
-        rows = torch.from_numpy(self.inputs[np.asarray(indices)])  # one gather for the whole batch
+        rows = torch.from_numpy(self.inputs[np.asarray(indices)])  # one gather per batch
         return list(zip(rows, self.labels[np.asarray(indices)].tolist(), strict=True))
 
     def __getstate__(self) -> dict[str, Any]:

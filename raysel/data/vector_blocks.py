@@ -24,7 +24,12 @@ T = TypeVar("T")
 class VectorBlocks:
     """A checked column of vectors that stays on the cluster: its blocks, and the ids of all rows.
 
-    ids: int64, in the order of the blocks. dimension: elements of a vector.
+    Attributes
+    ----------
+    ids : array of int64
+        In the order of the blocks.
+    dimension : int
+        Elements per vector.
     """
 
     blocks: list[ray.ObjectRef]
@@ -34,12 +39,13 @@ class VectorBlocks:
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return len(self.ids)
 
     def sample(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """About ``count`` rows, chosen by their ids alone: ids ascending, and vectors (m, d) float32.
+        """Return about ``count`` rows, chosen by their ids alone: ids ascending, and vectors (m, d) float32.
 
-        All rows if there are no more than ``count``. The sample comes to the driver.
+        All rows if there are at most ``count``. The sample goes to the driver.
         """
         share = 1.0 if self.rows <= count else count / self.rows
         parts = map_blocks(_sample, self.blocks, self.column, share, seed)
@@ -48,7 +54,10 @@ class VectorBlocks:
         return ids[order], np.concatenate([vectors for _, vectors in parts])[order]
 
     def on_sample(self, function: Callable[..., T], count: int, seed: int, *arguments: Any) -> T:
-        """``function(vectors, *arguments)`` of such a sample, in a task: only the answer comes to the driver."""
+        """Return ``function(vectors, *arguments)`` of a sample, from a task.
+
+        Only the result goes to the driver.
+        """
         share = 1.0 if self.rows <= count else count / self.rows
         take = ray.remote(num_cpus=1)(_sample)
         parts = [take.remote(block, self.column, share, seed) for block in self.blocks]
@@ -56,10 +65,13 @@ class VectorBlocks:
 
 
 def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
-    """Bring ``column`` and the ids of ``dataset`` into the object store and check every row.
+    """Put ``column`` and the ids of ``dataset`` into the object store and check every row.
 
-    DataError (naming ``what``) for a missing column, no rows, repeated ids, vectors of different lengths,
-    and NaN or infinite elements: how many rows, and the first ids.
+    Raises
+    ------
+    DataError
+        Naming ``what``, for a missing column, no rows, repeated ids, vectors of different lengths, and NaN or
+        infinite elements: how many rows, and the first ids.
     """
     check_columns(dataset.columns() or [], [ID, column], what)
     blocks = arrow_blocks(dataset.select_columns([ID, column]))

@@ -1,4 +1,4 @@
-"""Vectors between Arrow and NumPy, without copies where Arrow allows it. Pure: no Ray."""
+"""Vectors between Arrow and NumPy, without copies if Arrow allows it. Without Ray."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ EMBEDDING = "embedding"
 
 
 def to_column(values: np.ndarray) -> pa.Array:
-    """An Arrow ``fixed_shape_tensor`` column of ``values`` (n, ...), whose rows keep their shape.
+    """Return an Arrow ``fixed_shape_tensor`` column of ``values`` (n, ...), whose rows keep their shape.
 
-    Built without a permutation: plain pyarrow reads it, and Ray turns it into an (n, ...) view.
+    It is built without a permutation: plain pyarrow reads it, and Ray turns it into an (n, ...) view.
     """
     values = np.ascontiguousarray(values)
     shape = values.shape[1:]
@@ -26,11 +26,15 @@ def to_column(values: np.ndarray) -> pa.Array:
 
 
 def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
-    """The rows of a column as one array (n, ...): numbers as (n,), tensors and lists of one length as (n, d).
+    """Return the rows of a column as one array: numbers (n,), tensors and lists of one length (n, d).
 
-    Accepts ``fixed_shape_tensor``, ``fixed_size_list``, ``list`` of equal lengths, and Ray's own tensor
-    type. A view where the column is one chunk without nulls. ``ids`` name rows in errors.
-    DataError for nulls, lists of different lengths, and types that hold no numbers.
+    ``fixed_shape_tensor``, ``fixed_size_list``, ``list`` of equal lengths, and Ray's own tensor type are
+    read. The result is a view if the column is one chunk without nulls. ``ids`` name rows in errors.
+
+    Raises
+    ------
+    DataError
+        For nulls, lists of different lengths, and types that hold no numbers.
     """
     if isinstance(column, pa.ChunkedArray):
         parts = [to_numpy(chunk, name, _part(ids, i, column)) for i, chunk in enumerate(column.chunks)]
@@ -71,18 +75,21 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
 
 
 def as_numbers(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
-    """The rows of a column as (n, d) in its own dtype; tensors are flattened, numbers become (n, 1)."""
+    """Return the rows of a column as (n, d) in its own dtype.
+
+    Tensors are flattened, numbers become (n, 1).
+    """
     values = to_numpy(column, name, ids)
     return values.reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
 
 
 def as_matrix(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
-    """The same as float32."""
+    """Return the same as :func:`as_numbers`, as float32."""
     return np.ascontiguousarray(as_numbers(column, name, ids), dtype=np.float32)
 
 
 def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
-    """The column itself as vectors, without a copy, if its type is already that of :func:`to_column`; else None."""
+    """Return the column without a copy, if its type is that of :func:`to_column`; else None."""
     kind = column.type
     if column.null_count or not isinstance(kind, pa.FixedShapeTensorType):
         return None
@@ -90,7 +97,7 @@ def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
 
 
 def not_finite(vectors: np.ndarray) -> np.ndarray:
-    """Positions of the rows of ``vectors`` (n, d) that hold a NaN or an infinity, int64."""
+    """Return the positions of the rows of ``vectors`` (n, d) with a NaN or an infinity, int64."""
     # A row's sum is finite if its values are, barring overflow: only suspects are looked at closely.
     with np.errstate(over="ignore", invalid="ignore"):
         suspects = np.flatnonzero(~np.isfinite(vectors.sum(axis=1)))

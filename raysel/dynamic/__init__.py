@@ -1,4 +1,4 @@
-"""Which samples each epoch trains on: plans, states and policies, in NumPy and Arrow alone."""
+"""Policies: which samples each epoch trains on. Plans, states and policies use only NumPy and Arrow."""
 
 from __future__ import annotations
 

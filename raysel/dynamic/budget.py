@@ -1,4 +1,4 @@
-"""What a run spent, and the shares that hold another policy to it."""
+"""The samples that a run back-propagated, and the shares at which another policy back-propagates as many."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Budget:
 
     @property
     def tail(self) -> int:
-        """Epochs at the end that take all the data."""
+        """Number of epochs at the end that take all the data."""
         return self.epochs - part(self.delta, self.epochs)
 
     @property
@@ -44,9 +44,12 @@ class Budget:
         return 1 - self.passes / (self.rows * self.epochs)
 
     def rows_per_epoch(self, name: str) -> int:
-        """Samples of each epoch before the tail, for a policy that takes equally many in each.
+        """Return the samples of each epoch before the tail, for a policy that takes equally many in each.
 
-        Raises ConfigError, beginning with ``name``, if the tail alone spends more than the budget.
+        Raises
+        ------
+        ConfigError
+            If the tail alone spends more than the budget; the message begins with ``name``.
         """
         before = self.epochs - self.tail
         count = round((self.passes - self.rows * self.tail) / before) if before else self.rows
@@ -59,12 +62,12 @@ class Budget:
 
 
 def tail_delta(policy: Any, epochs: int) -> float:
-    """Share of ``epochs`` at which the policy's tail on all the data begins; 1 for no tail."""
+    """Return the share of ``epochs`` at which the policy's tail on all the data begins; 1 for no tail."""
     if hasattr(policy, "tail_epochs"):
         return ratio_of(epochs - policy.tail_epochs(epochs), epochs)
     return float(getattr(policy, "delta", 1.0))
 
 
 def ratio_of(count: int, rows: int) -> float:
-    """Share of ``rows`` from which policies, which round down, make ``count``."""
+    """Return a share of ``rows`` from which policies, which round down, compute ``count``."""
     return 1.0 if count >= rows else (count + 0.5) / rows

@@ -1,6 +1,6 @@
-"""Controls: policies that use no losses, which every policy that does is compared with.
+"""Controls: policies that use no losses, with which every policy that does is compared.
 
-They record losses like any other policy, for the report, but their plans depend on (n, epoch, seed) alone.
+They record losses as any other policy does, for the report, but their plans depend only on (n, epoch, seed).
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class FullData:
         return full(len(state), start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``; see `raysel.dynamic.Policy.plan`."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """Return the state with the losses of an epoch and one more selection of every planned sample."""
+        """Return the state with the epoch's losses and one more selection per planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name."""
+        """Return the policy's name."""
         return {"policy": type(self).__name__}
 
 
@@ -68,16 +68,18 @@ class FullData:
 class RandomPrune:
     """Prune at random, at the rate and with the weights of InfoBatch: its control without losses.
 
-    InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with probability
-    r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the expected saving is
-    that of InfoBatch. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all data.
+    InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with
+    probability r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the
+    expected saving is that of InfoBatch. The first epoch, and every epoch from floor(num_epochs * delta) on,
+    takes all data.
 
     Parameters
     ----------
     prune_ratio : float
         The ``prune_ratio`` of InfoBatch, in [0, 1).
     share : float
-        Share of the samples that are below the mean, in [0, 1]: 0.5 of symmetric losses, 0.63 of exponential ones.
+        Share of the samples that are below the mean, in [0, 1]: 0.5 for symmetric losses, 0.63 for
+        exponential ones.
     delta : float
         Share of the epochs, in [0, 1], after which all data is trained on.
 
@@ -99,7 +101,7 @@ class RandomPrune:
 
     @classmethod
     def at_budget(cls, budget: Budget) -> RandomPrune:
-        """The same rescale and tail at the same number of passes; the first epoch takes all the data."""
+        """Return the policy with the budget's tail and passes; the first epoch takes all the data."""
         pruning = budget.epochs - budget.tail - 1
         spared = budget.rows * budget.epochs - budget.passes
         if spared and spared >= budget.rows * pruning:
@@ -119,7 +121,7 @@ class RandomPrune:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """Return this shard's part of the plan of ``epoch``, which depends on (n, epoch, seed) alone."""
+        """Return this shard's part of the plan of ``epoch``, which depends only on (n, epoch, seed)."""
         yield from ()  # the plan does not depend on other shards
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
@@ -133,15 +135,15 @@ class RandomPrune:
         return Plan(slots, np.full(len(slots), 1.0 / (1.0 - ratio), np.float32))
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``; see `raysel.dynamic.Policy.plan`."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """Return the state with the losses of an epoch and one more selection of every planned sample."""
+        """Return the state with the epoch's losses and one more selection per planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name and parameters."""
+        """Return the policy's name and parameters."""
         return {"policy": type(self).__name__, **asdict(self)}
 
 
@@ -170,7 +172,7 @@ class RandomSubset:
 
     @classmethod
     def at_budget(cls, budget: Budget) -> RandomSubset:
-        """Subsets of equal size in all epochs, at the same number of passes; there is no tail on all the data."""
+        """Return subsets of equal size in all epochs with the budget's passes, without a tail."""
         return cls(ratio_of(max(round(budget.passes / budget.epochs), 1), budget.rows))
 
     def __post_init__(self) -> None:
@@ -188,23 +190,23 @@ class RandomSubset:
         return unweighted((yield from lowest(draws, count, start)), start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``; see `raysel.dynamic.Policy.plan`."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """Return the state with the losses of an epoch and one more selection of every planned sample."""
+        """Return the state with the epoch's losses and one more selection per planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name and parameters."""
+        """Return the policy's name and parameters."""
         return {"policy": type(self).__name__, **asdict(self)}
 
 
 @dataclass(frozen=True)
 class RoundRobin:
-    """Walk through one random permutation, a stretch of equal length per epoch, at weight 1.
+    """Train on consecutive parts of one random permutation, of equal length per epoch, at weight 1.
 
-    No sample is trained on more than once oftener than another (RS2 without replacement).
+    No sample is trained on more than once more often than another (RS2 without replacement).
 
     Parameters
     ----------
@@ -234,7 +236,7 @@ class RoundRobin:
 
     @classmethod
     def at_budget(cls, budget: Budget) -> RoundRobin:
-        """The same tail at the same number of passes."""
+        """Return the policy with the budget's tail and number of passes."""
         return cls(ratio_of(budget.rows_per_epoch("round_robin"), budget.rows), budget.delta)
 
     def __post_init__(self) -> None:
@@ -244,7 +246,7 @@ class RoundRobin:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """Return this shard's part of stretch number ``epoch`` of the permutation, which continues at its start."""
+        """Return this shard's samples of part number ``epoch`` of the permutation, which repeats."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         count = _count(self.ratio, n)
         if count == n or annealing(epoch, num_epochs, self.delta):
@@ -261,15 +263,15 @@ class RoundRobin:
         return unweighted(keep, start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``; see `raysel.dynamic.Policy.plan`."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """Return the state with the losses of an epoch and one more selection of every planned sample."""
+        """Return the state with the epoch's losses and one more selection per planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name and parameters."""
+        """Return the policy's name and parameters."""
         return {"policy": type(self).__name__, **asdict(self)}
 
 

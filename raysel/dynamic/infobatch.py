@@ -44,12 +44,31 @@ def prune_below(
     start: int = 0,
     classes: Array | None = None,
 ) -> Plan:
-    """The plan of the slots start..start+len(loss): those strictly below the threshold are pruned with
-    probability ``ratio`` each, the survivors weigh 1 / (1 - ratio), everything else is kept at weight 1.
+    """Plan the slots start..start+len(loss), pruning at random those strictly below the threshold.
 
-    threshold: one, or one a class where ``classes`` names each sample's. What is not finite (NaN = unseen) is below
-    nothing. The plans of shards, joined in order, are the plan of the whole. Beside the 12 bytes a kept sample
-    takes, one byte a sample is used while it runs.
+    Each of these is left out with probability ``ratio``, and those that stay have the weight 1 / (1 - ratio).
+    All other samples are kept at weight 1. The plans of shards, joined in order, are the plan of all samples.
+    In addition to the plan (12 bytes per kept sample), one byte per sample is used.
+
+    Parameters
+    ----------
+    loss : array of float32, shape (m,)
+        Last loss per sample. A loss that is not finite (NaN: not seen yet) is not below any threshold.
+    threshold : float32, or array of float32, shape (classes,)
+        One threshold, or one per class if ``classes`` is given.
+    ratio : float
+        Probability, in [0, 1), of leaving out.
+    seed, epoch : int
+        What the draws depend on, together with the slot.
+    start : int
+        Slot of the first loss.
+    classes : array of int, shape (m,), optional
+        Class of each sample.
+
+    Returns
+    -------
+    Plan
+        The kept samples and their weights.
     """
 
     def low(begin: int, end: int, some: Array | slice = slice(None)) -> npt.NDArray[np.bool_]:
@@ -83,11 +102,12 @@ def _low(
 class InfoBatch:
     """Prune samples of low loss at random, and weight the others so that the gradient stays unbiased.
 
-    Of the samples whose last loss is strictly below the threshold, each is left out with probability
-    ``prune_ratio``; those that stay get the weight 1 / (1 - prune_ratio). Samples without a loss so far are kept at
-    weight 1 and do not count towards the mean. The first epoch, and every epoch from floor(num_epochs * delta) on,
-    takes all data at weight 1. The threshold is on raw losses, whatever weights a Selection carries. The share of
-    passes that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share below the threshold).
+    A sample whose last loss is strictly below the threshold is left out with probability ``prune_ratio``; if
+    it stays, its weight is 1 / (1 - prune_ratio). Samples without a loss so far are kept at weight 1 and do
+    not count towards the mean. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all
+    data at weight 1. The threshold applies to raw losses, whatever the weights of a Selection. The share of
+    passes that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share below the
+    threshold).
 
     Parameters
     ----------
@@ -98,19 +118,19 @@ class InfoBatch:
     threshold : str or float
         ``mean`` of the losses so far, or a number q in (0, 1) for their q-quantile.
     target_saving : float, optional
-        Share of all passes to save, in (0, 1). Replaces ``prune_ratio``, which is then computed before every epoch
-        from the losses so far. No weight exceeds 10; where that is not enough, the threshold rises.
+        Share of all passes to save, in (0, 1). Replaces ``prune_ratio``, which is then computed before every
+        epoch from the losses so far. No weight exceeds 10; if that is not enough, the threshold rises.
     ema : float
-        Share of the old score, in [0, 1), that a new loss leaves; 0 keeps the last loss alone.
-    classes : array of int, optional
-        Label per selected sample, in ascending order of their ids. The threshold is then per class, so that no class
-        is pruned for being easy.
+        Weight of the old score, in [0, 1), when a new loss arrives; 0 keeps only the last loss.
+    classes : array of int, shape (samples,), optional
+        Label per selected sample, in ascending order of their ids. The threshold is then per class, so that
+        no class is pruned because it is easy.
 
     Raises
     ------
     ConfigError
-        For a parameter that is out of range, for classes that are no vector of integers or of another length than
-        the samples, and for a ``target_saving`` that ``num_epochs`` and ``delta`` put out of reach.
+        For a parameter that is out of range, for classes that are not a vector of integers or not of the
+        length of the samples, and for a ``target_saving`` that ``num_epochs`` and ``delta`` do not allow.
 
     References
     ----------
@@ -118,8 +138,12 @@ class InfoBatch:
 
     Examples
     --------
-    >>> raysel.InfoBatch(target_saving=0.3).parameters()["target_saving"]
-    0.3
+    >>> from raysel.dynamic import SampleState
+    >>> losses = np.array([0.1, 0.2, 0.3, 3.0], np.float32)
+    >>> state = SampleState(losses, np.ones(4, np.int32))
+    >>> plan = raysel.InfoBatch(prune_ratio=0.5).plan(state, epoch=1, num_epochs=20, seed=0)
+    >>> 3 in plan.slots   # its loss is above the mean, 0.9
+    True
     """
 
     prune_ratio: float = 0.5
@@ -134,7 +158,7 @@ class InfoBatch:
 
     @classmethod
     def at_budget(cls, budget: Budget) -> InfoBatch:
-        """The same tail, and the ``target_saving`` that is the budget's saving."""
+        """Return InfoBatch with the budget's tail and its saving as ``target_saving``."""
         if budget.saving <= 0:
             return cls(prune_ratio=0.0, delta=budget.delta)
         policy = cls(delta=budget.delta, target_saving=budget.saving)
@@ -167,7 +191,7 @@ class InfoBatch:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """Return this shard's part of the plan of ``epoch``; the same call gives the same plan on any machine."""
+        """Return this shard's part of the plan of ``epoch``, the same on any machine."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         wanted = self._wanted(num_epochs)
         loss, classes = state.loss, self.classes
@@ -187,11 +211,11 @@ class InfoBatch:
         return prune_below(loss, bound, ratio, seed=seed, epoch=epoch, start=start, classes=classes)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``; see `raysel.dynamic.Policy.plan`."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def shard(self, start: int, stop: int, n: int) -> InfoBatch:
-        """The same policy for the slots start..stop of n."""
+        """Return the same policy for the slots start..stop of n."""
         if self.classes is None:
             return self
         if len(self.classes) != n:
@@ -207,7 +231,7 @@ class InfoBatch:
         self._wanted(num_epochs)
 
     def _wanted(self, num_epochs: int) -> float | None:
-        """The share of the samples that each pruning epoch must leave out, None without a target."""
+        """Return the share of the samples that each pruning epoch must leave out; None without a target."""
         if self.target_saving is None:
             return None
         pruning = max(part(self.delta, num_epochs) - 1, 0)  # the first epoch cannot
@@ -220,7 +244,7 @@ class InfoBatch:
         return self.target_saving * num_epochs / pruning
 
     def _threshold(self, loss: npt.NDArray[np.float32]) -> Generator[Any, Any, npt.NDArray[np.float32]]:
-        """The losses, one a class, below which a sample may be pruned; NaN where no loss has been seen."""
+        """Return the losses, one per class, below which a sample may be pruned; NaN without losses."""
         if isinstance(self.threshold, float):
             share = self.threshold
             return (yield from self._ranked(loss, lambda seen: np.array([part(share, int(k)) for k in seen])))
@@ -235,7 +259,7 @@ class InfoBatch:
     def _ranked(
         self, loss: npt.NDArray[np.float32], rank: Any
     ) -> Generator[Any, Any, npt.NDArray[np.float32]]:
-        """The loss of this rank among those seen, one a class, NaN where there is none."""
+        """Return the loss of this rank among those seen, one per class; NaN if there is none."""
         seen = np.isfinite(loss)
         classes = None if self.classes is None else self.classes[seen]
         key, ties = yield from kth(ordered(loss[seen]), rank, classes, self._number)
@@ -244,10 +268,11 @@ class InfoBatch:
     def _solve(
         self, loss: npt.NDArray[np.float32], threshold: npt.NDArray[np.float32], wanted: float, n: int
     ) -> Generator[Any, Any, tuple[npt.NDArray[np.float32], float]]:
-        """The thresholds and the ratio that prune ``wanted`` (a share of all samples) on average.
+        """Return the thresholds and the ratio that prune ``wanted`` (a share of all samples) on average.
 
-        The thresholds stay where they are if a ratio up to 0.9 reaches that; else they rise to the lowest ones with
-        which 0.9 does, in every class alike. Where even all the losses seen are too few, as much as they allow.
+        The thresholds do not change if a ratio up to 0.9 is enough. Otherwise they rise to the lowest ones at
+        which 0.9 is enough, in every class alike. If even all the losses seen are too few, as much as
+        possible is pruned.
         """
         classes, number = self.classes, self._number
 
@@ -267,18 +292,18 @@ class InfoBatch:
         return threshold, min(wanted * n / below_it, HIGHEST_RATIO) if below_it else 0.0
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """Return the state with the losses of an epoch, or their moving average, and one more selection of every planned sample."""
+        """Return the state with the (averaged) losses and one more selection per planned sample."""
         return observe(state, plan.slots, slots, losses, self.ema)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name and parameters; of the classes, their digest."""
+        """Return the policy's name and parameters; for the classes, their digest."""
         names = ("prune_ratio", "delta", "threshold", "target_saving", "ema")
         parameters = {"policy": type(self).__name__, **{name: getattr(self, name) for name in names}}
         return parameters if self.classes is None else {**parameters, "classes": self.classes_digest}
 
 
 def _dense(classes: Any) -> tuple[Array, int]:
-    """The labels as int32 0..number-1 in their order, and their number."""
+    """Return the labels as int32 0..number-1 in ascending order, and their number."""
     given = np.asarray(classes)
     if given.ndim != 1 or given.dtype.kind not in "iu":
         raise ConfigError(

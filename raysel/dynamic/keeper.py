@@ -1,18 +1,18 @@
-"""The keeper of the state of a run: stages an epoch's losses, commits them once, refuses stale callers.
+"""The keeper of a run's state: it stages an epoch's losses, commits them once, and refuses stale callers.
 
-This is the whole of what the actors on the cluster do, without the cluster. Life of an epoch::
+The actors on the cluster do just this; here it is without the cluster. The calls of an epoch::
 
     restore(attempt) -> plan(attempt, e) -> update(attempt, e, slots, losses) ... -> commit(attempt, e)
 
-Every call carries (attempt, epoch). An update only assigns into the epoch's staging area, so replaying one
-changes nothing; a commit folds the staging area in once and answers the same when it is repeated; a restore
-forgets what was staged and shuts out every earlier attempt. Whatever died and was replayed in between, an
-epoch leaves one trace.
+Every call carries (attempt, epoch). An update only assigns into the epoch's staging area, so repeating one
+changes nothing. A commit folds the staging area in once and returns the same when it is repeated. A restore
+discards what was staged and excludes every earlier attempt. Whatever failed and was repeated in between, an
+epoch is applied once.
 
-A keeper may hold a shard of the samples. Then plans are made in rounds (``plan_round``), in which the shards
-exchange what hangs on all the samples, and a commit takes two phases, ``prepare`` on all and then ``fold`` on all;
-:class:`Keepers` makes the rounds and is called as one keeper is. Every round and phase may be repeated, by any
-number of workers.
+A keeper may hold a shard of the samples. Plans are then made in rounds (``plan_round``), in which the shards
+exchange whatever depends on all the samples, and a commit has two phases, ``prepare`` on all and then
+``fold`` on all. :class:`Keepers` makes the rounds and has the interface of one keeper. Every round and phase
+may be repeated, by any number of workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from raysel.dynamic.shards import join
 from raysel.dynamic.state import Array, SampleState, digest_of, pairs, whole
 from raysel.errors import ConfigError, DataError, StateError, first
 
-# What a slot of the staging area says when it holds no loss.
+# Values of a slot in the staging area without a loss.
 _WAITING, _NOT_FINITE, _UNPLANNED = np.float32(np.nan), np.float32(np.inf), np.float32(-np.inf)
 
 
@@ -39,9 +39,16 @@ class _Open(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a shard's epoch came to; the outcomes of all shards, joined, are the run's.
+    """The result of a shard's epoch; the outcomes of all shards, joined, are the run's.
 
-    planned, observed, nonfinite: samples. sums: of the finite losses, one a chunk. digests: of the new state's chunks.
+    Attributes
+    ----------
+    planned, observed, nonfinite : int
+        Numbers of samples.
+    sums : list of float
+        Sums of the finite losses, one per chunk.
+    digests : list of bytes
+        Digests of the new state's chunks.
     """
 
     planned: int
@@ -52,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 def summary(epoch: int, size: int, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """The epoch's entry that a commit answers, from the outcomes of all shards in order."""
+    """Return the epoch's entry that a commit returns, from the outcomes of all shards in order."""
     planned, observed, nonfinite, sums, digests = join([tuple(outcome) for outcome in outcomes])
     return {
         "epoch": epoch,
@@ -65,24 +72,45 @@ def summary(epoch: int, size: int, outcomes: Sequence[Outcome]) -> dict[str, Any
 
 
 class Kept(Protocol):
-    """A state that can be cut to a shard: a SampleState, or the files of a checkpoint that are read by parts."""
+    """A state that can be cut to a shard: a SampleState, or the files of a checkpoint."""
 
     def __len__(self) -> int: ...
 
-    def cut(self, start: int, stop: int) -> SampleState: ...
+    def cut(self, start: int, stop: int) -> SampleState:
+        """Return the state of the slots start..stop."""
+        ...
 
 
 class Keeper:
     """The state of one run, or of the shard start..start+size of it, under one policy; one call at a time.
 
-    Holds 8 bytes a sample, and during an epoch 4 for staging and 12 for each one planned.
-    Refuses everything with a StateError until :meth:`restore` has been called. total: the number of samples of all
-    shards, ``size`` if this is the only one. Slots are the run's, whatever the shard. Raises ConfigError for a
-    size, number of epochs or seed that cannot be, for a shard under a policy that cannot plan one, and for what the
-    policy's ``check(num_epochs)`` refuses, where it has one.
+    It holds 8 bytes per sample, and during an epoch 4 for staging and 12 for each planned one. Until
+    :meth:`restore` has been called, every call raises StateError. Slots are those of the run, for every
+    shard.
+
+    Parameters
+    ----------
+    policy : Policy
+        The policy, cut to the shard.
+    size : int
+        Number of samples of this shard.
+    num_epochs : int
+        Number of epochs of the run.
+    seed : int
+        Seed of the run.
+    start : int
+        First slot of the shard.
+    total : int, optional
+        Number of samples of all shards. Default: ``size``.
+
+    Raises
+    ------
+    ConfigError
+        For a size, number of epochs or seed that is out of range, for a shard under a policy without
+        ``plan_shard``, and if the policy's ``check(num_epochs)`` raises it.
     """
 
-    for_all_ranks = True  # whether every rank can ask it, and not rank 0 alone
+    for_all_ranks = True  # whether every rank can call it, and not rank 0 alone
 
     def __init__(
         self,
@@ -120,11 +148,16 @@ class Keeper:
         self._last: tuple[int, Outcome] | None = None
 
     def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
-        """Start or continue: ``epoch`` epochs are committed, ``state`` is what they left (None = the very start).
+        """Start or resume with ``epoch`` committed epochs and the state after them (None for the start).
 
-        From here on only ``attempt`` is accepted; what was staged is forgotten. An attempt that another has
-        replaced cannot come back. Raises StateError for such an attempt, for a state of another size, and
-        for an epoch without its state or beyond the last.
+        From here on only ``attempt`` is accepted, and what was staged is discarded. An attempt that another
+        has replaced cannot return.
+
+        Raises
+        ------
+        StateError
+            For such an attempt, for a state of another size, and for an epoch without its state or after the
+            last.
         """
         if not isinstance(attempt, str) or not attempt:
             raise StateError(f"The name of an attempt must be a non-empty string, got {attempt!r}.")
@@ -150,18 +183,26 @@ class Keeper:
         self._open = self._planning = self._ready = self._last = None
 
     def plan(self, attempt: str, epoch: int) -> Plan:
-        """The plan of the current epoch, made once and kept until the epoch is committed; of a shard, its part.
+        """Return the plan of the current epoch, or the part of a shard; it is made once per epoch.
 
-        Raises StateError for another attempt or epoch, for a shard whose rounds are not over, and for a policy
-        whose plan does not fit the state.
+        Raises
+        ------
+        StateError
+            For another attempt or epoch, for a shard whose rounds are not over, and for a policy whose plan
+            does not fit the state.
         """
         return self._opened(attempt, epoch).plan
 
     def plan_round(self, attempt: str, epoch: int, number: int, joined: Any = None) -> tuple[bool, Any]:
-        """Round ``number`` of the plan: (False, this shard's partial), or (True, None) when its part is made.
+        """Run round ``number`` of the plan.
 
-        joined: the partials of all shards of the round before. A round that has been is answered as it was.
-        Raises StateError as :meth:`plan` does, and for a round that is not the next.
+        Return (False, this shard's partial), or (True, None) when its part is made. ``joined`` has the
+        partials of all shards of the round before. A round that is repeated returns the same.
+
+        Raises
+        ------
+        StateError
+            As :meth:`plan`, and for a round that is not the next.
         """
         self._current(attempt, epoch)
         if self._planning is None:
@@ -186,12 +227,28 @@ class Keeper:
         return False, yielded[number]
 
     def update(self, attempt: str, epoch: int, slots: Array, losses: Array) -> None:
-        """Stage losses of the current epoch; the same call again changes nothing, a later loss replaces.
+        """Stage losses of the current epoch.
 
-        slots: int64, all in the plan. losses: any NumPy float type, one each; one that is not finite is
-        counted, not kept. Raises StateError for another attempt or epoch, DataError, with nothing staged, for
-        slots out of range (padding, -1, included) or not in the plan, and for a slot given twice with
-        different losses.
+        The same call again changes nothing, and a later loss replaces an earlier one.
+
+        Parameters
+        ----------
+        attempt : str
+            The attempt that :meth:`restore` has accepted.
+        epoch : int
+            The current epoch.
+        slots : array of int64, shape (k,)
+            Planned slots.
+        losses : array of float, shape (k,)
+            Their losses. One that is not finite is counted, not kept.
+
+        Raises
+        ------
+        StateError
+            For another attempt or epoch.
+        DataError
+            With nothing staged, for slots that are out of range (including padding, -1) or not in the plan,
+            and for a slot given twice with different losses.
         """
         plan, staging = self._opened(attempt, epoch)
         slots, losses = pairs(slots, losses, self._size, self._start)
@@ -214,14 +271,15 @@ class Keeper:
             )
 
     def drain(self) -> None:
-        """Every update has been taken in when it returns: what the client of an actor must wait for."""
+        """Return when every update has been applied; clients of an actor must wait for that."""
 
     def staged(
         self, attempt: str, epoch: int, start: int = 0, stop: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """What the current epoch has staged in the slots start..stop, ascending, inf for a loss that was not finite.
+        """Return the slots in start..stop with a staged loss, ascending, and the losses.
 
-        For a checkpoint within the epoch: passed to :meth:`update` after :meth:`restore`, it is staged again.
+        A loss that was not finite is inf. For a checkpoint within the epoch: passed to :meth:`update` after
+        :meth:`restore`, they are staged again.
         """
         begin, end = self._within(start, stop)
         staging = self._opened(attempt, epoch).staging[begin:end]
@@ -229,10 +287,14 @@ class Keeper:
         return slots + (begin + self._start), staging[slots]
 
     def prepare(self, attempt: str, epoch: int) -> Outcome:
-        """The first phase of a commit: work out the state that results, and keep it beside the old one.
+        """Run the first phase of a commit: compute the resulting state, and keep it next to the old one.
 
-        An update that comes after it makes it void. Repeated for the epoch just committed, it answers the same.
-        Raises StateError for another attempt or epoch; nothing has changed if the policy raises.
+        A later update invalidates it. Repeated for the epoch just committed, it returns the same.
+
+        Raises
+        ------
+        StateError
+            For another attempt or epoch. Nothing has changed if the policy raises.
         """
         self._admit(attempt)
         if self._last is not None and self._last[0] == epoch:
@@ -256,9 +318,12 @@ class Keeper:
         return self._ready[1]
 
     def fold(self, attempt: str, epoch: int) -> None:
-        """The second phase of a commit: what was prepared becomes the state, once, and the next epoch begins.
+        """Run the second phase of a commit: the prepared state becomes the state, and the next epoch begins.
 
-        Raises StateError for another attempt or epoch, and where nothing is prepared.
+        Raises
+        ------
+        StateError
+            For another attempt or epoch, and if nothing is prepared.
         """
         self._admit(attempt)
         if self._last is not None and self._last[0] == epoch:
@@ -274,28 +339,36 @@ class Keeper:
         self._open = self._planning = self._ready = None
 
     def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
-        """Close the current epoch: fold what was staged into the state, once, and go on to the next.
+        """Close the current epoch: fold what was staged into the state, once, and begin the next epoch.
 
-        Answers {epoch, planned, observed, nonfinite: int, mean_loss: float | None, digest: str}: the samples
-        planned, those with a finite loss, those whose loss was not finite, the exact mean of the finite ones,
-        and the digest of the state that results. Repeated for the epoch just committed, it answers the same.
-        Raises StateError for another attempt or epoch; the epoch stays open if the policy raises.
+        Returns
+        -------
+        dict
+            ``epoch``; ``planned``, ``observed`` and ``nonfinite``: numbers of samples that were planned, had
+            a finite loss, and had one that was not finite; ``mean_loss``: the exact mean of the finite
+            losses, or None; ``digest`` of the resulting state. Repeated for the epoch just committed, it is
+            the same.
+
+        Raises
+        ------
+        StateError
+            For another attempt or epoch. The epoch stays open if the policy raises.
         """
         outcome = self.prepare(attempt, epoch)
         self.fold(attempt, epoch)
         return summary(epoch, self._size, [outcome])
 
     def state(self, attempt: str, start: int = 0, stop: int | None = None) -> tuple[int, SampleState]:
-        """The number of committed epochs and the state they left in the slots start..stop, for a checkpoint."""
+        """Return the number of committed epochs and the state after them in the slots start..stop."""
         self._admit(attempt)
         return self._epoch, self._state.cut(*self._within(start, stop))
 
     def progress(self) -> tuple[int, Outcome | None]:
-        """The number of committed epochs and the outcome of the last; for whoever watches, so not fenced."""
+        """Return the number of committed epochs and the outcome of the last one, for any attempt."""
         return self._epoch, None if self._last is None else self._last[1]
 
     def _within(self, start: int, stop: int | None) -> tuple[int, int]:
-        """The part of the run's slots start..stop that this shard holds, counted from its own first."""
+        """Return this shard's part of the run's slots start..stop, counted from its own first slot."""
         end = self._size if stop is None else min(stop - self._start, self._size)
         return min(max(start - self._start, 0), self._size), max(end, 0)
 
@@ -344,9 +417,10 @@ class Keeper:
 
 
 class Keepers:
-    """The keepers of all shards of a run, called as one keeper is.
+    """The keepers of all shards of a run, with the interface of one keeper.
 
-    spans: the slots (start, stop) of each, in order. Everything is done by :meth:`_all`, which asks every shard.
+    ``spans`` has the slots (start, stop) of each, in order. All calls go through :meth:`_all`, which calls
+    every shard.
     """
 
     for_all_ranks = True
@@ -357,7 +431,7 @@ class Keepers:
         self._size = self._spans[-1][1]
 
     def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
-        """See :meth:`Keeper.restore`; of ``state``, the part of one shard is cut out after the other."""
+        """See :meth:`Keeper.restore`; the parts of ``state`` are cut out one after another."""
         if state is not None and len(state) != self._size:
             raise StateError(
                 f"The state belongs to another data set: it has {len(state)} samples, the run has {self._size}."
@@ -366,7 +440,7 @@ class Keepers:
         self._all("restore", attempt, epoch, each=parts)
 
     def plan(self, attempt: str, epoch: int) -> Plan:
-        """See :meth:`Keeper.plan`. Whoever asks makes the rounds; what a shard has worked out it only repeats."""
+        """See :meth:`Keeper.plan`. Any caller makes the rounds; a shard only repeats what it has computed."""
         number, joined = 0, None
         while True:
             answers = self._all("plan_round", attempt, epoch, number, joined)
@@ -395,7 +469,7 @@ class Keepers:
         return np.concatenate([slots for slots, _ in found]), np.concatenate([losses for _, losses in found])
 
     def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
-        """See :meth:`Keeper.commit`: no shard folds its losses in before all have prepared it."""
+        """See :meth:`Keeper.commit`; no shard folds its losses in before all have prepared it."""
         outcomes = self._all("prepare", attempt, epoch)
         self._all("fold", attempt, epoch)
         return summary(epoch, self._size, outcomes)
@@ -413,14 +487,14 @@ class Keepers:
         return found[0][0], SampleState(loss, np.concatenate([p.selected for p in parts] or [empty.selected]))
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
-        """The number of committed epochs and the summary of the last; for whoever watches, so not fenced."""
+        """Return the number of committed epochs and the summary of the last one, for any attempt."""
         found = self._all("progress")
         epoch = min(epochs for epochs, _ in found)
         outcomes = [outcome for epochs, outcome in found if epochs == epoch and outcome is not None]
         return epoch, summary(epoch - 1, self._size, outcomes) if len(outcomes) == len(found) else None
 
     def _all(self, method: str, *args: Any, each: Iterable[tuple[Any, ...]] | None = None) -> list[Any]:
-        """What every shard answers, in order; ``each``: further arguments, one tuple a shard."""
+        """Return what every shard returns, in order; ``each`` has further arguments, one tuple per shard."""
         more = [()] * len(self._keepers) if each is None else each
         return [getattr(k, method)(*args, *its) for k, its in zip(self._keepers, more, strict=True)]
 
@@ -428,7 +502,10 @@ class Keepers:
         return join_plans(self._all("plan", attempt, epoch))
 
     def _split(self, slots: Array, losses: Array) -> Iterable[tuple[int, Array, Array]]:
-        """The observations of each shard that has some. What lies outside all of them goes to one, which says so."""
+        """Yield the recorded losses of each shard that has some.
+
+        Those outside all shards go to one of them, which raises.
+        """
         slots, losses = np.asarray(slots), np.asarray(losses)
         if len(self._keepers) == 1 or slots.ndim != 1 or slots.shape != losses.shape:
             yield 0, slots, losses
@@ -442,7 +519,7 @@ class Keepers:
 
 
 def join_plans(parts: Sequence[Plan]) -> Plan:
-    """The plans of shards in order, laid end to end; a single one is not copied."""
+    """Return the plans of shards in order, concatenated; a single one is not copied."""
     if len(parts) == 1:
         return parts[0]
     return Plan(np.concatenate([p.slots for p in parts]), np.concatenate([p.weights for p in parts]))

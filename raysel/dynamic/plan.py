@@ -1,12 +1,12 @@
-"""An epoch's plan, and the few exact tools every policy is made of.
+"""An epoch's plan, the interface of policies, and the exact tools that policies are made of.
 
-A plan is a pure function of (policy, state, epoch, seed): no generator is kept, nothing is drawn while
-iterating, and the global random state is neither read nor changed. Two rules make plans independent of
+A plan is a pure function of (policy, state, epoch, seed). No random generator is kept, nothing is drawn
+during iteration, and the global random state is neither read nor changed. Two rules make plans independent of
 how the samples are sharded:
 
-- random draws belong to a slot (:func:`uniform`): whoever asks for slot i gets the same number;
-- sums that decide are taken over fixed chunks of 65,536 slots, each exactly, and joined exactly
-  (:func:`chunk_sums`, :func:`mean`), so shards that begin at a multiple of 65,536 cannot move them.
+- Random draws belong to a slot (:func:`uniform`): slot i always has the same draw.
+- Sums that decide are taken exactly over fixed chunks of 65,536 slots and joined exactly (:func:`chunk_sums`,
+  :func:`mean`), so shards that begin at a multiple of 65,536 cannot change them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,25 @@ PRUNE, ORDER, SUBSET, WALK, TIES = 1, 2, 3, 4, 5
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The samples of one epoch: slots int64, ascending, each once; weights float32, finite, not negative.
+    """The samples of one epoch and their weights.
 
-    The arrays cannot be written to. Raises DataError when they are anything else.
+    Parameters
+    ----------
+    slots : array of int64, shape (m,)
+        Positions of the samples in the state: ascending, each once. The array becomes read-only.
+    weights : array of float32, shape (m,)
+        Weight of each sample: finite, not negative. The array becomes read-only.
+
+    Raises
+    ------
+    DataError
+        If an array has another type, length or content.
+
+    Examples
+    --------
+    >>> plan = raysel.dynamic.Plan(np.array([0, 2]), np.ones(2, np.float32))
+    >>> len(plan)
+    2
     """
 
     slots: npt.NDArray[np.int64]
@@ -64,83 +80,158 @@ class Plan:
 
 @runtime_checkable
 class Policy(Protocol):
-    """A rule that says which samples an epoch trains on. A new policy is one small class with three methods.
+    """Interface of a policy: which samples an epoch trains on.
 
-    Make it a frozen dataclass of plain numbers: it is pickled to the cluster and written to the run's
-    manifest. All three methods are pure; in particular ``plan`` is asked again after a restart, on
-    another machine, and must answer the same to the last bit. Draw with :func:`uniform`, add with
-    :func:`mean`, compare ``state.loss`` after a look at ``np.isfinite`` (NaN = not seen yet)::
+    A policy is a frozen dataclass of plain numbers: it is pickled to the cluster and written to the run's
+    manifest. Its three methods are pure. ``plan`` is called again after a restart, on another machine, and
+    must return the same bits. Draw with :func:`uniform` and add with :func:`mean`. A sample that has not been
+    seen has the loss NaN, so compare losses only where ``np.isfinite`` holds. These methods are enough for a
+    state in one shard; :class:`ShardedPolicy` adds what several shards need.
 
-        @dataclass(frozen=True)
-        class HideEasy:                       # KAKURENBO-style: leave out the easiest share of the samples
-            share: float = 0.3
+    More methods are optional: ``check(num_epochs)`` raises ConfigError if the parameters do not fit the
+    number of epochs, ``at_budget(budget)`` (a class method) returns the policy that spends a
+    :class:`raysel.dynamic.budget.Budget`, and ``for_ids(ids)`` returns the policy with its arrays in the
+    order of a run's slots.
 
-            def plan(self, state, *, epoch, num_epochs, seed):
-                seen = np.flatnonzero(np.isfinite(state.loss))
-                easy = seen[np.argsort(state.loss[seen], kind="stable")[: int(self.share * len(state))]]
-                keep = np.ones(len(state), bool)
-                keep[easy] = False
-                return unweighted(keep)
-
-            def update(self, state, plan, slots, losses):
-                return observe(state, plan.slots, slots, losses)
-
-            def parameters(self):
-                return {"policy": "HideEasy", "share": self.share}
-
-    That is enough for a state in one place. :class:`ShardedPolicy` says what several shards take.
+    Examples
+    --------
+    >>> from dataclasses import asdict, dataclass
+    >>> from raysel.dynamic.plan import unweighted
+    >>> from raysel.dynamic.state import observe
+    >>> @dataclass(frozen=True)
+    ... class HideEasy:   # leave out the samples with the lowest losses, as KAKURENBO does
+    ...     share: float = 0.3
+    ...
+    ...     def plan(self, state, *, epoch, num_epochs, seed):
+    ...         seen = np.flatnonzero(np.isfinite(state.loss))
+    ...         easy = seen[np.argsort(state.loss[seen], kind="stable")[: int(self.share * len(state))]]
+    ...         keep = np.ones(len(state), bool)
+    ...         keep[easy] = False
+    ...         return unweighted(keep)
+    ...
+    ...     def update(self, state, plan, slots, losses):
+    ...         return observe(state, plan.slots, slots, losses)
+    ...
+    ...     def parameters(self):
+    ...         return {"policy": "HideEasy", **asdict(self)}
+    >>> isinstance(HideEasy(), raysel.dynamic.Policy)
+    True
     """
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """The plan of ``epoch`` (0-based) out of ``num_epochs``."""
+        """Return the plan of an epoch.
+
+        Parameters
+        ----------
+        state : SampleState
+            The state after all earlier epochs; of a shard, the shard's own.
+        epoch : int
+            Epoch, 0-based.
+        num_epochs : int
+            Number of epochs of the run.
+        seed : int
+            Seed of the run.
+
+        Returns
+        -------
+        Plan
+            The slots to train on and their weights.
+        """
         ...
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """The state after the epoch, from all its observations at once; the arguments stay as they were.
+        """Return the state after an epoch; the arguments are not changed.
 
-        Of a shard, the state, the plan and the slots are the shard's own, counted from 0: what happens to a
-        sample may hang on that sample alone.
+        Parameters
+        ----------
+        state : SampleState
+            The state before the epoch.
+        plan : Plan
+            The plan of the epoch.
+        slots : array of int64, shape (k,)
+            Slots for which a loss was recorded.
+        losses : array of float, shape (k,)
+            The loss of each.
+
+        Returns
+        -------
+        SampleState
+            The new state. The arguments may be those of one shard, with slots counted from 0, so the state of
+            a sample may depend only on that sample.
         """
         ...
 
     def parameters(self) -> dict[str, Any]:
-        """What ``json.dumps`` can write: ``"policy"``, the class's name, and every parameter."""
+        """Return the class's name as ``"policy"``, and every parameter.
+
+        Returns
+        -------
+        dict
+            Values that ``json.dumps`` can write.
+        """
         ...
 
 
 @runtime_checkable
 class ShardedPolicy(Policy, Protocol):
-    """A policy whose samples may be kept in several shards: its rule is written once, as a generator.
+    """Interface of a policy whose samples may be kept in several shards.
 
-    ``plan_shard`` knows a shard alone. What hangs on all the samples it yields, a partial, and is sent the
-    partials of all shards joined (``raysel.dynamic.shards.join``); the lowest keys and quantiles are found by
-    ``lowest`` and ``kth`` from there. ``plan`` is one line over it. Of the policy above::
+    The rule is written once, as a generator that has only one shard. It yields a partial result for whatever
+    depends on all the samples, and receives the partial results of all shards joined
+    (:func:`raysel.dynamic.shards.join`). The lowest keys and quantiles over all shards are computed by
+    :func:`raysel.dynamic.shards.lowest` and :func:`raysel.dynamic.shards.kth`. ``plan`` is one line that
+    calls :func:`raysel.dynamic.shards.plan_whole`. For the example of :class:`Policy`::
 
         def plan_shard(self, state, start, n, *, epoch, num_epochs, seed):
             seen = yield int(np.isfinite(state.loss).sum())
             count = min(int(self.share * n), seen)
-            easy = yield from lowest(ordered(state.loss), count, start)   # NaN comes last, so is not reached
+            easy = yield from lowest(ordered(state.loss), count, start)   # NaN is last, so it is not reached
             return unweighted(~easy, start)
 
         def plan(self, state, *, epoch, num_epochs, seed):
             return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
-    A policy that holds an array of one entry a sample also has ``shard(start, stop, n)``: the same policy with
-    its arrays cut to these slots, ConfigError where they are not of length n.
+    A policy that holds an array with one entry per sample also has ``shard(start, stop, n)``, which returns
+    the same policy with its arrays cut to these slots, and raises ConfigError if they are not of length n.
     """
 
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """The part of the plan that lies in the slots start..start+len(state) of n; its slots count from 0 of n.
+        """Yield partial results, and return this shard's part of the plan.
 
-        ``start`` is a multiple of 65,536. All shards yield equally often.
+        All shards yield equally often.
+
+        Parameters
+        ----------
+        state : SampleState
+            The state of this shard.
+        start : int
+            Slot of the shard's first sample, a multiple of 65,536.
+        n : int
+            Number of samples of all shards.
+        epoch : int
+            Epoch, 0-based.
+        num_epochs : int
+            Number of epochs of the run.
+        seed : int
+            Seed of the run.
+
+        Yields
+        ------
+        object
+            A partial result: tuples, lists, whole numbers and arrays of them.
+
+        Returns
+        -------
+        Plan
+            The planned slots in start..start+len(state), counted from 0 of all n, and their weights.
         """
         ...
 
 
 def chunks(n: int) -> Iterator[tuple[int, int]]:
-    """Consecutive (start, stop) of at most 65,536 that cover 0..n."""
+    """Yield consecutive (start, stop) of at most 65,536 that cover 0..n."""
     for begin in range(0, n, CHUNK):
         yield begin, min(begin + CHUNK, n)
 
@@ -149,7 +240,7 @@ def chunks(n: int) -> Iterator[tuple[int, int]]:
 
 
 def fraction(name: str, value: object, *, zero: bool = True, one: bool = True) -> float:
-    """``value`` as a float; raises ConfigError unless it is a number in [0, 1], an end excluded on request."""
+    """Return ``value`` as a float; raise ConfigError unless it lies in [0, 1] (an end may be excluded)."""
     span = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
     try:
         number = math.nan if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
@@ -161,17 +252,17 @@ def fraction(name: str, value: object, *, zero: bool = True, one: bool = True) -
 
 
 def part(share: float, n: int) -> int:
-    """floor(share * n) of the number as it is written: 0.29 of 100 is 29, which in floats would be 28."""
+    """Return floor(share * n) of the number as written: 0.29 of 100 is 29, but 28 in floats."""
     return math.floor(Fraction(repr(float(share))) * n)
 
 
 def annealing(epoch: int, num_epochs: int, delta: float) -> bool:
-    """True from epoch floor(num_epochs * delta) on: all data, all weights 1 (InfoBatch, section 3.3)."""
+    """Return True from epoch floor(num_epochs * delta) on: all data at weight 1 (InfoBatch, 3.3)."""
     return epoch >= part(delta, num_epochs)
 
 
 def check_epoch(epoch: int, num_epochs: int) -> tuple[int, int]:
-    """Both as ints; raises ConfigError unless 0 <= epoch < num_epochs."""
+    """Return both as ints; raise ConfigError unless 0 <= epoch < num_epochs."""
     num_epochs, epoch = whole("num_epochs", num_epochs, 1), whole("epoch", epoch, 0)
     if epoch >= num_epochs:
         raise ConfigError(
@@ -190,10 +281,10 @@ def _philox(seed: int, epoch: int, purpose: int, block: int = 0) -> np.random.Ph
 
 
 def uniform(seed: int, epoch: int, start: int, stop: int, *, purpose: int = PRUNE) -> npt.NDArray[np.uint32]:
-    """The draws of the slots start..stop: uint32[stop - start], uniform over 0..2**32 - 1.
+    """Return the draws of the slots start..stop: uint32 (stop - start,), uniform over 0..2**32 - 1.
 
     Draw i of a (seed, epoch, purpose) is the i-th 32-bit word of its Philox 4x64-10 stream (Salmon et al.,
-    2011), reached by setting the counter: it does not depend on start, stop or who else has drawn.
+    2011), reached by setting the counter: it does not depend on start, stop or other draws.
     Use ``uniform(...) < below(p)`` for an event of probability p.
     """
     block = start // 8  # one counter value makes 4 words of 64 bits
@@ -202,12 +293,12 @@ def uniform(seed: int, epoch: int, start: int, stop: int, *, purpose: int = PRUN
 
 
 def below(probability: float) -> np.uint32:
-    """The bound that a draw stays below with this probability, to the nearest 2**-32."""
+    """Return the bound that a draw is below with this probability, to the nearest 2**-32."""
     return np.uint32(min(round(probability * 2**32), 2**32 - 1))
 
 
 def order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    """A seeded permutation of 0..n-1, int64: the order in which a loader visits the plan's positions."""
+    """Return a seeded permutation of 0..n-1, int64: the order of the plan's positions in a loader."""
     generator = np.random.Generator(_philox(seed, epoch, ORDER))
     positions = np.arange(whole("The number of samples", n, 0), dtype=np.int64)
     generator.shuffle(positions)
@@ -218,7 +309,7 @@ def order(n: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
 
 
 def chunk_sums(values: npt.NDArray[np.float32]) -> tuple[list[float], int]:
-    """The sums of the finite values, one per chunk of 65,536, and how many values are finite."""
+    """Return the sums of the finite values, one per chunk of 65,536, and the number of finite values."""
     sums, count = [], 0
     for start, stop in chunks(len(values)):
         chunk = values[start:stop]
@@ -232,10 +323,10 @@ def chunk_sums(values: npt.NDArray[np.float32]) -> tuple[list[float], int]:
 def class_sums(
     values: npt.NDArray[np.float32], classes: Array, number: int
 ) -> tuple[list[npt.NDArray[np.float64]], npt.NDArray[np.int64]]:
-    """:func:`chunk_sums` of each of ``number`` classes: sums float64 (number,), a few a chunk, and counts int64.
+    """Return :func:`chunk_sums` per class: sums float64 (number,), a few per chunk, and counts int64.
 
-    classes: 0..number-1, one per value. Every sum is exact (:func:`raysel.core.sums.partial_sums`), so that adding up all sums
-    of a class with ``math.fsum`` gives its correctly rounded sum.
+    ``classes`` has a code 0..number-1 per value. Every sum is exact (:func:`raysel.core.sums.partial_sums`),
+    so that adding all sums of a class with ``math.fsum`` returns its correctly rounded sum.
     """
     sums: list[npt.NDArray[np.float64]] = []
     count = np.zeros(number, np.int64)
@@ -248,12 +339,15 @@ def class_sums(
 
 
 def loss_sum(state: SampleState) -> tuple[list[float], int]:
-    """:func:`chunk_sums` of the losses seen. Of shards at multiples of 65,536: join the lists, add the counts."""
+    """Return :func:`chunk_sums` of the losses seen.
+
+    For shards that begin at multiples of 65,536, join the lists and add the counts.
+    """
     return chunk_sums(state.loss)
 
 
 def mean(sums: list[float], count: int) -> float | None:
-    """The mean of what :func:`chunk_sums` has summed, None when there was nothing; order does not matter."""
+    """Return the mean of what :func:`chunk_sums` has summed, in any order; None if there was nothing."""
     return math.fsum(sums) / count if count else None
 
 
@@ -261,19 +355,19 @@ def mean(sums: list[float], count: int) -> float | None:
 
 
 def full(n: int, start: int = 0) -> Plan:
-    """Every sample at weight 1, the slots start..start+n: 12 bytes a sample."""
+    """Return the plan of every sample at weight 1, the slots start..start+n: 12 bytes per sample."""
     return Plan(np.arange(start, start + n, dtype=np.int64), np.ones(n, np.float32))
 
 
 def unweighted(keep: npt.NDArray[np.bool_], start: int = 0) -> Plan:
-    """The samples marked in ``keep`` (bool, one per slot from ``start`` on) at weight 1."""
+    """Return the samples marked in ``keep`` (bool, one per slot from ``start`` on) at weight 1."""
     slots = np.flatnonzero(keep).astype(np.int64, copy=False)
     slots += start
     return Plan(slots, np.ones(len(slots), np.float32))
 
 
 def steps(n: int, batch_size: int, world: int) -> int:
-    """Optimiser steps of an epoch of n planned samples, the same on every rank; batch_size is per rank."""
+    """Return the optimiser steps of an epoch of n planned samples, which are the same on every rank."""
     return -(-whole("n", n, 0) // (whole("batch_size", batch_size, 1) * whole("world", world, 1)))
 
 
@@ -288,14 +382,39 @@ def batches(
     skip: int = 0,
     accumulate: int = 1,
 ) -> npt.NDArray[np.int64]:
-    """One rank's share of a plan of length n: int64 (steps * accumulate, batch_size) positions, -1 = padding.
+    """Return one rank's share of a plan of length n: positions per batch, -1 for padding.
 
     A step is ``accumulate`` batches on each of ``world`` ranks: L = world * accumulate batches. Step s takes
-    ``order[skip + s * B * L : skip + (s + 1) * B * L]`` and rank r its r-th B * accumulate rows, so the rows of a step
-    depend on B * L alone. The last, short step is spread evenly (its batches differ by at most one row), so that every
-    step has all of its batches: one is left with padding only where fewer rows than L remain.
-    skip: samples of the order that were trained on already, in batches of whatever size.
-    Raises ConfigError for sizes that are not positive, for a rank outside 0..world-1 and a skip outside 0..n.
+    ``order[skip + s * B * L : skip + (s + 1) * B * L]`` and rank r takes its r-th B * accumulate rows, so the
+    rows of a step depend only on B * L. The last, short step is spread evenly (its batches differ by at most
+    one row), so that every step has all of its batches: a batch has only padding if fewer than L rows remain.
+
+    Parameters
+    ----------
+    n : int
+        Number of planned samples.
+    batch_size : int
+        Rows per batch.
+    rank, world : int
+        This rank, and the number of ranks.
+    seed, epoch : int
+        What the order depends on.
+    shuffle : bool
+        Whether rows are visited in a random order.
+    skip : int
+        Samples of the order that were already trained on, in batches of any size.
+    accumulate : int
+        Batches per rank and optimiser step.
+
+    Returns
+    -------
+    array of int64, shape (steps * accumulate, batch_size)
+        Positions in the plan.
+
+    Raises
+    ------
+    ConfigError
+        For sizes that are not positive, a rank outside 0..world-1 and a skip outside 0..n.
     """
     if whole("skip", skip, 0) > whole("n", n, 0):
         raise ConfigError(f"skip must not be above the number of planned samples ({n}), got {skip}.")

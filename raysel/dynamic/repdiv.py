@@ -1,4 +1,4 @@
-"""RepDiv: representative samples first, diverse ones later, and none for long (Zhou et al., 2026, arXiv 2603.04981)."""
+"""RepDiv: representative samples first, diverse ones later (Zhou et al., 2026, arXiv:2603.04981)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ _ROWS = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What RepDiv knows of n samples, in slot order: 12 bytes a sample, and 8 more for ids that are not 0..n-1.
+    """The scores of n samples: 12 bytes per sample, and 8 more for ids other than 0..n-1.
 
-    rep, div: float32 in [0, 1]. classes: int32, codes 0..number-1, each of which occurs, numbered as they first do. ids: int64, ascending;
-    None once they have been put in the order of a run's slots.
+    Attributes
+    ----------
+    rep, div : array of float32, shape (n,)
+        Representativeness and diversity, in [0, 1].
+    classes : array of int32, shape (n,)
+        Codes 0..number-1, each of which occurs, in the order of their first occurrence.
+    number : int
+        Number of classes.
+    ids : array of int64, shape (n,), optional
+        Ascending; None once the scores are in the order of a run's slots.
     """
 
     rep: Floats
@@ -45,10 +53,23 @@ class Scores:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Scores:
-        """The scores in a table of sample_id int64, rep, div (floats in [0, 1]) and, if there are classes, label.
+        """Read scores from a table.
 
-        Rows in any order; labels of any type that Arrow can compare, none missing. Raises DataError with the ids
-        of the rows that cannot be used.
+        Parameters
+        ----------
+        table : pyarrow.Table
+            ``sample_id`` (integers), ``rep`` and ``div`` (floats in [0, 1]) and, if there are classes,
+            ``label`` (any type that Arrow can compare, without nulls). Rows may be in any order.
+
+        Returns
+        -------
+        Scores
+            The scores in ascending order of their ids.
+
+        Raises
+        ------
+        DataError
+            With the ids of the rows that cannot be used.
         """
         for name in (ID, "rep", "div"):
             if name not in table.column_names:
@@ -95,9 +116,24 @@ class Scores:
         return cls(found["rep"], found["div"], *_dense(codes), frozen(ids))
 
     def for_ids(self, ids: npt.NDArray[np.int64] | int) -> Scores:
-        """The scores of these ids (int64, ascending; an int n: 0..n-1), which become the slots 0, 1, ...
+        """Return the scores of these ids, which become the slots 0, 1, ...
 
-        Classes that have no sample among them are forgotten. DataError naming the ids that have no score.
+        Classes without a sample among them are removed.
+
+        Parameters
+        ----------
+        ids : array of int64, ascending, or int
+            The ids; a number n means 0..n-1.
+
+        Returns
+        -------
+        Scores
+            The scores in slot order, without ids.
+
+        Raises
+        ------
+        DataError
+            With the ids that have no score.
         """
         if self.ids is None:
             raise DataError(
@@ -116,13 +152,13 @@ class Scores:
         return Scores(frozen(self.rep[place]), frozen(self.div[place]), *_dense(self.classes[place]))
 
     def cut(self, start: int, stop: int) -> Scores:
-        """Those of the slots start..stop; the number of classes stays that of the whole."""
+        """Return the scores of the slots start..stop; the number of classes does not change."""
         here = slice(start, stop)
         ids = None if self.ids is None else self.ids[here]
         return Scores(self.rep[here], self.div[here], self.classes[here], self.number, ids)
 
     def digest(self) -> str:
-        """32 hexadecimal digits that differ when any score or class does."""
+        """Return 32 hexadecimal digits that change if any score or class does."""
         digest = hashlib.blake2b(f"repdiv-scores/1 {len(self)}".encode(), digest_size=16)
         for array in (self.rep, self.div, self.classes):
             digest.update(np.ascontiguousarray(array).data)
@@ -133,20 +169,20 @@ class Scores:
 class RepDiv:
     """Train on representative samples first and on diverse ones later, equally many per class.
 
-    In every epoch before the tail, the floor(ratio * n) samples of highest priority are selected. The priority of a
-    sample that has been selected u times is
+    In every epoch before the tail, the floor(ratio * n) samples of highest priority are selected. The
+    priority of a sample that has been selected u times is
 
         H = alpha * rep + (1 - alpha) * div - penalty * ln(1 + u)
         alpha = a_min + (1 - a_min) * (1 - sigmoid(k_s * (t - t_mid * T)))    in epoch t = 1..T
 
-    rounded to float32; ties are broken by a random draw per sample. Every class gets floor(|S| / classes) samples, or
-    all that it has; the rest goes to the highest priorities of any class. The last round(tail * T) epochs (half to
-    even) take all data. All weights are 1.
+    rounded to float32; ties are broken by a random draw per sample. Every class gets floor(|S| / classes)
+    samples, or all that it has; the rest goes to the highest priorities of any class. The last round(tail *
+    T) epochs (half to even) take all data. All weights are 1.
 
     Parameters
     ----------
     scores : pyarrow.Table or Scores, optional
-        Columns ``sample_id``, ``rep``, ``div`` (see `raysel.factors.rep_div`) and ``label``. Without labels all
+        Columns ``sample_id``, ``rep``, ``div`` (see `raysel.factor_scores`) and ``label``. Without labels all
         samples are one class. A workflow computes the scores itself, with the settings under ``factors``.
     ratio : float
         Share of the samples per epoch, in (0, 1].
@@ -168,10 +204,19 @@ class RepDiv:
     ConfigError
         For a parameter that is out of range, and for more classes than samples to select.
 
+    References
+    ----------
+    Zhou et al., Rethinking Representativeness and Diversity in Dynamic Data Selection, 2026,
+    arXiv:2603.04981.
+
     Examples
     --------
-    >>> raysel.RepDiv(ratio=0.3, tail=0.0).tail_epochs(20)
-    0
+    >>> rep, div = [1.0, 0.8, 0.1, 0.0], [0.0, 0.1, 0.9, 1.0]
+    >>> scores = pa.table({"sample_id": [0, 1, 2, 3], "rep": rep, "div": div})
+    >>> policy = raysel.RepDiv(scores, ratio=0.5)
+    >>> state = raysel.dynamic.SampleState.empty(4)
+    >>> policy.plan(state, epoch=0, num_epochs=20, seed=0).slots.tolist()   # the most representative ones
+    [0, 1]
     """
 
     scores: Any = field(default=None, repr=False, compare=False, metadata={"yaml": False})
@@ -211,22 +256,68 @@ class RepDiv:
 
     @classmethod
     def at_budget(cls, budget: Budget) -> RepDiv:
-        """The same tail at the same number of passes; the scores are still to be given."""
+        """Return RepDiv with the budget's tail and number of passes, without scores."""
         ratio = ratio_of(budget.rows_per_epoch("repdiv"), budget.rows)
         return cls(ratio=ratio, tail=budget.tail / budget.epochs)
 
     def with_scores(self, scores: pa.Table | Scores) -> RepDiv:
-        """The same policy with the scores of the samples."""
+        """Return the same policy with scores.
+
+        Parameters
+        ----------
+        scores : pyarrow.Table or Scores
+            See the class.
+
+        Returns
+        -------
+        RepDiv
+            The policy with the scores of the samples.
+
+        Raises
+        ------
+        DataError
+            With the ids of the rows that cannot be used.
+
+        Examples
+        --------
+        >>> scores = pa.table({"sample_id": [0, 1], "rep": [1.0, 0.0], "div": [0.0, 1.0]})
+        >>> raysel.RepDiv(ratio=0.5).with_scores(scores).count(2)
+        1
+        """
         return replace(self, scores=scores)
 
     def for_ids(self, ids: npt.NDArray[np.int64] | int) -> RepDiv:
-        """The policy of a run over these ids (ascending; an int n: 0..n-1); see :meth:`Scores.for_ids`."""
+        """Return the policy of a run over these ids.
+
+        Parameters
+        ----------
+        ids : array of int64, ascending, or int
+            The ids; a number n means 0..n-1.
+
+        Returns
+        -------
+        RepDiv
+            The policy with scores in the order of the run's slots.
+
+        Raises
+        ------
+        DataError
+            With the ids that have no score.
+        ConfigError
+            If there are more classes than samples to select.
+
+        Examples
+        --------
+        >>> scores = pa.table({"sample_id": [3, 5, 9], "rep": [1.0, 0.0, 0.5], "div": [0.0, 1.0, 0.5]})
+        >>> len(raysel.RepDiv(scores).for_ids(np.array([3, 9])).scores)
+        2
+        """
         policy = replace(self, scores=self._scores().for_ids(ids))
         policy.count(len(policy.scores))
         return policy
 
     def shard(self, start: int, stop: int, n: int) -> RepDiv:
-        """The same policy for the slots start..stop of n."""
+        """Return the same policy for the slots start..stop of n."""
         self._check(n)
         policy = copy.copy(self)
         object.__setattr__(policy, "scores", self.scores.cut(start, stop))
@@ -235,7 +326,7 @@ class RepDiv:
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
-        """Return this shard's part of the plan of ``epoch``, which depends on how often each sample was selected."""
+        """Return this shard's part of the plan, which depends on how often each sample was selected."""
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         scores: Scores = self.scores
         self._check(len(state))
@@ -261,15 +352,15 @@ class RepDiv:
         return unweighted(keep, start)
 
     def plan(self, state: SampleState, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-        """Return the plan of ``epoch`` (0-based) of ``num_epochs``: the slots to train on and their weights."""
+        """Return the plan of ``epoch`` (0-based) of ``num_epochs``; see `raysel.dynamic.Policy.plan`."""
         return plan_whole(self, state, epoch=epoch, num_epochs=num_epochs, seed=seed)
 
     def update(self, state: SampleState, plan: Plan, slots: Array, losses: Array) -> SampleState:
-        """Return the state with the losses of an epoch and one more selection of every planned sample."""
+        """Return the state with the epoch's losses and one more selection per planned sample."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self) -> dict[str, Any]:
-        """The policy's name and parameters; of the scores, their digest."""
+        """Return the policy's name and parameters; for the scores, their digest."""
         names = ("ratio", "a_min", "t_mid", "k_s", "penalty", "tail", "alpha")
         return {
             "policy": "RepDiv",
@@ -278,7 +369,31 @@ class RepDiv:
         }
 
     def alpha_in(self, epoch: int, num_epochs: int) -> float:
-        """alpha in ``epoch`` (0-based)."""
+        """Return the weight of representativeness in an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            Epoch, 0-based.
+        num_epochs : int
+            Number of epochs of the run.
+
+        Returns
+        -------
+        float
+            The weight ``alpha``, in [0, 1].
+
+        Raises
+        ------
+        ConfigError
+            If ``epoch`` is not one of the run.
+
+        Examples
+        --------
+        >>> policy = raysel.RepDiv(a_min=0.2)
+        >>> policy.alpha_in(0, 20) > policy.alpha_in(19, 20) > 0.2
+        True
+        """
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         if self.alpha is not None:
             return self.alpha
@@ -287,11 +402,50 @@ class RepDiv:
         return self.a_min + (1 - self.a_min) * falling
 
     def tail_epochs(self, num_epochs: int) -> int:
-        """The number of epochs at the end that take all the data: round(tail * num_epochs)."""
+        """Return the number of epochs at the end that take all data.
+
+        Parameters
+        ----------
+        num_epochs : int
+            Number of epochs of the run.
+
+        Returns
+        -------
+        int
+            The number of epochs: round(tail * num_epochs), half to even.
+
+        Examples
+        --------
+        >>> raysel.RepDiv(tail=0.15).tail_epochs(20)
+        3
+        """
         return round(Fraction(repr(self.tail)) * num_epochs)
 
     def count(self, n: int) -> int:
-        """|S|: the samples of an epoch before the tail. ConfigError if they are fewer than the classes."""
+        """Return the number of samples of an epoch before the tail.
+
+        Parameters
+        ----------
+        n : int
+            Number of samples to select from.
+
+        Returns
+        -------
+        int
+            The number of samples: floor(ratio * n), at least 1.
+
+        Raises
+        ------
+        ConfigError
+            If that is less than the number of classes, or the policy has no scores.
+
+        Examples
+        --------
+        >>> falling = np.linspace(1, 0, 10)
+        >>> scores = pa.table({"sample_id": range(10), "rep": falling, "div": 1 - falling})
+        >>> raysel.RepDiv(scores, ratio=0.7).count(10)
+        7
+        """
         count, number = min(max(part(self.ratio, n), 1), n), self._scores().number
         if count < number:
             raise ConfigError(
@@ -301,7 +455,32 @@ class RepDiv:
         return count
 
     def cost(self, n: int, num_epochs: int) -> float:
-        """Samples trained on, over those of full data: ((T - n_tail) |S| + n_tail n) / (T n)."""
+        """Return the samples that a run trains on as a share of those of full data.
+
+        Parameters
+        ----------
+        n : int
+            Number of samples to select from.
+        num_epochs : int
+            Number of epochs T of the run.
+
+        Returns
+        -------
+        float
+            The share ((T - tail_epochs) * count + tail_epochs * n) / (T * n).
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`count` raises.
+
+        Examples
+        --------
+        >>> falling = np.linspace(1, 0, 10)
+        >>> scores = pa.table({"sample_id": range(10), "rep": falling, "div": 1 - falling})
+        >>> raysel.RepDiv(scores, ratio=0.5, tail=0.2).cost(10, num_epochs=10)
+        0.6
+        """
         tail = self.tail_epochs(num_epochs)
         return ((num_epochs - tail) * self.count(n) + tail * n) / (num_epochs * n)
 
@@ -321,7 +500,7 @@ class RepDiv:
 def priority(
     rep: Floats, div: Floats, selected: npt.NDArray[np.int32], alpha: float, penalty: float
 ) -> Floats:
-    """H = alpha * rep + (1 - alpha) * div - penalty * ln(1 + selected), worked out in float64, float32 (n,)."""
+    """Return alpha * rep + (1 - alpha) * div - penalty * ln(1 + selected): float64, rounded to float32."""
     most = int(selected.max()) if len(selected) else 0
     cost = penalty * np.log1p(np.arange(most + 1, dtype=np.float64))
     height = np.empty(len(rep), np.float32)
@@ -343,7 +522,7 @@ def _first(
     groups: Array | None = None,
     number: int = 1,
 ) -> Generator[Any, Any, npt.NDArray[np.bool_]]:
-    """:func:`raysel.dynamic.shards.lowest`, but ties go to the lowest draw, and only then to the lowest slot."""
+    """Do as :func:`raysel.dynamic.shards.lowest`, with ties broken by the lowest draw, then slot."""
     key, ties = yield from kth(keys, lambda sizes: np.minimum(count(sizes), sizes) - 1, groups, number)
     marks = np.empty(len(keys), np.bool_)
     level = []
@@ -361,7 +540,7 @@ def _first(
 
 
 def _dense(codes: npt.NDArray[np.int32]) -> tuple[npt.NDArray[np.int32], int]:
-    """The codes as 0..number-1 in the order that they first occur in, whatever they were before, and their number."""
+    """Return the codes as 0..number-1 in the order of their first occurrence, and their number."""
     begin = np.full(int(codes.max(initial=0)) + 1, len(codes))
     for start in reversed(
         range(0, len(codes), _ROWS)

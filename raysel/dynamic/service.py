@@ -1,4 +1,4 @@
-"""The Ray actors that keep a run's selection state, and the client that workers talk to them through."""
+"""The Ray actors that keep a run's selection state, and the client through which workers call them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from raysel.dynamic.shards import cut, spans
 from raysel.errors import StateError
 
 NAMESPACE = "raysel"
-_IN_FLIGHT = 8  # unanswered updates of one worker to one actor before it waits: bounds the actor's queue
+_IN_FLIGHT = 8  # pending updates of one worker to one actor before it waits: bounds the actor's queue
 
 # No call waits longer. The longest honest one, the plan or the commit of 10**9 samples in a single actor, takes under
 # two minutes, and an actor or a node that has died is said by Ray within about half a minute.
@@ -28,7 +28,7 @@ START_S = 60.0
 
 
 class _StateActor(Keeper):
-    """A keeper in a process of its own; hands out a plan as one shared object rather than a copy a caller."""
+    """A keeper in its own process, which returns a plan as one shared object, not a copy per caller."""
 
     def plan_ref(self, attempt: str, epoch: int) -> list[ray.ObjectRef]:
         plan = self.plan(attempt, epoch)
@@ -41,7 +41,7 @@ class _StateActor(Keeper):
         return [self._part[1]]
 
     def joined_ref(self, attempt: str, epoch: int, parts: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
-        """The plan of all shards as one object, made once however many workers ask; the first shard does it."""
+        """Return the plan of all shards as one object, which the first shard makes once for all workers."""
         self.plan_ref(attempt, epoch)
         if self._all_of_it is None:
             self._all_of_it = ray.put(join_plans(ray.get(parts, timeout=TIMEOUT_S)))
@@ -52,12 +52,17 @@ class _StateActor(Keeper):
 
 
 def start_keepers(policy: Policy, size: int, num_epochs: int, seed: int, shards: int = 1) -> KeeperClient:
-    """Start the actors of the state, one a shard, and wait until they are up.
+    """Start the actors of the state, one per shard, and wait until they are up.
 
-    They are detached, so that they outlive a restarted worker or driver, and take no CPU from training. A restarted
-    actor comes back empty and refuses everything until the next attempt restores it. Ray retries none of their
-    calls. Remove them with :meth:`KeeperClient.close`. Fewer than ``shards`` where there are fewer chunks of
-    65,536 samples. Raises ResourceError, with none left behind, if they are not up within a minute.
+    They are detached, so that they outlive a restarted worker or driver, and take no CPU from training. A
+    restarted actor is empty and refuses every call until the next attempt restores it. Ray retries none of
+    their calls. Remove them with :meth:`KeeperClient.close`. There are fewer than ``shards`` if there are
+    fewer chunks of 65,536 samples.
+
+    Raises
+    ------
+    ResourceError
+        If they are not up within a minute; none is left behind.
     """
     name, parts = f"state-{uuid.uuid4().hex[:12]}", spans(size, shards)
     make = ray.remote(_StateActor).options
@@ -102,10 +107,10 @@ def cleanup() -> list[str]:
 
 
 class KeeperClient(Keepers):
-    """The keepers on the cluster, called as the one in the process: picklable, one client a worker.
+    """The keepers on the cluster, with the interface of one in the process: picklable, one per worker.
 
-    ``update`` does not wait for the actors: up to eight are under way to each, and :meth:`drain` waits for the rest.
-    Whatever cannot be answered, because an actor died or is lost, raises a StateError within ``TIMEOUT_S``.
+    ``update`` does not wait for the actors: up to eight calls to each may be pending, and :meth:`drain` waits
+    for the rest. Any call to an actor that has died or is lost raises StateError within ``TIMEOUT_S``.
     """
 
     def __init__(self, actors: list[Any], parts: list[tuple[int, int]], name: str) -> None:
@@ -117,7 +122,7 @@ class KeeperClient(Keepers):
         return {**self.__dict__, "_pending": [[] for _ in self._keepers]}
 
     def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
-        """See :meth:`Keeper.restore`. An actor that is on its way back, after its node died, is waited for."""
+        """See :meth:`Keeper.restore`; waits for an actor that is being restarted after its node died."""
         deadline = time.monotonic() + START_S
         while True:
             try:
@@ -136,13 +141,13 @@ class KeeperClient(Keepers):
                 self._get(pending.pop(0))
 
     def drain(self) -> None:
-        """Wait until every update sent has been taken in; raises what the first that failed raised."""
+        """Wait until every update sent has been applied; raise the error of the first that failed."""
         for pending in self._pending:
             while pending:
                 self._get(pending.pop(0))
 
     def close(self) -> None:
-        """Remove the actors; nothing happens if they are gone already."""
+        """Remove the actors; do nothing if they have ended already."""
         for actor in self._keepers:
             ray.kill(actor)
 

@@ -1,8 +1,8 @@
-"""One rule, any number of shards: what a policy needs to plan its part of the samples as if it saw them all.
+"""Tools by which a policy plans its part of the samples as if it had all of them.
 
-A policy's ``plan_shard`` is a generator that knows the slots start..start+m of n. It yields what must be joined
-over all shards, is sent the joined value, and returns its part of the plan. :func:`join` is exact, so the parts of
-any number of shards, laid end to end, are the plan of the whole to the last bit.
+A policy's ``plan_shard`` is a generator that has the slots start..start+m of n. It yields what must be joined
+over all shards, is sent the joined value, and returns its part of the plan. :func:`join` is exact, so the
+parts of any number of shards, concatenated, are the plan of all samples to the last bit.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _BLOCK = 16 * CHUNK  # keys that are counted at once
 
 
 def spans(n: int, shards: int) -> list[tuple[int, int]]:
-    """(start, stop) of each shard of n slots, boundaries at multiples of 65,536, sizes as equal as that allows.
+    """Return (start, stop) of each shard of n slots.
 
-    Fewer than ``shards`` where there are fewer chunks of 65,536: no shard is empty.
+    Boundaries are multiples of 65,536, and sizes are as equal as that allows. There are fewer than ``shards``
+    if there are fewer chunks of 65,536: no shard is empty.
     """
     whole("shards", shards, 1)
     pieces = -(-n // CHUNK)
@@ -35,9 +36,12 @@ def spans(n: int, shards: int) -> list[tuple[int, int]]:
 
 
 def cut(policy: Policy, start: int, stop: int, n: int) -> Policy:
-    """The policy as the shard start..stop of n needs it: what holds arrays of one entry a sample cuts them.
+    """Return the policy for the shard start..stop of n, with arrays of one entry per sample cut to it.
 
-    Raises ConfigError for a part of the samples and a policy that can only plan the whole.
+    Raises
+    ------
+    ConfigError
+        For a part of the samples and a policy that can only plan all of them.
     """
     if (start, stop) != (0, n) and not isinstance(policy, ShardedPolicy):
         raise ConfigError(
@@ -48,10 +52,11 @@ def cut(policy: Policy, start: int, stop: int, n: int) -> Policy:
 
 
 def join(partials: Sequence[Any]) -> Any:
-    """What the shards, in order, have yielded, as one.
+    """Return what the shards, in order, have yielded, as one value.
 
-    Tuples are joined element by element, lists are laid end to end, whole numbers and arrays of them are
-    added. Floats go in lists, one sum a chunk, and are added by ``mean``: added here they would hang on the order.
+    Tuples are joined element by element, lists are concatenated, whole numbers and arrays of them are added.
+    Floats go in lists, one sum per chunk, and are added by ``mean``: added here, they would depend on the
+    order.
     """
     head = partials[0]
     if isinstance(head, tuple):
@@ -67,7 +72,10 @@ def join(partials: Sequence[Any]) -> Any:
 
 
 def together(shards: Sequence[Generator[Any, Any, T]]) -> list[T]:
-    """Run the generators of all shards, in order, side by side in this process; what each has returned."""
+    """Run the generators of all shards, in order, side by side in this process.
+
+    Return what each has returned.
+    """
     sent: Any = None
     while True:
         partials, returned = [], []
@@ -86,7 +94,7 @@ def together(shards: Sequence[Generator[Any, Any, T]]) -> list[T]:
 
 
 def alone(shard: Generator[Any, Any, T]) -> T:
-    """Run the generator of a shard that is the whole."""
+    """Run the generator of a shard that has all the samples."""
     return together([shard])[0]
 
 
@@ -94,7 +102,7 @@ def alone(shard: Generator[Any, Any, T]) -> T:
 
 
 def ordered(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
-    """uint32 keys that sort as the float32 values do, NaN last; -0.0 comes just before 0.0."""
+    """Return uint32 keys that sort as the float32 values do, NaN last; -0.0 is just before 0.0."""
     keys = np.empty(len(values), np.uint32)
     for begin in range(0, len(values), CHUNK):
         part = np.ascontiguousarray(values[begin : begin + CHUNK])
@@ -105,7 +113,7 @@ def ordered(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
 
 
 def values_of(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-    """The float32 values whose :func:`ordered` keys these are."""
+    """Return the float32 values whose :func:`ordered` keys these are."""
     keys = np.asarray(keys, np.uint32)
     flip = np.where(keys >> 31, np.uint32(0x80000000), np.uint32(0xFFFFFFFF))
     return (keys ^ flip).view(np.float32)
@@ -117,15 +125,30 @@ def kth(
     groups: Array | None = None,
     number: int = 1,
 ) -> Generator[Array, Array, tuple[Array, Array]]:
-    """The key of a given rank over all shards, in every group; a generator as ``plan_shard`` is (``yield from``).
+    """Find the key of a given rank over all shards, in every group; a generator, for use with ``yield from``.
 
-    keys: uint32, this shard's. groups: 0..number-1 for each key, None = all of one group. rank: given the sizes
-    of the groups over all shards, int64 (number,), their ranks, 0 the lowest; one outside the group finds nothing.
-    Returns (key uint32, ties int64), (number,) each: ties = how many of the samples with this very key, counted
-    from the first, have that rank or a lower one; 0 where nothing was found.
+    A radix select, exact: counts of the high digit over all shards, then of the next digit among the keys
+    that share it. One group takes two rounds of 512 KiB, several take four of 2 KiB per group.
 
-    A radix select, exact: counts of the high digit over all shards, then of the next among the keys that share
-    it. One group takes two rounds of 512 KiB, several take four of 2 KiB a group.
+    Parameters
+    ----------
+    keys : array of uint32
+        Keys of this shard.
+    rank : callable
+        Takes the sizes of the groups over all shards, int64 (number,), and returns their ranks, 0 for the
+        lowest. A rank outside the group finds nothing.
+    groups : array of int, optional
+        Group 0..number-1 of each key. Default: all in one group.
+    number : int
+        Number of groups.
+
+    Returns
+    -------
+    key : array of uint32, shape (number,)
+        The key of that rank.
+    ties : array of int64, shape (number,)
+        How many of the samples with this key, counted from the first, have that rank or a lower one; 0 if
+        nothing was found.
     """
     bits = 16 if number == 1 else 8
     found, left, key = np.ones(number, bool), np.zeros(number, np.int64), np.zeros(number, np.uint32)
@@ -159,10 +182,27 @@ def lowest(
     groups: Array | None = None,
     number: int = 1,
 ) -> Generator[Any, Any, npt.NDArray[np.bool_]]:
-    """Marks the samples with the ``count`` lowest keys of all shards, ties to the lowest slot; see :func:`kth`.
+    """Mark the samples with the ``count`` lowest keys of all shards; ties go to the lowest slot.
 
-    keys: uint32, one for each slot of this shard, the first of which is ``start``. count: of each group, a number
-    or a function of the groups' sizes; more than there are marks all. Returns bool, one a slot.
+    A generator, for use with ``yield from``; see :func:`kth`.
+
+    Parameters
+    ----------
+    keys : array of uint32
+        One per slot of this shard.
+    count : int or callable
+        Number per group, or a function of the groups' sizes. If it exceeds the size, all are marked.
+    start : int
+        The first slot of this shard.
+    groups : array of int, optional
+        As for :func:`kth`.
+    number : int
+        Number of groups.
+
+    Returns
+    -------
+    array of bool
+        One per slot.
     """
     wanted = count if callable(count) else lambda sizes: np.full(number, count, np.int64)
     last, ties = yield from kth(keys, lambda sizes: np.minimum(wanted(sizes), sizes) - 1, groups, number)
@@ -193,5 +233,5 @@ def lowest(
 
 
 def plan_whole(policy: ShardedPolicy, state: Any, *, epoch: int, num_epochs: int, seed: int) -> Plan:
-    """The plan of all the samples, by the policy's own ``plan_shard``: what its ``plan`` is."""
+    """Return the plan of all the samples from the policy's ``plan_shard``: the implementation of ``plan``."""
     return alone(policy.plan_shard(state, 0, len(state), epoch=epoch, num_epochs=num_epochs, seed=seed))

@@ -1,7 +1,7 @@
-"""What is remembered of every sample between epochs: its last loss and how often it was planned.
+"""The state of every sample between epochs: its last loss and how often it was planned.
 
-A state is a value. Nothing here changes one: :func:`observe` answers a new state, and the arrays of a
-:class:`SampleState` cannot be written to.
+A state is immutable. :func:`observe` returns a new state, and the arrays of a :class:`SampleState` are
+read-only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 
 
 def whole(name: str, value: object, least: int) -> int:
-    """``value`` as an int; raises ConfigError unless it is a whole number and at least ``least``."""
+    """Return ``value`` as an int; raise ConfigError unless it is a whole number of at least ``least``."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -39,7 +39,7 @@ def whole(name: str, value: object, least: int) -> int:
 
 
 def frozen(array: Array) -> Array:
-    """A read-only view; the array itself, which may be somebody else's, stays as it was."""
+    """Return a read-only view; the array itself does not change."""
     view = array.view()
     view.flags.writeable = False
     return view
@@ -47,10 +47,25 @@ def frozen(array: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class SampleState:
-    """The state of n samples, indexed by slot: 8 bytes a sample.
+    """The state of n samples, indexed by slot: 8 bytes per sample.
 
-    loss: float32[n], the last finite loss observed, NaN = none yet. selected: int32[n], times in a plan.
-    Raises StateError when the arrays are not of these types or differ in length.
+    Parameters
+    ----------
+    loss : array of float32, shape (n,)
+        The last finite loss of each sample, NaN if there is none yet. The array becomes read-only.
+    selected : array of int32, shape (n,)
+        How often each sample was in a plan. The array becomes read-only.
+
+    Raises
+    ------
+    StateError
+        If the arrays have other types or differ in length.
+
+    Examples
+    --------
+    >>> state = raysel.dynamic.SampleState.empty(3)
+    >>> state.loss.tolist(), state.selected.tolist()
+    ([nan, nan, nan], [0, 0, 0])
     """
 
     loss: npt.NDArray[np.float32]
@@ -73,16 +88,30 @@ class SampleState:
 
     @staticmethod
     def empty(n: int) -> SampleState:
-        """The state before the first epoch: n samples, none seen, none selected."""
+        """Return the state before the first epoch: n samples, none seen, none selected.
+
+        Parameters
+        ----------
+        n : int
+            Number of samples.
+
+        Returns
+        -------
+        SampleState
+            The state.
+        """
         n = whole("The number of samples", n, 0)
         return SampleState(np.full(n, np.nan, np.float32), np.zeros(n, np.int32))
 
     def cut(self, start: int, stop: int) -> SampleState:
-        """The state of the slots start..stop: views, nothing is copied."""
+        """Return the state of the slots start..stop, as views."""
         return SampleState(self.loss[start:stop], self.selected[start:stop])
 
     def chunk_digests(self) -> list[bytes]:
-        """One digest (BLAKE2b, 128 bits) for each chunk of 65,536 samples: shards at its multiples have the whole's."""
+        """Return one digest (BLAKE2b, 128 bits) per chunk of 65,536 samples.
+
+        Shards that begin at multiples of 65,536 have the digests of the complete state.
+        """
         digests = []
         for begin in range(0, len(self), CHUNK):
             digest = hashlib.blake2b(digest_size=16)
@@ -92,18 +121,34 @@ class SampleState:
         return digests
 
     def digest(self) -> str:
-        """32 hexadecimal digits that differ when any loss or count does."""
+        """Return 32 hexadecimal digits that change if any loss or count does."""
         return digest_of(len(self), self.chunk_digests())
 
     def to_arrow(self) -> pa.Table:
-        """Two columns, ``loss`` and ``selected``; the schema's metadata name the format, n and the digest."""
+        """Return the columns ``loss`` and ``selected``; the metadata has the format, n and the digest."""
         metadata = {_FORMAT: FORMAT, _SAMPLES: str(len(self)), _DIGEST: self.digest()}
         arrays = [pa.array(self.loss), pa.array(self.selected)]  # views: NaN stays NaN, not null
         return pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata))
 
     @staticmethod
     def from_arrow(table: pa.Table) -> SampleState:
-        """The state that :meth:`to_arrow` wrote; StateError for a table that is anything else or damaged."""
+        """Read the state that :meth:`to_arrow` returned.
+
+        Parameters
+        ----------
+        table : pyarrow.Table
+            The table, with its metadata.
+
+        Returns
+        -------
+        SampleState
+            The state.
+
+        Raises
+        ------
+        StateError
+            If the table is damaged or is not a state.
+        """
         if not isinstance(table, pa.Table):
             raise StateError(
                 f"A sample state is read from an Arrow table, not from a {type(table).__name__}."
@@ -133,7 +178,7 @@ class SampleState:
 
 
 def digest_of(n: int, chunk_digests: list[bytes]) -> str:
-    """The digest of a state of n samples, from those of its chunks in order."""
+    """Return the digest of a state of n samples, from the digests of its chunks in order."""
     digest = hashlib.blake2b(f"{FORMAT} {n}".encode(), digest_size=16)
     digest.update(b"".join(chunk_digests))
     return digest.hexdigest()
@@ -142,10 +187,13 @@ def digest_of(n: int, chunk_digests: list[bytes]) -> str:
 def pairs(
     slots: Array, losses: Array, n: int, start: int = 0
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Observations of the slots start..start+n, as int64 counted from start and float32 losses; DataError naming
-    what cannot be used.
+    """Return recorded losses as int64 slots counted from ``start``, and float32 losses.
 
-    Slots must be integers of an integer type: an index that went through a float has lost digits.
+    Raises
+    ------
+    DataError
+        With what cannot be used. Slots must have an integer type, because an index that was a float has lost
+        digits.
     """
     slots, losses = np.asarray(slots), np.asarray(losses)
     if slots.size == 0 and slots.ndim == 1 and losses.shape == slots.shape:
@@ -172,12 +220,30 @@ def pairs(
 def observe(
     state: SampleState, planned: npt.NDArray[np.int64], slots: Array, losses: Array, ema: float = 0.0
 ) -> SampleState:
-    """The state after an epoch: what most policies' ``update`` does.
+    """Return the state after an epoch: what the ``update`` of most policies does.
 
-    planned: int64, the epoch's slots, each once; their ``selected`` grows by one. slots, losses: the
-    observations, any float type; a loss that is not finite is left out, so the sample keeps the one it had.
-    A slot given twice keeps the last. ema: share of the old loss that remains, for samples seen before.
-    Raises DataError for slots outside the state or not one loss per slot.
+    Parameters
+    ----------
+    state : SampleState
+        The state before the epoch.
+    planned : array of int64
+        The slots of the epoch's plan, each once; their ``selected`` grows by one.
+    slots : array of int, shape (k,)
+        Slots of the recorded losses. If a slot occurs twice, the last loss is kept.
+    losses : array of float, shape (k,)
+        The losses. One that is not finite is ignored, so that the sample keeps its old loss.
+    ema : float
+        Weight of the old loss, for samples that have one.
+
+    Returns
+    -------
+    SampleState
+        The new state.
+
+    Raises
+    ------
+    DataError
+        For slots outside the state, and if there is not one loss per slot.
     """
     slots, losses = pairs(slots, losses, len(state))
     if len(planned) and (planned[0] < 0 or planned[-1] >= len(state)):

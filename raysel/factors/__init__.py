@@ -1,6 +1,6 @@
-"""Factors of a data set from a sparse autoencoder, and how representative and diverse its samples are (no Ray needed).
+"""Factors of a data set from a sparse autoencoder, and scores of its samples (without Ray).
 
-Zhou et al., Rethinking Representativeness and Diversity in Dynamic Data Selection, 2026, arXiv 2603.04981.
+Zhou et al., Rethinking Representativeness and Diversity in Dynamic Data Selection, 2026, arXiv:2603.04981.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """The TopK sparse autoencoder whose units are the factors of a data set (the probe of RepDiv).
 
-Two modes, after l2-normalising each vector and subtracting the training set's mean:
+There are two modes, after each vector is l2-normalised and the training set's mean is subtracted:
 
-- ``paper`` (Zhou et al., 2026, arXiv 2603.04981): ``z = TopK(W x + b_e)``, the k largest by absolute value, and
-  ``x_hat = W^T z + b_d`` with the same W. A survivor may be negative; it takes part in ``x_hat`` but is not active.
-- ``topk`` (Gao et al., 2024, arXiv 2406.04093): ``z = TopK(ReLU(W_e (x - b)))`` and ``x_hat = W_d z + b``. W_d starts
-  as W_e^T and goes its own way, each unit's row of it at length 1.
+- ``paper`` (Zhou et al., 2026, arXiv:2603.04981): ``z = TopK(W x + b_e)``, the k largest by absolute value,
+  and ``x_hat = W^T z + b_d`` with the same W. A kept code may be negative; it counts in ``x_hat`` but is not
+  active.
+- ``topk`` (Gao et al., 2024, arXiv:2406.04093): ``z = TopK(ReLU(W_e (x - b)))`` and ``x_hat = W_d z + b``.
+  W_d starts as W_e^T and is then trained independently, with each unit's row at length 1.
 
-A unit is *active* on a sample when its code is above 0, and dead when it has not been for an epoch. NumPy in and
-out; torch, imported when first needed, does the work on the CPU or a GPU. Generators are private.
+A unit is *active* on a sample if its code is above 0, and dead if it has not been active for an epoch. Inputs
+and outputs are NumPy arrays; torch, imported when it is first needed, computes on the CPU or a GPU. Random
+generators are private.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ TILE = 256  # rows of one product: always this many, since the last bits of a pr
 _AUXILIARY = 1 / 32  # weight of the loss that wakes dead units, in both modes
 _SHORTEST = 1e-12
 _LONG, _SHRINK = 2.0**50, 2.0**-80
-_LEAST_VARIANCE = 1e-10  # of unit vectors; below it, what is left is rounding
+_LEAST_VARIANCE = 1e-10  # of unit vectors; less is rounding
 _TENSORS = ("encoder", "encoder_bias", "decoder", "decoder_bias", "mean")
 
 Floats = npt.NDArray[np.float32]
@@ -50,16 +52,28 @@ class Codes(NamedTuple):
 
     @property
     def active(self) -> npt.NDArray[np.int32]:
-        """int32 (n, k): the indices, -1 where the unit is not active (value 0 or below)."""
+        """The indices, -1 if the unit is not active (value 0 or below): int32 (n, k)."""
         return np.where(self.values > 0, self.indices, np.int32(-1))
 
 
 @dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """A trained autoencoder of ``units`` units over vectors of ``dimensions`` dimensions; it is never changed.
+    """A trained sparse autoencoder; immutable.
 
-    encoder, decoder: float32 (units, dimensions), one row a unit; encoder_bias: (units,); decoder_bias, mean:
-    (dimensions,). mode: "topk" or "paper". k: units kept a sample. training: the settings it was fitted with.
+    Attributes
+    ----------
+    mode : {"topk", "paper"}
+        See the module.
+    k : int
+        Units kept per sample.
+    encoder, decoder : array of float32, shape (units, dimensions)
+        One row per unit.
+    encoder_bias : array of float32, shape (units,)
+        Bias of the encoder.
+    decoder_bias, mean : array of float32, shape (dimensions,)
+        Bias of the decoder, and the mean of the normalised training vectors.
+    training : dict
+        The settings with which it was fitted.
     """
 
     mode: str
@@ -73,18 +87,38 @@ class Autoencoder:
 
     @property
     def units(self) -> int:
+        """Number of units."""
         return self.encoder.shape[0]
 
     @property
     def dimensions(self) -> int:
+        """Number of dimensions of the vectors."""
         return self.encoder.shape[1]
 
     def encode(self, vectors: Any, *, device: str = "cpu") -> Codes:
-        """The codes of vectors (n, dimensions), any real dtype; of equal pre-activations the lowest units stay.
+        """Return the codes of vectors.
 
-        Beside the 8 k bytes a row of the answer, memory does not grow with n. Which units of a row stay and which of
-        them are active does not depend on the rows beside it, nor on the processor: what float32 cannot tell apart is
-        settled in float64. Raises DataError for vectors of another width or not finite.
+        If pre-activations are equal, the lowest units are kept. Which units of a row are kept and which of
+        them are active does not depend on the other rows or on the processor: values that float32 cannot tell
+        apart are compared in float64. In addition to the result, 8 k bytes per row, memory does not grow with
+        n.
+
+        Parameters
+        ----------
+        vectors : array, shape (n, dimensions)
+            Vectors of any real dtype.
+        device : str
+            Where to compute.
+
+        Returns
+        -------
+        Codes
+            The k units of each vector, and their values.
+
+        Raises
+        ------
+        DataError
+            For vectors of another width or that are not finite.
         """
         rows = matrix(vectors, "vectors", self.dimensions, single=True)
         torch = _torch(device)
@@ -107,11 +141,28 @@ class Autoencoder:
         return Codes(indices, values)
 
     def report(self, vectors: Any, *, device: str = "cpu") -> dict[str, Any]:
-        """How well it explains vectors (n, dimensions), and which of its units they use; ``json.dumps`` can write it.
+        """Report how well vectors are explained, and which units they use.
 
-        samples, units; dead_units and dead_fraction: never active on these; unexplained: squared error over squared
-        distance from their mean, both of the normalised vectors (None when they are all the same); active: units
-        active a sample, mean; counts: [lowest count, highest count, units] for 0, 1, 2-3, 4-7, ... samples.
+        Parameters
+        ----------
+        vectors : array, shape (n, dimensions)
+            Vectors of any real dtype.
+        device : str
+            Where to compute.
+
+        Returns
+        -------
+        dict
+            Values that ``json.dumps`` can write. ``samples`` and ``units``; ``dead_units`` and
+            ``dead_fraction``: units never active on these vectors; ``unexplained``: squared error divided by
+            squared distance from the mean, both of the normalised vectors (None if they are all the same);
+            ``active``: mean number of active units per sample; ``counts``: [lowest count, highest count,
+            units] for 0, 1, 2-3, 4-7, ... samples.
+
+        Raises
+        ------
+        DataError
+            As :meth:`encode` raises.
         """
         rows = matrix(vectors, "vectors", self.dimensions, single=True)
         torch = _torch(device)
@@ -142,7 +193,10 @@ class Autoencoder:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file, its configuration in the header; RunError where it cannot be written."""
+        """Write one safetensors file, with the configuration in its header.
+
+        Raise RunError if it cannot be written.
+        """
         from safetensors.numpy import save
 
         about = {"format": FORMAT, "mode": self.mode, "k": self.k, "training": self.training}
@@ -152,7 +206,7 @@ class Autoencoder:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Autoencoder:
-        """Read what :meth:`save` wrote; DataError if it is missing, damaged or something else."""
+        """Read what :meth:`save` wrote; raise DataError if it is missing, damaged or something else."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -170,7 +224,7 @@ class Autoencoder:
             ) from error
 
     def _kept(self, pre: torch.Tensor, part: Floats, error: float) -> torch.Tensor:
-        """bool, as ``pre``: the k units of every row of ``part`` that stay."""
+        """Return, as bool of the shape of ``pre``, the k units that are kept of every row of ``part``."""
         import torch
 
         size = pre.abs() if self.mode == "paper" else pre
@@ -194,16 +248,17 @@ class Autoencoder:
         return keep
 
     def _error(self, reach: float, longest: float) -> float:
-        """How far pre-activations may lie from the exact ones, by rounding alone, whichever way the sums are taken.
+        """Return how far rounding may move pre-activations, in whatever order sums are computed.
 
-        reach: length of the longest row once it is normalised; longest: of the longest row of the encoder.
+        ``reach`` is the length of the longest normalised row, ``longest`` that of the longest row of the
+        encoder.
         """
         d, unit = self.dimensions, float(np.finfo(np.float32).eps) / 2
         product = (d + 4) * (reach * longest + float(np.abs(self.encoder_bias).max()))
         return unit * (product + (d / 2 + 4) * longest)  # the second: of normalising a row of length 1
 
     def _exact(self, part: Floats, row: torch.Tensor, unit: torch.Tensor) -> npt.NDArray[np.float64]:
-        """The pre-activations of these units on these rows of ``part``, each added up by itself in float64."""
+        """Return the pre-activations of these units on these rows, each summed on its own in float64."""
         at, units = row.cpu().numpy(), unit.cpu().numpy()
         x = part[at].astype(np.float64)
         x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _SHORTEST)
@@ -216,7 +271,7 @@ class Autoencoder:
         return torch.addmm(_on(self.encoder_bias, device), x, _on(self.encoder, device).T)
 
     def _tiles(self, rows: Floats, device: str) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Where each tile's rows lie, and the tile, normalised; the last one filled up with zeros."""
+        """Yield the place of each tile's rows, and the normalised tile; the last one is padded with zeros."""
         mean = _on(self.mean, device)
         for start in range(0, len(rows), TILE):
             part = rows[start : start + TILE]
@@ -238,17 +293,62 @@ def fit_autoencoder(
     device: str = "cpu",
     together: bool = False,
 ) -> Autoencoder:
-    """Train a sparse autoencoder on vectors (n, D), any real dtype, with Adam and a cosine schedule to 0.
+    """Train a sparse autoencoder with Adam and a cosine schedule to 0.
 
-    units: default 8 D. k: units kept a sample. Dead units, silent for as many samples as an epoch has, are woken
-    by a loss of weight 1/32: in ``paper``, each is asked to reconstruct alone the sample of the batch on which its
-    pre-activation is largest; in ``topk``, the D / 2 of them with the largest pre-activations reconstruct the error
-    the others leave (AuxK). The same call on the same kind of machine gives the same weights to the last bit.
-    together: the vectors are this process's part of them all; every process that torch.distributed has joined makes
-    this call, and all get the same autoencoder. A batch has rows of all of them, equally many, so a process with fewer
-    goes round its own again; ``topk`` only, since the revival of ``paper`` looks at a batch as a whole.
-    Raises ConfigError for parameters out of range, k above ``units`` included, and DataError for vectors that are
-    not finite or all the same.
+    Units that have been silent for as many samples as an epoch has are dead, and are revived by a loss of
+    weight 1/32. With ``paper``, each dead unit is trained to reconstruct, alone, the sample of the batch on
+    which its pre-activation is largest. With ``topk``, the D / 2 dead units with the largest pre-activations
+    reconstruct the error that the others leave (AuxK). The same call on the same kind of machine returns the
+    same bits.
+
+    Parameters
+    ----------
+    vectors : array, shape (n, D)
+        Vectors of any real dtype.
+    units : int, optional
+        Number of units. Default: 8 D.
+    k : int
+        Units kept per sample.
+    mode : {"topk", "paper"}
+        See the module.
+    epochs : int
+        Number of epochs.
+    batch_size : int
+        Rows per batch, over all processes.
+    learning_rate : float
+        Learning rate at the start.
+    seed : int
+        Seed of the initial weights and of the order of rows.
+    device : str
+        Where to train.
+    together : bool
+        Whether the vectors are this process's part of all vectors. Every process that torch.distributed has
+        joined then makes this call, and all return the same autoencoder. A batch has equally many rows of
+        each, so a process with fewer rows repeats its own. Only with ``topk``, since ``paper`` revives units
+        by the complete batch.
+
+    Returns
+    -------
+    Autoencoder
+        The trained autoencoder.
+
+    Raises
+    ------
+    ConfigError
+        For parameters that are out of range, including ``k`` above ``units``.
+    DataError
+        For vectors that are not finite or all the same, and if the training diverged.
+
+    References
+    ----------
+    Gao et al., 2024, arXiv:2406.04093; Zhou et al., 2026, arXiv:2603.04981.
+
+    Examples
+    --------
+    >>> from raysel.factors import fit_autoencoder
+    >>> vectors = np.random.default_rng(0).normal(size=(50, 4))
+    >>> fit_autoencoder(vectors, units=8, k=2, epochs=1).encode(vectors).indices.shape
+    (50, 2)
     """
     rows = matrix(vectors, "vectors", single=True)
     n, d = rows.shape
@@ -337,7 +437,7 @@ def _as_it_is(part: torch.Tensor) -> torch.Tensor:
 
 
 def _joined(mode: str, batch_size: int) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
-    """How a tensor is summed over the processes that torch.distributed has joined, and their number."""
+    """Return a function that sums a tensor over the joined processes, and their number."""
     import torch.distributed as dist
 
     if not (dist.is_available() and dist.is_initialized()):
@@ -370,7 +470,7 @@ def _most(count: torch.Tensor) -> torch.Tensor:
 
 
 def histogram(count: npt.NDArray[np.int64]) -> list[list[int]]:
-    """[lowest, highest, units] for the units active on 0, 1, 2-3, 4-7, ... samples, up to the largest count."""
+    """Return [lowest, highest, units] for the units active on 0, 1, 2-3, 4-7, ... samples."""
     classes = np.bincount([int(c).bit_length() for c in count.tolist()])
     spans = [(0, 0)] + [(1 << i, (2 << i) - 1) for i in range(len(classes) - 1)]
     return [[low, high, int(found)] for (low, high), found in zip(spans, classes, strict=True)]
@@ -379,7 +479,7 @@ def histogram(count: npt.NDArray[np.int64]) -> list[list[int]]:
 def _revival(
     x: torch.Tensor, error: torch.Tensor, pre: torch.Tensor, decoder: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """The mean squared error of every dead unit that alone reconstructs the sample it answers to most."""
+    """Return the mean squared error of each dead unit alone on the sample on which it is largest."""
     best, which = pre.max(0)
     alone = x[which] - (best[:, None] * decoder + bias)
     return (alone * alone).sum(1).mean()
@@ -388,21 +488,21 @@ def _revival(
 def _residual(
     x: torch.Tensor, error: torch.Tensor, pre: torch.Tensor, decoder: torch.Tensor, bias: torch.Tensor
 ) -> torch.Tensor:
-    """The mean squared error that the dead units leave of the (fixed) error of the others: AuxK."""
+    """Return the mean squared error that the dead units leave of the (fixed) error of the others: AuxK."""
     z = _codes(pre, min(max(x.shape[1] // 2, 1), pre.shape[1]), "topk")
     left = error.detach() - z @ decoder
     return (left * left).sum(1).mean()
 
 
 def _codes(pre: torch.Tensor, k: int, mode: str) -> torch.Tensor:
-    """The codes as a dense matrix, 0 where a unit is not among the k."""
+    """Return the codes as a dense matrix, 0 if a unit is not among the k."""
     if mode == "paper":
         return pre * _largest(pre.detach().abs(), k)
     return pre.clamp(min=0.0) * _largest(pre.detach(), k)
 
 
 def _largest(size: torch.Tensor, k: int) -> torch.Tensor:
-    """bool, as ``size``: its k largest of every row, ties to the lowest unit."""
+    """Return, as bool of the shape of ``size``, the k largest of every row; ties go to the lowest unit."""
     import torch
 
     if k == size.shape[1]:
@@ -417,7 +517,7 @@ def _largest(size: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _kth(size: torch.Tensor, k: int) -> torch.Tensor:
-    """(n, 1): the k-th largest of every row."""
+    """Return the k-th largest of every row, (n, 1)."""
     import torch
 
     if size.is_cuda:
@@ -428,9 +528,10 @@ def _kth(size: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def _mean(rows: Floats, count: int, add: Callable[[npt.NDArray[np.float64]], Any]) -> Floats:
-    """The mean of ``count`` rows at length 1, in float64 and in order; DataError if they are all the same.
+    """Return the mean of ``count`` rows at length 1, in float64 and in order.
 
-    rows: those of this process. add: the sum over all processes of what it is given.
+    DataError is raised if they are all the same. ``rows`` are those of this process, and ``add`` returns the
+    sum over all processes of its argument.
     """
     sums = np.zeros(rows.shape[1] + 1)  # the last: of squares
     for at in range(0, len(rows), 65_536):
@@ -448,7 +549,7 @@ def _mean(rows: Floats, count: int, add: Callable[[npt.NDArray[np.float64]], Any
 
 
 def _normalised(rows: Floats, mean: torch.Tensor) -> torch.Tensor:
-    """The rows at length 1 (a row of zeros stays one), the mean subtracted, on the mean's device."""
+    """Return the rows at length 1 (a row of zeros stays one) less the mean, on the mean's device."""
     import torch
 
     x = torch.from_numpy(np.array(rows)).to(mean.device)

@@ -1,6 +1,6 @@
-"""Factors over Ray Datasets: the autoencoder learns from a sample, then blocks are counted, then scored.
+"""Factors over Ray Datasets: the autoencoder is trained on a sample, then blocks are counted, then scored.
 
-To the driver come a bounded sample of the vectors, of each block its counts a unit and class, and of each sample its
+The driver receives a bounded sample of the vectors, counts per block, unit and class, and for each sample its
 id, two scores and its class.
 """
 
@@ -43,14 +43,48 @@ def fit_factors(
     seed: int = 0,
     **settings: Any,
 ) -> Autoencoder:
-    """Train a sparse autoencoder in this process on about ``rows`` of a data set's vectors, on all of them for None.
+    """Train a sparse autoencoder on the vectors of a data set.
 
-    workers: train in so many workers of Ray Train, a CPU each (and a GPU with ``device="cuda"``), each of which holds a
-    part of the rows, drawn by their ids: for vectors that outgrow one process. ``rows=None`` is then all of them.
-    column: the vectors, such as ``raysel.embed`` makes. Rows are drawn by their ids, so that blocks and nodes change
-    nothing; fewer of wide vectors, so that the sample takes 512 MB at most in a process. seed, settings: see
-    :func:`raysel.factors.fit_autoencoder`. What the autoencoder's ``report`` says of these rows is in its ``training``.
-    Raises what :func:`fit_autoencoder` raises, and DataError for vectors that cannot be used.
+    Rows are drawn by their ids, so the result does not depend on blocks or nodes.
+
+    Parameters
+    ----------
+    dataset : ray.data.Dataset
+        Rows with ``sample_id`` and vectors.
+    column : str
+        Column of the vectors, such as `raysel.embed` makes.
+    rows : int, optional
+        About how many rows are used, None for all rows. Fewer are used if their vectors are wide: the sample
+        takes at most 512 MB per process.
+    workers : int, optional
+        Number of Ray Train workers, of one CPU each (and one GPU with ``device="cuda"``). Each holds a part
+        of the rows. Use it if the vectors do not fit into one process. Default: train in this process.
+    seed : int
+        Seed of the draw of rows and of the training.
+    **settings
+        Other parameters of `raysel.factors.fit_autoencoder`.
+
+    Returns
+    -------
+    Autoencoder
+        ``training["report"]`` is its `raysel.factors.Autoencoder.report` on the rows used.
+
+    Raises
+    ------
+    ConfigError
+        For a setting that is out of range.
+    DataError
+        For vectors that cannot be used.
+
+    References
+    ----------
+    Zhou et al., 2026, arXiv:2603.04981; Gao et al., 2024, arXiv:2406.04093.
+
+    Examples
+    --------
+    >>> autoencoder = raysel.fit_factors(rows, units=8, k=2, epochs=1)
+    >>> autoencoder.units
+    8
     """
     source = vector_blocks(dataset, column, "dataset to fit on")
     room = max(_SAMPLE_NUMBERS // source.dimension, 1) * (workers or 1)
@@ -86,7 +120,7 @@ def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[st
 
 
 def _fit_part(config: dict[str, Any]) -> Autoencoder:
-    """The autoencoder that all workers train, from the rows whose ids fall to this one."""
+    """Train the autoencoder on this worker's part of the rows; all workers return the same one."""
     import ray.train
     import ray.train.torch
 
@@ -115,24 +149,63 @@ def factor_scores(
     label: str | None = None,
     top_fraction: float = 0.1,
 ) -> pa.Table:
-    """Rep and Div of every sample by a fitted autoencoder: the table that ``raysel.RepDiv`` takes.
+    """Compute Rep and Div of every sample with a fitted autoencoder: the table that `raysel.RepDiv` takes.
 
-    column: the vectors of this data set, or of another that the same embedder made. label: the column of classes,
-    integers, booleans or text. Without it no unit is shared between classes (c_j = 1), and the table has no classes:
-    RepDiv then takes all samples for one class. top_fraction: see :func:`raysel.factors.rep_div`.
+    Two passes are made over the vectors. The result does not depend on blocks or nodes.
 
-    Columns: sample_id int64, ascending; rep and div, float32 in [0, 1]; label. The schema's metadata under
-    ``raysel.factors`` is JSON: samples, classes (null without labels), units, live_units, frequent_units, active (units
-    a sample, mean). Two passes over the vectors; blocks and nodes change nothing. Raises DataError for vectors, labels
-    or ids that cannot be used and when no unit is active on any sample, ConfigError for a share outside (0, 1].
+    Parameters
+    ----------
+    dataset : ray.data.Dataset
+        Rows with ``sample_id`` and vectors.
+    autoencoder : Autoencoder
+        Fitted on this data set, or on another one with vectors of the same embedder.
+    column : str
+        Column of the vectors.
+    label : str, optional
+        Column of the classes: integers, booleans or text. Without it no unit is shared between classes (c_j =
+        1), the table has no classes, and RepDiv treats all samples as one class.
+    top_fraction : float
+        Share of the live units that count as frequent, in (0, 1]; see `raysel.factors.rep_div`.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``sample_id`` (int64, ascending), ``rep`` and ``div`` (float32, in [0, 1]), and ``label`` if given.
+        The schema's metadata has, under ``raysel.factors``, JSON with ``samples``, ``classes`` (null without
+        labels), ``units``, ``live_units``, ``frequent_units`` and ``active`` (mean number of active units per
+        sample).
+
+    Raises
+    ------
+    DataError
+        For vectors, labels or ids that cannot be used, and if no unit is active on any sample.
+    ConfigError
+        If ``top_fraction`` is out of range.
+
+    References
+    ----------
+    Zhou et al., 2026, arXiv:2603.04981, section 3.
+
+    Examples
+    --------
+    >>> scores = raysel.factor_scores(rows, raysel.fit_factors(rows, units=8, k=2, epochs=1), label="label")
+    >>> scores.column_names
+    ['sample_id', 'rep', 'div', 'label']
     """
     return scored(dataset, autoencoder, column, label, top_fraction).table
 
 
 class Scored(NamedTuple):
-    """What :func:`factor_scores` returns, and who has the rare units, a tenth of the live ones.
+    """The table of :func:`factor_scores`, and the samples of the rare units (a tenth of the live ones).
 
-    rare: their number. pairs: unit, int32, and sample_id, int64, of every sample that one of them is active on.
+    Attributes
+    ----------
+    table : pyarrow.Table
+        What :func:`factor_scores` returns.
+    rare : int
+        Number of rare units.
+    pairs : pyarrow.Table
+        ``unit`` (int32) and ``sample_id`` (int64) of every sample on which a rare unit is active.
     """
 
     table: pa.Table
@@ -143,7 +216,7 @@ class Scored(NamedTuple):
 def scored(
     dataset: Dataset, autoencoder: Autoencoder, column: str, label: str | None, top_fraction: float
 ) -> Scored:
-    """See :func:`factor_scores`."""
+    """Return the table of :func:`factor_scores` with the samples of the rare units."""
     columns = [ID, column, *([] if label is None else [label])]
     shared = ray.put(autoencoder)
     names: dict[Any, int] = {}
@@ -185,7 +258,7 @@ def scored(
 
 
 def _count(table: pa.Table, shared: Any, column: str, label: str | None) -> tuple[list[Any], FactorCounts]:
-    """The names of the block's classes, and its counts with their places in that list for codes."""
+    """Return the block's class names, and its counts with positions in that list as class codes."""
     active = _active(table, shared, column)
     if label is None:
         return [], FactorCounts.of(active)
@@ -196,7 +269,7 @@ def _count(table: pa.Table, shared: Any, column: str, label: str | None) -> tupl
 def _score(
     table: pa.Table, shared: Any, column: str, label: str | None, known: Any
 ) -> tuple[Ids, RawScores, pa.Array | None, tuple[npt.NDArray[np.int32], Ids]]:
-    """Ids, raw scores and labels of the block's samples, and its pairs of a rare unit and a sample's id."""
+    """Return ids, raw scores and labels of the block's samples, and its pairs of rare unit and sample id."""
     weights, rare = _fetched(known)
     ids, active = table[ID].to_numpy().astype(np.int64), _active(table, shared, column)
     row, place = active[:, rare].nonzero()
@@ -205,7 +278,7 @@ def _score(
 
 
 def _active(table: pa.Table, shared: Any, column: str) -> Any:
-    """The units active on the block's samples; DataError naming those whose vectors cannot be used."""
+    """Return the units active on the block's samples; DataError names samples with unusable vectors."""
     autoencoder: Autoencoder = _fetched(shared)
     ids = table[ID].to_numpy()
     vectors = as_matrix(table[column], column, ids)

@@ -1,11 +1,12 @@
-"""Representativeness and diversity of samples from the units that are active on them (arXiv 2603.04981, section 3).
+"""Representativeness and diversity of samples from their active units (arXiv:2603.04981, section 3).
 
-Two passes over the data, each ``of(block) -> state`` and ``state + state``, exact and in any order, so that blocks
-may be cut as they like: :class:`FactorCounts`, whose :meth:`~FactorCounts.weights` say what each unit is worth, then
-:class:`RawScores`, whose smallest and largest values scale them to [0, 1]. :func:`rep_div` is all of it in one call.
+There are two passes over the data, each ``of(block) -> state`` and ``state + state``, exact and in any order,
+so that the result does not depend on blocks: :class:`FactorCounts`, whose :meth:`~FactorCounts.weights` are
+the contributions of each unit, then :class:`RawScores`, whose smallest and largest values scale them to [0,
+1]. :func:`rep_div` does all of it in one call.
 
-The units active on n samples are given as a SciPy sparse matrix or an array (n, units), active where above 0, or as
-an integer array (n, k) of unit numbers with -1 for none (``Codes.active``).
+The active units of n samples are a SciPy sparse matrix or an array (n, units), active where above 0, or an
+integer array (n, k) of unit numbers with -1 for none (``Codes.active``).
 """
 
 from __future__ import annotations
@@ -28,12 +29,39 @@ _ALIKE = 1e-12  # sums of the same parts in another order differ by less of them
 def rep_div(
     active: Any, labels: Any = None, top_fraction: float = 0.1
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Rep and Div of every sample, each float32 (n,), scaled to [0, 1] over these samples; 0 if they are all equal.
+    """Score every sample by representativeness and diversity.
 
-    active: see the module. labels: (n,), of any kind that can be sorted; without them no unit is shared between
-    classes (c_j = 1). top_fraction: share of the live units that count as frequent, at least one of them.
-    Raises ConfigError for a share outside (0, 1]; DataError when no unit is active on any sample, and for labels
-    of another number.
+    Parameters
+    ----------
+    active : sparse matrix or array, shape (n, units), or array of int, shape (n, k)
+        Active units of each sample: above 0, or unit numbers with -1 for none (``Codes.active``).
+    labels : array, shape (n,), optional
+        Classes, of any kind that can be sorted. Without them no unit is shared between classes (c_j = 1).
+    top_fraction : float
+        Share of the live units that count as frequent, in (0, 1]; at least one of them does.
+
+    Returns
+    -------
+    rep, div : array of float32, shape (n,)
+        Scores, scaled to [0, 1] over these samples; 0 if they are all equal.
+
+    Raises
+    ------
+    ConfigError
+        For a share outside (0, 1].
+    DataError
+        If no unit is active on any sample, and if there is not one label per sample.
+
+    References
+    ----------
+    Zhou et al., 2026, arXiv:2603.04981, section 3.
+
+    Examples
+    --------
+    >>> from raysel.factors import rep_div
+    >>> rep, div = rep_div(np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]]), top_fraction=0.5)
+    >>> rep.tolist(), div.tolist()   # unit 0 is frequent, unit 1 is rare
+    ([0.0, 0.0, 0.0], [0.0, 0.0, 1.0])
     """
     matrix = as_matrix(active)
     codes = None if labels is None else np.unique(np.asarray(labels), return_inverse=True)[1]
@@ -43,10 +71,16 @@ def rep_div(
 
 @dataclass(frozen=True, eq=False)
 class FactorCounts:
-    """What one pass over the data tells of each unit; ``+`` joins the counts of two blocks.
+    """Counts of each unit from one pass over the data; ``+`` joins the counts of two blocks.
 
-    rows: samples. count: int64 (units,), samples it is active on. seen: bool (classes, units), whether it is active
-    on a sample of the class; None without labels.
+    Attributes
+    ----------
+    rows : int
+        Number of samples.
+    count : array of int64, shape (units,)
+        Number of samples on which each unit is active.
+    seen : array of bool, shape (classes, units), or None
+        Whether the unit is active on a sample of the class; None without labels.
     """
 
     rows: int
@@ -55,7 +89,10 @@ class FactorCounts:
 
     @classmethod
     def of(cls, active: Any, classes: Any = None) -> FactorCounts:
-        """The counts of one block. classes: (n,), codes 0, 1, ... that mean the same in every block, or None."""
+        """Return the counts of one block.
+
+        ``classes`` (n,) are codes 0, 1, ... that mean the same in every block, or None.
+        """
         matrix = as_matrix(active)
         rows, units = matrix.shape
         count = np.bincount(matrix.indices, minlength=units)
@@ -88,7 +125,10 @@ class FactorCounts:
         return FactorCounts(self.rows + other.rows, count, seen)
 
     def recoded(self, codes: list[int]) -> FactorCounts:
-        """The same counts where class i is called ``codes[i]``, each another number; without classes, as they are."""
+        """Return the same counts with class i renamed to ``codes[i]``, each another number.
+
+        Unchanged without classes.
+        """
         if self.seen is None:
             return self
         seen = np.zeros((max(codes, default=-1) + 1, len(self.count)), np.bool_)
@@ -96,22 +136,27 @@ class FactorCounts:
         return FactorCounts(self.rows, self.count, seen)
 
     def rare(self, fraction: float = 0.1) -> npt.NDArray[np.int64]:
-        """The live units active on the fewest samples, ascending: this share of the live ones, at least one."""
+        """Return this share of the live units (at least one): those active on the fewest samples, ascending."""
         live = np.flatnonzero(self.count)
         order = np.argsort(self.count[live], kind="stable")
         return np.sort(live[order[: max(int(fraction * len(live)), 1)]])
 
     @property
     def classes(self) -> npt.NDArray[np.int64]:
-        """c_j: the number of classes each unit is active in, int64 (units,); 1 throughout without labels."""
+        """The number c_j of classes in which each unit is active, int64 (units,); without labels 1."""
         if self.seen is None:
             return np.ones(len(self.count), np.int64)
         return self.seen.sum(axis=0, dtype=np.int64)
 
     def weights(self, top_fraction: float = 0.1) -> Weights:
-        """What each unit adds to a sample's Rep and Div; ties among the frequent go to the lowest unit.
+        """Return what each unit adds to a sample's Rep and Div; ties go to the lowest unit.
 
-        Raises ConfigError for a share outside (0, 1], and DataError when every unit is dead.
+        Raises
+        ------
+        ConfigError
+            For a share outside (0, 1].
+        DataError
+            If every unit is dead.
         """
         if isinstance(top_fraction, bool) or not 0 < top_fraction <= 1:
             raise ConfigError(f"top_fraction must be a number in (0, 1], got {top_fraction!r}.")
@@ -139,13 +184,16 @@ class RawScores:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """What a unit adds to a sample's Rep (1 / c_j if it is frequent) and Div (1 / count_j), float64 (units,) each."""
+    """What a unit adds to a sample's Rep (1 / c_j if frequent) and Div (1 / count_j): float64 (units,)."""
 
     rep: npt.NDArray[np.float64]
     div: npt.NDArray[np.float64]
 
     def score(self, active: Any) -> RawScores:
-        """The scores of one block; a sample's units are added in ascending order, so they hang on it alone."""
+        """Return the scores of one block.
+
+        A sample's units are added in ascending order, so they depend on it alone.
+        """
         matrix = as_matrix(active)
         units = len(self.rep)
         if matrix.shape[1] > units:
@@ -159,13 +207,17 @@ class Weights:
 
 @dataclass(frozen=True)
 class Span:
-    """The smallest and largest raw Rep and Div of some samples; ``+`` joins two, and an empty one changes nothing."""
+    """The smallest and largest raw Rep and Div of some samples.
+
+    ``+`` joins two, and an empty one changes nothing.
+    """
 
     rep: tuple[float, float] = (np.inf, -np.inf)
     div: tuple[float, float] = (np.inf, -np.inf)
 
     @classmethod
     def of(cls, raw: RawScores) -> Span:
+        """Return the span of some raw scores."""
         if len(raw.rep) == 0:
             return cls()
         return cls((float(raw.rep.min()), float(raw.rep.max())), (float(raw.div.min()), float(raw.div.max())))
@@ -175,15 +227,22 @@ class Span:
         return Span((min(a[0], b[0]), max(a[1], b[1])), (min(c[0], d[0]), max(c[1], d[1])))
 
     def scale(self, raw: RawScores) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Rep and Div in [0, 1], float32; 0 throughout where all samples score the same, but for rounding: it then has no say."""
+        """Return Rep and Div in [0, 1], float32.
+
+        0 throughout if all samples score the same up to rounding.
+        """
         return _scaled(raw.rep, *self.rep), _scaled(raw.div, *self.div)
 
 
 def as_matrix(active: Any, units: int = 0) -> sparse.csr_array:
-    """The active units as a CSR matrix of float64 ones (n, units), each once and in ascending order in its row.
+    """Return the active units as a CSR matrix of float64 ones (n, units), ascending, without repeats.
 
-    units: of an array of unit numbers, the columns that there are at least.
-    DataError for what is neither of the forms that the module names.
+    ``units`` is the least number of columns for an array of unit numbers.
+
+    Raises
+    ------
+    DataError
+        For neither of the forms that the module names.
     """
     if sparse.issparse(active):
         given = isinstance(active, sparse.csr_array) and active.dtype == np.float64

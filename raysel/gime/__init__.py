@@ -1,6 +1,6 @@
-"""GIME: eleven information metrics of a training table, from one mergeable pass (no Ray needed).
+"""GIME: eleven information metrics of a training table, from one mergeable pass (without Ray).
 
-Xu et al., General Information Metrics Evaluation, arXiv 2501.02004, on Objective Information Theory.
+Xu et al., General Information Metrics Evaluation, arXiv:2501.02004, on Objective Information Theory.
 """
 
 from __future__ import annotations

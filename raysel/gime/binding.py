@@ -1,4 +1,4 @@
-"""What the columns of a table mean to the metrics. Declared, checked, saved with every result; never guessed."""
+"""What a table's columns mean for the metrics: declared, checked, saved with results, never guessed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,16 @@ _SINGLE = ("event_time", "record_time", "size")
 
 @dataclass(frozen=True)
 class Target:
-    """What is kept of a target table: see `raysel.gime.with_target`, which makes it.
+    """Summary of a target table, made by `raysel.gime.with_target`.
 
-    rows: its rows. scale: for each numeric content column its centres and its spread. summary: its saved state, base64.
+    Attributes
+    ----------
+    rows : int
+        Number of rows of the target.
+    scale : mapping of str to (tuple of float, float)
+        For each numeric content column its centres and its spread.
+    summary : str
+        The saved state of the target, in base64.
     """
 
     rows: int
@@ -34,7 +41,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Binding:
-    """The declared meaning of columns. Only bound columns are read; metrics of what is not bound are null.
+    """The declared meaning of columns.
+
+    Only bound columns are read. Metrics that need a column that is not bound are null.
 
     Parameters
     ----------
@@ -53,8 +62,8 @@ class Binding:
     relation : str or list of str
         Keys; rows that share one are related.
     content : str or list of str
-        States (g). Rows equal in all of them are copies. Columns of numbers, and of lists of one length, are compared
-        with those of the target.
+        States (g). Rows equal in all of them are copies. Columns of numbers, and of lists of one length, are
+        compared with those of the target.
     carrier : str or list of str
         What holds the row (c): a file, a source.
     reference : mapping of str to str
@@ -68,6 +77,12 @@ class Binding:
     ------
     ConfigError
         For a value of another form, and if nothing is bound.
+
+    Examples
+    --------
+    >>> binding = raysel.gime.Binding(entity="user", classes="label", event_time="at")
+    >>> binding.columns
+    ['user', 'label', 'at']
     """
 
     entity: Columns = ()
@@ -125,7 +140,7 @@ class Binding:
         return list(dict.fromkeys(found))
 
     def reference_moment(self) -> tuple[int, str]:
-        """reference_time in nanoseconds since 1970, and whether it has a zone, as `raysel.gime.columns.times` says it."""
+        """Return ``reference_time`` in nanoseconds since 1970, and whether it has a zone."""
         text = pa.array([self.reference_time], pa.string())
         for to, what in ((pa.timestamp("ns"), UNZONED), (pa.timestamp("ns", "UTC"), ZONED)):
             try:
@@ -138,13 +153,29 @@ class Binding:
         )
 
     def to_json(self) -> str:
-        """One line that :meth:`from_json` reads; what is not bound is left out."""
+        """Return one line that :meth:`from_json` reads, without what is not bound."""
         found = {name: value for name, value in asdict(self).items() if value}
         return json.dumps(found, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Binding:
-        """ConfigError for text that is no binding."""
+        """Read a binding that :meth:`to_json` returned.
+
+        Parameters
+        ----------
+        text : str
+            JSON.
+
+        Returns
+        -------
+        Binding
+            The binding.
+
+        Raises
+        ------
+        ConfigError
+            If the text is not a binding.
+        """
         try:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
@@ -164,11 +195,11 @@ class Binding:
         return cls(**raw)
 
     def digest(self) -> str:
-        """32 hexadecimal digits that differ when any meaning, or the target, does."""
+        """Return 32 hexadecimal digits that change if any meaning, or the target, does."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=16).hexdigest()
 
     def check(self, schema: pa.Schema, what: str = "table") -> None:
-        """DataError unless every bound column is in ``schema`` with a type that its meaning allows."""
+        """Raise DataError unless every bound column is in ``schema``, with a type that its meaning allows."""
         for role, name in self._roles():
             if name not in schema.names:
                 raise DataError(
@@ -201,8 +232,19 @@ class Binding:
                 )
 
     def within(self, names: Sequence[str]) -> Binding | None:
-        """What of this binding a target with the columns ``names`` is compared by: entity, event_time and classes if all
-        their columns are there, and the content columns that are; None if that is nothing."""
+        """Restrict the binding to the columns that a target has.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Columns of the target.
+
+        Returns
+        -------
+        Binding or None
+            ``entity``, ``event_time`` and ``classes`` if all their columns are in ``names``, and the content
+            columns that are; None if nothing is left.
+        """
         have = set(names)
         entity, classes = (role if have.issuperset(role) else () for role in (self.entity, self.classes))
         content = [name for name in self.content if name in have]
@@ -238,5 +280,6 @@ def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """Return " (did you mean ...?)" with the nearest known name; empty if none is near."""
     close = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

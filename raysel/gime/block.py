@@ -1,4 +1,4 @@
-"""A block of rows as the metrics collect from it, and a group's collected parts as they report from them."""
+"""Blocks of rows, from which metrics collect, and accumulators of a group, from which they report."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Scale = Any  # Target.scale, or None
 
 
 class Figure(NamedTuple):
-    """One statistic of a metric: null (None) with the reason, or a value, with a remark if there is one."""
+    """One statistic of a metric: a value, with a remark if there is one, or null (None) with the reason."""
 
     statistic: str
     value: Estimate | None
@@ -48,9 +48,10 @@ class Figure(NamedTuple):
 
 @dataclass(eq=False)
 class Block:
-    """Rows, their groups (int64 codes, None = all in one), and what the metrics have collected from them.
+    """Rows, their groups (int64 codes, None if all are in one), and what metrics have collected.
 
-    scale: of the target's columns; None when no target is aimed at. first_row: the table's first row, for errors.
+    ``scale`` is that of the target's columns, None without a target. ``first_row`` is the table's first row,
+    for errors.
     """
 
     table: pa.Table
@@ -74,30 +75,33 @@ class Block:
         return self._kept[key]
 
     def coded(self, name: str) -> Coded | None:
-        """The column as codes of a few values, if it is seen to have few."""
+        """Return the column as codes of a few values, if it has few."""
         return self._once(("coded", name), lambda: coded(self.table[name], name))
 
     def hash(self, name: str) -> Hashes:
+        """Return the hash of each row of a column."""
         few = self.coded(name)
         return self._once(
             ("hash", name), lambda: hash_rows(self.table[name], name) if few is None else few.rows
         )
 
     def valid(self, name: str) -> Mask:
+        """Return True where the column has a value."""
         return self._once(("valid", name), lambda: _valid(self.table[name]))
 
     def numbers(self, name: str) -> Array:
+        """Return the numbers of a column."""
         return self._once(("numbers", name), lambda: numbers(self.table[name], name))
 
     def time(self, name: str) -> tuple[npt.NDArray[np.int64], Mask]:
-        """Nanoseconds, and where there are any."""
+        """Return nanoseconds, and where there are any."""
         found = self._once(("time", name), lambda: times(self.table[name], name, self.first_row))
         if self.kinds[name] != NOTHING:
             self.kinds[name] = found[2]
         return found[0], found[1]
 
     def key(self, names: Sequence[str]) -> tuple[Hashes, Mask]:
-        """One hash a row of several columns, and where all of them have a value."""
+        """Return one hash per row of several columns, and where all of them have a value."""
         return self._once(
             ("key", tuple(names)),
             lambda: (
@@ -107,13 +111,13 @@ class Block:
         )
 
     def codes(self, where: Mask | None = None) -> Codes | None:
-        """The groups of the rows picked."""
+        """Return the groups of the selected rows."""
         return self.group if self.group is None or where is None or where.all() else self.group[where]
 
-    # What is collected, each under a name that the report asks for.
+    # What is collected, each under a name that the report reads.
 
     def count(self, name: str, where: Mask | None = None) -> None:
-        """Rows for each group."""
+        """Add the rows of each group."""
         if self.group is None:
             rows = self.table.num_rows if where is None else int(np.count_nonzero(where))
             self.add(name, np.full(self.groups, rows, np.int64))
@@ -123,10 +127,12 @@ class Block:
             )
 
     def add(self, name: str, counts: npt.NDArray[np.int64]) -> None:
+        """Add counts under a name."""
         known = self.parts.counts.get(name)
         self.parts.counts[name] = counts if known is None else known + counts
 
     def extremes(self, name: str, values: npt.NDArray[np.int64], where: Mask) -> None:
+        """Keep the least and greatest value of each group."""
         values, codes = _picked(values, where), self.codes(where)
         low, high = np.full(self.groups, MOST), np.full(self.groups, LEAST)
         if codes is None:
@@ -138,13 +144,14 @@ class Block:
         self.parts.low[name], self.parts.high[name] = low, high
 
     def keys(self, name: str, hashes: Hashes, where: Mask | None = None, **columns: Any) -> None:
+        """Keep the distinct keys of each group."""
         if where is not None and not where.all():
             columns = {n: v if isinstance(v, int) else v[where] for n, v in columns.items()}
             hashes = hashes[where]
         self.parts.keys[name] = gather_keys(self.codes(where), hashes, self.groups, KEYS, **columns)
 
     def rows_by_key(self, name: str, columns: Sequence[str]) -> None:
-        """Rows for each key of these columns, of those where all have a value."""
+        """Count the rows of each key of these columns, if all of them have a value."""
         few = self.coded(columns[0]) if len(columns) == 1 else None
         if few is None:
             self.keys(name, *self.key(columns), count=1)
@@ -152,7 +159,7 @@ class Block:
             self.coded_keys(name, few, self.valid(columns[0]), counted=True)
 
     def coded_keys(self, name: str, few: Coded, where: Mask, counted: bool) -> None:
-        """:meth:`keys` of rows given by codes: the few values instead of the rows."""
+        """Do as :meth:`keys` for rows given by codes: it works on the few values instead of the rows."""
         width, codes, group = len(few.hashes), _picked(few.codes, where), self.codes(where)
         if group is not None:
             if self.groups * width > max(len(codes), 1):  # mostly cells without a row
@@ -167,6 +174,7 @@ class Block:
         )
 
     def histogram(self, name: str, values: npt.NDArray[np.int64], where: Mask, relative: bool) -> None:
+        """Keep a histogram of each group."""
         self.parts.histograms[name] = histogram(
             self.codes(where), _picked(values, where), self.groups, relative
         )
@@ -188,7 +196,7 @@ def _picked(values: Array, where: Mask) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The parts of one group."""
+    """The accumulators of one group."""
 
     binding: Binding
     parts: Parts
@@ -197,51 +205,59 @@ class View:
     target: View | None = None
 
     def count(self, name: str) -> int:
+        """Return a count."""
         return int(self.parts.counts[name][self.group])
 
     @property
     def rows(self) -> int:
+        """Number of rows."""
         return self.count("rows")
 
     def low(self, name: str) -> int | None:
+        """Return the least value; None if there is none."""
         found = int(self.parts.low[name][self.group])
         return None if self.high(name) is None else found
 
     def high(self, name: str) -> int | None:
+        """Return the greatest value; None if there is none."""
         low, high = int(self.parts.low[name][self.group]), int(self.parts.high[name][self.group])
         return None if low > high else high
 
     def sum(self, name: str) -> int:
+        """Return a sum."""
         return self.parts.sums[name][self.group]
 
     def keys(self, name: str) -> Sample:
+        """Return the distinct keys."""
         return self.parts.keys[name].of(self.group)
 
     def histogram(self, name: str) -> Histogram:
+        """Return a histogram."""
         return self.parts.histograms[name].of(self.group)
 
     def left_out(self, counted: int, what: str) -> str | None:
-        """A remark about rows that a figure does not include."""
+        """Return a remark about rows that a figure does not include."""
         missing = self.rows - counted
         return f"{missing:,} of {self.rows:,} rows without {what} are left out" if missing else None
 
 
 def unbound(role: str, *statistics: tuple[str, str]) -> list[Figure]:
-    """What a metric reports when its input is not bound."""
+    """Return the figures of a metric whose input is not bound."""
     return [Figure(name, None, unit, f"the binding names no {role}") for name, unit in statistics]
 
 
 def absent(reason: str, *statistics: tuple[str, str]) -> list[Figure]:
-    """What a metric reports when there is nothing to compute it from."""
+    """Return the figures of a metric that has nothing to be computed from."""
     return [Figure(name, None, unit, reason) for name, unit in statistics]
 
 
 def share(part: int, whole: int) -> Estimate:
+    """Return an exact share."""
     return exact(part / whole)
 
 
 def refuse_row(block: Block, name: str, bad: Mask, why: str) -> None:
-    """DataError with the first row of ``bad``, if there is one."""
+    """Raise DataError with the first row of ``bad``, if there is one."""
     if bad.any():
         row = int(np.argmax(bad))
         value = block.table[name][row].as_py()

@@ -1,7 +1,8 @@
-"""Arrow columns as what the metrics compute with: 64-bit hashes, integer nanoseconds, numbers, bytes a row.
+"""Arrow columns as the metrics need them: 64-bit hashes, integer nanoseconds, numbers, bytes per row.
 
-Hashes are the same on every machine and in every process, for a value in whatever block, chunk, width or
-dictionary it comes: 1, 1.0 and an int8 of 1 are one number, text is its UTF-8 bytes, -0.0 is 0.0, all NaN are one.
+A hash is the same on every machine and in every process, and does not depend on the value's block, chunk,
+width or dictionary: 1, 1.0 and an int8 of 1 are one number, text is its UTF-8 bytes, -0.0 is 0.0, and all NaN
+are one.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ _TRIED = 1 << 12  # rows of text looked at to see whether it repeats
 
 
 def kind(of: Any, name: str) -> str:
-    """What a column holds, whatever its width: "number", "text", "time with zone", "list of number" ...
+    """Return what a column holds: "number", "text", "time with zone", "list of number" ...
 
-    DataError for types whose values have no one meaning as a key: maps and unions.
+    Raises
+    ------
+    DataError
+        For types whose values have no single meaning as a key: maps and unions.
     """
     if isinstance(of, pa.BaseExtensionType):
         return kind(of.storage_type, name)
@@ -74,7 +78,10 @@ def kind(of: Any, name: str) -> str:
 
 
 def one_kind(one: str, other: str) -> str | None:
-    """The kind of a column that holds both, where nothing, and a list of nothing, goes with any other; None if they differ."""
+    """Return the kind of a column that holds both; None if they differ.
+
+    Nothing, and a list of nothing, go with any other kind.
+    """
     if one == other or other == NOTHING:
         return one
     if one == NOTHING:
@@ -86,7 +93,7 @@ def one_kind(one: str, other: str) -> str | None:
 
 
 def without_views(table: pa.Table) -> pa.Table:
-    """The table with its columns of string views and binary views, which few functions of Arrow take, as large text and bytes."""
+    """Return the table with string and binary views, which few functions take, as large text and bytes."""
     for at, of in enumerate(table.schema.types):
         if _is_view(of):
             table = table.set_column(at, table.schema.field(at).name, table.column(at).cast(_LARGE[of]))
@@ -102,7 +109,10 @@ def _is_list(of: Any) -> bool:
 
 
 def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """One chunk without extension type; of a dictionary its values; views of text and bytes as large text and bytes."""
+    """Return one chunk without extension type.
+
+    Dictionaries as their values, views of text and bytes as large ones.
+    """
     array = _storage(_combined(column))
     if pa.types.is_dictionary(array.type):
         return plain(_decoded(array))
@@ -133,14 +143,14 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def valid(array: pa.Array) -> npt.NDArray[np.bool_]:
-    """True where the row has a value."""
+    """Return True where the row has a value."""
     if not array.null_count:
         return np.ones(len(array), bool)
     return array.is_valid().to_numpy(zero_copy_only=False)
 
 
 def _fixed(array: pa.Array, dtype: Any) -> Array:
-    """The values buffer of a fixed-width array, whatever lies under its nulls: a view."""
+    """Return the values buffer of a fixed-width array, whatever lies under its nulls, as a view."""
     if not len(array):
         return np.empty(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
@@ -148,19 +158,31 @@ def _fixed(array: pa.Array, dtype: Any) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """Rows as codes of a few values. codes: int64 (n,). hashes: of each code's value, null's too; two may be equal, where a
-    dictionary holds a value twice, or null."""
+    """Rows as codes of a few values.
+
+    Attributes
+    ----------
+    codes : array of int64, shape (n,)
+        Code of each row.
+    hashes : array of uint64
+        Hash of each code's value, including null's. Two may be equal if a dictionary holds a value, or null,
+        twice.
+    """
 
     codes: npt.NDArray[np.int64]
     hashes: Hashes
 
     @property
     def rows(self) -> Hashes:
+        """The hash of each row."""
         return self.hashes[self.codes]
 
 
 def coded(column: pa.ChunkedArray | pa.Array, name: str) -> Coded | None:
-    """A column whose values are seen to repeat: a dictionary, integers of a short range, text; None for any other."""
+    """Return a column whose values repeat (a dictionary, integers of a short range, text) as codes.
+
+    None for any other.
+    """
     array = _storage(_combined(column))
     of, is_ = array.type, pa.types
     if is_.is_dictionary(of):
@@ -197,18 +219,18 @@ def _of_short_range(array: pa.Array) -> Coded | None:
 
 
 def code_integers(values: npt.NDArray[np.int64]) -> Coded | None:
-    """Integers of a short range as codes; None for others."""
+    """Return integers of a short range as codes; None for others."""
     return _of_short_range(pa.array(values)) if len(values) else None
 
 
 def hash_column(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
-    """A uint64 for each row; null is a value of its own."""
+    """Return a uint64 for each row; null has its own value."""
     few = coded(column, name)
     return hash_rows(column, name) if few is None else few.rows
 
 
 def hash_rows(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
-    """`hash_column` of a column that is not :func:`coded`."""
+    """Return what `hash_column` returns, for a column that is not :func:`coded`."""
     array = plain(column)
     found = _hash(array, name)
     if array.null_count:
@@ -244,7 +266,7 @@ def _hash(array: pa.Array, name: str) -> Hashes:
         return combine([hash_column(part, name) for part in array.flatten()], len(array))
     if is_.is_fixed_size_binary(of):
         return _hash_bytes(array.cast(pa.binary()).cast(pa.large_binary()))
-    kind(of, name)  # refuses what is left but text and binary
+    kind(of, name)  # refuses all other types but text and binary
     return _hash_bytes(array.cast(pa.large_binary()))
 
 
@@ -275,7 +297,7 @@ def _hash_floats(array: pa.Array) -> Hashes:
 
 
 def _hash_bytes(array: pa.Array) -> Hashes:
-    """A sum of mixed 8-byte words, each with its place, so that long and short values cost by the byte."""
+    """Return a sum of mixed 8-byte words, each with its position; the cost depends on the bytes alone."""
     found = np.empty(len(array), np.uint64)
     if not len(array):
         return found
@@ -318,7 +340,7 @@ def _hash_words(data: npt.NDArray[np.uint8], offsets: Array, words: Array) -> Ha
 
 
 def _hash_lists(array: pa.Array, name: str) -> Hashes:
-    """A sum of the elements' mixed hashes, each with its place."""
+    """Return a sum of the elements' mixed hashes, each with its position."""
     if pa.types.is_fixed_size_list(array.type):
         size = array.type.list_size
         inner = array.values.slice(array.offset * size, len(array) * size)
@@ -339,7 +361,7 @@ def _hash_lists(array: pa.Array, name: str) -> Hashes:
 
 
 def combine(parts: list[Hashes], rows: int) -> Hashes:
-    """One hash a row of the hashes of several columns, in their order."""
+    """Return one hash per row from the hashes of several columns, in their order."""
     if len(parts) == 1:
         return parts[0]
     found = np.full(rows, np.uint64(len(parts)))
@@ -363,7 +385,10 @@ def _cast(array: pa.Array, to: Any, name: str, first_row: int = 0) -> pa.Array:
 
 
 def nanoseconds(array: pa.Array, name: str, first_row: int = 0) -> pa.Array:
-    """A timestamp or date array as timestamp[ns]; DataError with the row for what it cannot hold."""
+    """Return a timestamp or date array as timestamp[ns].
+
+    Raise DataError with the row for what it cannot hold.
+    """
     of = array.type
     if pa.types.is_date(of):
         array = (
@@ -377,10 +402,15 @@ def nanoseconds(array: pa.Array, name: str, first_row: int = 0) -> pa.Array:
 def times(
     column: pa.ChunkedArray, name: str, first_row: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], str]:
-    """int64 nanoseconds since 1970, where there is a value, and the kind: with zone, without, or nothing.
+    """Return int64 nanoseconds since 1970, where there is a value, and the kind of the column.
 
-    Takes timestamps, dates and ISO 8601 text. DataError with the row (counted from ``first_row``) for text that is no
-    time, for text of which only some has a zone, and for moments outside 1677 to 2262.
+    Timestamps, dates and ISO 8601 text are read. The kind is with zone, without, or nothing.
+
+    Raises
+    ------
+    DataError
+        With the row (counted from ``first_row``), for text that is not a time, for text of which only some
+        has a zone, and for moments outside 1677 to 2262.
     """
     array = plain(column)
     what = kind(array.type, name)
@@ -435,7 +465,7 @@ def _casts(array: pa.Array, to: Any) -> bool:
 
 
 def _first_bad(array: pa.Array, use: Any) -> tuple[int, str]:
-    """The first row that ``use`` refuses, by halving."""
+    """Return the first row that ``use`` refuses, by halving."""
     low, high = 0, len(array)
     while high - low > 1:
         middle = (low + high) // 2
@@ -448,7 +478,10 @@ def _first_bad(array: pa.Array, use: Any) -> tuple[int, str]:
 
 
 def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
-    """float64 (n,), or (n, d) for lists of one length; null as NaN. DataError for anything that holds no numbers."""
+    """Return float64 (n,), or (n, d) for lists of one length.
+
+    Null as NaN. Raise DataError without numbers.
+    """
     array = plain(column)
     of = array.type
     if pa.types.is_null(of):
@@ -463,7 +496,7 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
 
 
 def not_finite(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:
-    """True where the row is, or its list or struct holds, a NaN or an infinity."""
+    """Return True where the row is, or its list or struct has, a NaN or an infinity."""
     array = plain(column)
     of = array.type
     if pa.types.is_floating(of):
@@ -499,7 +532,7 @@ def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
 
 
 def row_bytes(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
-    """Bytes of the values and offsets of each row, int64: what `raysel.gio.budget.arrow_bytes` counts in all."""
+    """Return the bytes of each row, int64, as `raysel.gio.budget.arrow_bytes` counts them."""
     array = plain(column)
     of = array.type
     if pa.types.is_null(of):

@@ -1,4 +1,4 @@
-"""GIME over Ray Datasets: each block becomes a small state as it is read; only states travel."""
+"""GIME over Ray Datasets: each block becomes a small state, and only states go to the driver."""
 
 from __future__ import annotations
 
@@ -28,13 +28,31 @@ _PIECE = "raysel piece"
 
 @dataclass(frozen=True)
 class GIME:
-    """General information metrics of a data set: eleven metrics in one pass over the columns that the binding names.
+    """Measure a data set by eleven information metrics, or select the rows that satisfy thresholds on them.
 
-    binding: what the columns mean, see `raysel.gime.Binding`. thresholds, floors: what `select` has to satisfy, see
-    `raysel.gime.select_groups`; of the result of `raysel.gime.sensitivity` its limits are taken: the thresholds, and at least
-    as many rows as its subsets had.
+    All metrics are computed in one pass over the columns that the binding names.
 
-    Source: Xu et al., arXiv 2501.02004, on Objective Information Theory; definitions in docs/methods/gime.md.
+    Parameters
+    ----------
+    binding : Binding
+        What the columns mean; see `raysel.gime.Binding`.
+    thresholds : mapping of str to (float or None, float or None), or Sensitivity
+        For a statistic such as ``"variety.classes"``, the least and greatest value of the selected rows. Of a
+        result of `raysel.gime.sensitivity`, its limits are used: its thresholds, and at least as many rows as
+        its subsets had.
+    floors : mapping of label to int
+        Least number of selected rows per class.
+
+    References
+    ----------
+    Xu et al., General Information Metrics Evaluation, arXiv:2501.02004, on Objective Information Theory;
+    definitions in docs/methods/gime.md.
+
+    Examples
+    --------
+    >>> gime = raysel.GIME(raysel.gime.Binding(classes="label"))
+    >>> gime.measure(rows).num_columns   # metric, statistic, value, unit, bound, reason
+    6
     """
 
     binding: Binding
@@ -42,8 +60,30 @@ class GIME:
     floors: Mapping[Any, int] = field(default_factory=dict)
 
     def aim(self, target: Dataset) -> GIME:
-        """The same metrics with the distance to a target (mismatch, support_coverage). The columns of the target that the
-        binding names come to the driver."""
+        """Return the same metrics with the distance to a target (``mismatch`` and ``support_coverage``).
+
+        Parameters
+        ----------
+        target : ray.data.Dataset
+            Sample of the distribution to compare with. The columns that the binding names go to the driver.
+
+        Returns
+        -------
+        GIME
+            The same binding, thresholds and floors, with a summary of the target in the binding.
+
+        Raises
+        ------
+        DataError
+            If the target has none of the columns that the binding names, no rows, or values that cannot be
+            used.
+
+        Examples
+        --------
+        >>> gime = raysel.GIME(raysel.gime.Binding(classes="label")).aim(rows)
+        >>> gime.binding.target.rows
+        10
+        """
         names = [name for name in self.binding.columns if name in (target.columns() or [])]
         if not names:
             raise DataError(
@@ -52,14 +92,61 @@ class GIME:
         return replace(self, binding=with_target(self.binding, gather(target, names, "target")))
 
     def measure(self, dataset: Dataset, by: By = None) -> pa.Table:
-        """The metrics of a data set, or of its groups: see `raysel.gime.measure`."""
+        """Measure a data set, or each of its groups.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            Rows with the bound columns.
+        by : str or datetime.timedelta, optional
+            Column, or window of event time, whose groups are measured one by one. Default: one group.
+
+        Returns
+        -------
+        pyarrow.Table
+            One row per statistic (and group); see `raysel.gime.measure`.
+
+        Raises
+        ------
+        DataError
+            As :meth:`state` raises.
+
+        Examples
+        --------
+        >>> table = raysel.GIME(raysel.gime.Binding(classes="label")).measure(rows, by="label")
+        >>> sorted(set(table["group"].to_pylist()))
+        ['0', '1']
+        """
         return finalize(self.state(dataset, by))
 
     def state(self, dataset: Dataset, by: By = None) -> State:
-        """What is kept of a data set, to be saved and merged with that of new rows.
+        """Return the state of a data set, which can be saved and merged with the state of new rows.
 
-        It does not depend on blocks, nodes or the order in which they are read, to the last bit. DataError as of
-        `raysel.gime.partial`, whose rows are counted within the block that Ray read, and if there is no row.
+        The state does not depend on blocks, nodes or the order in which they are read: it has the same bits.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            Rows with the bound columns.
+        by : str or datetime.timedelta, optional
+            Column, or window of event time, to group by. Default: one group.
+
+        Returns
+        -------
+        State
+            See `raysel.gime.merge` and `raysel.gime.finalize`.
+
+        Raises
+        ------
+        DataError
+            As `raysel.gime.partial` raises, with rows counted within the block that Ray read, and if there is
+            no row.
+
+        Examples
+        --------
+        >>> state = raysel.GIME(raysel.gime.Binding(classes="label")).state(rows)
+        >>> raysel.gime.merge(state, state).groups
+        (None,)
         """
         schema = dataset.schema(fetch_if_missing=False)
         if schema is not None and isinstance(schema.base_schema, pa.Schema):
@@ -80,12 +167,37 @@ class GIME:
         return total
 
     def select(self, pool: Dataset, by: By = None, seed: int = 0) -> Selection:
-        """Rows of the pool of least volume that satisfy the thresholds together.
+        """Select the fewest rows of the pool that together satisfy the thresholds and floors.
 
-        by: whole groups (of a column, or windows of event time) are chosen. Without it rows are, by pieces of about 1/256 of the pool
-        or of one row (`raysel.gime.pieces`, drawn by ``seed``); the bound columns then come to the driver. Every chosen row says
-        when its group or piece was picked (``score``, 1 = first), every dropped row why it was not. ConfigError if no choice was
-        found, naming the thresholds that conflict.
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` and the bound columns.
+        by : str or datetime.timedelta, optional
+            Column, or window of event time, whose groups are selected or dropped as a whole. Default: select
+            rows, in pieces of about 1/256 of the pool or of one row (`raysel.gime.pieces`); the bound columns
+            then go to the driver.
+        seed : int
+            Seed by which rows are drawn into pieces.
+
+        Returns
+        -------
+        Selection
+            ``score`` is the order in which the row's group or piece was picked, 1 for the first. Every
+            dropped row has the reason why its group or piece was not picked.
+
+        Raises
+        ------
+        ConfigError
+            If no choice satisfies the thresholds; the message names the thresholds that conflict.
+        DataError
+            If a column or an id cannot be used.
+
+        Examples
+        --------
+        >>> gime = raysel.GIME(raysel.gime.Binding(classes="label"), {"volume.rows": (4, None)}, {0: 2})
+        >>> len(gime.select(rows))
+        4
         """
         thresholds = self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
         if by is None:
@@ -138,20 +250,75 @@ class GIME:
         columns: Sequence[str] = (),
         **rest: Any,
     ) -> Sensitivity:
-        """`raysel.gime.sensitivity` with the subsets as tasks on the cluster: the same figures, for the same rows in the same order.
+        """Find the metrics that a model's performance depends on, with the subsets as tasks on the cluster.
 
-        The bound columns of the pool, ``mix`` and ``columns``, those that ``performance`` reads, come to the driver, by their ids, and
-        go to every node once. rest: as of `raysel.gime.sensitivity`.
+        The results are those of `raysel.gime.sensitivity` for the same rows in the same order. The bound
+        columns, ``mix`` and ``columns`` go to the driver, sorted by id, and to every node once.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` and the columns named here.
+        performance : callable
+            Takes a `pyarrow.Table` and returns the performance of a model trained on it, higher is better;
+            see `raysel.gime.proxy`.
+        mix : str
+            Column whose values' shares vary from subset to subset.
+        rows : int
+            Number of rows per subset.
+        columns : sequence of str
+            Columns that ``performance`` reads.
+        **rest
+            Other parameters of `raysel.gime.sensitivity`.
+
+        Returns
+        -------
+        Sensitivity
+            Thresholds, correlations and the evidence for each.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As `raysel.gime.sensitivity` raises.
+
+        Examples
+        --------
+        >>> gime = raysel.GIME(raysel.gime.Binding(classes="label"))
+        >>> gime.sensitivity(rows, lambda table: 0.9, mix="label", rows=5, count=20)
+        Traceback (most recent call last):
+            ...
+        raysel.errors.ConfigError: count: 20 subsets leave 0 to test with, ...
         """
         wanted = dict.fromkeys([ID, *self.binding.columns, mix, *columns])
         table = gather(pool, list(wanted), "pool").sort_by(ID)
         return sensitivity(table, self.binding, performance, mix=mix, rows=rows, each=on_cluster, **rest)
 
     def row_scores(self, dataset: Dataset) -> Dataset:
-        """``dataset`` with a score of each row by scope and variety: see `raysel.gime.row_scores`.
+        """Add a score per row for scope and one for variety.
 
-        One pass counts all entities and classes on the driver, 16 bytes for each; the second is lazy. The columns are
-        called ``gime_scope`` and ``gime_variety``.
+        The first pass counts all entities and classes on the driver, 16 bytes for each. The second pass is
+        lazy.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            Rows with the columns that are bound as ``entity`` and ``classes``.
+
+        Returns
+        -------
+        ray.data.Dataset
+            ``dataset`` with the columns ``gime_scope`` and ``gime_variety``; see `raysel.gime.row_scores`.
+
+        Raises
+        ------
+        DataError
+            If there is no row, or a column is missing.
+
+        Examples
+        --------
+        >>> scored = raysel.GIME(raysel.gime.Binding(classes="label")).row_scores(rows)
+        >>> "gime_variety" in scored.take(1)[0]
+        True
         """
         import ray
 
@@ -167,7 +334,7 @@ class GIME:
 
 
 def on_cluster(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[Positions]) -> list[Any]:
-    """``run`` of each part of the table, given by its positions, as tasks of one CPU each; in the order of the parts."""
+    """Return ``run(part)`` for each part of the table, in order, as tasks of one CPU."""
     import ray
 
     task = ray.remote(_run_part)

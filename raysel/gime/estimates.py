@@ -1,4 +1,4 @@
-"""Figures with the interval that they are claimed to lie in."""
+"""Figures with the interval in which they are stated to lie."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIGMAS = 3.0  # bounds of sampled figures are so many standard errors
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the interval that it is claimed to lie in; exact if the three are one."""
+    """A figure and the interval in which it is stated to lie; exact if the three are one."""
 
     value: float
     low: float
@@ -19,12 +19,13 @@ class Estimate:
 
     @property
     def bound(self) -> float:
+        """The largest absolute error."""
         if math.isinf(self.value):  # beyond float64, where a difference would say nothing
             return 0.0 if self.low == self.high else math.inf
         return max(self.high - self.value, self.value - self.low)
 
     def through(self, function: Callable[[float], float]) -> Estimate:
-        """Of a monotone function."""
+        """Return the estimate of a monotone function of the figure."""
         ends = (function(self.low), function(self.high))
         return Estimate(function(self.value), min(ends), max(ends))
 
@@ -35,12 +36,13 @@ class Estimate:
         return Estimate(-self.value, -self.high, -self.low)
 
     def __truediv__(self, other: Estimate) -> Estimate:
-        """Of figures that are not negative."""
+        """Return the quotient of figures that are not negative."""
         return Estimate(
             _ratio(self.value, other.value), _ratio(self.low, other.high), _ratio(self.high, other.low)
         )
 
     def clip(self, low: float, high: float) -> Estimate:
+        """Return the estimate limited to an interval."""
         return Estimate(*(min(max(end, low), high) for end in (self.value, self.low, self.high)))
 
 
@@ -49,4 +51,5 @@ def _ratio(one: float, other: float) -> float:
 
 
 def exact(value: float) -> Estimate:
+    """Return an exact estimate."""
     return Estimate(float(value), float(value), float(value))

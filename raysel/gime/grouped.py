@@ -1,4 +1,4 @@
-"""Entries that stand group by group, and rows brought into that order."""
+"""Entries grouped one group after another, and rows brought into that order."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from raysel.gime.columns import Array
 
 Codes = npt.NDArray[np.int64]
 
-_FEW = 64  # rows a group, on average, below which a call for each group costs more than it saves
+_FEW = 64  # average rows per group below which a call per group costs more than it saves
 
 
 @dataclass(frozen=True, eq=False)
 class Grouped:
-    """Entries of G groups, group by group: ``sizes`` (int64[G]) of each."""
+    """Entries of G groups, one group after another: ``sizes`` (int64[G]) of each."""
 
     sizes: npt.NDArray[np.int64]
 
     @property
     def group(self) -> Codes:
+        """The group of each entry."""
         return np.repeat(np.arange(len(self.sizes)), self.sizes)
 
     @cached_property
     def ends(self) -> npt.NDArray[np.int64]:
+        """The end of each group."""
         return np.cumsum(self.sizes)
 
     def entries(self, group: int) -> slice:
-        """Where those of one group stand."""
+        """Return where the entries of one group are."""
         stop = int(self.ends[group])
         return slice(stop - int(self.sizes[group]), stop)
 
 
 def starts_of(ordered: Array, group: Array | None = None) -> Array:
-    """Where in rows that are in order another value, or another group, begins."""
+    """Return where another value, or another group, begins in ordered rows."""
     if not len(ordered):
         return np.empty(0, np.int64)
     new = ordered[1:] != ordered[:-1]
@@ -46,18 +48,18 @@ def starts_of(ordered: Array, group: Array | None = None) -> Array:
 
 
 def sizes_of(group: Codes | None, starts: Array, groups: int) -> npt.NDArray[np.int64]:
-    """Entries of each group (None = all in the one) whose first rows are at ``starts``."""
+    """Return the entries of each group (None if all are in one) whose first rows are at ``starts``."""
     return np.array([len(starts)]) if group is None else np.bincount(group[starts], minlength=groups)
 
 
 def by_group(group: Codes) -> Array:
-    """The order that brings each group's rows together, and leaves them as they were within it."""
+    """Return the order that brings each group's rows together, and keeps their order within it."""
     small = group.astype(np.uint16) if len(group) and group.max() < 2**16 else group  # sorted by digits
     return np.argsort(small, kind="stable")
 
 
 def order_of(group: Codes, values: Array) -> Array:
-    """The order by group and value."""
+    """Return the order by group and value."""
     order = np.argsort(values)  # equal values in any order: what is folded does not see it
     if len(group) and group[0] == group[-1] and (group == group[0]).all():
         return order
@@ -65,7 +67,10 @@ def order_of(group: Codes, values: Array) -> Array:
 
 
 def sorted_by(group: Codes, values: Array) -> tuple[Codes, Array]:
-    """Groups and values in the order of both; faster than by :func:`order_of` where groups have many rows."""
+    """Return groups and values in the order of both.
+
+    Faster than :func:`order_of` if groups have many rows.
+    """
     order = by_group(group)
     group, values = group[order], values[order]
     ends = [*(starts_of(group)[1:]).tolist(), len(group)]

@@ -1,6 +1,7 @@
-"""Integers, exact up to ``BINS`` different ones, then in dyadic bins as coarse as needed, absolute or relative.
+"""Histograms of integers: exact up to ``BINS`` different ones, then in dyadic bins, absolute or relative.
 
-The relative ones are as DDSketch's (Masson, Rim & Lee 2019), but with edges that are integers.
+Bins are as coarse as needed. The relative ones are those of DDSketch (Masson, Rim & Lee, 2019) with integer
+edges.
 """
 
 from __future__ import annotations
@@ -23,11 +24,16 @@ _TABLE_DIGITS = 13  # or relative ones of so many binary digits, 2^12 a power of
 
 @dataclass(frozen=True, eq=False)
 class Histogram(Grouped):
-    """Counts of int64 values of G groups by bins, ``sizes`` (int64[G]) of each: lower ``edge``, ascending in its group.
+    """Counts of int64 values of G groups by bins: ``sizes`` (int64[G]), lower ``edge`` ascending.
 
-    level: int64[G]; 0 = exact. relative: bins keep the first 63 - level binary digits of values (at least 0), so a bin
-    is narrower than 2^(level - 62) of its edge; else bins are 2^level wide. A group's level is the least with no more than
-    ``BINS`` bins, which does not depend on the order of merging.
+    Attributes
+    ----------
+    level : array of int64, shape (G,)
+        0 if exact. The level of a group is the least with at most ``BINS`` bins, which does not depend on the
+        order of merging.
+    relative : bool
+        Whether bins keep the first 63 - level binary digits of values (at least 0), so that a bin is narrower
+        than 2^(level - 62) of its edge. Otherwise bins are 2^level wide.
     """
 
     edge: npt.NDArray[np.int64]
@@ -36,15 +42,19 @@ class Histogram(Grouped):
     relative: bool
 
     def of(self, group: int) -> Histogram:
+        """Return the histogram of one group."""
         here, one = self.entries(group), slice(group, group + 1)
         return Histogram(self.sizes[one], self.edge[here], self.count[here], self.level[one], self.relative)
 
     def widths(self) -> npt.NDArray[np.int64]:
-        """Width of each bin; 1 where values are exact."""
+        """Return the width of each bin; 1 if values are exact."""
         return np.int64(1) << _shift(self.edge, self.level[self.group], self.relative)
 
     def quantile(self, share: float) -> Estimate:
-        """The least value with at least ``share`` of all at or below it; the middle of its bin. For one group."""
+        """Return the least value with at least ``share`` of all at or below it.
+
+        The middle of its bin. For one group.
+        """
         total = int(self.count.sum())
         rank = max(math.ceil(Fraction(share) * total), 1)
         at = int(np.searchsorted(np.cumsum(self.count), rank))
@@ -65,7 +75,7 @@ def _bit_length(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 def histogram(group: Codes | None, values: npt.NDArray[np.int64], groups: int, relative: bool) -> Histogram:
-    """The histogram of rows; values of a relative one must not be negative."""
+    """Return the histogram of rows; values of a relative one must not be negative."""
     if group is None and len(values) > 4 * BINS and (found := _counted(values, relative)) is not None:
         return _coarsen(found)
     group, ordered = (None, np.sort(values)) if group is None else sorted_by(group, values)
@@ -76,7 +86,7 @@ def histogram(group: Codes | None, values: npt.NDArray[np.int64], groups: int, r
 
 
 def _counted(values: npt.NDArray[np.int64], relative: bool) -> Histogram | None:
-    """The histogram of one group at a level with a table's worth of bins; None if that may be coarser than need be."""
+    """Return the histogram of one group by a table of bins; None if a finer one may fit."""
     low, high = int(values.min()), int(values.max())
     if relative:
         level = 63 - _TABLE_DIGITS
@@ -126,7 +136,7 @@ def _coarsen(found: Histogram) -> Histogram:
 
 
 def merge_histograms(one: Histogram, other: Histogram) -> Histogram:
-    """Of the rows of both, over the same groups."""
+    """Return the histograms of the rows of both, over the same groups."""
     return _coarsen(
         _binned(
             np.concatenate([one.group, other.group]),
@@ -139,7 +149,7 @@ def merge_histograms(one: Histogram, other: Histogram) -> Histogram:
 
 
 def distribution_distance(one: Histogram, other: Histogram) -> Estimate:
-    """Kolmogorov-Smirnov distance of two absolute histograms of one group each: the largest gap of their shares."""
+    """Return the Kolmogorov-Smirnov distance of two absolute histograms of one group each."""
     level = np.maximum(one.level, other.level)
     parts = [_binned(h.group, h.edge, h.count, level, False) for h in (one, other)]
     edges = np.sort(np.concatenate([part.edge for part in parts]))

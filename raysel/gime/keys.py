@@ -1,7 +1,7 @@
-"""Distinct keys with exact aggregates; beyond ``KEYS`` the ones with the smallest hashes, and a sketch of all counts.
+"""Distinct keys with exact aggregates; beyond ``KEYS``, those with the smallest hashes and a sketch.
 
-Bottom-k: Cohen & Kaplan 2007; distinct counts: Bar-Yossef et al. 2002. The sketch of counts is a tug-of-war (AMS: Alon, Matias &
-Szegedy 1996; by buckets: Thorup & Zhang 2004).
+Bottom-k: Cohen & Kaplan, 2007. Distinct counts: Bar-Yossef et al., 2002. The sketch of counts is a tug-of-war
+(AMS: Alon, Matias & Szegedy, 1996; by buckets: Thorup & Zhang, 2004).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raysel.gime.grouped import Codes, Grouped, order_of, sizes_of, sorted_by, s
 
 KEYS = 2048  # distinct keys a group holds exactly; beyond, the sample a bottom-k sketch keeps
 TUG_ROWS, TUG_WIDTH = 3, 2048
-LARGE = 0.05  # a key with so much of a sum makes it hang on whether the sample holds such keys
+LARGE = 0.05  # with a key of this share, a sum depends on whether the sample has such keys
 _UNIT, _ALL = 2.0**64, np.uint64(2**64 - 1)
 _FOLD: dict[str, tuple[Any, Any]] = {
     "count": (np.add, np.int64),
@@ -34,9 +34,15 @@ _FOLD: dict[str, tuple[Any, Any]] = {
 class Keys(Grouped):
     """Distinct keys of G groups, ``sizes`` (int64[G]) of each: ``hash`` uint64, ascending within its group.
 
-    columns: aggregates of each key, exact: ``count`` (sum), ``first``, ``last`` (least and greatest int64), ``size``
-    (greatest float64). cut: bool[G], True where there were more than ``KEYS`` keys. tug: int64 (cut groups, 3 * 2048),
-    the sketch of the counts of all keys, in the order of the groups; None without a count.
+    Attributes
+    ----------
+    columns : dict of str to array
+        Exact aggregates of each key: ``count`` (sum), ``first``, ``last`` (least and greatest int64),
+        ``size`` (greatest float64).
+    cut : array of bool, shape (G,)
+        True if there were more than ``KEYS`` keys.
+    tug : array of int64, shape (cut groups, 3 * 2048), or None
+        The sketch of the counts of all keys, in the order of the groups; None without a count.
     """
 
     hash: Hashes
@@ -45,6 +51,7 @@ class Keys(Grouped):
     tug: npt.NDArray[np.int64] | None = None
 
     def of(self, group: int) -> Sample:
+        """Return the keys of one group as a sample."""
         here, tug = self.entries(group), None
         if self.tug is not None and self.cut[group]:
             tug = self.tug[int(self.cut[:group].sum())]
@@ -52,7 +59,7 @@ class Keys(Grouped):
         return Sample(self.hash[here], columns, bool(self.cut[group]), tug)
 
     def alone(self, group: int) -> Keys:
-        """The keys of one group, as of one that there is alone."""
+        """Return the keys of one group as if it were the only one."""
         one, sample = slice(group, group + 1), self.of(group)
         return Keys(
             self.sizes[one],
@@ -64,7 +71,10 @@ class Keys(Grouped):
 
 
 def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | None, **columns: Any) -> Keys:
-    """The keys of rows: their groups (None = all in the one), hashes and what to aggregate (``count``: 1, or rows of each)."""
+    """Return the keys of rows from their groups (None if all are in one), hashes and what to aggregate.
+
+    ``count`` is 1, or the rows of each.
+    """
     if limit is None:
         return _fold(group, hashes, columns, groups)
     bound = _bounds(group, len(hashes), groups, limit)
@@ -88,9 +98,9 @@ def gather_keys(group: Codes | None, hashes: Hashes, groups: int, limit: int | N
 
 
 def _bounds(group: Codes | None, rows: int, groups: int, limit: int) -> Hashes:
-    """For each group a hash below which more than ``limit`` of its keys are to be expected if few of them repeat.
+    """Return for each group a hash below which more than ``limit`` keys are expected if few repeat.
 
-    Where they repeat, the look at those below it is in vain.
+    If many repeat, filtering by it finds too few keys, and its work is wasted.
     """
     each = np.array([rows]) if group is None else np.bincount(group, minlength=groups)
     share = 4 * limit / np.maximum(each, 1)
@@ -98,7 +108,7 @@ def _bounds(group: Codes | None, rows: int, groups: int, limit: int) -> Hashes:
 
 
 def _below(group: Codes | None, hashes: Hashes, bound: Hashes) -> Array | None:
-    """The rows whose hash is not above its group's bound; None for all."""
+    """Return the rows whose hash is not above its group's bound; None for all."""
     if (bound == _ALL).all():
         return None
     return np.flatnonzero(hashes <= (bound[0] if group is None else bound[group]))
@@ -107,7 +117,7 @@ def _below(group: Codes | None, hashes: Hashes, bound: Hashes) -> Array | None:
 def _fold(
     group: Codes | None, hashes: Hashes, columns: dict[str, Any], groups: int, rows: Array | None = None
 ) -> Keys:
-    """The distinct keys of the rows, or of those given, all of them."""
+    """Return the distinct keys of the rows, or of the given rows, all of them."""
     if rows is not None:
         hashes, group = hashes[rows], None if group is None else group[rows]
         columns = {name: v if isinstance(v, int) else v[rows] for name, v in columns.items()}
@@ -133,14 +143,17 @@ def _fold(
 
 
 def _least(keys: Keys, limit: int) -> Keys:
-    """No more than ``limit`` keys a group, those with the smallest hashes."""
+    """Return at most ``limit`` keys per group, those with the smallest hashes."""
     kept = np.arange(len(keys.hash)) - np.repeat(keys.ends - keys.sizes, keys.sizes) < limit
     columns = {name: values[kept] for name, values in keys.columns.items()}
     return replace(keys, sizes=np.minimum(keys.sizes, limit), hash=keys.hash[kept], columns=columns)
 
 
 def merge_keys(one: Keys, other: Keys, limit: int) -> Keys:
-    """The keys of both, over the same groups. A key among the smallest of all was kept by every part that has it."""
+    """Return the keys of both, over the same groups.
+
+    A key among the smallest of all was kept by every part that has it.
+    """
     merged = _fold(
         np.concatenate([one.group, other.group]),
         np.concatenate([one.hash, other.hash]),
@@ -162,9 +175,10 @@ def _all_counts(keys: Keys, group: int) -> npt.NDArray[np.int64]:
 
 
 def _tug(group: Codes | None, hashes: Hashes, counts: Array | None, groups: int) -> npt.NDArray[np.int64]:
-    """int64 (G, 3 * 2048): the sketch of the counts (None: one each), which is a sum over rows or over keys alike.
+    """Return the sketch of counts (None: one each), int64 (G, 3 * 2048): a sum over rows or keys alike.
 
-    Sign and bucket are 12 of the hash's lower digits for each of three; what is sampled hangs on the upper ones.
+    Sign and bucket are 12 of the hash's lower digits for each of three; what is sampled depends on the upper
+    ones.
     """
     cells, rows = 2 * TUG_WIDTH, []
     for row in range(TUG_ROWS):
@@ -187,17 +201,17 @@ class Sample:
 
     @property
     def share(self) -> float:
-        """The share of all keys that a cut sample holds before its last one, by the last one's hash."""
+        """The share of all keys that a cut sample has before its last one, from the last one's hash."""
         return (float(self.hash[-1]) + 1.0) / _UNIT if self.cut else 1.0
 
     def distinct(self) -> Estimate:
-        """Number of keys: relative standard error 1 / sqrt(KEYS - 2)."""
+        """Return the number of keys: relative standard error 1 / sqrt(KEYS - 2)."""
         return self.total(np.ones(len(self.hash)))
 
     def total(self, values: Array) -> Estimate:
-        """Sum of a figure over all keys, from its value for the keys held (Horvitz-Thompson).
+        """Return the sum of a figure over all keys, from its value for the kept keys (Horvitz-Thompson).
 
-        The bound is blind to a few keys of very large values if the sample holds none of them.
+        The bound does not cover a few keys of very large values if the sample has none of them.
         """
         if not self.cut:
             return exact(exact_sum(values))
@@ -209,7 +223,10 @@ class Sample:
         return Estimate(max(value, held), max(value - error, held), max(value + error, held))
 
     def squares(self) -> Estimate:
-        """Sum of squared counts, by AMS where cut: standard error sqrt(2 / 2048) of it for each of three sketches."""
+        """Return the sum of squared counts, by AMS if cut.
+
+        Its standard error is sqrt(2 / 2048) of it for each of three sketches.
+        """
         counts = self.columns["count"]
         if self.tug is None:
             return exact(_sum_of_products(counts, counts))
@@ -220,15 +237,18 @@ class Sample:
         return Estimate(max(value, held), max(value - error, held), max(value + error, held))
 
     def uneven(self, rows: int) -> bool:
-        """Whether a few keys may have a large part of the counts, which sum to ``rows``, so that a sum over a sample of keys
-        hangs on whether it holds them: the root of the sum of squares is at least the largest count."""
+        """Return whether a few keys may have a large part of the counts, which sum to ``rows``.
+
+        A sum over a sample of keys then depends on whether it has them. The root of the sum of squares is at
+        least the largest count.
+        """
         return self.cut and self.tug is not None and math.sqrt(self.squares().value) > LARGE * rows
 
     def entropy(self, rows: int) -> Estimate:
-        """Shannon entropy in bits of the counts, which sum to ``rows``.
+        """Return the Shannon entropy in bits of the counts, which sum to ``rows``.
 
-        Cut, it lies between the collision entropy (AMS) and the logarithm of the number of keys; the estimate from the
-        keys held is kept inside.
+        If cut, it lies between the collision entropy (AMS) and the logarithm of the number of keys, and the
+        estimate from the kept keys is limited to that interval.
         """
         counts = self.columns["count"].astype(np.float64)
         if not rows:
@@ -243,7 +263,7 @@ class Sample:
 
 
 def _sum_of_products(one: Array, other: Array) -> int:
-    """In Python's integers where int64 would overflow."""
+    """Return the sum of products, in Python's integers if int64 would overflow."""
     if not len(one):
         return 0
     if float(np.abs(one).max()) * float(np.abs(other).max()) * len(one) < 2.0**62:

@@ -18,7 +18,7 @@ _COPIES = (
 
 
 def collect(block: Block) -> None:
-    """Rows that share a relation key; distinct contents, and on how many carriers each is."""
+    """Collect rows that share a relation key; distinct contents, and the number of carriers of each."""
     binding = block.binding
     for name in binding.relation:
         block.count(f"related {name}", block.valid(name))
@@ -34,7 +34,10 @@ def collect(block: Block) -> None:
 
 
 def pairs(sample: Sample, rows: int) -> Estimate:
-    """Pairs of rows with the same key, sum of c (c - 1) / 2: exact beyond int64 too, by AMS where cut."""
+    """Return the pairs of rows with the same key, sum of c (c - 1) / 2.
+
+    Exact beyond int64 too, by AMS if cut.
+    """
     squares = sample.squares()
     if sample.tug is None:  # the difference of two large integers, not of two floats
         counts = sample.columns["count"].tolist()
@@ -43,12 +46,13 @@ def pairs(sample: Sample, rows: int) -> Estimate:
 
 
 def aggregation(view: View) -> list[Figure]:
-    """How closely states are related (OIT: relations by states).
+    """Compute how closely states are related (OIT: relations by states).
 
-    pairs: pairs of rows that share a key, summed over relation columns, from 0 up. pairs_per_row: by all rows, from 0 to
-    (rows - 1) / 2 for each column. linked_share[column]: share of all rows that share their key with another,
-    in [0, 1]. A null relates to nothing. Beyond 2,048 keys pairs are estimated with an absolute error of 9 % of the sum of
-    squared counts, which says little where keys are nearly unique: see the bound.
+    ``pairs``: pairs of rows that share a key, summed over relation columns, from 0 up. ``pairs_per_row``:
+    divided by all rows, from 0 to (rows - 1) / 2 per column. ``linked_share[column]``: share of all rows that
+    share their key with another, in [0, 1]. A null relates to nothing. Beyond 2,048 keys, pairs are estimated
+    with an absolute error of 9 % of the sum of squared counts, which means little if keys are nearly unique:
+    see the bound.
     """
     names = view.binding.relation
     statistics = (("pairs", "pairs"), ("pairs_per_row", "pairs/row"))
@@ -71,12 +75,13 @@ def aggregation(view: View) -> list[Figure]:
 
 
 def coverage(view: View) -> list[Figure]:
-    """In how many copies states are kept (OIT: the sum of carriers over all copies).
+    """Compute in how many copies states are kept (OIT: the sum of carriers over all copies).
 
-    copies_per_content: rows by distinct contents, from 1 up; duplicate_share: 1 - its inverse, in [0, 1). carriers: distinct
-    (content, carrier) pairs, from 1 up, and carriers_per_content. Contents are equal when all content columns are,
-    null with null; for near duplicates bind a column of cells. This is not how much of a target's support is reached, which is
-    support_coverage under mismatch.
+    ``copies_per_content``: rows divided by distinct contents, from 1 up; ``duplicate_share``: 1 less its
+    inverse, in [0, 1). ``carriers``: distinct (content, carrier) pairs, from 1 up, and
+    ``carriers_per_content``. Contents are equal if all content columns are, null with null; for near
+    duplicates bind a column of cells. This is not how much of a target's support is reached, which is
+    ``support_coverage`` under mismatch.
     """
     binding = view.binding
     if not binding.content:

@@ -27,7 +27,7 @@ _COMPONENTS = (
 
 
 def collect(block: Block) -> None:
-    """Fourier features of the numeric content, in the target's scale."""
+    """Collect Fourier features of the numeric content, in the target's scale."""
     if not block.scale:
         return
     usable = all(_numeric(block.kinds.get(name, "")) for name in block.scale)
@@ -45,7 +45,7 @@ def collect(block: Block) -> None:
 
 
 def numeric(kinds: dict[str, str], content: Sequence[str]) -> list[str]:
-    """The content columns that hold numbers, or lists of them."""
+    """Return the content columns that hold numbers, or lists of them."""
     return [name for name in content if kinds[name] != NOTHING and _numeric(kinds[name])]
 
 
@@ -54,7 +54,10 @@ def _numeric(kind: str) -> bool:
 
 
 def features(block: Block, scale: dict[str, tuple[Sequence[float], float]]) -> Array:
-    """float64 (n, d): the columns of ``scale``, centred and divided by their spread; NaN where a value is missing."""
+    """Return the columns of ``scale``, centred and divided by their spread, float64 (n, d).
+
+    NaN for a missing value.
+    """
     parts = []
     for name, (centres, spread) in scale.items():
         values = block.numbers(name)
@@ -72,8 +75,11 @@ def features(block: Block, scale: dict[str, tuple[Sequence[float], float]]) -> A
 
 
 def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
-    """The centres of each numeric content column of a target, and its spread: the root mean square over its coordinates
-    of their standard deviations, 1 where all rows are alike."""
+    """Return the centres of each numeric content column of a target, and its spread.
+
+    The spread is the root mean square over its coordinates of their standard deviations, 1 if all rows are
+    equal.
+    """
     found = {}
     for name in numeric(block.kinds, block.binding.content):
         values = block.numbers(name)
@@ -94,14 +100,15 @@ def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
 
 
 def mismatch(view: View) -> list[Figure]:
-    """How far the table is from the target (OIT: d(I, I_0)), by component; 0 if they agree. ``bound`` beside each.
+    """Compute how far the table is from the target (OIT: d(I, I_0)), by component; 0 if they agree.
 
-    entities: 1 - |common entities| / |all entities|, in [0, 1]. time: Kolmogorov-Smirnov distance of event times, in [0, 1].
-    states: maximum mean discrepancy (MMD) of the numeric content, each column scaled by the target's mean and standard
-    deviation, kernel exp(-|x - y|^2 / 2d) in d dimensions by 64 random Fourier features, in [0, sqrt 2]; rows that lack one
-    of the columns are left out. labels: total variation of the shares of classes, in [0, 1]. schema: share of the bound
-    columns that the target lacks or that hold another kind there, in [0, 1]. overall (ours): the mean of the components that could
-    be computed, states divided by sqrt 2, in [0, 1].
+    ``entities``: 1 - |common entities| / |all entities|, in [0, 1]. ``time``: Kolmogorov-Smirnov distance of
+    event times, in [0, 1]. ``states``: maximum mean discrepancy (MMD) of the numeric content, each column
+    scaled by the target's mean and standard deviation, kernel exp(-|x - y|^2 / 2d) in d dimensions by 64
+    random Fourier features, in [0, sqrt 2]; rows that lack one of the columns are left out. ``labels``: total
+    variation of the shares of classes, in [0, 1]. ``schema``: share of the bound columns that the target
+    lacks or that have another kind there, in [0, 1]. ``overall`` (our own): the mean of the components that
+    could be computed, states divided by sqrt 2, in [0, 1]. Each has its ``bound``.
     """
     target = view.target
     if target is None:
@@ -122,9 +129,9 @@ def mismatch(view: View) -> list[Figure]:
 
 
 def support_coverage(view: View) -> list[Figure]:
-    """How much of what the target holds is reached: the share of the target's rows whose class is in the table, in [0, 1].
+    """Compute the share of the target's rows whose class is in the table, in [0, 1].
 
-    Not OIT's coverage, which counts copies; here because the word is used for both.
+    This is not OIT's coverage, which counts copies; it is here because the word is used for both.
     """
     statistic = ("support_coverage", "share")
     if view.target is None:
@@ -149,7 +156,7 @@ def _same(view: View, target: View, name: str) -> bool:
 
 
 def _missing(view: View, target: View, columns: Sequence[str], role: str) -> str | None:
-    """Why two tables cannot be compared in these columns."""
+    """Return why two tables cannot be compared in these columns."""
     if not columns:
         return f"the binding names no {role}"
     for name in columns:
@@ -161,7 +168,7 @@ def _missing(view: View, target: View, columns: Sequence[str], role: str) -> str
 
 
 def _no_row(view: View, target: View, counted: str, does: str) -> str | None:
-    """Why there is nothing to compare: no row of one of the tables has been counted."""
+    """Return why there is nothing to compare: no row of one of the tables has been counted."""
     if view.count(counted) and target.count(counted):
         return None
     return f"no row {'of the target ' if view.count(counted) else ''}{does}"
@@ -231,7 +238,10 @@ def _uneven(*views: View) -> str | None:
 
 
 def set_distance(one: Sample, other: Sample) -> Estimate:
-    """1 - |common| / |all| of two sets of keys; from the smallest hashes of their union where one is cut."""
+    """Return 1 - |common| / |all| of two sets of keys.
+
+    From the smallest hashes of their union if one is cut.
+    """
     every = _union(one, other)
     if one.cut or other.cut:
         every = every[: max(len(s.hash) for s in (one, other) if s.cut)]
@@ -244,7 +254,7 @@ def set_distance(one: Sample, other: Sample) -> Estimate:
 
 
 def _common(one: Sample, other: Sample) -> tuple[Array, float]:
-    """The hashes of both samples below which neither lacks a key, and the share of all keys that lies there."""
+    """Return the hashes of both samples below which neither lacks a key, and the share of all keys below."""
     every = _union(one, other)
     cuts = [s.hash[-1] for s in (one, other) if s.cut]
     if not cuts:
@@ -258,12 +268,12 @@ def _union(one: Sample, other: Sample) -> Array:
 
 
 def _place(sample: Sample, hashes: Array) -> tuple[Array, Array]:
-    """Where each hash would stand in a sample that is not empty, and whether it does."""
+    """Return where each hash would be in a sample that is not empty, and whether it is there."""
     return positions(sample.hash, hashes)
 
 
 def _looked_up(sample: Sample, hashes: Array) -> Array:
-    """The count of each hash; 0 where the sample has none."""
+    """Return the count of each hash; 0 if the sample does not have it."""
     place, there = _place(sample, hashes)
     return np.where(there, sample.columns["count"][place], 0)
 

@@ -13,7 +13,7 @@ from raysel.gime.parts import LEAST, MOST
 
 
 def collect(block: Block) -> None:
-    """Entities with their times and sizes; sizes; cells that have a value."""
+    """Collect entities with their times and sizes; sizes; cells that have a value."""
     binding = block.binding
     columns = {}
     if binding.size is not None:
@@ -40,16 +40,17 @@ def collect(block: Block) -> None:
 
 
 def cells(block: Block) -> list[str]:
-    """The columns whose cells are counted: the content, or if none is bound all that is."""
+    """Return the columns whose cells are counted: the content, or if none is bound all bound columns."""
     return list(block.binding.content) or block.binding.columns
 
 
 def scope(view: View) -> list[Figure]:
-    """What the rows are about (OIT: sigma(o)).
+    """Compute what the rows are about (OIT: sigma(o)).
 
-    entities: distinct entities, from 0 up. size: with `size` bound, the sum over entities of their size (of an entity
-    with several the greatest), in the unit of that column, from 0 up. Rows without an entity are left out. Of more than
-    2,048 entities the greatest size is known and what all rows' sizes sum to, and the bound does not contradict them.
+    ``entities``: distinct entities, from 0 up. ``size``: if ``size`` is bound, the sum over entities of their
+    size (the greatest, if an entity has several), in the unit of that column, from 0 up. Rows without an
+    entity are left out. If there are more than 2,048 entities, the greatest size and the sum of all rows'
+    sizes are known, and the bound does not contradict them.
     """
     binding = view.binding
     if not binding.entity:
@@ -81,11 +82,11 @@ def scope(view: View) -> list[Figure]:
 
 
 def granularity(view: View) -> list[Figure]:
-    """How large what one row is about is (OIT: mean sigma of an atom's object; larger is coarser).
+    """Compute how large the object of one row is (OIT: mean sigma of an atom's object; larger is coarser).
 
-    mean_size: mean of `size` over rows, in its unit, from 0 up. scope_per_row: entities by rows that name one, in (0, 1],
-    the fallback where no size is known. completeness: share of cells that are not null, of the content columns or,
-    if none is bound, of all bound columns, in [0, 1].
+    ``mean_size``: mean of ``size`` over rows, in its unit, from 0 up. ``scope_per_row``: entities divided by
+    rows that name one, in (0, 1], the fallback if no size is known. ``completeness``: share of cells that are
+    not null, of the content columns or, if none is bound, of all bound columns, in [0, 1].
     """
     binding = view.binding
     size, scope_per_row = ("mean_size", "size"), ("scope_per_row", "entities/row")

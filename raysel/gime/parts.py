@@ -1,7 +1,8 @@
-"""What stays small however many rows there are, and does not depend on how they were split or merged.
+"""Accumulators that stay small for any number of rows, and do not depend on how rows were split or merged.
 
-Everything here is by group: rows come with their ``group``, int64 codes 0..G-1, and entries stand group by group, ``sizes``
-of them each. Every sum is of integers, so merging is associative and commutative to the last bit.
+Everything is by group: rows have a ``group``, int64 codes 0..G-1, and entries are grouped one group after
+another, ``sizes`` of them each. Every sum is of integers, so merging is associative and commutative to the
+last bit.
 """
 
 from __future__ import annotations
@@ -21,8 +22,21 @@ LEAST, MOST = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Everything a state holds of G groups, by name. counts: int64[G], added. low, high: int64[G], least and greatest,
-    MOST and LEAST where there is none. sums: G Python integers. waves: int64 (G, 2 * WAVES), added."""
+    """The accumulators of G groups, by name.
+
+    Attributes
+    ----------
+    counts : dict of str to array of int64, shape (G,)
+        Added when merged.
+    low, high : dict of str to array of int64, shape (G,)
+        Least and greatest; MOST and LEAST if there is none.
+    sums : dict of str to list of int
+        G Python integers.
+    waves : dict of str to array of int64, shape (G, 2 * WAVES)
+        Added when merged.
+    keys, histograms : dict
+        See `raysel.gime.keys` and `raysel.gime.histograms`.
+    """
 
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     low: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
@@ -34,7 +48,7 @@ class Parts:
 
 
 def spread(parts: Parts, place: Codes, groups: int) -> Parts:
-    """The same over more groups: group g becomes ``place[g]``, which ascends."""
+    """Return the same accumulators over more groups: group g becomes ``place[g]``, which ascends."""
 
     def scatter(values: Array, fill: int) -> Array:
         wide = np.full((groups, *values.shape[1:]), fill, values.dtype)
@@ -63,7 +77,7 @@ def spread(parts: Parts, place: Codes, groups: int) -> Parts:
 
 
 def merge_parts(one: Parts, other: Parts) -> Parts:
-    """Of the rows of both, over the same groups."""
+    """Return the accumulators of the rows of both, over the same groups."""
     return Parts(
         {name: v + other.counts[name] for name, v in one.counts.items()},
         {name: np.minimum(v, other.low[name]) for name, v in one.low.items()},

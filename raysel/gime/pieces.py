@@ -1,7 +1,8 @@
-"""A table cut into small pieces of like rows, from which rows are chosen as whole groups are.
+"""Cut a table into small pieces of similar rows, so that rows can be selected as whole groups are.
 
-The publication drops data outside its thresholds and does not say how rows are chosen; this is ours. Rows that every limited metric
-sees alike are exchangeable: which of them are taken is drawn at random, how many is for `raysel.gime.select_groups` to find.
+The publication drops data outside its thresholds and does not say how rows are selected; this is our own
+procedure. Rows that look the same to every limited metric are exchangeable: which of them are taken is drawn
+at random, and how many is found by `raysel.gime.select_groups`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from raysel.gime.grouped import Codes
 from raysel.gime.state import target_view
 
 PIECES = 256  # of so many of a table each, about: that is how near to the least volume a choice can come
-_CLASSES = 32  # told apart; rows of the rarer others are one kind
+_CLASSES = 32  # that are distinguished; rows of the rarer others are one kind
 _BINS = 4
 
 
@@ -32,13 +33,32 @@ def pieces(
     floors: Mapping[Any, int] | None = None,
     seed: int = 0,
 ) -> pa.Array:
-    """The name of each row's piece: a dictionary column to group by.
+    """Return the name of each row's piece: a dictionary column to group by.
 
-    limits, floors: as of `raysel.gime.select_groups`. Rows are told apart by what the limited metrics see of a row, and by nothing else: its
-    class, whether it is the first of its entity or content (in a random order), shares a relation key, has a flawed cell, is of an
-    entity of the target; quarters by delay, size, event time and the side of the target that its content lies on. Rows alike in all that
-    are shuffled by ``seed`` and cut into pieces of 1/256 of the table, or of one row. Floors tell classes apart only where as many rows as
-    the limits ask for would not hold them anyhow: the choice of a row should not hang on its class without need.
+    Rows are told apart only by what the limited metrics depend on: the class; whether the row is the first of
+    its entity or content (in a random order), shares a relation key, has a flawed cell, or is of an entity of
+    the target; quarters by delay, size, event time and the side of the target that its content lies on. Rows
+    that are equal in all of these are shuffled by ``seed`` and cut into pieces of 1/256 of the table, or of
+    one row. Floors tell classes apart only if as many rows as the limits require would probably not contain
+    them: the selection of a row should not depend on its class without need.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows with the bound columns.
+    binding : Binding
+        What the columns mean.
+    limits : mapping of str to (float or None, float or None)
+        Thresholds, as for `raysel.gime.select_groups`.
+    floors : mapping of label to int, optional
+        As for `raysel.gime.select_groups`.
+    seed : int
+        Seed of the order of rows.
+
+    Returns
+    -------
+    pyarrow.Array
+        Names, one per row.
     """
     order = np.random.default_rng(seed).permutation(table.num_rows)
     block = Block(table, binding, None, 1, binding.target.scale if binding.target else None)
@@ -67,12 +87,12 @@ def pieces(
 
 
 def kind_of(piece: str | None) -> str:
-    """What the rows of a piece have in common, by its name."""
+    """Return what the rows of a piece have in common, from its name."""
     return str(piece).rpartition(", piece ")[0]
 
 
 def _scarce(block: Block, limits: Mapping[str, Any], floors: Mapping[Any, int]) -> list[Any]:
-    """The classes with floors that a random draw of the least volume would not reach."""
+    """Return the classes with floors that a random draw of the least volume would not reach."""
     if len(block.binding.classes) != 1:
         return []
     keys, there = block.key(block.binding.classes)
@@ -87,7 +107,7 @@ Mark = tuple[Codes, Sequence[str]]
 
 
 def _marks(block: Block, limits: set[str], floors: list[Any], order: Codes) -> list[Mark]:
-    """What the limited metrics see of a row: codes, and the words for each code."""
+    """Return what the limited metrics depend on in a row: codes, and the words for each code."""
     binding, target = block.binding, target_view(block.binding.target)
 
     def on(*names: str) -> bool:
@@ -157,7 +177,7 @@ def _classes(block: Block, floors: list[Any]) -> Mark:
 
 
 def _first(keys: Array, there: Mask, order: Codes) -> Mask:
-    """The first row of each key, in a given order."""
+    """Return the first row of each key, in a given order."""
     found = np.zeros(len(keys), bool)
     some = order[there[order]]
     found[some[np.unique(keys[some], return_index=True)[1]]] = True

@@ -1,4 +1,4 @@
-"""Per-row scores: a second pass over the rows, with the counts of the first."""
+"""Scores per row: a second pass over the rows, with the counts of the first."""
 
 from __future__ import annotations
 
@@ -18,9 +18,26 @@ _SCORES = {"entity": "scope", "classes": "variety"}
 
 
 def key_counts(table: pa.Table, binding: Binding) -> pa.Table:
-    """How often each entity and class occurs, exactly: role (text), hash (uint64), count (int64).
+    """Count how often each entity and class occurs, exactly.
 
-    Unlike the states of the metrics it grows with the distinct keys, 16 bytes each. ConfigError if neither is bound.
+    Unlike the states of the metrics, the counts grow with the number of distinct keys, 16 bytes each.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows with the bound columns.
+    binding : Binding
+        What the columns mean.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``role`` (text), ``hash`` (uint64) and ``count`` (int64).
+
+    Raises
+    ------
+    ConfigError
+        If neither ``entity`` nor ``classes`` is bound.
     """
     binding.check(table.schema)
     found = []
@@ -32,7 +49,10 @@ def key_counts(table: pa.Table, binding: Binding) -> pa.Table:
 
 
 def merge_key_counts(tables: Sequence[pa.Table]) -> pa.Table:
-    """The counts of the rows of all, in any order; StateError for counts of different bindings."""
+    """Return the counts of the rows of all tables, in any order.
+
+    Raise StateError for counts of different bindings.
+    """
     metadata = tables[0].schema.metadata
     if any(table.schema.metadata != metadata for table in tables):
         raise StateError(
@@ -55,12 +75,28 @@ def merge_key_counts(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None) -> pa.Table:
-    """A score of each row for the metrics that have one: as many rows as ``table``, in its order, float64.
+    """Score each row for the metrics that have a score per row.
 
-    scope: 1 / count(entity), in (0, 1], which sums to the number of entities. variety: -log2 of the share of the row's class,
-    bits, from 0 up, whose mean is the entropy. Null for rows without an entity or class.
-    counts: of all rows (`key_counts`), if ``table`` is only some of them. StateError if they are of another binding or lack
-    a key of ``table``.
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows with the bound columns.
+    binding : Binding
+        What the columns mean.
+    counts : pyarrow.Table, optional
+        Counts of all rows (`raysel.gime.key_counts`), if ``table`` has only some of them.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row per row of ``table``, in its order, float64; null for rows without an entity or class.
+        ``scope`` is 1 / count(entity), in (0, 1], and sums to the number of entities. ``variety`` is -log2 of
+        the share of the row's class, in bits, from 0 up; its mean is the entropy.
+
+    Raises
+    ------
+    StateError
+        If the counts are of another binding or lack a key of ``table``.
     """
     counts = key_counts(table, binding) if counts is None else counts
     if (counts.schema.metadata or {}).get(b"raysel.binding", b"").decode() != binding.to_json():

@@ -1,7 +1,8 @@
 """Groups of least volume whose rows together satisfy thresholds on the metrics.
 
-The publication says only that data outside the thresholds are dropped; how is ours. Metrics of a union are computed from the
-groups' states, so no row is read again. Finding the least volume is at least as hard as weighted set cover: this is greedy.
+The publication says only that data outside the thresholds are dropped; the procedure is our own. Metrics of a
+union are computed from the groups' states, so no row is read again. Finding the least volume is at least as
+hard as weighted set cover, so this is a greedy search.
 """
 
 from __future__ import annotations
@@ -32,9 +33,20 @@ Thresholds = Mapping[str, tuple[float | None, float | None]]
 
 @dataclass(frozen=True)
 class Choice:
-    """Groups chosen, in the order that they were picked; reasons: of every group, chosen or not; reached: the value of each
-    threshold's metric, and of each floor's class, over the rows of all chosen groups; bounds: the largest absolute error of
-    each, 0 = exact, see `raysel.gime.finalize`."""
+    """The groups that were selected.
+
+    Attributes
+    ----------
+    groups : tuple of str or None
+        Labels, in the order in which they were picked.
+    reasons : mapping of label to str
+        Why each group was selected or not.
+    reached : mapping of str to float
+        The value of each threshold's statistic, and of each floor's class, over the rows of all selected
+        groups.
+    bounds : mapping of str to float
+        The largest absolute error of each, 0 if exact; see `raysel.gime.finalize`.
+    """
 
     groups: tuple[str | None, ...]
     reasons: Mapping[str | None, str]
@@ -48,14 +60,38 @@ def select_groups(
     floors: Mapping[Any, int] | None = None,
     kind: Callable[[str | None], Any] | None = None,
 ) -> Choice:
-    """The groups of ``state`` (made with ``by``) to keep, so that their rows together satisfy all thresholds and floors.
+    """Select groups whose rows together satisfy all thresholds and floors.
 
-    thresholds: for a metric ("variety.classes") the least and greatest value, either None; a metric that is null fails.
-    Where it is sketched, the low end of its bound must reach the least value and the high end keep to the greatest.
-    floors: for a class, the least number of its rows; the binding names one class column, of at most 2,048 classes.
-    Groups are picked by how much shortfall they make up a row; then those that the others make needless are dropped, the
-    largest first. Every group that is left is needed. kind: groups for which it is equal are alike: only the first one left of each
-    kind is tried, and where thresholds leave the choice they are picked in the proportions of their kinds. ConfigError if no choice was found, naming thresholds that conflict.
+    Groups are picked by how much shortfall each of their rows makes up. Then groups that the others make
+    unnecessary are dropped, the largest first, until every remaining group is needed.
+
+    Parameters
+    ----------
+    state : State
+        The state of all rows, made with ``by``.
+    thresholds : mapping of str to (float or None, float or None)
+        For a statistic such as "variety.classes", the least and greatest value. A statistic that is null
+        fails. If it is sketched, the low end of its bound must reach the least value, and the high end must
+        not exceed the greatest.
+    floors : mapping of label to int, optional
+        For a class, the least number of its rows. The binding must name one class column, of at most 2,048
+        classes.
+    kind : callable, optional
+        Takes a group's label. Groups with the same result are alike: only the first one left of each kind is
+        tried, and where thresholds leave a choice, groups are picked in the proportions of their kinds.
+        Default: no groups are alike.
+
+    Returns
+    -------
+    Choice
+        The selected groups, with reasons.
+
+    Raises
+    ------
+    ConfigError
+        If no choice was found; the message names the thresholds that conflict.
+    DataError
+        If there is no group, or there are too many classes for floors.
     """
     if state.by is None:
         raise ConfigError(
@@ -127,7 +163,7 @@ def _statistics(state: State) -> list[str]:
 
 
 class _Search:
-    """The greedy search over unions of groups; a union is the merged parts of its groups."""
+    """The greedy search over unions of groups; a union is the merged accumulators of its groups."""
 
     def __init__(
         self,
@@ -147,12 +183,14 @@ class _Search:
         self._parts = self._slim(self._parts)
 
     def union(self, groups: Sequence[int]) -> Parts:
+        """Return the merged accumulators of the groups."""
         return reduce(merge_parts, (self._parts[group] for group in groups))
 
     def _slim(self, parts: list[Parts]) -> list[Parts]:
-        """Without the sketches that no limited figure looks at, whose merging would take most of the time.
+        """Return the accumulators without the sketches that no limited figure reads.
 
-        Which ones are looked at shows when the figures of all groups together are computed: those of a part of the rows look at no others.
+        Merging them would take most of the time. Which ones are read is recorded while the figures of all
+        groups together are computed. Those of some of the rows read no others.
         """
         seen: dict[str, set[str]] = {where: set() for where in ("keys", "histograms", "waves")}
         whole = reduce(merge_parts, parts)
@@ -163,7 +201,7 @@ class _Search:
         ]
 
     def values(self, parts: Parts) -> dict[str, Estimate]:
-        """The limited figures of a union; one that is null is left out."""
+        """Return the limited figures of a union; one that is null is left out."""
         view = View(self._state.binding, parts, 0, self._state.kinds, self._target)
         found: dict[str, Estimate] = {}
         for metric in self._metrics:
@@ -183,7 +221,10 @@ class _Search:
         return found
 
     def shortfall(self, parts: Parts, names: Sequence[str]) -> dict[str, float]:
-        """How far each threshold is from being met: 0 = met, 1 = null, or nothing of what is asked for; near 1 = far above."""
+        """Return how far each threshold is from being met.
+
+        0 if it is, 1 if the figure is null or has nothing of the limit, and near 1 if it is far above.
+        """
         values, found = self.values(parts), {}
         for name in names:
             low, high = self._limits[name]
@@ -201,10 +242,7 @@ class _Search:
         return found
 
     def greedy(self, names: Sequence[str]) -> list[tuple[int, str]] | None:
-        """Groups in the order picked, each with what was still missing after it; None if none was found.
-
-        Where picks that make up most have led into a shortfall that later ones cannot make up, once more with picks that enlarge none.
-        """
+        """Pick groups until all thresholds are satisfied; None if that is not possible."""
         return self._greedy(names, careful=False) or self._greedy(names, careful=True)
 
     def _greedy(self, names: Sequence[str], careful: bool) -> list[tuple[int, str]] | None:
@@ -255,7 +293,7 @@ class _Search:
         return None
 
     def prune(self, groups: list[int], names: Sequence[str]) -> list[int]:
-        """Without the groups that the others make needless, the largest first, until none is."""
+        """Drop groups that the others make unnecessary, the largest first, until every group is needed."""
         kept, pruned = groups, True
         while pruned:
             pruned, unions = False, None
@@ -273,11 +311,11 @@ class _Search:
         return kept
 
     def _unions(self, groups: Sequence[int]) -> list[Parts]:
-        """Of the first one, the first two, and so on."""
+        """Return the unions of the first group, the first two, and so on."""
         return list(accumulate((self._parts[group] for group in groups), merge_parts))
 
     def why_not(self) -> str:
-        """A sentence with thresholds that conflict: without any one of them a choice is found."""
+        """Return a sentence with thresholds that conflict: without any one of them a choice is found."""
         conflict = list(self._limits)
         for name in list(conflict):
             rest = [n for n in conflict if n != name]
@@ -296,7 +334,7 @@ class _Search:
 
 
 class _Noted(dict[str, Any]):
-    """A dict that notes which of its keys are looked up."""
+    """A dict that records which of its keys are read."""
 
     def __init__(self, known: Mapping[str, Any], seen: set[str]) -> None:
         super().__init__(known)
@@ -316,7 +354,7 @@ def _told(found: Estimate) -> str:
 
 
 def _alone(parts: Parts, group: int) -> Parts:
-    """The parts of one group."""
+    """Return the accumulators of one group."""
     one = slice(group, group + 1)
     return Parts(
         {name: v[one] for name, v in parts.counts.items()},

@@ -1,8 +1,9 @@
-"""Which metrics a task's performance hangs on, and how far each may go: calibrated on subsets of equal size.
+"""Which metrics a task's performance depends on, and how far each may go, from subsets of equal size.
 
-The publication (Xu et al., arXiv 2501.02004) finds sensitive metrics on past runs and puts thresholds on them; how is ours: partial
-rank correlations with control of false discoveries on one part of the subsets, thresholds tested in a fixed sequence on the
-other, since a scan over thresholds on the same subsets proves nothing.
+The publication (Xu et al., arXiv:2501.02004) finds sensitive metrics on past runs and sets thresholds on
+them. The procedure here is our own: partial rank correlations with control of false discoveries on one part
+of the subsets, and thresholds tested in a fixed sequence on the other part, since a scan over thresholds on
+the same subsets proves nothing.
 """
 
 from __future__ import annotations
@@ -35,13 +36,23 @@ _STEPS = 8  # thresholds tried for each metric
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What a calibration found.
+    """The result of a calibration.
 
-    thresholds: for each sensitive metric ("variety.classes") the least and greatest value, one of them None, for which the
-    performance was shown to hold; empty where nothing could be shown. correlations: statistic, rho (partial Spearman), p, q
-    (Benjamini-Hochberg), sensitive, reason. evidence: every threshold tested, in order: statistic, low, high, subsets (that meet
-    it), successes, bound (lower confidence bound of the share of successes), held. subsets: subset, held_out, performance, and
-    the metrics. info: the parameters, ``full`` and ``floor`` performance, ``rows_trained`` and ``seconds``, for the ledger.
+    Attributes
+    ----------
+    thresholds : mapping of str to (float or None, float or None)
+        For each sensitive statistic ("variety.classes") the least and greatest value, one of them None, for
+        which the performance was shown to hold; empty if nothing could be shown.
+    correlations : pyarrow.Table
+        ``statistic``, ``rho`` (partial Spearman), ``p``, ``q`` (Benjamini-Hochberg), ``sensitive``,
+        ``reason``.
+    evidence : pyarrow.Table
+        Every threshold tested, in order: ``statistic``, ``low``, ``high``, ``subsets`` (that meet it),
+        ``successes``, ``bound`` (lower confidence bound of the share of successes), ``held``.
+    subsets : pyarrow.Table
+        ``subset``, ``held_out``, ``performance``, and the metrics.
+    info : mapping
+        The parameters, ``full`` and ``floor`` performance, ``rows_trained`` and ``seconds``, for the ledger.
     """
 
     thresholds: Mapping[str, tuple[float | None, float | None]]
@@ -52,7 +63,7 @@ class Sensitivity:
 
     @property
     def limits(self) -> Mapping[str, tuple[float | None, float | None]]:
-        """The thresholds, and at least as many rows as the subsets had: of less nothing was shown."""
+        """The thresholds, and at least as many rows as the subsets had, since nothing was shown for fewer."""
         if not self.thresholds:
             return {}
         return {**self.thresholds, "volume.rows": (float(self.info["rows"]), None)}
@@ -74,17 +85,61 @@ def sensitivity(
     seed: int = 0,
     each: Each | None = None,
 ) -> Sensitivity:
-    """Train on ``count`` subsets of ``rows`` rows each, and see which metrics the performance follows.
+    """Train on many subsets of equal size, and find the metrics that the performance follows.
 
-    performance: of a model trained on a table, higher is better: see `proxy`. mix: the column whose values' shares are varied
-    from subset to subset. statistics: those to consider ("scope.entities"); None = all that vary, of those that move together the
-    first. A threshold holds when the share of subsets with performance of at least that of the whole table less ``tolerance``,
-    among the subsets that meet it, is at least ``share`` with ``confidence`` for all thresholds together. each: how a function
-    is applied to parts of the table, given by their positions: in turn, or in parallel, in the order of the parts.
+    The first 30 subsets (a quarter, if that is more) choose metrics and the thresholds to try. The others
+    test these thresholds, from the strictest that enough subsets can meet to the loosest, until one fails. A
+    threshold holds if, among the subsets that meet it, the share with a performance of at least that of the
+    complete table less ``tolerance`` is at least ``share``, with ``confidence`` for all thresholds together.
 
-    The first 30 subsets (a quarter, if that is more) choose metrics and the thresholds to try, the others test these from the
-    strictest that enough subsets can meet to the loosest, until one fails. ConfigError if ``count`` cannot show ``share``,
-    DataError if no metric varies.
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows with the bound columns, ``mix`` and the columns that ``performance`` reads.
+    binding : Binding
+        What the columns mean.
+    performance : callable
+        Takes a table and returns the performance of a model trained on it, higher is better; see
+        `raysel.gime.proxy`.
+    mix : str
+        Column whose values' shares vary from subset to subset.
+    rows : int
+        Rows per subset, at most half of the table.
+    count : int
+        Number of subsets.
+    statistics : sequence of str, optional
+        Statistics to consider ("scope.entities"). Default: all that vary, and of those that move together the
+        first.
+    tolerance : float
+        How far below the performance on the complete table a subset may score.
+    share : float
+        Share of the subsets within a threshold that must score so well, in (0, 1).
+    confidence : float
+        Confidence of that share, for all thresholds together, in (0, 1).
+    false_discoveries : float
+        Greatest expected share of statistics chosen although the performance does not depend on them, in (0,
+        1).
+    seed : int
+        Seed of the subsets.
+    each : callable, optional
+        Applies a function to parts of the table, given by their positions, and returns the results in the
+        order of the parts. Default: one after another in this process.
+
+    Returns
+    -------
+    Sensitivity
+        Thresholds, correlations and the evidence for each.
+
+    Raises
+    ------
+    ConfigError
+        If ``count`` subsets cannot show ``share``, or a parameter is out of range.
+    DataError
+        If no metric varies, or the performance is not finite or the same for every subset.
+
+    References
+    ----------
+    Xu et al., arXiv:2501.02004; Benjamini & Hochberg (1995).
     """
     if not 0 < share < 1 or not 0 < confidence < 1 or not 0 < false_discoveries < 1:
         raise ConfigError("share, confidence and false_discoveries must lie between 0 and 1.")
@@ -172,10 +227,15 @@ _EVIDENCE = pa.schema(
 
 
 def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[Positions]:
-    """``count`` subsets of ``rows`` positions each, ascending, without repeats within one.
+    """Return ``count`` subsets of ``rows`` positions each, ascending, without repeats within one.
 
-    The shares of the values of ``keys`` are drawn anew for each (Dirichlet 1/2), as far as there are rows of a value.
-    ConfigError if there are not so many rows, or nearly: subsets must be able to differ.
+    The shares of the values of ``keys`` are drawn for each subset (Dirichlet 1/2), as far as there are rows
+    of a value.
+
+    Raises
+    ------
+    ConfigError
+        Unless ``rows`` is at least 1 and at most half of the rows: subsets must be able to differ.
     """
     if not 1 <= rows <= len(keys) // 2:
         raise ConfigError(
@@ -203,8 +263,25 @@ def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[Positio
 
 
 def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, Floats]:
-    """Spearman's correlation of each column of ``values`` (m, k) with ``scores`` (m,), given the other columns, and its
-    two-sided p by the t distribution with m - k - 1 degrees of freedom. ConfigError without a degree left."""
+    """Return Spearman's correlation of each column with the scores, given the others, and its p (two-sided).
+
+    Parameters
+    ----------
+    values : array of float64, shape (m, k)
+        One column per metric.
+    scores : array of float64, shape (m,)
+        Performance of each subset.
+
+    Returns
+    -------
+    rho, p : array of float64, shape (k,)
+        Correlations, and p-values by the t distribution with m - k - 1 degrees of freedom.
+
+    Raises
+    ------
+    ConfigError
+        If no degree of freedom is left.
+    """
     m, k = values.shape
     freedom = m - k - 1
     if freedom < 1:
@@ -264,9 +341,9 @@ def _correlations(
 
 
 def _twins(values: Mapping[str, Floats], most: int) -> dict[str, str]:
-    """Columns to leave out, each with an earlier one that it moves with, so that no more than ``most`` stay.
+    """Return columns to leave out, so that ``most`` remain, each with an earlier one that it moves with.
 
-    It looks at the metrics alone, never at the performance, so what stays was not picked by it.
+    Only the metrics are read, never the performance, so the performance does not affect what remains.
     """
     names = list(values)
     near = np.abs(
@@ -290,12 +367,13 @@ def _twins(values: Mapping[str, Floats], most: int) -> dict[str, str]:
 def least_strict(
     values: Floats, good: npt.NDArray[np.bool_], first: int, at_least: bool, share: float, alpha: float
 ) -> tuple[list[dict[str, Any]], float | None]:
-    """The loosest threshold that holds, None if none does, and every one tested, in order.
+    """Return every threshold tested, in order, and the loosest that holds (None if none does).
 
-    The thresholds are set by the first ``first`` values: from the one that, by them, just enough of the other subsets meet to show
-    ``share`` if all succeed, to the one that all meet. Each is tested on the others at level ``alpha`` (the Clopper-Pearson
-    bound of the share of ``good`` among those that meet it), in that order and until one fails: so all that hold do so at
-    ``alpha`` together (fixed sequence). One that too few of the others meet to show anything is passed over, by their values alone.
+    The thresholds are set by the first ``first`` values: from the one that, by them, just enough of the other
+    subsets meet to show ``share`` if all succeed, to the one that all meet. Each is tested on the others at
+    level ``alpha`` (the Clopper-Pearson bound of the share of ``good`` among those that meet it), in that
+    order, until one fails. All that hold therefore do so at ``alpha`` together (fixed sequence). One that too
+    few of the others meet to show anything is skipped, by their values alone.
     """
     sign = 1.0 if at_least else -1.0
     strength = np.sort(sign * values[:first])[::-1]  # strongest first
@@ -330,11 +408,35 @@ def least_strict(
 
 
 def proxy(features: Sequence[str], label: str, test: pa.Table, scoring: str | None = None) -> Performance:
-    """A small model's score on ``test`` (scikit-learn): logistic regression, or ridge regression where ``label`` holds floats.
+    """Return a function that trains a small scikit-learn model on a table and scores it on ``test``.
 
-    features: columns of numbers, standardised, a missing one the mean, and of text, one-hot. scoring: a name that scikit-learn
-    knows, such as "roc_auc" or "neg_root_mean_squared_error"; None = accuracy or R². A table with one class predicts it.
-    DataError for a column that is not there or rows of the test without a label, ConfigError for a scoring that is not known.
+    The model is a logistic regression, or a ridge regression if ``label`` holds floats. A table with one
+    class predicts it.
+
+    Parameters
+    ----------
+    features : sequence of str
+        Columns of numbers, which are standardised (a missing one is the mean), and of text, which is one-hot
+        encoded.
+    label : str
+        Column to predict.
+    test : pyarrow.Table
+        Rows to score on.
+    scoring : str, optional
+        Name of a scikit-learn scorer, such as "roc_auc" or "neg_root_mean_squared_error". Default: accuracy
+        or R².
+
+    Returns
+    -------
+    callable
+        The parameter ``performance`` of `raysel.gime.sensitivity`.
+
+    Raises
+    ------
+    DataError
+        For a missing column, and rows of the test without a label.
+    ConfigError
+        For an unknown scorer.
     """
     from sklearn.metrics import get_scorer_names
 

@@ -1,7 +1,8 @@
-"""One small state a block: ``partial`` makes it, ``merge`` joins two, ``finalize`` reads the eleven metrics from it.
+"""States: ``partial`` makes one per block, ``merge`` joins two, ``finalize`` computes the eleven metrics.
 
-Merging is associative and commutative to the last bit, so that neither the split into blocks nor the order of merging is
-seen in the result. States are values; they are saved as Arrow IPC and merged with new data later.
+Merging is associative and commutative to the last bit, so that the result depends neither on the split into
+blocks nor on the order of merging. States are immutable. They can be saved as Arrow IPC and merged with new
+data later.
 """
 
 from __future__ import annotations
@@ -55,9 +56,28 @@ _ROWS = 1 << 18  # rows collected at once: their temporaries stay small
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What is kept of rows: ``parts`` of each group, and what each column holds (``kinds``).
+    """The mergeable summary of some rows, from which the metrics are computed.
 
-    by: None (one group, labelled None), a column, or a window of event time. groups: labels, ascending, null first.
+    Attributes
+    ----------
+    binding : Binding
+        What the columns mean.
+    by : str, datetime.timedelta or None
+        A column, or a window of event time, to group by; None for one group, whose label is None.
+    groups : tuple of str or None
+        Labels of the groups, ascending, null first.
+    kinds : dict of str to str
+        What each column holds.
+    parts : Parts
+        The accumulators of each group.
+
+    Examples
+    --------
+    >>> binding = raysel.gime.Binding(classes="label")
+    >>> table = pa.table({"label": ["a", "b", "a"]})
+    >>> one, other, both = (raysel.gime.partial(part, binding) for part in (table[:1], table[1:], table))
+    >>> raysel.gime.merge(one, other).digest() == both.digest()
+    True
     """
 
     binding: Binding
@@ -67,7 +87,7 @@ class State:
     parts: Parts
 
     def digest(self) -> str:
-        """32 hexadecimal digits that differ when anything in the state does (BLAKE2b, 128 bits)."""
+        """Return 32 hexadecimal digits that change if anything in the state does (BLAKE2b, 128 bits)."""
         head = json.dumps(
             [FORMAT, self.binding.digest(), _by_text(self.by), self.groups, sorted(self.kinds.items())]
         )
@@ -80,12 +100,15 @@ class State:
         return digest.hexdigest()
 
     def nbytes(self) -> int:
-        """Bytes of its arrays."""
+        """Return the bytes of its arrays."""
         parts = _flatten(self.parts).values()
         return sum(sum(map(len, v)) if isinstance(v, list) else v.nbytes for v in parts)
 
     def to_arrow(self) -> pa.Table:
-        """One row with a list column for each array; binding, format and digest are in the schema's metadata."""
+        """Return one row with a list column per array.
+
+        Binding, format and digest are in the schema's metadata.
+        """
         arrays = {
             name: pa.array([values]) if isinstance(values, list) else _listed(values)
             for name, values in _flatten(self.parts).items()
@@ -103,7 +126,10 @@ class State:
 
     @classmethod
     def from_arrow(cls, table: pa.Table) -> State:
-        """The state that :meth:`to_arrow` wrote; StateError for a table that is anything else or damaged."""
+        """Read the state that :meth:`to_arrow` returned.
+
+        Raise StateError if the table is damaged or something else.
+        """
         metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
         if metadata.get("raysel.format") != FORMAT:
             raise StateError(
@@ -132,13 +158,13 @@ class State:
         return state
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an Arrow IPC file; it appears under its name only when it is whole."""
+        """Write an Arrow IPC file, which appears under its name only when it is complete."""
         storage.make_folder(os.path.dirname(os.fspath(path)) or ".")
         storage.write_bytes(path, _to_ipc(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
-        """Read what :meth:`save` wrote; StateError if it is missing or damaged."""
+        """Read what :meth:`save` wrote; raise StateError if it is missing or damaged."""
         try:
             return _from_ipc(storage.read_bytes(path))
         except (OSError, StateError) as error:
@@ -146,19 +172,69 @@ class State:
 
 
 def measure(table: pa.Table, binding: Binding, by: By = None) -> pa.Table:
-    """The eleven metrics of a table: columns metric, statistic, value, unit, bound and reason, see `finalize`.
+    """Measure a table, or each of its groups, by the eleven metrics.
 
-    by: also a column, or a window of event time from 1970 on, to measure each group of rows by itself; the result then begins
-    with a column ``group``.
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows with the bound columns.
+    binding : Binding
+        What the columns mean.
+    by : str or datetime.timedelta, optional
+        Column, or window of event time from 1970 on, whose groups are measured one by one. Default: one
+        group.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row per statistic: ``metric``, ``statistic``, ``value``, ``unit``, ``bound`` and ``reason``, see
+        `raysel.gime.finalize`; with ``by`` also ``group``, first.
+
+    Raises
+    ------
+    ConfigError
+        For a grouping that is not possible.
+    DataError
+        As `raysel.gime.partial` raises.
+
+    References
+    ----------
+    Xu et al., arXiv:2501.02004.
+
+    Examples
+    --------
+    >>> table = pa.table({"label": ["a", "b", "a", "b"]})
+    >>> found = raysel.gime.measure(table, raysel.gime.Binding(classes="label")).to_pylist()
+    >>> [(row["value"], row["unit"]) for row in found if row["statistic"] == "classes"]
+    [(2.0, 'classes')]
     """
     return finalize(partial(table, binding, by))
 
 
 def partial(table: pa.Table, binding: Binding, by: By = None) -> State:
-    """The state of some rows. Only the bound columns of ``table`` (and ``by``) are looked at.
+    """Return the state of some rows.
 
-    DataError for a column that is missing or of a wrong type, and, with the row, for times that cannot be read or held,
-    negative sizes and mixed time zones. The row is counted from the first of ``table``.
+    Parameters
+    ----------
+    table : pyarrow.Table
+        Rows; only the bound columns and ``by`` are read.
+    binding : Binding
+        What the columns mean.
+    by : str or datetime.timedelta, optional
+        Column, or window of event time, to group by.
+
+    Returns
+    -------
+    State
+        The state of the rows.
+
+    Raises
+    ------
+    DataError
+        For a column that is missing or of a wrong type, and, with the row, for times that cannot be read or
+        stored, negative sizes and mixed time zones. Rows are counted from the first of ``table``.
+    ConfigError
+        For a grouping that is not possible.
     """
     binding.check(table.schema)
     return _partial(table, binding, by, binding.target.scale if binding.target else None)
@@ -184,12 +260,15 @@ def _slice(table: pa.Table, first_row: int, binding: Binding, by: By, scale: Any
 
 
 def _labelled(of: pa.DataType, by: str) -> str:
-    """What a column to group by holds: of what is not of one kind the labels may look alike, or those of one value differ."""
+    """Return what a column to group by holds.
+
+    Values of mixed kinds could have equal labels, or one value two labels.
+    """
     return "date" if pa.types.is_date(of) else kind(of, by)
 
 
 def columns(binding: Binding, by: By = None) -> list[str]:
-    """The columns that `partial` looks at."""
+    """Return the columns that `partial` reads."""
     return list(dict.fromkeys([*binding.columns, *([by] if isinstance(by, str) else [])]))
 
 
@@ -216,7 +295,7 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
 def grouping(
     table: pa.Table, first_row: int, binding: Binding, by: By
 ) -> tuple[tuple[str | None, ...], Codes | None]:
-    """Labels, ascending with null first, and each row's code among them (None if there is one group)."""
+    """Return labels, ascending with null first, and each row's code among them (None for one group)."""
     if by is None:
         return (None,), None
     if isinstance(by, timedelta):
@@ -245,7 +324,10 @@ def grouping(
 
 
 def _in_one_unit(array: pa.Array, name: str, first_row: int) -> pa.Array:
-    """Moments, clock times and durations in nanoseconds, moments with a zone in UTC: one value has one label."""
+    """Return moments, clock times and durations in nanoseconds.
+
+    Zoned moments are in UTC, so that one value has one label.
+    """
     of, is_ = array.type, pa.types
     if is_.is_timestamp(of):
         array = nanoseconds(array, name, first_row)
@@ -260,9 +342,24 @@ def _nanoseconds(window: timedelta) -> int:
 
 
 def merge(one: State, other: State) -> State:
-    """The state of the rows of both, to the last bit the one that `partial` makes of them together.
+    """Return the state of the rows of both: the same bits that `partial` returns for them together.
 
-    StateError for states of different bindings or groupings; DataError for columns that hold different kinds of values.
+    Parameters
+    ----------
+    one, other : State
+        States of the same binding and grouping.
+
+    Returns
+    -------
+    State
+        The joined state.
+
+    Raises
+    ------
+    StateError
+        For states of different bindings or groupings.
+    DataError
+        For columns that hold different kinds of values.
     """
     if one.binding != other.binding:
         raise StateError(
@@ -292,17 +389,25 @@ def _one_kind(name: str, one: str, other: str) -> str:
 
 
 def empty(table: pa.Table, binding: Binding, by: By = None) -> State:
-    """The state of no rows of a table like ``table``: merging it changes nothing."""
+    """Return the state of no rows of a table like ``table``: merging it changes nothing."""
     return partial(table.slice(0, 0), binding, by)
 
 
 def finalize(state: State) -> pa.Table:
-    """The metrics: one row for each statistic, as METRICS orders them, for each group.
+    """Compute the metrics from a state: one row per statistic, in the order of METRICS, for each group.
 
-    Columns: ``group`` (text, only if grouped), ``metric``, ``statistic``, ``value`` (float64, null with a reason, never 0, if
-    its input is missing), ``unit``, ``bound`` (the largest absolute error of the value: 0 = exact, else three standard errors of
-    a sketch or an interval, as the metric's docstring says) and ``reason`` (why there is no value, or a remark on it). The
-    schema's metadata hold the binding.
+    Parameters
+    ----------
+    state : State
+        The state of all rows.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``group`` (text, only if grouped), ``metric``, ``statistic``, ``value`` (float64; null with a reason,
+        never 0, if its input is missing), ``unit``, ``bound`` (the largest absolute error of the value: 0 if
+        exact, else three standard errors of a sketch or an interval, as the metric's docstring says) and
+        ``reason`` (why there is no value, or a remark on it). The schema's metadata has the binding.
     """
     target = target_view(state.binding.target)
     rows = [
@@ -335,10 +440,25 @@ def _figures(view: View) -> Iterator[tuple[str, Figure]]:
 
 
 def with_target(binding: Binding, table: pa.Table) -> Binding:
-    """``binding`` with what is kept of a target table, to which `mismatch` then measures the distance.
+    """Return ``binding`` with a summary of a target table, to which ``mismatch`` then measures the distance.
 
-    Of the target's columns those that the binding names are used; components that need one it lacks are null, with the reason.
-    DataError if it has none of them, no row, or values that cannot be used.
+    Parameters
+    ----------
+    binding : Binding
+        What the columns mean.
+    table : pyarrow.Table
+        The target. The columns that the binding names are used; components that need one that it lacks are
+        null, with the reason.
+
+    Returns
+    -------
+    Binding
+        The binding with ``target`` set.
+
+    Raises
+    ------
+    DataError
+        If the target has none of the columns, no row, or values that cannot be used.
     """
     kept = binding.within(table.column_names)
     if kept is None:
@@ -364,6 +484,7 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
 
 
 def target_view(target: Target | None) -> View | None:
+    """Return the accumulators of a target; None without one."""
     if target is None:
         return None
     state = _unpacked(target.summary)
@@ -407,7 +528,7 @@ def _listed(values: Any) -> pa.Array:
 
 
 def _flatten(parts: Parts) -> dict[str, Any]:
-    """Each array under the JSON of its path; sums as hexadecimal text."""
+    """Return each array under the JSON of its path; sums as hexadecimal text."""
     found: dict[tuple[str, ...], Any] = {}
     for where in ("counts", "low", "high", "waves"):
         for name, values in getattr(parts, where).items():

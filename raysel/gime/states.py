@@ -1,4 +1,4 @@
-"""Volume, variety and distortion: the states that are stored, their classes and how far they can be trusted."""
+"""Volume, variety and distortion: the stored states, their classes and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from raysel.gio.budget import arrow_bytes
 
 
 def collect(block: Block) -> None:
-    """Rows and bytes; counts of each state and class; cells that disagree, are missing or out of bounds."""
+    """Collect rows and bytes.
+
+    Counts of each state and class; cells that disagree, are missing or out of bounds.
+    """
     binding = block.binding
     block.count("rows")
     if block.group is None:
@@ -47,11 +50,12 @@ def collect(block: Block) -> None:
 
 
 def volume(view: View) -> list[Figure]:
-    """How much is stored (OIT: sigma(g)), three measures of it, each from 0 up.
+    """Compute how much is stored (OIT: sigma(g)), by three measures, each from 0 up.
 
-    rows; bytes: Arrow bytes of the bound columns, values and offsets; entropy: bits, the sum over content columns of
-    their rows with a value times the Shannon entropy of their values. The entropy of a column of more than 2,048
-    different values is an estimate between its collision entropy and the logarithm of their number.
+    ``rows``; ``bytes``: Arrow bytes of the bound columns, values and offsets; ``entropy``: bits, the sum over
+    content columns of their rows with a value times the Shannon entropy of their values. The entropy of a
+    column of more than 2,048 different values is an estimate between its collision entropy and the logarithm
+    of their number.
     """
     found = [
         Figure("rows", exact(view.rows), "rows"),
@@ -70,10 +74,11 @@ def volume(view: View) -> list[Figure]:
 
 
 def variety(view: View) -> list[Figure]:
-    """How many kinds of states there are (OIT: classes under an equivalence R).
+    """Compute how many kinds of states there are (OIT: classes under an equivalence R).
 
-    classes: distinct classes, from 1 up. effective_classes: exp of the Shannon entropy (nats) of their shares, from 1 to
-    classes: as many equally frequent classes would be as hard to tell. Rows without a class are left out.
+    ``classes``: distinct classes, from 1 up. ``effective_classes``: exp of the Shannon entropy (nats) of
+    their shares, from 1 to ``classes``: as many equally frequent classes would be as hard to predict. Rows
+    without a class are left out.
     """
     statistics = (("classes", "classes"), ("effective_classes", "classes"))
     if not view.binding.classes:
@@ -89,12 +94,13 @@ def variety(view: View) -> list[Figure]:
 
 
 def distortion(view: View) -> list[Figure]:
-    """How far what is read back is from what was (OIT: d(f, g')). Shares in [0, 1].
+    """Compute how far what is read back is from what was (OIT: d(f, g')). Shares in [0, 1].
 
-    disagreement: of the cells whose `reference` column has a value, those that differ from it; no value differs from one.
-    It is OIT's distortion, with out-of-fold predictions as reference an out-of-fold error. Without a reference
-    the stand-in is invalid, of the cells of content and bounded columns those that are null (null), NaN or infinite
-    (not_finite) or outside their bounds (out_of_bounds).
+    ``disagreement``: of the cells whose ``reference`` column has a value, those that differ from it; no value
+    differs from one. This is OIT's distortion; with out-of-fold predictions as reference it is an out-of-fold
+    error. Without a reference the substitute is ``invalid``: of the cells of content and bounded columns,
+    those that are null (``null``), NaN or infinite (``not_finite``) or outside their bounds
+    (``out_of_bounds``).
     """
     found = []
     if not view.binding.reference:

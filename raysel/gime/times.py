@@ -20,7 +20,7 @@ _DELAY = tuple((name, "s") for name in ("as_defined", "max", "mean", "p50", "p95
 
 
 def collect(block: Block) -> None:
-    """Distinct moments and days, extremes, and the rows' delays."""
+    """Collect distinct moments and days, extremes, and the rows' delays."""
     binding = block.binding
     if binding.event_time is None:
         if binding.record_time is not None:  # text is a time once it is read, for the schema too
@@ -96,12 +96,13 @@ def _per_second(per_nanosecond: float) -> float:
 
 
 def delay(view: View) -> list[Figure]:
-    """How long after things happened they were recorded (OIT: sup T_m - sup T_h). Seconds.
+    """Compute how long after things happened they were recorded (OIT: sup T_m - sup T_h), in seconds.
 
-    as_defined: max(record_time) - max(event_time), or with a reference_time that less max(event_time); may be
-    negative. Beside it, of the rows' own record - event that are not negative, from 0 up: max, mean, p50 and p95 (the least
-    delay that so large a share of rows does not exceed; exact up to 2,048 different delays, else the middle of its
-    bin). negative_rows counts the others, from 0 up: a record before its event is an alarm, folded into none of these four.
+    ``as_defined``: max(record_time) - max(event_time), or reference_time - max(event_time); may be negative.
+    In addition, of the rows' own record - event that are not negative, from 0 up: ``max``, ``mean``, ``p50``
+    and ``p95`` (the least delay that such a share of rows does not exceed; exact up to 2,048 different
+    delays, else the middle of its bin). ``negative_rows`` counts the other rows, from 0 up: a record before
+    its event is an alarm, and is not in any of these four.
     """
     binding = view.binding
     if binding.event_time is None or (binding.record_time is None and binding.reference_time is None):
@@ -147,10 +148,10 @@ def delay(view: View) -> list[Figure]:
 
 
 def duration(view: View) -> list[Figure]:
-    """How much time is covered (OIT: sup T_h - inf T_h).
+    """Compute how much time is covered (OIT: sup T_h - inf T_h).
 
-    span: max(event_time) - min(event_time), seconds, from 0 up. occupied_days: days of the calendar (in UTC where times have a
-    zone) with at least one event, from 1 up.
+    ``span``: max(event_time) - min(event_time), seconds, from 0 up. ``occupied_days``: days of the calendar
+    (in UTC if times have a zone) with at least one event, from 1 up.
     """
     statistics = (("span", "s"), ("occupied_days", "days"))
     column = view.binding.event_time
@@ -167,10 +168,11 @@ def duration(view: View) -> list[Figure]:
 
 
 def sampling_rate(view: View) -> list[Figure]:
-    """How densely time is sampled (OIT: gaps per unit of gap time). 1/s, above 0.
+    """Compute how densely time is sampled (OIT: gaps per unit of gap time), in 1/s, above 0.
 
-    rate: (distinct event times - 1) / span. rate_per_entity: all gaps within entities by all their time, that is the sum
-    over entities of (distinct times - 1) by the sum of their spans. Null where there is no gap.
+    ``rate``: (distinct event times - 1) / span. ``rate_per_entity``: all gaps within entities by all their
+    time, that is the sum over entities of (distinct times - 1) by the sum of their spans. Null if there is no
+    gap.
     """
     rate, each = ("rate", "1/s"), ("rate_per_entity", "1/s")
     column = view.binding.event_time

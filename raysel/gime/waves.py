@@ -1,4 +1,4 @@
-"""Sums of random Fourier features in integers, from which the distance of two sets is read (Rahimi & Recht 2007)."""
+"""Sums of random Fourier features in integers, for the distance of two sets (Rahimi & Recht, 2007)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CLIP, _DIGITS = 64.0, 12  # coordinates beyond 64 standard deviations are cut, 
 
 @lru_cache(maxsize=8)
 def _frequencies(width: int) -> npt.NDArray[np.float64]:
-    """(width, WAVES): of the kernel exp(-|x - y|^2 / (2 width)), in turns, as integers of 2^-20."""
+    """Return frequencies of the kernel exp(-|x - y|^2 / (2 width)), alternating, as integers of 2^-20."""
     draws = mix(np.arange(1, width * WAVES + 1, dtype=np.uint64) * GOLDEN)
     inverse = NormalDist().inv_cdf
     normal = np.array([inverse(u) for u in ((draws >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53])
@@ -33,17 +33,17 @@ def _frequencies(width: int) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=1)
 def _table() -> npt.NDArray[np.float64]:
-    """cos + 1 in the upper digits and sin + 1 in the lower: one look, one sum for both."""
+    """Return cos + 1 in the upper digits and sin + 1 in the lower ones: one look-up and one sum for both."""
     angle = np.arange(1 << _STEPS) * (2 * math.pi / (1 << _STEPS))
     cos, sin = (np.rint((wave(angle) + 1) * (1 << _HEIGHT)) for wave in (np.cos, np.sin))
     return cos * 2.0**_HALF + sin
 
 
 def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> npt.NDArray[np.int64]:
-    """Sums of cos + 1 and sin + 1 of each frequency over the rows of ``points`` (n, d): int64 (G, 2 * WAVES).
+    """Return sums of cos + 1 and sin + 1 of each frequency over the rows of ``points``: int64 (G, 2 * WAVES).
 
-    Coordinates and frequencies are rounded to binary places so few that their product is exact in float64 in any order
-    of adding: the sums are the same whatever computes them. DataError is the caller's for points that are not finite.
+    ``points`` (n, d) must be finite. Coordinates and frequencies are rounded to so few binary places that
+    their product is exact in float64 in any order of adding: the sums are the same whatever computes them.
     """
     frequencies = _frequencies(points.shape[1]) * 2.0 ** (_STEPS - _TURN)
     table, nudge = (
@@ -75,7 +75,7 @@ def waves(group: Codes | None, points: npt.NDArray[np.float64], groups: int) -> 
 
 
 def kernel_distance(one: Array, rows_one: int, other: Array, rows_other: int) -> Estimate:
-    """MMD of two sets from their :func:`waves`: the root of the mean over frequencies of |difference of means|^2."""
+    """Return the MMD of two sets from their :func:`waves`: the root of mean |difference of means|^2."""
     gap = (one / rows_one - other / rows_other) / (1 << _HEIGHT)
     each = gap[:WAVES] ** 2 + gap[WAVES:] ** 2
     value, error = float(each.mean()), SIGMAS * float(each.std(ddof=1)) / math.sqrt(WAVES)

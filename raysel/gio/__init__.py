@@ -1,6 +1,6 @@
-"""GIO: choose from a pool the rows that bring it closest to a target, by KL divergence (no Ray needed).
+"""GIO: select from a pool the rows that bring it closest to a target, by KL divergence (without Ray).
 
-Everaert and Potts, Gradient Information Optimization, ICLR 2024, arXiv 2306.11670.
+Everaert & Potts, Gradient Information Optimization, ICLR 2024, arXiv:2306.11670.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Budgets in bytes: what a text such as "200MB" means, and what a table takes. No Ray needed."""
+"""Budgets in bytes: the meaning of a text such as "200MB", and the bytes of a table. Without Ray."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 def parse_bytes(text: str) -> int:
-    """The bytes in "200MB", "1.5 GiB", "800 kB" ...; ConfigError for anything else."""
+    """Return the bytes in "200MB", "1.5 GiB", "800 kB" ...; raise ConfigError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
         raise ConfigError(
@@ -28,7 +28,7 @@ def parse_bytes(text: str) -> int:
 
 
 def arrow_bytes(table: pa.Table) -> int:
-    """Bytes of the values and offsets of a table, the same in whatever pieces its rows come."""
+    """Return the bytes of the values and offsets of a table, which do not depend on its chunks."""
     return sum(_bytes(chunk) for column in table.columns for chunk in column.chunks)
 
 

@@ -1,8 +1,8 @@
 """Distances between two sets of vectors, in blocks: never more than one bounded block in memory.
 
-Squares come from the expansion ``|x|^2 + |y|^2 - 2 x.y`` in float64 on centred vectors; the pairs it cannot
+Squares are expanded as ``|x|^2 + |y|^2 - 2 x.y`` in float64 on centred vectors. Pairs that this cannot
 resolve (near or equal rows, as among raw 0-255 pixels) are computed again from the difference itself.
-torch does the blocks, so that ``device="cuda"`` is the same code; it is imported when first needed.
+torch computes the blocks, so that ``device="cuda"`` is the same code; it is imported when it is first needed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,20 @@ _LARGEST_SINGLE = 1e38  # twice that is still a float32
 def vectors(
     values: Any, name: str, dimensions: int | None = None, *, ids: Any = None, single: bool = False
 ) -> Array:
-    """A finite 2-D array of at least one row, or a DataError that names what is wrong with `name`.
+    """Return a finite 2-D array of at least one row, or raise DataError with what is wrong with ``name``.
 
-    `values`: (rows, dimensions), any real dtype, NumPy or torch; float32 and float64 are not copied.
-    `ids`: what to call the rows in the sentence. `single`: as float32, which must hold the values.
+    Parameters
+    ----------
+    values : array or tensor, shape (rows, dimensions)
+        Any real dtype; float32 and float64 are not copied.
+    name : str
+        What the message calls the array.
+    dimensions : int, optional
+        Number of dimensions that is expected.
+    ids : array, optional
+        What the message calls the rows.
+    single : bool
+        Return float32, which must be able to hold the values.
     """
     if hasattr(values, "detach"):
         values = values.detach().cpu().numpy()
@@ -61,7 +71,7 @@ def vectors(
 
 
 def first_equal(rows: Array) -> NDArray[np.int64]:
-    """For every row the index of the first row that equals it; ties among duplicates must be exact ties."""
+    """Return for every row the index of the first equal row, so that ties among duplicates are exact."""
     words = rows.dtype.itemsize // 4
     odd = np.random.Generator(np.random.Philox(0)).integers(
         0, 2**63, size=rows.shape[1] * words, dtype=np.uint64, endpoint=False
@@ -82,9 +92,9 @@ def first_equal(rows: Array) -> NDArray[np.int64]:
 def nearest_logs(
     x: Array, y: Array, k: int, centre: Array, *, among_itself: bool = False, device: str | None = None
 ) -> Array:
-    """ln of the distances of every x to its k nearest y, ascending: (n, k) float64.
+    """Return ln of the distances of every x to its k nearest y, ascending: (n, k) float64.
 
-    Distances are floored at MIN_DISTANCE. `among_itself`: y is x, and a row is not its own neighbour.
+    Distances are at least MIN_DISTANCE. With ``among_itself``, y is x, and a row is not its own neighbour.
     """
     torch = _torch()
     out = np.empty((len(x), k))
@@ -109,7 +119,7 @@ def nearest_logs(
 
 
 def log_matrix(y: Array, x: Array, centre: Array, dtype: Any, *, device: str | None = None) -> Array:
-    """ln max(|y_c - x_i|, MIN_DISTANCE) as a (rows of y, rows of x) array; equal rows of y get equal bits."""
+    """Return ln max(|y_c - x_i|, MIN_DISTANCE), (rows of y, rows of x); equal rows of y have equal bits."""
     out = np.empty((len(y), len(x)), dtype)
     columns = _Blocks(x, centre, _COLUMNS, device)
     for row, left, left_squares in _Blocks(y, centre, _ROWS, device):
@@ -126,7 +136,7 @@ def log_matrix(y: Array, x: Array, centre: Array, dtype: Any, *, device: str | N
 def mean_logs(
     y: Array, x: Array, centre: Array, eps: float, weights: Array | None = None, *, device: str | None = None
 ) -> NDArray[np.float64]:
-    """g(y_c) = mean over x of ln(max(|x_i - y_c|, MIN_DISTANCE) + eps), one float64 per row of y."""
+    """Return g(y_c) = mean over x of ln(max(|x_i - y_c|, MIN_DISTANCE) + eps), one float64 per row of y."""
     out = np.zeros(len(y))
     columns = _Blocks(x, centre, _COLUMNS, device)
     for row, left, left_squares in _Blocks(y, centre, _ROWS, device):
@@ -141,7 +151,7 @@ def mean_logs(
 
 
 class _Blocks:
-    """(first row, centred float64 rows, their squared lengths) of one block after the other; again and again."""
+    """First row, centred float64 rows and their squared lengths of each block, as often as iterated."""
 
     def __init__(self, rows: Array, centre: Array, size: int, device: str | None) -> None:
         self._rows, self._centre, self._size, self._device = rows, centre, size, device
@@ -189,7 +199,7 @@ def _torch() -> Any:
 
 
 def check_device(device: str | None) -> None:
-    """ConfigError when `device` names an accelerator that is not there."""
+    """Raise ConfigError if ``device`` names an accelerator that is not available."""
     if device is None or device == "cpu":
         return
     try:

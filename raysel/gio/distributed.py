@@ -1,4 +1,7 @@
-"""GIO over Ray Datasets: vectors stay on the cluster; only centroids, counts, ids and a sample of the target travel."""
+"""GIO over Ray Datasets.
+
+Vectors stay on the cluster. Centroids, counts, ids and a sample of the target go to the driver.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +40,12 @@ class GIO:
     Parameters
     ----------
     budget : float, int or str
-        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of the
-        pool at its mean row size (text such as ``"200MB"``).
+        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
+        the pool at its mean row size (text such as ``"200MB"``).
     clusters : int, optional
-        Number of k-means centroids that the pool is quantised to; greedy selection picks centroids. With None, or
-        with at least as many clusters as rows, single rows are picked and all vectors go to the driver.
+        Number of k-means centroids that the pool is quantised to; greedy selection picks centroids. With
+        None, or with at least as many clusters as rows, single rows are picked and all vectors go to the
+        driver.
     estimator : {"nearest", "nearest_mean", "average"}
         Estimator of the KL divergence; see `raysel.gio.kl`.
     k : int, optional
@@ -49,13 +53,13 @@ class GIO:
     solver : {"exact", "gradient"}
         Exact greedy selection, or gradient descent as published, which needs ``estimator: average``.
     init : {"mean", "jump", "prev_opt"}
-        Where the gradient solver starts every descent.
+        Where the gradient solver starts every descent; see `raysel.gio.gradient_select`.
     stop : Stop, optional
         Rules that may end the selection before the budget is spent.
     within : {"random", "nearest"}
-        How picked clusters become rows. With ``random``, rows are drawn from the clusters picked until the KL rises,
-        in proportion to the target rows of each cluster. With ``nearest``, as published, whole clusters are taken in
-        the order of the picks, and of the last one the rows nearest to its centroid.
+        How picked clusters become rows. With ``random``, rows are drawn from the clusters picked until the KL
+        rises, in proportion to the target rows of each cluster. With ``nearest``, as published, whole
+        clusters are taken in the order of the picks, and of the last one the rows nearest to its centroid.
     column : str
         Column of the vectors.
     seed : int
@@ -68,8 +72,9 @@ class GIO:
 
     References
     ----------
-    Everaert & Potts, ICLR 2024, arXiv:2306.11670. The default estimator is the k-nearest-neighbour estimator of
-    Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks; docs/methods/gio.md has why.
+    Everaert & Potts, ICLR 2024, arXiv:2306.11670. The default estimator is the k-nearest-neighbour estimator
+    of Wang, Kulkarni & Verdú (2009) in place of the published average over all neighbour ranks, which cannot
+    rank selections (see `raysel.gio.kl`).
 
     Examples
     --------
@@ -120,7 +125,7 @@ class GIO:
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """Select the pool rows that lower the KL divergence from the target the most.
 
-        The result depends on the rows, their ids and the seed alone, not on blocks or nodes.
+        The result depends only on the rows, their ids and the seed, not on blocks or nodes.
 
         Parameters
         ----------
@@ -129,15 +134,15 @@ class GIO:
         target : ray.data.Dataset
             Sample of the distribution to match. Labels are not used.
         start : Selection, optional
-            Earlier selection from this pool to extend. Its rows are kept and count towards the budget, and the
-            centroids of their clusters count as picked.
+            Earlier selection from this pool to extend. Its rows are kept and count towards the budget, and
+            the centroids of their clusters count as picked.
 
         Returns
         -------
         Selection
-            Next to the usual columns: ``cluster`` (int32), ``rank`` (int32, the order of the row's cluster, -1 for
-            rows of ``start``) and ``distance`` (float32, to the centroid). ``info["curve"]`` holds the KL and the
-            number of rows after each pick.
+            Next to the usual columns: ``cluster`` (int32), ``rank`` (int32, the order of the row's cluster,
+            -1 for rows of ``start``) and ``distance`` (float32, to the centroid). ``info["curve"]`` holds the
+            KL and the number of rows after each pick.
 
         Raises
         ------
@@ -145,6 +150,13 @@ class GIO:
             For vectors that cannot be used, and a ``start`` from another pool.
         ConfigError
             For a budget or ``k`` that the rows do not allow.
+
+        Examples
+        --------
+        >>> first = raysel.GIO(budget=2).select(rows, rows)
+        >>> more = raysel.GIO(budget=4).select(rows, rows, start=first)
+        >>> set(first.ids) <= set(more.ids)
+        True
         """
         source = vector_blocks(pool, self.column, "pool")
         aim = vector_blocks(target, self.column, "target")
@@ -165,7 +177,7 @@ class GIO:
         return replace(self._selection(quantised, kept, picks, new, start), pool=identity(pool))
 
     def _count(self, pool: Dataset, rows: int) -> int:
-        """Rows to keep."""
+        """Return the number of rows to select."""
         if isinstance(self.budget, str):
             count = rows_of_bytes(self.budget, pool, rows)
         else:
@@ -191,7 +203,7 @@ class GIO:
         return _Quantised(ids[order], cluster.astype(np.int32), distance, centroids[used])
 
     def _pick(self, pool: _Quantised, kept: np.ndarray, target: np.ndarray, count: int) -> Picks:
-        """Clusters that bring `count` rows, none of them `kept` already; those of kept rows count as chosen."""
+        """Pick clusters that bring ``count`` new rows; clusters of rows in ``kept`` count as chosen."""
         sizes = np.bincount(pool.cluster[~kept], minlength=len(pool.centroids))
         left = np.flatnonzero(sizes)
         start = pool.centroids[np.unique(pool.cluster[kept])] if kept.any() else None
@@ -216,7 +228,7 @@ class GIO:
     def _rows(
         self, pool: _Quantised, kept: np.ndarray, picks: Picks, target: np.ndarray, count: int
     ) -> np.ndarray:
-        """Positions of `count` rows, none of them `kept` already, from the picked clusters."""
+        """Return the positions of ``count`` rows from the picked clusters, none of them in ``kept``."""
         free = np.flatnonzero(~kept)
         cluster, ids = pool.cluster[free], pool.ids[free]
         order = picks.indices[np.sort(np.unique(picks.indices, return_index=True)[1])]  # resets pick again
@@ -314,7 +326,7 @@ def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
 
 @dataclass(frozen=True)
 class _Quantised:
-    """Ids ascending, each row's cluster (int32) and distance to its centroid; the centroids (K, d), none empty."""
+    """Ids, ascending; each row's cluster (int32) and distance; the centroids (K, d), none of them empty."""
 
     ids: np.ndarray
     cluster: np.ndarray
@@ -323,7 +335,7 @@ class _Quantised:
 
 
 def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:
-    """The ids chosen before."""
+    """Return the ids that were selected before."""
     if start is None:
         return np.empty(0, np.int64)
     here = identity(pool)
@@ -343,7 +355,7 @@ def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, c
 
 
 def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Ids, cluster and distance of every row, block by block: on the GPUs that are free, else by plain tasks."""
+    """Return ids, cluster and distance of every row, block by block: on free GPUs, else in tasks on CPUs."""
     shared = ray.put(centroids)
     gpus = min(int(ray.available_resources().get("GPU", 0)), len(source.blocks))
     if not gpus:
@@ -360,7 +372,7 @@ def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarra
 
 
 class _OnDevice:
-    """Holds a GPU for the time of one assignment."""
+    """An actor that holds a GPU during one assignment."""
 
     def __init__(self, column: str, centroids: np.ndarray) -> None:
         import torch

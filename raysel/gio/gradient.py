@@ -1,9 +1,9 @@
-"""Selection by gradient descent as published (Everaert and Potts, ICLR 2024, arXiv 2306.11670), in closed form.
+"""Selection by gradient descent as published (Everaert & Potts, ICLR 2024, arXiv:2306.11670), in closed form.
 
-A free point v descends KL(target || chosen + v) in `steps` plain gradient steps; the nearest pool row joins the
-chosen rows. Since the published KL is a mean over pairs, its gradient in v is ``d / (m+1)`` times that of
-``g(v) = mean_i ln(|x_i - v| + eps)`` whatever the m chosen rows are, and the KL after a pick follows from g of the
-picked row alone. That is what is computed here; the picks are the published ones.
+A free point v descends KL(target || chosen + v) in ``steps`` plain gradient steps, and the nearest pool row
+joins the chosen rows. Since the published KL is a mean over pairs, its gradient in v is ``d / (m+1)`` times
+that of ``g(v) = mean_i ln(|x_i - v| + eps)`` whatever the m chosen rows are, and the KL after a pick follows
+from g of the picked row alone. This module computes that; the picks are the published ones.
 """
 
 from __future__ import annotations
@@ -44,13 +44,64 @@ def gradient_select(
     onward: bool = False,
     device: str | None = None,
 ) -> Picks:
-    """At most `count` pool rows chosen as the publication chooses them; its KL (estimator `average`) after each.
+    """Select pool rows as the publication does, by gradient descent.
 
-    `pool` (N, d), `target` (n, d); `start` (m, d): rows already chosen, by default the published 20 uniform points
-    of length 1. `init`: where v starts for every pick: the target's mean, a random target row, or where it stopped.
-    `restart`: probability of a descent of 3 * `steps` at a pick. `k`: rank of the target's own neighbours, 5 as
-    published. `stop`: rules beside `count`; None for none. `sizes`, `onward`: see `exact_select`. The random draws are those that the publication makes
-    after ``random.seed(seed)``. Without resets no row is chosen twice. Raises DataError, ConfigError.
+    Random draws are those that the publication makes after ``random.seed(seed)``. Without resets no row is
+    selected twice.
+
+    Parameters
+    ----------
+    pool : array or tensor of float, shape (N, d)
+        Rows to select from.
+    target : array or tensor of float, shape (n, d)
+        Sample of the distribution to match.
+    count : int
+        Greatest number of rows to select.
+    start : array or tensor of float, shape (m, d), optional
+        Rows that are selected already. Default: the published 20 uniform points of length 1.
+    init : {"mean", "jump", "prev_opt"}
+        Where v starts for every pick: the target's mean, a random target row, or where it stopped.
+    steps : int
+        Gradient steps per pick.
+    learning_rate : float
+        Learning rate of the descent.
+    seed : int
+        Seed of the random draws.
+    k : int, optional
+        Rank of the target's own neighbours. Default: 5, as published.
+    stop : Stop or None
+        Rules next to ``count``. Default: the published one, to stop when the KL rises; None for no rule.
+    restart : float
+        Probability of a descent of 3 * ``steps`` at a pick.
+    sizes : array of int, shape (N,), optional
+        See `raysel.gio.exact_select`.
+    onward : bool
+        See `raysel.gio.exact_select`.
+    device : str, optional
+        Where distances are computed, such as "cuda". Default: the CPU.
+
+    Returns
+    -------
+    Picks
+        The selected rows in order, and the KL after each by the estimator ``average``.
+
+    Raises
+    ------
+    DataError
+        For arrays that cannot be used.
+    ConfigError
+        For parameters that are out of range.
+
+    References
+    ----------
+    Everaert & Potts, ICLR 2024, arXiv:2306.11670.
+
+    Examples
+    --------
+    >>> from raysel.gio import gradient_select
+    >>> rng = np.random.default_rng(0)
+    >>> len(gradient_select(rng.normal(size=(30, 2)), rng.normal(size=(20, 2)), count=5, stop=None))
+    5
     """
     rows = vectors(pool, "pool")
     target, d = check_target(target)
@@ -93,7 +144,7 @@ def gradient_select(
 
 
 class _Walk:
-    """The point v, the pool rows still there, and the random draws, in the publication's order."""
+    """The point v, the remaining pool rows, and the random draws, in the publication's order."""
 
     def __init__(
         self,
@@ -127,7 +178,7 @@ class _Walk:
         return bool(self._here.any())
 
     def nearest(self, m: int) -> int:
-        """Descend with m rows chosen, and take the pool row nearest to where it ends."""
+        """Descend with m rows chosen, and take the pool row nearest to the end point."""
         extend = self._warm or self._random.random() < self._restart
         for _ in range(self._steps * (_WARM_UP if extend else 1)):
             self._v = self._v - self._rate / (m + 1) * self._slope(self._v)
@@ -139,7 +190,7 @@ class _Walk:
         return index
 
     def reset(self) -> None:
-        """All rows are available again; `prev_opt` starts from the mean once more."""
+        """Make all rows available again; ``prev_opt`` starts from the mean once more."""
         self._here[:] = self._warm = True
         if self._init == "prev_opt":
             self._v = np.zeros_like(self._v)
@@ -154,7 +205,7 @@ class _Walk:
 
 
 def _slope(target: NDArray[np.float64]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """The gradient of g as a function of v: two matrix-vector products."""
+    """Return the gradient of g as a function of v: two matrix-vector products."""
     squares = (target**2).sum(axis=1)
     columns = np.ascontiguousarray(target.T)
 

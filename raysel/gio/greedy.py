@@ -1,12 +1,14 @@
-"""Greedy selection from a pool, exact: after every pick no other row would have brought the KL lower.
+"""Exact greedy selection: after every pick, no other row would have brought the KL lower.
 
 At a fixed number of rows the KL depends on the pick only through a sum over target rows. For the nearest
-neighbour (k = 1) and the mean over ranks that sum's gain, sum_i max(ln nu_k(i) - ln|x_i - y|, 0), can only shrink
-as rows are chosen, so an old gain is an upper bound and lazy evaluation is exact. It is so to the last bit: rounding
-is monotone and every gain is summed in one fixed order. For a fixed rank k > 1 the gain itself can grow, but the
-expression above still bounds it. `average` has no interaction between picks at all: it is one sorted pass.
+neighbour (k = 1) and the mean over ranks, the gain of that sum, sum_i max(ln nu_k(i) - ln|x_i - y|, 0), can
+only shrink as rows are chosen. An old gain is therefore an upper bound, and lazy evaluation is exact to the
+last bit: rounding is monotone and every gain is summed in one fixed order. For a fixed rank k > 1 the gain
+itself can grow, but the expression above still bounds it. With ``average`` picks do not affect each other: it
+is one sorted pass.
 
-While fewer than k rows are chosen, the rank is their number; the first pick of all minimises the mean log distance.
+While fewer than k rows are chosen, the rank is their number. The first pick of all minimises the mean log
+distance.
 """
 
 from __future__ import annotations
@@ -41,10 +43,18 @@ _LARGEST_MATRIX = 4 * 2**30  # entries: 16 GiB of float32
 
 @dataclass(frozen=True)
 class Picks:
-    """Chosen pool rows (int64, in the order of choice) and the KL in nats after each (float64).
+    """Selected pool rows, and the KL after each.
 
-    kl_start: the KL before the first pick; infinite without start rows. ended: "count", "stop" (a stop rule) or
-    "pool" (nothing was left).
+    Attributes
+    ----------
+    indices : array of int64, shape (m,)
+        Positions in the pool, in the order of selection.
+    kl : array of float64, shape (m,)
+        KL in nats after each pick.
+    kl_start : float
+        KL before the first pick; infinite without start rows.
+    ended : {"count", "stop", "pool"}
+        Why the selection ended: the count was reached, a stop rule applied, or no row was left.
     """
 
     indices: NDArray[np.int64]
@@ -58,7 +68,7 @@ class Picks:
 
 @dataclass(frozen=True)
 class Stop:
-    """When to stop selecting, by the rules that the publication documents; several may be given.
+    """Rules that end a selection, as the publication documents them; several may be given.
 
     Parameters
     ----------
@@ -71,10 +81,25 @@ class Stop:
     data_size : float, optional
         Stop at this share of the pool, in (0, 1].
     sequential_increase_tolerance : int, optional
-        Number of rises in a row that are taken; the next one stops the selection and is not taken.
+        Number of consecutive rises that are taken; the next one stops the selection and is not taken.
     max_resets : int, optional
-        For the gradient solver only. Number of rises that are not taken but make the complete pool available again,
-        so that rows may be selected twice; the next rise stops the selection.
+        For the gradient solver only. Number of rises that are not taken but make the complete pool available
+        again, so that rows may be selected twice; the next rise stops the selection.
+
+    Raises
+    ------
+    ConfigError
+        For a rule that is out of range or in conflict with another.
+
+    References
+    ----------
+    Everaert & Potts, ICLR 2024, arXiv:2306.11670.
+
+    Examples
+    --------
+    >>> from raysel.gio import Stop
+    >>> raysel.GIO(budget=0.5, stop=Stop(increase=True)).stop.increase
+    True
     """
 
     increase: bool = False
@@ -102,10 +127,11 @@ class Stop:
 
 
 class Watch:
-    """Applies a Stop and a count to one run: feed it each pick and the KL after it.
+    """Applies a Stop and a count to one run: it receives each pick and the KL after it.
 
-    `sizes`: how many rows each pool row stands for; count and data_size are in these. A row chosen again after a
-    reset brings none. `onward`: the count alone ends nothing before the KL rises.
+    ``sizes`` has the number of rows that each pool row stands for; count and data_size are numbers of these.
+    A row chosen again after a reset adds none. With ``onward`` the count alone ends nothing before the KL
+    rises.
     """
 
     def __init__(
@@ -137,7 +163,10 @@ class Watch:
         return True
 
     def see(self, index: int, kl: float) -> str:
-        """What to do with a row that leads to `kl`: "take", "last" (take it and stop), "reset" or "stop"."""
+        """Return what to do with a row that leads to ``kl``.
+
+        This is "take", "last" (take it and stop), "reset" or "stop".
+        """
         verdict = self._judge(kl)
         if verdict in ("stop", "reset"):
             if verdict == "stop":
@@ -187,12 +216,59 @@ def exact_select(
     target_weights: Any = None,
     device: str | None = None,
 ) -> Picks:
-    """Greedy choice of `count` pool rows (default: all, or until `stop`) that lowers KL(target || chosen) fastest.
+    """Select the pool rows that lower KL(target || chosen) the fastest, greedily and exactly.
 
-    `pool` (N, d), `target` (n, d), `start` (m, d) rows already chosen, or None. Ties go to the lowest index, and
-    equal rows tie exactly. `sizes` (N,): how many rows each pool row stands for, as a centroid does; `count` is
-    then in those rows, and the last pick may go beyond it. `onward`: go on past `count` while the KL falls. Memory: one N x n matrix, float32 above 5e7 entries (none for `average`).
-    Estimators, `k`, `target_weights`, `device`: see `kl`. Raises DataError, ConfigError.
+    Ties go to the lowest index, and equal rows tie exactly. Memory: one N x n matrix, in float32 if it has
+    more than 5e7 entries (no matrix for ``average``).
+
+    Parameters
+    ----------
+    pool : array or tensor of float, shape (N, d)
+        Rows to select from.
+    target : array or tensor of float, shape (n, d)
+        Sample of the distribution to match.
+    count : int, optional
+        Number of rows to select. Default: all, or until ``stop``.
+    estimator : {"nearest", "nearest_mean", "average"}
+        Estimator of the KL; see `raysel.gio.kl`.
+    k : int, optional
+        Rank of the neighbour; see `raysel.gio.kl`.
+    start : array or tensor of float, shape (m, d), optional
+        Rows that are selected already.
+    stop : Stop, optional
+        Rules that may end the selection earlier.
+    sizes : array of int, shape (N,), optional
+        Number of rows that each pool row stands for, if it is a centroid. ``count`` is then a number of
+        these, and the last pick may exceed it. Default: 1 each.
+    onward : bool
+        Continue after ``count`` while the KL falls.
+    target_weights : array of float, shape (n,), optional
+        Weight of each target row; see `raysel.gio.kl`.
+    device : str, optional
+        Where distances are computed, such as "cuda". Default: the CPU.
+
+    Returns
+    -------
+    Picks
+        The selected rows in order, and the KL after each.
+
+    Raises
+    ------
+    DataError
+        For arrays that cannot be used.
+    ConfigError
+        For parameters that are out of range, or a matrix that is too large.
+
+    References
+    ----------
+    Everaert & Potts, ICLR 2024, arXiv:2306.11670.
+
+    Examples
+    --------
+    >>> from raysel.gio import exact_select
+    >>> pool, target = np.array([[0.0], [5.0], [0.2]]), np.array([[0.1], [0.3]])
+    >>> exact_select(pool, target, 2).indices.tolist()
+    [2, 0]
     """
     rows = vectors(pool, "pool")
     sizes = check_sizes(sizes, len(rows))
@@ -215,12 +291,12 @@ def greedy(
     target_weights: Any = None,
     device: str | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """The same choice one row at a time: yields (pool row, KL after it) until the pool is empty."""
+    """Yield (pool row, KL after it) of the same selection one by one, until the pool is empty."""
     return _greedy(vectors(pool, "pool"), target, estimator, k, start, target_weights, device)[0]
 
 
 def collect(picks: Run, watch: Watch) -> Picks:
-    """The picks that `watch` lets through; `picks` is told what became of each."""
+    """Return the picks that ``watch`` accepts; ``picks`` is sent the verdict on each."""
     indices: list[int] = []
     values: list[float] = []
     verdict: str | None = None
@@ -237,7 +313,7 @@ def collect(picks: Run, watch: Watch) -> Picks:
 
 
 def check_count(count: int | None, pool_rows: int) -> None:
-    """ConfigError unless `count` rows can be chosen from the pool."""
+    """Raise ConfigError unless ``count`` rows can be chosen from the pool."""
     if count is None:
         return
     if isinstance(count, bool) or int(count) != count or count < 1:
@@ -247,7 +323,7 @@ def check_count(count: int | None, pool_rows: int) -> None:
 
 
 def check_sizes(sizes: Any, pool_rows: int) -> NDArray[np.int64] | None:
-    """Rows that each pool row stands for, at least one each."""
+    """Return the number of rows that each pool row stands for, at least one each."""
     if sizes is None:
         return None
     array = np.asarray(sizes)
@@ -267,7 +343,7 @@ def _greedy(
     target_weights: Any,
     device: str | None,
 ) -> tuple[Run, float]:
-    """The picks, and the KL before the first one (infinite without `start`)."""
+    """Return the picks, and the KL before the first one (infinite without ``start``)."""
     target, d = check_target(target)
     vectors(pool[:1], "pool", d)
     rank = check_rank(estimator, k, len(target))
@@ -314,7 +390,10 @@ def _sorted_pass(g: NDArray[np.float64], total: float, m: int, n: int, d: int, k
 def _lazy(
     logs: NDArray[Any], nu: NDArray[np.float64], k: int, m: int, rho: Any, d: int, estimator: Estimator
 ) -> Run:
-    """Picks from the (pool, target) matrix of log distances; `nu`: the ranks so far, (at most k, target)."""
+    """Yield picks from the (pool, target) matrix of log distances.
+
+    ``nu`` has the ranks so far, (at most k, target).
+    """
     pool_rows, n = logs.shape
     bound = np.full(pool_rows, np.inf)
     for _ in range(pool_rows):
@@ -329,7 +408,7 @@ def _lazy(
 def _score(
     logs: NDArray[Any], nu: NDArray[np.float64], k: int, estimator: Estimator
 ) -> Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """A function of pool rows: (their gain now, a bound on their gain from now on)."""
+    """Return a function of pool rows that returns their gain now, and a bound on their later gain."""
     n = logs.shape[1]
     block = max(1, 32_768 // n)
     buffer = np.empty((block, n))
@@ -365,7 +444,10 @@ def _best(
     bound: NDArray[np.float64],
     score: Callable[[NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> int:
-    """The lowest index of the largest gain; tightens `bound` in place (-inf: no longer in the pool)."""
+    """Return the lowest index of the largest gain.
+
+    Tighten ``bound`` in place (-inf: no longer in the pool).
+    """
     gain = np.full(len(bound), -np.inf)
     left = np.flatnonzero(bound > -np.inf)
     size, top = _BATCH, -np.inf
@@ -383,7 +465,7 @@ def _best(
 
 
 def _insert(nu: NDArray[np.float64], values: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """The ranks with one more row in them, at most k."""
+    """Return the ranks with one more row in them, at most k."""
     out = np.empty((min(k, len(nu) + 1), len(values)))
     for rank in range(len(out)):
         if rank < len(nu):

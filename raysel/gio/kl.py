@@ -1,16 +1,17 @@
 """k-nearest-neighbour estimators of KL(target || chosen), in nats.
 
-Wang, Kulkarni and Verdu 2009 (`nearest`), and the average over all ranks of Everaert and Potts, ICLR 2024
-(arXiv 2306.11670; `average`). With rho_j(i) the distance of target row i to its j-th neighbour among the target
-rows, nu_j(i) to its j-th neighbour among the chosen rows, n target rows, m chosen rows, d dimensions:
+``nearest`` and ``nearest_mean`` are from Wang, Kulkarni & Verdú (2009); ``average``, over all ranks, is from
+Everaert & Potts, ICLR 2024, arXiv:2306.11670. With rho_j(i) the distance of target row i to its j-th
+neighbour among the target rows, nu_j(i) to its j-th neighbour among the chosen rows, n target rows, m chosen
+rows and d dimensions::
 
-nearest       d * mean_i ln(nu_k(i) / rho_k(i)) + ln(m / (n-1))
-nearest_mean  the mean of `nearest` over the ranks j = 1..k; each is a consistent estimate, so the mean is one,
-              and the additive constant stays ln(m / (n-1))
-average       d * (mean_ij ln(|x_i - w_j| + eps) - mean_i ln(rho_k(i) + eps)) + ln k - ln(n-1) + ln m - ln(m!)/m
+    nearest       d * mean_i ln(nu_k(i) / rho_k(i)) + ln(m / (n-1))
+    nearest_mean  the mean of nearest over the ranks j = 1..k; each is a consistent estimate, so the mean is one,
+                  and the additive constant stays ln(m / (n-1))
+    average       d * (mean_ij ln(|x_i - w_j| + eps) - mean_i ln(rho_k(i) + eps)) + ln k - ln(n-1) + ln m - ln(m!)/m
 
-Distances are floored at 1e-5, eps is 1e-8, both as published. `average` is not an estimate of the divergence
-when the ranks are many, and cannot rank selections: it prefers the pool's centre.
+Distances are at least 1e-5 and eps is 1e-8, both as published. ``average`` is not an estimate of the
+divergence if there are many ranks, and cannot rank selections: it prefers the centre of the pool.
 """
 
 from __future__ import annotations
@@ -40,12 +41,48 @@ def kl(
     target_weights: Any = None,
     device: str | None = None,
 ) -> float:
-    """KL(target || chosen) in nats.
+    """Estimate KL(target || chosen) in nats.
 
-    `target` (n, d) and `chosen` (m, d): float arrays or tensors. `k`: the neighbour's rank, by default 1, or 5
-    for `nearest_mean` and `average` (as published). `target_weights` (n,): how much each target row counts, as
-    when it is a centroid. `device`: where distances are computed, e.g. "cuda". Memory does not grow with n * m.
-    Raises DataError for unusable arrays and ConfigError for a k that the rows do not allow.
+    Memory does not grow with n * m.
+
+    Parameters
+    ----------
+    target : array or tensor of float, shape (n, d)
+        Sample of the distribution to match.
+    chosen : array or tensor of float, shape (m, d)
+        Selected rows.
+    estimator : {"nearest", "nearest_mean", "average"}
+        The estimator. ``average`` is the published one, and cannot rank selections.
+    k : int, optional
+        Rank of the neighbour. Default: 1, or 5 for ``nearest_mean`` and ``average`` (as published).
+    target_weights : array of float, shape (n,), optional
+        Weight of each target row, for example if it is a centroid. Default: equal weights.
+    device : str, optional
+        Where distances are computed, such as "cuda". Default: the CPU.
+
+    Returns
+    -------
+    float
+        The estimate, which can be negative.
+
+    Raises
+    ------
+    DataError
+        For arrays that cannot be used.
+    ConfigError
+        For a ``k`` that the rows do not allow.
+
+    References
+    ----------
+    Wang, Kulkarni & Verdú (2009); Everaert & Potts, ICLR 2024, arXiv:2306.11670.
+
+    Examples
+    --------
+    >>> from raysel.gio import kl
+    >>> rng = np.random.default_rng(0)
+    >>> target, near, far = rng.normal(size=(50, 2)), rng.normal(size=(50, 2)), rng.normal(5, 1, size=(50, 2))
+    >>> kl(target, near) < kl(target, far)
+    True
     """
     target, d = check_target(target)
     chosen = vectors(chosen, "chosen", d)
@@ -66,21 +103,24 @@ def kl(
 
 
 def nearest_kl(nu: Any, rho: Any, m: int, n: int, d: int, estimator: Estimator) -> float:
-    """The estimate from mean_i ln nu_j and mean_i ln rho_j, both (at least r,) for the r ranks of `nu`."""
+    """Return the estimate from mean_i ln nu_j and mean_i ln rho_j of the r ranks of ``nu``."""
     difference = np.asarray(nu) - np.asarray(rho)[: len(nu)]
     log_ratio = float(difference[-1] if estimator == "nearest" else difference.mean())
     return d * log_ratio + math.log(m / (n - 1))
 
 
 def average_kl(mean_g: float, m: int, n: int, d: int, k: int, rho: float) -> float:
-    """The published average in closed form: `mean_g` is the mean over the chosen rows of g, `rho` of ln rho_k."""
+    """Return the published average.
+
+    ``mean_g`` is the mean of g over the chosen rows, ``rho`` that of ln rho_k.
+    """
     return d * (mean_g - rho) + math.log(k) - math.log(n - 1) + math.log(m) - math.lgamma(m + 1) / m
 
 
 def rho_logs(
     target: Any, k: int, centre: Any, estimator: Estimator, weights: Any, *, device: str | None = None
 ) -> NDArray[np.float64]:
-    """mean_i ln rho_j(i) for j = 1..k (plus eps inside the logarithm for `average`)."""
+    """Return mean_i ln rho_j(i) for j = 1..k (plus eps inside the logarithm for ``average``)."""
     logs = nearest_logs(target, target, k, centre, among_itself=True, device=device)
     if estimator == "average":
         logs = np.log(np.exp(logs) + EPS)
@@ -88,13 +128,13 @@ def rho_logs(
 
 
 def row_mean(logs: Any, weights: Any) -> NDArray[np.float64]:
-    """Weighted mean over rows; weights have mean 1."""
+    """Return the weighted mean over rows; weights have mean 1."""
     mean: NDArray[np.float64] = (logs if weights is None else logs * weights[:, None]).mean(axis=0)
     return mean
 
 
 def check_target(target: Any) -> tuple[NDArray[Any], int]:
-    """The target as an array of at least two rows, and its dimensions."""
+    """Return the target as an array of at least two rows, and its dimensions."""
     array = vectors(target, "target")
     if len(array) < 2:
         raise DataError(
@@ -104,7 +144,10 @@ def check_target(target: Any) -> tuple[NDArray[Any], int]:
 
 
 def check_rank(estimator: str, k: int | None, n: int) -> int:
-    """The rank to use; ConfigError for an unknown estimator or a rank that n target rows do not have."""
+    """Return the rank to use.
+
+    Raise ConfigError for an unknown estimator or a rank that n target rows do not have.
+    """
     if estimator not in _DEFAULT_K:
         raise ConfigError(
             f"estimator = {estimator!r} is unknown; use one of {', '.join(get_args(Estimator))}."
@@ -119,7 +162,7 @@ def check_rank(estimator: str, k: int | None, n: int) -> int:
 
 
 def check_weights(weights: Any, n: int) -> NDArray[np.float64] | None:
-    """Weights per target row, scaled to mean 1."""
+    """Return the weights of the target rows, scaled to mean 1."""
     if weights is None:
         return None
     array = np.asarray(weights, dtype=np.float64)

@@ -1,8 +1,8 @@
 """Quantisation: centroids of a sample, the nearest centroid of every row, and the cut to a budget of rows.
 
-`assign` gives the same bits for a row whatever rows it arrives with and whatever does the matrix product: the
-float32 product only rules out centroids that its worst-case rounding error cannot make nearest, and what is left
-(one centroid for nearly every row) is measured in float64 from the difference of the vectors.
+``assign`` returns the same bits for a row, whatever rows it arrives with and whatever computes the matrix
+product. The float32 product only rules out centroids that its worst-case rounding error cannot make nearest;
+the others (one centroid for nearly every row) are measured in float64 from the difference of the vectors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raysel.gio.distances import check_device, first_equal, vectors
 Array = NDArray[Any]
 
 _TWO_LEVELS_ABOVE = 4096
-_PER_CENTROID = 256  # rows a centroid needs to settle; more do not move it
+_PER_CENTROID = 256  # rows per centroid; more do not move the centroids
 _INIT_PER_CENTROID = 16
 _ITERATIONS = 25
 _BLOCK = 1 << 20  # scores at a time: 4 MB of float32, which stay in cache
@@ -29,11 +29,16 @@ _UNDERFLOWS = 1e-36  # absolute error of a score by underflow
 
 
 def fit_centroids(sample: Any, clusters: int, seed: int = 0) -> NDArray[np.float32]:
-    """Centroids (K, d) float32 of a sample (n, d): k-means++ and at most 25 Lloyd iterations of scikit-learn.
+    """Return centroids (K, d) float32 of a sample (n, d).
 
-    The same sample and seed give the same centroids on any number of cores. Above 4,096 clusters in two levels.
-    K < `clusters` when the sample has fewer distinct rows (each is then its own centroid) or a cluster ended empty.
-    Raises DataError, ConfigError.
+    k-means++ is followed by at most 25 Lloyd iterations of scikit-learn. The same sample and seed return the
+    same centroids on any number of cores. Above 4,096 clusters there are two levels. K < ``clusters`` if the
+    sample has fewer distinct rows (each is then its own centroid) or a cluster ended empty.
+
+    Raises
+    ------
+    DataError, ConfigError
+        For a sample or a number of clusters that cannot be used.
     """
     rows = vectors(sample, "sample", single=True)
     if isinstance(clusters, bool) or int(clusters) != clusters or clusters < 1:
@@ -79,7 +84,7 @@ def _lloyd(rows: Array, clusters: int, seed: int) -> NDArray[np.float32]:
 
 
 def _some(rows: Array, count: int, seed: int) -> Array:
-    """At most `count` rows, evenly drawn, in their order."""
+    """Return at most ``count`` rows, evenly drawn, in their order."""
     if len(rows) <= count:
         return rows
     chosen = np.random.Generator(np.random.Philox(seed % 2**64)).choice(len(rows), count, replace=False)
@@ -87,7 +92,7 @@ def _some(rows: Array, count: int, seed: int) -> Array:
 
 
 def _shares(size: Array, total: int) -> list[int]:
-    """`total` clusters over cells in proportion to their sizes, at least one for every cell that has rows."""
+    """Return ``total`` clusters over cells in proportion to their sizes, at least one per cell with rows."""
     share = (size > 0).astype(np.int64)
     exact = (total - share.sum()) * size / size.sum()
     share += np.minimum(np.floor(exact).astype(np.int64), size - share)
@@ -101,11 +106,33 @@ def _shares(size: Array, total: int) -> list[int]:
 def assign(
     vectors_: Any, centroids: Any, ids: Any = None, *, device: str | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """The nearest centroid of every row (int32; the lowest index of equals) and the distance to it (float32).
+    """Return the nearest centroid of every row (the lowest index of equals) and its distance.
 
-    `vectors_` (n, d) and `centroids` (K, d) are taken as float32. `ids` (n,) only name a row in an error. A row's
-    result depends on the row and the centroids alone: not on the other rows, the block, the BLAS or the device.
-    Raises DataError.
+    A row's result depends only on the row and the centroids: not on the other rows, the block, the BLAS or
+    the device.
+
+    Parameters
+    ----------
+    vectors_ : array, shape (n, d)
+        Rows, read as float32.
+    centroids : array, shape (K, d)
+        Centroids, read as float32.
+    ids : array, shape (n,), optional
+        What errors call the rows.
+    device : str, optional
+        Where to compute.
+
+    Returns
+    -------
+    cluster : array of int32, shape (n,)
+        The nearest centroid.
+    distance : array of float32, shape (n,)
+        The distance to it.
+
+    Raises
+    ------
+    DataError
+        For arrays that cannot be used.
     """
     centres = vectors(centroids, "centroids", single=True)
     rows = vectors(vectors_, "vectors", centres.shape[1], ids=ids, single=True)
@@ -152,7 +179,7 @@ class _Scores:
         self.rows_at_a_time = max(64, (_BLOCK if self._device is None else _BLOCK << 6) // len(centres))
 
     def candidates(self, rows: Array) -> tuple[Array, Array, Array]:
-        """The best centroid of every row, and (row, centroid) pairs for rows where several may be the nearest."""
+        """Return every row's best centroid, and (row, centroid) pairs of rows with several possible ones."""
         moved = rows - self._middle
         with np.errstate(over="ignore"):
             squares = (moved * moved).sum(axis=1)
@@ -196,7 +223,7 @@ class _Scores:
     def _on_device(
         self, rows: Array, matrix: Array, squares: Array, unit: float
     ) -> tuple[Array, Array, Array]:
-        """The same three steps in torch."""
+        """Do the same three steps in torch."""
         import torch
 
         if matrix.dtype not in self._moved:
@@ -214,12 +241,29 @@ class _Scores:
 
 
 def cut_to_budget(order: Any, cluster: Any, distance: Any, ids: Any, budget: int) -> NDArray[np.int64]:
-    """Positions (ascending) of the rows to take: whole clusters in `order` until `budget` rows, the last one cut.
+    """Return the positions of the rows to take: clusters in order until ``budget`` rows, the last one cut.
 
-    `order`: picked clusters, best first. `cluster`, `distance`, `ids` (n,): each row's cluster, its distance to the
-    centroid and its integer id. The cut keeps the rows nearest to the centroid (ties: the lower id). A smaller
-    budget takes a subset of a larger one's rows; fewer rows than `budget` come back when the picked clusters hold
-    no more. Raises DataError, ConfigError.
+    The cut keeps the rows nearest to the centroid (ties: the lower id). A smaller budget takes a subset of a
+    larger one's rows. If the picked clusters have fewer rows than ``budget``, all of them are returned.
+
+    Parameters
+    ----------
+    order : array of int
+        Picked clusters, best first.
+    cluster, distance, ids : array, shape (n,)
+        Each row's cluster, its distance to the centroid and its integer id.
+    budget : int
+        Rows to take.
+
+    Returns
+    -------
+    array of int64
+        Positions, ascending.
+
+    Raises
+    ------
+    DataError, ConfigError
+        For arrays or a budget that cannot be used.
     """
     order, cluster, distance, ids = _checked(order, cluster, distance, ids, budget)
     if len(order) == 0 or len(cluster) == 0:
@@ -239,13 +283,38 @@ def draw_to_budget(
     seed: int = 0,
     before: Any = None,
 ) -> NDArray[np.int64]:
-    """Positions (ascending) of rows drawn from the first `support` clusters of `order`, of each by its `share`.
+    """Return the positions of rows drawn from the first ``support`` clusters of ``order``, of each by its ``share``.
 
-    `share` (K,): how much of the result each cluster should make up; one that runs out leaves its part to the
-    others, and one with share 0 comes after them. `before` (K,): rows there already, which count in its part. When
-    the support is used up the other clusters of `order` follow, one after the other. Inside a cluster rows come by
-    the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows. Raises DataError,
-    ConfigError.
+    When the support is used up, the other clusters of ``order`` follow, one after another. Inside a cluster
+    rows are taken by the lowest hash of (seed, id). A smaller budget takes a subset of a larger one's rows.
+
+    Parameters
+    ----------
+    order : array of int
+        Picked clusters, best first.
+    support : int
+        Number of clusters that rows are drawn from.
+    share : array of float, shape (K,)
+        How much of the result each cluster should make up. A cluster without further rows leaves its part to
+        the others, and one with share 0 comes after them.
+    cluster, ids : array, shape (n,)
+        Each row's cluster and its integer id.
+    budget : int
+        Rows to take.
+    seed : int
+        Seed of the draw.
+    before : array of int, shape (K,), optional
+        Rows that are there already, which count in the cluster's part.
+
+    Returns
+    -------
+    array of int64
+        Positions, ascending.
+
+    Raises
+    ------
+    DataError, ConfigError
+        For arrays or a budget that cannot be used.
     """
     draw = hash_ids(np.asarray(ids), seed)
     order, cluster, draw, ids = _checked(order, cluster, draw, ids, budget)
@@ -267,7 +336,7 @@ def draw_to_budget(
 
 
 def _first(budget: int, allowed: Array, *keys: Array) -> NDArray[np.int64]:
-    """The allowed positions that come first by the keys (the last key counts most), ascending."""
+    """Return the allowed positions that come first by the keys (the last key counts most), ascending."""
     there = np.flatnonzero(allowed)
     return np.sort(there[np.lexsort([key[there] for key in keys])[:budget]])
 

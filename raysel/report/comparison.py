@@ -58,7 +58,7 @@ class Row:
 
 
 def rows(results: CompareResults) -> list[Row]:
-    """The table's rows in the order asked for; ``share`` is of the passes that all the data in all epochs take."""
+    """Return the table's rows in the given order; ``share`` is of the passes over all data in all epochs."""
     own = results.own
     final = {name: tuple(cell.accuracy for cell in policy.cells) for name, policy in results.policies.items()}
     every = results.rows * results.epochs
@@ -106,7 +106,7 @@ def difference(own: Sequence[float], other: Sequence[float], test_rows: int) -> 
 
 
 def headline(results: CompareResults) -> str:
-    """What the comparison found, in one sentence."""
+    """Return what the comparison found, in one sentence."""
     table = rows(results)
     own = next(row for row in table if row.name == results.own)
     start = f"With {numbers.percent(own.share)} of the passes of full data, {own.title}"
@@ -133,7 +133,7 @@ def headline(results: CompareResults) -> str:
 
 
 def findings(results: CompareResults) -> list[str]:
-    """A sentence for each policy that the workflow's own is compared with, the controls at its budget first."""
+    """Return a sentence per policy compared with the workflow's own, the controls at its budget first."""
     table = rows(results)
     own = next(row for row in table if row.name == results.own)
     sentences = []
@@ -167,7 +167,7 @@ def findings(results: CompareResults) -> list[str]:
 
 
 def notes(results: CompareResults) -> list[str]:
-    """What has to be known to read the table."""
+    """Return what has to be known to read the table."""
     table = rows(results)
     own = next(row for row in table if row.name == results.own)
     seeds = len(results.seeds)
@@ -197,7 +197,7 @@ def notes(results: CompareResults) -> list[str]:
 
 
 def text(results: CompareResults) -> str:
-    """The table and its findings for a terminal, at most 100 columns wide."""
+    """Return the table and its findings for a terminal, at most 100 columns wide."""
     for compact in (False, True):
         cells = _cells(results, compact)
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -224,7 +224,7 @@ def text(results: CompareResults) -> str:
 
 
 def markdown(results: CompareResults) -> str:
-    """The table, the findings and the notes as Markdown."""
+    """Return the table, the findings and the notes as Markdown."""
     head, *body = _cells(results, compact=False)
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in body]
@@ -279,13 +279,13 @@ def _many(count: int, one: str) -> str:
 
 
 def write_png(results: CompareResults, path: str | os.PathLike[str]) -> Path:
-    """The two figures of the page side by side as one PNG, whole or not at all."""
+    """Write the two figures of the page side by side as one PNG, completely or not at all."""
     write_bytes(path, figures.comparison_png(_drawn(results), results.name))
     return Path(path)
 
 
 def render(results: CompareResults) -> str:
-    """The comparison as one HTML page that fetches nothing; the same results give the same text."""
+    """Return the comparison as one HTML page that fetches nothing; the same results make the same text."""
     drawn = _drawn(results)
     table = rows(results)
     colours = dict(zip(results.policies, (one.colour for one in drawn), strict=True))
@@ -340,7 +340,7 @@ def render(results: CompareResults) -> str:
 
 
 def _drawn(results: CompareResults) -> list[figures.PolicyCurves]:
-    """What the figures show of each policy, in the order of the results."""
+    """Return what the figures show of each policy, in the order of the results."""
     arms = ["chain" if name == results.own else name for name in results.policies]
     colours = figures.arm_colours(arms)
     drawn = []

@@ -103,7 +103,7 @@ class PolicyCurves:
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, str]:
-    """A colour per arm: the usual arms always have theirs, others take the rest in order."""
+    """Return a colour per arm: the usual arms always have theirs, others take the rest in order."""
     others = [arm for arm in arms if arm not in _KNOWN]
     return {arm: _KNOWN.get(arm) or _OTHERS[others.index(arm) % len(_OTHERS)] for arm in arms}
 
@@ -243,7 +243,7 @@ def _composition(
 
 
 def plan_sizes(arms: Mapping[str, Arm]) -> str:
-    """Samples planned in each epoch, a step line per arm."""
+    """Return samples planned in each epoch, a step line per arm."""
     series = {
         name: [(epoch.epoch, epoch.planned) for epoch in arm.epochs]
         for name, arm in arms.items()
@@ -264,7 +264,7 @@ def plan_sizes(arms: Mapping[str, Arm]) -> str:
             axes.step(xs, ys, where="post", color=colours[arm])
         _ticks(axes, x=_thousands, y=_thousands, whole=True)
         _titles(axes, x="epoch", y="samples planned")
-        # Plans are often of equal size at the end: the lower line on the whole then has the lower name.
+        # Plans are often of equal size at the end: the line that is lower on average then has the lower name.
         series = dict(sorted(series.items(), key=lambda item: sum(y for _, y in item[1]) / len(item[1])))
         _end_labels(axes, {a: (p[-1][0] + 1, p[-1][1]) for a, p in series.items()}, labels, colours)
         svg.append(_svg(figure, "plan-sizes", "Samples planned in each epoch"))
@@ -272,7 +272,7 @@ def plan_sizes(arms: Mapping[str, Arm]) -> str:
 
 
 def usage_histogram(policies: Sequence[PolicyUse]) -> str:
-    """Samples by how often a run selected them, a step line per policy."""
+    """Return samples by how often a run selected them, a step line per policy."""
     shown = [policy for policy in policies if policy.times]
     if not shown:
         return ""
@@ -339,7 +339,7 @@ _USES = (_KNOWN["chain"], _KNOWN["random"], _OTHERS[0])
 
 
 def _keyed_axes(figure: Figure, names: Sequence[str]) -> Any:
-    """Axes below a key of one line a name."""
+    """Return axes below a key with one line per name."""
     for line, (name, colour) in enumerate(zip(names, _USES, strict=False)):
         _words(figure, [(_plain(name), colour)], left=8, y=figure.bbox.height - 14 - 15.0 * line)
     return _axes(figure, left=46, right=18, top=30 + 15.0 * len(names), bottom=38)
@@ -404,7 +404,7 @@ def _accuracies(
         return ""
     colours = arm_colours(list(arms))
     ends = {arm: points[-1] for arm, points in series.items()}
-    # Names stand above the ends, one a row, and run towards the middle. From the bottom row up: ends on the
+    # Names are above the ends, one per row, and run towards the middle. From the bottom row up: ends on the
     # right from left to right, then those on the left from right to left, so that no stem crosses a name.
     middle = 0.5 * max(x for x, _ in ends.values())
     order = sorted(
@@ -580,7 +580,7 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
 
 
 def _key_rows(policies: Sequence[PolicyCurves]) -> list[list[tuple[str, str]]]:
-    """The titles in their colours, in as many rows as they take."""
+    """Return the titles in their colours, in as many rows as they take."""
     lines: list[list[tuple[str, str]]] = [[]]
     used = 0.0
     for policy in policies:
@@ -652,9 +652,9 @@ _SETS = {"pool": _KNOWN["full"], "kept": _KNOWN["chain"], "target": _KNOWN["rand
 
 
 def metric_bars(sets: Metrics) -> str:
-    """The eleven metrics of sets or groups side by side, a panel each with its unit; whiskers are bounds of sketches.
+    """Return the eleven metrics of sets or groups side by side, a panel each with its unit.
 
-    A value of None is written as null with its reason, never drawn as 0.
+    Whiskers are bounds of sketches. A value of None is written as null with its reason, never drawn as 0.
     """
     if not sets:
         return ""
@@ -665,7 +665,7 @@ def metric_bars(sets: Metrics) -> str:
 
 
 def metrics_png(sets: Metrics, name: str) -> bytes:
-    """The same in two columns under a title, as PNG."""
+    """Return the same in two columns under a title, as PNG."""
     head = 34.0
     with _figure(_panels_height(sets, 2) + head, width=2 * _WIDTH + 24) as (figure, _):
         place = 1 - 22 / figure.bbox.height
@@ -770,7 +770,7 @@ def _most_telling(classes: list[ClassCount]) -> tuple[list[ClassCount], int]:
 
 @contextmanager
 def _figure(height: float, width: float = _WIDTH) -> Iterator[tuple[Figure, list[str]]]:
-    """A figure under our own style whatever the user's matplotlibrc says, and the list its SVG goes to."""
+    """Return a figure under our own style whatever the user's matplotlibrc says, and the list its SVG goes to."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)
         matplotlib.rcdefaults()
@@ -885,7 +885,10 @@ def _words(
     right: float | None = None,
     squares: bool = False,
 ) -> None:
-    """A key: words side by side in their colours, or in ink behind a square; points from the lower left corner."""
+    """Return a key: words side by side in their colours, or in ink behind a square.
+
+    Points are from the lower left corner.
+    """
     wide, tall = figure.bbox.width, figure.bbox.height
     widths = [_text_width(word, bold=not squares) + (13 if squares else 0) for word, _ in words]
     place = left if right is None else right - sum(widths) - 10 * (len(words) - 1)
@@ -970,7 +973,7 @@ def _shorten(text: str, room: float, bold: bool = False) -> str:
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
-    """The figure as an SVG element: no prolog, no date, no metadata, ids that no other figure on a page has."""
+    """Return the figure as an SVG element: no prolog, no date, no metadata, ids that no other figure on a page has."""
     matplotlib.rcParams["svg.hashsalt"] = f"raysel-{name}"
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -980,7 +983,7 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # figure_1, axes_1, ...: nothing refers to them
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = svg.replace("'DejaVu Sans'", FONTS)
-    # A style sheet inside an SVG would hold for the whole page around it.
+    # A style sheet inside an SVG would apply to the complete page around it.
     svg = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     label = escape(_plain(title), {'"': "&quot;"})
     opening = f'<svg style="stroke-linejoin: round; stroke-linecap: butt" role="img" aria-label="{label}"'

@@ -12,7 +12,7 @@ NBSP = "\u00a0"
 
 
 def document(title: str, body: str) -> str:
-    """A whole page that fetches nothing; both arguments are HTML."""
+    """Return a complete page that fetches nothing; both arguments are HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -23,6 +23,7 @@ def document(title: str, body: str) -> str:
 
 
 def dot(colour: str) -> str:
+    """Return a dot of a colour."""
     return f'<i class="dot" style="background:{colour}"></i>'
 
 
@@ -43,6 +44,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], stack: bool = Tru
 
 
 def card(svg: str, title: str, caption: str) -> str:
+    """Return a figure with a title and a caption."""
     return (
         f'<figure class="card">\n<h3>{title}</h3>\n<div class="chart">\n{svg}</div>\n'
         f"<figcaption>{caption}</figcaption>\n</figure>"
@@ -50,16 +52,19 @@ def card(svg: str, title: str, caption: str) -> str:
 
 
 def grid(cards: Sequence[str], kind: str = "") -> str:
+    """Return cards side by side."""
     opening = f'<div class="{f"grid {kind}".strip()}">\n'
     return opening + "\n".join(cards) + "\n</div>" if cards else ""
 
 
 def section(title: str, body: str, identity: str = "") -> str:
+    """Return a section with a heading."""
     mark = f' id="{identity}"' if identity else ""
     return f"<section{mark}>\n<h2>{title}</h2>\n{body}\n</section>"
 
 
 def many(count: int, one: str, more: str = "") -> str:
+    """Return a number with its noun, in the singular or plural."""
     return f"{numbers.count(count)}{NBSP}{one if count == 1 else more or one + 's'}"
 
 

@@ -70,7 +70,7 @@ class LedgerEntry:
         return math.fsum(known) if len(known) == len(STAGES) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The entry as JSON types, without what is derived from it."""
+        """Return the entry as JSON types, without what is derived from it."""
         return {
             "arm": self.arm,
             "title": self.title,
@@ -81,7 +81,10 @@ class LedgerEntry:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LedgerEntry:
-        """The entry that ``to_dict`` wrote; derived figures are ignored. Raises DataError when damaged."""
+        """Return the entry that ``to_dict`` wrote.
+
+        Derived figures are ignored. Raise DataError if it is damaged.
+        """
         if not isinstance(values, Mapping):
             raise DataError(f"A ledger entry must be a mapping, not {type(values).__name__}.")
         missing = [name for name in ("arm", "title", *_REQUIRED) if name not in values]
@@ -115,7 +118,7 @@ class Ledger:
             raise DataError(f"The ledger has more than one entry for {first(twice)}; arms must differ.")
 
     def entry(self, arm: str) -> LedgerEntry | None:
-        """The entry of an arm, or None."""
+        """Return the entry of an arm, or None."""
         return next((entry for entry in self.entries if entry.arm == arm), None)
 
     def saving_samples(self, arm: str) -> float | None:
@@ -151,14 +154,14 @@ class Ledger:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Ledger:
-        """The ledger that ``to_dict`` wrote. Raises DataError when it is not one."""
+        """Return the ledger that ``to_dict`` wrote; raise DataError if it is not one."""
         entries = values.get("entries") if isinstance(values, Mapping) else None
         if not isinstance(entries, (list, tuple)):
             raise DataError("A ledger must be a mapping with a list called entries.")
         return cls([LedgerEntry.from_dict(entry) for entry in entries])
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the ledger as JSON, whole or not at all. Raises RunError when it cannot be written."""
+        """Write the ledger as JSON, completely or not at all. Raises RunError when it cannot be written."""
         write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return Path(path)
 
@@ -178,7 +181,10 @@ class Ledger:
             ) from error
 
     def text(self) -> str:
-        """The table that ends a run: at most 100 columns wide, one row per arm (long titles continue below)."""
+        """Return the table that ends a run: at most 100 columns wide, one row per arm.
+
+        Long titles continue in the lines below.
+        """
         return _table(self)
 
 

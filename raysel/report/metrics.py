@@ -38,13 +38,13 @@ def largest(groups: Metrics) -> Metrics:
 
 
 def write_png(sets: Metrics, name: str, path: str | os.PathLike[str]) -> Path:
-    """The figure of the sets as PNG, whole or not at all."""
+    """Write the figure of the sets as PNG, completely or not at all."""
     write_bytes(path, figures.metrics_png(sets, name))
     return Path(path)
 
 
 def card(sets: Metrics, title: str) -> str:
-    """The figure as a card of a page."""
+    """Return the figure as a card of a page."""
     return html.card(
         figures.metric_bars(sets),
         title,

@@ -6,12 +6,12 @@ MISSING = "n/a"
 
 
 def count(value: int | None) -> str:
-    """An integer with thousands separators: ``28,740``."""
+    """Return an integer with thousands separators: ``28,740``."""
     return MISSING if value is None else f"{value:,d}"
 
 
 def compact(value: int | None) -> str:
-    """An integer in at most six characters: ``9,999``, ``12.3k``, ``1.2M``."""
+    """Return an integer in at most six characters: ``9,999``, ``12.3k``, ``1.2M``."""
     if value is None or abs(value) < 10_000:
         return count(value)
     for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
@@ -33,12 +33,12 @@ def seconds(value: float | None) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share in [0, 1] with one decimal: ``97.1 %``."""
+    """Return a share in [0, 1] with one decimal: ``97.1 %``."""
     return MISSING if share is None else f"{100 * share:.1f} %"
 
 
 def saving(share: float | None) -> str:
-    """A saving: ``61 %``, ``3.4 %``; negative when it cost more: ``-12 %``."""
+    """Return a saving: ``61 %``, ``3.4 %``; negative when it cost more: ``-12 %``."""
     if share is None:
         return MISSING
     points = 100 * share if share == 1 else min(100 * share, 99.9)
@@ -54,7 +54,7 @@ def digits(value: float) -> str:
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """A figure with its unit where that is short to say; seconds as the time that people would say: ``3.2 d``."""
+    """Return a figure with its unit if that is short; seconds as people would write the time: ``3.2 d``."""
     if value is None:
         return MISSING
     if unit != "s":

@@ -294,7 +294,7 @@ def _selection(results: RunResults) -> str:
 
 
 def _use(results: RunResults) -> str:
-    """Which samples RepDiv used, beside what random subsets and round robin would have used at the same cost."""
+    """Which samples RepDiv used, next to what random subsets and round robin would have used at the same cost."""
     usage = results.usage
     if not usage:
         return ""
@@ -348,7 +348,7 @@ def _use(results: RunResults) -> str:
 
 
 def _extremes(extremes: Extremes) -> str:
-    """A card of the samples that were chosen most and least often of a class."""
+    """Return a card of the samples that were chosen most and least often of a class."""
     rows = []
     for title, samples in (("Most often", extremes.most), ("Least often", extremes.least)):
         items = []
@@ -446,7 +446,7 @@ def _planned(arms: Mapping[str, Arm]) -> str:
 
 
 def _finals(results: RunResults) -> str:
-    """A card with each arm's last values."""
+    """Return a card with each arm's last values."""
     rows = []
     colours = figures.arm_colours(list(results.arms))
     validated = any(epoch.accuracy is not None for arm in results.arms.values() for epoch in arm.epochs)
@@ -583,7 +583,7 @@ def versions(results: RunResults | CompareResults) -> str:
 
 
 def _subject(ledger: Ledger) -> LedgerEntry | None:
-    """The arm that the run is about: the chain, else the last one that is not the reference, else that."""
+    """Return the arm that the run is about: the chain, else the last one that is not the reference, else that."""
     others = [entry for entry in ledger.entries if entry.arm != REFERENCE]
     return ledger.entry("chain") or (others[-1] if others else ledger.entry(REFERENCE))
 
@@ -601,7 +601,7 @@ def _standard_error(data: Data, accuracies: Iterable[float | None]) -> str:
 
 
 def _spent(samples: float | None, time: float | None) -> str:
-    """What an arm spent against training on full data, as a clause."""
+    """Return what an arm spent against training on full data, as a clause."""
     if samples is None and time is None:
         return "what training spent was not measured"
     used = None if samples is None else f"used {_less(samples, 'fewer samples', 'more samples')}"
@@ -616,7 +616,7 @@ def _less(saving: float, less: str, more: str) -> str:
 
 
 def _change(arm: LedgerEntry, full: LedgerEntry | None) -> str:
-    """The accuracy of an arm against that of full data, as the end of a clause."""
+    """Return the accuracy of an arm against that of full data, as the end of a clause."""
     if arm.accuracy is None or full is None or full is arm or full.accuracy is None:
         return ""
     points = 100 * (arm.accuracy - full.accuracy)

@@ -64,7 +64,7 @@ def _row(results: RunResults) -> list[str]:
 
 
 def _joined(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """The first cell on the left, the numbers on the right of their columns."""
+    """Return the first cell on the left, the numbers on the right of their columns."""
     first, *rest = zip(cells, widths, strict=True)
     return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest), ""])
 

@@ -19,8 +19,15 @@ Counts = npt.NDArray[np.integer]
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """selected: int32 (n,), how often each sample was. seen: after every epoch, the share of the units seen on a sample
-    so far."""
+    """How often samples were selected in a run, and the units that were seen.
+
+    Attributes
+    ----------
+    selected : array of int32, shape (n,)
+        How often each sample was selected.
+    seen : list of float
+        After every epoch, the share of the units seen on a sample so far.
+    """
 
     selected: npt.NDArray[np.int32]
     seen: list[float]
@@ -33,9 +40,9 @@ def replay(
     seed: int,
     having: tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]],
 ) -> Course:
-    """What a run of a policy whose plans hang on no loss selected, from its plans alone.
+    """Return what a run of a policy whose plans depend on no loss selected, from its plans alone.
 
-    having: slots and units, a pair for every slot that has the unit.
+    ``having`` has slots and units, a pair for every slot that has the unit.
     """
     state, chosen = SampleState.empty(n), np.zeros(n, np.bool_)
     slots, units = having
@@ -83,9 +90,24 @@ def images(values: npt.NDArray[Any]) -> list[str] | None:
 
 
 def gini(selected: Counts) -> float:
-    """The Gini coefficient of how often each sample was selected: 0 when equally often, near 1 when few took all.
+    """Return the Gini coefficient of how often each sample was selected.
 
-    selected: (n,), whole numbers from 0 up. 0 also when nothing was selected. DataError for other arrays.
+    It is 0 if all were selected equally often or none was, and near 1 if few took all.
+
+    Parameters
+    ----------
+    selected : array of int, shape (n,)
+        Whole numbers from 0 up.
+
+    Returns
+    -------
+    float
+        The coefficient, in [0, 1).
+
+    Raises
+    ------
+    DataError
+        For other arrays.
     """
     counts, total = _counts(selected)
     if total == 0:

@@ -1,1 +1,1 @@
-"""Training on what was selected: inside Ray Train workers, or in one plain process."""
+"""Sessions, loaders and streams for training loops, and adapters for training frameworks."""

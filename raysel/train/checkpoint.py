@@ -1,16 +1,18 @@
-"""A checkpoint: the model's objects, the selection state and the place in the run, whole or known to be damaged.
+"""A checkpoint: the model's objects, the selection state and the position in the run.
+
+It is complete or known to be damaged.
 
 Every rank writes its part into one directory::
 
-    session.json                    rank 0: which run it is, where it stands, its history
+    session.json                    rank 0: which run it is, its position, its history
     objects.pt                      rank 0: the state_dict of everything the loop named
-    selection-<p>-of-<P>.arrow      the committed state of the p-th of P ranges of samples: one a rank, or one in all
-    staged-<p>-of-<P>.arrow         the losses of the current epoch noted there so far, within an epoch only
+    selection-<p>-of-<P>.arrow      the committed state of the p-th of P ranges of samples: one per rank, or one in all
+    staged-<p>-of-<P>.arrow         the losses of the current epoch recorded there so far, within an epoch only
     rng-<r>-of-<W>.pt               the rank's random generators
     files-<r>-of-<W>.json           size and digest of each file that the rank wrote, itself included
 
-so that it is restored by any number of ranks into any number of shards, and a file that is missing, cut or changed is
-found before anything is taken from it.
+It can be restored by any number of ranks into any number of shards. A file that is missing, truncated or
+changed is found before anything is read from it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ _STAGED = pa.schema([pa.field("slot", pa.int64(), False), pa.field("loss", pa.fl
 
 
 class Damaged(StateError):
-    """A checkpoint that is not whole."""
+    """Raised for a checkpoint that is not complete."""
 
 
 def save(
@@ -56,8 +58,8 @@ def save(
 ) -> None:
     """Write this rank's part into ``directory``, which ranks may share.
 
-    about: ``run``, ``epoch``, and ``within``: whether an epoch is under way. What is gathered from all ranks is
-    gathered here: every rank calls it.
+    ``about`` has ``run``, ``epoch``, and ``within``: whether an epoch is under way. What is gathered from all
+    ranks is gathered here, so every rank calls it.
     """
     pieces = world if keeper.for_all_ranks else 1
     rng = directory / _name("rng", rank, world, "pt")
@@ -86,7 +88,7 @@ def save(
 
 
 def verified(directory: Path) -> dict[str, Any]:
-    """What ``session.json`` says, after every file was found to be as it was written; Damaged if one is not."""
+    """Return the contents of ``session.json``; raise Damaged unless every file is as it was written."""
     try:
         about = json.loads((directory / _SESSION).read_text())
         for rank in range(about["world"]):
@@ -112,7 +114,7 @@ def verified(directory: Path) -> dict[str, Any]:
 
 
 class StateFiles:
-    """The committed state in a checkpoint, read by parts: no more of it is held than was asked for."""
+    """The committed state in a checkpoint, read in parts: no more of it is held than is needed."""
 
     def __init__(self, directory: Path, about: Mapping[str, Any]) -> None:
         self._directory, self._pieces = directory, about["pieces"]
@@ -122,6 +124,7 @@ class StateFiles:
         return self._parts[-1][1]
 
     def cut(self, start: int, stop: int) -> SampleState:
+        """Return the state of the slots start..stop."""
         found = []
         for piece, (begin, end) in enumerate(self._parts):
             if begin < stop and start < end:
@@ -135,30 +138,33 @@ class StateFiles:
 
 
 def staged(directory: Path, about: Mapping[str, Any]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(slots, losses) that the epoch had noted, inf for a loss that was not finite, one pair a file."""
+    """Yield the (slots, losses) recorded in the epoch, one pair per file.
+
+    Inf for a loss that was not finite.
+    """
     for piece in range(len(spans(about["run"]["samples"], about["pieces"]))):
         table = _read(directory / _name("staged", piece, about["pieces"], "arrow"))
         yield table.column("slot").to_numpy(), table.column("loss").to_numpy()
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """The entries of the epochs that had ended."""
+    """Return the entries of the finished epochs."""
     return list(json.loads((directory / _SESSION).read_text())["history"])
 
 
 def objects(directory: Path) -> dict[str, Any]:
-    """The state_dicts by name."""
+    """Return the state_dicts by name."""
     return dict(_load(directory / _OBJECTS))
 
 
 def rng(directory: Path, rank: int, world: int) -> Any:
-    """The random generators of this rank, None where the checkpoint is of another number of ranks."""
+    """Return the random generators of this rank; None if the checkpoint is of another number of ranks."""
     path = directory / _name("rng", rank, world, "pt")
     return _load(path) if path.exists() else None
 
 
 def get_rng() -> dict[str, Any]:
-    """The state of every global random generator of this process."""
+    """Return the state of every global random generator of this process."""
     name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 - saved for the user's loop
     return {
         "torch": torch.get_rng_state(),
@@ -169,7 +175,7 @@ def get_rng() -> dict[str, Any]:
 
 
 def set_rng(saved: dict[str, Any]) -> None:
-    """Put :func:`get_rng`'s answer back."""
+    """Restore what :func:`get_rng` returned."""
     torch.set_rng_state(saved["torch"])
     if saved["cuda"] and len(saved["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(saved["cuda"])
@@ -189,7 +195,7 @@ def _of_text(*values: Any) -> str:
 
 
 def _digest(path: Path) -> list[Any]:
-    """[bytes, BLAKE2b of 128 bits] of a file."""
+    """Return [bytes, BLAKE2b of 128 bits] of a file."""
     digest, size = hashlib.blake2b(digest_size=16), 0
     with path.open("rb") as file:
         while part := file.read(1 << 20):
@@ -210,7 +216,10 @@ def _read(path: Path) -> pa.Table:
 
 
 def _check_readable(path: Path) -> None:
-    """StateError now, while the run can be mended, for what :func:`_load` would refuse; no tensor is read."""
+    """Raise StateError now, while the run can be corrected, for what :func:`_load` would refuse.
+
+    Read no tensor.
+    """
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -1,4 +1,4 @@
-"""A session under a framework that owns the epoch loop and writes the checkpoints: what every adapter is made of."""
+"""The basis of every adapter: a session under a framework with its own epoch loop and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from raysel.train.dynamic import DynamicSelection
 
 
 class Driven:
-    """One run's session: an epoch opens when its batches are asked for and ends when the framework says so.
+    """One run's session: an epoch opens when its batches are requested and ends when the framework ends it.
 
-    found: the directory of a checkpoint that :meth:`save` wrote, None to begin. Every rank makes the same calls.
+    ``found`` is the directory of a checkpoint that :meth:`save` wrote, None to begin. Every rank makes the
+    same calls.
     """
 
     def __init__(self, dynamic: DynamicSelection, found: Path | None) -> None:
@@ -24,6 +25,7 @@ class Driven:
 
     @property
     def is_open(self) -> bool:
+        """Whether an epoch is open."""
         return self.session.plan is not None
 
     @property
@@ -32,9 +34,10 @@ class Driven:
         return not self.is_open and self.session._is_over()
 
     def loader(self, dataset: Any, **options: Any) -> Any:
-        """The open epoch's batches, the next epoch's where none is open; an empty list when the run is over.
+        """Return the batches of the open epoch, or of the next epoch if none is open.
 
-        dataset, options: as for :meth:`Session.loader`. Asked again within an epoch, it answers the same object.
+        This is an empty list when the run is over. Parameters are those of :meth:`Session.loader`. Within an
+        epoch, every call returns the same object.
         """
         if not self.is_open and next(self._epochs, None) is None:
             return []
@@ -50,7 +53,7 @@ class Driven:
             self.session.report()
 
     def progress(self, step: int) -> float:
-        """:attr:`Session.progress` after ``step`` optimiser steps of the whole run, whatever has been fetched ahead."""
+        """Return :attr:`Session.progress` after ``step`` optimiser steps, whatever has been prefetched."""
         session, run = self.session, self.session._run
         within = (step - session.total_steps) / session.steps_per_epoch if session.steps_per_epoch else 0.0
         share = (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs
@@ -59,11 +62,14 @@ class Driven:
         return min(1.0, share)
 
     def longest(self, batch_size: int, accumulate: int) -> int:
-        """Batches of a rank in an epoch that leaves nothing out."""
+        """Return the batches per rank in an epoch that leaves nothing out."""
         return accumulate * steps(self.session._run.samples, batch_size, accumulate * self.session.world)
 
     def save(self, directory: Path) -> None:
-        """Write the selection state beside the model's; every rank calls it. StateError within an epoch."""
+        """Write the selection state next to the model's.
+
+        Every rank calls it. Raise StateError within an epoch.
+        """
         if self.is_open and self.session.step:
             raise StateError(
                 f"A checkpoint was requested within epoch {self.session.epoch}, where model and selection state would not "

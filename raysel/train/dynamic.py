@@ -1,4 +1,4 @@
-"""DynamicSelection: the handle that owns a run's selection state and gives each worker its session."""
+"""DynamicSelection: owns the selection state of a run and gives each worker its session."""
 
 from __future__ import annotations
 
@@ -22,19 +22,58 @@ if TYPE_CHECKING:
 
 
 class DynamicSelection:
-    """Dynamic selection of training samples by ``policy``, for one run of Ray Train.
+    """Select training samples while training, by a policy, for one run.
 
-    policy: which samples an epoch trains on: InfoBatch, FullData, RoundRobin, ... or your own.
-    chosen: the samples to choose among: a Selection, or the number of samples n for ids 0..n-1.
-    num_epochs: epochs of the run; policies plan with it. max_steps: stop after so many optimiser steps
-        (the last epoch is cut, and progress counts towards it).
-    seed: every draw of the run hangs on it.
-    shards: actors that share the state, each a range of the samples, cut at multiples of 65,536: fewer where there are
-        not so many. One is enough to some 10**8 samples; the plans are the same for any number, also when a
-        checkpoint of another number is continued.
+    Use it as a context manager around ``trainer.fit()``: it starts the actors that keep the state, and
+    removes them at the end. Pass it to the workers in ``train_loop_config`` and call :meth:`session` there.
+    Without Ray Train, use :meth:`local`.
 
-    Use it as a context manager around ``trainer.fit()``: on entry it starts the actors that keep the state,
-    on exit it removes them. Hand it to the workers in ``train_loop_config`` and call :meth:`session` there.
+    Parameters
+    ----------
+    policy : Policy
+        Which samples an epoch trains on: InfoBatch, RepDiv, RoundRobin, ... or one of your own.
+    chosen : Selection or int
+        The samples to select from: a Selection, or the number of samples n for the ids 0..n-1.
+    num_epochs : int
+        Number of epochs of the run, which policies use.
+    seed : int
+        Seed of every random draw of the run.
+    max_steps : int, optional
+        Stop after this number of optimiser steps. The last epoch is then cut short, and progress is measured
+        in steps if that is further.
+    shards : int
+        Number of actors that share the state. Each keeps a range of samples that begins at a multiple of
+        65,536, so there are fewer actors if there are too few samples. One actor is enough for about 10**8
+        samples. The plans are the same for any number of shards, also if a checkpoint is resumed with another
+        number.
+
+    Raises
+    ------
+    ConfigError
+        For parameters that the policy, the samples or the number of epochs do not allow.
+    DataError
+        If the policy has no scores for some samples.
+
+    Examples
+    --------
+    In a training function of Ray Train, with ``dynamic`` from ``train_loop_config``, the loop is the same as
+    here:
+
+    >>> dynamic = raysel.DynamicSelection.local(raysel.RandomSubset(ratio=0.5), 10, num_epochs=2)
+    >>> session = dynamic.session()
+    >>> data = torch.utils.data.TensorDataset(torch.randn(10, 4), torch.arange(10) % 2)
+    >>> model = torch.nn.Linear(4, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> for epoch in session.epochs():
+    ...     for batch in session.loader(data, batch_size=4):
+    ...         inputs, labels = batch.data
+    ...         losses = torch.nn.functional.cross_entropy(model(inputs), labels, reduction="none")
+    ...         optimizer.zero_grad()
+    ...         session.loss(batch, losses).backward()
+    ...         optimizer.step()
+    ...     entry = session.report(state={"model": model, "optimizer": optimizer})
+    >>> entry["trained"]
+    5
     """
 
     def __init__(
@@ -80,12 +119,39 @@ class DynamicSelection:
         checkpoints: str | Path | None = None,
         **parameters: Any,
     ) -> DynamicSelection:
-        """The same without a cluster and Ray Train: in one plain PyTorch process, or in several.
+        """Make a dynamic selection without a cluster or Ray Train, in one or more PyTorch processes.
 
-        Processes are those that torch.distributed has joined when :meth:`session` is called (torchrun, Accelerate,
-        ...); each makes the same selection, and rank 0 keeps the state.
-        checkpoints: a directory, shared by all, where ``session.report`` keeps the last checkpoint, and from which a
-        new process goes on; None keeps nothing.
+        The processes are those that torch.distributed has joined when :meth:`session` is called (torchrun,
+        Accelerate, ...). Each makes the same selection, and rank 0 keeps the state.
+
+        Parameters
+        ----------
+        policy : Policy
+            As for the class.
+        chosen : Selection or int
+            As for the class.
+        checkpoints : path, optional
+            Directory, shared by all processes, in which ``session.report`` keeps the last checkpoint, and
+            from which a new process resumes. Default: no checkpoints.
+        **parameters
+            ``num_epochs``, ``seed``, ``max_steps`` and ``shards``, as for the class.
+
+        Returns
+        -------
+        DynamicSelection
+            A dynamic selection that is already started.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As for the class.
+
+        Examples
+        --------
+        >>> policy = raysel.InfoBatch()
+        >>> dynamic = raysel.DynamicSelection.local(policy, 10, num_epochs=20, checkpoints="checkpoints")
+        >>> dynamic.session().num_epochs
+        20
         """
         dynamic = cls(policy, chosen, **parameters)
         run = dynamic.run
@@ -126,11 +192,40 @@ class DynamicSelection:
         return {**self.__dict__, "_chosen": None, **started}
 
     def planned(self, dataset: Dataset) -> Dataset:
-        """``dataset`` (with ``sample_id``) without the rows that the epoch's plan leaves out: for ``session.stream``.
+        """Return ``dataset`` without the rows that the epoch's plan leaves out, for ``session.stream``.
 
-        Put the costly steps behind it: rows are left out right after they are read, so that nothing decodes, transforms
-        or sends them. Lazy; each epoch runs it again, with that epoch's plan, and outside an epoch it
-        cannot be run. One per run. DataError if the selection was made from other rows.
+        Rows are left out right after they are read, so put costly steps after this one: they then do not
+        decode, transform or send rows that are not trained on. The result is lazy. Each epoch runs it again
+        with that epoch's plan; it cannot be run outside an epoch. Call this once per run.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            Rows with ``sample_id``.
+
+        Returns
+        -------
+        ray.data.Dataset
+            The planned rows of the current epoch.
+
+        Raises
+        ------
+        DataError
+            If the selection was made from other rows.
+        StateError
+            If the dynamic selection has not been started.
+
+        Examples
+        --------
+        >>> with raysel.DynamicSelection.local(raysel.RandomSubset(ratio=0.5), 10, num_epochs=1) as dynamic:
+        ...     planned = dynamic.planned(rows)   # rows: 10 rows
+        ...     session = dynamic.session()
+        ...     for epoch in session.epochs():
+        ...         for batch in session.stream(planned, batch_size=4):
+        ...             loss = session.loss(batch, torch.ones(len(batch.ids)))
+        ...         entry = session.report()
+        >>> entry["trained"]
+        5
         """
         self._check_started()
         from raysel.train.planned import Board, planned
@@ -142,14 +237,52 @@ class DynamicSelection:
         return planned(dataset, self._board, self._ids, self.run.samples)
 
     def session(self) -> Session:
-        """This worker's part of the run; call it in the train loop."""
+        """Return this worker's session; call it in the training function.
+
+        Returns
+        -------
+        Session
+            A session that begins at the newest complete checkpoint, if there is one.
+
+        Raises
+        ------
+        StateError
+            If the dynamic selection has not been started, or the checkpoint belongs to another run.
+
+        Examples
+        --------
+        >>> session = raysel.DynamicSelection.local(raysel.InfoBatch(), 10, num_epochs=20).session()
+        >>> session.rank, session.world
+        (0, 1)
+        """
         self._check_started()
         return self._session(ranks(self._directory) if self._local else TrainRanks())
 
     def driven(self, found: Path | None = None) -> Session:
-        """The session under a framework that runs the epochs and keeps the checkpoints; adapters call it.
+        """Return the session for a framework that runs the epochs and keeps the checkpoints.
 
-        found: the directory to go on from, None to begin. The processes are those that torch.distributed has joined.
+        Adapters call it. The processes are those that torch.distributed has joined.
+
+        Parameters
+        ----------
+        found : path, optional
+            Directory of the checkpoint to resume from. Default: begin the run.
+
+        Returns
+        -------
+        Session
+            This process's session.
+
+        Raises
+        ------
+        StateError
+            If the dynamic selection has not been started, or the checkpoint belongs to another run.
+
+        Examples
+        --------
+        >>> session = raysel.DynamicSelection.local(raysel.InfoBatch(), 10, num_epochs=20).driven()
+        >>> session.epoch
+        0
         """
         self._check_started()
         return self._session(ranks(None, found))
@@ -173,5 +306,16 @@ class DynamicSelection:
         return Session(self.run, keeper, processes, ids, weights, lambda: self._board)
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
-        """Committed epochs and the last one's summary, for a driver that watches while workers train."""
+        """Return how far the run is, for a driver that watches while workers train.
+
+        Returns
+        -------
+        (int, dict or None)
+            The number of finished epochs, and the summary of the last one.
+
+        Examples
+        --------
+        >>> raysel.DynamicSelection(raysel.InfoBatch(), 10, num_epochs=20).progress()   # before it is started
+        (0, None)
+        """
         return (0, None) if self._keeper is None or self._local else self._keeper.progress()

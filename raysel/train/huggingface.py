@@ -1,4 +1,4 @@
-"""Dynamic selection under the Hugging Face Trainer. With Accelerate alone nothing is needed: see docs/guides/pytorch.md."""
+"""Dynamic selection under the Hugging Face Trainer. Accelerate alone needs no adapter."""
 
 from __future__ import annotations
 
@@ -27,16 +27,28 @@ except ImportError as error:
     ) from error
 
 _FOLDER = "raysel"  # within checkpoint-N
-_BATCH = "raysel_batch"  # the key under which a training batch says whose rows it holds
+_BATCH = "raysel_batch"  # the key under which a training batch carries its Batch
 
 
 def language_model_losses(
     outputs: Any, labels: torch.Tensor, **ignored: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token's cross-entropy and which tokens are asked: two of (B, T-1), for a causal language model.
+    """Return each token's cross-entropy and which tokens are predicted, for a causal language model.
 
-    outputs: with ``logits`` (B, T, V). labels: (B, T), unshifted, -100 for what is not asked. In nats, 0 where nothing
-    is asked. A sample's loss is the mean over its asked tokens, see :meth:`Session.loss`.
+    Parameters
+    ----------
+    outputs : mapping
+        Has ``logits`` (B, T, V).
+    labels : torch.Tensor, shape (B, T)
+        Unshifted; -100 for tokens that are not predicted.
+
+    Returns
+    -------
+    losses : torch.Tensor, shape (B, T-1)
+        In nats, 0 for tokens that are not predicted. A sample's loss is the mean over its predicted tokens,
+        see :meth:`Session.loss`.
+    mask : torch.Tensor of bool, shape (B, T-1)
+        Which tokens are predicted.
     """
     asked = labels[:, 1:] != -100
     # (B, V, T-1): the losses come out as (B, T-1)
@@ -45,16 +57,26 @@ def language_model_losses(
 
 
 class SelectingTrainer(Trainer):
-    """The Hugging Face Trainer, its epochs planned by ``dynamic``; everything else is the Trainer's own.
+    """The Hugging Face Trainer with epochs planned by a dynamic selection.
 
-    dynamic: a DynamicSelection over the rows of ``train_dataset``, which is map-style.
-    compute_loss_func: ``(outputs, labels) -> losses`` or ``-> (losses, mask)``, as :meth:`Session.loss` takes them,
-        such as :func:`language_model_losses`.
-    args: ``num_train_epochs`` as many as the selection's; ``save_strategy`` "epoch" or "no".
+    A learning-rate schedule named in ``args`` follows the run's progress, since epochs differ in length.
+    Checkpoints contain the selection next to the model. To use another Trainer, such as SFTTrainer, write
+    ``class Mine(SelectingTrainer, SFTTrainer)``.
 
-    A learning-rate schedule named in ``args`` is followed over the run's progress, since epochs differ in length.
-    Checkpoints hold the selection beside the model. For another Trainer, such as SFTTrainer:
-    ``class Mine(SelectingTrainer, SFTTrainer)``. ConfigError for arguments that do not go together.
+    Parameters
+    ----------
+    *args, **kwargs
+        As for the Trainer. ``train_dataset`` is map-style. ``compute_loss_func`` is ``(outputs, labels) ->
+        losses`` or ``-> (losses, mask)``, as :meth:`Session.loss` takes them, such as
+        :func:`language_model_losses`. In ``args``, ``num_train_epochs`` is that of the selection, and
+        ``save_strategy`` is "epoch" or "no".
+    dynamic : DynamicSelection
+        The selection over the rows of ``train_dataset``.
+
+    Raises
+    ------
+    ConfigError
+        For arguments that are in conflict.
     """
 
     def __init__(self, *arguments: Any, dynamic: DynamicSelection, **more: Any) -> None:
@@ -82,7 +104,10 @@ class SelectingTrainer(Trainer):
         self.add_callback(_EpochEnd(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *more: Any, **others: Any) -> Any:
-        """:meth:`Trainer.train`; the selection goes on from the same checkpoint as the model."""
+        """Train as :meth:`Trainer.train` does.
+
+        The selection resumes from the same checkpoint as the model.
+        """
         found = resume_from_checkpoint
         if found is True:
             found = get_last_checkpoint(self.args.output_dir)
@@ -102,14 +127,17 @@ class SelectingTrainer(Trainer):
         return super().train(found or resume_from_checkpoint, *more, **others)
 
     def get_train_dataloader(self) -> Any:
+        """Return the batches of the planned epochs."""
         made = super().get_train_dataloader()
         return made if self.driven is None else _Batches(self.driven, made, self)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *more: Any) -> Any:
         # The Trainer would count the step's tokens over all ranks here; session.loss counts rows, known beforehand.
+        """Return the batches of one optimiser step."""
         return list(itertools.islice(epoch_iterator, num_batches)), None
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **ignored: Any) -> Any:
+        """Record the losses of the samples, and return the scalar to differentiate."""
         inputs = dict(inputs)
         batch, labels = inputs.pop(_BATCH, None), inputs.pop("labels", None)
         outputs = model(**inputs)
@@ -123,6 +151,7 @@ class SelectingTrainer(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # num_training_steps counts every epoch as a full one: the schedule is stretched over those that are taken.
+        """Return the learning-rate schedule, over the run's progress."""
         ours = self.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)
         driven = self.driven
@@ -135,6 +164,7 @@ class SelectingTrainer(Trainer):
         return scheduler
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and the selection next to it."""
         super().save_model(output_dir, _internal_call)
         # As part of a checkpoint, and before the Trainer completes it and removes older ones.
         if _internal_call and output_dir is not None and self.driven is not None and self.is_in_train:
@@ -142,7 +172,7 @@ class SelectingTrainer(Trainer):
 
 
 class _Batches:
-    """What the Trainer iterates in every epoch: the plan's batches, from the data set and collator it prepared."""
+    """The plan's batches, from the dataset and collator that the Trainer prepared, for every epoch."""
 
     def __init__(self, driven: Driven, made: Any, trainer: SelectingTrainer) -> None:
         self._driven = driven
@@ -156,7 +186,10 @@ class _Batches:
         self._options = {name: getattr(made, name) for name in same.split()}
 
     def __len__(self) -> int:
-        """An upper bound: the Trainer asks once for the whole run; shorter epochs just end earlier."""
+        """Return an upper bound.
+
+        The Trainer reads it once for the run, and shorter epochs just end earlier.
+        """
         return self._driven.longest(self._batch_size, self._accumulate)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Dynamic selection under PyTorch Lightning: a callback that brings the batches and takes the losses."""
+"""Dynamic selection under PyTorch Lightning: a callback that provides the batches and records the losses."""
 
 from __future__ import annotations
 
@@ -27,15 +27,30 @@ except ImportError as error:
 
 
 class Selecting(Callback):
-    """A Lightning callback for a run whose epochs ``dynamic`` plans.
+    """A Lightning callback for a run with epochs planned by a dynamic selection.
 
-    dynamic: a DynamicSelection over the rows of ``dataset``, which is map-style.
-    batch_size: rows of a batch, on each device. options: as for :meth:`Session.loader` (collate_fn, num_workers, ...).
+    Pass it to ``Trainer(callbacks=[selecting], max_epochs=..., reload_dataloaders_every_n_epochs=1)``, pass
+    its ``loader`` to ``trainer.fit(model, selecting.loader)``, and return ``selecting.loss(batch, losses)``
+    from ``training_step``, where batch is a :class:`Batch`. Checkpoints contain the selection next to the
+    model.
 
-    Give it to ``Trainer(callbacks=[selecting], max_epochs=..., reload_dataloaders_every_n_epochs=1)``, its ``loader``
-    to ``trainer.fit(model, selecting.loader)``, and return ``selecting.loss(batch, losses)`` from ``training_step``,
-    where batch is a :class:`Batch`. Checkpoints hold the selection beside the model. ConfigError for a Trainer whose
-    arguments do not go together with it, StateError for a checkpoint without the selection.
+    Parameters
+    ----------
+    dynamic : DynamicSelection
+        The selection over the rows of ``dataset``.
+    dataset : map-style dataset
+        ``dataset[sample_id]`` is the sample.
+    batch_size : int
+        Rows per batch and device.
+    **options
+        As for :meth:`Session.loader` (``collate_fn``, ``num_workers``, ...).
+
+    Raises
+    ------
+    ConfigError
+        For arguments of the Trainer that are in conflict with it.
+    StateError
+        For a checkpoint without the selection.
     """
 
     def __init__(self, dynamic: DynamicSelection, dataset: Any, *, batch_size: int, **options: Any) -> None:
@@ -47,7 +62,7 @@ class Selecting(Callback):
         self._found: dict[str, torch.Tensor] = {}
 
     def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """:meth:`Session.loss`: note each sample's loss and return the scalar that training_step returns."""
+        """Record each sample's loss and return the scalar for training_step, as :meth:`Session.loss` does."""
         session = self._driven().session
         if batch.weights.dtype != torch.float32:  # a Trainer of low precision rounds what it finds in a batch
             assert session.plan is not None
@@ -56,12 +71,13 @@ class Selecting(Callback):
         return session.loss(batch, losses, mask)
 
     def progress(self, step: int) -> float:
-        """How much of the run is done after ``step`` optimiser steps, in [0, 1], for a LambdaLR stepped each step."""
+        """Return the share of the run done after ``step`` optimiser steps, in [0, 1], for a LambdaLR."""
         return 0.0 if self.driven is None else self.driven.progress(step)
 
     # ---- what Lightning calls ----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the Trainer's arguments."""
         if stage != "fit":
             return
         epochs = self.dynamic.run.num_epochs
@@ -81,19 +97,23 @@ class Selecting(Callback):
         self._trainer, self.driven, self._found = trainer, None, {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Commit the epoch."""
         driven = self._driven()
         driven.end_epoch()
         if driven.is_over:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the selection state, for the Trainer's checkpoint."""
         if self.driven is None:
             return {}
         with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
             self.driven.save(Path(directory))
             files = {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
         ranks = self.driven.session._ranks
-        if isinstance(ranks, ProcessRanks):  # Lightning asks every rank and keeps what the first answers
+        if isinstance(
+            ranks, ProcessRanks
+        ):  # Lightning calls this on every rank and keeps the result of the first
             files = {name: data for theirs in ranks.gather(files) for name, data in theirs.items()}
         return {
             "files": {
@@ -102,12 +122,13 @@ class Selecting(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the selection state of the Trainer's checkpoint."""
         self._found = state_dict["files"]
 
     # ---- inside ------------------------------------------------------------------------------------------
 
     def _driven(self) -> Driven:
-        """The run, from the checkpoint that has been loaded by the time batches are asked for."""
+        """Return the session, from the checkpoint that was loaded before the first batches were requested."""
         if self.driven is None:
             trainer = self._trainer
             if trainer is not None and not self._found and (trainer.current_epoch or trainer.global_step):
@@ -130,7 +151,7 @@ class Selecting(Callback):
 
 
 class _Batches:
-    """The current epoch's batches, as Lightning asks for them: anew in every epoch, and more than once."""
+    """The current epoch's batches, which Lightning requests in every epoch, and more than once."""
 
     def __init__(self, selecting: Selecting) -> None:
         self._selecting = selecting

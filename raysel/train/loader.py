@@ -1,4 +1,4 @@
-"""Batches of a map-style data set in the order of a plan, each row with its id inside the batch."""
+"""Batches of a map-style dataset in the order of a plan, with the id of each row."""
 
 from __future__ import annotations
 
@@ -15,16 +15,23 @@ from raysel.errors import DataError
 
 @dataclass
 class Batch:
-    """What one rank trains on in one step.
+    """The rows that one rank trains on in one step.
 
-    data: what the collate function made of the samples.
-    ids: int64 (B,), the samples' ids. The last batch of an epoch is shorter; where fewer rows than ranks remain, a rank
-        without one gets a single row of padding, id -1, so that all ranks take equal steps.
-    weights: float32 (B,), the plan's weight times the selection's; 0 for padding.
-    slots: int64 NumPy (B,), the samples' places in the selection state; -1 for padding, and then the only one.
-    share: the rows that count in this step over all ranks, divided by the number of its batches (one a rank, or
-        ``accumulate``): what a weighted sum of losses is divided by, so that the mean over batches is the mean over
-        rows.
+    Attributes
+    ----------
+    data : object
+        What the collate function returned for the samples.
+    ids : torch.Tensor of int64, shape (B,)
+        Ids of the samples. The last batch of an epoch is shorter. If fewer rows than ranks remain, a rank
+        without one has a single row of padding, id -1, so that all ranks take equally many steps.
+    weights : torch.Tensor of float32, shape (B,)
+        Weight of the plan times weight of the selection; 0 for padding.
+    slots : array of int64, shape (B,)
+        Positions of the samples in the selection state. -1 for padding, which is then the only row.
+    share : float
+        Number of rows that count in this step over all ranks, divided by the number of its batches (one per
+        rank, or ``accumulate``). A weighted sum of losses is divided by it, so that the mean over batches is
+        the mean over rows.
     """
 
     data: Any
@@ -34,15 +41,26 @@ class Batch:
     share: float
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch with its tensors on ``device``; ``data`` may nest tuples, lists and dicts of tensors."""
+        """Return the batch with its tensors on a device.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            The device.
+
+        Returns
+        -------
+        Batch
+            ``data`` may be nested tuples, lists and dicts of tensors. ``ids`` stay on the CPU.
+        """
         weights = self.weights.to(device, non_blocking=True)
         return Batch(_to(self.data, device), self.ids, weights, self.slots, self.share)
 
 
 class WithIds(torch.utils.data.Dataset):
-    """A data set that hands out a batch's (ids, samples): the ids travel with them through any look-ahead.
+    """A dataset that returns the (ids, samples) of a batch, so that prefetching cannot separate them.
 
-    A batch at a time, not a row: what is done for every row is most of what a session adds to a step.
+    It works by batches, not rows, because work per row is most of what a session adds to a step.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -63,10 +81,16 @@ class WithIds(torch.utils.data.Dataset):
 
 
 class Rows(NamedTuple):
-    """One batch's rows, looked up before the epoch begins and not in its steps.
+    """The rows of one batch, looked up before the epoch begins and not in its steps.
 
-    marks: int64, what the data set is asked for: ids, or ``-id - 1`` for the one row of a batch that only pads.
-    slots: int64, -1 for padding. weights: float32, 0 for padding.
+    Attributes
+    ----------
+    marks : array of int64
+        Indices for the dataset: ids, or ``-id - 1`` for the one row of a batch that only pads.
+    slots : array of int64
+        -1 for padding.
+    weights : array of float32
+        0 for padding.
     """
 
     marks: np.ndarray
@@ -75,7 +99,7 @@ class Rows(NamedTuple):
 
 
 class EpochOrder(Sampler):
-    """The marks of an epoch's batches, each an array: it comes to the data set as it is."""
+    """The marks of an epoch's batches, one array per batch, which the dataset receives unchanged."""
 
     def __init__(self) -> None:
         self.rows: list[Rows] = []
@@ -89,18 +113,19 @@ class EpochOrder(Sampler):
 
 
 class CollateWithIds:
-    """Collates the samples with the user's function and the ids beside them."""
+    """Collate the samples with the user's function, and keep the ids next to them."""
 
     def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
         self.collate = collate or default_collate
 
     def __call__(self, batch: tuple[np.ndarray, list[Any]]) -> tuple[torch.Tensor, Any]:
+        """Return the ids and the collated samples."""
         marks, samples = batch
         return torch.from_numpy(marks), self.collate(samples)
 
 
 def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -> DataLoader:
-    """A torch DataLoader over ``dataset`` that yields (marks, collated samples) in ``order``."""
+    """Return a torch DataLoader over ``dataset`` that yields (marks, collated samples) in ``order``."""
     taken = sorted(
         {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "dataset"} & set(options)
     )
@@ -113,10 +138,10 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
 
 
 def without_padding(positions: np.ndarray, last: int = 1) -> list[np.ndarray]:
-    """The rows of ``positions`` (batches, B), the ``last`` ones without their padding, but with one row at least.
+    """Return the rows of ``positions`` (batches, B), the ``last`` ones without padding.
 
-    Ranks must take equal steps, not equal batches: what only pads would still be computed, and counted by batch
-    statistics.
+    At least one row is left in each. Ranks must take equally many steps, but need not have equal batches:
+    padding would still be computed, and counted by batch statistics.
     """
     rows = list(positions)
     for at in range(max(len(rows) - last, 0), len(rows)):
@@ -126,9 +151,9 @@ def without_padding(positions: np.ndarray, last: int = 1) -> list[np.ndarray]:
 
 
 def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, weights: np.ndarray) -> Rows:
-    """The rows at ``positions`` of the planned slots, with their weights; of padding, the plan's first sample.
+    """Return the rows at ``positions`` of the planned slots; padding reads the plan's first sample.
 
-    ids: by slot, None where they are the slots.
+    ``ids`` are by slot, None if they are the slots.
     """
     pads = positions[0] < 0
     slots = planned[:1] if pads else planned[positions]
@@ -138,7 +163,7 @@ def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, 
 
 
 def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
-    """DataError unless ``dataset`` can be indexed by every id, and is as long as the pool chosen from."""
+    """Raise DataError unless ``dataset`` can be indexed by every id and is as long as the pool."""
     try:
         length = len(dataset)
     except TypeError as error:

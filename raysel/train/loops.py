@@ -1,4 +1,4 @@
-"""Ready-made training loops, to run as they are or to copy: they read top to bottom and hide nothing."""
+"""Training loops to run as they are or to copy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raysel.data.store import ArrayDataset
 
 
 def schedule(progress: float, warmup: float = 0.1) -> float:
-    """Learning-rate factor at ``progress`` in [0, 1]: linear warm-up, then a cosine to zero.
+    """Return the learning-rate factor at ``progress`` in [0, 1]: linear warm-up, then a cosine to zero.
 
     It depends on progress, not on steps, since dynamic epochs differ in length.
     """

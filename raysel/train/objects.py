@@ -1,4 +1,4 @@
-"""Model, optimizer and scheduler in a checkpoint that fits any number of workers: whole, on the CPU, bare of wrappers."""
+"""Model, optimizer and scheduler in a checkpoint: complete, on the CPU, for any number of workers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from raysel.errors import StateError
 
 
 def state_dicts(objects: Mapping[str, Any]) -> dict[str, Any]:
-    """Each object's ``state_dict``, whole on rank 0; every rank calls it.
+    """Return each object's ``state_dict``, complete on rank 0; every rank calls it.
 
-    What is sharded over ranks (FullyShardedDataParallel, ``fully_shard``) is gathered, an optimizer of sharded
-    parameters with it: its state is then keyed by the parameters' names. Its model must be among ``objects``.
+    What is sharded over ranks (FullyShardedDataParallel, ``fully_shard``) is gathered, together with an
+    optimizer of sharded parameters, whose state is then keyed by the parameters' names. Its model must be
+    among ``objects``.
     """
     saved = {}
     for name, value in objects.items():
@@ -33,7 +34,10 @@ def state_dicts(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    """Put what :func:`state_dicts` gave back, on any number of ranks, sharded or not; every rank calls it."""
+    """Restore what :func:`state_dicts` returned, on any number of ranks, sharded or not.
+
+    Every rank calls it.
+    """
     for name, value in objects.items():
         named = isinstance(value, torch.optim.Optimizer) and _keyed_by_name(saved[name])
         if _sharded(value):
@@ -53,7 +57,10 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, which learning rates often are: reading a checkpoint runs no code, so it knows no NumPy."""
+    """Return NumPy's numbers, which learning rates often are, as Python's.
+
+    A checkpoint is read without running code, and therefore without NumPy's types.
+    """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -66,16 +73,16 @@ def _plain(value: Any) -> Any:
 
 
 def _bare(value: Any) -> Any:
-    """The module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
+    """Return the module inside DistributedDataParallel, so that a checkpoint fits any number of workers."""
     wrapped = isinstance(value, torch.nn.parallel.DistributedDataParallel)
     return value.module if wrapped else value
 
 
 def _whole(model: torch.nn.Module) -> tuple[Any, Any]:
-    """torch's own tools for state dicts of any sharding, and that we want them whole on the CPU."""
+    """Return torch's tools for state dicts of any sharding, and the options for complete ones on the CPU."""
     import torch.distributed.checkpoint.state_dict as tools  # takes 2 s to import: only where something is sharded
 
-    # FullyShardedDataParallel on the CPU crashes (torch 2.13, a read after the free) when asked to offload to it.
+    # FullyShardedDataParallel on the CPU crashes (torch 2.13, a read after the free) when offloading to it.
     elsewhere = any(parameter.device.type != "cpu" for parameter in model.parameters())
     return tools, tools.StateDictOptions(full_state_dict=True, cpu_offload=elsewhere)
 
@@ -95,7 +102,7 @@ def _is_dtensor(parameter: torch.Tensor) -> bool:
 
 
 def _owner(optimizer: torch.optim.Optimizer, objects: Mapping[str, Any]) -> torch.nn.Module | None:
-    """The module among ``objects`` that holds the optimizer's parameters."""
+    """Return the module among ``objects`` that holds the optimizer's parameters."""
     mine = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     modules = [value for value in objects.values() if isinstance(value, torch.nn.Module)]
     return next((m for m in modules if mine <= {id(parameter) for parameter in m.parameters()}), None)

@@ -1,4 +1,4 @@
-"""Ray Data's side of streaming: rows filtered by the epoch's plan right after they are read, split without loss."""
+"""The Ray Data part of streaming: rows are filtered right after they are read, and split without loss."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
 _TASK_BYTES = 32 << 20  # of so much each
 logger = logging.getLogger(__name__)
 
-_SHUFFLE = 5  # what a stream of draws is for, beside those of raysel.dynamic.plan
+_SHUFFLE = 5  # the purpose of a stream of draws, next to those of raysel.dynamic.plan
 
 
 # ---- the plan on the cluster -------------------------------------------------------------------------------
@@ -54,25 +54,26 @@ class _Board:
 
 
 class Board:
-    """Where a run's current plan hangs out, one bit a slot, for the tasks that read its rows; picklable.
+    """The current plan of a run, one bit per slot, for the tasks that read its rows; picklable.
 
-    An actor that takes no CPU and goes with the driver. It hands out one shared object, so that the bits come once
-    to each node. Restarted, it is empty, and the tasks fail until the next attempt posts.
+    It is an actor that takes no CPU and ends with the driver. It returns one shared object, so that the bits
+    are sent once to each node. After a restart it is empty, and the tasks fail until the next attempt posts a
+    plan.
     """
 
     def __init__(self) -> None:
         self._actor = ray.remote(_Board).options(num_cpus=0, max_restarts=-1).remote()
 
     def post(self, plan: Plan, samples: int, seed: int) -> None:
-        """Show ``plan``, and the seed of the epoch's order; returns when every later look sees them."""
+        """Set ``plan`` and the seed of the epoch's order; every later read returns them."""
         ray.get(self._actor.post.remote(packed(plan, samples), seed))
 
     def seed(self) -> int | None:
-        """The seed of the epoch's order, None when there is no plan."""
+        """Return the seed of the epoch's order; None if there is no plan."""
         return ray.get(self._actor.seed.remote())
 
     def read(self) -> npt.NDArray[np.uint8]:
-        """What :func:`packed` made of the plan; StateError when there is none."""
+        """Return the plan as :func:`packed` returns it; raise StateError if there is none."""
         posted = ray.get(self._actor.read.remote())
         if not posted:
             raise StateError(
@@ -82,19 +83,19 @@ class Board:
         return ray.get(posted[0])
 
     def close(self) -> None:
-        """Remove the actor; nothing happens if it is gone already."""
+        """Remove the actor; do nothing if it has ended already."""
         ray.kill(self._actor)
 
 
 def packed(plan: Plan, samples: int) -> npt.NDArray[np.uint8]:
-    """One bit for each of the samples, set for the slots of ``plan``; the first slot is the lowest bit."""
+    """Return one bit per sample, set for the slots of ``plan``; the first slot is the lowest bit."""
     marks = np.zeros(samples, np.bool_)
     marks[plan.slots] = True
     return np.packbits(marks, bitorder="little")
 
 
 def slots_of(ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-    """The slot of each id, -1 for one that is not among ``chosen`` (ascending; None: an id is its slot)."""
+    """Return the slot of each id, -1 if it is not in ``chosen`` (ascending; None: an id is its slot)."""
     if chosen is None:
         return ids
     place, found = positions(chosen, ids)
@@ -102,9 +103,10 @@ def slots_of(ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None) -
 
 
 def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
-    """``dataset``, filtered by the plan on ``board`` whenever it is run; see ``DynamicSelection.planned``.
+    """Return ``dataset``, filtered by the plan on ``board`` whenever it is run.
 
-    ids: the chosen ids (array or a reference to it), None where ids are slots.
+    See ``DynamicSelection.planned``. ``ids`` are the selected ids (an array or a reference to one), None if
+    ids are slots.
     """
     if not isinstance(dataset, Dataset):
         raise ConfigError(
@@ -121,8 +123,10 @@ def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
 
 
 class ShuffledParquet(IndexedParquet):
-    """The same rows with the same ids; the files' row groups are read in another order in each epoch, by ``tasks``
-    tasks of equally many, give or take one."""
+    """The same rows with the same ids, with row groups in another order in each epoch.
+
+    They are read by ``tasks`` tasks, whose numbers of row groups differ by at most one.
+    """
 
     def __init__(self, reader: IndexedParquet, board: Board, tasks: int) -> None:
         super().__init__(reader.filesystem, reader.index, reader.file_schema)
@@ -132,7 +136,8 @@ class ShuffledParquet(IndexedParquet):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        seed = self._board.seed()  # None before the first epoch, when Ray asks only to count the tasks
+        """Return the tasks in the order of the current epoch."""
+        seed = self._board.seed()  # None before the first epoch, when Ray only counts the tasks
         pieces = in_order_of(self.pieces(), seed) if seed is not None else self.pieces()
         ends = np.linspace(0, len(pieces), self._tasks + 1).astype(int)
         return [
@@ -142,12 +147,12 @@ class ShuffledParquet(IndexedParquet):
 
 
 def in_order_of(pieces: list[Piece], seed: int) -> list[Piece]:
-    """The row groups in an order drawn from the seed."""
+    """Return the row groups in an order drawn from the seed."""
     return [pieces[place] for place in np.random.default_rng(seed).permutation(len(pieces))]
 
 
 def by_file(pieces: list[Piece]) -> list[Piece]:
-    """Row groups of one file together, so that it is opened once, and otherwise as they were."""
+    """Return row groups of one file together, so that it is opened once, and otherwise in their order."""
     files: dict[str, list[Piece]] = {}
     for piece in pieces:
         files.setdefault(piece.path, []).append(piece)
@@ -155,16 +160,16 @@ def by_file(pieces: list[Piece]) -> list[Piece]:
 
 
 def read_tasks(groups: int, size: int, cpus: int) -> int:
-    """How many tasks read ``groups`` row groups of ``size`` bytes in all.
+    """Return how many tasks read ``groups`` row groups of ``size`` bytes in all.
 
-    A task and its block cost the same whatever the plan keeps of it, so that small row groups share one; but
-    there are enough blocks that the ranks' shares come out even and no CPU waits for the last.
+    A task and its block cost the same however many rows the plan keeps, so small row groups share one. There
+    are still enough blocks that the ranks' shares are about equal and no CPU waits for the last.
     """
     return min(groups, max(_TASKS_A_CPU * cpus, -(-size // _TASK_BYTES)))
 
 
 def _shuffled(dataset: Dataset, board: Board) -> Dataset:
-    """``dataset`` read anew in an order of the epoch, where it is Parquet just as :func:`raysel.read` gave it."""
+    """Return ``dataset``, read in the epoch's order if it is Parquet as :func:`raysel.read` returned it."""
     reader, names = parquet_rows(dataset) or (None, {})
     if reader is None or len(set(names.values())) < len(names):
         logger.info(
@@ -182,7 +187,7 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
 
 
 def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iterator[pa.Table]:
-    """The planned rows of a block; nothing for a block without one, which no later step then gets to see."""
+    """Yield the planned rows of a block; nothing for a block without planned rows."""
     if ID not in table.column_names:
         raise DataError(f"planned: The dataset has no column '{ID}'; read it with raysel.read.")
     slots = slots_of(table[ID].to_numpy(), ray.get(ids) if isinstance(ids, ray.ObjectRef) else ids)
@@ -201,11 +206,18 @@ def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iter
 
 
 class WholeRows(DataConfig):
-    """``dataset_config=`` for TorchTrainer: the ranks' shares hold every row once and differ by at most one block.
+    """Split datasets so that the ranks' shares hold every row once: ``dataset_config=`` for TorchTrainer.
 
-    Ray Train's own makes shares of equal length by dropping rows, which would bias the training. The order is kept,
-    so that the same cluster and number of workers give the same batches. It goes for all ``datasets=``:
-    where ranks read other data than ``session.stream``'s, they cannot count on equal shares.
+    Shares differ by at most one block. Ray Train's default makes shares of equal length by dropping rows,
+    which would bias the training. The order is kept, so that the same cluster and number of workers return
+    the same batches. This applies to all ``datasets=``: ranks that read other data than that of
+    ``session.stream`` cannot rely on equal shares.
+
+    Examples
+    --------
+    >>> shares = raysel.WholeRows().configure({"train": rows}, 2, None, None)
+    >>> len(shares), list(shares[0])
+    (2, ['train'])
     """
 
     def __init__(self) -> None:
@@ -219,6 +231,7 @@ class WholeRows(DataConfig):
         worker_node_ids: Any,
         **kwargs: Any,
     ) -> list[dict[str, DataIterator]]:
+        """Return each rank's shares by name, as Ray Train's ``DataConfig.configure`` does."""
         shares: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             split = dataset.copy(dataset)
@@ -230,7 +243,7 @@ class WholeRows(DataConfig):
 
 
 def wait_for_cpu(patience: float = wait.CPU_S) -> None:
-    """Wait until a task of one CPU has run next to the training; ResourceError if none has after ``patience`` s."""
+    """Wait until a task of one CPU has run next to the training; raise ResourceError after ``patience`` s."""
     wait.wait_for_cpu(
         "session.stream: The workers and other processes hold every CPU, so Ray Data had none to read with",
         "Give the workers fewer CPUs (ScalingConfig(resources_per_worker={'CPU': 0.5})), or add CPUs to the cluster",
@@ -243,7 +256,17 @@ def wait_for_cpu(patience: float = wait.CPU_S) -> None:
 
 @dataclass
 class Arrived:
-    """A batch as it came. ids: int64 (B,). row: its first row's columns, to pad with. data: what was collated."""
+    """A batch as it arrived.
+
+    Attributes
+    ----------
+    ids : array of int64, shape (B,)
+        Ids of the rows.
+    row : dict of str to array
+        Columns of the first row, to pad with.
+    data : object
+        The collated columns.
+    """
 
     ids: npt.NDArray[np.int64]
     row: dict[str, np.ndarray]
@@ -251,12 +274,13 @@ class Arrived:
 
 
 class CollateRows(NumpyBatchCollateFn):
-    """Collates columns with the user's function, or :func:`tensors`, and keeps the ids beside them."""
+    """Collate columns with the user's function, or :func:`tensors`, and keep the ids next to them."""
 
     def __init__(self, collate: Callable[[dict[str, np.ndarray]], Any] | None) -> None:
         self._collate = collate or tensors
 
     def __call__(self, columns: dict[str, np.ndarray]) -> Arrived:
+        """Return the collated columns with the ids and the first row."""
         if ID not in columns:
             raise DataError(f"stream: The rows have no column '{ID}'; the steps after planned must keep it.")
         ids = np.array(columns[ID], np.int64)
@@ -265,11 +289,12 @@ class CollateRows(NumpyBatchCollateFn):
         )
 
     def pad(self, row: dict[str, np.ndarray]) -> Any:
+        """Return a batch of one row of padding."""
         return self._collate(row)
 
 
 def tensors(columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Numbers as tensors of their own; what torch has no type for (text, ragged arrays) stays as it is."""
+    """Return numbers as tensors that own their memory; text and ragged arrays stay as they are."""
     import torch  # here, so that the tasks that filter the rows need not load it
 
     return {
@@ -281,9 +306,9 @@ def tensors(columns: dict[str, np.ndarray]) -> dict[str, Any]:
 def arrivals(
     data: Any, world: int, batch_size: int, shuffle_rows: int | None, seed: int, collate: CollateRows
 ) -> Generator[Arrived, None, None]:
-    """The batches of one run through ``data``: a name known to Ray Train, a Dataset, or an iterator of one.
+    """Yield the batches of ``data``: a name known to Ray Train, a Dataset, or an iterator of one.
 
-    Raises what raysel raised in a task as it was raised there.
+    Errors that raysel raised in a task are raised as they were raised there.
     """
     if isinstance(data, str):
         data = _shard(data)
@@ -314,7 +339,7 @@ def arrivals(
 
 
 def shuffle_seed(seed: int, epoch: int, rank: int = -1) -> int:
-    """The seed of a rank's shuffle buffer in an epoch; without a rank, of the order in which files are read."""
+    """Return the seed of a rank's shuffle buffer in an epoch; without a rank, of the order of files."""
     return int(np.random.SeedSequence(seed, spawn_key=(_SHUFFLE, epoch, rank + 1)).generate_state(1)[0])
 
 
@@ -332,9 +357,11 @@ def _shard(name: str) -> DataIterator:
 
 
 def marks(slots: npt.NDArray[np.int64]) -> int:
-    """A sum over hashed slots, modulo 2**64 as a signed number: equal for equal multisets, else hardly ever.
+    """Return a sum over hashed slots, modulo 2**64 as a signed number.
 
-    SplitMix64 (Steele, Lea & Flood, OOPSLA 2014) of each slot.
+    Equal multisets have equal sums, and different ones hardly ever do.
+
+    The hash of each slot is SplitMix64 (Steele, Lea & Flood, OOPSLA 2014).
     """
     total = np.uint64(0)
     with np.errstate(over="ignore"):
@@ -346,7 +373,7 @@ def marks(slots: npt.NDArray[np.int64]) -> int:
 def places(
     plan: Plan, ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None
 ) -> npt.NDArray[np.int64]:
-    """Where in ``plan`` the rows with these ids stand; DataError for one that it does not hold."""
+    """Return the positions in ``plan`` of these ids; raise DataError for an id that is not planned."""
     slots = slots_of(ids, chosen)
     found, planned = positions(plan.slots, slots)
     if not planned.all():

@@ -19,7 +19,7 @@ from raysel.train.ranks import LocalRanks
 
 
 def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:
-    """The processes that torch.distributed has joined, or this one alone. Every one of them calls it."""
+    """Return the processes that torch.distributed has joined, or this one alone. Every process calls it."""
     joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     promised = int(os.environ.get("WORLD_SIZE", "1"))
     if promised > 1 and not (dist.is_available() and dist.is_initialized()):
@@ -31,9 +31,9 @@ def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:
 
 
 class ProcessRanks(LocalRanks):
-    """The processes of a torch.distributed run (torchrun, Accelerate, Lightning ...), their checkpoint in a directory.
+    """The processes of a torch.distributed run (torchrun, Accelerate, ...), with checkpoints in a directory.
 
-    What they tell each other goes over gloo, from and to the CPU: nothing waits for a device.
+    Messages go over gloo, from and to the CPU: nothing waits for a device.
     """
 
     def __init__(self, directory: Path | None, found: Path | None = None) -> None:
@@ -42,18 +42,22 @@ class ProcessRanks(LocalRanks):
         self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
     def broadcast(self, value: Any) -> Any:
+        """Return the value of rank 0, on every rank."""
         told = [value]
         dist.broadcast_object_list(told, src=0, group=self._group)
         return told[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """Everyone's value, on rank 0, in the order of the ranks; an empty list elsewhere."""
+        """Return all values, on rank 0, in the order of the ranks; an empty list elsewhere."""
         values = [None] * self.world if self.rank == 0 else None
         dist.gather_object(value, values, dst=0, group=self._group)
         return values or []
 
     def of_zero(self, call: Callable[[], Any]) -> Any:
-        """What ``call`` answers on rank 0, on every rank; what it raises there is raised on every rank."""
+        """Return what ``call`` returns on rank 0, on every rank.
+
+        What it raises there is raised on every rank.
+        """
         answer, error = None, None
         if self.rank == 0:
             try:
@@ -66,9 +70,11 @@ class ProcessRanks(LocalRanks):
         return answer
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         dist.barrier(group=self._group)
 
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """Save a checkpoint: every rank writes its part."""
         if self._directory is None:
             return
         last, before = self._directory / "last", self._directory / "before"
@@ -78,11 +84,11 @@ class ProcessRanks(LocalRanks):
 
 
 class SharedKeeper:
-    """The keeper of rank 0, called by every rank: plans go out when an epoch begins, losses come in when it ends.
+    """The keeper of rank 0, called by every rank: plans are sent when an epoch begins, losses when it ends.
 
-    Nothing is sent in between: a rank holds 12 bytes for each sample of its own share of the epoch until then.
-    Every rank makes the same calls of :meth:`plan` and :meth:`drain`; what rank 0's keeper raises, all raise.
-    own: the keeper inside, for what rank 0 does alone.
+    Nothing is sent in between: a rank holds 12 bytes for each sample of its own share of the epoch until
+    then. Every rank makes the same calls of :meth:`plan` and :meth:`drain`, and every rank raises what rank
+    0's keeper raises. ``own`` is the keeper inside, for calls that rank 0 makes alone.
     """
 
     for_all_ranks = False
@@ -92,17 +98,20 @@ class SharedKeeper:
         self._held: list[tuple[str, int, np.ndarray, np.ndarray]] = []
 
     def restore(self, attempt: str, epoch: int = 0, state: Kept | None = None) -> None:
+        """See :meth:`Keeper.restore`."""
         self.own.restore(attempt, epoch, state)
 
     def plan(self, attempt: str, epoch: int) -> Plan:
+        """See :meth:`Keeper.plan`."""
         self._held = []
         return self._ranks.of_zero(lambda: self.own.plan(attempt, epoch))
 
     def update(self, attempt: str, epoch: int, slots: np.ndarray, losses: np.ndarray) -> None:
+        """See :meth:`Keeper.update`; nothing is sent before :meth:`drain`."""
         self._held.append((attempt, epoch, slots, losses))
 
     def drain(self) -> None:
-        """Hand every rank's losses to the keeper."""
+        """Pass every rank's losses to the keeper."""
         held, self._held = self._held, []
         everyones = self._ranks.gather(held)
 
@@ -114,12 +123,15 @@ class SharedKeeper:
         self._ranks.of_zero(take)
 
     def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
+        """See :meth:`Keeper.commit`."""
         return self.own.commit(attempt, epoch)
 
     def state(self, attempt: str, start: int = 0, stop: int | None = None) -> tuple[int, SampleState]:
+        """See :meth:`Keeper.state`."""
         return self.own.state(attempt, start, stop)
 
     def staged(
         self, attempt: str, epoch: int, start: int = 0, stop: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
+        """See :meth:`Keeper.staged`."""
         return self.own.staged(attempt, epoch, start, stop)

@@ -1,4 +1,4 @@
-"""The processes of a run as a session sees them: who it is among them, what it says to them, where checkpoints go."""
+"""The processes of a run: this rank, communication between ranks, and where checkpoints are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainRanks:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
     def checkpoints(self) -> Iterable[Any]:
-        """This run's checkpoints, the newest first; asked on rank 0."""
+        """Return this run's checkpoints, the newest first; called on rank 0."""
         import ray.train
 
         newest = ray.train.get_checkpoint()
@@ -31,34 +31,39 @@ class TrainRanks:
         mode = ray.train.CheckpointConsistencyMode.COMMITTED
         others = ray.train.get_all_reported_checkpoints(
             consistency_mode=mode
-        )  # by score, where one was asked for
+        )  # in the order of their scores, if there are any
         for reported in sorted(others, key=lambda one: _age(one.metrics), reverse=True):
             if reported.checkpoint.path != newest.path:
                 yield reported.checkpoint
 
     def without_newer(self, place: Any) -> Any:
+        """Return ``place``."""
         return place  # Ray Train removes what it no longer keeps
 
     @contextmanager
     def opened(self, place: Any) -> Iterator[Path]:
+        """Return a context with the checkpoint as a local directory."""
         with place.as_directory() as directory:
             yield Path(directory)
 
     def of_zero(self, call: Callable[[], Any]) -> Any:
-        """What ``call`` answers on rank 0, on every rank; where it raises, Ray Train ends them all."""
+        """Return what ``call`` returns on rank 0, on every rank; if it raises, Ray Train ends all of them."""
         return self.broadcast(call() if self.rank == 0 else None)
 
     def broadcast(self, value: Any) -> Any:
+        """Return the value of rank 0, on every rank."""
         from ray.train.collective import broadcast_from_rank_zero
 
         return broadcast_from_rank_zero(value)
 
     def barrier(self) -> None:
+        """Wait for all ranks."""
         from ray.train.collective import barrier
 
         barrier()
 
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """Report metrics and a checkpoint to Ray Train: every rank writes its part."""
         import ray.train
 
         with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
@@ -67,9 +72,10 @@ class TrainRanks:
 
 
 class LocalRanks:
-    """A process alone, with its last two checkpoints in a directory.
+    """A single process, with its last two checkpoints in a directory.
 
-    found: the checkpoint to go on from where something else keeps them, and so has no directory here.
+    ``found`` is the checkpoint to resume from if something else keeps checkpoints, so that there is no
+    directory.
     """
 
     rank, world = 0, 1
@@ -78,13 +84,14 @@ class LocalRanks:
         self._directory, self._found = directory, found
 
     def checkpoints(self) -> Iterable[Any]:
+        """Return the checkpoints, the newest first."""
         if self._directory is None:
             return [] if self._found is None else [self._found]
         places = [self._directory / name for name in ("last", "before")]
         return [place for place in places if place.exists()]
 
     def without_newer(self, place: Any) -> Any:
-        """Remove a damaged checkpoint newer than ``place``: the next one that is saved must not replace ``place``."""
+        """Remove a damaged checkpoint newer than ``place``; the next one must not replace ``place``."""
         if self._directory is None or place.name == "last":
             return place
         storage.remove(place.with_name("last"))
@@ -92,18 +99,23 @@ class LocalRanks:
 
     @contextmanager
     def opened(self, place: Any) -> Iterator[Path]:
+        """Return a context with the checkpoint's directory."""
         yield self._found or place  # each rank its own copy, where something else has handed them out
 
     def of_zero(self, call: Callable[[], Any]) -> Any:
+        """Return ``call()``."""
         return self.broadcast(call() if self.rank == 0 else None)
 
     def broadcast(self, value: Any) -> Any:
+        """Return ``value``."""
         return value
 
     def barrier(self) -> None:
+        """Do nothing: there is one process."""
         return None
 
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """Save a checkpoint, if there is a directory."""
         if self._directory is None:
             return
         last = self._directory / "last"
@@ -112,6 +124,6 @@ class LocalRanks:
 
 
 def _age(metrics: Mapping[str, Any]) -> tuple[int, int]:
-    """(epochs finished, steps of the next) where a checkpoint stands, by what was reported with it."""
+    """Return the position of a checkpoint, (epochs finished, steps of the next), as reported with it."""
     ended = "digest" in metrics
     return (metrics["epoch"] + 1, 0) if ended else (metrics["epoch"], metrics["step"])

@@ -1,4 +1,4 @@
-"""One number a sample from a criterion's unreduced losses, whatever their shape and precision."""
+"""One number per sample from a criterion's unreduced losses, of any shape and precision."""
 
 from __future__ import annotations
 
@@ -10,13 +10,31 @@ from raysel.errors import DataError
 def per_sample(
     losses: torch.Tensor, rows: int, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The mean of each sample's elements that count: (values (B,), which samples count (B,) bool or None = all).
+    """Return the mean of each sample's elements that count.
 
-    losses: (B,), (B, T), (B, H, W), ...; float16 and bfloat16 are averaged in float32, float64 stays.
-    mask: of the same shape, bool (True = counts) or a number not below 0 (the element's weight in its sample's mean).
-        What stands where it is 0 does not matter, NaN included. A sample in which no element counts has the value 0,
-        without a gradient, and is marked as not counting.
-    Nothing is changed in place and nothing is copied from the device. DataError for another shape.
+    Nothing is changed in place and nothing is copied from the device.
+
+    Parameters
+    ----------
+    losses : torch.Tensor, shape (B,), (B, T), (B, H, W), ...
+        Unreduced losses. float16 and bfloat16 are averaged in float32; float64 stays float64.
+    rows : int
+        B.
+    mask : torch.Tensor, shape of ``losses``, optional
+        bool (True counts), or a number of at least 0 (the element's weight in its sample's mean). Elements at
+        which it is 0 may have any value, including NaN.
+
+    Returns
+    -------
+    values : torch.Tensor, shape (B,)
+        The means. A sample in which no element counts has the value 0, without a gradient.
+    counts : torch.Tensor of bool, shape (B,), or None
+        Which samples count; None if all do.
+
+    Raises
+    ------
+    DataError
+        For another shape or dtype.
     """
     if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[0] != rows:
         found = _shape(losses)

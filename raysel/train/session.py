@@ -1,4 +1,4 @@
-"""A worker's part of a run: epochs that resume, batches that carry their ids, losses that find their sample."""
+"""A worker's part of a run: epochs that resume, batches with ids, and losses recorded per sample."""
 
 from __future__ import annotations
 
@@ -35,10 +35,22 @@ _BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a ca
 
 @dataclass(frozen=True)
 class Run:
-    """What is fixed for a whole run: the rule, how many samples it plans, for how long, from which seed.
+    """What is fixed for a complete run.
 
-    policy: its parameters. pool_rows: the length that the training data must have, None where it is not known. chosen: a digest of the
-    samples' ids and weights.
+    Attributes
+    ----------
+    policy : dict
+        The policy's parameters.
+    samples : int
+        Number of samples that the policy selects from.
+    num_epochs, seed : int
+        Number of epochs, and the seed of all draws.
+    max_steps : int or None
+        Greatest number of optimiser steps.
+    pool_rows : int or None
+        Length that the training data must have; None if it is not known.
+    chosen : str
+        Digest of the samples' ids and weights.
     """
 
     policy: dict[str, Any]
@@ -51,12 +63,40 @@ class Run:
 
 
 class Session:
-    """One worker's view of the run. Every rank makes the same calls in the same order.
+    """One worker's view of a run. Every rank makes the same calls in the same order.
 
-    rank, world: this worker and how many there are. epoch: the current one, 0-based. plan: its samples.
-    steps_per_epoch: steps (batches) of the current epoch, known before it starts; from :meth:`stream` the least
-    possible. step: those taken in it.
-    history: one dict per finished epoch; :meth:`restore` brings back those of the checkpoint.
+    ``DynamicSelection.session`` returns it.
+
+    Attributes
+    ----------
+    rank, world : int
+        This worker, and the number of workers.
+    epoch : int
+        The current epoch, 0-based.
+    num_epochs : int
+        Number of epochs of the run.
+    plan : Plan or None
+        The samples of the current epoch; None outside an epoch.
+    step : int
+        Steps taken in the current epoch.
+    steps_per_epoch : int
+        Steps of the current epoch, known before the first one; from :meth:`stream` the least possible number.
+    total_steps : int
+        Steps of all finished epochs.
+    history : list of dict
+        One entry per finished epoch, as :meth:`report` returns it; :meth:`restore` reads those of the
+        checkpoint.
+
+    Examples
+    --------
+    >>> session = raysel.DynamicSelection.local(raysel.FullData(), 10, num_epochs=2).session()
+    >>> data = torch.arange(10.0)
+    >>> for epoch in session.epochs():
+    ...     for batch in session.loader(data, batch_size=4):
+    ...         mean = session.loss(batch, batch.data)   # the loss of a sample is here its value
+    ...     entry = session.report()
+    >>> entry["mean_loss"], entry["steps"]
+    (4.5, 3)
     """
 
     def __init__(
@@ -84,11 +124,11 @@ class Session:
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
         self._accumulate = 1  # batches of an optimiser step on this rank
-        # Of the batches asked for last; not they themselves: a cycle would be freed by the collector, in whatever order,
+        # Of the last loader or stream; not the object itself: a cycle would be freed by the collector, in whatever order,
         # and torch then waits five seconds for each worker process of a DataLoader.
         self._ticket: object | None = None
         self._streams = Streams(self.rank, self.world, board)
-        self._kept: tuple[tuple[Any, ...], EpochOrder, DataLoader] | None = None  # what it was asked for with
+        self._kept: tuple[tuple[Any, ...], EpochOrder, DataLoader] | None = None  # its arguments
         self._slots: list[np.ndarray] = []
         self._gathered = 0  # pairs in them
         self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
@@ -96,22 +136,37 @@ class Session:
         self._planning = 0.0
         self._started = 0.0
         self._attempt = ""
-        self._place: Any = None  # the checkpoint that this run goes on from
-        self._midway: dict[str, Any] | None = None  # where in its epoch that stands
+        self._place: Any = None  # the checkpoint that this run resumes from
+        self._midway: dict[str, Any] | None = None  # its position within an epoch
         self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
-        self._handed = self._noted = 0  # batches handed out, and those whose losses have been noted
-        self._rng: Any = None  # to be set where the epoch goes on
+        self._handed = self._noted = 0  # batches returned, and those whose losses were recorded
+        self._rng: Any = None  # to be set when the epoch is resumed
         self._resuming = self._resume()
         self._restored = not self._resuming
 
     # ---- the epoch's life --------------------------------------------------------------------------------
 
     def restore(self, objects: Mapping[str, Any]) -> bool:
-        """Put the checkpoint back into ``objects`` (name -> model, optimizer, scheduler ...); True if there was one.
+        """Restore the checkpoint into ``objects``.
 
-        Each needs ``load_state_dict``; the names are those given to :meth:`report` and :meth:`checkpoint`. Also restores this rank's
-        random generators where the number of workers is the same. Call it after the objects are made and
-        before :meth:`epochs`; on a fresh start it does nothing.
+        Call it before :meth:`epochs`. On a fresh start it does nothing. It also restores ``history``, and
+        this rank's random generators if the number of workers is the same.
+
+        Parameters
+        ----------
+        objects : mapping of str to object
+            Model, optimizer, scheduler ..., each with ``load_state_dict``, under the names that were given to
+            :meth:`report` and :meth:`checkpoint`.
+
+        Returns
+        -------
+        bool
+            Whether there was a checkpoint.
+
+        Raises
+        ------
+        StateError
+            If the checkpoint has other names.
         """
         if not self._resuming:
             return False
@@ -133,7 +188,18 @@ class Session:
         return True
 
     def epochs(self) -> Iterator[int]:
-        """The epochs still to train, 0-based, from where the checkpoint stands; each ends with :meth:`report`."""
+        """Yield the epochs still to train, 0-based, from the checkpoint on; each ends with :meth:`report`.
+
+        Yields
+        ------
+        int
+            The epoch.
+
+        Raises
+        ------
+        StateError
+            If a checkpoint was not restored, or an epoch ended without :meth:`report`.
+        """
         if not self._restored:
             raise StateError(
                 f"The run resumes at epoch {self.epoch}, but the model was not restored; call "
@@ -152,8 +218,7 @@ class Session:
 
     @property
     def progress(self) -> float:
-        """How much of the run is done, in [0, 1]: for learning-rate schedules, which cannot count on epochs
-        of equal length."""
+        """Share of the run that is done, in [0, 1], for learning-rate schedules: epochs differ in length."""
         share = (self.epoch + self._within) / self.num_epochs
         if self._run.max_steps is not None:  # whichever of the two ends the run
             share = max(share, (self.total_steps + self.step) / self._run.max_steps)
@@ -169,16 +234,42 @@ class Session:
         accumulate: int = 1,
         **options: Any,
     ) -> _EpochLoader:
-        """This rank's batches of the current epoch: :class:`Batch` with ``data``, ``ids`` and ``weights``.
+        """Return this rank's batches of the current epoch, from a map-style dataset.
 
-        dataset: map-style; ``dataset[sample_id]`` is the sample. batch_size: rows of a batch.
-        accumulate: batches of a rank whose gradients make one optimiser step; their mean is what to step with.
-        options: passed to torch's DataLoader (num_workers, pin_memory, persistent_workers, ...).
-        All ranks get the same number of batches, ``len()`` of what is returned, a multiple of ``accumulate``; only
-        those of the last step may be shorter, all of them evenly. A plan
-        is trained on once: the loader asked for last is the one that counts. What worker processes (``num_workers``)
-        have drawn at random is not restored with a checkpoint within an epoch, nor that of ``persistent_workers``
-        with any; everything else is.
+        All ranks have the same number of batches, ``len()`` of what is returned, which is a multiple of
+        ``accumulate``. Only the batches of the last step may be shorter, all of them evenly. A plan is
+        trained on once: only the last loader of an epoch may be iterated. A checkpoint within an epoch does
+        not restore what worker processes (``num_workers``) have drawn at random, and no checkpoint does so
+        for ``persistent_workers``; everything else is restored.
+
+        Parameters
+        ----------
+        dataset : map-style dataset
+            ``dataset[sample_id]`` is the sample.
+        batch_size : int
+            Rows per batch.
+        collate_fn : callable, optional
+            Makes ``data`` of a list of samples. Default: torch's ``default_collate``.
+        shuffle : bool
+            Whether rows are visited in a random order, drawn per epoch.
+        accumulate : int
+            Batches per rank whose gradients make one optimiser step; step with their mean.
+        **options
+            Passed to torch's DataLoader (``num_workers``, ``pin_memory``, ``persistent_workers``, ...).
+
+        Returns
+        -------
+        iterable of Batch
+            Batches with ``data``, ``ids`` and ``weights``.
+
+        Raises
+        ------
+        StateError
+            Outside an epoch, and if an epoch is resumed in another order than it was begun with.
+        DataError
+            If ``dataset`` is not map-style or has another length than the pool.
+        ConfigError
+            For a number of rows that is not positive.
         """
         plan = self._current("loader")
         _check_rows("loader: batch_size", batch_size)
@@ -230,18 +321,44 @@ class Session:
         local_shuffle_buffer_size: int | None = None,
         collate_fn: Callable[[dict[str, np.ndarray]], Any] | None = None,
     ) -> EpochStream:
-        """This rank's batches of the current epoch from a Ray Dataset: :class:`Batch`, as from :meth:`loader`.
+        """Return this rank's batches of the current epoch, from a Ray Dataset.
 
-        data: what was made of ``dynamic.planned(...)``: the name under which TorchTrainer got it in ``datasets=``
-            (with ``dataset_config=raysel.WholeRows()``, which drops no row), or without Ray Train the Dataset itself.
-        batch_size: rows per rank and step. local_shuffle_buffer_size: rows among which a rank draws its batches,
-            seeded by the run's seed, the epoch and the rank. collate_fn: a batch's columns (name -> array) to ``data``;
-            by default numbers become tensors and other columns stay arrays. It runs in another thread.
-        Ranks take equal steps; one that has run out of rows gets a single row of padding, id -1, weight 0. How many
-        steps that makes is known only at the end: ``steps_per_epoch`` is what even shares would take, the least
-        possible; :attr:`progress` counts samples. Needs a CPU that Ray Train's workers leave free: ResourceError if
-        none is after two minutes. DataError for rows that the plan does not hold, and at the end of the epoch
-        if not every planned row came exactly once.
+        Ranks take equally many steps; a rank without further rows has a single row of padding, id -1, weight
+        0. The number of steps is known only at the end: ``steps_per_epoch`` is the number for equal shares,
+        the least possible, and :attr:`progress` counts samples. Reading needs a CPU that Ray Train's workers
+        leave free.
+
+        Parameters
+        ----------
+        data : str or ray.data.Dataset
+            What was made of ``dynamic.planned(...)``: its name in ``datasets=`` of TorchTrainer (with
+            ``dataset_config=raysel.WholeRows()``, which drops no row), or without Ray Train the Dataset
+            itself.
+        batch_size : int
+            Rows per rank and step.
+        local_shuffle_buffer_size : int, optional
+            Number of rows from which a rank draws its batches, seeded by the run's seed, the epoch and the
+            rank.
+        collate_fn : callable, optional
+            Makes ``data`` of a batch's columns (name -> array), in another thread. Default: numbers become
+            tensors, and other columns stay arrays.
+
+        Returns
+        -------
+        iterable of Batch
+            Batches as from :meth:`loader`.
+
+        Raises
+        ------
+        ResourceError
+            If no CPU is free after two minutes.
+        DataError
+            For rows that are not planned, and at the end of the epoch unless every planned row arrived
+            exactly once.
+        StateError
+            Outside an epoch, and without ``dynamic.planned(...)``.
+        ConfigError
+            For a number of rows that is not positive.
         """
         plan = self._current("stream")
         _check_rows("stream: batch_size", batch_size)
@@ -253,18 +370,37 @@ class Session:
         return EpochStream(self, self._streams, plan, data, batch_size, local_shuffle_buffer_size, collate_fn)
 
     def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Note each sample's loss and return the scalar to differentiate: the weighted mean over the step's rows.
+        """Record each sample's loss and return the scalar to differentiate: the weighted mean of the rows.
 
-        losses: what a criterion gives with ``reduction="none"``, any float dtype: (B,), or (B, T), (B, H, W), ...,
-            then reduced to one number a sample, the mean over its elements that count.
-        mask: which elements count, of the same shape, bool or weights not below 0 (``labels != -100``). A sample
-            without an element that counts is a row of loss 0: it moves nothing, and no loss is noted for it.
-        Every sample counts the same, however many elements it has; a mean over all tokens of the batch, as many
-        language models are trained with, would give a long text more say than a short one.
+        The mean of the returned scalars over the step's batches, those of all ranks (which DDP and FSDP
+        compute) and those accumulated, is ``sum(weight * loss) / rows`` over all rows of the step. Nothing is
+        copied from the device here, and nothing is changed in place. Every sample counts the same, however
+        many elements it has. The mean over all tokens of a batch, with which many language models are
+        trained, would give a long text more weight than a short one.
 
-        The mean of what is returned over the step's batches, those of all ranks (which DDP and FSDP take) and those
-        accumulated, is ``sum(weight * loss) / rows`` over all of its rows. Nothing is copied from the device here, and
-        nothing changed in place. DataError for another shape, a scalar above all.
+        Parameters
+        ----------
+        batch : Batch
+            The batch that the losses belong to.
+        losses : torch.Tensor, shape (B,), (B, T), (B, H, W), ...
+            Losses from a criterion with ``reduction="none"``, of any float dtype. They are reduced to one
+            number per sample, the mean over the elements that count.
+        mask : torch.Tensor, shape of ``losses``, optional
+            Which elements count: bool, or weights of at least 0 (``labels != -100``). A sample in which no
+            element counts is a row of loss 0: it has no gradient, and no loss is recorded for it. Default:
+            all elements.
+
+        Returns
+        -------
+        torch.Tensor, shape ()
+            The scalar to call ``backward()`` on.
+
+        Raises
+        ------
+        DataError
+            For another shape, in particular a scalar.
+        StateError
+            Outside an epoch.
         """
         self._current("loss")
         values, counts = per_sample(losses, len(batch.slots), mask)
@@ -290,13 +426,31 @@ class Session:
     def report(
         self, metrics: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """End the epoch: commit its losses, save ``state`` and the selection state in one checkpoint.
+        """End the epoch: commit its losses, and save ``state`` and the selection state in one checkpoint.
 
-        metrics: what JSON can hold, numbers of this epoch, kept in ``history`` and given to ``ray.train.report`` (rank
-        0's count), beside our own: epoch, planned, trained, steps, observed, nonfinite, mean_loss, seconds,
-        planning_seconds, digest.
-        state: name -> object with ``state_dict`` to save; None saves only the selection state.
-        Returns the epoch's entry of ``history``. Every rank calls it, once an epoch.
+        Every rank calls it, once per epoch.
+
+        Parameters
+        ----------
+        metrics : mapping of str to number, optional
+            Values of this epoch that JSON can hold. They are kept in ``history`` and passed to
+            ``ray.train.report`` (those of rank 0), next to the session's own: ``epoch``, ``planned``,
+            ``trained``, ``steps``, ``observed``, ``nonfinite``, ``mean_loss``, ``seconds``,
+            ``planning_seconds``, ``digest``.
+        state : mapping of str to object, optional
+            Objects with ``state_dict`` to save. Default: save only the selection state.
+
+        Returns
+        -------
+        dict
+            The epoch's entry of ``history``.
+
+        Raises
+        ------
+        StateError
+            Outside an epoch, and if no loss of the epoch was recorded.
+        ConfigError
+            For a metric with a name of the session's own, or a value that JSON cannot hold.
         """
         plan = self._current("report")
         mine = _checked(metrics or {})
@@ -340,12 +494,23 @@ class Session:
         return entry
 
     def checkpoint(self, state: Mapping[str, Any] | None = None) -> None:
-        """Save a checkpoint within the epoch: a run that dies later goes on after this very step.
+        """Save a checkpoint within the epoch, so that a run that fails later resumes after this step.
 
-        state: name -> object with ``state_dict``, the same names as :meth:`report` is given. Also saved: the
-        place in the epoch, the losses noted so far and every rank's random generators. Every rank calls it at the same
-        step, after :meth:`loss` and the optimiser's step; it costs a ``ray.train.report``, so call it every few minutes,
-        not every few steps. Nothing that is trained or planned afterwards hangs on whether it was called.
+        Also saved are the position in the epoch, the losses recorded so far and every rank's random
+        generators. Every rank calls it at the same step, after :meth:`loss` and the optimiser's step. It
+        costs as much as a ``ray.train.report``, so call it every few minutes, not every few steps. What is
+        trained or planned afterwards does not depend on whether it was called.
+
+        Parameters
+        ----------
+        state : mapping of str to object, optional
+            Objects with ``state_dict``, under the same names as for :meth:`report`.
+
+        Raises
+        ------
+        StateError
+            Outside an epoch, before the loss of the current batch is recorded, and if the ranks are at
+            different steps.
         """
         self._current("checkpoint")
         if self._ticket is None or self._noted != self._handed or self._noted % self._accumulate:
@@ -361,7 +526,7 @@ class Session:
             )
         self._send()
         self._keeper.drain()
-        self._ranks.barrier()  # every rank's losses are in, and none goes on before all have saved
+        self._ranks.barrier()  # every rank's losses are in; no rank continues before all have saved
         within = {
             "trained": self._trained,
             "share": self._within,
@@ -376,7 +541,7 @@ class Session:
     # ---- inside ------------------------------------------------------------------------------------------
 
     def _resume(self) -> bool:
-        """Start this attempt from the newest whole checkpoint, or from nothing; True if there was one."""
+        """Start this attempt from the newest complete checkpoint; return whether there was one."""
 
         def find() -> tuple[str, Any, tuple[int, int, dict[str, Any] | None] | None]:
             attempt = uuid.uuid4().hex
@@ -394,7 +559,7 @@ class Session:
         return True
 
     def _newest(self, attempt: str) -> tuple[Any, dict[str, Any] | None]:
-        """The newest whole checkpoint, and what it says, after the selection state has been restored from it."""
+        """Restore the selection state from the newest complete checkpoint; return it and its description."""
         from raysel.train.processes import SharedKeeper
 
         damaged: list[checkpoint.Damaged] = []
@@ -468,7 +633,7 @@ class Session:
         return self.plan
 
     def _claim(self, ticket: object, plan: Plan) -> None:
-        """StateError unless the batches with ``ticket`` are the ones to iterate now, for the first time."""
+        """Raise StateError unless the batches with ``ticket`` may be iterated now, for the first time."""
         if self.plan is not plan or self._ticket is not ticket:
             raise StateError(
                 "This loader was replaced by a later one, or its epoch is over; call session.loader again."
@@ -513,7 +678,7 @@ class Session:
 
 
 class _EpochLoader:
-    """The batches of one epoch on one rank; iterating it counts the session's steps."""
+    """The batches of one epoch on one rank; iteration counts the session's steps."""
 
     def __init__(
         self,
@@ -575,7 +740,7 @@ _OURS = frozenset(
 
 
 def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The user's metrics as JSON holds them; ConfigError for a name of ours or a value that JSON cannot hold."""
+    """Return the user's metrics as JSON holds them."""
     taken = sorted(_OURS & set(metrics))
     if taken:
         raise ConfigError(

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Counts:
-    """What every rank brings to the next step, made known to all while the present one computes.
+    """The number of rows that every rank has for the next step, exchanged while the present step computes.
 
-    A sum over ranks on the CPU, in a process group of its own: it neither waits for a device nor comes between the
-    collectives of DDP or FSDP.
+    The sum over ranks is computed on the CPU, in its own process group, so it neither waits for a device nor
+    interferes with the collectives of DDP or FSDP.
     """
 
     def __init__(self, rank: int, world: int) -> None:
@@ -36,7 +36,10 @@ class Counts:
             self._group = dist.new_group(backend="gloo")
 
     def start(self, rows: int, mark: int) -> Callable[[], tuple[np.ndarray, int]]:
-        """Tell the others; returns what waits for all: rows of each rank, and the sum of marks modulo 2**64."""
+        """Start the exchange; return a function that waits for it.
+
+        That function returns the rows per rank, and the sum of marks modulo 2**64.
+        """
         told = torch.zeros(self._world + 1, dtype=torch.int64)
         told[self._rank], told[-1] = rows, mark
         work = None if self._group is None else dist.all_reduce(told, group=self._group, async_op=True)
@@ -49,14 +52,14 @@ class Counts:
         return wait
 
     def share(self, value: Any, source: int) -> Any:
-        """``value`` of rank ``source``, on every rank."""
+        """Return ``value`` of rank ``source``, on every rank."""
         values = [value]
         dist.broadcast_object_list(values, src=dist.get_global_rank(self._group, source), group=self._group)
         return values[0]
 
 
 class Streams:
-    """What a session keeps between the epochs it streams."""
+    """What a session keeps between the epochs that it streams."""
 
     def __init__(self, rank: int, world: int, board: Callable[[], Board | None]) -> None:
         self._rank, self._world, self.board = rank, world, board
@@ -64,7 +67,7 @@ class Streams:
         self.row: dict[str, np.ndarray] | None = None  # a real row, to pad with
 
     def counts(self) -> Counts:
-        """The ranks' counter; made on the first call, when it also waits for a CPU that Ray Data can use."""
+        """Return the ranks' counter; the first call makes it and waits for a CPU that Ray Data can use."""
         if self._counts is None:
             from raysel.train.planned import wait_for_cpu
 
@@ -75,7 +78,7 @@ class Streams:
 
 
 class EpochStream:
-    """The batches of one epoch on one rank; iterating it counts the session's steps. See ``Session.stream``."""
+    """The batches of one epoch on one rank; iteration counts the session's steps. See ``Session.stream``."""
 
     def __init__(
         self,
@@ -96,7 +99,7 @@ class EpochStream:
 
         streams, session, plan = self._streams, self._session, self._plan
         session._claim(self._ticket, plan)
-        board = streams.board()  # asked now: in a plain process the session may be older
+        board = streams.board()  # read now: in a plain process the session may be older
         if board is None:
             raise StateError(
                 "session.stream needs a dataset that the plan filters; make it with dynamic.planned(dataset) "
@@ -139,7 +142,7 @@ class EpochStream:
             coming.close()
 
     def _next(self, coming: Generator[Arrived, None, None]) -> tuple[Arrived, np.ndarray, np.ndarray] | None:
-        """The next batch that came, where in the plan its rows stand and their slots."""
+        """Return the next batch that arrived, the positions of its rows in the plan, and their slots."""
         from raysel.train.planned import places
 
         arrived = next(coming, None)
@@ -158,7 +161,7 @@ class EpochStream:
         return Batch(arrived.data, torch.from_numpy(arrived.ids), weights, slots, share)
 
     def _rest(self) -> Plan:
-        """What of the plan is still to train: in mid-epoch, all whose losses the checkpoint does not hold."""
+        """Return the part of the plan without losses in the checkpoint."""
         session, plan = self._session, self._plan
         if not session._done:
             return plan
@@ -167,7 +170,7 @@ class EpochStream:
         return Plan(plan.slots[left], plan.weights[left])
 
     def _check_all(self, rest: Plan, rows: int, mark: int) -> None:
-        """DataError, on rank 0, unless the rows that came to all ranks are those of ``rest``, each once."""
+        """Raise DataError, on rank 0, unless the rows that arrived are those of ``rest``, each once."""
         from raysel.train.planned import marks
 
         session = self._session

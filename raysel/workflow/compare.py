@@ -1,9 +1,10 @@
-"""Train several policies over several seeds at the budget that the workflow's own policy spends, and compare them.
+"""Train several policies with several seeds at the budget of the workflow's own policy, and compare them.
 
-The workflow's policy is trained first, seed by seed; what it back-propagates is the budget of every control with the
-same seed. Each (policy, seed) is one process with one thread, a Ray task that runs ``raysel.train.loops.classify``
-without Ray Train, in batches as large as those of all the workflow's workers together. A finished one is kept in
-the run directory, which is the one that ``raysel run`` uses: called again, only what is missing is trained.
+The workflow's policy is trained first, seed by seed. The number of samples that it back-propagates is the
+budget of every control with the same seed. Each (policy, seed) is one process with one thread: a Ray task
+that runs ``raysel.train.loops.classify`` without Ray Train, in batches as large as those of all the
+workflow's workers together. Finished trainings are kept in the run directory, which is the one that ``raysel
+run`` uses, and are not repeated.
 """
 
 from __future__ import annotations
@@ -59,13 +60,15 @@ def compare(
     workflow : Workflow or path
         As in `raysel.run`.
     policies : sequence of str
-        Names of policies, ``full_equal_steps``, or ``file.py:Name``. The workflow's own policy is always among them.
+        Names of policies, ``full_equal_steps``, or ``file.py:Name``. The workflow's own policy is always
+        among them.
     seeds : int
         Number of seeds per policy, counting up from the workflow's seed.
     out : path, optional
-        The run directory, by default ``runs/NAME``. compare.json, .md, .png and .html are written there.
+        The run directory, by default ``runs/NAME``. ``compare.json``, ``.md``, ``.png`` and ``.html`` are
+        written there.
     fresh : bool
-        Remove what earlier runs left in the directory.
+        Remove the results of earlier runs from the directory.
     address : str, optional
         As in `raysel.run`.
     progress : Progress, optional
@@ -74,15 +77,22 @@ def compare(
     Returns
     -------
     CompareResults
-        What compare.json holds; ``path`` is the run directory.
+        The contents of ``compare.json``; ``path`` is the run directory.
 
     Raises
     ------
     ConfigError
-        For an unknown policy, no seed, a workflow without test rows or without a dynamic policy, and a budget that a
-        control cannot reach.
+        For an unknown policy, no seed, a workflow without test rows or without a dynamic policy, and a budget
+        that a control cannot reach.
     RunError
-        As `raysel.run`.
+        As in `raysel.run`.
+
+    Examples
+    --------
+    >>> raysel.compare("workflow.yaml", ["infobach"])   # a name is checked before anything is trained
+    Traceback (most recent call last):
+        ...
+    raysel.errors.ConfigError: policies: 'infobach' is not known; did you mean 'infobatch'?
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     found = check(flow, policies, seeds)
@@ -118,7 +128,7 @@ def compare(
 
 
 def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look | None = None) -> Look:
-    """Check what can be said before Ray starts. Raises as :func:`compare`."""
+    """Check what can be checked before Ray starts; raise as :func:`compare` does."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(
             f"seeds: {seeds!r} is not a number of seeds; a comparison needs at least one, and three to show a spread."
@@ -147,7 +157,7 @@ def write(results: CompareResults, directory: Path) -> None:
 
 
 def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list[str]]:
-    """The workflow's own policy, and all policies in the order asked for, each once.
+    """Return the workflow's own policy, and all policies in the given order, each once.
 
     Spellings of a name that differ in case, hyphens and underscores are the same.
     """

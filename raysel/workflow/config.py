@@ -195,7 +195,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Train:
-    """Training on Ray Train: a classifier, by ``raysel.train.loops.classify``.
+    """Training on Ray Train.
 
     Attributes
     ----------
@@ -221,6 +221,11 @@ class Train:
         GPUs per worker; 0 trains on CPUs.
     max_failures : int
         How often training restarts from its last checkpoint.
+    task : str
+        What is trained: ``classification``, or ``file.py:Name`` for a training loop of your own with the arguments and
+        the result of ``raysel.train.loops.classify``.
+    version : str, optional
+        Stands for the code of the model, where it cannot be fingerprinted or reads files.
     """
 
     model: str
@@ -234,6 +239,8 @@ class Train:
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_worker: NotNegative = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
+    task: str = "classification"
+    version: str | None = None
 
 
 @dataclass(frozen=True)
@@ -250,12 +257,15 @@ class Method:
         Where the name is looked up.
     where : str
         Configuration path.
+    version : str, optional
+        Stands for the code of a selector or policy of the user's own, where it cannot be fingerprinted or reads files.
     """
 
     spec: str
     parameters: dict[str, Any]
     registry: Registry = field(compare=False)
     where: str = field(compare=False)
+    version: str | None = None
 
     @classmethod
     def of(cls, tree: Any, registry: Registry, where: str) -> Method:
@@ -271,6 +281,11 @@ class Method:
                 "Write code of your own as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
+        if not found.builtin and registry is not EMBEDDERS and "version" in parameters:
+            version = parameters.pop("version")
+            if version is not None and not isinstance(version, str):
+                raise ConfigError(f"'{where}.version' is {version!r}; it should be text. Write it in quotes.")
+            found = dataclasses.replace(found, version=version)
         if found.builtin and registry is EMBEDDERS and parameters:
             raise ConfigError(
                 f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no parameters but what its "
@@ -328,10 +343,11 @@ class Method:
         return str(getattr(self.type, "title", None) or getattr(self.type, "__name__", self.spec))
 
     def describe(self) -> dict[str, Any]:
-        """The method with every parameter, defaults included, as JSON types; runs no code of the user's."""
+        """Return the method with every parameter, defaults included, as JSON types; runs no code of the user's."""
         if self.builtin and isinstance(self.type, type) and dataclasses.is_dataclass(self.type):
             return {"method": self.spec, **describe(self.make())}
-        return {"method": self.spec, **self.parameters}
+        version = {} if self.version is None else {"version": self.version}
+        return {"method": self.spec, **self.parameters, **version}
 
     def key(self) -> Any:
         """Everything that decides what the component does: its parameters, and the code of one of the user's own."""
@@ -339,7 +355,11 @@ class Method:
             return self.describe()
         made = self.make() if isinstance(self.type, type) else self.type
         parameters = describe(made) if dataclasses.is_dataclass(made) else self.parameters
-        return [self.spec.rpartition(":")[2], parameters, fingerprint(self.type)]
+        name = self.spec.rpartition(":")[2]
+        if self.version is not None:
+            return [name, parameters, "version", self.version]
+        remedy = f"give version next to method, at '{self.where}'"
+        return [name, parameters, fingerprint(self.type, f"method '{self.spec}'", remedy)]
 
 
 @dataclass(frozen=True)
@@ -402,7 +422,7 @@ class Workflow:
         return [role for role in ("pool", "target", "validation", "test") if self.rows(role) is not None]
 
     def describe(self) -> dict[str, Any]:
-        """The complete configuration as JSON types."""
+        """Return the complete configuration as JSON types."""
         found = describe(self)
         found["embed"]["embedder"] = self.embed.embedder
         found["select"] = [method.describe() for method in self.select]
@@ -582,6 +602,8 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
         tree["train"] = {**tree["train"], "model": spec(tree["train"].get("model"))}
         if tree["train"]["model"] is None:
             del tree["train"]["model"]
+        if "task" in tree["train"]:
+            tree["train"]["task"] = spec(tree["train"]["task"])
     if isinstance(tree.get("embed"), Mapping):
         given = tree["embed"].get("embedder")
         if given is not None:
@@ -599,7 +621,7 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _embedder(given: Any, place: Any, spec: Any) -> Any:
-    """The embedder with its file or folder, where it names one, made absolute."""
+    """Return the embedder with its file or folder, where it names one, made absolute."""
     if not isinstance(given, str):
         return given
     kind, _, argument = given.partition(":")

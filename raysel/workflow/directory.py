@@ -181,11 +181,11 @@ class RunDirectory:
         return self.rows.rows(found) if role == "pool" and self.rows is not None else found
 
     def count(self, rows: Selection | None) -> int:
-        """Number of rows, of the whole pool for None."""
+        """Return the number of rows; of the complete pool for None."""
         return self.inputs["pool"].count if rows is None else len(rows)
 
     def of_the_pool(self, chosen: Selection, before: Selection | None = None) -> Selection:
-        """The selection, made from the rows of an earlier one or from all, as one of the pool's files.
+        """Return the selection, made from the rows of an earlier one or from all, as one of the pool's files.
 
         Raises
         ------
@@ -276,7 +276,7 @@ def open_run(
             for name in (
                 *_OURS,
                 _MANIFEST,
-            ):  # the manifest last: what is left of a killed --fresh is still a run's
+            ):  # the manifest last: the rest of a killed --fresh is still a run's
                 remove(directory / name)
         run = RunDirectory(workflow, directory, progress or Progress())
         run.created = _claim(directory, workflow)
@@ -306,13 +306,13 @@ def manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest that a run of raysel has written; {} for one that is damaged, None for another file or none."""
+    """Return the manifest of a run of raysel; {} for a damaged one, None for another file or none."""
     if not path.is_file():
         return None
     try:
         found = read_json(path)
     except (OSError, ValueError):
-        # A manifest is written whole, so that this is one only where a run has left its steps too.
+        # A manifest is written completely or not at all, so that this is one only where a run has left its steps too.
         return {} if (path.parent / "steps").is_dir() and (path.parent / "index").is_dir() else None
     ours = isinstance(found, dict) and (found.get("kind") == _KIND or found.keys() >= _FORMAT_1)
     return found if ours else None

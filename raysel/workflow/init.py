@@ -87,7 +87,7 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
 
 
 def _summary(template: str) -> str:
-    """The first line of a template's workflow, which is a comment."""
+    """Return the first line of a template's workflow, which is a comment."""
     return _text(f"{template}.yaml").splitlines()[0].lstrip("# ")
 
 

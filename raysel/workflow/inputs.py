@@ -35,7 +35,10 @@ class Look:
             )
 
     def elements(self, role: str, column: str) -> int | None:
-        """Number of elements of a row's value in a column of fixed shape, None for another column."""
+        """Return the number of elements of a row's value in a column of fixed shape.
+
+        None for another column.
+        """
         kind = self.schemas[role].field(column).type
         if isinstance(kind, pa.FixedShapeTensorType):
             return int(np.prod(kind.shape))

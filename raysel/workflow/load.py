@@ -19,10 +19,12 @@ from raysel.data.source import IndexedParquet
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RayselError
+from raysel.registry import TASKS
+from raysel.train.loops import classify
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
-from raysel.workflow.steps.train import load_factory
+from raysel.workflow.steps.train import load_factory, load_loop, model_code
 
 _ROWS = 8
 _SAMPLES = 100_000  # that a policy is tried on, at most
@@ -51,27 +53,32 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             raise ConfigError(
                 f"{method.where}: {method.spec} has no method 'select(pool, target)', so it is not a selector."
             )
+        method.key()  # raises for what cannot be fingerprinted
     rows, count, labels = _sample(workflow)
     for method in (workflow.dynamic, *policies):
         _check_policy(method, workflow, min(count, _SAMPLES))
     for step in plan(workflow):
         if isinstance(step, Embed):
             _check_embedder(step, rows)
-    _check_training(workflow, rows, labels)
+    loop = load_loop(workflow.train)
+    if loop is classify:  # what another loop does with a batch is its own
+        _check_training(workflow, rows, labels)
 
 
 def unloaded(workflow: Workflow) -> list[str]:
-    """Configuration paths whose code was not run, for ``raysel validate``."""
+    """Return the configuration paths whose code was not run, for ``raysel validate``."""
     methods: list[Method] = [*workflow.select, workflow.dynamic]
     found = [f"{method.where}: {method.spec}" for method in methods if not method.builtin]
     spec = workflow.embed.method.spec
     if not workflow.embed.method.builtin or spec.partition(":")[0] not in ("column", "pca", "hash", "table"):
         found.append(f"embed.embedder: {spec}")
+    if workflow.train.task not in TASKS.builtin:
+        found.append(f"train.task: {workflow.train.task}")
     return [*found, f"train.model: {workflow.train.model}"]
 
 
 def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
-    """A few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
+    """Return a few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
     filesystem, files = list_files(workflow.pool.paths)
     index, schema = index_parquet(filesystem, files)
     parts: list[pa.Table] = []
@@ -112,6 +119,7 @@ def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
             raise ConfigError(f"{method.where}: {method.spec} has no method '{name}', so it is not a policy.")
     if method.builtin:
         return
+    method.key()
     with _naming(method.where, method.spec):
         if getattr(method.type, "needs_scores", False):
             zeros = np.zeros(count, np.float32)
@@ -153,6 +161,7 @@ def _check_training(workflow: Workflow, rows: pa.Table, labels: list[Any]) -> No
     code = {name: number for number, name in enumerate(labels)}
     codes = torch.tensor([code.get(name, 0) for name in rows[label].to_pylist()])
     factory = load_factory(train)
+    model_code(train)
     state = torch.random.get_rng_state()
     try:
         with _naming("train.model", train.model):

@@ -1,9 +1,11 @@
 """`raysel measure`: the metrics of a workflow's pool and its groups, kept, and extended when files are added.
 
-DIR/
-  index.json              the files that were measured
-  sets.arrow, groups.arrow    their states, which are merged with those of new files
-  measure.json, sets.parquet, groups.parquet, metrics.html, metrics.png, groups.png
+::
+
+    DIR/
+      index.json              the files that were measured
+      sets.arrow, groups.arrow    their states, which are merged with those of new files
+      measure.json, sets.parquet, groups.parquet, metrics.html, metrics.png, groups.png
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ def measure(
     workflow : Workflow or path
         As in `raysel.run`.
     out : path, optional
-        By default ``runs/NAME-measure``. Files that an earlier call measured there with the same binding, grouping
-        and target are not read again: only files that were added since are.
+        By default ``runs/NAME-measure``. Files that an earlier call measured there with the same binding,
+        grouping and target are not read again; only files that were added later are read.
     address : str, optional
         As in `raysel.run`.
     progress : Progress, optional
@@ -62,7 +64,13 @@ def measure(
     ConfigError
         For a workflow without the key ``gime``.
     DataError
-        If a file that was measured changed or is gone.
+        If a file that was measured has changed or is missing.
+
+    Examples
+    --------
+    >>> results = raysel.measure("workflow.yaml", out="measured")   # the tiny workflow that doctests share
+    >>> list(results.sets)
+    ['pool']
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     if flow.gime is None:
@@ -134,7 +142,7 @@ def _metrics(table: pa.Table) -> tuple[Metric, ...]:
 
 
 def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
-    """An earlier state of the same meaning, None if there is none."""
+    """Return an earlier state with the same binding and grouping; None if there is none."""
     if not path.exists():
         return None
     try:
@@ -145,6 +153,6 @@ def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
 
 
 def _uri(paths: list[str], file: str) -> str:
-    """A file as `raysel.read` takes it: under the scheme of what it was listed from."""
+    """Return a file as `raysel.read` takes it: with the scheme of the path that it was listed from."""
     scheme, found, _ = paths[0].partition("://")
     return f"{scheme}://{file}" if found else file

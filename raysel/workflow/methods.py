@@ -17,7 +17,7 @@ from raysel.core import docstrings
 from raysel.core.parameters import default_of, describe, keys, type_name
 from raysel.core.registry import Registry, nearest
 from raysel.errors import ConfigError
-from raysel.registry import EMBEDDERS, POLICIES, SELECTORS
+from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS
 from raysel.workflow.config import Workflow
 
 _WIDTH = 100
@@ -36,7 +36,8 @@ class _Kind:
 _SELECTOR = _Kind(SELECTORS, "selector", "select")
 _POLICY = _Kind(POLICIES, "policy", "dynamic")
 _EMBEDDER = _Kind(EMBEDDERS, "embedder", "embed.embedder")
-_KINDS = (_SELECTOR, _POLICY, _EMBEDDER)
+_TASK = _Kind(TASKS, "task", "train.task")
+_KINDS = (_SELECTOR, _POLICY, _EMBEDDER, _TASK)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _summary(kind: _Kind, name: str) -> str:
 
 
 def _kind_of(made: Any, name: str) -> _Kind:
-    """The kind of a class or function of the user's own, by its methods."""
+    """Return the kind of a class or function of the user's own, by its methods."""
     if callable(getattr(made, "select", None)):
         return _SELECTOR
     if callable(getattr(made, "plan", None)) and callable(getattr(made, "update", None)):
@@ -144,7 +145,7 @@ def _method(kind: _Kind, name: str, made: Any) -> str:
 
 
 def _written_after_a_colon(name: str, made: Any) -> tuple[str, list[_Parameter]]:
-    """Example and parameters of an embedder of raysel, which has one argument, ``pca:32``, or none, ``table``."""
+    """Return example and parameters of an embedder with one argument, ``pca:32``, or none, ``table``."""
     (_, spec), (_, argument) = docstrings.parameters(made).items()
     found = re.search(r"``(.+?)``", spec)
     written = found[1] if found else name
@@ -232,7 +233,7 @@ def _signature(cls: type) -> Iterator[_Parameter]:
 
 
 def _dataclass_in(hint: Any) -> Any:
-    """The dataclass in a type such as ``Stop | None``, None if there is none."""
+    """Return the dataclass in a type such as ``Stop | None``, None if there is none."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return hint
     return next(filter(None, map(_dataclass_in, typing.get_args(hint))), None)
@@ -256,7 +257,7 @@ def _table(parameters: list[_Parameter], heading: str = "Parameters:") -> list[s
 
 
 def _entry(name: str, text: str, width: int) -> str:
-    """A name and its text, which continues in its own column."""
+    """Return a name and its text, which continues in its own column."""
     head, *rest = textwrap.wrap(_plain(text), _WIDTH - width) or [""]
     return "\n".join([f"{name:<{width}}{head}".rstrip(), *(f"{' ' * width}{line}" for line in rest)])
 

@@ -50,14 +50,15 @@ def run(
     Parameters
     ----------
     workflow : Workflow or path
-        A workflow file, or what `raysel.workflow.config.load` made of one.
+        A workflow file, or what `raysel.workflow.config.load` returned for one.
     out : path, optional
-        The run directory, by default ``runs/NAME``. Steps that an earlier run finished there with the same settings,
-        code and data are not run again.
+        The run directory, by default ``runs/NAME``. Steps that an earlier run finished there with the same
+        settings, code and data are not run again.
     fresh : bool
-        Remove what earlier runs left in the directory.
+        Remove the results of earlier runs from the directory.
     address : str, optional
-        Ray cluster to join if Ray is not connected yet; by default that of RAY_ADDRESS, or a new one on this machine.
+        Ray cluster to join if Ray is not connected yet; by default that of RAY_ADDRESS, or a new one on this
+        machine.
     progress : Progress, optional
         Where progress is shown; by default on stderr.
 
@@ -73,7 +74,13 @@ def run(
     RunError
         If the directory holds something else.
     ResourceError
-        If the cluster has no room for the workers.
+        If the cluster cannot place the workers.
+
+    Examples
+    --------
+    >>> results = raysel.run("workflow.yaml", out="run")   # the tiny workflow that doctests share
+    >>> list(results.arms)
+    ['chain']
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     found = steps.check(flow)
@@ -127,7 +134,7 @@ def runs(directory: str | os.PathLike[str]) -> list[tuple[RunResults, list[tuple
 
 
 def results(run: RunDirectory) -> RunResults:
-    """Put together what the steps of a run have left."""
+    """Collect the results of a run's steps."""
     flow = run.workflow
     order = [name for name in ("full", "random", "chain") if f"train-{name}" in run.finished]
     arms = {name: arm(name, run.finished[f"train-{name}"]) for name in order}
@@ -152,7 +159,7 @@ def results(run: RunDirectory) -> RunResults:
 
 
 def data(run: RunDirectory) -> Data:
-    """Number of rows per role."""
+    """Return the number of rows per role."""
     counts = {role: entry.count for role, entry in run.inputs.items()}
     if run.drawn is not None:
         counts[run.drawn.role] -= len(run.drawn.ids)
@@ -165,19 +172,19 @@ def data(run: RunDirectory) -> Data:
 
 
 def trusted(run: RunDirectory) -> tuple[str, ...]:
-    """Roles whose files were compared by size and modification time."""
+    """Return the roles whose files were compared by size and modification time."""
     return tuple(role for role, entry in run.inputs.items() if entry.rows.trust == "mtime")
 
 
 def arm(name: str, done: Done) -> Arm:
-    """One training."""
+    """Return the results of one training."""
     answer = done.answer
     epochs = tuple(Epoch(**epoch) for epoch in answer["epochs"])
     return Arm(name, answer["title"], answer["rows"], epochs, answer["accuracy"])
 
 
 def measured(run: RunDirectory) -> Measured | None:
-    """The metrics, None if the run has no such step."""
+    """Return the metrics; None if the run has no such step."""
     if "gime" not in run.finished:
         return None
     answer = run.finished["gime"].answer
@@ -192,7 +199,7 @@ def measured(run: RunDirectory) -> Measured | None:
 
 
 def seconds_of_choosing(run: RunDirectory) -> dict[str, float]:
-    """Seconds of every stage that the choice of the rows took."""
+    """Return the seconds that each stage of the selection took."""
 
     def of(*names: str) -> float:
         return sum(done.seconds for name, done in run.finished.items() if name.startswith(names))
@@ -243,7 +250,7 @@ def _usage(run: RunDirectory) -> Usage | None:
 
 
 def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
-    """What an arm spent; a control was only drawn, the chain also pays for the choice of its rows."""
+    """Return the costs of an arm: a control is only drawn, the chain also pays for its selection."""
     planning = sum(epoch.planning_seconds for epoch in arm.epochs)
     evaluation = sum(epoch.evaluation_seconds for epoch in arm.epochs)
     training = sum(epoch.seconds for epoch in arm.epochs) - planning - evaluation

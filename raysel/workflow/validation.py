@@ -28,7 +28,7 @@ class Drawn:
     role : {"target", "pool"}
         Where they were drawn from.
     share : float
-        Share that was asked for.
+        Share that the workflow names.
     seed : int
         The workflow's seed.
     ids, rest : numpy.ndarray
@@ -47,7 +47,7 @@ class Drawn:
         return {"role": self.role, "share": self.share, "seed": self.seed}
 
     def selection(self) -> Selection:
-        """The rows that were not drawn, as a selection from the pool."""
+        """Return the rows that were not drawn, as a selection from the pool."""
         dropped = pa.table({ID: self.ids, "reason": constant_text("validation row", len(self.ids))})
         info = {"method": "", "pool_rows": len(self.ids) + len(self.rest)}
         return Selection.of(self.rest, reason="not a validation row", dropped=dropped, info=info)

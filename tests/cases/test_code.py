@@ -435,6 +435,135 @@ CHANGED = {
         "import near_16\ndef f(x): return getattr(near_16, 'g')(x)\ndef make(): return f",
         "near_16.py", "def g(x): return x * NEW",
     ],
+    # what modules of the user's own do when they are imported
+    "module imported for its effect": [
+        "import torch\nimport patch_1\ndef f(x): return torch.nn.Bilinear(x, x, 2)\ndef make(): return f",
+        "patch_1.py", "import torch\ndef init(self): self.k = NEW\ntorch.nn.Bilinear.reset_parameters = init",
+    ],
+    "effect two modules away": [
+        "import patch_2\ndef f(x): return x\ndef make(): return f",
+        "patch_2.py", "try:\n    import patch_3\nexcept ImportError:\n    pass",
+        "patch_3.py", "import numpy as np\nnp.set_printoptions(precision=NEW)",
+    ],
+    "effect of a package": [
+        "from pack_5.inner import g\ndef f(x): return g(x)\ndef make(): return f",
+        "pack_5/__init__.py", "import numpy as np\nnp.set_printoptions(precision=NEW)",
+        "pack_5/inner.py", "def g(x): return x",
+    ],
+    "relative import for its effect": [
+        "from pack_6.inner import g\ndef f(x): return g(x)\ndef make(): return f",
+        "pack_6/__init__.py", "", "pack_6/inner.py", "from . import patch\ndef g(x): return x",
+        "pack_6/patch.py", "import numpy as np\nnp.set_printoptions(precision=NEW)",
+    ],
+    "effect of the module of a constant": [
+        "from near_17 import K\ndef f(x): return x * K\ndef make(): return f",
+        "near_17.py", "import numpy as np\nnp.set_printoptions(precision=NEW)\nK = 1",
+    ],
+    "effect of the module of a class": [
+        "def make():\n    from near_18 import E\n    return E()",
+        "near_18.py", "import numpy as np\nnp.set_printoptions(precision=NEW)\nclass E: pass",
+    ],
+    "effect of a module in a list": [
+        "import near_19\nK = [near_19]\ndef f(x): return K\ndef make(): return f",
+        "near_19.py", "import patch_6", "patch_6.py", "import numpy as np\nnp.set_printoptions(precision=NEW)",
+    ],
+    "import in the body for its effect": [
+        "def f(x):\n    import patch_4\n    return x\ndef make(): return f",
+        "patch_4.py", "import numpy as np\nnp.set_printoptions(precision=NEW)",
+    ],
+    "value that an effect reads": """
+        import numpy as np
+        K = NEW
+        np.set_printoptions(precision=K)
+        def f(x): return x
+        def make(): return f
+        """,
+    "loop that acts": """
+        import colorsys
+        for name in ("one", "two"):
+            setattr(colorsys, name, NEW)
+        def f(x): return x
+        def make(): return f
+        """,
+    "condition of what acts": """
+        import colorsys
+        if NEW > 1:
+            colorsys.three = 1
+        def f(x): return x
+        def make(): return f
+        """,
+    "what is assigned to _ for its effect": """
+        import numpy as np
+        _ = np.set_printoptions(precision=NEW)
+        def f(x): return x
+        def make(): return f
+        """,
+    "else of a main block": """
+        import colorsys
+        if __name__ == "__main__":
+            pass
+        else:
+            colorsys.four = NEW
+        def f(x): return x
+        def make(): return f
+        """,
+    "search path": "import sys\nsys.path.append('/NEW')\ndef f(x): return x\ndef make(): return f",
+    # names that are found at run time
+    "name in globals": "def act(x): return x * NEW\ndef f(x): return globals()['act'](x)\ndef make(): return f",
+    "name in vars": "def act(x): return x * NEW\ndef f(x): return vars(x), act_0\nact_0 = 1\ndef make(): return f",
+    "evaluated name": "K = NEW\ndef f(x): return eval('K')\ndef make(): return f",
+    "executed name": "K = NEW\ndef f(x): exec('print(K)')\ndef make(): return f",
+    "attribute of this module": """
+        import sys
+        def act(x): return x * NEW
+        def f(x): return getattr(sys.modules[__name__], "act")(x)
+        def make(): return f
+        """,
+    "modules under another name": """
+        from sys import modules as held
+        def act(x): return x * NEW
+        def f(x): return held[__name__].act(x)
+        def make(): return f
+        """,
+    "module of a computed name": """
+        import importlib
+        NAMES = {1: "math", 2: "NEW"}
+        def choose(): return NAMES[1]
+        def f(x): return importlib.import_module(x)
+        def make(): return f
+        """,
+    "subclasses": """
+        class Base: pass
+        class Emb(Base): k = NEW
+        def f(x): return Base.__subclasses__()[0].k
+        def make(): return f
+        """,
+    "name in globals from a neighbour": [
+        "from near_21 import g\ndef f(x): return globals()['g'](x)\ndef make(): return f",
+        "near_21.py", "def g(x): return x * NEW",
+    ],
+    "docstring that is read": "def f(x):\n    'It is NEW.'\n    return f.__doc__\ndef make(): return f",
+    "docstring of another module that is read": [
+        "import near_22\ndef f(x): return near_22.E.__doc__\ndef make(): return f",
+        "near_22.py", "class E:\n    'It is NEW.'",
+    ],
+    "source that is read": """
+        import inspect
+        def g(x):
+            "It is NEW."
+        def f(x): return inspect.getsource(g)
+        def make(): return f
+        """,
+    # environment variables; the value of this one is that of NEW
+    "variable by its name": "import os\ndef f(x): return os.environ['RAYSEL_CASE']\ndef make(): return f",
+    "variable with a default": "import os\ndef f(x): return os.environ.get('RAYSEL_CASE', 1)\ndef make(): return f",
+    "variable by getenv": "import os\ndef f(x): return os.getenv('RAYSEL_CASE')\ndef make(): return f",
+    "variable of an imported mapping": (
+        "from os import environ as e\ndef f(x): return e['RAYSEL_CASE']\ndef make(): return f"
+    ),
+    "variable in a nested function": (
+        "def f(x):\n    import os\n    return [lambda: os.getenv('RAYSEL_CASE')]\ndef make(): return f"
+    ),
     # networks
     "forward of a network": [
         "from net_1 import Net\ndef make(): return Net(2, 1.0)", "net_1.py", "NETWORK * NEW",
@@ -586,6 +715,49 @@ UNCHANGED = {
         ["from near_20 import g\ndef f(x): return g(x)\ndef make(): return f", "near_20.py", "def g(x): return x"],
         ["from near_20 import g\ndef f(x): return g(x)\ndef make(): return f", "near_20.py", "# a\n\ndef g(x): return x"],
     ),
+    "comment and docstring of what acts": (
+        "import colorsys\ndef g():\n    return 1\nif g():\n    colorsys.five = g\ndef f(x): return x\ndef make(): return f",
+        "# a\nimport colorsys\ndef g():\n    'Text.'\n    return 1\nif g():  # a\n\n    colorsys.five = (\n        g)\n"
+        "def f(x): return x\ndef make(): return f",
+    ),
+    "main block and names for type checkers": (
+        "import typing\ndef f(x): return x\ndef make(): return f",
+        "import typing\nif typing.TYPE_CHECKING:\n    import no_such\n    print(1)\ndef f(x): return x\ndef make(): return f\n"
+        "if __name__ == '__main__':\n    import no_such\n    print(f(1))",
+    ),
+    "names of an imported module that are not read": (
+        ["from near_23 import g\ndef f(x): return g(x)\ndef make(): return f", "near_23.py", "def g(x): return x"],
+        ["from near_23 import g\ndef f(x): return g(x)\ndef make(): return f", "near_23.py",
+         "import os\ntry:\n    import no_such\nexcept ImportError:\n    no_such = None\nK: int = 1\nK += 1\n"
+         "with open(os.devnull) as file:\n    TEXT = file.read()\ndef g(x): return x\ndef h(x): return K\n"
+         "class E:\n    k = 1\nE.k, (h.k, *E.rest) = 2, (3, 4)"],
+    ),
+    "folder on the search path": (
+        "import os, pathlib, sys\nROOT = os.path.dirname(os.path.abspath(__file__))\nsys.path.append(ROOT)\n"
+        "UP = pathlib.Path(__file__).resolve().parents[1]\nsys.path.append(str(UP))\ndef f(x): return x\n"
+        "def make(): return f",
+    ) * 2,
+    "lock that importing takes": (
+        "import threading\nlock = threading.Lock()\nlock.acquire()\ndef f(x): return x\ndef make(): return f",
+    ) * 2,
+    "methods called eval and globals": (
+        "import torch\ndef f(x): return torch.nn.Identity().eval(), x.globals(), x.exec\ndef make(): return f",
+        "import torch\ndef f(x): return torch.nn.Identity().eval(), x.globals(), x.exec\ndef make(): return f\nK = 1",
+    ),
+    "a function of one's own called eval": (
+        "def eval(x): return x\ndef f(x): return eval(x)\ndef make(): return f",
+        "def eval(x): return x\ndef f(x): return eval(x)\ndef make(): return f\nK = 1",
+    ),
+    "docstring that is not read": (
+        "def f(x):\n    return globals()['f']\ndef make(): return f",
+        "def f(x):\n    'Text.'\n    return globals()['f']\ndef make(): return f",
+    ),
+    "variable of a computed name": (
+        "import os\nNAME = 'RAYSEL_' + 'CASE'\ndef f(x): return os.environ.get(NAME)\ndef make(): return f",
+    ) * 2,
+    "another use of the environment": (
+        "import os\ndef f(x): return dict(os.environ), os.path.join('RAYSEL_CASE')\ndef make(): return f",
+    ) * 2,
 }  # fmt: skip
 
 
@@ -614,7 +786,11 @@ def _write(folder: Path, name: str, parts: str | list[str], new: bool) -> None:
 
 
 def _fingerprints(script: Path, folder: Path, hash_seed: str) -> dict[str, str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": hash_seed}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONHASHSEED": hash_seed,
+        "RAYSEL_CASE": hash_seed,
+    }
     done = subprocess.run(
         [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=120
     )
@@ -635,7 +811,10 @@ def versions(tmp_path_factory):
             _write(folder, "same " + name, pair[new], new)
         (folder / "net_20.py").write_text(NETWORK + "\n")
         moved = folder / "script.py"
-        moved.write_text("# moved\n\n" * new + script.read_text())
+        text = script.read_text()
+        if new:  # what a script does besides its functions does not count
+            text = "# moved\n\n" + text.replace("STOP = ", "json.loads('1')\nSTOP = ")
+        moved.write_text(text)
         found.append(_fingerprints(moved, folder, str(new + 1)))
     return found
 
@@ -662,10 +841,11 @@ def test_the_fingerprint_stays_for_a_script_whose_lines_moved(versions, name):
 
 def _cell(text: str, name: str, kept: bool):
     """``f`` of a notebook's cell, whose text IPython keeps where tracebacks find it; or of ``python -c``."""
+    linecache.cache.pop(name, None)
     if kept:
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     namespace = {"__name__": "__main__"}
-    exec(compile(text, name, "exec"), namespace)
+    exec(compile(text, name, "exec", dont_inherit=True), namespace)
     return namespace["f"]
 
 
@@ -676,6 +856,15 @@ def test_a_cell_that_is_run_again_has_the_fingerprint_and_a_changed_one_another(
     assert first == fingerprint(_cell("# again\n" + text, "<ipython-input-2-bb>", kept))
     assert first != fingerprint(_cell(text.replace("2", "3"), "<ipython-input-3-cc>", kept))
     assert first != fingerprint(_cell(text.replace("x * K", "x + K"), "<ipython-input-3-cc>", kept))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_cell_that_finds_names_at_run_time_counts_with_the_names_of_the_notebook(kept):
+    text = "K = 2\ndef g(x): return x * 4\ndef f(x): return eval('K * g(x)')\n_i1 = 5\n"
+    first = fingerprint(_cell(text, "<ipython-input-5-ee>", kept))
+    assert first == fingerprint(_cell("# again\n" + text.replace("5", "6"), "<ipython-input-6-ff>", kept))
+    assert first != fingerprint(_cell(text.replace("2", "3"), "<ipython-input-7-gg>", kept))
+    assert first != fingerprint(_cell(text.replace("x * 4", "x + 4"), "<ipython-input-8-hh>", kept))
 
 
 def test_a_value_that_is_assigned_later_counts():

@@ -265,7 +265,7 @@ def test_a_module_read_as_a_whole(tmp_path):
 
 def test_a_script_and_a_module_with_the_same_function(tmp_path):
     (tmp_path / "script.py").write_text(
-        "from raysel.core.fingerprint import fingerprint\nimport os\nos.chdir('/')\n"
+        "from raysel.core.fingerprint import fingerprint\nimport os\nif __name__ == '__main__': os.chdir('/')\n"
         "def f(x): return x + 1\nif __name__ == '__main__': print(fingerprint(f))\n"
     )
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}

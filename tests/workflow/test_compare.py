@@ -301,3 +301,31 @@ def test_a_workflow_can_say_what_python_can(digits):
     assert flow.dynamic.make() == raysel.InfoBatch(threshold=0.7, target_saving=0.2, ema=0.5, delta=1.0)
     flow = digits("dynamic={method: round_robin, ratio: 0.25, delta: 0.5}")
     assert flow.dynamic.make() == raysel.RoundRobin(0.25, 0.5)
+
+
+TASK = """
+from raysel.train import loops
+
+def mine(config):
+    assert config["loop"] is not loops.classify
+    return loops.classify({**config, "learning_rate": RATE})
+"""
+
+
+def test_a_training_loop_of_the_users_own_is_a_task(cluster, digits, tmp_path):
+    (tmp_path / "mine.py").write_text(TASK.replace("RATE", "1e-6"))
+    flow = digits(f"train.task={tmp_path}/mine.py:mine", "train.epochs=1")
+    slow = compare(flow, ("infobatch",), 1, tmp_path / "run")
+    assert compare(flow, ("infobatch",), 1, tmp_path / "run") == slow
+    (tmp_path / "mine.py").write_text(TASK.replace("RATE", "0.05"))
+    fast = compare(flow, ("infobatch",), 1, tmp_path / "run")
+    ((before,), (after,)) = (r.policies["infobatch"].cells for r in (slow, fast))
+    assert (
+        after.epochs[0].loss < 0.9 * before.epochs[0].loss
+    )  # the changed loop was not taken for the old one
+    with pytest.raises(
+        ConfigError, match=r"'train.task' is 'clasification'|train.task is 'clasification'.*Did you mean"
+    ):
+        compare(digits("train.task=clasification"), ("infobatch",), 1, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train.task: The file .*none.py does not exist"):
+        check(digits("train.task=none.py:loop"), ("infobatch",), 1)

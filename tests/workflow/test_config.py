@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import raysel
 from raysel.core.parameters import build, describe, keys
 from raysel.errors import ConfigError
 from raysel.registry import POLICIES, SELECTORS
-from raysel.workflow.config import Method, difference, load
+from raysel.workflow.config import Method, Train, difference, load
+from raysel.workflow.steps.train import model_code
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -269,6 +271,60 @@ def test_what_the_users_class_refuses_is_said_with_its_path(tmp_path):
             flow.dynamic.make()
     with pytest.raises(ConfigError, match=r"has no .*'Halff'.*'?Half"):
         load(write(tmp_path, GOOD.replace("infobatch", "mine.py:Halff"))).dynamic.make()
+
+
+MINE = """
+import threading
+from dataclasses import dataclass
+lock = threading.Lock()
+@dataclass(frozen=True)
+class Locked:
+    count: int = 3
+    def select(self, pool, target=None): return lock, 1
+"""
+
+
+def test_a_version_stands_for_the_code_of_a_method_of_the_users_own(tmp_path):
+    def key(code, **given):
+        (tmp_path / "mine.py").write_text(code)
+        (method,) = load(
+            write(tmp_path, GOOD), [f"select={{method: mine.py:Locked, {', '.join(given.values())}}}"]
+        ).select
+        return method.key()
+
+    with pytest.raises(ConfigError, match=r"'lock'.*give version next to method, at 'select'\."):
+        key(MINE, count="count: 4")
+    one = key(MINE, version="version: '1'")
+    assert one == key(MINE.replace("lock, 1", "lock, 2"), version="version: '1'")
+    assert one != key(MINE, version="version: '2'")
+    assert one != key(MINE, version="version: '1'", count="count: 4")
+    plain = MINE.replace("lock, 1", "1")
+    keys_ = [key(plain, version="version: null"), key(plain), key(plain.replace("1", "2"))]
+    assert keys_[0] == keys_[1] != keys_[2]
+
+
+def test_a_version_is_described_and_is_text(tmp_path):
+    flow = load(write(tmp_path, GOOD), ["dynamic={method: mine.py:P, version: '1'}", "train.version='a'"])
+    assert flow.describe()["dynamic"] == {"method": f"{tmp_path}/mine.py:P", "version": "1"}
+    assert (flow.train.version, load(write(tmp_path, GOOD)).train.version) == ("a", None)
+    for change, sentence in (
+        ("dynamic={method: mine.py:P, version: 1}", r"'dynamic.version' is 1; it should be text"),
+        ("dynamic.version='1'", r"The key 'dynamic.version' is unknown"),
+        ("select.version='1'", r"The key 'select.version' is unknown"),
+        ("train.version=1", r"'train.version' is 1; it should be"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            load(write(tmp_path, GOOD), [change])
+
+
+def test_a_version_stands_for_the_code_of_the_model(tmp_path):
+    (tmp_path / "m.py").write_text("import threading\nlock = threading.Lock()\ndef net(s, c): return lock\n")
+    settings = Train(f"{tmp_path}/m.py:net", "x")
+    with pytest.raises(ConfigError, match=r"Model '.*m\.py:net' reads.*'lock'.*give train\.version\."):
+        model_code(settings)
+    versions = [dataclasses.replace(settings, version=one) for one in ("1", "1", "2")]
+    one, again, other = map(model_code, versions)
+    assert one == again != other
 
 
 def test_an_installed_package_adds_methods(tmp_path, monkeypatch):

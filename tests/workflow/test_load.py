@@ -139,3 +139,27 @@ def test_what_is_not_checked_is_listed(folder):
         folder / "flow.yaml", ["dynamic={method: own.py:Twenty}", "embed.embedder=timm:resnet18"]
     )
     assert [line.partition(":")[0] for line in unloaded(flow)] == ["dynamic", "embed.embedder", "train.model"]
+
+
+def test_what_cannot_be_fingerprinted_is_found_with_the_key_to_give(folder):
+    """A step would refuse it as well, after the steps before it have run."""
+    locked = "import threading\nlock = threading.Lock()\n"
+    (folder / "model.py").write_text(
+        locked + (MODEL % "classes").replace("    return", "    lock.locked()\n    return")
+    )
+    with pytest.raises(ConfigError, match=r"Model '.*model.py:make' .*'lock'.*give train\.version\."):
+        check(folder)
+    check(folder, "train.version='1'")
+    (folder / "own.py").write_text(
+        locked
+        + OWN
+        + "\n@dataclass(frozen=True)\nclass Locked(raysel.FullData):\n    def select(self, pool): lock\n"
+    )
+    for role in ("dynamic", "select"):
+        method = f"{role}={{method: HERE/own.py:Locked"
+        with pytest.raises(
+            ConfigError,
+            match=rf"Method '.*own.py:Locked' .*'lock'.*give version next to method, at '{role}'\.",
+        ):
+            check(folder, "train.version='1'", method + "}")
+        check(folder, "train.version='1'", method + ", version: '1'}")

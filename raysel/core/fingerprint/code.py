@@ -13,7 +13,7 @@ import itertools
 import linecache
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CodeType
@@ -44,7 +44,7 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
     -------
     (str, bytes) or None
         ``("source", digest)`` where the source is at hand and compiles to ``code``. ``("changed", digest)`` with the
-        digest of the whole file where it does not: what is imported elsewhere may be the file's code. None where there
+        digest of the complete file where it does not: what is imported elsewhere may be the file's code. None where there
         is no source.
     """
     text = _text(code.co_filename, names)
@@ -58,11 +58,17 @@ def source_digest(code: CodeType, names: Mapping[str, Any]) -> tuple[str, bytes]
     return "changed", parsed.digest
 
 
-def file_source_digest(path: str) -> bytes | None:
-    """Digest of the syntax tree of a whole file; None if it cannot be read or parsed."""
-    text = _text(path, {})
+def file_tree(names: Mapping[str, Any]) -> ast.Module | None:
+    """Return the syntax tree of the file of a module's globals; None if there is none, or it cannot be read or parsed."""
+    file = names.get("__file__")
+    text = _text(file, names) if isinstance(file, str) and file.endswith(".py") else ""
     parsed = _parse(text) if text else None
-    return None if parsed is None else parsed.digest
+    return None if parsed is None else parsed.tree
+
+
+def hash_nodes(nodes: Sequence[ast.AST], docstrings: bool = False) -> bytes:
+    """Return the digest of syntax trees without positions and comments, and without docstrings unless requested."""
+    return _hash(" ".join(map(ast.dump if docstrings else _dump, nodes)))
 
 
 def _text(filename: str, names: Mapping[str, Any]) -> str:
@@ -79,6 +85,7 @@ def _text(filename: str, names: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class _Parsed:
+    tree: ast.Module
     digest: bytes
     codes: Mapping[str, list[CodeType]]
     nodes: Mapping[tuple[str, int], list[Any]]
@@ -93,12 +100,12 @@ class _Parsed:
         return [one for one in named if _without_positions(one) == wanted]
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=1024)
 def _parse(text: str) -> _Parsed | None:
     try:
         tree = ast.parse(text)
         whole = compile(tree, "<source>", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        digest = _hash_node(tree)
+        digest = hash_nodes([tree])
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     nodes: dict[tuple[str, int], list[Any]] = defaultdict(list)
@@ -110,7 +117,7 @@ def _parse(text: str) -> _Parsed | None:
     codes: dict[str, list[CodeType]] = defaultdict(list)
     for code in _codes(whole):
         codes[code.co_name].append(code)
-    return _Parsed(digest, codes, nodes)
+    return _Parsed(tree, digest, codes, nodes)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -141,11 +148,11 @@ def _node_of(code: CodeType, nodes: Any) -> bytes | None:
         nodes.sort(key=lambda node: (node.end_lineno - node.lineno, node.end_col_offset - node.col_offset))
         if not places:
             return None
-    return _hash_node(nodes[0], root=True) if nodes else None
+    return _hash(_dump(nodes[0], root=True)) if nodes else None
 
 
-def _hash_node(node: ast.AST, root: bool = False) -> bytes:
-    return hashlib.blake2b(_dump(node, root).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _dump(node: Any, root: bool = False) -> str:
@@ -218,13 +225,15 @@ def _without_positions(code: CodeType) -> list[Any]:
 class Read:
     """A name that code reads, and the attributes that it takes of it one after another.
 
-    scope: "global", "closure" or "import", where ``name`` is a module imported by the code itself, with leading dots
-    if it is relative.
+    scope: "global", "closure", "import", where ``name`` is a module imported by the code itself, with leading dots if
+    it is relative, or "effect" for such a module if it is imported, read or not.
+    constant: a text that the code loads next, with which the value may be called or indexed.
     """
 
     scope: str
     name: str
     chain: tuple[str, ...] = ()
+    constant: str = ""
 
 
 @lru_cache(maxsize=4096)
@@ -235,10 +244,19 @@ def reads(code: CodeType) -> tuple[Read, ...]:
     return tuple(sorted(found))
 
 
+def all_names(code: CodeType) -> set[str]:
+    """Names of the globals and attributes in a code object and the functions in it."""
+    return set(code.co_names).union(
+        *(all_names(inner) for inner in code.co_consts if isinstance(inner, CodeType))
+    )
+
+
 def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found: set[Read]) -> None:
     steps = [step for step in dis.get_instructions(code) if step.opname not in _SILENT]
     bound = {**outer, **_imports(steps)}
     for place, step in enumerate(steps):
+        if step.opname == "IMPORT_NAME":
+            found.add(Read("effect", _module(steps, place)))
         names = step.argval if isinstance(step.argval, tuple) else (step.argval,)
         chain: list[str] = []
         after = place + 1
@@ -247,15 +265,19 @@ def _collect(code: CodeType, free: frozenset[str], outer: dict[str, Read], found
             after += 1
         if after < len(steps) and steps[after].opname in ("STORE_ATTR", "DELETE_ATTR"):
             continue
+        following = (
+            steps[after].argval if steps[after : after + 1] and steps[after].opname == "LOAD_CONST" else ""
+        )
+        constant = following if isinstance(following, str) else ""
         if step.opname in _GLOBAL or step.opname in _CELL or step.opname.startswith("LOAD_FAST"):
             for name in names[:-1]:
                 if name in bound:
                     found.add(bound[name])
             name = names[-1]
             if name in bound:
-                found.add(Read("import", bound[name].name, (*bound[name].chain, *chain)))
+                found.add(Read("import", bound[name].name, (*bound[name].chain, *chain), constant))
             elif step.opname in _GLOBAL:
-                found.add(Read("global", name, tuple(chain)))
+                found.add(Read("global", name, tuple(chain), constant))
             elif step.opname in _CELL and name in free:
                 found.add(Read("closure", name, tuple(chain)))
     for inner in code.co_consts:
@@ -275,8 +297,7 @@ def _imports(steps: list[dis.Instruction]) -> dict[str, Read]:
     for place, step in enumerate(steps):
         if step.opname != "IMPORT_NAME":
             continue
-        level, wanted = steps[place - 2].argval, steps[place - 1].argval
-        module = "." * (level if isinstance(level, int) else 0) + step.argval
+        wanted, module = steps[place - 1].argval, _module(steps, place)
         follow = steps[place + 1 :]
         if not wanted:
             renamed = [s for s in follow[:1] if s.opname == "IMPORT_FROM"]
@@ -291,6 +312,12 @@ def _imports(steps: list[dis.Instruction]) -> dict[str, Read]:
             elif one.opname == "POP_TOP":
                 break
     return bound
+
+
+def _module(steps: list[dis.Instruction], place: int) -> str:
+    """Name of the module that the import at ``place`` names, with leading dots if it is relative."""
+    level = steps[place - 2].argval
+    return "." * (level if isinstance(level, int) else 0) + str(steps[place].argval)
 
 
 def _last(step: dis.Instruction) -> str:

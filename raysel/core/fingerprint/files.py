@@ -159,6 +159,8 @@ def stored_digest(filesystem: pafs.FileSystem, path: str, trust: Trust = "conten
             while part := stream.read(_CHUNK):
                 whole.update(part)
             return f"xxh3:{whole.hexdigest()}"
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist.") from error
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read ({_line(error)}).") from error
 
@@ -173,7 +175,7 @@ def stored_digests(filesystem: pafs.FileSystem, paths: Sequence[str], trust: Tru
 
 
 def local_path(filesystem: pafs.FileSystem, path: str) -> str | None:
-    """The path on this machine of a file on an Arrow filesystem; None if it lies elsewhere."""
+    """Return the path on this machine of a file on an Arrow filesystem; None if it lies elsewhere."""
     if isinstance(filesystem, pafs.LocalFileSystem):
         return path
     if isinstance(filesystem, pafs.SubTreeFileSystem):
@@ -269,7 +271,7 @@ class _Cache:
         self._lock = threading.Lock()
 
     def look(self, paths: Sequence[str]) -> dict[str, tuple[_Stamp, str]]:
-        """What is known of these paths, with the metadata under which it holds."""
+        """Return what is known of these paths, with the metadata under which it holds."""
         with self._lock:
             found = {path: self._held[path] for path in paths if path in self._held}
         missing = [path for path in dict.fromkeys(paths) if path not in found]

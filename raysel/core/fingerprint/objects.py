@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import logging
 import math
 import operator
@@ -30,7 +31,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from raysel.core.fingerprint.code import Read, file_source_digest, instructions, reads, source_digest
+from raysel.core.fingerprint import modules
+from raysel.core.fingerprint.code import (
+    Read,
+    all_names,
+    file_tree,
+    hash_nodes,
+    instructions,
+    reads,
+    source_digest,
+)
 from raysel.core.fingerprint.files import file_digest
 from raysel.core.fingerprint.origin import package_of_file, package_of_module
 from raysel.errors import ConfigError
@@ -79,6 +89,20 @@ _DESCRIPTORS = (
     types.MethodDescriptorType,
     types.WrapperDescriptorType,
 )
+_DYNAMIC = (  # what finds code by a name that is made at run time
+    builtins.eval,
+    builtins.exec,
+    builtins.globals,
+    builtins.locals,
+    builtins.vars,
+    builtins.__import__,
+    importlib.import_module,
+    inspect.getdoc,
+    inspect.getsource,
+    inspect.getsourcelines,
+    sys.modules,
+)
+_DOCUMENTED = (inspect.getdoc, inspect.getsource, inspect.getsourcelines)
 
 
 def fingerprint(value: Any, what: str | None = None, remedy: str = "give version= instead") -> str:
@@ -88,7 +112,14 @@ def fingerprint(value: Any, what: str | None = None, remedy: str = "give version
     directory and order of imports and below any number of moved lines and changed comments. The user's own code is
     followed through globals, closures, defaults, base classes and imports; installed packages count by name and
     version. Source is compared as a syntax tree, which differs between minor versions of Python now and then; the
-    version of Python itself is not part of the digest. Files that code reads when it runs cannot be followed.
+    version of Python itself is not part of the digest.
+
+    Statements of the user's own modules that act when they are imported count too, such as
+    ``torch.set_default_dtype(...)`` or the replacement of a method of a library. Those of the script or notebook that
+    runs do not. Where code finds names at run time (``globals``, ``eval``, ``sys.modules``, ``importlib.import_module``,
+    ``__subclasses__``, ``__doc__``), its complete file counts, with the user's own modules that the file imports.
+    Environment variables count where code reads them by a constant name. Names of variables that are computed, and
+    files that code reads when it runs, cannot be followed: give a version.
 
     Parameters
     ----------
@@ -143,15 +174,48 @@ class _Graph:
         self.numbers: dict[int, int] = {}
         self.waiting: deque[tuple[int, Any, Path]] = deque()
         self.alive: list[Any] = []  # an address names an object only as long as the object exists
+        self.modules: set[str] = set()  # whose code was met
+        self.dynamic: dict[Any, dict[str, Any]] = {}  # globals with computed names; docstrings may count
+        self.effects = False  # whether what is met now is met only by what importing a module does
 
     @classmethod
     def of(cls, value: Any, what: str, remedy: str) -> bytes:
         graph = cls(what, remedy)
         root = graph.tree(value, None)
-        while graph.waiting:
-            number, held, path = graph.waiting.popleft()
-            graph.trees[number] = graph.node(held, path)
+        graph.drain()
+        graph.effects = True
+        if found := list(graph.of_modules()):
+            root = _pack(b"modules", [root, _pack(_UNORDERED, found)])
         return graph.digest(root)
+
+    def drain(self) -> None:
+        while self.waiting:
+            number, held, path = self.waiting.popleft()
+            try:
+                self.trees[number] = self.node(held, path)
+            except ConfigError:
+                if not self.effects:
+                    raise
+                self.trees[number] = _text(
+                    f"a {type(held).__qualname__}"
+                )  # the object itself does not read it
+
+    def of_modules(self) -> Iterable[Tree]:
+        """Return what the modules of the code that was met do on import, and files whose names are found at run time."""
+        done: set[Any] = set()
+        while more := (modules.reachable(self.modules) | self.dynamic.keys()) - done:
+            done |= more
+            for name in sorted(one for one in more if isinstance(one, str)):
+                acting = modules.effects(vars(sys.modules[name]))
+                if acting is not None:
+                    yield _pack(b"effects", [acting[0], *self.reads(acting[1], None)])
+            for key in self.dynamic.keys() & more:
+                names = self.dynamic[key]
+                if file_tree(names) is not None:
+                    yield _pack(b"files", modules.file_digests(names, docstrings=key[1]))
+                else:  # a notebook
+                    yield self.attributes(_code(names), None)
+            self.drain()
 
     def digest(self, root: Tree) -> bytes:
         targets = [self.target(number) for number in range(len(self.trees))]
@@ -174,7 +238,7 @@ class _Graph:
             count = finer
 
     def target(self, number: int) -> int:
-        """The node that stands for this one: a wrapper that changes no result is what it wraps."""
+        """Return the node for this one: a wrapper that changes no result is what it wraps."""
         seen = {number}
         while isinstance(tree := self.trees[number], int) and tree not in seen:
             number = tree
@@ -240,6 +304,8 @@ class _Graph:
         own = getattr(kind, "__fingerprint__", None)
         if own is not None and kind is not type:
             return _pack(b"given", [_text(kind.__qualname__), self.tree(own(value), path)])
+        if value is sys.modules:
+            return _text("modules")
         if kind in (list, tuple):
             return _pack(kind.__name__.encode(), self.each(value, path))
         if kind in (set, frozenset):
@@ -266,21 +332,18 @@ class _Graph:
         return self.instance(value, path)
 
     def module(self, module: types.ModuleType, path: Path) -> Tree:
-        """A module that is read as a whole."""
+        """Return a module that is read as a whole."""
         package = package_of_module(module.__name__)
         if package is not None:
             return _text(package)
-        file = getattr(module, "__file__", None)
+        self.modules.add(module.__name__)
+        file, tree = getattr(module, "__file__", None), file_tree(vars(module))
         parts: list[Tree] = []
         if isinstance(file, str):
-            parts.append((file_source_digest(file) if file.endswith(".py") else _file(file)) or b"")
-        code = [
-            (name, value)
-            for name, value in vars(module).items()
-            if name not in _MODULE_NAMES
-            and (isinstance(value, (types.FunctionType, type, types.ModuleType)) or _plain(value) is not None)
-        ]
-        return _pack(b"module", [*parts, self.attributes(code, path)])
+            parts.append(
+                _file(file) if not file.endswith(".py") else b"" if tree is None else hash_nodes([tree])
+            )
+        return _pack(b"module", [*parts, self.attributes(_code(vars(module)), path)])
 
     # ---- functions ---------------------------------------------------------------------------------------------------
 
@@ -306,21 +369,44 @@ class _Graph:
                 parts.append(found[1])
             else:
                 parts += [self.tree(code, path), found[1] if found is not None else b""]
-            for read in reads(code):
-                name = ".".join((read.name, *read.chain))
-                value = self.read(read, function, path)
-                if value is not None:
-                    parts.append(_pack(b"read", [_text(name), value]))
+            parts += self.reads(function, path)
         parts.append(_pack(b"defaults", self.each(function.__defaults__ or (), path, "a default value")))
         parts.append(self.attributes((function.__kwdefaults__ or {}).items(), path))
         parts.append(self.attributes(function.__dict__.items(), path))
         return _pack(b"function", parts)
 
+    def reads(self, function: types.FunctionType, path: Path) -> list[Tree]:
+        """Return what the names in a function of the user's own stand for."""
+        self.modules.add(function.__globals__.get("__name__") or "")
+        parts: list[Tree] = []
+        names = all_names(function.__code__)
+        dynamic, documented = "__subclasses__" in names, "__doc__" in names
+        met = None
+        for read in reads(function.__code__):
+            found = _followed(read, function)
+            if read.constant and (found is os.environ or found is os.getenv):
+                given = _plain(os.environ.get(read.constant)) or b""
+                parts.append(_pack(b"variable", [_text(read.constant), given]))
+            if met == (met := (read.scope, read.name, read.chain)):
+                continue
+            dynamic |= any(found is one for one in _DYNAMIC)
+            documented |= any(found is one for one in _DOCUMENTED)
+            value = self.read(read, function, path)
+            if value is not None:
+                parts.append(_pack(b"read", [_text(".".join((read.name, *read.chain))), value]))
+        if dynamic or documented:
+            self.dynamic[id(function.__globals__), documented] = function.__globals__
+        return parts
+
     def read(self, read: Read, function: types.FunctionType, path: Path) -> Tree | None:
-        """What a name in a function's code stands for."""
+        """Return what a name in a function's code refers to."""
         chain, seen = list(read.chain), [read.name]
-        if read.scope == "import":
+        if read.scope in ("import", "effect"):
             value = _imported(read.name, function)
+            if isinstance(value, types.ModuleType):
+                self.modules.add(value.__name__)
+            if read.scope == "effect":
+                return None
             if isinstance(value, str):
                 return _text(value)
         elif read.scope == "closure":
@@ -334,10 +420,13 @@ class _Graph:
             package = package_of_module(value.__name__)
             if package is not None:
                 return _text(package)
+            self.modules.add(value.__name__)
             seen.append(chain.pop(0))
             if seen[-1] in _MODULE_NAMES:
                 return None
             value = _member(value, seen[-1])
+        if self.effects and isinstance(value, (str, os.PathLike)):
+            value = _relative(value, function.__globals__)
         scope = "closure value" if read.scope == "closure" else read.scope
         return (
             b"missing" if value is _MISSING else self.tree(value, (path, f"the {scope} '{'.'.join(seen)}'"))
@@ -402,6 +491,7 @@ class _Graph:
         package = package_of_module(cls.__module__)
         if package is not None and (_is_importable(cls) or cls.__module__ == "builtins"):
             return _pack(b"name", [_text(package), _text(f"{cls.__module__}:{cls.__qualname__}")])
+        self.modules.add(cls.__module__)
         if issubclass(cls, enum.Enum):
             members = {name: member.value for name, member in cls.__members__.items()}
             rest = [
@@ -485,7 +575,7 @@ class _Graph:
         return _pack(b"tensor", [_text(str(dense.dtype)), self.tree(tuple(dense.shape), path), content])
 
     def network(self, network: Any, path: Path, torch: types.ModuleType) -> Tree:
-        """A network by its classes, weights, buffers, plain attributes, hooks, and submodules in their order."""
+        """Return a network by its classes, weights, buffers, attributes, hooks, and ordered submodules."""
         if isinstance(network, torch.jit.ScriptModule):
             code = [(name, getattr(part, "code", "")) for name, part in network.named_modules()]
             values = [*network.named_parameters(), *network.named_buffers()]
@@ -593,7 +683,7 @@ class _Graph:
     # ---- instances ---------------------------------------------------------------------------------------------------
 
     def instance(self, value: Any, path: Path) -> Tree:
-        """An instance by its class and the state that copying it would copy."""
+        """Return an instance by its class and the state that copying it would copy."""
         if isinstance(value, logging.Logger) or value is os.environ:
             return _text(f"a {type(value).__name__}")
         if isinstance(value, enum.Enum):
@@ -615,7 +705,7 @@ class _Graph:
             if not isinstance(reduced, str):
                 make, args, state, items, pairs = (*reduced, None, None, None, None)[:5]
                 items, pairs = list(items or ()), list(pairs or ())
-        except Exception:  # any error of foreign code says the same: there is no state to read
+        except Exception:  # whatever the foreign code raises, there is no state to read
             raise self.fail(value, path) from None
         if isinstance(reduced, str):
             kind = type(value)
@@ -640,7 +730,7 @@ class _Graph:
 
 
 def _plain(value: Any) -> bytes | None:
-    """The bytes of a value that contains no other; None for everything else."""
+    """Return the bytes of a value that contains no other; None for everything else."""
     kind = type(value)
     if kind is str:
         return _text(value)
@@ -667,7 +757,7 @@ def _buffer(data: Any) -> bytes:
 
 
 def _pack(kind: bytes, parts: list[Any]) -> Tree:
-    """A tree; its digest at once if it refers to no node."""
+    """Return a tree; its digest at once if it refers to no node."""
     tree = kind, parts
     return tree if any(not isinstance(part, bytes) for part in parts) else b"d" + _mix(tree, None)
 
@@ -718,7 +808,10 @@ def _is_importable(value: Any) -> bool:
 
 
 def _imported(name: str, function: types.FunctionType) -> Any:
-    """The module that an import statement names; the package's name and version where it is not the user's own."""
+    """Return the module that an import statement names.
+
+    Name and version of a package that is not the user's own.
+    """
     names = function.__globals__
     found = names.get("__builtins__", builtins)
     load = (found if isinstance(found, dict) else vars(found)).get("__import__", builtins.__import__)
@@ -731,6 +824,37 @@ def _imported(name: str, function: types.FunctionType) -> Any:
         return load(bare, names, None, ("__name__",), len(name) - len(bare))
     except Exception:  # the statement may stand in a try block
         return _MISSING
+
+
+def _followed(read: Read, function: types.FunctionType) -> Any:
+    """Return the object that a name and its attributes stand for, modules of libraries included; nothing is imported."""
+    value = sys.modules.get(read.name) if read.scope == "import" else None
+    if read.scope == "global":
+        value = function.__globals__.get(read.name, getattr(builtins, read.name, None))
+    for name in read.chain:
+        if not isinstance(value, types.ModuleType):
+            break
+        value = vars(value).get(name)
+    return value
+
+
+def _code(names: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Functions, classes, modules and plain values of a namespace; a notebook's own variables begin with ``_``."""
+    return [
+        (name, value)
+        for name, value in names.items()
+        if name not in _MODULE_NAMES
+        and not (name.startswith("_") and "__file__" not in names)
+        and (isinstance(value, (types.FunctionType, type, types.ModuleType)) or _plain(value) is not None)
+    ]
+
+
+def _relative(value: Any, names: dict[str, Any]) -> Any:
+    """Return a path above or below a module's folder relative to it: the folder may lie anywhere, as for ``sys.path``."""
+    folder, path = os.path.dirname(os.path.abspath(names.get("__file__") or "")), os.fspath(value)
+    if not isinstance(path, str) or not os.path.isabs(path):
+        return value
+    return os.path.relpath(path, folder) if os.path.commonpath((path, folder)) in (path, folder) else value
 
 
 def _member(module: types.ModuleType, name: str) -> Any:

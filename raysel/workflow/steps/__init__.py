@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from raysel.core.fingerprint import fingerprint
 from raysel.errors import ConfigError
+from raysel.registry import TASKS
 from raysel.workflow.config import Train as TrainSettings
 from raysel.workflow.config import Workflow
 from raysel.workflow.inputs import Look, look
@@ -16,13 +16,13 @@ from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, check_room, load_factory, needs_scores
+from raysel.workflow.steps.train import Train, check_room, load_loop, model_code, needs_scores
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
 
 
 def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
-    """Steps up to the rows that are trained on, with their scores where a policy needs them."""
+    """Return the steps up to the rows that are trained on, with their scores if a policy needs them."""
     steps: list[Step] = []
     scores = scores or needs_scores(workflow)
     if workflow.gime is not None:
@@ -38,7 +38,7 @@ def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
 
 
 def arrays(workflow: Workflow) -> Arrays:
-    """The step that writes what training reads."""
+    """Return the step that writes what training reads."""
     return Arrays(workflow.train.input)
 
 
@@ -86,6 +86,8 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         raise ConfigError(
             f"train.model: '{workflow.train.model}' does not name a function; write file.py:factory or module:factory."
         )
+    if ":" not in workflow.train.task and workflow.train.task not in TASKS.names():
+        load_loop(workflow.train)  # raises, with the nearest name
     if (role := drawn_role(workflow)) is not None:
         draw_ids(workflow, role, found.counts[role])
     if workflow.pool.label is None:
@@ -102,16 +104,13 @@ def named_files(workflow: Workflow) -> dict[str, str]:
     named = {
         method.where: method.spec.removeprefix("torch:").removesuffix(":penultimate") for method in methods
     }
-    return {
-        where: spec
-        for where, spec in {**named, "train.model": workflow.train.model}.items()
-        if ".py:" in spec
-    }
+    named |= {"train.model": workflow.train.model, "train.task": workflow.train.task}
+    return {where: spec for where, spec in named.items() if ".py:" in spec}
 
 
 def model_digest(spec: str) -> str:
     """Digest of the code of the model that ``spec`` names, with everything of the user's own that it reaches."""
-    return fingerprint(load_factory(TrainSettings(spec, "")))
+    return model_code(TrainSettings(spec, ""))
 
 
 __all__ = [

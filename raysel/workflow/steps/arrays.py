@@ -50,7 +50,7 @@ class Arrays(Step):
         return {"classes": [str(name) for name in classes or ()]}
 
     def _roles(self, run: RunDirectory) -> list[str]:
-        """The pool first, since it fixes the classes; the target if validation rows were drawn from it."""
+        """Return the pool first, since it fixes the classes; the target if validation rows were drawn from it."""
         drawn = [] if run.drawn is None else [run.drawn.role]
         wanted = dict.fromkeys(("pool", "test", "validation", *drawn))
         return [role for role in wanted if role in run.inputs]

@@ -64,14 +64,12 @@ class Cell(Step):
 @ray.remote(num_cpus=1)
 def train_cell(shared: tuple[dict[str, Any], Selection | int], cell: Cell) -> tuple[dict[str, Any], float]:
     """Return the answer of a cell, and the seconds that it took."""
-    from raysel.train.loops import classify
-
     began = time.perf_counter()
     settings, rows = shared
     dynamic = raysel.DynamicSelection.local(
         cell.policy, rows, num_epochs=cell.epochs, seed=cell.seed, max_steps=cell.max_steps
     )
-    trained = classify({**settings, "dynamic": dynamic, "seed": cell.seed})
+    trained = settings["loop"]({**settings, "dynamic": dynamic, "seed": cell.seed})
     answer = {
         "seed": cell.seed,
         "policy": cell.policy.parameters(),

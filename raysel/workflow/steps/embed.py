@@ -50,13 +50,13 @@ class Embed(Step):
             width = sizes["pool"]
             if kind == "pca" and width and int(argument) > width:
                 raise ConfigError(
-                    f"embedder: '{spec}' asks for {argument} components, but the column has {width} elements; ask for fewer."
+                    f"embedder: '{spec}' has {argument} components, but the column has {width} elements; choose at most {width}."
                 )
         except ConfigError as error:
             raise ConfigError(f"embed.{error}") from None
 
     def embedder(self) -> Any:
-        """The embedder, not fitted yet. Runs the code that its name refers to."""
+        """Return the embedder, not fitted yet. Runs the code that its name refers to."""
         method = self.settings.method
         try:
             return method.make() if method.parameters else make_embedder(method.spec, "embed.embedder")
@@ -65,7 +65,7 @@ class Embed(Step):
             raise ConfigError(text if text.startswith("embed") else f"embed.{text}") from None
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """Settings, code and weights of the embedder, and rows."""
+        """Return the settings, code and weights of the embedder, and the rows."""
         made = self.embedder()
         learns, network = hasattr(made, "fit"), hasattr(made, "load")
         if self.settings.version is not None:

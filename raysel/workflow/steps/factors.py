@@ -50,7 +50,7 @@ class Factors(Step):
             )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """Settings, vectors, selected rows, labels and seed."""
+        """Return the settings, vectors, selected rows, labels and seed."""
         return {
             "settings": asdict(self.settings),
             "vectors": run.finished["embed"].directory.name,

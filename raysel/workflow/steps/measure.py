@@ -27,7 +27,7 @@ from raysel.workflow.steps.step import Step
 
 @dataclass(frozen=True)
 class Measure(Step):
-    """GIME: metrics of pool, target and the rows kept; thresholds from a calibration if one is asked for."""
+    """GIME: metrics of pool, target and the rows kept; thresholds from a calibration if the workflow has one."""
 
     settings: Gime
     name: str = "gime"
@@ -73,7 +73,7 @@ class Measure(Step):
             raise ConfigError(f"gime.calibrate.rows: {error}") from None
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """Settings, rows and seed."""
+        """Return the settings, the rows and the seed."""
         return {
             "settings": describe(self.settings),
             "label": run.workflow.pool.label if self.settings.calibrate else None,
@@ -129,7 +129,7 @@ class Measure(Step):
 
 
 def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
-    """The metrics that a workflow asks for; floors are of the class column's type. Raises ConfigError."""
+    """Return the metrics that a workflow names; floors have the class column's type. Raise ConfigError."""
     binding = settings.binding
     floors: dict[Any, int] = dict(settings.floors)
     if floors and len(binding.classes) == 1 and binding.classes[0] in schema.names:
@@ -144,7 +144,7 @@ def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
 
 
 def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
-    """The thresholds that are given; ConfigError for one of another form."""
+    """Return the thresholds that are given; ConfigError for one of another form."""
     for name, ends in settings.thresholds.items():
         if len(ends) != 2:
             raise ConfigError(f"thresholds.{name}: {ends} is not [least, greatest]; one of them may be null.")
@@ -157,12 +157,12 @@ def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
 
 
 def groups(settings: Gime) -> str | timedelta | None:
-    """What the metrics are grouped by."""
+    """Return what the metrics are grouped by."""
     return timedelta(days=settings.days) if settings.days is not None else settings.by
 
 
 def side_by_side(sets: dict[str, pa.Table]) -> pa.Table:
-    """The metrics of several sets, one below the other, with a column ``set``."""
+    """Return the metrics of several sets, one below the other, with a column ``set``."""
     return pa.concat_tables(
         [table.add_column(0, "set", pa.array([name] * table.num_rows)) for name, table in sets.items()]
     ).replace_schema_metadata(None)

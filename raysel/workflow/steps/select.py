@@ -47,7 +47,7 @@ class Select(Step):
             )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """The selector with its parameters and code, the rows, and the vectors where it uses them."""
+        """Return the selector with its parameters and code, the rows, and the vectors if it uses them."""
         vectors = run.finished["embed"].directory.name if uses(self.method, "vectors") else None
         return {
             "method": self.method.key(),
@@ -59,7 +59,7 @@ class Select(Step):
         }
 
     def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
-        """Save the selection, as one from the whole pool."""
+        """Save the selection, as one from the complete pool."""
         flow, before = run.workflow, run.rows
         selector = self.method.make(seed=flow.seed)
         run.progress.note(self.title, self.method.title)
@@ -119,5 +119,5 @@ def uses(method: Method, what: str) -> bool:
 
 
 def _placed(where: str, message: str) -> str:
-    """A selector's message under its configuration path, where it begins with one of its fields."""
+    """Return a selector's message under its configuration path, where it begins with one of its fields."""
     return f"{where}.{message}" if message.startswith("budget:") else message

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import raysel
-from raysel.cluster.code import load_function
+from raysel.cluster.code import load_function, load_object
 from raysel.cluster.wait import wait_for_workers
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RunError
+from raysel.registry import TASKS
 from raysel.report.results import Epoch
 from raysel.selection import Selection
 from raysel.workflow.config import Method, Workflow
@@ -56,7 +57,7 @@ class Train(Step):
             raise ConfigError(f"dynamic: {error}") from None
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """Settings, code of the model and the policy, rows, arrays, seed and number of steps."""
+        """Return the settings, code of the model and the policy, rows, arrays, seed and number of steps."""
         policy, rows, max_steps = self._task(run)
         return {
             **train_key(run),
@@ -101,19 +102,27 @@ def needs_scores(workflow: Workflow) -> bool:
 
 
 def policy(run: RunDirectory) -> Policy:
-    """The workflow's dynamic policy, with the scores that it needs."""
+    """Return the workflow's dynamic policy, with the scores that it needs."""
     made: Any = run.workflow.dynamic.make(seed=run.workflow.seed)
     table = scores(run)
     return made if table is None or not needs_scores(run.workflow) else made.with_scores(table)
 
 
 def load_factory(settings: Settings) -> Callable[[tuple[int, ...], int], Any]:
-    """The function that makes the model. Raises ConfigError if there is none."""
+    """Return the function that makes the model; raise ConfigError if there is none."""
     return load_function(settings.model, "train.model")
 
 
+def load_loop(settings: Settings) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return the training loop of the task. Raises ConfigError if there is none."""
+    found: Callable[[dict[str, Any]], dict[str, Any]] = TASKS.find(settings.task, "train.task", load_object)
+    if not callable(found):
+        raise ConfigError(f"train.task: {settings.task} is a {type(found).__name__}, not a training loop.")
+    return found
+
+
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
-    """Raise ResourceError unless the cluster has room for the workers within ``seconds``."""
+    """Raise ResourceError unless the cluster can place the workers within ``seconds``."""
     advice = "Lower train.workers or train.cpus_per_worker"
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
@@ -121,15 +130,25 @@ def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) ->
 def train_key(run: RunDirectory) -> dict[str, Any]:
     """Part of the key of every training: settings, the model's code, the arrays and the validation rows."""
     settings = asdict(run.workflow.train)
-    del settings["max_failures"]  # and of the CPUs the threads alone decide a result
+    del settings["max_failures"], settings["version"]  # and of the CPUs the threads alone decide a result
     settings["cpus_per_worker"] = threads(run.workflow.train)
     return {
         "train": settings,
-        "model": fingerprint(load_factory(run.workflow.train)),
+        "task": None
+        if run.workflow.train.task in TASKS.builtin
+        else fingerprint(load_loop(run.workflow.train), "train.task"),
+        "model": model_code(run.workflow.train),
         "arrays": run.finished["arrays"].directory.name,
         "validation": run.drawn and run.drawn.key,
         "versions": library_versions("numpy", "torch"),
     }
+
+
+def model_code(settings: Settings) -> str:
+    """Return what identifies the code of the model: its version if there is one, else its fingerprint."""
+    if settings.version is not None:
+        return f"version {settings.version}"
+    return fingerprint(load_factory(settings), f"model '{settings.model}'", "give train.version")
 
 
 def threads(settings: Settings) -> int:
@@ -147,7 +166,7 @@ def policy_code(run: RunDirectory, method: Method) -> Any:
 
 
 def loop_config(run: RunDirectory) -> dict[str, Any]:
-    """Settings of ``raysel.train.loops.classify``, wherever it runs."""
+    """Return the training loop and its settings, wherever it runs."""
     settings, data = run.workflow.train, run.finished["arrays"].directory
     validation = run.drawn.role if run.drawn is not None else "validation"
     return {
@@ -155,6 +174,7 @@ def loop_config(run: RunDirectory) -> dict[str, Any]:
         "test": str(data / "test") if "test" in run.inputs else None,
         "validation": str(data / validation) if validation in run.inputs else None,
         "validation_ids": None if run.drawn is None else run.drawn.ids,
+        "loop": load_loop(settings),
         "model": load_factory(settings),
         "learning_rate": settings.learning_rate,
         "momentum": settings.momentum,
@@ -182,7 +202,7 @@ def fit(
     Parameters
     ----------
     rows : Selection or None
-        Rows to train on, None for the whole pool.
+        Rows to train on, None for the complete pool.
     name : str
         Name of the Ray Train run. It holds the step's key, since Ray Train continues any run of the same name.
     max_steps : int, optional
@@ -196,13 +216,12 @@ def fit(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from raysel.train.loops import classify
-
     flow, settings = run.workflow, run.workflow.train
     check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
     count, epochs = run.count(rows), settings.epochs
     if max_steps is not None:
         epochs = epochs_for(count, settings.batch_size * settings.workers, max_steps)
+    config = loop_config(run)
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
@@ -210,9 +229,9 @@ def fit(
         policy, count if rows is None else rows, num_epochs=epochs, seed=flow.seed, max_steps=max_steps
     ) as dynamic:
         trainer = TorchTrainer(
-            classify,
+            config["loop"],
             train_loop_config={
-                **loop_config(run),
+                **config,
                 "dynamic": dynamic,
                 "alone": False,
                 "batch_size": settings.batch_size,
@@ -246,7 +265,7 @@ def fit(
 
 
 def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
-    """What a step keeps of what ``classify`` returned."""
+    """Return what a step keeps of the result of a training loop."""
     epochs = [
         asdict(
             Epoch(

@@ -38,7 +38,7 @@ class Usage(Step):
     name: str = "usage"
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """The policy, its scores, the number of epochs, and what the report shows of the samples."""
+        """Return the policy, its scores, the number of epochs, and what the report shows of the samples."""
         flow = run.workflow
         return {
             "policy": flow.dynamic.key(),
@@ -92,7 +92,7 @@ class Usage(Step):
 
 
 def _extremes(run: RunDirectory, ids: np.ndarray, selected: np.ndarray) -> Extremes | None:
-    """Samples selected most and least often of the class whose samples were used most unevenly.
+    """Return samples selected most and least often of the class whose samples were used most unevenly.
 
     None if they are neither images nor texts.
     """

@@ -12,6 +12,7 @@ class Pixels(nn.Module):
     """Images of uint8 scaled to [0, 1]; other numbers as they are."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the output of the network."""
         return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
 
 

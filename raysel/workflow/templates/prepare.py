@@ -32,7 +32,7 @@ Rows = tuple[np.ndarray, np.ndarray]  # inputs (n, ...), labels (n,)
 
 
 def read(source: str) -> Rows:
-    """Inputs and labels of a table or of a folder of images."""
+    """Return the inputs and labels of a table or of a folder of images."""
     path = HERE / source
     if path.is_dir():
         return read_images(path)
@@ -81,7 +81,7 @@ def made_up() -> dict[str, Rows]:
 
 
 def of_your_own(pool: str) -> dict[str, Rows]:
-    """The rows of POOL, TARGET and TEST; rows that are drawn from the pool are taken out of it."""
+    """Return the rows of POOL, TARGET and TEST; rows that are drawn from the pool are taken out of it."""
     inputs, labels = read(pool)
     draws = np.random.default_rng(0).random(len(inputs))
     found = {}
