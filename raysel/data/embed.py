@@ -411,14 +411,14 @@ def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCA
         if part is not None:
             if span is not None and len(span.low) != len(part.low):
                 raise DataError(
-                    f"The {what}'s column '{name}' holds vectors of different lengths: "
+                    f"Column '{name}' of the {what} holds vectors of different lengths: "
                     f"{first(sorted((len(span.low), len(part.low))))}."
                 )
             span = part if span is None else span + part
     if bad:
         more = f" and {bad - 3:,} more" if bad > 3 else ""
         raise DataError(
-            f"The {what}'s column '{name}' holds NaN or infinite values in {bad:,} rows (sample_id "
+            f"Column '{name}' of the {what} holds NaN or infinite values in {bad:,} rows (sample_id "
             f"{first(some[:3])}{more}); repair or drop these rows first."
         )
     if span is None:

@@ -83,14 +83,14 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     widths = sorted({width for part_ids, width, _ in found if len(part_ids)})
     if len(widths) > 1:
         raise DataError(
-            f"The {what}'s column '{column}' holds vectors of different lengths: {first(widths)}."
+            f"Column '{column}' of the {what} holds vectors of different lengths: {first(widths)}."
         )
     if widths[0] == 0:
-        raise DataError(f"The {what}'s column '{column}' holds vectors without elements.")
+        raise DataError(f"Column '{column}' of the {what} holds vectors without elements.")
     bad = np.sort(np.concatenate([part[2] for part in found]))
     if len(bad):
         raise DataError(
-            f"The {what}'s column '{column}' holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows "
+            f"Column '{column}' of the {what} holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows "
             f"(sample_id {first(bad)}); repair or drop these rows first."
         )
     filled = [block for block, part in zip(blocks, found, strict=True) if len(part[0])]

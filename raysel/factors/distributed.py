@@ -285,12 +285,12 @@ def _active(table: pa.Table, shared: Any, column: str) -> Any:
     bad = ids[not_finite(vectors)]
     if len(bad):
         raise DataError(
-            f"The {_WHAT}'s column '{column}' holds NaN or infinite values (sample_id {first(bad)}); repair or drop "
+            f"Column '{column}' of the {_WHAT} holds NaN or infinite values (sample_id {first(bad)}); repair or drop "
             "these rows first."
         )
     if vectors.shape[1] != autoencoder.dimensions:
         raise DataError(
-            f"The {_WHAT}'s vectors have {vectors.shape[1]} dimensions, but the autoencoder was fitted on "
+            f"The vectors of the {_WHAT} have {vectors.shape[1]} dimensions, but the autoencoder was fitted on "
             f"{autoencoder.dimensions}; embed both with the same embedder."
         )
     import_whole("torch")
@@ -307,7 +307,7 @@ def _labels(table: pa.Table, label: str) -> pa.Array:
         for test in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string)
     ):
         raise DataError(
-            f"The {_WHAT}'s column '{label}' holds {kind}; a class must be an integer, a boolean or text."
+            f"Column '{label}' of the {_WHAT} holds {kind}; a class must be an integer, a boolean or text."
         )
     if labels.null_count:
         missing = table[ID].to_numpy()[labels.is_null().to_numpy(zero_copy_only=False)]
