@@ -300,7 +300,7 @@ def test_pool_and_target_of_other_dimension_or_without_rows(quickstart, tmp_path
         steps.check(quickstart(f"target.path={tmp_path}/other.parquet"))
     pq.write_table(other.slice(0, 0), tmp_path / "empty.parquet")
     for role in ("pool", "target"):
-        with pytest.raises(DataError, match=f"{role}.path: .*holds no rows"):
+        with pytest.raises(DataError, match=f"{role}.path: There are no rows in .*empty.parquet"):
             steps.check(quickstart(f"{role}.path={tmp_path}/empty.parquet"))
 
 
