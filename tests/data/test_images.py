@@ -48,7 +48,7 @@ def test_classes_by_file(folder):
     with pytest.raises(DataError, match=r"has no class for 2 images \(cat/a.jpg, cat/b.png\)"):
         list_images(str(folder))
     (folder / "labels.csv").write_text("file,label\n")
-    with pytest.raises(DataError, match="needs the columns path and label, has file, label"):
+    with pytest.raises(DataError, match="must have the columns path and label; its columns are file, label"):
         list_images(str(folder))
 
 

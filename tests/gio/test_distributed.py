@@ -93,7 +93,7 @@ def test_without_clusters_it_is_exhaustive_greedy_over_the_rows(cluster):
 
 def test_input_that_cannot_be_used_gets_one_sentence(cluster, vectors):
     pool, target = vectors
-    with pytest.raises(DataError, match="5 dimensions, the target's 4"):
+    with pytest.raises(DataError, match="5 dimensions, but the target's 4"):
         raysel.GIO(0.1).select(dataset(pool), dataset(target[:, :4]))
     with pytest.raises(DataError, match="pool has no column 'embedding'"):
         raysel.GIO(0.1).select(raysel.read({"x": pool}), dataset(target))
@@ -194,7 +194,7 @@ def test_a_budget_in_bytes(cluster):
         here = pool if blocks == 1 else pool.repartition(blocks)
         chosen = raysel.GIO("5 kB", clusters=20).select(here, dataset(vectors[:30]))
         assert len(chosen) == 5000 * 300 // total
-    with pytest.raises(ConfigError, match=r"1GB is .* of the pool's 300 rows"):
+    with pytest.raises(ConfigError, match=r"1GB means .* of the pool's 300 rows"):
         raysel.GIO("1GB").select(pool, dataset(vectors[:30]))
     for wrong in ("200", "MB", "-3MB", "3 parsecs", "0.1B"):
         with pytest.raises(ConfigError, match="budget"):
@@ -225,7 +225,7 @@ def test_targets_and_pools_at_the_edge(cluster, vectors):
 @pytest.mark.parametrize(
     "options,says",
     [
-        ({"estimator": "mean"}, "estimator 'mean' is unknown"),
+        ({"estimator": "mean"}, "estimator = 'mean' is unknown"),
         ({"k": 0}, "k = 0"),
         ({"solver": "lazy"}, "solver: 'lazy' is unknown"),
         ({"solver": "gradient"}, "give estimator='average'"),

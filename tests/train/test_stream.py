@@ -288,7 +288,7 @@ def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
         streamed(rows, lambda planned: "train")
     with pytest.raises(ConfigError, match="name of one in datasets= is needed, got a list"):
         streamed(rows, lambda planned: [1])
-    with pytest.raises(ConfigError, match="local_shuffle_buffer_size 0"):
+    with pytest.raises(ConfigError, match=r"local_shuffle_buffer_size must be .* got 0"):
         streamed(rows, lambda planned: planned, local_shuffle_buffer_size=0)
     with pytest.raises(ConfigError, match="2 workers cannot each read the complete Dataset"):
         next(arrivals(rows, 2, 8, None, 0, CollateRows(None)))
