@@ -131,6 +131,7 @@ def test_the_page_of_workflow_keys_is_up_to_date():
         assert f"  {name} " in text or any(f"`{name}`" in heading for heading in known)
 
 
+@pytest.mark.slow
 def test_the_site_is_built_without_warnings(tmp_path):
     pytest.importorskip("mkdocs")
     command = [
@@ -287,6 +288,7 @@ def test_marked_examples_run(page):
     run_page(page, "run")
 
 
+@pytest.mark.slow  # most of them train
 @pytest.mark.parametrize("page", marked("run on ray"), ids=lambda page: page.stem)
 def test_marked_examples_run_on_ray(page, cluster, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -51,7 +51,12 @@ def namespace(cluster):
     return {"raysel": raysel, "np": np, "pa": pa, "torch": torch, "rows": raysel.read(pa.table(table()))}
 
 
-@pytest.mark.parametrize("name", modules())
+SLOW = {"raysel.workflow.run", "raysel.workflow.compare"}  # they train
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in modules()]
+)
 def test_the_examples_run_as_they_stand(name, namespace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "workflow.yaml").write_text(WORKFLOW)

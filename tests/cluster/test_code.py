@@ -11,6 +11,7 @@ import pytest
 import ray  # noqa: F401, which changes sys.path when it is first imported
 
 from raysel.cluster.code import PREFIX, load_function, load_module, load_object, user_modules
+from raysel.core.fingerprint import fingerprint
 from raysel.errors import ConfigError
 
 
@@ -299,3 +300,31 @@ def test_tasks_run_the_users_code(cluster, write):
     net = load_function(f"{path}:net", "key")
     path.unlink(), layers.unlink()
     assert cluster.get(task.remote(net, 4)) == 8
+
+
+def test_a_neighbour_that_is_imported_for_its_effect_counts(tmp_path):
+    """The neighbour has another name in this process than its import statement says."""
+
+    def found(value, **files):
+        for name, text in {
+            "model.py": "import torch\nimport patches\nfrom deep import inner\ndef net(x): return torch.nn.Bilinear(x, x, 1)\n",
+            "patches.py": f"import torch\ndef init(self): self.k = {value}\ntorch.nn.Bilinear.reset_parameters = init\n",
+            "deep/__init__.py": "",
+            "deep/inner.py": "K = 1\n",
+            **files,
+        }.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(text)
+        return fingerprint(load_object(f"{tmp_path}/model.py:net", "train.model"))
+
+    import torch
+
+    kept = torch.nn.Bilinear.reset_parameters
+    try:
+        one = found(1)
+        assert one != found(2)
+        assert one == found(1, **{"deep/inner.py": "K = 2\n"})
+        assert one != found(1, **{"deep/inner.py": "import sys\nsys.k = 2\n"})
+    finally:
+        torch.nn.Bilinear.reset_parameters = kept
+        vars(sys).pop("k", None)

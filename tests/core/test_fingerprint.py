@@ -485,6 +485,7 @@ own = Own()
 """
 
 
+@pytest.mark.slow
 def test_objects_of_installed_packages(tmp_path):
     (tmp_path / "fitted.py").write_text(FITTED)
     one = in_process(tmp_path, "fitted:own")

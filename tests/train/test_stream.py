@@ -288,11 +288,11 @@ def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
         streamed(rows, lambda planned: "train")
     with pytest.raises(ConfigError, match="name of one in datasets= is needed, got a list"):
         streamed(rows, lambda planned: [1])
-    with pytest.raises(ConfigError, match="local_shuffle_buffer_size must be .* got 0"):
+    with pytest.raises(ConfigError, match=r"local_shuffle_buffer_size must be .* got 0"):
         streamed(rows, lambda planned: planned, local_shuffle_buffer_size=0)
     with pytest.raises(ConfigError, match="2 workers cannot each read the complete Dataset"):
         next(arrivals(rows, 2, 8, None, 0, CollateRows(None)))
-    with pytest.raises(ConfigError, match="a Ray Dataset is needed, got a list"):
+    with pytest.raises(ConfigError, match="A Ray Dataset is needed, got a list"):
         raysel.DynamicSelection.local(raysel.FullData(), 2, num_epochs=1).planned([])
     with pytest.raises(StateError, match="has not been started"):
         raysel.DynamicSelection(raysel.FullData(), 2, num_epochs=1).planned(rows)

@@ -91,7 +91,7 @@ def test_a_killed_comparison_does_only_what_is_missing(compared, digits, tmp_pat
 
     class Killed(run.Progress):
         def done(self, name, text):
-            if name == "compare" and text.startswith("2 of "):
+            if name == "compare" and text.startswith("2 of"):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -134,7 +134,9 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
     assert results.metrics.reached["variety.effective_classes"] >= least and entry.rows >= 80
     with pytest.raises(RunError, match="No threshold was shown to keep the score above"):
         run(flow(folder, *calibrated, "gime.calibrate.tolerance=0.0"), tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"found with .*granularity\.completeness.* together"):
+    with pytest.raises(
+        ConfigError, match=r"No selection of groups was found with granularity\.completeness.* together"
+    ):
         run(
             flow(
                 folder, "gime.thresholds={granularity.completeness: [0.95, null], volume.rows: [500, null]}"
