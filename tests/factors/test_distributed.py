@@ -99,7 +99,9 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
     few = table(vectors[:40], labels[:40])
     broken = vectors[:40].copy()
     broken[31, 2] = np.nan
-    with pytest.raises(DataError, match=r"'embedding' of the dataset to score holds NaN or infinite values \(sample_id 31\)"):
+    with pytest.raises(
+        DataError, match=r"'embedding' of the dataset to score holds NaN or infinite values \(sample_id 31\)"
+    ):
         score(table(broken, labels[:40]))
     with pytest.raises(DataError, match="have 9 dimensions, but the autoencoder was fitted on 10"):
         score(table(vectors[:40, :9], labels[:40]))
