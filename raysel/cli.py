@@ -41,7 +41,7 @@ def cli() -> None:
     """Select training data on Ray."""
 
 
-@cli.command()
+@cli.command(short_help="Run a workflow.")
 @_workflow
 @_out
 @_fresh
@@ -58,7 +58,7 @@ def run(
     click.echo(f"\nReport: {Path(results.path) / 'report.html'}")
 
 
-@cli.command()
+@cli.command(short_help="Compare a dynamic policy with controls at one budget.")
 @_workflow
 @click.option(
     "--policies",
@@ -96,7 +96,7 @@ def compare(
     click.echo(f"\nReport: {Path(results.path) / 'compare.html'}")
 
 
-@cli.command()
+@cli.command(short_help="Measure the eleven metrics of a workflow's pool.")
 @_workflow
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Directory to write to.  [default: runs/NAME-measure]"
@@ -114,7 +114,7 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
     click.echo(f"\nReport: {Path(results.path) / 'metrics.html'}. Next to it: sets.parquet{groups}")
 
 
-@cli.command()
+@cli.command(short_help="Check a workflow and its files without Ray.")
 @_workflow
 @click.option(
     "--load", is_flag=True, help="Also run the code that WORKFLOW names on a few rows, without Ray."
@@ -135,7 +135,7 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
         click.echo("Not checked without --load: " + ", ".join(unloaded(loaded)))
 
 
-@cli.command()
+@cli.command(short_help="Write the report of a finished run again.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
     """Write RUN/report.html again from the results of the finished run."""
@@ -144,7 +144,7 @@ def report(run: Path) -> None:
     click.echo(f"Report: {write_report(run).resolve()}")
 
 
-@cli.command()
+@cli.command(short_help="List the runs in a directory, and how they differ.")
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:
     """List the configurations that were run in the directory RUN, and the keys in which they differ."""
@@ -154,7 +154,7 @@ def runs(run: Path) -> None:
     click.echo(runs_text(list_runs(run)))
 
 
-@cli.command()
+@cli.command(short_help="List the methods, or the parameters of one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the methods that a workflow can name, or with NAME the parameters of one and their defaults.
@@ -167,7 +167,7 @@ def methods(name: str | None) -> None:
     click.echo(all_methods() if name is None else one_method(name))
 
 
-@cli.command()
+@cli.command(short_help="Write a commented workflow for your own files.")
 @click.argument("template", required=False)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("."), help="Folder to write to.  [default: .]"
@@ -182,7 +182,7 @@ def init(template: str | None, out: Path) -> None:
     click.echo(listed() if template is None else write(template, out))
 
 
-@cli.command()
+@cli.command(short_help="Remove selection state that killed drivers left.")
 @click.option("--address", help="Address of the Ray cluster.  [default: RAY_ADDRESS]")
 def cleanup(address: str | None) -> None:
     """Remove selection state that killed drivers left on a cluster. Runs that are still training will fail."""

@@ -311,7 +311,7 @@ def _correlations(
     varying = [name for name, v in values.items() if np.ptp(v) > 0]
     if not varying:
         raise DataError(
-            "No metric varies over the subsets; vary them by another column (mix), or bind more columns."
+            "Every metric has the same value on all subsets. Choose another column as mix, or bind more columns."
         )
     if np.ptp(scores) == 0:
         raise DataError(

@@ -57,7 +57,7 @@ class GIO:
     stop : Stop, optional
         Rules that may end the selection before the budget is spent.
     within : {"random", "nearest"}
-        How picked clusters become rows. With ``random``, rows are drawn from the clusters picked until the KL
+        How rows are chosen from the picked clusters. With ``random``, rows are drawn from the clusters picked until the KL
         rises, in proportion to the target rows of each cluster. With ``nearest``, as published, whole
         clusters are taken in the order of the picks, and of the last one the rows nearest to its centroid.
     column : str

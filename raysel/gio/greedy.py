@@ -83,8 +83,9 @@ class Stop:
     sequential_increase_tolerance : int, optional
         Number of consecutive rises that are taken; the next one stops the selection and is not taken.
     max_resets : int, optional
-        For the gradient solver only. Number of rises that are not taken but make the complete pool available
-        again, so that rows may be selected twice; the next rise stops the selection.
+        For the gradient solver only. How often the selection may restart with the complete pool. Each time
+        a row would raise the KL, that row is not taken and all rows become available again, so rows may be
+        selected twice. After this many restarts, the next rise stops the selection.
 
     Raises
     ------
@@ -122,7 +123,8 @@ class Stop:
                 raise ConfigError(f"stop.{name} = {value} must be a finite number.")
         if self.max_resets is not None and (self.increase or self.sequential_increase_tolerance is not None):
             raise ConfigError(
-                "stop.max_resets cannot be combined with another rule for rises; give one of them."
+                "stop.max_resets cannot be combined with stop.increase or stop.sequential_increase_tolerance; "
+                "remove one of them."
             )
 
 

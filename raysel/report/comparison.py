@@ -178,14 +178,14 @@ def notes(results: CompareResults) -> list[str]:
         f"The numbers are means over {_many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). The accuracy is that "
         f"after the last epoch on {numbers.count(results.data.test)} test rows, ± the standard deviation over seeds. The "
         f"difference is {own.title} minus the policy of the row, in points, ± the standard error over pairs of equal seed.",
-        f"Passes are back-propagated samples. {own.title} sets the budget of each seed"
-        + (f". Trained at this budget: {', '.join(held)}" if held else "")
+        f"Passes are back-propagated samples. For each seed, the passes that {own.title} used are the budget of the controls"
+        + (f". Trained with this budget: {', '.join(held)}" if held else "")
         + (f". Trained at their own cost: {', '.join(free)}" if free else "")
         + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy has decayed to "
         "zero at its own last step.",
         "A tie means that the 95 % interval of Student's t over the pairs contains zero. Each verdict is computed "
-        f"separately. All policies share the test rows; their choice alone gives an accuracy a standard error of up to "
-        f"{error:.2f} points, which seeds do not show.",
+        f"separately. All policies are scored on the same test rows. Because these rows are only a sample, each accuracy has "
+        f"a standard error of up to {error:.2f} points, which the spread over seeds does not include.",
         "Seconds are those of training and planning in one process with one thread, without start-up, on a machine that "
         "did other work too. Compare passes and steps rather than seconds.",
     ]
@@ -299,7 +299,7 @@ def render(results: CompareResults) -> str:
             figures.accuracy_against_passes(drawn),
             "Accuracy against passes",
             "The accuracy is on the validation rows. A thin line is one seed; its first epochs may lie below the axis. Compare "
-            "only the ends: before, the learning rate is still high."
+            "only the last points of the lines. At earlier points the learning rate is still high."
             if any(one.curves for one in drawn)
             else f"A dot is the accuracy of one seed on the test rows after the last epoch. {NO_VALIDATION}",
         ),

@@ -341,7 +341,7 @@ def _use(results: RunResults) -> str:
     if usage.extremes:
         cards.append(_extremes(usage.extremes))
     note = (
-        '<p class="note">Random subsets and round robin use as many samples as RepDiv; round robin has the same last epochs. Neither was '
+        '<p class="note">Random subsets and round robin use as many samples as RepDiv. Like RepDiv, round robin ends with epochs on full data. Neither was '
         "trained: like those of RepDiv, their plans do not depend on losses.</p>"
     )
     return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{html.grid(cards)}{note}')
@@ -518,8 +518,8 @@ def _reading(results: RunResults) -> str:
             "Savings count all costs.",
             "A saving is 1 − (all that the arm spent) ÷ (all that training on full data spent). Time includes "
             "embedding, metrics, selection and planning. Samples are back-propagated samples, which take "
-            "most of the arithmetic. A negative saving means a higher cost. Without an arm on full data, or if a "
-            "figure is missing, no saving is stated.",
+            "most of the arithmetic. A negative saving means a higher cost. No saving is stated if there "
+            "was no training on full data, or if a number needed for it was not measured.",
         ),
         (
             "Timings are from one run on this machine.",
@@ -541,7 +541,7 @@ def _reading(results: RunResults) -> str:
             (
                 "The KL curve is an estimate.",
                 "It is computed from distances to nearest neighbours, in nats. Its bias depends on the "
-                "number of rows and dimensions, and it may be negative. Read its course, and compare values only "
+                "number of rows and dimensions, and it may be negative. Look at the shape of the curve. Compare its values only "
                 "between selections from the same pool for the same target. It measures how well the selected rows cover "
                 "the target, not how well a model will perform.",
             ),

@@ -261,7 +261,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("select.budget=1.5", r"select.budget: 1.5 is not a share"),
         ("select.budget=5000", r"select.budget: 5,000 rows are more than the 1,517 of the pool"),
         ("target=null", r"'target' is missing"),
-        ("train.model=models.py", r"train.model: 'models.py' names no function"),
+        ("train.model=models.py", r"train.model: 'models.py' does not name a function"),
         ("train.model=none.py:mlp", r"train.model: The file .*none.py does not exist"),
         ("train.model=json:nothing", r"train.model: json has no function 'nothing'"),
         ("train.model=no.such.module:f", r"train.model: no.such.module cannot be loaded"),
