@@ -137,11 +137,20 @@ def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
 def _check_embedder(step: Embed, rows: pa.Table) -> None:
     """Embed a few rows, where nothing has to be learned from all of them first."""
     settings, made = step.settings, step.embedder()
-    if hasattr(made, "fit"):
-        return
-    embedder, spec = as_embedder(made), settings.method.spec
+    spec = settings.method.spec
     if settings.column not in rows.column_names:
         return  # the step's own check says which columns there are
+    first = rows[settings.column][0].as_py()
+    if spec.startswith("pca:") and isinstance(first, list):
+        width = np.size(first)
+        if int(spec.removeprefix("pca:")) > width:
+            raise ConfigError(
+                f"embed.embedder: '{spec}' has more components than column '{settings.column}' has elements, {width}; "
+                f"choose at most {width}."
+            )
+    if hasattr(made, "fit"):
+        return
+    embedder = as_embedder(made)
     with _naming("embed.embedder", spec):
         few = decode(
             rows, [settings.column], getattr(embedder, "takes", "any"), getattr(embedder, "prepare", None)

@@ -134,6 +134,16 @@ def test_what_run_would_trip_over(folder, changes, policies, sentence):
     assert "\n" not in str(caught.value)
 
 
+def test_more_components_than_a_column_of_plain_lists_has(folder):
+    table = pq.read_table(folder / "pool.parquet")
+    lists = pa.array(table["v"].combine_chunks().to_numpy_ndarray().tolist(), pa.list_(pa.float32()))
+    pq.write_table(table.set_column(0, "v", lists), folder / "pool.parquet")
+    select = "select={method: HERE/own.py:Vectors}"
+    check(folder, select, "embed={embedder: 'pca:4', column: v}")
+    with pytest.raises(ConfigError, match="'pca:5' has more components than column 'v' has elements, 4"):
+        check(folder, select, "embed={embedder: 'pca:5', column: v}")
+
+
 def test_what_is_not_checked_is_listed(folder):
     flow = config.load(
         folder / "flow.yaml", ["dynamic={method: own.py:Twenty}", "embed.embedder=timm:resnet18"]
