@@ -131,5 +131,5 @@ def test_ray_train_workers_find_one_autoencoder_from_parts_of_the_rows(cluster, 
     alone = raysel.fit_factors(cluster.data.from_arrow(blocks), **settings)
     ours, theirs = (each.report(vectors)["unexplained"] for each in (found[0], alone))
     assert ours < 1.15 * theirs < 0.4
-    with pytest.raises(ResourceError, match="5 of 1 CPU cannot be placed"):
+    with pytest.raises(ResourceError, match="5 workers of 1 CPU cannot be placed"):
         raysel.fit_factors(cluster.data.from_arrow(blocks), workers=5, **settings)
