@@ -179,7 +179,7 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
         paths for paths in read if "target" not in paths[0]
     ]  # nothing is new, and the sets are the same
     room.measure(flow(folder, "gime.binding.relation=who"), out)
-    assert [len(paths) for paths in read if "target" not in paths[0]] == [6]  # another binding: all anew
+    assert [len(paths) for paths in read if "target" not in paths[0]] == [6]  # another binding: all again
     pq.write_table(rows(60, 8, "bad 1"), folder / "pool" / "0.parquet")
     with pytest.raises(DataError, match=r"0\.parquet has changed since .* Or remove .*kept"):
         room.measure(flow(folder, "gime.binding.relation=who"), out)

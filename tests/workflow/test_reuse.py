@@ -1,4 +1,4 @@
-"""Changing one key in the same directory runs what depends on it again, and nothing else."""
+"""After one key is changed, a run in the same directory repeats only the steps that depend on it."""
 
 from __future__ import annotations
 
