@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.feather as feather
@@ -24,9 +23,9 @@ from ray.data.datasource import ReadTask
 from raysel.cluster.blocks import arrow_blocks, map_blocks, plain_errors
 from raysel.core.fingerprint.files import Trust
 from raysel.data.content import digest_blocks, digest_table
-from raysel.data.foreign import from_hugging_face, from_torch
 from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, identity, mark, short_names
 from raysel.data.images import digest_images, holds_images, list_images, load_images
+from raysel.data.memory import as_table
 from raysel.data.rowid import (
     ID,
     Piece,
@@ -38,7 +37,6 @@ from raysel.data.rowid import (
     resolve,
     with_ids,
 )
-from raysel.data.vectors import to_column
 from raysel.errors import DataError, first
 
 _FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a block; Ray's default is 200 blocks
@@ -111,7 +109,7 @@ def read(
     elif isinstance(source, Dataset):
         dataset, schema, where = _read_dataset(source)
     else:
-        table = _as_table(source)
+        table = as_table(source)
         dataset, schema, where = (
             _number([table], ["a table in memory"], "the table"),
             table.schema,
@@ -381,8 +379,8 @@ def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
         ".json": lambda f: pajson.read_json(f),
         ".arrow": lambda f: feather.read_table(f),
         ".feather": lambda f: feather.read_table(f),
-        ".npy": lambda f: _as_table(np.load(f, allow_pickle=False)),
-        ".npz": lambda f: _as_table(dict(np.load(f, allow_pickle=False))),
+        ".npy": lambda f: as_table(np.load(f, allow_pickle=False)),
+        ".npz": lambda f: as_table(dict(np.load(f, allow_pickle=False))),
     }
     if suffix not in readers:
         raise DataError(
@@ -473,33 +471,6 @@ def _number(tables: list[pa.Table], names: Sequence[str], where: str) -> Dataset
         table = with_ids(table, 0)
     blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
     return mark(ray.data.from_arrow(blocks), numbered_by)
-
-
-def _as_table(source: Any) -> pa.Table:
-    if isinstance(source, pa.Table):
-        return source
-    if isinstance(source, pd.DataFrame):
-        return pa.Table.from_pandas(source, preserve_index=False).replace_schema_metadata(None)
-    if type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "with_format"):
-        return from_hugging_face(source)
-    if isinstance(source, np.ndarray):
-        source = {"data": source}
-    if isinstance(source, Mapping):
-        arrays = {name: np.asarray(values) for name, values in source.items()}
-        lengths = {name: len(values) if values.ndim else None for name, values in arrays.items()}
-        if len(set(lengths.values())) != 1 or None in lengths.values():
-            raise DataError(f"The columns have different lengths: {lengths}.")
-        return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
-    if (
-        hasattr(source, "__getitem__")
-        and hasattr(source, "__len__")
-        and not isinstance(source, (str, list, tuple))
-    ):
-        return from_torch(source)
-    raise DataError(
-        f"Rows cannot be read from a {type(source).__name__}; give a path, a DataFrame, an Arrow table, "
-        "NumPy arrays, a Ray Dataset, a Hugging Face dataset or a map-style torch Dataset."
-    )
 
 
 def _is_path(source: Any) -> bool:
