@@ -298,7 +298,7 @@ def embedded(texts: list[str], run: Path, directory: Path) -> np.ndarray:
 
     import raysel
     from raysel.cluster.blocks import gather
-    from raysel.data.rowid import ID
+    from raysel.data.row_index import ID
     from raysel.data.vectors import EMBEDDING, to_numpy
     from raysel.workflow.run import connect
 

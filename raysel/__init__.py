@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from raysel.version import __version__
 
 _HOME = {
-    "read": "raysel.data.source",
+    "read": "raysel.data.read",
     "embed": "raysel.data.embed",
     "fit_embedder": "raysel.data.embed",
     "Selection": "raysel.selection",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from raysel.baselines import Random as Random
     from raysel.data.embed import embed as embed
     from raysel.data.embed import fit_embedder as fit_embedder
-    from raysel.data.source import read as read
+    from raysel.data.read import read as read
     from raysel.dynamic.controls import FullData as FullData
     from raysel.dynamic.controls import RandomPrune as RandomPrune
     from raysel.dynamic.controls import RandomSubset as RandomSubset

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from raysel.core.hashing import hash_ids
-from raysel.data.rowid import ID, budget_rows, check_ids
+from raysel.data.row_index import ID, budget_rows, check_ids
 from raysel.errors import DataError
 from raysel.selection import Selection
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from raysel.core import storage
 from raysel.core.arrays import positions
 from raysel.data.identity import PoolIdentity, identity
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.errors import ConfigError, DataError, first
 
 if TYPE_CHECKING:
@@ -261,7 +261,7 @@ class Selection:
 
     def _check_ids(self, dataset: Dataset) -> None:
         from raysel.cluster.blocks import stream_blocks
-        from raysel.data.source import at_rest
+        from raysel.data.read import at_rest
 
         if not at_rest(dataset):
             return

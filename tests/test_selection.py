@@ -10,7 +10,7 @@ import pytest
 from raysel import Selection
 from raysel.baselines import choose
 from raysel.data.identity import NumberedFile, PoolIdentity
-from raysel.data.rowid import budget_rows
+from raysel.data.row_index import budget_rows
 from raysel.errors import ConfigError, DataError
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 
 _ROWS = 1024  # rows that are hashed together: always those of the same ids
 

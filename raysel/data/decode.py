@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysel.core.storage import resolve
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import as_matrix, as_numbers, to_numpy
 from raysel.errors import DataError
 

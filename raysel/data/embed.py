@@ -30,8 +30,8 @@ from raysel.data.embedders import (
     numbers,
 )
 from raysel.data.pca import Grid, Moments, Range, components
-from raysel.data.rowid import ID
-from raysel.data.source import parquet_rows
+from raysel.data.read import parquet_rows
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_vectors, not_finite, to_column
 from raysel.errors import ConfigError, DataError, first
 from raysel.registry import EMBEDDERS
@@ -277,7 +277,7 @@ def embed(
     ray.data.Dataset
         ``dataset`` with the column ``embedding``. If nothing is written, vectors are computed lazily. If
         vectors are written and ``dataset`` is not plain Parquet (see
-        :func:`raysel.data.source.parquet_rows`), its steps are run once and its rows are put into Ray's
+        :func:`raysel.data.read.parquet_rows`), its steps are run once and its rows are put into Ray's
         object store, which spills to disk what does not fit; the result is made of these rows, so that
         reading it does not run the steps again.
 

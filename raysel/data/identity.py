@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysel.data.rowid import RowIndex
+from raysel.data.row_index import RowIndex
 from raysel.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

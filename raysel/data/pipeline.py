@@ -47,9 +47,9 @@ from raysel.data.content import digest_blocks
 from raysel.data.decode import is_bytes, is_text
 from raysel.data.embedders import Embedder, FunctionEmbedder
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
-from raysel.data.rowid import ID, Piece, check_ids, opened, resolve
+from raysel.data.read import IndexedParquet, parquet_rows
+from raysel.data.row_index import ID, Piece, check_ids, opened, resolve
 from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
-from raysel.data.source import IndexedParquet, parquet_rows
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError, RunError
 

@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
 from raysel.core.storage import write_json
-from raysel.data.rowid import ID, check_ids
+from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import to_numpy
 from raysel.errors import DataError, first
 

@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks
 from raysel.core.hashing import hash_ids
-from raysel.data.rowid import ID, check_ids
+from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import as_matrix, not_finite
 from raysel.errors import DataError, first
 

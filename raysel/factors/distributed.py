@@ -21,7 +21,7 @@ from ray.data import Dataset
 from raysel.cluster.blocks import import_whole, stream_blocks
 from raysel.cluster.wait import wait_for_workers
 from raysel.core.hashing import hash_ids
-from raysel.data.rowid import ID, check_ids
+from raysel.data.row_index import ID, check_ids
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
 from raysel.errors import DataError, first

@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import gather, stream_blocks
 from raysel.cluster.errors import unwrap_errors
-from raysel.data.rowid import ID, check_ids
+from raysel.data.row_index import ID, check_ids
 from raysel.errors import DataError
 from raysel.gime.binding import Binding
 from raysel.gime.pieces import kind_of, pieces

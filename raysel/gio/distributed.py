@@ -17,7 +17,7 @@ from ray.util import ActorPool
 from raysel.cluster.blocks import map_blocks, stream_blocks
 from raysel.cluster.errors import unwrap_errors
 from raysel.data.identity import identity
-from raysel.data.rowid import ID, budget_rows
+from raysel.data.row_index import ID, budget_rows
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.errors import ConfigError, DataError, first

@@ -22,8 +22,8 @@ from raysel.cluster.blocks import plain_errors
 from raysel.cluster.errors import unwrap_errors
 from raysel.core.arrays import positions
 from raysel.core.hashing import hash_integers
-from raysel.data.rowid import ID, Piece
-from raysel.data.source import IndexedParquet, parquet_rows
+from raysel.data.read import IndexedParquet, parquet_rows
+from raysel.data.row_index import ID, Piece
 from raysel.dynamic.plan import Plan, chunks
 from raysel.errors import ConfigError, DataError, StateError, first
 

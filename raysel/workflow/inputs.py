@@ -12,8 +12,8 @@ from ray.data import Dataset
 
 import raysel
 from raysel.data.identity import PoolIdentity, index_identity
-from raysel.data.rowid import RowIndex, index_parquet, list_files
-from raysel.data.source import check_label
+from raysel.data.read import check_label
+from raysel.data.row_index import RowIndex, index_parquet, list_files
 from raysel.errors import DataError, RunError
 from raysel.workflow.config import Rows, Workflow
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from raysel.data.decode import decode
 from raysel.data.embed import as_embedder
 from raysel.data.embedders import check_vectors
-from raysel.data.rowid import ID, index_parquet, list_files, opened, with_ids
-from raysel.data.source import IndexedParquet
+from raysel.data.read import IndexedParquet
+from raysel.data.row_index import ID, index_parquet, list_files, opened, with_ids
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RayselError

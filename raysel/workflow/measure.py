@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import raysel
 from raysel.cluster.connect import connect
 from raysel.core.storage import write_text
-from raysel.data.rowid import RowIndex, index_parquet, list_files
+from raysel.data.row_index import RowIndex, index_parquet, list_files
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import State, finalize, merge
 from raysel.report import metrics as pages

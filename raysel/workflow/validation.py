@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.core.hashing import hash_ids
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.errors import ConfigError
 from raysel.selection import Selection, constant_text
 from raysel.workflow.config import Workflow

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from raysel.cluster.blocks import arrow_blocks, gather, map_blocks
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import to_column
 from raysel.errors import DataError, ResourceError
 

@@ -15,7 +15,7 @@ import raysel
 from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
 from raysel.data.content import digest_blocks
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix, to_column, to_numpy
 from raysel.errors import ConfigError, DataError, RunError
 

@@ -17,8 +17,8 @@ import raysel
 from raysel import Selection
 from raysel.data.content import digest_blocks, digest_table
 from raysel.data.identity import NumberedFile, PoolIdentity, _Numbering, identity
-from raysel.data.rowid import ID, IndexedFile, RowIndex
-from raysel.data.source import at_rest, parquet_rows
+from raysel.data.read import at_rest, parquet_rows
+from raysel.data.row_index import ID, IndexedFile, RowIndex
 from raysel.data.vectors import to_column
 from raysel.errors import DataError
 

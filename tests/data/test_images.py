@@ -13,7 +13,7 @@ import raysel
 from raysel.cluster.blocks import gather
 from raysel.data.decode import decode
 from raysel.data.images import list_images
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, to_column, to_numpy
 from raysel.errors import DataError
 

@@ -19,7 +19,7 @@ import raysel
 from raysel.core.fingerprint import fingerprint
 from raysel.data import pipeline
 from raysel.data.embedders import ColumnEmbedder, FunctionEmbedder, HashEmbedder, PCAEmbedder, TableEmbedder
-from raysel.data.rowid import RowIndex, index_parquet, list_files
+from raysel.data.row_index import RowIndex, index_parquet, list_files
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.workflow import steps
@@ -72,7 +72,7 @@ def test_an_index_is_of_the_content(tmp_path, labels):
 
 
 def test_numbering_reads_no_rows(tmp_path, labels, monkeypatch):
-    monkeypatch.setattr("raysel.data.rowid.stored_digests", lambda *_: pytest.fail("content was read"))
+    monkeypatch.setattr("raysel.data.row_index.stored_digests", lambda *_: pytest.fail("content was read"))
     assert number(tmp_path / "pool.parquet").rows == 1000
 
 

@@ -13,7 +13,7 @@ import torch
 import raysel
 from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, to_numpy
 from raysel.errors import ConfigError, DataError
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, to_column, to_numpy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

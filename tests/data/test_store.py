@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import raysel
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.store import ArrayDataset, write_arrays
 from raysel.errors import DataError
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import raysel
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vector_blocks import vector_blocks
 from raysel.data.vectors import to_column
 from raysel.errors import DataError

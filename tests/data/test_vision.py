@@ -11,7 +11,7 @@ from PIL import Image
 
 import raysel
 from raysel.cluster.blocks import gather
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, to_numpy
 from raysel.errors import ConfigError
 

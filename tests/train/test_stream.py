@@ -15,8 +15,8 @@ import ray
 import torch
 
 import raysel
-from raysel.data.rowid import index_parquet, list_files
-from raysel.data.source import IndexedParquet
+from raysel.data.read import IndexedParquet
+from raysel.data.row_index import index_parquet, list_files
 from raysel.dynamic.plan import unweighted
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, ResourceError, StateError

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.cluster.blocks import gather
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.steps.step import Step
 

@@ -15,7 +15,7 @@ import raysel
 from raysel.cluster.blocks import gather, plain_errors
 from raysel.core.arrays import positions
 from raysel.core.fingerprint import library_versions
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import ConfigError
 from raysel.factors.distributed import scored

@@ -15,7 +15,7 @@ import raysel
 from raysel.cluster.blocks import gather
 from raysel.core.fingerprint import library_versions
 from raysel.core.parameters import describe
-from raysel.data.rowid import budget_rows
+from raysel.data.row_index import budget_rows
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.gime import Sensitivity, proxy
 from raysel.selection import Selection

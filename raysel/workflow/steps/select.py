@@ -8,7 +8,7 @@ from typing import Any
 
 import raysel
 from raysel.core.fingerprint import library_versions
-from raysel.data.rowid import budget_rows
+from raysel.data.row_index import budget_rows
 from raysel.errors import ConfigError, DataError, RayselError
 from raysel.gio.distributed import rows_of_bytes
 from raysel.selection import Selection

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import raysel
 from raysel.cluster.blocks import gather
 from raysel.core.arrays import positions
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.store import ArrayDataset
 from raysel.dynamic.plan import Policy
 from raysel.report.results import Extremes, PolicyUse, ShownSample

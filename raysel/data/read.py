@@ -26,7 +26,7 @@ from raysel.data.content import digest_blocks, digest_table
 from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, identity, mark, short_names
 from raysel.data.images import digest_images, holds_images, list_images, load_images
 from raysel.data.memory import as_table
-from raysel.data.rowid import (
+from raysel.data.row_index import (
     ID,
     Piece,
     RowIndex,

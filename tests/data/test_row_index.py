@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysel.core.hashing import hash_ids
-from raysel.data.rowid import RowIndex, budget_rows, check_ids, index_parquet, list_files
+from raysel.data.row_index import RowIndex, budget_rows, check_ids, index_parquet, list_files
 from raysel.errors import ConfigError, DataError
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import raysel
 from raysel.cluster.blocks import gather
-from raysel.data.rowid import ID
+from raysel.data.row_index import ID
 from raysel.data.vectors import to_column, to_numpy
 from raysel.errors import DataError
 
