@@ -54,7 +54,7 @@ from raysel.dynamic import (  # noqa: E402
     RoundRobin,
     SampleState,
 )
-from raysel.report.comparison import difference  # noqa: E402
+from raysel.report.comparison.rows import difference  # noqa: E402
 from raysel.report.usage import gini, total_variation  # noqa: E402
 
 RESULTS = HERE / "results" / "repdiv_quality.jsonl"

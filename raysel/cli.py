@@ -86,13 +86,13 @@ def compare(
     address: str | None,
 ) -> None:
     """Compare WORKFLOW's dynamic policy with controls at one budget, over several seeds."""
-    from raysel.report import comparison
+    from raysel.report.comparison.tables import text
     from raysel.workflow import config
     from raysel.workflow.compare import compare as compare_policies
 
     loaded = config.load(workflow, list(overrides))
     results = compare_policies(loaded, policies.split(","), seeds, out, fresh=fresh, address=address)
-    click.echo(comparison.text(results))
+    click.echo(text(results))
     click.echo(f"\nReport: {Path(results.path) / 'compare.html'}")
 
 

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from raysel.core.storage import write_bytes
-from raysel.report import figures, html, numbers
+from raysel.report import html, numbers
+from raysel.report.figures.metrics import metric_bars, metrics_png
 from raysel.report.results import Metric, Metrics, statistic
 
 MOST_GROUPS = 8  # side by side in a figure
@@ -39,14 +40,14 @@ def largest(groups: Metrics) -> Metrics:
 
 def write_png(sets: Metrics, name: str, path: str | os.PathLike[str]) -> Path:
     """Write the figure of the sets as PNG, completely or not at all."""
-    write_bytes(path, figures.metrics_png(sets, name))
+    write_bytes(path, metrics_png(sets, name))
     return Path(path)
 
 
 def card(sets: Metrics, title: str) -> str:
     """Return the figure as a card of a page."""
     return html.card(
-        figures.metric_bars(sets),
+        metric_bars(sets),
         title,
         "One statistic per metric, each on its own scale from 0. A line on a bar is the error bound of an estimate. A higher "
         "value is not better by itself: a calibration finds which values a task needs.",

@@ -25,7 +25,8 @@ from raysel.dynamic.budget import Budget, tail_delta
 from raysel.dynamic.plan import Policy
 from raysel.errors import ConfigError, RunError
 from raysel.registry import POLICIES
-from raysel.report import comparison
+from raysel.report.comparison import page as comparison_page
+from raysel.report.comparison.tables import markdown
 from raysel.report.results import Cell as CellResult
 from raysel.report.results import ComparedPolicy, CompareResults, Epoch
 from raysel.workflow import config, steps
@@ -148,9 +149,9 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
 def write(results: CompareResults, directory: Path) -> None:
     """Write the comparison as JSON, Markdown, PNG and one HTML page."""
     results.save(directory / "compare.json")
-    write_text(directory / "compare.md", comparison.markdown(results))
-    comparison.write_png(results, directory / "compare.png")
-    write_text(directory / "compare.html", comparison.render(results))
+    write_text(directory / "compare.md", markdown(results))
+    comparison_page.write_png(results, directory / "compare.png")
+    write_text(directory / "compare.html", comparison_page.render(results))
 
 
 # ---- policies ------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from raysel.report import comparison
+from raysel.report.comparison import findings, rows, tables
+from raysel.report.comparison.page import _drawn, render, write_png
 from raysel.report.results import Cell, ComparedPolicy, CompareResults, Data, Epoch
 
 TITLES = {
@@ -85,7 +86,7 @@ def retitled(results: CompareResults, name: str, title: str) -> CompareResults:
 
 
 def test_means_spreads_and_paired_differences():
-    table = {row.name: row for row in comparison.rows(sample())}
+    table = {row.name: row for row in rows.rows(sample())}
     full, random, own = table["full"], table["random"], table["infobatch"]
     assert (full.passes, full.share, full.steps, full.seconds) == (10_000, 1.0, 100, 15.0)
     assert (own.passes, own.share, own.steps) == (7000, 0.7, 70) and own.difference is None
@@ -110,40 +111,40 @@ def test_means_spreads_and_paired_differences():
     ],
 )
 def test_a_verdict_is_the_interval_of_student(pairs, verdict):
-    found = comparison.difference([0.9 + p / 100 for p in pairs], [0.9] * len(pairs), 10_000)
+    found = rows.difference([0.9 + p / 100 for p in pairs], [0.9] * len(pairs), 10_000)
     assert found.verdict == verdict and found.mean == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_what_is_not_beaten_is_said():
     results = sample()
-    said = comparison.findings(results)
+    said = findings.findings(results)
     assert said == [
         "InfoBatch is more accurate than full data at equal steps at the same budget: +2.03 ± 0.03 points.",
         "InfoBatch is not more accurate than random pruning at the same budget: +0.00 ± 0.15 points, a tie.",
         "With 30 % fewer passes than full data, InfoBatch is less accurate: −0.47 ± 0.03 points.",
     ]
-    assert comparison.headline(results) == (
+    assert findings.headline(results) == (
         "With 70.0 % of the passes of full data, InfoBatch is more accurate than full data at equal steps and cannot be "
         "distinguished from random pruning at the same budget."
     )
     lost = sample(ENDS | {"random": (0.951, 0.952, 0.954)})
     assert (
         "is not more accurate than random pruning at the same budget: −5.00 ± 0.00 points, less accurate."
-        in " ".join(comparison.findings(lost))
+        in " ".join(findings.findings(lost))
     )
-    assert "is less accurate than random pruning" in comparison.headline(lost)
+    assert "is less accurate than random pruning" in findings.headline(lost)
     one = sample({name: shares[:1] for name, shares in ENDS.items()})
     assert (
-        comparison.findings(one)[1]
+        findings.findings(one)[1]
         == "InfoBatch differs from random pruning by −0.10 points at the same budget; one seed supports no claim."
     )
-    assert "no claim" in comparison.headline(one)
+    assert "no claim" in findings.headline(one)
     alone = sample({"infobatch": ENDS["infobatch"]})
-    assert comparison.findings(alone) == [] and "no control" in comparison.headline(alone)
+    assert findings.findings(alone) == [] and "no control" in findings.headline(alone)
 
 
 def test_the_terminal_table_fits_and_says_everything():
-    text = comparison.text(sample())
+    text = tables.text(sample())
     assert max(map(len, text.splitlines())) <= 100
     assert "random pruning             7,000   70.0 %     70     15.0  90.23 ± 0.35" in text
     big = retitled(
@@ -151,15 +152,15 @@ def test_the_terminal_table_fits_and_says_everything():
         "random",
         "a policy of somebody who likes names that go on and on and on " * 2,
     )
-    text = comparison.text(big)
+    text = tables.text(big)
     assert max(map(len, text.splitlines())) <= 100 and "20.0G" in text
 
 
 def test_markdown_has_every_policy_and_every_note():
-    text = comparison.markdown(sample())
+    text = tables.markdown(sample())
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 4 and len({line.count("|") for line in table}) == 1
-    assert all(sentence in text for sentence in [*comparison.findings(sample()), *comparison.notes(sample())])
+    assert all(sentence in text for sentence in [*findings.findings(sample()), *findings.notes(sample())])
 
 
 class Reader(HTMLParser):
@@ -183,19 +184,19 @@ class Reader(HTMLParser):
 def test_the_page_is_whole_and_fetches_nothing(seeds):
     results = sample({name: shares[:seeds] for name, shares in ENDS.items()})
     results = retitled(results, "random", "<b>random</b> & co")
-    page = comparison.render(results)
+    page = render(results)
     reader = Reader()
     reader.feed(page)
     assert reader.open == [] and reader.fetched == [] and "<script" not in page
     assert page.count("<svg") == 2 and "<b>random" not in page and "sets the budget" in page
-    assert comparison.render(copy.deepcopy(results)) == page
+    assert render(copy.deepcopy(results)) == page
 
 
 def test_the_png_is_an_image_of_one_and_of_many(tmp_path):
     from PIL import Image
 
     for number, results in enumerate([sample(), sample({"infobatch": (0.5,)}, validation=0)]):
-        path = comparison.write_png(results, tmp_path / f"{number}.png")
+        path = write_png(results, tmp_path / f"{number}.png")
         with Image.open(path) as image:
             image.load()
             assert image.width > 1400 and image.height > 400
@@ -204,13 +205,13 @@ def test_the_png_is_an_image_of_one_and_of_many(tmp_path):
 
 def test_the_table_is_of_test_rows_and_the_curves_are_of_validation_rows():
     results = sample()
-    assert {row.name: row.accuracies for row in comparison.rows(results)} == ENDS
-    own = next(drawn for drawn in comparison._drawn(results) if drawn.own)
+    assert {row.name: row.accuracies for row in rows.rows(results)} == ENDS
+    own = next(drawn for drawn in _drawn(results) if drawn.own)
     assert own.title == "InfoBatch" and own.ends == tuple((7000, end) for end in ENDS["infobatch"])
     assert [len(curve) for curve in own.curves] == [10] * 3
     assert [curve[0][0] for curve in own.curves] == [700] * 3
     assert [curve[-1] for curve in own.curves] == [(7000, end - 0.01) for end in ENDS["infobatch"]]
-    page = comparison.render(results)
+    page = render(results)
     assert "The accuracy is on the validation rows." in page and "There are no validation rows" not in page
     assert "accuracy on the validation rows" in page and "test accuracy after the last epoch" in page
     assert "500 validation rows, drawn from the pool" in page.replace("\u00a0", " ")
@@ -218,11 +219,11 @@ def test_the_table_is_of_test_rows_and_the_curves_are_of_validation_rows():
 
 def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
     results = sample(validation=0)
-    assert comparison.rows(results) == comparison.rows(sample())
-    drawn = comparison._drawn(results)
+    assert rows.rows(results) == rows.rows(sample())
+    drawn = _drawn(results)
     assert all(policy.curves == () for policy in drawn)
-    assert [policy.ends for policy in drawn] == [policy.ends for policy in comparison._drawn(sample())]
-    page = comparison.render(results)
+    assert [policy.ends for policy in drawn] == [policy.ends for policy in _drawn(sample())]
+    page = render(results)
     assert page.count("<svg") == 2 and "accuracy on the validation rows" not in page
     assert "accuracy on the test rows</text>" in page
     assert (
@@ -232,9 +233,9 @@ def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
 
 
 def test_trusted_roles_and_the_batch_are_among_the_notes():
-    assert "All batches have 100 samples" in " ".join(comparison.notes(sample()))
-    said = comparison.notes(replace(sample(), trusted=("pool", "test")))
-    assert len(said) == len(comparison.notes(sample())) + 1
+    assert "All batches have 100 samples" in " ".join(findings.notes(sample()))
+    said = findings.notes(replace(sample(), trusted=("pool", "test")))
+    assert len(said) == len(findings.notes(sample())) + 1
     assert said[-1] == (
         "Files of these roles were compared by size and modification time, not by content, as "
         '"trust: mtime" requests: pool, test.'
@@ -245,5 +246,5 @@ def test_random_subsets_have_a_note_of_their_own():
     results = sample()
     subsets = {**results.policies, "random_subset": results.policies["random"]}
     note = "Random subsets are not rescaled and do not end with epochs on full data."
-    assert note not in comparison.notes(results)
-    assert note in comparison.notes(replace(results, policies=subsets))
+    assert note not in findings.notes(results)
+    assert note in findings.notes(replace(results, policies=subsets))

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.gime import METRICS, Binding, measure
-from raysel.report import figures, metrics, numbers
+from raysel.report import metrics, numbers
+from raysel.report.figures.metrics import metric_bars, metrics_png
 from raysel.report.page import render
 from raysel.report.results import CalibrationCost, Measured, Metric
 
@@ -44,16 +45,16 @@ def words(svg: str) -> list[str]:
 
 def test_a_panel_for_each_metric_with_units_bounds_and_reasons():
     found = sets()
-    svg = figures.metric_bars(found)
+    svg = metric_bars(found)
     texts = words(svg)
-    assert svg == figures.metric_bars(sets()) and figures.metric_bars({}) == ""
+    assert svg == metric_bars(sets()) and metric_bars({}) == ""
     for metric in METRICS:
         assert metric.replace("_", " ") in texts
     assert "3,000 rows" in texts and "9 rows" in texts and texts.count("kept & <few>") == 11
     nulls = sum(t.startswith("null: the binding names no") for t in texts)
     assert nulls == 2 * 4  # delay, coverage, distortion, mismatch; granularity falls back to entities by rows
     assert any("±" in t for t in texts)  # more than 2,048 entities are estimated
-    assert figures.metrics_png(found, "name").startswith(b"\x89PNG")
+    assert metrics_png(found, "name").startswith(b"\x89PNG")
 
 
 def test_the_table_says_all_statistics():

@@ -11,8 +11,9 @@ import pytest
 
 from raysel.errors import RunError
 from raysel.report import Ledger
-from raysel.report.page import headline, overhead, render, write
+from raysel.report.page import render, write
 from raysel.report.results import Data, RunResults
+from raysel.report.sections.opening import headline, overhead
 
 VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
 

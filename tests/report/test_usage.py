@@ -15,7 +15,7 @@ from PIL import Image
 
 from raysel.dynamic import RandomSubset, RepDiv, RoundRobin, SampleState
 from raysel.errors import DataError
-from raysel.report import figures
+from raysel.report.figures.usage import alpha_curve, rare_seen, usage_histogram
 from raysel.report.page import render
 from raysel.report.results import Extremes, PolicyUse, Scored, ShownSample, Usage
 from raysel.report.usage import gini, images, replay, times, total_variation
@@ -162,10 +162,10 @@ def test_its_figures_are_well_formed_whatever_is_in_them(usage):
     first = replace(first, title="$a$ <b>", times=((0, 5), (10**6, 1)), rare=(1.0,))
     policies = (first, *others)
     for svg in (
-        figures.usage_histogram(policies),
-        figures.rare_seen(policies),
-        figures.alpha_curve([0.5], 1),
+        usage_histogram(policies),
+        rare_seen(policies),
+        alpha_curve([0.5], 1),
     ):
         assert ET.fromstring(svg).tag.endswith("svg")
-    assert "$a$ &lt;b&gt;" in figures.rare_seen(policies)
-    assert figures.usage_histogram([]) == figures.rare_seen([]) == figures.alpha_curve([], 3) == ""
+    assert "$a$ &lt;b&gt;" in rare_seen(policies)
+    assert usage_histogram([]) == rare_seen([]) == alpha_curve([], 3) == ""

@@ -16,7 +16,7 @@ from raysel.dynamic import SampleState
 from raysel.dynamic.budget import Budget, ratio_of
 from raysel.dynamic.plan import part
 from raysel.errors import ConfigError
-from raysel.report import comparison
+from raysel.report.comparison import tables
 from raysel.report.results import CompareResults
 from raysel.train import loops
 from raysel.workflow import compare as comparing
@@ -79,7 +79,7 @@ def test_what_is_left_in_the_run_directory(compared, digits):
     assert (
         "random pruning" in (out / "compare.md").read_text() and "<svg" in (out / "compare.html").read_text()
     )
-    table = comparison.text(results)
+    table = tables.text(results)
     assert max(map(len, table.splitlines())) <= 100 and "InfoBatch" in table
 
 

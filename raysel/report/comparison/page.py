@@ -1,0 +1,114 @@
+"""The page of a comparison, and its figures as a PNG file."""
+
+from __future__ import annotations
+
+import os
+from itertools import accumulate
+from pathlib import Path
+
+from raysel.core.storage import write_bytes
+from raysel.report import html
+from raysel.report.comparison.findings import findings, headline, notes
+from raysel.report.comparison.rows import rows
+from raysel.report.comparison.tables import table_cells
+from raysel.report.figures.colours import arm_colours
+from raysel.report.figures.comparison import (
+    PolicyCurves,
+    accuracy_against_passes,
+    comparison_png,
+    final_accuracies,
+)
+from raysel.report.results import CompareResults
+from raysel.report.sections.opening import rows_per_role
+from raysel.report.sections.provenance import configuration, versions
+from raysel.report.sections.training import NO_VALIDATION
+
+
+def write_png(results: CompareResults, path: str | os.PathLike[str]) -> Path:
+    """Write the two figures of the page side by side as one PNG, completely or not at all."""
+    write_bytes(path, comparison_png(_drawn(results), results.name))
+    return Path(path)
+
+
+def render(results: CompareResults) -> str:
+    """Return the comparison as one HTML page that fetches nothing; the same results make the same text."""
+    drawn = _drawn(results)
+    table = rows(results)
+    colours = dict(zip(results.policies, (one.colour for one in drawn), strict=True))
+    head, *body = table_cells(results, compact=False)
+    for cells, row in zip(body, table, strict=True):
+        tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
+        tag = ' <span class="tag">at its own cost</span>' if row.budget == "free" else tag
+        cells[0] = html.dot(colours[row.name]) + html.text(cells[0]) + tag
+    cards = [
+        html.card(
+            accuracy_against_passes(drawn),
+            "Accuracy against passes",
+            "The accuracy is on the validation rows. A thin line is one seed; its first epochs may lie below the axis. Compare "
+            "only the last points of the lines. At earlier points the learning rate is still high."
+            if any(one.curves for one in drawn)
+            else f"A dot is the accuracy of one seed on the test rows after the last epoch. {NO_VALIDATION}",
+        ),
+        html.card(
+            final_accuracies(drawn),
+            "Final accuracy",
+            "The accuracy is on the test rows. Open dots are seeds; the bar is their mean ± one standard deviation. The vertical "
+            "line is the mean of the workflow's own policy.",
+        ),
+    ]
+    said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
+    read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))
+    pool, *others = rows_per_role(results.data)
+    facts = [
+        pool,
+        *([f"{html.many(results.rows, 'row')} selected"] if results.rows != results.data.pool else []),
+        *others,
+        html.many(len(results.seeds), "seed"),
+        html.text(html.moment(results.created)),
+    ]
+    name = html.text(results.name)
+    opening = (
+        f'<header>\n<p class="kicker">raysel compare</p>\n<h1>{name.replace("_", "_<wbr>")}</h1>\n'
+        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
+        f'<p class="facts">{" · ".join(facts)}</p>\n</header>'
+    )
+    heads = [name[0].upper() + name[1:].removesuffix(", points") for name in head]
+    sections = [
+        opening,
+        html.section("Policies", html.table(heads, body)),
+        html.section("Findings", f'<ul class="said">\n{said}\n</ul>'),
+        html.section("Figures", html.grid(cards)),
+        html.section("How to read this", read),
+        configuration(results),
+        versions(results),
+    ]
+    return html.document(f"{name} · raysel compare", "\n".join(part for part in sections if part))
+
+
+def _drawn(results: CompareResults) -> list[PolicyCurves]:
+    """Return what the figures show of each policy, in the order of the results."""
+    arms = ["chain" if name == results.own else name for name in results.policies]
+    colours = arm_colours(arms)
+    drawn = []
+    for arm, (name, policy) in zip(arms, results.policies.items(), strict=True):
+        ends, curves = [], []
+        for cell in policy.cells:
+            spent = list(accumulate(epoch.trained for epoch in cell.epochs))
+            ends.append((spent[-1], cell.accuracy))
+            curves.append(
+                tuple(
+                    (passes, epoch.accuracy)
+                    for passes, epoch in zip(spent, cell.epochs, strict=True)
+                    if epoch.accuracy is not None
+                )
+            )
+        drawn.append(
+            PolicyCurves(
+                title=policy.title,
+                colour=colours[arm],
+                own=name == results.own,
+                ends=tuple(ends),
+                curves=tuple(curve for curve in curves if curve),
+            )
+        )
+    return drawn

@@ -1,0 +1,73 @@
+"""The table of a comparison with its findings, for a terminal and as Markdown."""
+
+from __future__ import annotations
+
+import textwrap
+
+from raysel.report import numbers
+from raysel.report.comparison.findings import findings, headline, many, notes
+from raysel.report.comparison.rows import accuracy_text, points_text, rows
+from raysel.report.results import CompareResults
+
+WIDTH = 100
+
+
+def text(results: CompareResults) -> str:
+    """Return the table and its findings for a terminal, at most 100 columns wide."""
+    for compact in (False, True):
+        cells = table_cells(results, compact)
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        if sum(widths) + 2 * (len(widths) - 1) <= WIDTH:
+            break
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+    lines = []
+    for row in cells:
+        first, *rest = textwrap.wrap(row[0], widths[0]) or [""]
+        numbers_ = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *numbers_]).rstrip())
+        lines += rest
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    own = results.policies[results.own].title
+    meaning = [
+        f"Accuracy ± standard deviation over {many(len(results.seeds), 'seed')}. Difference: {own} minus the policy of the "
+        "row, ± standard error of the pairs.",
+        *findings(results),
+    ]
+    wrapped = [
+        line for sentence in meaning for line in textwrap.wrap(sentence, WIDTH, subsequent_indent="  ")
+    ]
+    return "\n".join([lines[0], rule, *lines[1:], rule, *wrapped])
+
+
+def markdown(results: CompareResults) -> str:
+    """Return the table, the findings and the notes as Markdown."""
+    head, *body = table_cells(results, compact=False)
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in body]
+    said = "\n".join(f"- {sentence}" for sentence in findings(results))
+    below = "\n\n".join(notes(results))
+    table = "\n".join(lines)
+    return (
+        f"# {results.name}: comparison of policies\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
+    )
+
+
+def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
+    """Header and rows as text."""
+    number = numbers.compact if compact else numbers.count
+    head = ["policy", "passes", "of full", "steps", "seconds", "accuracy, %", "difference, points"]
+    return [
+        head,
+        *(
+            [
+                row.title,
+                number(round(row.passes)),
+                numbers.percent(row.share),
+                number(round(row.steps)),
+                numbers.seconds(row.seconds),
+                accuracy_text(row),
+                points_text(row.difference) if row.difference else "",
+            ]
+            for row in rows(results)
+        ),
+    ]

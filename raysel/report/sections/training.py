@@ -1,0 +1,117 @@
+"""The training of every arm: accuracy, planned samples and loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from raysel.report import html, numbers
+from raysel.report.figures.colours import arm_colours
+from raysel.report.figures.training import accuracy_curves, final_test_accuracies, loss_curves, plan_sizes
+from raysel.report.results import Arm, RunResults
+from raysel.report.sections.reading import standard_error
+
+NO_VALIDATION = (
+    "There are no validation rows; set the key <code>validation:</code> in the workflow to get a curve."
+)
+"""The sentence below a figure that shows final accuracies in place of curves, as HTML."""
+
+
+def training_section(results: RunResults) -> str:
+    """Return the section of the training of all arms."""
+    arms = results.arms
+    if not arms:
+        return html.section("Training", '<p class="missing">Not measured.</p>')
+    cards = []
+    missing = []
+    if drawn := accuracy_curves(arms):
+        cards.append(
+            html.card(
+                drawn,
+                "Accuracy against samples",
+                "The accuracy is on the validation rows. Each line ends at the number of samples that the arm back-propagated in all.",
+            )
+        )
+    elif drawn := final_test_accuracies(arms):
+        cards.append(
+            html.card(
+                drawn,
+                "Accuracy against samples",
+                "A dot is the accuracy on the test rows after the last epoch, at the number of samples that the arm "
+                "back-propagated in all. "
+                f"{NO_VALIDATION}",
+            )
+        )
+    else:
+        missing.append("accuracy")
+    if drawn := plan_sizes(arms):
+        cards.append(html.card(drawn, "Samples planned in each epoch", _planned(arms)))
+    else:
+        missing.append("planned samples")
+    if drawn := loss_curves(arms):
+        cards.append(
+            html.card(
+                drawn,
+                "Training loss",
+                "Mean loss of the samples that the arm trained on. Arms train on different samples, so a higher line "
+                "does not mean a worse model.",
+            )
+        )
+    else:
+        missing.append("training loss")
+    if cards:
+        cards.append(_finals(results))
+    notes = [f"Not measured: {', '.join(missing)}."] if missing else []
+    for arm in arms.values():
+        odd = sum(epoch.nonfinite for epoch in arm.epochs)
+        if odd:
+            notes.append(
+                f"{html.text(arm.title)}: {html.many(odd, 'loss', 'losses')} not finite; these samples stayed "
+                "in the plan but did not count towards its threshold."
+            )
+    tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
+    return html.section("Training", html.grid(cards) + tail)
+
+
+def _planned(arms: Mapping[str, Arm]) -> str:
+    """For the arms whose plans vary: which share of their own rows they planned over all epochs."""
+    parts = []
+    for arm in arms.values():
+        sizes = [epoch.planned for epoch in arm.epochs]
+        every = arm.rows * len(sizes)
+        if sizes and every and min(sizes) != max(sizes):
+            share = numbers.percent(sum(sizes) / every)
+            parts.append(
+                f"{html.text(arm.title)} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
+                f"passes over its rows ({html.bound(share)})."
+            )
+    return " ".join(parts) or "Each arm had the same number of samples in every epoch."
+
+
+def _finals(results: RunResults) -> str:
+    """Return a card with each arm's last values."""
+    rows = []
+    colours = arm_colours(list(results.arms))
+    validated = any(epoch.accuracy is not None for arm in results.arms.values() for epoch in arm.epochs)
+    for name, arm in results.arms.items():
+        last = arm.epochs[-1] if arm.epochs else None
+        loss = None if last is None else last.loss
+        rows.append(
+            [
+                html.dot(colours[name]) + html.text(arm.title),
+                numbers.percent(arm.accuracy),
+                *([numbers.percent(None if last is None else last.accuracy)] if validated else []),
+                numbers.MISSING if loss is None or not math.isfinite(loss) else f"{loss:.3f}",
+            ]
+        )
+    heads = [
+        "After the last epoch",
+        "Test accuracy",
+        *(["Validation accuracy"] if validated else []),
+        "Loss",
+    ]
+    table = html.table(heads, rows, stack=False)
+    error = standard_error(results.data, (arm.accuracy for arm in results.arms.values()))
+    how = '<a href="#reading">How to read this</a>'
+    note = f'<figcaption class="text">{error} This is one seed; see {how}.</figcaption>'
+    return f'<figure class="card plain">{table}{note}</figure>'
