@@ -219,7 +219,7 @@ def _saving(spent: float | None, reference: float | None) -> float | None:
 
 _SHORT = {
     "embedding": "embed",
-    "metrics": "info",
+    "metrics": "meas.",
     "selection": "select",
     "planning": "plan",
     "training": "train",
@@ -265,7 +265,7 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
             column("samples", [numbers.saving(ledger.saving_samples(e.arm)) for e in entries]),
             column("time", [numbers.saving(ledger.saving_seconds(e.arm)) for e in entries]),
         ),
-        block("", column("acc.", [numbers.percent(e.accuracy) for e in entries])),
+        block("test", column("acc.", [numbers.percent(e.accuracy) for e in entries])),
     ]
 
 
@@ -306,7 +306,8 @@ def _fit(ledger: Ledger, compact: bool) -> tuple[list[tuple[str, list[str]]], in
 def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
     if full is None:
-        return f"Savings are {numbers.MISSING}: they are measured against full data, and no arm was trained on it."
-    return (
-        "Saving = 1 - spent / spent on full data; < 0 costs more. Other: start-up, evaluation, checkpoints."
-    )
+        words = f"Savings are {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
+    else:
+        words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "
+        words += "Other: start-up, evaluation, checkpoints."
+    return "\n".join(textwrap.wrap(words, WIDTH))

@@ -49,8 +49,10 @@ def card(sets: Metrics, title: str) -> str:
     return html.card(
         metric_bars(sets),
         title,
-        "One statistic per metric, each on its own scale from 0. A line on a bar is the error bound of an estimate. A higher "
-        "value is not better by itself: a calibration finds which values a task needs.",
+        "Each panel shows one metric; its statistic and unit are next to its name. Every panel has its own scale, which "
+        "starts at 0. “kept” are the rows that the thresholds kept. A line across the end of a bar is the error bound of an "
+        "estimate; a bar without a line is exact. “null” means that the value could not be computed, for the reason given. "
+        "A higher value is not better in itself.",
     )
 
 

@@ -54,7 +54,7 @@ def _plan() -> list[int]:
 
 def sample_results() -> RunResults:
     arms = [
-        _arm("full", "Full data", POOL, [POOL] * EPOCHS, 0.03, 0.976, 4200),
+        _arm("full", "full pool", POOL, [POOL] * EPOCHS, 0.03, 0.976, 4200),
         _arm("random", "Random subset", KEPT, [KEPT] * EPOCHS, 0.11, 0.9472, 2300),
         _arm("chain", "GIO + InfoBatch", KEPT, _plan(), 0.16, 0.9711, 2000),
     ]

@@ -119,26 +119,32 @@ def test_what_is_not_beaten_is_said():
     results = sample()
     said = findings.findings(results)
     assert said == [
-        "InfoBatch is more accurate than full data at equal steps at the same budget: +2.03 ± 0.03 points.",
-        "InfoBatch is not more accurate than random pruning at the same budget: +0.00 ± 0.15 points, a tie.",
-        "With 30 % fewer passes than full data, InfoBatch is less accurate: −0.47 ± 0.03 points.",
+        "At the same number of samples, InfoBatch is more accurate than full data at equal steps: +2.03 ± 0.03 points.",
+        "At the same number of samples, InfoBatch is not more accurate than random pruning: +0.00 ± 0.15 points, a tie.",
+        "With 30 % fewer samples than full data, InfoBatch is less accurate: −0.47 ± 0.03 points.",
     ]
     assert findings.headline(results) == (
-        "With 70.0 % of the passes of full data, InfoBatch is more accurate than full data at equal steps and cannot be "
-        "distinguished from random pruning at the same budget."
+        "With 70.0 % of the training samples of full data, InfoBatch is more accurate than full data at equal steps and "
+        "ties with random pruning at the same number of samples."
     )
     lost = sample(ENDS | {"random": (0.951, 0.952, 0.954)})
-    assert (
-        "is not more accurate than random pruning at the same budget: −5.00 ± 0.00 points, less accurate."
-        in " ".join(findings.findings(lost))
+    assert "InfoBatch is less accurate than random pruning: −5.00 ± 0.00 points." in " ".join(
+        findings.findings(lost)
     )
     assert "is less accurate than random pruning" in findings.headline(lost)
     one = sample({name: shares[:1] for name, shares in ENDS.items()})
-    assert (
-        findings.findings(one)[1]
-        == "InfoBatch differs from random pruning by −0.10 points at the same budget; one seed supports no claim."
+    assert findings.findings(one)[1] == (
+        "At the same number of samples, InfoBatch differs from random pruning by −0.10 points; one seed does not show "
+        "whether that is chance."
     )
-    assert "no claim" in findings.headline(one)
+    assert findings.findings(one)[2].startswith(
+        "With 30 % fewer samples than full data, InfoBatch differs by −0.40 points;"
+    )
+    assert "one seed does not show which is better" in findings.headline(one)
+    assert (
+        "Every policy was trained with one seed (0)." in findings.notes(one)[0]
+        and "±" not in findings.notes(one)[0]
+    )
     alone = sample({"infobatch": ENDS["infobatch"]})
     assert findings.findings(alone) == [] and "no control" in findings.headline(alone)
 
@@ -146,7 +152,7 @@ def test_what_is_not_beaten_is_said():
 def test_the_terminal_table_fits_and_says_everything():
     text = tables.text(sample())
     assert max(map(len, text.splitlines())) <= 100
-    assert "random pruning             7,000   70.0 %     70     15.0  90.23 ± 0.35" in text
+    assert "random pruning              7,000   70.0 %     70     15.0  90.23 ± 0.35" in text
     big = retitled(
         sample(rows=2_000_000_000),
         "random",
@@ -212,7 +218,10 @@ def test_the_table_is_of_test_rows_and_the_curves_are_of_validation_rows():
     assert [curve[0][0] for curve in own.curves] == [700] * 3
     assert [curve[-1] for curve in own.curves] == [(7000, end - 0.01) for end in ENDS["infobatch"]]
     page = render(results)
-    assert "The accuracy is on the validation rows." in page and "There are no validation rows" not in page
+    assert (
+        "Accuracy on the validation rows after each epoch, against" in page
+        and "There are no validation rows" not in page
+    )
     assert "accuracy on the validation rows" in page and "test accuracy after the last epoch" in page
     assert "500 validation rows, drawn from the pool" in page.replace("\u00a0", " ")
 
@@ -227,8 +236,8 @@ def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
     assert page.count("<svg") == 2 and "accuracy on the validation rows" not in page
     assert "accuracy on the test rows</text>" in page
     assert (
-        "There are no validation rows; set the key <code>validation:</code> in the workflow to get a curve."
-        in page
+        "There are no validation rows, so there is no curve over the epochs; to get one, set the key "
+        "<code>validation:</code> in the workflow." in page
     )
 
 
@@ -237,14 +246,14 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
     said = findings.notes(replace(sample(), trusted=("pool", "test")))
     assert len(said) == len(findings.notes(sample())) + 1
     assert said[-1] == (
-        "Files of these roles were compared by size and modification time, not by content, as "
-        '"trust: mtime" requests: pool, test.'
+        "For these inputs, a change of a file is detected by its size and modification time, not by its content, because "
+        'the workflow sets "trust: mtime": pool, test.'
     )
 
 
 def test_random_subsets_have_a_note_of_their_own():
     results = sample()
     subsets = {**results.policies, "random_subset": results.policies["random"]}
-    note = "Random subsets are not rescaled and do not end with epochs on full data."
+    note = "Random subsets: the losses are not rescaled, and there are no epochs on full data at the end."
     assert note not in findings.notes(results)
     assert note in findings.notes(replace(results, policies=subsets))

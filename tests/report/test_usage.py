@@ -129,7 +129,8 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
     plain = page.replace("\u00a0", " ")
     assert (
-        "divided by the number of the 3 classes that have it" in plain and "12.3 % of the variance" in plain
+        "1 divided by the number of classes that have it, of 3)" in plain
+        and "12.3 % of the variance" in plain
     )
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
 
@@ -151,9 +152,11 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     Sources().feed(page)
     assert sources.count(f"data:image/png;base64,{picture}") == 2  # nothing is fetched
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
-    assert "scored without classes: for Rep" in page and "variance" not in page
+    assert "each counts as 1, because the rows have no classes" in page and "variance" not in page
 
-    assert "there are too many" in render(replace(results, usage=replace(usage, policies=(), extremes=None)))
+    assert "there are too many samples" in render(
+        replace(results, usage=replace(usage, policies=(), extremes=None))
+    )
     assert "Use of the samples" not in render(replace(results, usage=None))
 
 

@@ -15,25 +15,19 @@ def headline(results: CompareResults) -> str:
     """Return what the comparison found, in one sentence."""
     table = rows(results)
     own = next(row for row in table if row.name == results.own)
-    start = f"With {numbers.percent(own.share)} of the passes of full data, {own.title}"
+    start = f"With {numbers.percent(own.share)} of the training samples of full data, {own.title}"
     held = [row for row in table if row.budget == "held" and row.difference]
     if not held:
-        return f"{start} reached an accuracy of {accuracy_text(own)} %; no control was trained at the same budget."
-    words = {
-        "better": "is more accurate than",
-        "tie": "cannot be distinguished from",
-        "worse": "is less accurate than",
-    }
+        return f"{start} reached a test accuracy of {accuracy_text(own)} %; no control used as many samples."
+    words = {"better": "is more accurate than", "tie": "ties with", "worse": "is less accurate than"}
     parts = []
     for verdict, verb in words.items():
         titles = [row.title for row in held if row.difference and row.difference.verdict == verdict]
         if titles:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
-        return (
-            f"{start} was trained once, as were its controls; one seed shows no spread, so no claim is made."
-        )
-    return f"{start} {_listed(parts)} at the same budget."
+        return f"{start} was trained with one seed, as were its controls; one seed does not show which is better."
+    return f"{start} {_listed(parts)} at the same number of samples."
 
 
 def findings(results: CompareResults) -> list[str]:
@@ -48,25 +42,22 @@ def findings(results: CompareResults) -> list[str]:
         points = f"{points_text(found)} points"
         if row.budget != "held":
             fewer = 1 - own.passes / row.passes
-            spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} passes"
+            spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} samples"
             ends = {
-                "better": "is more accurate",
-                "worse": "is less accurate",
-                "tie": "ties",
-                "one seed": "was trained with one seed, so no claim is made",
+                "better": f"is more accurate: {points}.",
+                "worse": f"is less accurate: {points}.",
+                "tie": f"ties: {points}.",
+                "one seed": f"differs by {points}; one seed does not show whether that is chance.",
             }
-            sentences.append(f"With {spent} than {row.title}, {own.title} {ends[found.verdict]}: {points}.")
-        elif found.verdict == "better":
-            sentences.append(f"{own.title} is more accurate than {row.title} at the same budget: {points}.")
-        elif found.verdict == "one seed":
-            sentences.append(
-                f"{own.title} differs from {row.title} by {points} at the same budget; one seed supports no claim."
-            )
+            sentences.append(f"With {spent} than {row.title}, {own.title} {ends[found.verdict]}")
         else:
-            how = "a tie" if found.verdict == "tie" else "less accurate"
-            sentences.append(
-                f"{own.title} is not more accurate than {row.title} at the same budget: {points}, {how}."
-            )
+            ends = {
+                "better": f"is more accurate than {row.title}: {points}.",
+                "worse": f"is less accurate than {row.title}: {points}.",
+                "tie": f"is not more accurate than {row.title}: {points}, a tie.",
+                "one seed": f"differs from {row.title} by {points}; one seed does not show whether that is chance.",
+            }
+            sentences.append(f"At the same number of samples, {own.title} {ends[found.verdict]}")
     return sentences
 
 
@@ -78,23 +69,29 @@ def notes(results: CompareResults) -> list[str]:
     error = max(100 * math.sqrt(row.accuracy * (1 - row.accuracy) / results.data.test) for row in table)
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
+    accuracy = f"Accuracy: share of the {numbers.count(results.data.test)} test rows that are right after the last epoch"
+    minus = f"Difference: accuracy of {own.title} minus that of the row, in percentage points"
     sentences = [
-        f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). The accuracy is that "
-        f"after the last epoch on {numbers.count(results.data.test)} test rows, ± the standard deviation over seeds. The "
-        f"difference is {own.title} minus the policy of the row, in points, ± the standard error over pairs of equal seed.",
-        f"Passes are back-propagated samples. For each seed, the passes that {own.title} used are the budget of the controls"
-        + (f". Trained with this budget: {', '.join(held)}" if held else "")
-        + (f". Trained at their own cost: {', '.join(free)}" if free else "")
-        + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy has decayed to "
+        f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). {accuracy}, ± standard "
+        f"deviation over the seeds. {minus}, ± standard error over pairs with the same seed."
+        if seeds > 1
+        else f"Every policy was trained with one seed ({results.seeds[0]}). {accuracy}. {minus}.",
+        "Samples: back-propagated samples; a row counts once for each epoch that used it. Of full: their share of all rows "
+        f"in all epochs. For each seed, the controls use as many samples as {own.title} did, which is their budget"
+        + (f". Held to this budget: {', '.join(held)}" if held else "")
+        + (f". Not held to it: {', '.join(free)}" if free else "")
+        + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy decays to "
         "zero at its own last step.",
-        "A tie means that the 95 % interval of Student's t over the pairs contains zero. Each verdict is computed "
-        f"separately. All policies are scored on the same test rows. Because these rows are only a sample, each accuracy has "
-        f"a standard error of up to {error:.2f} points, which the spread over seeds does not include.",
-        "Seconds are those of training and planning in one process with one thread, without start-up, on a machine that "
-        "did other work too. Compare passes and steps rather than seconds.",
+        "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over the pairs). Each "
+        "verdict is computed separately. All policies are scored on the same test rows, which are only a sample: each "
+        f"accuracy has a standard error of up to {error:.2f} points from this, which the spread over seeds does not include.",
+        "Seconds: training and planning in one process with one thread, without start-up. They depend on what else the "
+        "machine was doing, so compare samples and steps rather than seconds.",
     ]
     if any(row.name == "random_subset" for row in table):
-        sentences.append("Random subsets are not rescaled and do not end with epochs on full data.")
+        sentences.append(
+            "Random subsets: the losses are not rescaled, and there are no epochs on full data at the end."
+        )
     if results.trusted:
         sentences.append(trusted_files(results.trusted))
     return sentences

@@ -19,7 +19,7 @@ from raysel.report.figures.comparison import (
     final_accuracies,
 )
 from raysel.report.results import CompareResults
-from raysel.report.sections.opening import rows_per_role
+from raysel.report.sections.opening import roles, rows_per_role
 from raysel.report.sections.provenance import configuration, versions
 from raysel.report.sections.training import NO_VALIDATION
 
@@ -38,24 +38,31 @@ def render(results: CompareResults) -> str:
     head, *body = table_cells(results, compact=False)
     for cells, row in zip(body, table, strict=True):
         tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
-        tag = ' <span class="tag">at its own cost</span>' if row.budget == "free" else tag
+        tag = ' <span class="tag">not held to the budget</span>' if row.budget == "free" else tag
         cells[0] = html.dot(colours[row.name]) + html.text(cells[0]) + tag
+    own = results.policies[results.own].title
     cards = [
         html.card(
             accuracy_against_passes(drawn),
-            "Accuracy against passes",
-            "The accuracy is on the validation rows. A thin line is one seed; its first epochs may lie below the axis. Compare "
-            "only the last points of the lines. At earlier points the learning rate is still high."
+            "Accuracy against samples",
+            "Accuracy on the validation rows after each epoch, against the number of samples back-propagated by then. One thin "
+            "line per seed, one colour per policy; the first epochs may lie below the axis. Compare only the ends of the "
+            "lines, because before them the learning rate is still high."
             if any(one.curves for one in drawn)
-            else f"A dot is the accuracy of one seed on the test rows after the last epoch. {NO_VALIDATION}",
+            else "Accuracy on the test rows after the last epoch, against the number of samples back-propagated. One dot per "
+            f"seed, one colour per policy. {NO_VALIDATION}",
         ),
         html.card(
             final_accuracies(drawn),
             "Final accuracy",
-            "The accuracy is on the test rows. Open dots are seeds; the bar is their mean ± one standard deviation. The vertical "
-            "line is the mean of the workflow's own policy.",
+            "Accuracy on the test rows after the last epoch. Open dots: one per seed. Bar: mean over the seeds ± one standard "
+            f"deviation. Vertical line: mean of {html.text(own)}. The table has the differences and their verdicts.",
         ),
     ]
+    lead = (
+        "A policy decides which samples each epoch trains on. "
+        f"{html.text(own)} is the policy of the workflow; the others are controls to compare it with."
+    )
     said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
     read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))
     pool, *others = rows_per_role(results.data)
@@ -70,12 +77,12 @@ def render(results: CompareResults) -> str:
     opening = (
         f'<header>\n<p class="kicker">raysel compare</p>\n<h1>{name.replace("_", "_<wbr>")}</h1>\n'
         f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
-        f'<p class="facts">{" · ".join(facts)}</p>\n</header>'
+        f'<p class="facts">{" · ".join(facts)}</p>\n<p class="note">{roles(results.data)}</p>\n</header>'
     )
     heads = [name[0].upper() + name[1:].removesuffix(", points") for name in head]
     sections = [
         opening,
-        html.section("Policies", html.table(heads, body)),
+        html.section("Policies", f'<p class="lead">{lead}</p>\n{html.table(heads, body)}'),
         html.section("Findings", f'<ul class="said">\n{said}\n</ul>'),
         html.section("Figures", html.grid(cards)),
         html.section("How to read this", read),

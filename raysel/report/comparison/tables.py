@@ -28,9 +28,12 @@ def text(results: CompareResults) -> str:
         lines += rest
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     own = results.policies[results.own].title
+    several = len(results.seeds) > 1
     meaning = [
-        f"Accuracy ± standard deviation over {many(len(results.seeds), 'seed')}. Difference: {own} minus the policy of the "
-        "row, ± standard error of the pairs.",
+        "Samples: back-propagated. Accuracy: on the test rows"
+        + (f", ± standard deviation over {many(len(results.seeds), 'seed')}" if several else "")
+        + f". Difference: {own} minus the policy of the row"
+        + (", ± standard error over pairs with the same seed." if several else "."),
         *findings(results),
     ]
     wrapped = [
@@ -53,9 +56,9 @@ def markdown(results: CompareResults) -> str:
 
 
 def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
-    """Header and rows as text."""
+    """Return header and rows as text."""
     number = numbers.compact if compact else numbers.count
-    head = ["policy", "passes", "of full", "steps", "seconds", "accuracy, %", "difference, points"]
+    head = ["policy", "samples", "of full", "steps", "seconds", "accuracy, %", "difference, points"]
     return [
         head,
         *(

@@ -146,7 +146,7 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
             clip_on=False,
             zorder=4,
         )
-        passes = f"{thousands(math.fsum(x for x, _ in end) / len(end))} passes"
+        passes = f"{thousands(math.fsum(x for x, _ in end) / len(end))} samples"
         look = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "right"}
         title = shorten(plain(policy.title), room, bold=True)
         axes.annotate(title, (0, y), (-12, 1), color=colour, fontweight="bold", va="bottom", **look)

@@ -46,7 +46,11 @@ def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") 
             color=colour,
             fontweight="bold",
         )
-        return to_svg(figure, "kl-curve", f"KL curve of the {method} selection".replace("  ", " "))
+        return to_svg(
+            figure,
+            "kl-curve",
+            f"Divergence from the target during the selection by {method}".removesuffix(" by "),
+        )
 
 
 def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
@@ -85,7 +89,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
         axes.text(
             overall,
             -0.02 * step - 4,
-            f"complete pool {numbers.saving(overall)}",
+            f"all classes {numbers.saving(overall)}",
             ha="left" if overall < 0.5 * most else "right",
             va="bottom",
         )
@@ -104,7 +108,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
         axes.set_yticks(ys, labels)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xticks([])
-        axes.set_xlabel("share of the class selected, %", labelpad=17 if composed else 8)
+        axes.set_xlabel("share of the class that was selected, %", labelpad=17 if composed else 8)
         if left_out:
             between = ys[len(shown) // 2] - (step + gap) / 2
             axes.text(

@@ -47,7 +47,7 @@ def usage_histogram(policies: Sequence[PolicyUse]) -> str:
             axes.stairs(counts, edges - 0.5, color=colour, linewidth=1.6)
         set_y_range(axes, 0, highest)
         set_ticks(axes, x=thousands, y=thousands, integers=True)
-        set_titles(axes, x="times selected in the run", y="samples")
+        set_titles(axes, x="number of epochs that selected a sample", y="samples")
         return to_svg(figure, "usage", "Samples by how often they were selected")
 
 
@@ -65,7 +65,7 @@ def rare_seen(policies: Sequence[PolicyUse]) -> str:
         for policy, colour in zip(shown, _USES, strict=False):
             axes.plot(range(1, len(policy.rare) + 1), policy.rare, ".-", color=colour, clip_on=False)
         set_ticks(axes, x=thousands, y=percent, integers=True)
-        set_titles(axes, x="epochs done", y="rare factors seen so far")
+        set_titles(axes, x="epochs trained", y="rare factors seen so far")
         return to_svg(figure, "rare", "Share of the rare factors seen so far")
 
 
@@ -89,7 +89,7 @@ def alpha_curve(alpha: Sequence[float], epochs: int) -> str:
             axes.text((len(alpha) + epochs) / 2, 0.5, "all the data", rotation=90, ha="center", va="center", color=MUTED)  # fmt: skip
         set_ticks(axes, x=thousands, y=signed, integers=True)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS, integer=True))
-        set_titles(axes, x="epoch", y="alpha")
+        set_titles(axes, x="epoch", y="alpha, the weight of Rep")
         return to_svg(figure, "alpha", "Weight of representativeness in each epoch")
 
 

@@ -27,13 +27,16 @@ def costs_section(ledger: Ledger) -> str:
         f"{html.text(entry.title)}{html.NBSP}{numbers.count(entry.samples_forward)}"
         for entry in ledger.entries
     )
-    note = f'<figcaption class="text">Samples forwarded in training: {forward}.</figcaption>'
+    note = f'<figcaption class="text">Samples in forward passes of training: {forward}.</figcaption>'
     wide = " wide" if len(ledger.entries) > 3 else ""
     cards = [
         html.card(
             drawn,
             "Time per stage",
-            "Wall-clock seconds of each stage. Other: start-up of the workers, evaluation, checkpoints and repeated epochs.",
+            "Wall-clock seconds per arm, divided into stages. Embedding: computing the vectors. Metrics: measuring, and finding "
+            "thresholds or factors. Selection: selecting rows before training. Planning: selecting the samples of each "
+            "epoch. Other: starting the workers, evaluation, checkpoints, and epochs repeated after a failure. Measured once, "
+            "so there are no error bars.",
         ),
         f'<figure class="card plain{wide}">{html.table(heads, rows, stack=False)}{note}</figure>',
     ]

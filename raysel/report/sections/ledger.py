@@ -20,7 +20,7 @@ def ledger_section(ledger: Ledger) -> str:
         "Seconds",
         "Saved in samples",
         "Saved in time",
-        "Accuracy",
+        "Test accuracy",
     ]
     rows = [
         [
@@ -37,18 +37,23 @@ def ledger_section(ledger: Ledger) -> str:
         ]
         for entry in ledger.entries
     ]
-    if ledger.entry(REFERENCE):
-        note = (
-            "<strong>Samples</strong> are the samples that were back-propagated. <strong>Saved</strong> is 1 − spent ÷ spent "
-            "on full data; a negative number means that the arm cost more. Time includes embedding, selecting and, as "
-            "<i>other</i>, start-up of the workers, evaluation, checkpoints and repeated epochs."
+    lead = (
+        "The ledger lists what each <strong>arm</strong> cost. An arm is one training of a model in this run."
+    )
+    note = (
+        "<strong>Rows</strong>: rows that the arm could train on. <strong>Steps</strong>: optimiser steps. "
+        "<strong>Samples</strong>: samples that were back-propagated; a row counts once for each epoch that used it. "
+        "<strong>Seconds</strong>: wall-clock time of all steps, including selection and start-up. "
+    )
+    if full := ledger.entry(REFERENCE):
+        note += (
+            f"<strong>Saved</strong>: 1 − cost of the arm ÷ cost of “{html.text(full.title)}”, the arm that trains on every "
+            "pool row in every epoch. A negative number means that the arm cost more."
         )
     else:
-        note = (
-            "<strong>Samples</strong> are the samples that were back-propagated. No arm was trained on full data, so there "
-            "is nothing to measure a saving against."
-        )
-    return html.section("Ledger", html.table(heads, rows) + f'<p class="note">{note}</p>')
+        note += "No arm was trained on the full pool, so there is no cost to compare with, and no saving is given."
+    table = html.table(heads, rows)
+    return html.section("Ledger", f'<p class="lead">{lead}</p>\n{table}<p class="note">{note}</p>')
 
 
 def arm_name(arm: str, title: str, ledger: Ledger) -> str:

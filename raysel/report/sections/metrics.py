@@ -14,9 +14,10 @@ def metrics_section(results: RunResults) -> str:
     said = []
     if calibration := measured.calibration:
         said.append(
-            f"The thresholds were tested with small models on {html.many(calibration.count, 'subset')} of "
-            f"{html.many(calibration.rows, 'row')}, {numbers.count(calibration.rows_trained)} rows in all. This took "
-            f"{numbers.seconds(calibration.seconds)} s, which the ledger counts under metrics."
+            "A calibration found the thresholds below: it trained small models on "
+            f"{html.many(calibration.count, 'subset')} of {html.many(calibration.rows, 'row')} each "
+            f"({numbers.count(calibration.rows_trained)} rows in all). This took {numbers.seconds(calibration.seconds)} s, "
+            "which the ledger counts as metrics."
         )
     for name, ends in measured.thresholds.items():
         low, high = ("" if end is None else numbers.digits(end) for end in ends)
@@ -27,6 +28,16 @@ def metrics_section(results: RunResults) -> str:
             if not low
             else f"{low} ≤ {name} ≤ {high}"
         )
-        said.append(f"{html.text(asked)}: {numbers.digits(measured.reached[name])} among the selected rows.")
+        reached = numbers.digits(measured.reached[name])
+        said.append(f"Threshold {html.text(asked)}: the selected rows have {reached}.")
+    lead = (
+        "The metrics of GIME describe a set of rows before training. The binding in the configuration says which column "
+        "each metric reads."
+    )
     lines = "".join(f'<p class="note">{html.bound(text)}</p>' for text in said)
-    return html.section("Metrics", html.grid([metrics.card(measured.sets, "Sets side by side")]) + lines)
+    return html.section(
+        "Metrics",
+        f'<p class="lead">{lead}</p>\n'
+        + html.grid([metrics.card(measured.sets, "Pool, selected rows and target")])
+        + lines,
+    )

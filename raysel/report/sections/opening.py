@@ -18,48 +18,49 @@ def headline(results: RunResults) -> str:
     parts = []
     if selection:
         kept, pool = numbers.count(selection.kept), numbers.count(selection.pool)
-        parts.append(f"{kept} of {pool} rows were selected")
+        parts.append(f"{selection.method} selected {kept} of the {pool} pool rows")
     arm = subject(ledger)
     full = ledger.entry(REFERENCE)
     if arm is None:
-        parts.append("no arm was trained")
+        parts.append("no model was trained")
     elif full is None:
         epochs = html.many(arm.epochs, "epoch")
         samples = "" if arm.samples_backward is None else f"{numbers.count(arm.samples_backward)} samples in "
-        parts.append(f"training used {samples}{epochs}")
-        parts.append("no arm was trained on full data, so no saving can be stated")
+        parts.append(f"{arm.title} trained on {samples}{epochs}{_reached(arm, full)}")
+        parts.append("this run did not train on the full pool, so the savings are not known")
     elif arm is full:
         parts.append(
-            f"training used full data, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
+            f"training used the full pool, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
+            f"{_reached(arm, full)}"
         )
     else:
-        parts.append(_spent(ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)))
-    if arm is not None and arm.accuracy is not None:
-        parts.append(f"the accuracy is {numbers.percent(arm.accuracy)}{_change(arm, full)}")
+        parts.append(f"{arm.title} {_spent(ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm))}")
+        parts += [_reached(arm, full)] if arm.accuracy is not None else []
     sentence = "; ".join(parts) + "."
     return sentence[0].upper() + sentence[1:]
 
 
 def overhead(results: RunResults) -> str:
-    """Return one sentence of plain text that separates selecting from start-up; empty if times are not known.
+    """Return one or two sentences that separate selection from start-up; empty if times are not known.
 
-    A short run spends most of its time on starting workers, which is the cost of no method.
+    A short run spends most of its time on starting workers, which is not the cost of a method.
     """
     arm, full = subject(results.ledger), results.ledger.entry(REFERENCE)
     if arm is None or arm.total_seconds is None or arm.seconds["other"] is None:
         return ""
     selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
-    sentence = (
-        f"Of the {numbers.seconds(arm.total_seconds)} s of {arm.title}, {numbers.seconds(selecting)} s were spent on selecting "
-        f"(embedding, metrics, selection and planning) and {numbers.seconds(arm.seconds['other'])} s on other work "
-        "(start-up of the workers, evaluation, checkpoints and repeated epochs)"
+    sentences = (
+        f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s to select samples "
+        f"(embedding, metrics, selection and planning), {numbers.seconds(arm.seconds['training'])} s to train, and "
+        f"{numbers.seconds(arm.seconds['other'])} s for other work (starting the workers, evaluation, checkpoints, and epochs "
+        "repeated after a failure)."
     )
     if full is not None and full is not arm and full.total_seconds is not None:
-        sentence += (
-            f"; training on full data spent {numbers.seconds(full.seconds['other'])} s of its "
-            f"{numbers.seconds(full.total_seconds)} s on other work"
+        sentences += (
+            f" Training on the full pool took {numbers.seconds(full.total_seconds)} s, "
+            f"{numbers.seconds(full.seconds['other'])} s of them for other work."
         )
-    return f"{sentence}."
+    return sentences[0].upper() + sentences[1:]
 
 
 def opening_section(results: RunResults, name: str) -> str:
@@ -71,12 +72,15 @@ def opening_section(results: RunResults, name: str) -> str:
     if results.created:
         facts.append(html.text(html.moment(results.created)))
     title = name.replace("_", "_<wbr>")  # where a long name may break
-    apart = overhead(results)
-    below = f'<p class="note">{html.bound(html.text(apart))}</p>\n' if apart else ""
+    below = "".join(
+        f'<p class="note">{words}</p>\n'
+        for words in (html.bound(html.text(overhead(results))), roles(results.data))
+        if words
+    )
     return (
         f'<header>\n<p class="kicker">raysel report</p>\n<h1>{title}</h1>\n'
-        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n{below}'
-        f'<p class="facts">{" · ".join(facts)}</p>\n{_tiles(results)}</header>'
+        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
+        f'<p class="facts">{" · ".join(facts)}</p>\n{below}{_tiles(results)}</header>'
     )
 
 
@@ -93,6 +97,18 @@ def rows_per_role(data: Data) -> list[str]:
     ]
 
 
+def roles(data: Data) -> str:
+    """Return what each role is for, as HTML; roles without rows are left out."""
+    meanings = [
+        (data.pool, "pool", "the rows that can be selected and trained on"),
+        (data.target, "target", "a sample of the data that the model is meant for"),
+        (data.validation, "validation rows", "rows for the accuracy after each epoch, not trained on"),
+        (data.test, "test rows", "rows for the final accuracy, not trained on"),
+    ]
+    known = [f"<strong>{name}</strong>: {words}" for rows, name, words in meanings if rows]
+    return f"What the words mean: {'; '.join(known)}." if known else ""
+
+
 def _tiles(results: RunResults) -> str:
     ledger = results.ledger
     arm, full = subject(ledger), ledger.entry(REFERENCE)
@@ -100,33 +116,33 @@ def _tiles(results: RunResults) -> str:
     selection = results.selection
     if selection and selection.pool:
         kept, pool = selection.kept, selection.pool
-        below = f"{numbers.count(kept)} of {numbers.count(pool)} rows"
+        below = f"{numbers.count(kept)} of {numbers.count(pool)} pool rows"
         tiles.append(("Rows selected", numbers.percent(kept / pool), below, False))
     if arm and full and arm is not full:
         samples, time = ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)
         if samples is not None:
-            below = f"{numbers.count(arm.samples_backward)} against {numbers.count(full.samples_backward)}"
+            below = f"{numbers.count(arm.samples_backward)} instead of {numbers.count(full.samples_backward)} samples"
             tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
         if time is not None:
             spent, reference = numbers.seconds(arm.total_seconds), numbers.seconds(full.total_seconds)
-            below = f"{spent} s against {reference} s, selecting included"
+            below = f"{spent} s instead of {reference} s, all steps included"
             tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
     if arm and arm.accuracy is not None:
-        below = "share of the test rows"
+        below = "share of the test rows that the model gets right"
         if full and full is not arm and full.accuracy is not None:
-            below = f"{numbers.percent(full.accuracy)} on full data; one seed"
-        tiles.append(("Accuracy", numbers.percent(arm.accuracy), below, False))
+            below = f"{numbers.percent(full.accuracy)} with the full pool; one seed"
+        tiles.append(("Test accuracy", numbers.percent(arm.accuracy), below, False))
     if not tiles:
         return ""
     items = "\n".join(
         f"<div{' class=more' if more else ''}><dt>{label}</dt><dd><b>{html.bound(value)}</b>"
-        f"<span>{'cost more: ' if more else ''}{html.bound(below)}</span></dd></div>"
+        f"<span>{'more than the full pool: ' if more else ''}{html.bound(below)}</span></dd></div>"
         for label, value, below, more in tiles
     )
     of = ""
     if arm and full and arm is not full:
         names = [arm_name(entry.arm, entry.title, ledger) for entry in (arm, full)]
-        of = f'<p class="tiles-of">{" <span class=against>against</span> ".join(names)}</p>\n'
+        of = f'<p class="tiles-of">{" <span class=against>compared with</span> ".join(names)}</p>\n'
     return f'{of}<dl class="tiles">\n{items}\n</dl>\n'
 
 
@@ -137,25 +153,35 @@ def subject(ledger: Ledger) -> LedgerEntry | None:
 
 
 def _spent(samples: float | None, time: float | None) -> str:
-    """Return what an arm spent against training on full data, as a clause."""
+    """Return the savings of an arm against training on the full pool, as a clause without its subject."""
     if samples is None and time is None:
-        return "what training spent was not measured"
-    used = None if samples is None else f"used {_less(samples, 'fewer samples', 'more samples')}"
-    took = None if time is None else f"took {_less(time, 'less time', 'more time')}"
-    clause = f"training {' and '.join(filter(None, (used, took)))} than on full data"
-    return f"{clause}, selecting included" if took else f"{clause}, and its time was not measured"
+        return "was trained, but its samples and its time were not measured"
+    used = None if samples is None else _less(samples, "training samples", "fewer", "more")
+    took = None if time is None else _less(time, "time", "less", "more")
+    if used is None:
+        return (
+            f"used, all steps included, {took} than training on the full pool; its samples were not measured"
+        )
+    if took is None:
+        return f"used {used} than training on the full pool; its time was not measured"
+    return f"used {used} and, all steps included, {took} than training on the full pool"
 
 
-def _less(saving: float, less: str, more: str) -> str:
+def _less(saving: float, unit: str, less: str, more: str) -> str:
     amount = numbers.saving(saving).removeprefix("-")
-    return f"{amount} {less if saving >= 0 else more}"
+    return f"{amount} {less if saving >= 0 else more} {unit}"
 
 
-def _change(arm: LedgerEntry, full: LedgerEntry | None) -> str:
-    """Return the accuracy of an arm against that of full data, as the end of a clause."""
-    if arm.accuracy is None or full is None or full is arm or full.accuracy is None:
+def _reached(arm: LedgerEntry, full: LedgerEntry | None) -> str:
+    """Return the test accuracy of an arm, and its difference from that of the full pool, as a clause."""
+    if arm.accuracy is None:
         return ""
+    accuracy = numbers.percent(arm.accuracy)
+    if full is None or full is arm:
+        return f" and reached a test accuracy of {accuracy}"
+    if full.accuracy is None:
+        return f"its test accuracy is {accuracy}"
     points = 100 * (arm.accuracy - full.accuracy)
     if abs(points) < 0.05:
-        return ", the same as on full data"
-    return f", {abs(points):.1f} points {'higher' if points > 0 else 'lower'} than on full data"
+        return f"its test accuracy is {accuracy}, as with the full pool"
+    return f"its test accuracy is {accuracy}, {abs(points):.1f} points {'higher' if points > 0 else 'lower'}"

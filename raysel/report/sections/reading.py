@@ -14,21 +14,21 @@ def reading_section(results: RunResults) -> str:
     error = standard_error(results.data, (entry.accuracy for entry in results.ledger.entries))
     items = [
         (
-            f"One seed ({html.text(results.seed)}) supports no claim about differences.",
-            "Each arm was trained once. A difference in accuracy between arms is a single observation, not a finding; "
-            f"another seed can reverse it. {error} Compare over several seeds before you decide.",
+            f"One seed ({html.text(results.seed)}) does not show which arm is better.",
+            "Each arm was trained once, so a difference in accuracy may be due to chance, and another seed can reverse it. "
+            f"{error} Before you decide, compare over several seeds with <code>raysel compare</code>.",
         ),
         (
             "Savings count all costs.",
-            "A saving is 1 − (all that the arm spent) ÷ (all that training on full data spent). Time includes "
-            "embedding, metrics, selection and planning. Samples are back-propagated samples, which take "
-            "most of the arithmetic. A negative saving means a higher cost. No saving is stated if there "
-            "was no training on full data, or if a number needed for it was not measured.",
+            "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). Time includes embedding, metrics, "
+            "selection, planning and start-up. Samples are those that were back-propagated, which is most of the "
+            "arithmetic. A negative saving means that the arm cost more. No saving is given if the full pool was not "
+            "trained on, or if a number for it was not measured.",
         ),
         (
-            "Timings are from one run on this machine.",
+            "Timings are from one run on one machine.",
             "They depend on what else the machine was doing, and in a short run start-up takes longer than training. "
-            "Samples and steps do not depend on the machine.",
+            "The numbers of samples and steps do not depend on the machine.",
         ),
     ]
     if results.trusted:
@@ -38,16 +38,16 @@ def reading_section(results: RunResults) -> str:
         items[1:1] = [
             (
                 "Selection changes the distribution.",
-                f"Rows selected by {method} are not a random sample of the pool, by design: training on them "
-                "does not claim to be unbiased. InfoBatch inside such an arm is unbiased <em>with respect to the "
-                "selection</em>, not to the pool.",
+                f"The rows selected by {method} are not a random sample of the pool, by design, so training on them is not "
+                "an unbiased estimate of training on the full pool. Where InfoBatch runs on the selected rows, its gradient is "
+                "unbiased <em>with respect to the selected rows</em>, not to the pool.",
             ),
             (
-                "The KL curve is an estimate.",
-                "It is computed from distances to nearest neighbours, in nats. Its bias depends on the "
-                "number of rows and dimensions, and it may be negative. Look at the shape of the curve. Compare its values only "
-                "between selections from the same pool for the same target. It measures how well the selected rows cover "
-                "the target, not how well a model will perform.",
+                "The divergence is an estimate.",
+                "It is computed from distances to nearest neighbours, in nats (units of the natural logarithm). Its bias "
+                "depends on the number of rows and dimensions, and it can be negative. Read the shape of the curve, and "
+                "compare values only between selections from the same pool for the same target. It measures how well the "
+                "selected rows cover the target, not how well a model will perform.",
             ),
         ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
@@ -58,8 +58,8 @@ def trusted_files(roles: Sequence[str]) -> str:
     """Return one sentence of plain text about the roles in ``trusted`` of the results."""
     listed = ", ".join(roles)
     return (
-        "Files of these roles were compared by size and modification time, not by content, as "
-        f'"trust: mtime" requests: {listed}.'
+        "For these inputs, a change of a file is detected by its size and modification time, not by its content, because "
+        f'the workflow sets "trust: mtime": {listed}.'
     )
 
 
@@ -72,4 +72,4 @@ def standard_error(data: Data, accuracies: Iterable[float | None]) -> str:
     if not points:
         return ""
     size = f"{points:.1f}{html.NBSP}points"
-    return f"With {html.many(data.test, 'test row')}, the standard error of an accuracy is up to {size}."
+    return f"With {html.many(data.test, 'test row')}, the standard error of a test accuracy is up to {size}."

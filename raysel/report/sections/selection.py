@@ -19,27 +19,31 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Divergence from the target",
-                "Nearest-neighbour estimate of how far the selected rows are from covering the target, one point per "
-                "selected centroid. Lower is closer.",
+                "Estimated Kullback-Leibler divergence between the target and the rows selected so far, computed from their "
+                "embedding vectors, in nats, after each step of the selection. Lower means that the selected rows are more like the target. Where the curve is "
+                "flat, further rows change little. There are no error bars; the estimate can be negative.",
             )
         )
     if drawn := kept_share_per_class(selection.classes):
         known = all(entry.target is not None for entry in selection.classes)
-        right = " Right: share of each class in the pool, the selected rows and the target." if known else ""
+        right = (
+            " Right: the share of each class among the rows of the pool, the selected rows and the target, in percent."
+            if known
+            else ""
+        )
         cards.append(
             html.card(
                 drawn,
                 "Selected share of each class",
-                f"Bars: share of the class’s pool rows that was selected; line: share of the complete pool.{right} "
-                "Where a bar does not end at the line, selection changed the share of the class.",
+                f"{'Left: the' if known else 'The'} percentage of the class’s pool rows that was selected. The vertical line "
+                "is the percentage for all classes together. A class whose bar crosses the line is more frequent among "
+                f"the selected rows than in the pool.{right}",
             )
         )
-    share = f", {numbers.percent(selection.kept / selection.pool)} of the pool" if selection.pool else ""
+    share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
     lead = (
-        f"{method} selected <b>{numbers.count(selection.kept)}</b> of {numbers.count(selection.pool)} rows"
-        f"{html.bound(share)}, once, before training. Selection changes the distribution that is trained on; "
-        "it does not claim to be unbiased. Where InfoBatch runs on the selected rows, it is unbiased with respect to "
-        "them, not to the pool."
+        f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} pool rows"
+        f"{html.bound(share)} once, before training. Training used only these rows."
     )
-    figures_ = html.grid(cards) or '<p class="missing">The course of the selection was not measured.</p>'
-    return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures_}')
+    figures = html.grid(cards) or '<p class="missing">The steps of the selection were not recorded.</p>'
+    return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures}')

@@ -12,7 +12,8 @@ from raysel.report.results import Arm, RunResults
 from raysel.report.sections.reading import standard_error
 
 NO_VALIDATION = (
-    "There are no validation rows; set the key <code>validation:</code> in the workflow to get a curve."
+    "There are no validation rows, so there is no curve over the epochs; to get one, set the key <code>validation:</code> "
+    "in the workflow."
 )
 """The sentence below a figure that shows final accuracies in place of curves, as HTML."""
 
@@ -29,7 +30,9 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Accuracy against samples",
-                "The accuracy is on the validation rows. Each line ends at the number of samples that the arm back-propagated in all.",
+                "Accuracy on the validation rows after each epoch, one line per arm, against the number of samples that the "
+                "arm had back-propagated by then. A line that ends further left cost fewer samples; one that ends higher is "
+                "more accurate. One seed, so there are no error bars.",
             )
         )
     elif drawn := final_test_accuracies(arms):
@@ -37,9 +40,9 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Accuracy against samples",
-                "A dot is the accuracy on the test rows after the last epoch, at the number of samples that the arm "
-                "back-propagated in all. "
-                f"{NO_VALIDATION}",
+                "Accuracy on the test rows after the last epoch, one dot per arm, against the number of samples that the "
+                "arm back-propagated in all. A dot further left cost fewer samples; a higher dot is more accurate. One seed, "
+                f"so there are no error bars. {NO_VALIDATION}",
             )
         )
     else:
@@ -53,8 +56,8 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Training loss",
-                "Mean loss of the samples that the arm trained on. Arms train on different samples, so a higher line "
-                "does not mean a worse model.",
+                "Mean loss of the samples that the arm trained on in each epoch, one line per arm. Arms train on different "
+                "samples, so a higher line does not mean a worse model; compare the test accuracies instead.",
             )
         )
     else:
@@ -66,8 +69,8 @@ def training_section(results: RunResults) -> str:
         odd = sum(epoch.nonfinite for epoch in arm.epochs)
         if odd:
             notes.append(
-                f"{html.text(arm.title)}: {html.many(odd, 'loss', 'losses')} not finite; these samples stayed "
-                "in the plan but did not count towards its threshold."
+                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. These samples were still "
+                "used, but their losses did not count towards the threshold below which samples are skipped."
             )
     tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
     return html.section("Training", html.grid(cards) + tail)
@@ -82,10 +85,11 @@ def _planned(arms: Mapping[str, Arm]) -> str:
         if sizes and every and min(sizes) != max(sizes):
             share = numbers.percent(sum(sizes) / every)
             parts.append(
-                f"{html.text(arm.title)} planned {numbers.count(sum(sizes))} of {numbers.count(every)} "
-                f"passes over its rows ({html.bound(share)})."
+                f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs, {html.bound(share)} of the "
+                f"{numbers.count(every)} that all its rows in every epoch would be."
             )
-    return " ".join(parts) or "Each arm had the same number of samples in every epoch."
+    lead = "Number of samples that each arm planned to train on in each epoch, one line per arm."
+    return " ".join([lead, *(parts or ["Each arm planned the same number in every epoch."])])
 
 
 def _finals(results: RunResults) -> str:
@@ -108,10 +112,10 @@ def _finals(results: RunResults) -> str:
         "After the last epoch",
         "Test accuracy",
         *(["Validation accuracy"] if validated else []),
-        "Loss",
+        "Training loss",
     ]
     table = html.table(heads, rows, stack=False)
     error = standard_error(results.data, (arm.accuracy for arm in results.arms.values()))
     how = '<a href="#reading">How to read this</a>'
-    note = f'<figcaption class="text">{error} This is one seed; see {how}.</figcaption>'
+    note = f'<figcaption class="text">{error} Each arm was trained with one seed; see {how}.</figcaption>'
     return f'<figure class="card plain">{table}{note}</figure>'

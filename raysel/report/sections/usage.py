@@ -14,49 +14,60 @@ def usage_section(results: RunResults) -> str:
         return ""
     scored, classes = usage.scored, usage.scored.classes
     shared = (
-        f"For Rep, a frequent factor counts as 1 divided by the number of the {html.many(classes, 'class', 'classes')} that have it"
+        f"(each counts as 1 divided by the number of classes that have it, of {numbers.count(classes)})"
         if classes is not None
-        else "They are scored without classes: for Rep, every frequent factor counts as 1"
+        else "(each counts as 1, because the rows have no classes)"
     )
     left = (
         ""
         if usage.unexplained is None
-        else f"; {numbers.percent(usage.unexplained)} of the variance is not explained"
+        else f" The factors leave {numbers.percent(usage.unexplained)} of the variance of the vectors unexplained."
     )
     lead = (
-        f"RepDiv selected the samples of each epoch by {html.many(scored.units, 'factor')} of a sparse autoencoder, "
-        f"{numbers.count(scored.live_units)} of them in use, {scored.active:.1f} per sample{html.bound(left)}. "
-        f"{shared}. Every weight is 1; RepDiv does not claim to be unbiased."
+        f"RepDiv selected the samples of each epoch by two scores, Rep and Div. Both come from the "
+        f"{html.many(scored.units, 'factor')} of a sparse autoencoder, {numbers.count(scored.live_units)} of which are active on some "
+        f"sample; a sample has {scored.active:.1f} active factors on average.{html.bound(left)} Rep is high for a sample with many frequent factors "
+        f"{shared}; Div is high for a sample with rare factors. Every weight in the loss is 1, so the gradient is not an "
+        "unbiased estimate of that of the full data."
     )
     policies = usage.policies
     if not policies:
-        body = '<p class="missing">The use of the samples was not computed, because there are too many.</p>'
+        body = (
+            '<p class="missing">How often each sample was used was not computed, because there are too many samples and '
+            "epochs.</p>"
+        )
         return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{body}')
     uneven = ", ".join(f"{html.text(p.title)}{html.NBSP}{p.variation:.3f}" for p in policies)
     cards = [
         html.card(
             usage_histogram(policies),
             "How often samples were used",
-            "The Gini coefficient is 0 when all samples were used equally often. The total variation from a uniform draw bounds the "
-            f"bias of the gradient: {uneven}. The last epochs, on all the data, are included.",
+            "Number of samples by the number of epochs in which they were selected, one line per policy. The Gini "
+            "coefficient is 0 if all samples were selected equally often, and near 1 if few samples took all places. A "
+            f"larger total variation from a uniform draw allows a larger bias of the gradient: {uneven}. The epochs on all "
+            "the data at the end are included.",
         ),
         html.card(
             rare_seen(policies),
             "Rare factors",
-            f"Share of the {html.many(usage.rare_units, 'factor')} with the fewest samples that a run had seen on at "
-            "least one sample.",
+            f"Of the {html.many(usage.rare_units, 'factor')} that occur on the fewest samples, the share that training had "
+            "seen on at least one sample by the end of each epoch, one line per policy. Higher means that rare samples "
+            "came earlier.",
         ),
         html.card(
             alpha_curve(usage.alpha, len(policies[0].rare)),
             "From representative to diverse",
-            "alpha is the weight of Rep; the weight of Div is 1 − alpha.",
+            "Weight of the score Rep in each epoch (alpha); the weight of Div is 1 − alpha. A falling line means that "
+            "representative samples come first and diverse ones later.",
         ),
     ]
     if usage.extremes:
         cards.append(_extremes(usage.extremes))
     note = (
-        '<p class="note">Random subsets and round robin use as many samples as RepDiv. Like RepDiv, round robin ends with epochs on full data. Neither was '
-        "trained: like those of RepDiv, their plans do not depend on losses.</p>"
+        '<p class="note">Two controls stand next to RepDiv. “random” draws another random subset in every epoch; “round '
+        "robin” takes the samples one after another and, like RepDiv, ends with epochs on all the data. Both use as many "
+        "samples as RepDiv. No model was trained with them: all three plans depend on no loss, so they were computed "
+        "after the run.</p>"
     )
     return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{html.grid(cards)}{note}')
 
@@ -77,8 +88,9 @@ def _extremes(extremes: Extremes) -> str:
         kind = "thumbs" if samples and samples[0].image is not None else "texts"
         rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
     caption = (
-        f"Samples of the class {html.text(extremes.label)}, which was used most unevenly. Among samples that were used "
-        "equally often, those with the lowest ids are shown."
+        f"Samples of the class {html.text(extremes.label)} and the number of epochs in which RepDiv selected them. Of all "
+        "classes, this one was used most unevenly. Among samples that were used equally often, those with the lowest ids "
+        "are shown."
     )
     body = "\n".join(rows)
     return f'<figure class="card wide">\n<h3>Used most and least often</h3>\n{body}\n<figcaption>{caption}</figcaption>\n</figure>'
