@@ -306,7 +306,9 @@ def _fit(ledger: Ledger, compact: bool) -> tuple[list[tuple[str, list[str]]], in
 def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
     if full is None:
-        words = f"Savings are {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
+        words = (
+            f"Savings are {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
+        )
     else:
         words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "
         words += "Other: start-up, evaluation, checkpoints."
