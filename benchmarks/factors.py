@@ -45,7 +45,7 @@ def train() -> None:
         rows.append(
             [f"`{mode}`", clock, cpu, report["dead_fraction"], report["unexplained"], report["active"]]
         )
-    head = ["mode", "seconds", "CPU seconds", "dead", "variance unexplained", "units active a sample"]
+    head = ["mode", "seconds", "CPU seconds", "dead", "unexplained variance", "active units per sample"]
     table(
         f"Training: {TRAINED:,} x 128, 1,024 units, k = 32, 20 epochs, {torch.get_num_threads()} thread(s)",
         head,
@@ -81,7 +81,7 @@ def score() -> None:
         for name, cpu in (("codes", encoding), ("codes, then Rep and Div", encoding + scoring)):
             rows.append([f"`{mode}`: {name}", SCORED / cpu, bare / cpu, 1 - bare / cpu])
         rows.append([f"`{mode}`: the matrix product alone", SCORED / bare, 1.0, 0.0])
-    head = ["", "vectors a CPU second", "share of the product", "share outside it"]
+    head = ["what is computed", "vectors per CPU second", "share of the product", "share of everything else"]
     table(f"Scoring: {SCORED:,} x 64, 512 units, k = 16, 1 thread", head, rows)
 
 
@@ -98,13 +98,13 @@ def plan() -> None:
         labels = rng.integers(0, classes, PLANNED).astype(np.int32)
         for name, settings in (
             ("the defaults", {}),
-            ("`alpha=1, penalty=0` (ties)", {"alpha": 1.0, "penalty": 0.0}),
+            ("`alpha=1, penalty=0` (many ties)", {"alpha": 1.0, "penalty": 0.0}),
         ):
             policy = RepDiv(Scores(rep, div, labels, classes), **settings)  # type: ignore[arg-type]
             run = lambda policy=policy: policy.plan(state, epoch=30, num_epochs=100, seed=0)  # noqa: E731
             _, clock, cpu = min((timed(run) for _ in range(3)), key=lambda found: found[1])
             rows.append([f"{classes:,}", name, clock, cpu])
-    table(f"A plan of {PLANNED:,} samples", ["classes", "", "seconds", "CPU seconds"], rows)
+    table(f"A plan of {PLANNED:,} samples", ["classes", "options", "seconds", "CPU seconds"], rows)
 
 
 def table(title: str, head: list[str], rows: list[list[Any]]) -> None:

@@ -85,14 +85,14 @@ def best(function: Callable[[], Any], clock: Callable[[], float] = time.process_
 def pure(count: int) -> None:
     table = rows(count)
     aimed = with_target(ALL, rows(20_000, 1))
-    print(f"| metric, bound alone | µs a row | state, kB |\n|---|---|---|\n| {'volume (rows, bytes)'} | "
+    print(f"| metric | µs per row | state, kB |\n|---|---|---|\n| {'volume (rows, bytes)'} | "
           f"{_cost(table, Binding(bounds={'area': (None, None)})):.3f} | |")  # fmt: skip
     for name, roles in METRICS.items():
         binding = Binding(**roles)
         print(f"| {name} | {_cost(table, binding):.3f} | {partial(table, binding).nbytes() / 1000:.0f} |")
     states = Binding(content=["x", "y", "city"])
     alone, with_mismatch = _cost(table, states), _cost(table, with_target(states, rows(20_000, 1)))
-    print(f"| mismatch (states, beside the content) | {with_mismatch - alone:.3f} | |")
+    print(f"| mismatch (states), in addition to content | {with_mismatch - alone:.3f} | |")
     print(
         f"| **all eleven, no target** | {_cost(table, ALL):.3f} | {partial(table, ALL).nbytes() / 1000:.0f} |"
     )
@@ -101,7 +101,7 @@ def pure(count: int) -> None:
     )
     one, two = partial(table.slice(0, count // 2), aimed), partial(table.slice(count // 2), aimed)
     print(f"\nmerge of two states {best(lambda: merge(one, two)) * 1e3:.1f} ms, finalize {best(lambda: finalize(one)) * 1e3:.1f} ms; "
-          f"by 50 files {_cost(table, aimed, 'file'):.3f} µs a row; state after {count:,} rows {partial(table, aimed).nbytes():,} B, after "
+          f"by 50 files {_cost(table, aimed, 'file'):.3f} µs per row; state after {count:,} rows {partial(table, aimed).nbytes():,} B, after "
           f"a tenth {partial(table.slice(0, count // 10), aimed).nbytes():,} B")  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def with_ray(count: int) -> None:
             gime.measure(ray.data.read_parquet(paths))
 
         print(
-            f"\n| rows, Ray on {int(ray.cluster_resources()['CPU'])} cores | Ray Data only reads the columns, s | all eleven metrics, s | ratio | most memory of a process, MB |\n|---|---|---|---|---|"
+            f"\nRay on {int(ray.cluster_resources()['CPU'])} cores\n\n| rows | read only, s | all eleven metrics, s | ratio | memory, MB |\n|---|---|---|---|---|"
         )
         for files in dict.fromkeys((max(count // part // 2, 1), count // part)):
             paths = [f"{folder}/{at:04}.parquet" for at in range(files)]

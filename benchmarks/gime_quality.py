@@ -346,11 +346,9 @@ def tables(_: argparse.Namespace) -> None:
     for name in [n for n in TASKS if any(c["task"] == n for c in grid)]:
         task, some = TASKS[name], [c for c in grid if c["task"] == name]
         print(
-            f"\n**{name}**: {task.score} ({'lower' if task.lower else 'higher'} is better) on the test rows\n"
+            f"\n### {name}\n\nScores: {task.score}, on the test rows, {'lower' if task.lower else 'higher'} is better.\n"
         )
-        print(
-            "| trained on | rows | score ± deviation over seeds | minus random rows, paired | |\n|---|---|---|---|---|"
-        )
+        print("| trained on | rows | score | difference | verdict |\n|---|---|---|---|---|")
         for arm in ["full", *(a for kind in CHOSEN for a in (kind, *(f"{c} ({kind})" for c in CONTROLS)))]:
             here = {c["seed"]: c for c in some if c["arm"] == arm and c["rows"]}
             if here:
@@ -358,7 +356,7 @@ def tables(_: argparse.Namespace) -> None:
                     f"| {arm if arm == 'full' or '(' in arm else f'**GIME, {arm}**'} | {_row(task, arm, here, some)} |"
                 )
         print(
-            "\n| seed | sensitive (partial ρ, q) | thresholds that held | proxy on all, floor | rows trained on | s |\n|---|---|---|---|---|---|"
+            "\nCalibrations:\n\n| seed | sensitive statistics (ρ, q) | thresholds that passed the test | proxy on the pool, floor | rows trained on | s |\n|---|---|---|---|---|---|"
         )
         for c in [c for c in some if c["arm"] == "calibration"]:
             print(f"| {c['seed']} | {_calibration(c)} |")

@@ -455,8 +455,8 @@ def tables(_: argparse.Namespace) -> None:
         seeds = len({c["seed"] for c in some})
         for scene in [s for s in SCENES if any(c["scene"] == s for c in some)]:
             print(
-                f"\n**{setting[0]}, scene `{scene}`, K = {setting[1]:,}, {setting[2]}, {seeds} seed(s)**: "
-                "accuracy % ± standard deviation over seeds (on-target %, held-out KL) [seeds, where fewer]\n"
+                f"\n**{setting[0]}, scene `{scene}`, K = {setting[1]:,}, {setting[2]}.** Test accuracy in %, mean ± standard "
+                f"deviation over {seeds} seeds (in parentheses: on-target share in %, held-out KL in nats) [number of seeds if fewer]\n"
             )
             print("| arm | " + " | ".join(f"{b:.0%} of the pool" for b in BUDGETS) + " |")
             print("|---" * (len(BUDGETS) + 1) + "|")

@@ -173,7 +173,7 @@ def assignment(_: argparse.Namespace) -> None:
         seconds["assign"] += time.perf_counter() - begin
     table(
         "Nearest of 1,500 centroids for 10^7 rows x 64, in chunks of 100,000",
-        ["", "seconds", "rows a second", "rate against the product"],
+        ["", "seconds", "rows per second", "rate against the product"],
         [
             [name, took, f"{rows / took:,.0f}", f"{seconds['bare'] / took:.2f}"]
             for name, took in (("bare float32 product", seconds["bare"]), ("`assign`", seconds["assign"]))

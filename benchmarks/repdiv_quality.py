@@ -331,11 +331,11 @@ def tables(_: argparse.Namespace) -> None:
     found = [cell for cell in cells() if cell["seed"] in SEEDS]
     units(lines())
     heads = {
-        "main": "Network `wide`, schedule `cosine`",
-        "noise": "20 % of the training labels wrong (network `wide`, schedule `cosine`)",
+        "main": "Main setting: network `wide`, schedule `cosine`",
+        "noise": "Wrong labels: 20 % of the training labels are another class (network `wide`, schedule `cosine`)",
         "network": "Network `deep` (schedule `cosine`)",
         "schedule": "Schedule `steps` (network `wide`)",
-        "ablation": "RepDiv taken apart (network `wide`, schedule `cosine`)",
+        "ablation": "Variants of RepDiv (network `wide`, schedule `cosine`)",
         "long": "100 epochs (network `wide`, schedule `cosine`)",
     }
     for part, (changes, arms) in PARTS.items():
@@ -347,7 +347,7 @@ def tables(_: argparse.Namespace) -> None:
     fresh = [c for c in cells() if c["seed"] not in SEEDS and all(c[name] == USUAL[name] for name in USUAL)]
     if fresh:
         tried = len({c["seed"] for c in fresh})
-        head = f"{tried} other seeds, which no look at the tables above had a part in (network `wide`, schedule `cosine`)"
+        head = f"{tried} other seeds, run after the tables above (network `wide`, schedule `cosine`)"
         accuracies(head, fresh, ("random", "roundrobin", "repdiv", "no classes"), own="no classes")
     usage([c for c in found if all(c[name] == value for name, value in USUAL.items())])
 
@@ -365,8 +365,8 @@ def accuracies(title: str, here: list[dict[str, Any]], arms: tuple[str, ...], ow
     name = TITLES.get(own, f"RepDiv, {own},")
     heads = [f"{DATA[data]}, {ratio:.0%}" for data, ratio in columns(here)]
     print(
-        f"\n**{title}.** Accuracy, %, ± standard deviation over seeds; in brackets {name} minus the row, points: "
-        f"**+** {name} is better, **−** worse, = a tie by the 95 % interval over pairs of seeds\n"
+        f"\n**{title}.** Test accuracy in %, ± the standard deviation over the seeds. In parentheses is the accuracy of {name} "
+        f"minus that of the row, in percentage points: **+** {name} is better, **−** worse, = a tie.\n"
     )
     print(f"| | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
     for arm in arms:
@@ -392,8 +392,8 @@ def accuracies(title: str, here: list[dict[str, Any]], arms: tuple[str, ...], ow
 def usage(here: list[dict[str, Any]]) -> None:
     heads = [f"{DATA[data]}, {ratio:.0%}" for data, ratio in columns(here)]
     print(
-        "\n**How evenly samples were used, and what it cost.** Gini / total variation from uniform of how often each was "
-        "selected, the tail included; passes in % of full data's\n"
+        "\n**How evenly the arms use the samples, and their number of passes.** Gini coefficient / total variation distance "
+        "from uniform use of how often each sample was selected, tail included; passes in % of full data.\n"
     )
     print(f"| | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
     for arm in ("random", "roundrobin", "infobatch", *ABLATIONS, "repdiv"):
@@ -412,8 +412,10 @@ def usage(here: list[dict[str, Any]]) -> None:
 
 
 def units(found: list[dict[str, Any]]) -> None:
-    print("\n**The autoencoders**, means over seeds\n")
-    print("| | units | never active | variance unexplained | units active a sample |\n|---|---|---|---|---|")
+    print("\n**The autoencoders**, means over the seeds\n")
+    print(
+        "| data | units | never active | unexplained variance | active units per sample |\n|---|---|---|---|---|"
+    )
     for data, title in DATA.items():
         some = [line for line in found if line.get("factors", [None])[0] == data]
         if some:
