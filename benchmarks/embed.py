@@ -146,7 +146,7 @@ def memory(rows: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     import raysel
-    from raysel.data.embedders import ColumnEmbedder
+    from raysel.data.embedders.column import ColumnEmbedder
     from raysel.data.pipeline import compute
     from raysel.data.vectors import to_column
 

@@ -14,7 +14,7 @@ from raysel.version import __version__
 _HOME = {
     "read": "raysel.data.read",
     "embed": "raysel.data.embed",
-    "fit_embedder": "raysel.data.embed",
+    "fit_embedder": "raysel.data.embedders.build",
     "Selection": "raysel.selection",
     "Random": "raysel.baselines",
     "GIO": "raysel.gio.distributed",
@@ -38,7 +38,7 @@ _ROOMS = ("data", "gio", "gime", "factors", "dynamic", "train", "workflow", "rep
 if TYPE_CHECKING:
     from raysel.baselines import Random as Random
     from raysel.data.embed import embed as embed
-    from raysel.data.embed import fit_embedder as fit_embedder
+    from raysel.data.embedders.build import fit_embedder as fit_embedder
     from raysel.data.read import read as read
     from raysel.dynamic.controls import FullData as FullData
     from raysel.dynamic.controls import RandomPrune as RandomPrune

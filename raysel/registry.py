@@ -27,15 +27,15 @@ POLICIES = Registry(
 EMBEDDERS = Registry(
     "embedders",
     {
-        "column": "raysel.data.embed:stored_column",
-        "pca": "raysel.data.embed:PCA",
-        "hash": "raysel.data.embed:hashed_text",
-        "table": "raysel.data.embed:TableFeatures",
-        "sentence-transformers": "raysel.data.models:sentence_transformer",
-        "timm": "raysel.data.models:timm",
-        "torchvision": "raysel.data.models:torchvision",
-        "open_clip": "raysel.data.models:open_clip",
-        "torch": "raysel.data.models:network",
+        "column": "raysel.data.embedders.column:stored_column",
+        "pca": "raysel.data.embedders.pca:PCA",
+        "hash": "raysel.data.embedders.hashed_text:hashed_text",
+        "table": "raysel.data.embedders.table:TableFeatures",
+        "sentence-transformers": "raysel.data.embedders.sentence_transformers:SentenceTransformers",
+        "timm": "raysel.data.embedders.timm:Timm",
+        "torchvision": "raysel.data.embedders.torchvision:Torchvision",
+        "open_clip": "raysel.data.embedders.open_clip:OpenClip",
+        "torch": "raysel.data.embedders.torch_network:TorchNetwork",
     },
 )
 

@@ -7,226 +7,23 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.cluster.blocks import check_columns, materialized, plain_errors, stream_blocks
-from raysel.cluster.code import load_object
+from raysel.cluster.blocks import check_columns, materialized, plain_errors
 from raysel.core.fingerprint.files import cache_root
 from raysel.data import pipeline, shards
 from raysel.data.decode import decode
-from raysel.data.embedders import (
-    ColumnEmbedder,
-    Embedder,
-    FunctionEmbedder,
-    HashEmbedder,
-    PCAEmbedder,
-    TableEmbedder,
-    check_vectors,
-    numbers,
-)
-from raysel.data.pca import Grid, Moments, Range, components
+from raysel.data.embedders.build import as_embedder, make_embedder
+from raysel.data.embedders.column import ColumnEmbedder
+from raysel.data.embedders.embedder import Embedder, check_vectors
 from raysel.data.read import parquet_rows
 from raysel.data.row_index import ID
-from raysel.data.vectors import EMBEDDING, as_vectors, not_finite, to_column
-from raysel.errors import ConfigError, DataError, first
-from raysel.registry import EMBEDDERS
-
-_NETWORKS = ("sentence-transformers", "timm", "torchvision", "open_clip", "torch")
-_BUCKETS = 16  # elements of a hashed category
-
-
-def fit_embedder(
-    spec: str | Embedder | Learner,
-    dataset: Dataset | None = None,
-    *,
-    column: str | Sequence[str] | None = None,
-) -> Embedder:
-    """Make the embedder that ``spec`` names, and fit it on ``dataset`` if it learns from data.
-
-    Use one fitted embedder for pool and target: vectors of two fits cannot be compared.
-
-    Parameters
-    ----------
-    spec : str or object
-        One of
-
-        - ``column``: the column holds vectors already;
-        - ``pca:N``: N principal components of all rows, the same bits for any number of blocks;
-        - ``hash:N``: words and pairs of words of text, hashed into N elements;
-        - ``table``: numbers scaled to 0..1 and hashed categories of the columns;
-        - ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``:
-          pretrained networks, from local weights;
-        - ``torch:file.py:factory``, ``torch:module:factory``: a network of your own; with ``:penultimate``
-          appended, the input of its last linear layer;
-        - ``file.py:Name``, ``package.module:Name``: an embedder of your own. Naming one runs its code;
-        - an embedder object, which is fitted if it has a method ``fit(dataset, columns)``.
-    dataset : ray.data.Dataset, optional
-        Rows to learn from.
-    column : str or list of str, optional
-        Columns to learn from.
-
-    Returns
-    -------
-    Embedder
-        A callable with a name, which `raysel.embed` applies.
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown or the model is not available.
-    DataError
-        If the column has no usable values.
-
-    Examples
-    --------
-    >>> embedder = raysel.fit_embedder("pca:2", rows, column="embedding")
-    >>> embedder.name
-    'pca:2'
-    """
-    made = make_embedder(spec) if isinstance(spec, str) else spec
-    if hasattr(made, "fit"):
-        name = spec if isinstance(spec, str) else getattr(made, "name", type(made).__name__)
-        return as_embedder(made.fit(*_fitted_on(name, dataset, column)))
-    return as_embedder(made)
-
-
-class Learner(Protocol):
-    """An embedder that has to be fitted before it embeds."""
-
-    def fit(self, dataset: Dataset, columns: list[str]) -> Embedder:
-        """Return the fitted embedder."""
-        ...
-
-
-def make_embedder(spec: str, where: str = "embedder") -> Any:
-    """Return the embedder that ``spec`` names, not fitted yet; its ConfigErrors begin with ``where``."""
-    kind, _, argument = spec.partition(":")
-    if kind in _NETWORKS and not argument:
-        raise ConfigError(f"{where}: '{spec}' does not name a model; write {kind}:NAME.")
-    if kind in EMBEDDERS.names():
-        return EMBEDDERS.find(kind, where, load_object)(spec, argument)
-    found = EMBEDDERS.find(spec, where, load_object)
-    return found() if isinstance(found, type) else found
-
-
-def stored_column(spec: str, argument: str) -> ColumnEmbedder:
-    """Vectors that the column holds already.
-
-    Parameters
-    ----------
-    spec : str
-        Complete name, such as ``column``.
-    argument : str
-        Empty.
-
-    Returns
-    -------
-    ColumnEmbedder
-        An embedder that needs no fit.
-
-    Raises
-    ------
-    ConfigError
-        If the name has another form.
-    """
-    _check_argument(spec, not argument, "column")
-    return ColumnEmbedder()
-
-
-def hashed_text(spec: str, argument: str) -> HashEmbedder:
-    """Words and pairs of words of a text, hashed.
-
-    Parameters
-    ----------
-    spec : str
-        Complete name, such as ``hash:256``.
-    argument : str
-        Number of elements per vector.
-
-    Returns
-    -------
-    HashEmbedder
-        An embedder that needs no fit.
-
-    Raises
-    ------
-    ConfigError
-        If the name has another form.
-    """
-    return HashEmbedder(spec, _elements(spec, argument))
-
-
-@dataclass(frozen=True)
-class PCA:
-    """Principal components of a numeric column, fitted on the pool.
-
-    Parameters
-    ----------
-    spec : str
-        Complete name, such as ``pca:32``.
-    argument : str
-        Number of components.
-
-    Raises
-    ------
-    ConfigError
-        If the name has another form.
-    """
-
-    spec: str
-    argument: str
-
-    def __post_init__(self) -> None:
-        _elements(self.spec, self.argument)
-
-    def fit(self, dataset: Dataset, columns: list[str]) -> PCAEmbedder:
-        """Learn the components from the first of ``columns``."""
-        return _fit_pca(self.spec, int(self.argument), dataset, columns)
-
-
-@dataclass(frozen=True)
-class TableFeatures:
-    """Numbers scaled to 0..1 and hashed categories of a table's columns, fitted on the pool.
-
-    Parameters
-    ----------
-    spec : str
-        Complete name, such as ``table``.
-    argument : str
-        Empty.
-
-    Raises
-    ------
-    ConfigError
-        If the name has another form.
-    """
-
-    spec: str
-    argument: str
-
-    def __post_init__(self) -> None:
-        _check_argument(self.spec, not self.argument, "table")
-
-    def fit(self, dataset: Dataset, columns: list[str]) -> TableEmbedder:
-        """Learn the ranges of the numbers."""
-        return _fit_table(self.spec, dataset, columns)
-
-
-def _elements(spec: str, argument: str) -> int:
-    kind = spec.partition(":")[0]
-    if not argument.isdecimal() or int(argument) < 1:
-        raise ConfigError(f"embedder: '{spec}' lacks the number of elements; write {kind}:32, for example.")
-    return int(argument)
-
-
-def _check_argument(spec: str, right: bool, example: str) -> None:
-    if not right:
-        raise ConfigError(f"embedder: '{spec}' is unknown; write {example}.")
+from raysel.data.vectors import EMBEDDING, as_vectors, to_column
+from raysel.errors import ConfigError
 
 
 def embed(
@@ -331,18 +128,6 @@ def embed(
     return pipeline.attach(dataset, place, made, report, options)
 
 
-def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
-    """Return ``embedder``; a plain function becomes an embedder with the function's name."""
-    if isinstance(getattr(embedder, "name", None), str):
-        return embedder  # type: ignore[return-value]
-    if not callable(embedder):
-        raise ConfigError(
-            f"embedder: {embedder!r} is neither a name nor a function of rows; the names are "
-            f"{', '.join(EMBEDDERS.names())}."
-        )
-    return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
-
-
 def _cache(
     source: pipeline.Source,
     embedder: Embedder,
@@ -384,94 +169,3 @@ def _with_vectors(table: pa.Table, vectors: pa.Array | pa.ChunkedArray) -> pa.Ta
     if EMBEDDING in table.column_names:
         table = table.drop_columns([EMBEDDING])
     return table.append_column(EMBEDDING, vectors)
-
-
-# ---- fitting -------------------------------------------------------------------------------------------------
-
-
-def _fitted_on(
-    spec: str, dataset: Dataset | None, column: str | Sequence[str] | None
-) -> tuple[Dataset, list[str]]:
-    if dataset is None or column is None:
-        raise ConfigError(
-            f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
-        )
-    return dataset, [column] if isinstance(column, str) else list(column)
-
-
-def _fit_pca(spec: str, count: int, dataset: Dataset, columns: list[str]) -> PCAEmbedder:
-    name = columns[0]
-    what = "dataset to fit on"
-    wanted = [ID, name] if ID in (dataset.columns() or []) else [name]
-    span: Range | None = None
-    bad = 0
-    some: list[int] = []
-    for part, wrong in stream_blocks(dataset, wanted, what, _range, name):
-        bad, some = bad + len(wrong), sorted([*some, *wrong.tolist()])[:4]
-        if part is not None:
-            if span is not None and len(span.low) != len(part.low):
-                raise DataError(
-                    f"Column '{name}' of the {what} holds vectors of different lengths: "
-                    f"{first(sorted((len(span.low), len(part.low))))}."
-                )
-            span = part if span is None else span + part
-    if bad:
-        more = f" and {bad - 3:,} more" if bad > 3 else ""
-        raise DataError(
-            f"Column '{name}' of the {what} holds NaN or infinite values in {bad:,} rows (sample_id "
-            f"{first(some[:3])}{more}); repair or drop these rows first."
-        )
-    if span is None:
-        raise DataError(f"The {what} is empty: there are no rows to learn from.")
-    most = min(len(span.low), span.rows)
-    if count > most:
-        raise ConfigError(
-            f"embedder: '{spec}' has {count} components, but {span.rows} rows of {len(span.low)} columns have at "
-            f"most {most}; ask for fewer."
-        )
-    grid = Grid.over(span)
-    total: Moments | None = None
-    for moments in stream_blocks(dataset, wanted, what, _moments, name, grid):
-        total = moments if total is None else total + moments
-    assert total is not None
-    return PCAEmbedder(spec, *components(total, grid, count))
-
-
-def _values(table: pa.Table, name: str) -> np.ndarray:
-    numbered = table if ID in table.column_names else table.append_column(ID, pa.array(range(len(table))))
-    rows = decode(numbered, [name], "numbers")
-    if rows.rejected:
-        shards.refuse(rows.rejected, rows.ids)
-    return rows.rows
-
-
-def _range(table: pa.Table, name: str) -> tuple[Range | None, np.ndarray]:
-    values = _values(table, name)
-    ids = table[ID].to_numpy() if ID in table.column_names else np.arange(len(values))
-    if values.dtype.kind == "f" and len(bad := not_finite(values)):
-        return None, ids[bad]
-    return Range.of(values), ids[:0]
-
-
-def _moments(table: pa.Table, name: str, grid: Grid) -> Moments:
-    return Moments.of(_values(table, name), grid)
-
-
-def _fit_table(spec: str, dataset: Dataset, columns: list[str]) -> TableEmbedder:
-    low: dict[str, float] = {}
-    high: dict[str, float] = {}
-    for part in stream_blocks(dataset, columns, "dataset to fit on", _extremes):
-        for name, (least, most) in part.items():
-            low[name], high[name] = min(low.get(name, least), least), max(high.get(name, most), most)
-    return TableEmbedder(spec, tuple(columns), low, high, _BUCKETS)
-
-
-def _extremes(table: pa.Table) -> dict[str, tuple[float, float]]:
-    found = {}
-    for name in table.column_names:
-        kind = table[name].type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            values = numbers(table[name])
-            values = values[np.isfinite(values)]
-            found[name] = (float(values.min()), float(values.max())) if len(values) else (np.inf, -np.inf)
-    return found

@@ -45,7 +45,7 @@ from raysel.core.storage import open_file, write_json
 from raysel.data import shards
 from raysel.data.content import digest_blocks
 from raysel.data.decode import is_bytes, is_text
-from raysel.data.embedders import Embedder, FunctionEmbedder
+from raysel.data.embedders.embedder import Embedder, FunctionEmbedder
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
 from raysel.data.read import IndexedParquet, parquet_rows
 from raysel.data.row_index import ID, Piece, check_ids, opened, resolve

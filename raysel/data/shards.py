@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.data.decode import Rows, Takes, decode
-from raysel.data.embedders import Embedder, check_vectors, length_of, rows_of
+from raysel.data.embedders.embedder import Embedder, check_vectors, length_of, rows_of
 from raysel.data.row_index import ID, Piece, opened, with_ids
 from raysel.data.vectors import EMBEDDING, not_finite, to_column
 from raysel.errors import DataError, RunError, first

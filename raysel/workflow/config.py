@@ -607,7 +607,11 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
     if isinstance(tree.get("embed"), Mapping):
         given = tree["embed"].get("embedder")
         if given is not None:
-            made = method(given) if isinstance(given, Mapping) else _embedder(given, place, spec)
+            made = (
+                {**given, "method": _embedder(given.get("method"), place, spec)}
+                if isinstance(given, Mapping)
+                else _embedder(given, place, spec)
+            )
             tree["embed"] = {**tree["embed"], "embedder": made}
     if isinstance(tree.get("select"), list):
         tree["select"] = [method(part) for part in tree["select"]]
@@ -625,14 +629,10 @@ def _embedder(given: Any, place: Any, spec: Any) -> Any:
     if not isinstance(given, str):
         return given
     kind, _, argument = given.partition(":")
-    if kind == "torch":
-        file, colon, rest = argument.partition(".py:")
-        return f"{kind}:{place(file)}.py:{rest}" if colon else given
-    if kind == "sentence-transformers" and argument.startswith((".", "~", "/")):
-        return f"{kind}:{place(argument)}"
-    if kind == "timm" and argument.startswith("local-dir:"):
-        return f"{kind}:local-dir:{place(argument.removeprefix('local-dir:'))}"
-    return spec(given) if kind not in EMBEDDERS.builtin else given
+    if kind not in EMBEDDERS.builtin:
+        return spec(given)
+    absolute = getattr(EMBEDDERS.find(kind, "embed.embedder", load_object), "absolute", None)
+    return f"{kind}:{absolute(argument, place)}" if absolute and argument else given
 
 
 __all__ = [

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysel.data.decode import decode
-from raysel.data.embed import as_embedder
-from raysel.data.embedders import check_vectors
+from raysel.data.embedders.build import as_embedder, named_embedder
+from raysel.data.embedders.embedder import check_vectors
 from raysel.data.read import IndexedParquet
 from raysel.data.row_index import ID, index_parquet, list_files, opened, with_ids
 from raysel.data.vectors import to_numpy
@@ -69,9 +69,9 @@ def unloaded(workflow: Workflow) -> list[str]:
     """Return the configuration paths whose code was not run, for ``raysel validate``."""
     methods: list[Method] = [*workflow.select, workflow.dynamic]
     found = [f"{method.where}: {method.spec}" for method in methods if not method.builtin]
-    spec = workflow.embed.method.spec
-    if not workflow.embed.method.builtin or spec.partition(":")[0] not in ("column", "pca", "hash", "table"):
-        found.append(f"embed.embedder: {spec}")
+    method = workflow.embed.method
+    if not method.builtin or hasattr(named_embedder(method.spec), "open"):
+        found.append(f"embed.embedder: {method.spec}")
     if workflow.train.task not in TASKS.builtin:
         found.append(f"train.task: {workflow.train.task}")
     return [*found, f"train.model: {workflow.train.model}"]
@@ -141,13 +141,8 @@ def _check_embedder(step: Embed, rows: pa.Table) -> None:
     if settings.column not in rows.column_names:
         return  # the step's own check says which columns there are
     first = rows[settings.column][0].as_py()
-    if spec.startswith("pca:") and isinstance(first, list):
-        width = np.size(first)
-        if int(spec.removeprefix("pca:")) > width:
-            raise ConfigError(
-                f"embed.embedder: '{spec}' has more components than column '{settings.column}' has elements, {width}; "
-                f"choose at most {width}."
-            )
+    if isinstance(first, list):
+        step.check_width(made, np.size(first))
     if hasattr(made, "fit"):
         return
     embedder = as_embedder(made)

@@ -415,7 +415,11 @@ def test_what_pca_cannot_be_fitted_on():
     wrong[[2, 5, 6, 9], 0] = np.nan
     for rows, spec, sentence in (
         (wrong, "pca:2", r"NaN or infinite values in 4 rows \(sample_id 2, 5, 6 and 1 more\)"),
-        (np.ones((10, 3), np.float32), "pca:4", "10 rows of 3 columns have at most 3"),
+        (
+            np.ones((10, 3), np.float32),
+            "pca:4",
+            "'pca:4' has 4 components, but the column has 3 elements; choose at most 3",
+        ),
         (np.array(["a", "b"]), "pca:1", "holds (large_)?string, not numbers"),
     ):
         with pytest.raises((ConfigError, DataError), match=sentence):

@@ -18,7 +18,11 @@ from PIL import Image
 import raysel
 from raysel.core.fingerprint import fingerprint
 from raysel.data import pipeline
-from raysel.data.embedders import ColumnEmbedder, FunctionEmbedder, HashEmbedder, PCAEmbedder, TableEmbedder
+from raysel.data.embedders.column import ColumnEmbedder
+from raysel.data.embedders.embedder import FunctionEmbedder
+from raysel.data.embedders.hashed_text import HashEmbedder
+from raysel.data.embedders.pca import PCAEmbedder
+from raysel.data.embedders.table import TableEmbedder
 from raysel.data.row_index import RowIndex, index_parquet, list_files
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError, RunError
@@ -166,7 +170,7 @@ def test_the_digest_of_a_model_follows_its_neighbours(tmp_path):
 
 
 def test_the_digest_of_a_text_model_sees_what_is_behind_links(tmp_path, monkeypatch):
-    monkeypatch.setattr("raysel.data.models.need", lambda *_: None)
+    monkeypatch.setattr("raysel.data.embedders.sentence_transformers.need", lambda *_: None)
     (tmp_path / "m").mkdir(), (tmp_path / "elsewhere").mkdir()
     (tmp_path / "m/config.json").write_text("{}")
     (tmp_path / "m/1_Dense").symlink_to(tmp_path / "elsewhere")

@@ -246,16 +246,16 @@ def test_models_that_are_not_there(name, sentence, tmp_path):
     "spec", ["timm:resnet18", "torchvision:resnet18", "open_clip:ViT-B-32", "sentence-transformers:x"]
 )
 def test_a_missing_extra_names_the_command(spec, monkeypatch):
-    from raysel.data import models
+    from raysel.data.embedders import network
 
-    real = models.importlib.import_module
+    real = network.importlib.import_module
 
     def without(name):
         if name.partition(".")[0] in ("timm", "torchvision", "open_clip", "sentence_transformers"):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
         return real(name)
 
-    monkeypatch.setattr(models.importlib, "import_module", without)
+    monkeypatch.setattr(network.importlib, "import_module", without)
     extra = "text" if spec.startswith("sentence") else "vision"
     with pytest.raises(
         ConfigError,

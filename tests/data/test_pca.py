@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 
-from raysel.data.pca import Grid, Moments, Range, components
+from raysel.data.principal_components import Grid, Moments, Range, components
 
 
 def fit(values, parts, count=3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,7 +15,7 @@ import raysel
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.data import pipeline
 from raysel.data.decode import is_bytes, is_text
-from raysel.data.embed import as_embedder, make_embedder
+from raysel.data.embedders.build import as_embedder, make_embedder, named_embedder
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError
 from raysel.workflow.config import Embed as Settings
@@ -42,27 +44,23 @@ class Embed(Step):
                 f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
                 f"but the target's {sizes['target']}; the numbers must agree."
             )
-        spec = self.settings.method.spec
-        kind, _, argument = spec.partition(":")
-        try:
-            if kind in ("column", "pca", "hash", "table"):
-                make_embedder(spec)
-            width = sizes["pool"]
-            if kind == "pca" and width and int(argument) > width:
-                raise ConfigError(
-                    f"embedder: '{spec}' has {argument} components, but the column has {width} elements; choose at most {width}."
-                )
-        except ConfigError as error:
-            raise ConfigError(f"embed.{error}") from None
+        if self.settings.method.builtin:
+            with _under_embed():
+                made = named_embedder(self.settings.method.spec)
+            if (width := sizes["pool"]) is not None:
+                self.check_width(made, width)
+
+    def check_width(self, made: Any, width: int) -> None:
+        """Raise ConfigError if the embedder cannot be used on a column of ``width`` elements."""
+        if hasattr(made, "check"):
+            with _under_embed():
+                made.check(width)
 
     def embedder(self) -> Any:
         """Return the embedder, not fitted yet. Runs the code that its name refers to."""
         method = self.settings.method
-        try:
-            return method.make() if method.parameters else make_embedder(method.spec, "embed.embedder")
-        except ConfigError as error:
-            text = str(error)
-            raise ConfigError(text if text.startswith("embed") else f"embed.{text}") from None
+        with _under_embed():
+            return method.make() if method.parameters else make_embedder(method.spec)
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Return the settings, code and weights of the embedder, and the rows."""
@@ -112,3 +110,13 @@ class Embed(Step):
             )
             answer[role] = asdict(report)
         return answer
+
+
+@contextmanager
+def _under_embed() -> Iterator[None]:
+    """Name the section in the path of a ConfigError."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith("embed.") else f"embed.{text}") from None

@@ -1,0 +1,109 @@
+"""Embedders by name: made, and fitted on rows if they learn from data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from ray.data import Dataset
+
+from raysel.cluster.code import load_object
+from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, Learner
+from raysel.errors import ConfigError
+from raysel.registry import EMBEDDERS
+
+
+def fit_embedder(
+    spec: str | Embedder | Learner,
+    dataset: Dataset | None = None,
+    *,
+    column: str | Sequence[str] | None = None,
+) -> Embedder:
+    """Make the embedder that ``spec`` names, and fit it on ``dataset`` if it learns from data.
+
+    Use one fitted embedder for pool and target: vectors of two fits cannot be compared.
+
+    Parameters
+    ----------
+    spec : str or object
+        One of
+
+        - ``column``: the column holds vectors already;
+        - ``pca:N``: N principal components of all rows, the same bits for any number of blocks;
+        - ``hash:N``: words and pairs of words of text, hashed into N elements;
+        - ``table``: numbers scaled to 0..1 and hashed categories of the columns;
+        - ``sentence-transformers:NAME_OR_PATH``, ``timm:NAME``, ``torchvision:NAME``, ``open_clip:NAME``:
+          pretrained networks, from local weights;
+        - ``torch:file.py:factory``, ``torch:module:factory``: a network of your own; with ``:penultimate``
+          appended, the input of its last linear layer;
+        - ``file.py:Name``, ``package.module:Name``: an embedder of your own. Naming one runs its code;
+        - an embedder object, which is fitted if it has a method ``fit(dataset, columns)``.
+    dataset : ray.data.Dataset, optional
+        Rows to learn from.
+    column : str or list of str, optional
+        Columns to learn from.
+
+    Returns
+    -------
+    Embedder
+        A callable with a name, which `raysel.embed` applies.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown or the model is not available.
+    DataError
+        If the column has no usable values.
+
+    Examples
+    --------
+    >>> embedder = raysel.fit_embedder("pca:2", rows, column="embedding")
+    >>> embedder.name
+    'pca:2'
+    """
+    made = make_embedder(spec) if isinstance(spec, str) else spec
+    if hasattr(made, "fit"):
+        name = spec if isinstance(spec, str) else getattr(made, "name", type(made).__name__)
+        return as_embedder(made.fit(*_fitted_on(name, dataset, column)))
+    return as_embedder(made)
+
+
+def make_embedder(spec: str, where: str = "embedder") -> Any:
+    """Return the embedder that ``spec`` names, not fitted yet; its ConfigErrors begin with ``where``."""
+    found = named_embedder(spec, where)
+    if found is None:
+        found = EMBEDDERS.find(spec, where, load_object)
+        found = found() if isinstance(found, type) else found
+    return found.open() if hasattr(found, "open") else found
+
+
+def named_embedder(spec: str, where: str = "embedder") -> Any:
+    """Return what the registry makes of ``spec``: the name is checked, nothing of raysel's own is loaded yet.
+
+    None if the name is not in the registry.
+    """
+    kind, _, argument = spec.partition(":")
+    return EMBEDDERS.find(kind, where, load_object)(spec, argument) if kind in EMBEDDERS.names() else None
+
+
+def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
+    """Return ``embedder``; a plain function becomes an embedder with the function's name."""
+    if isinstance(getattr(embedder, "name", None), str):
+        return embedder  # type: ignore[return-value]
+    if not callable(embedder):
+        raise ConfigError(
+            f"embedder: {embedder!r} is neither a name nor a function of rows; the names are "
+            f"{', '.join(EMBEDDERS.names())}."
+        )
+    return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
+
+
+def _fitted_on(
+    spec: str, dataset: Dataset | None, column: str | Sequence[str] | None
+) -> tuple[Dataset, list[str]]:
+    if dataset is None or column is None:
+        raise ConfigError(
+            f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
+        )
+    return dataset, [column] if isinstance(column, str) else list(column)

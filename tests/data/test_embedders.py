@@ -1,0 +1,134 @@
+"""Embedders by name: what a name says is checked without loading anything, and paths in it are found from anywhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import raysel
+from raysel.data.embedders.build import make_embedder, named_embedder
+from raysel.errors import ConfigError
+from raysel.registry import EMBEDDERS
+from raysel.workflow import config
+
+WORKFLOW = "name: x\npool: {path: p.parquet}\ntrain: {model: 'm.py:net', input: x}\n"
+
+
+@pytest.mark.parametrize("name", EMBEDDERS.builtin)
+def test_a_wrong_argument_is_found_without_the_package(name):
+    needs_none = name in ("column", "table")
+    with pytest.raises(ConfigError, match=f"^embedder: '{name}:?"):
+        named_embedder(f"{name}:3" if needs_none else f"{name}:")
+    if needs_none:
+        assert named_embedder(name) is not None
+    else:
+        assert named_embedder({"torch": "torch:no.py:f"}.get(name, f"{name}:3")) is not None
+    assert named_embedder("no-such-name") is None
+
+
+def test_what_has_to_be_found_first_can_be_opened_and_nothing_else():
+    names = {"torch": "torch:no.py:f"}
+    opened = {
+        name
+        for name in EMBEDDERS.builtin
+        if name not in ("column", "table") and hasattr(named_embedder(names.get(name, f"{name}:3")), "open")
+    }
+    assert opened == {"sentence-transformers", "timm", "torchvision", "open_clip", "torch"}
+
+
+def test_components_are_checked_against_the_width_and_the_rows():
+    pca = named_embedder("pca:4")
+    pca.check(4)
+    pca.check(5, rows=4)
+    with pytest.raises(
+        ConfigError, match="'pca:4' has 4 components, but the column has 3 elements; choose at most 3"
+    ):
+        pca.check(3)
+    with pytest.raises(ConfigError, match="there are 3 rows to learn from; choose at most 3"):
+        pca.check(5, rows=3)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("torch:net.py:f:penultimate", "torch:HERE/net.py:f:penultimate"),
+        ("torch:package.module:f", "torch:package.module:f"),
+        ("sentence-transformers:./m", "sentence-transformers:HERE/m"),
+        ("sentence-transformers:all-MiniLM-L6-v2", "sentence-transformers:all-MiniLM-L6-v2"),
+        ("timm:local-dir:net", "timm:local-dir:HERE/net"),
+        ("timm:resnet18", "timm:resnet18"),
+        ("open_clip:local-dir:net", "open_clip:local-dir:HERE/net"),
+        ("open_clip:ViT-B-32/./weights.pt", "open_clip:ViT-B-32/HERE/weights.pt"),
+        ("open_clip:ViT-B-32/openai", "open_clip:ViT-B-32/openai"),
+        ("own.py:Name", "HERE/own.py:Name"),
+        ("pca:3", "pca:3"),
+    ],
+)
+def test_paths_in_a_name_are_those_next_to_the_workflow(tmp_path, given, wanted):
+    (tmp_path / "flow.yaml").write_text(WORKFLOW)
+    for text in (given, f"{{method: '{given}'}}"):
+        flow = config.load(tmp_path / "flow.yaml", [f"embed.embedder={text}"])
+        assert flow.embed.method.spec == wanted.replace("HERE", str(tmp_path))
+
+
+# ---- models on disk --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("raysel.data.embedders.sentence_transformers.need", lambda *_: None)
+    (tmp_path / "m/0_Transformer").mkdir(parents=True)
+    for name in ("config.json", "0_Transformer/config.json", "config_sentence_transformers.json"):
+        (tmp_path / "m" / name).write_text("{}")
+    modules = [
+        {"idx": 0, "name": "0", "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    ]
+    (tmp_path / "m/modules.json").write_text(json.dumps(modules))
+    return tmp_path / "m"
+
+
+def test_a_text_model_that_brings_code_is_refused(folder):
+    spec = f"sentence-transformers:{folder}"
+    assert raysel.fit_embedder(spec).name == spec
+    for file, text, named in (
+        ("modules.json", [{"type": "own.Mine"}], "own.Mine"),
+        ("0_Transformer/config.json", {"auto_map": {"AutoModel": "modeling_own.Net"}}, "modeling_own.Net"),
+        ("config.json", {"auto_map": {"AutoModel": "user/repo--modeling.Net"}}, "user/repo--modeling.Net"),
+    ):
+        before = (folder / file).read_text()
+        (folder / file).write_text(json.dumps(text))
+        (folder / "own.py").write_text("raise AssertionError")
+        with pytest.raises(
+            ConfigError, match=rf"brings code of its own \({named}\), which is not run\. Write a function"
+        ):
+            raysel.fit_embedder(spec)
+        (folder / file).write_text(before)
+    (folder / "modules.json").write_text("[{")
+    with pytest.raises(ConfigError, match=r"modules\.json is damaged"):
+        raysel.fit_embedder(spec)
+
+
+def test_whatever_a_factory_or_a_library_raises_names_the_embedder(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text("def net():\n    raise KeyError('weights')\n")
+    with pytest.raises(ConfigError, match=r"net\.py:net' cannot be loaded \(KeyError: 'weights'\)"):
+        raysel.fit_embedder(f"torch:{tmp_path}/net.py:net")
+    monkeypatch.setitem(__import__("sys").modules, "timm", _Broken())
+    with pytest.raises(ConfigError, match=r"'timm:x' cannot be loaded \(AssertionError: no message\)"):
+        make_embedder("timm:x")
+
+
+class _Broken:
+    def create_model(self, *_, **__):
+        raise AssertionError
+
+
+def test_a_module_of_the_current_directory_is_found(tmp_path, monkeypatch):
+    (tmp_path / "nets_here.py").write_text(
+        "import torch\nfrom layer_here import wide\ndef net(): return wide()\n"
+    )
+    (tmp_path / "layer_here.py").write_text("import torch\ndef wide(): return torch.nn.Linear(2, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    run = raysel.fit_embedder("torch:nets_here:net").load("cpu")
+    assert run(np.zeros((3, 2), np.float32)).shape == (3, 2)
