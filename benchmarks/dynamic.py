@@ -1,9 +1,9 @@
-"""What dynamic selection costs: planning, losses into one actor, a training step, the turn of an epoch.
+"""Measure what dynamic selection costs: planning, losses into one actor, a training step, the change of epoch.
 
     python benchmarks/dynamic.py [--parts plan shard updates steps turnover]
 
-Prints Markdown tables. Every part runs in processes of its own; planning is one process on one core. ``updates``,
-``steps`` and ``turnover`` talk to a real actor on a local Ray cluster, as the workers of a run do.
+The output is Markdown tables. Every part runs in its own processes. Planning is one process on one core. ``updates``, ``steps``
+and ``turnover`` call a real actor on a local Ray cluster, as the workers of a run do.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def plans(options: argparse.Namespace) -> None:
         rows.append([title, found["seconds"], found["work"], found["peak"] / options.samples, share(found)])
     table(
         f"Plan of {options.samples:,} samples, one core",
-        ["policy", "seconds", "of them on the core", "peak, bytes a sample beyond the state", "planned"],
+        ["policy", "seconds", "CPU seconds", "peak, bytes per sample without the state", "planned"],
         rows,
     )
 
@@ -91,8 +91,8 @@ def shard(options: argparse.Namespace) -> None:
             "samples of the shard",
             "plan, seconds",
             "state, MB",
-            "plan, peak MB beyond it",
-            "all shards' states, GB",
+            "plan, peak MB without the state",
+            "states of all shards, GB",
         ],
         [[f"{size:,}", found["seconds"], 8 * size / 1e6, found["peak"] / 1e6, 8 * n / 1e9]],
     )
@@ -110,7 +110,7 @@ def share(found: dict[str, Any]) -> str:
 
 
 def updates(options: argparse.Namespace) -> None:
-    """(id, loss) pairs a second into one actor, sent by two processes in buffers as a session sends them."""
+    """Count (id, loss) pairs per second into one actor, sent by two processes in buffers as a session sends them."""
     import ray
 
     from raysel.dynamic import FullData
@@ -148,17 +148,22 @@ def updates(options: argparse.Namespace) -> None:
         client.close()
     table(
         f"Losses into one actor of {n:,} samples from 2 processes",
-        ["pairs a call", "million pairs a second, best of 3", "median", "a second of the actor's own core"],
+        [
+            "pairs per call",
+            "million pairs/s, best of 3",
+            "median",
+            "million pairs per CPU second of the actor",
+        ],
         rows,
     )
 
 
 def steps(options: argparse.Namespace) -> None:
-    """What a session adds to a step of 20 ms: steps with it and plain steps in turn, the host's time in each.
+    """Measure what a session adds to a step of 20 ms: steps with a session and plain steps alternate.
 
-    Between them the host does what a training step has it do: it runs a network's layers until the 20 ms are over.
-    What the imports left is kept from the garbage collector: its long rounds, which both kinds of steps cause alike,
-    would be counted to whichever they happen to fall into.
+    Between the measurements the host runs a network's layers until the 20 ms are over, as a training step does. The
+    garbage collector skips the objects of the imports: its long rounds, which both kinds of steps cause, would be
+    counted for whichever step they happen to interrupt.
     """
     import gc
 
@@ -208,13 +213,13 @@ def steps(options: argparse.Namespace) -> None:
     extra = [b - a for a, b in zip(rows[0][1:], rows[1][1:], strict=True)]
     table(
         f"Host time of a step of 20 ms (batch of {batch}, {session.total_steps:,} steps each), ms",
-        ["", "mean", "mean, on the core", "median", "median, on the core"],
+        ["", "mean", "mean, CPU time", "median", "median, CPU time"],
         [*rows, ["added", *extra], ["added, % of the step", *(100 * x / (1e3 * step) for x in extra)]],
     )
 
 
 def turnover(options: argparse.Namespace) -> None:
-    """From the last loss of an epoch to the first batch of the next, Ray Train's own report apart."""
+    """Time the change from the last loss of an epoch to the first batch of the next, without Ray Train's report."""
     from raysel.dynamic import InfoBatch
     from raysel.dynamic.plan import batches
     from raysel.dynamic.service import start_keepers
@@ -243,7 +248,7 @@ def turnover(options: argparse.Namespace) -> None:
                 rows.append([shards, epoch, *times, sum(times), fetched - committed])
         client.close()
     table(
-        f"Turn of an epoch at {n:,} samples, InfoBatch, seconds",
+        f"Change of epoch at {n:,} samples, InfoBatch, seconds",
         ["shards", "epoch", "commit", "plan", "order (1 of 8 ranks)", "together", "state for the checkpoint"],
         rows,
     )
@@ -263,7 +268,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=parts, default=list(parts))
     parser.add_argument("--samples", type=int, default=10**8, help="to plan")
     parser.add_argument("--updates", type=int, default=2 * 10**7, help="samples whose losses are sent")
-    parser.add_argument("--turnover", type=int, default=10**7, help="samples of the epoch that turns")
+    parser.add_argument("--turnover", type=int, default=10**7, help="samples of the epoch that changes")
     options = parser.parse_args()
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, numpy {np.__version__}, load {os.getloadavg()[0]:.1f} at the start"

@@ -1,12 +1,12 @@
-"""How fast rows become vectors, beside the least that could be done; the figures on vectors in docs/evidence/speed.md.
+"""Measure how fast rows become vectors, compared with the least work possible; see docs/evidence/speed.md.
 
-    python benchmarks/embed.py text --model FOLDER [--rows 4096]   # MiniLM through Ray, and a bare loop over it
+    python benchmarks/embed.py text --model FOLDER [--rows 4096]   # MiniLM through Ray, and a plain loop over the model
     python benchmarks/embed.py columns [--rows 200000]             # column and pca:64, and reading alone
     python benchmarks/embed.py memory [--rows 10000 100000 ...]    # the driver's memory while vectors are written
     python benchmarks/embed.py nodes --model FOLDER [--rows 4096]  # one node of one core, and two
 
-Text: glosses of WordNet (apt install wordnet-base). Each arm runs in a process of its own, with a Ray cluster of its
-own where it needs one; starting is printed apart. One JSON line an arm is added to benchmarks/results/embed.jsonl.
+The text is glosses of WordNet (apt install wordnet-base). Each arm runs in its own process, with its own Ray cluster if it needs
+one. The start-up time is printed separately. Each arm adds one line of JSON to benchmarks/results/embed.jsonl.
 """
 
 from __future__ import annotations

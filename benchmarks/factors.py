@@ -1,9 +1,9 @@
-"""How fast factors are found, samples are scored by them, and RepDiv plans.
+"""Time how fast an autoencoder is trained, how fast samples are scored, and how fast RepDiv plans.
 
     python benchmarks/factors.py [--parts train score plan]
 
-Prints Markdown tables, with the load of the machine before each. CPU seconds are those of all threads; on a busy machine
-they say more than seconds on the clock. Vectors are sums of a few of many directions, with noise.
+The output is Markdown tables, each after the load average of the machine. CPU seconds are those of all threads; on a busy
+machine they are more reliable than wall-clock seconds. The vectors are sums of a few of many directions, with noise.
 """
 
 from __future__ import annotations

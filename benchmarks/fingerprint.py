@@ -1,9 +1,9 @@
-"""What keys cost: hashing a local Parquet file against decoding it, and fingerprints of a function and of a network.
+"""Time the keys: hashing a local Parquet file against decoding it, and fingerprints of a function and of a network.
 
     python benchmarks/fingerprint.py [--megabytes 400] [--repeats 5]
 
-Prints medians over the repeats. The file is in the page cache; its digest is computed each time and not looked up. Aim:
-hashing takes at most 10 % of the time of decoding the same file. Timings are from one run on this machine.
+The output is medians over the repeats. The file is in the page cache; its digest is computed each time and not looked up. The
+aim is that hashing takes at most 10 % of the time of decoding the same file. Timings are from one run on this machine.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What the eleven metrics cost: microseconds a row by metric, the size of a state, beside only reading the same columns.
+"""Measure the cost of the eleven metrics: microseconds per row, the size of a state, and the time against reading alone.
 
     python benchmarks/gime.py [--rows 1000000] [--ray]
 
-Prints Markdown tables. Processor seconds of one core, best of three; the columns are integers, times, floats and short text
-with 10^5 entities and 10^6 contents, so that sketches are in use. ``--ray`` adds wall-clock seconds of `raysel.GIME.measure`
-and of Ray Data only reading the same columns of the same Parquet files, both in the same run, and the most memory that a
-process of Ray or this one held on the way, shared memory apart, for half of the rows and for all.
+The output is Markdown tables. Times are CPU seconds on one core, the best of three. The columns are integers, times, floats
+and short text with 10^5 entities and 10^6 contents, so that sketches are used. ``--ray`` adds wall-clock seconds of
+`raysel.GIME.measure`, and of Ray Data only reading the same columns of the same Parquet files in the same run. It also adds the
+largest memory of any process of Ray or of this process, without shared memory, for half of the rows and for all.
 """
 
 from __future__ import annotations

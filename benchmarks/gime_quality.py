@@ -1,27 +1,37 @@
-"""Does data chosen by GIME's metrics train better than a random subset of the same size? Three real tasks.
+"""Measure whether rows selected by GIME train a better model than a random subset of the same size, on three real tasks.
 
     python workflows/flights.py && python workflows/weather.py && python workflows/mail.py --source DIR
-    python benchmarks/gime_quality.py run                   # ten minutes of one core; stops and continues anywhere
+    python benchmarks/gime_quality.py run                   # ten minutes on one core; can be interrupted and resumed
     python benchmarks/gime_quality.py run --tasks weather --seeds 0 1 2
     python benchmarks/gime_quality.py tables                # Markdown from benchmarks/results/gime_quality.jsonl
 
-Tasks, all split by time into pool, target and test (see workflows/flights.py, weather.py, mail.py): ``flights``, later than 15 minutes or
-not (area under the ROC curve); ``weather``, the temperature six hours ahead (root mean squared error, °F); ``mail``, spam or not
-(accuracy). A seed draws the subsets of the calibration, the random arms and what is random in the model.
+Tasks, each split by time into pool, target and test (see workflows/flights.py, weather.py, mail.py):
 
-A calibration trains a small model on 120 (flights) or 240 subsets of ``rows`` rows, varied in their mixture of months (weeks for
-mail), scores it on the target, and tests thresholds as `raysel.gime.sensitivity` does, with its default confidence; the statistics
-it may use are shares and means, fixed below. The thresholds then choose whole groups (station or airport and week; week for mail) or
-single rows, with a floor for each class of half its share of the target. Every arm trains another, larger model, once, and is scored on
-the test rows, which choose nothing. Controls: the whole pool; random rows and random groups as many as were chosen; the latest rows.
+- ``flights``: later than 15 minutes or not (area under the ROC curve)
+- ``weather``: the temperature six hours ahead (root mean squared error, °F)
+- ``mail``: spam or not (accuracy)
 
-Models, ``rows`` and statistics were fixed before a test row was scored. Four things were changed after some had been. Floors came
-in: without them the one choice of mail by rows that there was had hardly any spam, and scored 81 %. Weather and mail got 240 subsets in
-place of 120, and mail a tolerance of 0.08 in place of 0.05, since its calibrations showed no threshold, or in one seed of five. And rows are
-taken in the proportions of their kinds where thresholds leave the choice: the first version filled up with one kind after another and
-told classes apart for every floor, which tied the class to the season; it scored 0.558 ± 0.088 on flights and 95.6 ± 0.36 on mail.
+The seed determines the subsets of the calibration, the random controls and the random numbers of the model.
 
-A cell is one JSON line; cells that are there are not computed again.
+A calibration trains a small model on 120 (flights) or 240 subsets of ``rows`` rows and scores it on the target. The subsets
+differ in their shares of months (weeks for mail). Thresholds are tested by `raysel.gime.sensitivity` with its default
+confidence. It may use only shares and means, which are listed below. The thresholds then select complete groups (station or
+airport and week; week for mail) or single rows. The floor of each class is half of its share of the target.
+
+Every arm trains another, larger model once and scores it on the test rows. The test rows choose nothing. Controls are the
+complete pool, random rows and random groups of the same number of rows, and the latest rows.
+
+Models, ``rows`` and statistics were fixed before a test row was scored. Four settings were changed after test scores had been
+seen:
+
+- Floors were added. Without them, the only selection of mail by rows contained hardly any spam, and scored 81 %.
+- Weather and mail use 240 subsets instead of 120.
+- The tolerance of mail is 0.08 instead of 0.05, because its calibrations found no threshold, or in only one of five seeds.
+- Rows are selected in proportion to their kinds where the thresholds leave a choice. The first version used up one kind after
+  another and distinguished classes for every floor, which correlated the class with the season. It scored 0.558 ± 0.088 on
+  flights and 95.6 ± 0.36 on mail.
+
+A measurement (cell) is one line of JSON; existing cells are not computed again.
 """
 
 from __future__ import annotations
@@ -300,7 +310,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def missing(task: Task, seed: int, done: dict[tuple[int, str], dict]) -> Iterator[dict[str, Any]]:
-    """The cells of a seed that are not done: the calibration, the choices, and beside each its controls."""
+    """Yield the missing cells of a seed: the calibration, and each selection followed by its controls."""
     calibration = done.get((seed, "calibration"))
     if calibration is None:
         start = time.process_time()

@@ -1,6 +1,6 @@
-"""Does GIO choose better training data than simpler rules? Three scenes, four budgets, three seeds.
+"""Measure whether GIO selects better training data than simpler rules: three scenes, four budgets, three seeds.
 
-    python benchmarks/gio_quality.py run                    # an hour of one core; stops and continues anywhere
+    python benchmarks/gio_quality.py run                    # one hour on one core; can be interrupted and resumed
     python benchmarks/gio_quality.py run --clusters 500 3000 --arms gio published-jump
     python benchmarks/gio_quality.py run --embedder convolutions --scenes junk classes
     python benchmarks/gio_quality.py run --target 300       # a small target
@@ -8,18 +8,25 @@
     python benchmarks/gio_quality.py run --vectors benchmarks/results/wordnet.npz
     python benchmarks/gio_quality.py tables                 # Markdown from benchmarks/results/gio_quality.jsonl
 
-Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors, or ``--vectors FILE``, an npz with
-train_x, train_y, train_junk (what each row is as junk), test_x, test_y. A seed draws the target (a twelfth of the training rows) and the junk; the
-rest is the pool. Scenes: ``like`` (the pool is like the target), ``junk`` (half of the pool is junk:
-for images see workflows/junk.py; for glosses word salad, as many words drawn from all glosses, and a wrong label), ``classes`` (the
-target has only the first half of the classes; so has the test).
+Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors, or ``--vectors FILE``. FILE is an npz with
+train_x, train_y, train_junk (the vector of each row if it becomes junk), test_x and test_y. The seed selects the target
+rows (a twelfth of the training rows) and the junk rows. The other training rows are the pool.
 
-Scored for every arm and budget, on the same network (one hidden layer of 256, 2,000 Adam steps of 128
-rows whatever the budget; fixed before the first cell was run): accuracy on the test rows; the share of chosen rows
-that are not junk and of the target's classes; and KL(1,000 test rows || chosen rows), 5th neighbour, which no arm has
-seen. The test set chooses nothing.
+A scene is one combination of pool, target and test set:
 
-A cell is one JSON line; cells that are there are not computed again.
+- ``like``: pool, target and test have the same distribution.
+- ``junk``: half of the pool rows are junk. For images see workflows/junk.py. A junk gloss is a word salad: as many words,
+  drawn from all glosses, with a wrong label.
+- ``classes``: target and test contain only the first half of the classes.
+
+Three values are measured for every arm (one selection rule) and budget:
+
+- The test accuracy of one network with a hidden layer of 256 units. It is trained on the selected rows with Adam for
+  2,000 steps of 128 rows, at every budget. The network was fixed before the first measurement.
+- The share of the selected rows that are on target: not junk, and of a class that the target contains.
+- KL(1,000 test rows || selected rows), estimated with the 5th neighbour. No arm reads these test rows.
+
+Nothing is chosen by the test set. A measurement (cell) is one line of JSON; existing cells are not computed again.
 """
 
 from __future__ import annotations
@@ -55,7 +62,7 @@ Chooser = Callable[[int], np.ndarray]
 
 @dataclass
 class Scene:
-    """Pool, target and test of one seed; `select_*` is what selection sees, the rest what training sees."""
+    """Pool, target and test of one seed; selection reads `select_*`, and training reads the other arrays."""
 
     pool: np.ndarray
     labels: np.ndarray
@@ -98,7 +105,7 @@ class Scene:
         return fit_centroids(self.select_target, min(self.clusters, len(self.select_target) // 2), self.seed)
 
     def whole(self, picks: Picks) -> Chooser:
-        """Rows of whole clusters in the order of the picks (within="nearest")."""
+        """Return rows of complete clusters in the order of the picks (within="nearest")."""
         cluster, distance = self.members
         return lambda rows: cut_to_budget(picks.indices, cluster, distance, self.ids, rows)
 
@@ -107,7 +114,7 @@ class Scene:
         return np.bincount(assign(self.select_target, self.centroids)[0], minlength=len(self.centroids))
 
     def drawn(self, picks: Picks, share: np.ndarray) -> Chooser:
-        """Rows drawn from the clusters picked until the KL rises, of each in proportion to `share`."""
+        """Return rows drawn from the clusters picked before the KL increases, of each in proportion to `share`."""
         rises = np.flatnonzero(np.diff(picks.kl) > 0)
         support = rises[0] + 1 if len(rises) else len(picks)
         return lambda rows: draw_to_budget(
@@ -128,7 +135,7 @@ def by_cluster(scene: Scene) -> Chooser:
 
 
 def oracle(scene: Scene) -> Chooser:
-    """A random sample of the rows that are on target, which nobody knows; all of them where they are too few."""
+    """Return a random sample of the on-target rows, which nobody knows in practice; all of them if there are too few."""
     good = np.flatnonzero(scene.good)
     return lambda rows: good[choose(good, np.zeros(len(good), np.int64), min(rows, len(good)), scene.seed)]
 
@@ -167,7 +174,7 @@ def exact(estimator: str, k: int, share: str | None = None) -> Callable[[Scene],
 
 
 def cluster_share(scene: Scene) -> Chooser:
-    """No GIO: from every cluster in proportion to the target rows that fall into it."""
+    """Return rows drawn from every cluster in proportion to its target rows, without GIO."""
     everything = Picks(np.arange(len(scene.centroids)), np.zeros(len(scene.centroids)))
     return scene.drawn(everything, scene.target_counts)
 
@@ -246,7 +253,7 @@ def random_convolutions(images: np.ndarray) -> np.ndarray:
 
 
 def wordnet(options: argparse.Namespace) -> None:
-    """The vectors that a run of workflows/wordnet_embed.yaml made, and those of its glosses turned into word salad."""
+    """Write the vectors of a run of workflows/wordnet_embed.yaml, and the vectors of its glosses turned into word salad."""
     from junk import split_off
 
     parts = [read_part(options.finished, role) for role in ("pool", "target")]
@@ -269,7 +276,7 @@ def wordnet(options: argparse.Namespace) -> None:
 
 
 def salad(texts: np.ndarray) -> list[str]:
-    """For every text as many words, drawn from the words of all of them: real words that say nothing."""
+    """Return for every text as many words, drawn from the words of all texts: real words without meaning."""
     rng = np.random.default_rng(0)
     sentences = [text.split() for text in texts]
     words = np.array([word for sentence in sentences for word in sentence])
@@ -292,7 +299,7 @@ def read_part(run: Path, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def embedded(texts: list[str], run: Path, directory: Path) -> np.ndarray:
-    """Vectors of ``texts`` by the run's own embedder; kept in ``directory``, so that it goes on when it was stopped."""
+    """Embed ``texts`` with the run's own embedder; the vectors are kept in ``directory``, so that it can resume."""
     import pyarrow as pa
     import ray
 
@@ -351,7 +358,7 @@ def build(scene: str, seed: int, clusters: int, options: argparse.Namespace) -> 
 
 
 def accuracy(scene: Scene, rows: np.ndarray) -> float:
-    """Percent of the test rows that the fixed network gets right when it learns from `rows`."""
+    """Return the test accuracy in percent of the fixed network, trained on `rows`."""
     scale = scene.pool.std()
     w1, b1, w2, b2 = train(
         scene.pool[rows] / scale, scene.labels[rows], int(scene.labels.max()) + 1, scene.seed
@@ -484,7 +491,7 @@ def main() -> None:
     runs.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     runs.add_argument("--clusters", nargs="+", type=int, default=(1500,))
     runs.add_argument(
-        "--embedder", choices=("pca", "convolutions"), default="pca", help="what selection sees"
+        "--embedder", choices=("pca", "convolutions"), default="pca", help="vectors that the selection reads"
     )
     runs.add_argument("--target", type=int, default=0, help="rows of the target; 0: a twelfth of the data")
     runs.add_argument("--vectors", type=Path, help="npz with train_x, train_y, test_x, test_y")

@@ -1,12 +1,12 @@
-"""How fast GIO is: beside the published package, at 20,000 x 20,000, and beside the bare matrix product.
+"""Time GIO against the published package, on 20,000 x 20,000 points, and against the bare matrix product.
 
     python -m venv /tmp/published && /tmp/published/bin/pip install grad-info-opt
     python benchmarks/gio_speed.py --published /tmp/published/bin/python [--parts published exact assign large]
 
-Prints Markdown tables. Both sides of every ratio are timed in the same run. The published package (jax, pyspark) lives
-in an environment of its own; its ``GIOKL.fit`` runs on plain arrays, so no Spark session is started. It is timed for a
-few picks and extrapolated: first pick + 99 times the mean of the later ones, which flatters it, since its cost per pick
-grows with the rows already chosen.
+The output is Markdown tables. Both sides of every ratio are timed in the same run. The published package (jax, pyspark) is
+installed in its own environment. Its ``GIOKL.fit`` runs on plain arrays, so no Spark session is started. The package is timed for
+a few picks and extrapolated: the time of the first pick plus 99 times the mean of the later ones. This favours the package,
+because its time per pick grows with the number of selected rows.
 """
 
 from __future__ import annotations

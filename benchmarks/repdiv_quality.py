@@ -1,27 +1,35 @@
-"""Does RepDiv train better models than simpler rules that cost as much? Two data sets, two ratios, three seeds.
+"""Measure whether RepDiv trains better models than simpler policies of equal cost: two data sets, two ratios, three seeds.
 
-    python benchmarks/repdiv_quality.py run                 # an hour of one core; stops and goes on anywhere
+    python benchmarks/repdiv_quality.py run                 # one hour on one core; can be interrupted and resumed
     python benchmarks/repdiv_quality.py run --parts main --data fashion --seeds 0 1 2 3 4
     python benchmarks/repdiv_quality.py tables              # Markdown from benchmarks/results/repdiv_quality.jsonl
 
-Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors of all 60,000 training images; WordNet's
-glosses as MiniLM vectors, 384 wide, in 41 classes (benchmarks/results/wordnet.npz, which ``gio_quality.py wordnet``
-makes). The 10,000 and 4,989 test rows score the trained network and do nothing else. The factors come from a sparse
-autoencoder on the same training vectors with the settings of ``fit_autoencoder`` (1,024 units for WordNet), one a seed.
+Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors of all 60,000 training images, and WordNet's
+glosses in 41 classes as MiniLM vectors of 384 dimensions (benchmarks/results/wordnet.npz, written by ``gio_quality.py
+wordnet``). The 10,000 and 4,989 test rows are used only to score the trained network. The factors come from a sparse
+autoencoder that is trained on the same training vectors with the default settings of ``fit_autoencoder`` (1,024 units for
+WordNet), one autoencoder per seed.
 
-Training: 20 epochs, batches of 128, SGD with Nesterov momentum 0.9, weight decay 5e-4 and a learning rate of 0.05,
-fixed before the first cell was run. The rate falls over the steps that the arm really takes, after a tenth of warm-up:
-``cosine`` to zero, ``steps`` to a tenth at a half and again at three quarters. Networks: ``wide``, one hidden layer
-of 256 ReLUs; ``deep``, three of 128. Plans and states are the policies' own (raysel.dynamic), in one process.
+Training: 20 epochs, batches of 128, SGD with Nesterov momentum 0.9, weight decay 5e-4 and a learning rate of 0.05, all fixed
+before the first measurement. The learning rate decays over the steps that the arm really takes, after a warm-up of a tenth:
+``cosine`` decays to zero; ``steps`` decays to a tenth at a half and to a hundredth at three quarters. Network ``wide`` has one
+hidden layer of 256 ReLUs, and ``deep`` has three of 128. Plans and states are those of the policies in raysel.dynamic, in one
+process.
 
-Every arm but ``full`` spends what RepDiv spends at that ratio: 15 % of the epochs on all the data at the end, the ratio
-before. ``full-equal-steps``: all the data, that many steps. ``random``: a fresh subset an epoch, all of one size.
-``random-prune``: InfoBatch without the losses, the same tail, first epoch and rescale. ``roundrobin`` has the same tail.
-``infobatch``: ``target_saving`` solved for the cost. Parts: ``main``, ``noise`` (20 % of the training labels, drawn anew
-a seed, are another class; RepDiv knows the wrong ones only), ``network`` (deep), ``schedule`` (steps), ``ablation``,
-``long`` (100 epochs). "no classes" in the ablation: neither c_j nor an equal number a class.
+Every arm but ``full`` makes as many passes as RepDiv at the same ratio: all data in the last 15 % of the epochs, and the ratio
+before.
 
-A cell is one JSON line; cells that are there are not computed again.
+- ``full-equal-steps``: all data, for as many steps.
+- ``random``: a new subset per epoch, all of one size.
+- ``random-prune``: InfoBatch without losses; the same tail, first epoch and rescaling.
+- ``roundrobin``: the same tail.
+- ``infobatch``: ``target_saving`` is set to the same number of passes.
+
+Parts: ``main``; ``noise`` (20 % of the training labels are another class, drawn per seed; RepDiv receives the wrong labels too);
+``network`` (deep); ``schedule`` (steps); ``ablation``; ``long`` (100 epochs). "no classes" in the ablation uses neither c_j nor
+an equal number per class.
+
+A measurement (cell) is one line of JSON; existing cells are not computed again.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What streaming saves where decoding dominates: an epoch with half of the samples pruned beside the full pass.
+"""Measure what streaming saves if decoding dominates: an epoch with half of the samples pruned against a full epoch.
 
     python benchmarks/stream.py [--rows 4000] [--side 512] [--group 400] [--epochs 4]
 
-Rows are JPEG images of ``side`` x ``side`` pixels in Parquet, ``group`` of them in a row group; behind ``dynamic.planned``
-they are decoded by Pillow and brought to 64 x 64. Both arms run in one process on one local cluster, an epoch of each in turn; the first is not counted
-(it starts Ray's workers). Training itself is left out: the figure is of the data's way to the step. One JSON line is
-added to benchmarks/results/stream.jsonl.
+Rows are JPEG images of ``side`` x ``side`` pixels in Parquet, with ``group`` images per row group. After ``dynamic.planned``,
+Pillow decodes them and scales them to 64 x 64. Both arms run in one process on one local cluster, and their epochs alternate.
+The first epoch is not counted, because it starts Ray's workers. Training is left out: only the data pipeline is timed. One line
+of JSON is added to benchmarks/results/stream.jsonl.
 """
 
 from __future__ import annotations

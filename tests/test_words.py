@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("raysel", "workflows", "benchmarks")
 INSTEAD = {
     r"h[au]ngs? on": "depends on",
     r"go(es|ing|ne)? on": "continues, resumes",
@@ -80,7 +81,7 @@ def texts() -> dict[str, str]:
     found = {}
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
         found[str(path.relative_to(ROOT))] = prose(path)
-    for path in sorted([*(ROOT / "raysel").rglob("*"), *(ROOT / "workflows").rglob("*")]):
+    for path in sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*")):
         name = str(path.relative_to(ROOT))
         if path.suffix == ".py":
             source = path.read_text()
@@ -97,7 +98,7 @@ def messages() -> dict[str, str]:
         str(path.relative_to(ROOT)): "\n".join(
             node.value for node, documents in strings(ast.parse(path.read_text())) if not documents
         )
-        for path in sorted([*(ROOT / "raysel").rglob("*.py"), *(ROOT / "workflows").rglob("*.py")])
+        for path in sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
     }
 
 
