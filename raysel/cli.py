@@ -14,34 +14,43 @@ from raysel.version import __version__
 
 
 def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the argument WORKFLOW and the option --set."""
+    """Add the argument WORKFLOW and the option --set to a command."""
     command = click.option(
         "--set",
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Change a key of the workflow; may be repeated.",
+        help="Set a key of the workflow, for example select.budget=0.2. May be repeated.",
     )(command)
     return click.argument("workflow", type=click.Path(path_type=Path))(command)
 
 
-_out = click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/NAME]")
+_out = click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Directory for the results.  [default: runs/NAME, with the name in the workflow]",
+)
 _fresh = click.option(
-    "--fresh", is_flag=True, help="Start over: remove the content of the run directory first."
+    "--fresh", is_flag=True, help="Remove the results in the directory first, and compute everything again."
 )
 _address = click.option(
     "--address",
-    help="Address of the Ray cluster to join, for example auto.  [default: RAY_ADDRESS, or start one here]",
+    help="Ray cluster to join: HOST:PORT, or auto for the one on this machine.  [default: the environment variable "
+    "RAY_ADDRESS; if it is not set, start Ray on this machine]",
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raysel")
 def cli() -> None:
-    """Select training data on Ray."""
+    """Select training data on Ray, before training and in every epoch.
+
+    A WORKFLOW is a YAML file that names the data, the methods and the model. 'raysel init classify' writes one to start
+    from.
+    """
 
 
-@cli.command(short_help="Run a workflow.")
+@cli.command(short_help="Select, train and write a report.")
 @_workflow
 @_out
 @_fresh
@@ -49,7 +58,11 @@ def cli() -> None:
 def run(
     workflow: Path, overrides: tuple[str, ...], out: Path | None, fresh: bool, address: str | None
 ) -> None:
-    """Run WORKFLOW. Finished steps are reused, and an interrupted run is resumed."""
+    """Select data, train on it and write a report, as WORKFLOW says.
+
+    Prints what each training cost and saved. A second call reuses the steps that are finished and resumes an
+    interrupted training.
+    """
     from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
 
@@ -58,20 +71,21 @@ def run(
     click.echo(f"\nReport: {Path(results.path) / 'report.html'}")
 
 
-@cli.command(short_help="Compare a dynamic policy with controls at one budget.")
+@cli.command(short_help="Compare a dynamic policy with controls over several seeds.")
 @_workflow
 @click.option(
     "--policies",
     default="full,full_equal_steps,random_prune,round_robin,infobatch",
     show_default=True,
     metavar="A,B,...",
-    help="Policies to train, by name or as file.py:Name. The workflow's own policy is always included.",
+    help="Policies to compare with: a name from 'raysel methods', file.py:Name, or full_equal_steps (all the data, for as "
+    "many optimiser steps as the workflow's policy). The workflow's own policy is always included.",
 )
 @click.option(
     "--seeds",
     default=3,
     show_default=True,
-    help="Number of seeds per policy, counting up from the workflow's seed.",
+    help="Number of trainings per policy, each with another seed, counting up from the seed in the workflow.",
 )
 @_out
 @_fresh
@@ -85,7 +99,11 @@ def compare(
     fresh: bool,
     address: str | None,
 ) -> None:
-    """Compare WORKFLOW's dynamic policy with controls at one budget, over several seeds."""
+    """Compare the dynamic policy in WORKFLOW with controls, over several seeds.
+
+    Controls are other policies that train on the same number of samples. Prints a table of accuracies with their
+    differences, and writes a page. Finished trainings are reused.
+    """
     from raysel.report.comparison.tables import text
     from raysel.workflow import config
     from raysel.workflow.compare import compare as compare_policies
@@ -96,14 +114,18 @@ def compare(
     click.echo(f"\nReport: {Path(results.path) / 'compare.html'}")
 
 
-@cli.command(short_help="Measure the eleven metrics of a workflow's pool.")
+@cli.command(short_help="Measure the pool by the eleven metrics of GIME.")
 @_workflow
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Directory to write to.  [default: runs/NAME-measure]"
+    "--out", type=click.Path(path_type=Path), help="Directory for the results.  [default: runs/NAME-measure]"
 )
 @_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
-    """Measure the eleven metrics of WORKFLOW's pool. Files that were measured before are not read again."""
+    """Measure the pool of WORKFLOW by the eleven metrics of GIME, such as volume, variety and delay.
+
+    WORKFLOW needs the section gime, which says what each column means. Files that were measured before are not read
+    again.
+    """
     from raysel.report import metrics
     from raysel.workflow import config
     from raysel.workflow.measure import measure as measure_workflow
@@ -114,13 +136,16 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
     click.echo(f"\nReport: {Path(results.path) / 'metrics.html'}. Next to it: sets.parquet{groups}")
 
 
-@cli.command(short_help="Check a workflow and its files without Ray.")
+@cli.command(short_help="Check a workflow and its files, without Ray.")
 @_workflow
 @click.option(
-    "--load", is_flag=True, help="Also run the code that WORKFLOW names on a few rows, without Ray."
+    "--load", is_flag=True, help="Also import the code that WORKFLOW names and try it on a few rows."
 )
 def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
-    """Check WORKFLOW, its files and their columns, without starting Ray or running code that it names."""
+    """Check WORKFLOW, its files and their columns, without starting Ray.
+
+    Code that WORKFLOW names, such as the model, runs only with --load.
+    """
     from raysel.workflow import config, steps
     from raysel.workflow.load import load_check, unloaded
 
@@ -138,42 +163,45 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
 @cli.command(short_help="Write the report of a finished run again.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write RUN/report.html again from the results of the finished run."""
+    """Write report.html again from the results in RUN, the directory of a finished run."""
     from raysel.workflow.run import report as write_report
 
     click.echo(f"Report: {write_report(run).resolve()}")
 
 
-@cli.command(short_help="List the runs in a directory, and how they differ.")
+@cli.command(short_help="List the runs in a directory and how they differ.")
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:
-    """List the configurations that were run in the directory RUN, and the keys in which they differ."""
+    """List the results in the run directory RUN, one line per configuration.
+
+    Each line has the rows selected, the accuracy, the savings, and the keys in which it differs from the first.
+    """
     from raysel.report.tables import runs_text
     from raysel.workflow.run import runs as list_runs
 
     click.echo(runs_text(list_runs(run)))
 
 
-@cli.command(short_help="List the methods, or the parameters of one.")
+@cli.command(short_help="List the methods, or describe one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the methods that a workflow can name, or with NAME the parameters of one and their defaults.
+    """List the selectors, policies and embedders that a workflow can name.
 
-    NAME may also be a section of a workflow, such as train, or a class of your own as file.py:Name, which runs its
-    code.
+    With NAME, print the parameters of one and their defaults. NAME can also be a section of a workflow, such as train,
+    or a class of your own as file.py:Name; this runs the code of the file.
     """
     from raysel.workflow.methods import all_methods, one_method
 
     click.echo(all_methods() if name is None else one_method(name))
 
 
-@cli.command(short_help="Write a commented workflow for your own files.")
+@cli.command(short_help="Write a workflow for your own files.")
 @click.argument("template", required=False)
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("."), help="Folder to write to.  [default: .]"
 )
 def init(template: str | None, out: Path) -> None:
-    """Write a commented workflow for your own files, and the script that prepares them.
+    """Write a commented workflow, and a script that prepares your own files for it.
 
     Without TEMPLATE, list the templates.
     """
@@ -182,18 +210,24 @@ def init(template: str | None, out: Path) -> None:
     click.echo(listed() if template is None else write(template, out))
 
 
-@cli.command(short_help="Remove selection state that killed drivers left.")
-@click.option("--address", help="Address of the Ray cluster.  [default: RAY_ADDRESS]")
+@cli.command(short_help="Remove what killed runs left on a cluster.")
+@click.option(
+    "--address",
+    help="Ray cluster, as HOST:PORT.  [default: the environment variable RAY_ADDRESS, else the cluster on this machine]",
+)
 def cleanup(address: str | None) -> None:
-    """Remove selection state that killed drivers left on a cluster. Runs that are still training will fail."""
+    """Remove the selection state (Ray actors) that killed runs left on a cluster.
+
+    Runs that are still training there will fail.
+    """
     from raysel.cluster.connect import connect
     from raysel.dynamic.service import cleanup as remove
 
     connect(address or "auto")
     removed = remove()
     click.echo(
-        f"Removed actors with selection state: {len(removed)}"
-        + (f" ({', '.join(removed)})." if removed else ".")
+        f"Removed {len(removed)} actors with selection state"
+        + (f": {', '.join(removed)}." if removed else ".")
     )
 
 

@@ -1,17 +1,19 @@
-"""The digits data set inside scikit-learn (1,797 images, 8 x 8) as a pool wider than its target; no download.
+"""Write the digits data set of scikit-learn (1,797 images, 8 x 8) as pool, target and test; no download.
 
     python workflows/digits.py [--out DIR]
 
-The task is to tell the digits 0 to 4 apart; the pool holds all ten, and junk. Writes, by default into
-``data/digits`` beside this script,
+The task is to classify the digits 0 to 4. The pool also holds the digits 5 to 9, and junk. The files are written to
+``data/digits`` next to this script, or to ``--out``:
 
-- ``test.parquet``: 180 images of 0 to 4, stratified by class; scored, never looked at by selection or training
-- ``target.parquet``: 100 images of 0 to 4, stratified, taken out of the rest: what the selection aims at
-- ``pool.parquet``: the other 1,517, of all ten classes; 506 (a third) are junk, see ``junk.corrupt`` for the kinds
+- ``test.parquet``: 180 images of 0 to 4, stratified by class. They only score the model; selection and training do not
+  read them.
+- ``target.parquet``: 100 other images of 0 to 4, stratified by class, which the selected rows should resemble.
+- ``pool.parquet``: the remaining 1,517 images, of all ten classes. 506 of them (a third) are junk; ``junk.corrupt`` says
+  which kinds.
 
-with the columns ``pixels`` (float32 tensor (1, 8, 8) in [0, 1]) and ``label`` (int64, 0..9), in row groups of 256
-rows. The pool also has ``junk`` (bool), for scoring a selection afterwards only: nothing that selects or trains
-may read it. Seeds are fixed: every call writes the same bytes.
+The columns are ``pixels`` (float32 tensor (1, 8, 8) in [0, 1]) and ``label`` (int64, 0..9), in row groups of 256 rows.
+The pool also has ``junk`` (bool), which serves only to evaluate a selection afterwards; nothing that selects or trains may
+read it. Seeds are fixed, so every call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ ROW_GROUP = 256
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row numbers (pool, target, test) in the original data set, each ascending."""
+    """Return the row numbers of pool, target and test in the original data set, each ascending."""
     wanted = np.flatnonzero(labels < WANTED)
     test, rest = split_off(labels[wanted], TEST_ROWS, SEED)
     target, _ = split_off(labels[wanted[rest]], TARGET_ROWS, SEED)

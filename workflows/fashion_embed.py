@@ -1,9 +1,10 @@
-"""A small network trained for one epoch on FashionMNIST's pool, whose last hidden layer gives the vectors.
+"""Train a small network on FashionMNIST for one epoch; its last hidden layer then computes the vectors.
 
     python workflows/fashion_mnist.py && python workflows/fashion_embed.py
 
-trains ``models.small_cnn`` on ``data/fashion_mnist/pool.parquet``, junk and all, and writes its weights beside it as
-``small_cnn.pt``. ``fashion_embed.yaml`` embeds with ``trained:penultimate``: the 128 activations before the classes.
+The script trains ``models.small_cnn`` on ``data/fashion_mnist/pool.parquet``, junk included, and writes the weights to
+``small_cnn.pt`` in the same folder. ``fashion_embed.yaml`` embeds with ``trained:penultimate``, the 128 activations
+before the layer of the classes.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def untrained() -> nn.Module:
 
 
 def trained() -> nn.Module:
-    """The network with the weights that running this file wrote."""
+    """Return the network with the weights that this script has written."""
     model = untrained()
     model.load_state_dict(torch.load(WEIGHTS, weights_only=True))
     return model

@@ -1,19 +1,19 @@
-"""FashionMNIST (60,000 + 10,000 images, 28 x 28, ten classes) as a pool with junk.
+"""Write FashionMNIST (60,000 + 10,000 images, 28 x 28, ten classes) as a pool with junk, a target and a test set.
 
     apt install dataset-fashion-mnist
     python workflows/fashion_mnist.py [--source DIR] [--out DIR] [--junk SHARE]
 
-reads the four gzipped IDX files of the Debian package (``--source``, by default where the package puts them) and
-writes, by default into ``data/fashion_mnist`` beside this script,
+The script reads the four gzipped IDX files of the Debian package; ``--source`` is their folder if it is not the package's.
+The files are written to ``data/fashion_mnist`` next to this script, or to ``--out``:
 
-- ``test.parquet``: the 10,000 test images; scored, never looked at by selection or training
-- ``target.parquet``: 5,000 clean training images, 500 of each class: what the selection aims at
-- ``pool.parquet``: the other 55,000, of which 18,333 (a third, or ``--junk``) are junk, see ``junk.corrupt`` for
-  the three kinds
+- ``test.parquet``: the 10,000 test images. They only score the model; selection and training do not read them.
+- ``target.parquet``: 5,000 clean training images, 500 per class, which the selected rows should resemble.
+- ``pool.parquet``: the other 55,000 training images. 18,333 of them (a third, or ``--junk``) are junk; ``junk.corrupt``
+  says which kinds.
 
-with the columns ``pixels`` (uint8 tensor (1, 28, 28), 0..255) and ``label`` (int64, 0..9), in row groups of 4,096
-rows. The pool also has ``junk`` (bool), for scoring a selection afterwards only: nothing that selects or trains
-may read it. Seeds are fixed: every call writes the same bytes.
+The columns are ``pixels`` (uint8 tensor (1, 28, 28), 0..255) and ``label`` (int64, 0..9), in row groups of 4,096 rows. The
+pool also has ``junk`` (bool), which serves only to evaluate a selection afterwards; nothing that selects or trains may read
+it. Seeds are fixed, so every call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FILES = {
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in a gzipped IDX file: two zero bytes, type 8, rank, big-endian sizes, then the values."""
+    """Return the uint8 array of a gzipped IDX file: two zero bytes, type 8, rank, big-endian sizes, then the values."""
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
@@ -59,13 +59,14 @@ def read_idx(path: Path) -> np.ndarray:
     values = np.frombuffer(raw, np.uint8, offset=head)
     if len(values) != np.prod(shape):
         raise ValueError(
-            f"{path} announces {shape} values and holds {len(values)}; reinstall the package dataset-fashion-mnist."
+            f"{path} should hold values of shape {shape} but holds {len(values)} values; reinstall the package "
+            "dataset-fashion-mnist."
         )
     return values.reshape(shape)
 
 
 def load(source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(train images (n, 1, h, w) uint8, train labels (n,) int64, test images, test labels)."""
+    """Return train images (n, 1, h, w) uint8, train labels (n,) int64, test images and test labels."""
     missing = [name for name in FILES.values() if not (source / name).is_file()]
     if missing:
         raise ValueError(
@@ -78,7 +79,7 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise ValueError(
                 f"{source} holds {part} images of shape {images.shape} and labels of shape {labels.shape}; "
-                "they do not belong together."
+                "they must have one label per image."
             )
     return (
         arrays["train images"][:, None],
@@ -89,7 +90,7 @@ def load(source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 
 def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers (pool, target) among the training images, each ascending."""
+    """Return the row numbers of pool and target among the training images, each ascending."""
     target, pool = split_off(labels, round(TARGET_SHARE * len(labels)), SEED)
     return pool, target
 

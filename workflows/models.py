@@ -1,8 +1,7 @@
 """Small image classifiers for the workflows, each made by ``factory(input_shape, classes)``.
 
-``input_shape`` is one image's (channels, height, width). Images come as uint8 in 0..255, which the model scales to
-[0, 1] itself, or as floats, which it takes as they are. Weights come from torch's generator as the caller left it:
-nothing is seeded here.
+``input_shape`` is (channels, height, width) of one image. Images are uint8 in 0..255, which the model scales to [0, 1], or
+floats, which it does not scale. The initial weights come from torch's global generator, which the caller seeds.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ from torch import nn
 
 
 class Pixels(nn.Module):
-    """uint8 images scaled to [0, 1]; any other dtype as float32, unscaled."""
+    """Scale uint8 images to [0, 1]; convert other dtypes to float32 without scaling."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def mlp(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """One hidden layer of 128: for digits and other tiny images, of any shape."""
+    """Return a network with one hidden layer of 128, for digits and other tiny images of any shape."""
     return nn.Sequential(
         Pixels(),
         nn.Flatten(),
@@ -32,9 +31,9 @@ def mlp(input_shape: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def small_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Two convolutions (16, 32 channels), each halving the image, and a hidden layer of 128: for about 28 x 28.
+    """Return two convolutions (16 and 32 channels, stride 2) and a hidden layer of 128, for images of about 28 x 28.
 
-    Strides instead of pooling take about a third of the time of a step on one CPU core.
+    With strides instead of pooling, a step takes about a third of the time on one CPU core.
     """
     channels, height, width = input_shape
     return nn.Sequential(

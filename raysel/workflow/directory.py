@@ -63,13 +63,13 @@ class Progress:
         self._live = self._stream.isatty()
 
     def note(self, name: str, text: str) -> None:
-        """Show how far the step ``name`` is."""
+        """Show a short status of the step ``name``."""
         if self._live:
             self._stream.write(f"\r\x1b[2K  {name:<14} {text}")
             self._stream.flush()
 
     def done(self, name: str, text: str) -> None:
-        """Leave a line for good."""
+        """Write a line that stays."""
         self._stream.write(f"{chr(13) + chr(27) + '[2K' if self._live else ''}  {name:<14} {text}\n")
         self._stream.flush()
 
@@ -121,7 +121,7 @@ class RunDirectory:
         """Run a step, or take what it left when it ran before with the same key."""
         directory, key, done = self.place(step)
         if done is not None:
-            self.progress.done(step.title, "reused")
+            self.progress.done(step.title, f"{'reused':>9}")
         else:
             done = self._run(step, directory, key)
         return self.take(step, done)
@@ -139,7 +139,7 @@ class RunDirectory:
                 remove(left)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "key.json", key)
-        self.progress.note(step.title, "...")
+        self.progress.note(step.title, f"{step.about} ...")
         before, began = self._stamps(), time.perf_counter()
         answer = step.run(self, directory)
         done = Done(directory, answer, time.perf_counter() - began)
@@ -147,7 +147,7 @@ class RunDirectory:
             for entry in self.inputs.values():
                 entry.check_unchanged(step.title)
         self.keep(done)
-        self.progress.done(step.title, f"{done.seconds:.1f} s")
+        self.progress.done(step.title, f"{done.seconds:7.1f} s  {step.about}")
         return done
 
     def keep(self, done: Done) -> None:

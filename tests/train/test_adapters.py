@@ -500,6 +500,6 @@ def test_the_language_model_example_prints_its_four_runs(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     runs = {row["run"]: row for row in json.loads((tmp_path / "wordnet_lm.json").read_text())["runs"]}
     assert list(runs) == ["full", "infobatch", "random", "full, equal steps"]
-    assert runs["full"]["passes"] == 4 * 96 and runs["infobatch"]["share"] < 1
+    assert runs["full"]["samples"] == 4 * 96 and runs["infobatch"]["share"] < 1
     assert runs["full, equal steps"]["steps"] == runs["infobatch"]["steps"]
     assert all(1 < row["perplexity"] < 2003 for row in runs.values())

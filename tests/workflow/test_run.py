@@ -91,7 +91,7 @@ def test_a_second_run_reuses_every_step(finished, quickstart, capsys):
     capsys.readouterr()
     again = run(quickstart(), out, progress=Progress(sys.stderr))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 8 and all(line.endswith("reused") for line in lines)
+    assert len(lines) == 8 and all("  reused" in line for line in lines)
     assert again == results == RunResults.load(out / "results.json") and again.path == str(out)
 
 

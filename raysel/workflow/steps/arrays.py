@@ -20,6 +20,11 @@ class Arrays(Step):
     input: str
     name: str = "arrays"
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "rows as arrays, for training"
+
     def check(self, look: Look) -> None:
         """Check the labels and the model's input column of every role that is trained or scored on."""
         flow = look.workflow

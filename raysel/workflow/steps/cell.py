@@ -44,6 +44,11 @@ class Cell(Step):
         plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.policy_name.rpartition("/")[2])
         return f"cell-{plain}-{self.seed}"
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return f"training with {self.policy_name}, seed {self.seed}"
+
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Policy, rows, number of epochs and steps, and seed."""
         return {

@@ -22,6 +22,11 @@ class Classes(Step):
 
     name: str = "classes"
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "rows per class, for the report"
+
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Rows and the selection."""
         target = run.workflow.target

@@ -33,6 +33,11 @@ class Embed(Step):
     name: str = "embed"
     resumable: ClassVar[tuple[str, ...]] = ("vectors",)
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "vectors of the rows"
+
     def check(self, look: Look) -> None:
         """Check the column, its number of elements, and the name of the embedder."""
         sizes = {}

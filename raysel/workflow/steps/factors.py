@@ -34,6 +34,11 @@ class Factors(Step):
     settings: Settings
     name: str = "factors"
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "factors and scores for RepDiv"
+
     def check(self, look: Look) -> None:
         """Check the number of units, and that no row is left without a vector."""
         settings = self.settings

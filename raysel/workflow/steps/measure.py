@@ -37,6 +37,11 @@ class Measure(Step):
         """Whether thresholds leave rows out."""
         return self.settings.selects
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "metrics of GIME"
+
     def check(self, look: Look) -> None:
         """Check the binding's columns, the groups and what a calibration needs."""
         settings, schema = self.settings, look.schemas["pool"]

@@ -26,6 +26,11 @@ class Select(Step):
     name: str = "select"
     selects: bool = True
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return f"selection by {self.method.title}"
+
     def check(self, look: Look) -> None:
         """Check the budget and the columns that built-in selectors name."""
         if uses(self.method, "target") and look.workflow.target is None:
@@ -92,6 +97,11 @@ class RandomRows(Step):
     """The control: as many random rows of the pool as the workflow has selected."""
 
     name: str = "random"
+
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "as many random rows, for the control"
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Rows, their number and the seed."""

@@ -36,6 +36,11 @@ class Step:
         """Name on the progress line."""
         return self.name
 
+    @property
+    def about(self) -> str:
+        """What the step makes, in a few words for the progress line."""
+        raise NotImplementedError
+
     def check(self, look: Look) -> None:
         """Raise ConfigError or DataError for what the files' schemas show to be wrong."""
 

@@ -46,6 +46,15 @@ class Train(Step):
         """``train-ARM``."""
         return f"train-{self.arm}"
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return {
+            "chain": "training with the workflow's methods",
+            "random": "training on as many random rows",
+            "full": "training on the full pool",
+        }[self.arm]
+
     def check(self, look: Look) -> None:
         """Check what a built-in policy can be asked without its scores."""
         method, epochs = look.workflow.dynamic, self.settings.epochs

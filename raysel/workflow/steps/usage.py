@@ -37,6 +37,11 @@ class Usage(Step):
 
     name: str = "usage"
 
+    @property
+    def about(self) -> str:
+        """What the step makes."""
+        return "use of the samples, for the report"
+
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Return the policy, its scores, the number of epochs, and what the report shows of the samples."""
         flow = run.workflow

@@ -29,7 +29,7 @@ class Nearest:
     budget: float
 
     uses_vectors: ClassVar[bool] = (
-        True  # gets sample_id and embedding, as embed made them; False: the files' columns
+        True  # select gets the columns sample_id and embedding; with False, the columns of the files
     )
     uses_target: ClassVar[bool] = True  # select also gets the target
 
@@ -64,7 +64,7 @@ class HideEasy:
     share: float = 0.3
 
     def plan(self, state, *, epoch, num_epochs, seed):
-        """Return which samples the epoch trains on, a pure function of its arguments."""
+        """Return the samples that the epoch trains on. The result must depend on the arguments only."""
         seen = np.flatnonzero(np.isfinite(state.loss))
         easy = seen[np.argsort(state.loss[seen], kind="stable")[: int(self.share * len(state))]]
         keep = np.ones(len(state), dtype=bool)
@@ -72,7 +72,7 @@ class HideEasy:
         return unweighted(keep)
 
     def update(self, state, plan, slots, losses):
-        """Return the state with the losses of an epoch."""
+        """Return the state after an epoch, with its losses."""
         return observe(state, plan.slots, slots, losses)
 
     def parameters(self):
@@ -87,7 +87,7 @@ class Damped:
     Parameters
     ----------
     power : float
-        The power.
+        The exponent, between 0 and 1.
     """
 
     power: float = 0.5
@@ -95,5 +95,5 @@ class Damped:
     name: ClassVar[str] = "damped"
 
     def __call__(self, rows):
-        """Return vectors (n, d) float32 of rows (n, D) float32; a row's vector depends on that row alone."""
+        """Return one float32 vector per row; the vector of a row may depend on that row only."""
         return (np.sign(rows) * np.abs(rows) ** self.power).astype(np.float32)

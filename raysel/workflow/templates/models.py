@@ -9,15 +9,15 @@ from torch import nn
 
 
 class Pixels(nn.Module):
-    """Images of uint8 scaled to [0, 1]; other numbers as they are."""
+    """Scale uint8 images to [0, 1]; leave other numbers as they are."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Return the output of the network."""
+        """Return the scaled inputs."""
         return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
 
 
 def mlp(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """One hidden layer of 128; returns one logit per class."""
+    """Return a network with one hidden layer of 128 and one logit per class."""
     return nn.Sequential(
         Pixels(),
         nn.Flatten(),

@@ -2,8 +2,8 @@
 
     python prepare.py
 
-As it stands, the script makes up data, so that the workflow can be tried at once. For your own rows, edit the lines
-marked EDIT. Every file gets the columns ``inputs`` (what the model reads) and ``label`` (the class).
+Without changes, the script generates data, so that you can try the workflow at once. To use your own rows, edit the lines
+marked EDIT. Every file gets the columns ``inputs`` (the input of the model) and ``label`` (the class).
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 
 # Each of the three is a .csv or .parquet file, or a folder that holds one folder of images per class. Paths are
 # relative to this script.
-POOL = None  # EDIT: your training rows, for example "rows.csv"; None makes up data.
-TARGET = None  # EDIT: a sample of the rows that the model is for; None draws a tenth of POOL.
+POOL = None  # EDIT: your training rows, for example "rows.csv"; None generates data.
+TARGET = None  # EDIT: a sample of the data that the model is for; None draws a tenth of POOL.
 TEST = None  # EDIT: rows that only score the model; None draws a fifth of POOL.
 
-LABEL = "label"  # EDIT: the column of the class, in .csv and .parquet files.
+LABEL = "label"  # EDIT: the column that holds the class, in .csv and .parquet files.
 FEATURES = None  # EDIT: the numeric columns that the model reads, as a list; None for all but the label.
 IMAGE_SIZE = 32  # EDIT: height and width that images are scaled to.
 
@@ -37,11 +37,13 @@ def read(source: str) -> Rows:
     if path.is_dir():
         return read_images(path)
     if not path.exists():
-        sys.exit(f"error: there is no file {path}; edit POOL, TARGET and TEST in {__file__}.")
+        sys.exit(f"error: {path} does not exist; edit POOL, TARGET and TEST in {__file__}.")
     frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
     for name in [LABEL, *(FEATURES or [])]:
         if name not in frame:
-            sys.exit(f"error: {path} has no column '{name}'; it has {', '.join(map(str, frame.columns))}.")
+            sys.exit(
+                f"error: {path} has no column '{name}'; its columns are {', '.join(map(str, frame.columns))}."
+            )
     frame = frame[frame[LABEL].notna()]
     numeric = frame.drop(columns=LABEL).select_dtypes(["number", "bool"]).columns
     labels = frame[LABEL]
@@ -51,7 +53,7 @@ def read(source: str) -> Rows:
 
 
 def read_images(folder: Path) -> Rows:
-    """Images as uint8 (n, 3, IMAGE_SIZE, IMAGE_SIZE); the class is the name of an image's folder."""
+    """Return images as uint8 (n, 3, IMAGE_SIZE, IMAGE_SIZE) and their classes, the names of the folders."""
     from PIL import Image
 
     files = [path for path in sorted(folder.glob("*/*")) if path.suffix.lower() in IMAGES]
@@ -65,7 +67,7 @@ def read_images(folder: Path) -> Rows:
 
 
 def made_up() -> dict[str, Rows]:
-    """Three classes of 16 numbers each. A third of the pool is junk: noise with a random label."""
+    """Generate rows of 16 numbers in three classes. A third of the pool is junk: noise with a random label."""
     random = np.random.default_rng(0)
     centres = random.normal(size=(3, 16))
 
@@ -81,7 +83,7 @@ def made_up() -> dict[str, Rows]:
 
 
 def of_your_own(pool: str) -> dict[str, Rows]:
-    """Return the rows of POOL, TARGET and TEST; rows that are drawn from the pool are taken out of it."""
+    """Return the rows of POOL, TARGET and TEST; rows drawn from the pool for another role are removed from it."""
     inputs, labels = read(pool)
     draws = np.random.default_rng(0).random(len(inputs))
     found = {}
@@ -94,7 +96,7 @@ def of_your_own(pool: str) -> dict[str, Rows]:
 
 
 def standardised(roles: dict[str, Rows]) -> dict[str, Rows]:
-    """Numbers with the pool's mean 0 and deviation 1; a missing one becomes the mean. Images stay as they are."""
+    """Scale numbers to mean 0 and deviation 1 of the pool; missing ones become the mean. Images are not changed."""
     pool = roles["pool"][0]
     if pool.dtype == np.uint8:
         return roles
