@@ -33,7 +33,7 @@ def test_methods(raysel):
     assert raysel("methods", "gio") == (0, one_method("gio") + "\n", "")
     code, out, err = raysel("methods", "goi")
     assert (code, out) == (1, "") and err.count("\n") == 1 and "Did you mean 'gio'?" in err
-    assert "runs its code" in " ".join(raysel("methods", "-h")[1].split())
+    assert "runs the code of the file" in " ".join(raysel("methods", "-h")[1].split())
 
 
 def test_init(raysel, tmp_path):

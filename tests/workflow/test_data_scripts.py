@@ -363,8 +363,8 @@ def damage_mismatch(folder: Path) -> None:
         (damage_truncated, "train-images-idx3-ubyte.gz cannot be read"),
         (damage_not_gzip, "train-labels-idx1-ubyte.gz cannot be read"),
         (damage_not_idx, "train-labels-idx1-ubyte.gz is not an IDX file"),
-        (damage_short, "announces (240,) values and holds 239"),
-        (damage_mismatch, "labels of shape (230,); they do not belong together"),
+        (damage_short, "should hold values of shape (240,) but holds 239 values"),
+        (damage_mismatch, "labels of shape (230,); they must have one label per image"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -132,8 +132,8 @@ def test_prepare_takes_folders_of_images(tmp_path):
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"POOL": "no.csv"}, "there is no file"),
-        ({"POOL": "rows.csv", "LABEL": "kind"}, "has no column 'kind'; it has a, label"),
+        ({"POOL": "no.csv"}, "does not exist; edit POOL"),
+        ({"POOL": "rows.csv", "LABEL": "kind"}, "has no column 'kind'; its columns are a, label"),
         ({"POOL": "empty"}, "holds no images"),
     ],
 )

@@ -164,7 +164,8 @@ def test_trusted_files_are_compared_by_size_and_time_and_the_report_says_so(go, 
     results, _ = go("pool.trust=mtime")
     assert results.trusted == ("pool",)
     assert (
-        "compared by size and modification time, not by content" in (folder / "run/report.html").read_text()
+        "detected by its size and modification time, not by its content"
+        in (folder / "run/report.html").read_text()
     )
     assert go("pool.trust=mtime")[1] == set()
     os.utime(folder / "pool.parquet", (1, 1))
