@@ -6,11 +6,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import pyarrow as pa
 
+from raysel.core.arrow import plain
+from raysel.core.budgets import budget_rows, check_budget
 from raysel.core.hashing import hash_ids
-from raysel.data.row_index import ID, budget_rows, check_ids
+from raysel.core.parameters import check_fields
+from raysel.data.identity import check_dataset, row_ids
+from raysel.data.row_index import ID, check_ids
 from raysel.errors import DataError
-from raysel.selection import Selection
+from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -48,9 +53,11 @@ class Random:
     title: ClassVar[str] = "random"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a budget that no pool allows."""
-        budget_rows(self.budget, 2**62)
+        """Raise ConfigError for a budget that no pool allows, and for a value of another type."""
+        object.__setattr__(self, "budget", check_budget(self.budget))
+        check_fields(self)
 
+    @on_instances
     def select(self, pool: Dataset) -> Selection:
         """Select rows of the pool.
 
@@ -66,8 +73,11 @@ class Random:
 
         Raises
         ------
+        ConfigError
+            If the budget is more than the pool has rows, or ``pool`` is not a Ray Dataset.
         DataError
-            If a column is missing, the pool has no rows, or an id occurs twice.
+            If a column is missing, the pool has no rows, an id occurs twice, or ``stratify`` holds values that
+            cannot be told apart, such as lists.
 
         Examples
         --------
@@ -76,16 +86,12 @@ class Random:
         """
         from raysel.cluster.blocks import gather
 
-        table = gather(pool, [ID, *([self.stratify] if self.stratify else [])], "pool")
-        ids = table[ID].to_numpy()
-        if not len(ids):
-            raise DataError("The pool is empty: there are no rows to choose from.")
+        check_dataset(pool, "pool")
+        wanted = [ID] if self.stratify is None else [ID, self.stratify]
+        table = gather(pool, list(dict.fromkeys(wanted)), "pool")
+        ids = row_ids(table, "pool")
         check_ids(ids, "the pool")
-        groups = (
-            np.unique(table[self.stratify].to_numpy(zero_copy_only=False), return_inverse=True)[1]
-            if self.stratify
-            else np.zeros(len(ids), np.int64)
-        )
+        groups = np.zeros(len(ids), np.int64) if self.stratify is None else strata(table, self.stratify)
         chosen = choose(ids, groups, budget_rows(self.budget, len(ids)), self.seed)
         info = {
             "method": "random",
@@ -96,6 +102,23 @@ class Random:
             "score": "none",
         }
         return Selection.of(ids[chosen], reason=f"random, seed {self.seed}", info=info, pool=pool)
+
+
+def strata(table: pa.Table, column: str) -> np.ndarray:
+    """Return a code per row, 0..S-1 in the order of the column's values; rows without a value are the last stratum."""
+    values = plain(table[column])
+    try:
+        found = values.dictionary_encode()
+        names = found.dictionary.to_pylist()
+        place = {name: at for at, name in enumerate(sorted({n for n in names if n == n}))}
+    except (pa.ArrowNotImplementedError, TypeError):
+        raise DataError(
+            f"stratify: Column '{column}' holds {values.type}, whose values cannot be counted; name a column of text, numbers "
+            "or times."
+        ) from None
+    codes = np.array([place.get(name, len(place)) for name in names] + [len(place) + 1], np.int64)
+    coded = codes[found.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
+    return np.unique(coded, return_inverse=True)[1]
 
 
 def choose(ids: np.ndarray, groups: np.ndarray, count: int, seed: int) -> np.ndarray:

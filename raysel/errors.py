@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+COLUMNS = 20  # names of columns in a message
+_SHOWN = 80  # characters of a value in a message
+
 
 class RayselError(Exception):
     """Base class of all errors that raysel raises; the command line prints them without a traceback."""
@@ -25,6 +28,29 @@ class StateError(RayselError, RuntimeError):
 
 class RunError(RayselError, RuntimeError):
     """Raised for a run directory that cannot be used: it holds another run, or a step in it failed."""
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: numbers and short text as in Python, anything else by its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        text = repr(value)
+        return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    if isinstance(value, (list, tuple, set, frozenset, dict)):
+        text = repr(value) if len(value) <= 10 else ""
+        return text if 0 < len(text) <= _SHOWN else f"a {type(value).__name__} of {len(value)}"
+    shape = getattr(value, "shape", None)
+    of = f" of shape {tuple(shape)}" if isinstance(shape, tuple) else ""
+    return f"a {type(value).__module__.partition('.')[0]} {type(value).__name__}{of}".replace(
+        "a builtins ", "a "
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an error of a library, without its full stop; its type if it has no text."""
+    text = (getattr(error, "strerror", None) or str(error)).strip()
+    return text.splitlines()[0].rstrip(". ") if text else type(error).__name__
 
 
 def first(values: object, limit: int = 3) -> str:

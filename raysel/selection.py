@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +16,20 @@ import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.arrays import positions
-from raysel.data.identity import PoolIdentity, identity
+from raysel.data.identity import PoolIdentity, identity, row_ids
 from raysel.data.row_index import ID
-from raysel.errors import ConfigError, DataError, first
+from raysel.errors import COLUMNS, ConfigError, DataError, first, reason_of, shown
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _TABLE, _DROPPED, _INFO = "selection.parquet", "dropped.parquet", "selection.json"
 _FORMAT = 1
 _WEIGHT = "weight"
+_APPLIED = "raysel.weights"  # in the context of a Dataset that has weights
+_COLUMNS = (ID, _WEIGHT, "score", "reason")
 
 
 @dataclass(frozen=True)
@@ -63,14 +69,15 @@ class Selection:
     pool: PoolIdentity | None = None
 
     def __post_init__(self) -> None:
-        missing = [n for n in (ID, "weight", "score", "reason") if n not in self.table.column_names]
-        if missing:
-            raise DataError(f"A selection needs the column {missing[0]!r}; it has {self.table.column_names}.")
-        for name, kind in ((ID, pa.int64()), ("weight", pa.float32())):
-            if self.table[name].type != kind or self.table[name].null_count:
-                raise DataError(
-                    f"A selection's column '{name}' must be {kind} without nulls, not {self.table[name].type}."
-                )
+        _check_table(self.table, "A selection", _COLUMNS)
+        if self.dropped is not None:
+            _check_table(self.dropped, "A selection's table of dropped rows", (ID, "reason"))
+        if not isinstance(self.info, dict):
+            raise ConfigError(f"info: {shown(self.info)} should be a dict.")
+        if not isinstance(self.pool, (PoolIdentity, type(None))):
+            raise ConfigError(
+                f"pool: {shown(self.pool)} should be a PoolIdentity; Selection.of(ids, pool=rows) takes a Dataset."
+            )
         ids = self.ids
         if len(ids) == 0:
             raise DataError("The selection has no rows: there would be nothing to train on.")
@@ -83,6 +90,11 @@ class Selection:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    def __repr__(self) -> str:
+        pool = self.info.get("pool_rows")
+        of = f" of {pool:,}" if isinstance(pool, int) else ""
+        return f"<Selection of {len(self):,}{of} rows by {self.info.get('method') or 'hand'}>"
 
     @property
     def ids(self) -> np.ndarray:
@@ -161,16 +173,25 @@ class Selection:
         >>> raysel.Selection.of(np.array([7, 3]), weight=np.array([1.0, 2.0])).weights.tolist()
         [2.0, 1.0]
         """
-        ids = np.asarray(ids, dtype=np.int64)
+        ids = as_ids(ids, "ids")
         order = np.argsort(ids, kind="stable")
-        reasons = reason if isinstance(reason, pa.Array) else constant_text(reason, len(ids))
+        reasons = constant_text(reason, len(ids)) if isinstance(reason, str) else pa.array(reason)
+        if len(reasons) != len(ids):
+            raise DataError(
+                f"reason: There are {len(reasons):,} reasons for {len(ids):,} ids; give one per id."
+            )
         table = {
             ID: pa.array(ids[order]),
-            "weight": pa.array(np.broadcast_to(np.asarray(weight, np.float32), ids.shape)[order]),
-            "score": pa.array(np.broadcast_to(np.asarray(score, np.float64), ids.shape)[order]),
+            "weight": pa.array(_per_row(weight, "weight", np.float32, len(ids))[order]),
+            "score": pa.array(_per_row(score, "score", np.float64, len(ids))[order]),
             "reason": reasons.take(pa.array(order)),
         }
-        table |= {name: pa.array(np.asarray(values)[order]) for name, values in (columns or {}).items()}
+        for name, values in (columns or {}).items():
+            if name in _COLUMNS:
+                raise DataError(
+                    f"columns: Every selection has a column '{name}' already; give yours another name."
+                )
+            table[name] = pa.array(_per_row(values, f"columns['{name}']", None, len(ids))[order])
         known = pool if pool is None or isinstance(pool, PoolIdentity) else identity(pool)
         return cls(pa.table(table), dropped, info or {}, known)
 
@@ -201,6 +222,7 @@ class Selection:
         >>> len(quarter), quarter.info["pool_rows"]
         (2, 10)
         """
+        check_selection(before, "before")
         if before.pool is not None and self.pool is not None:
             before.pool.check(self.pool)
         place, found = positions(before.ids, self.ids)
@@ -276,7 +298,11 @@ class Selection:
     def apply(self, dataset: Dataset) -> Dataset:
         """Return the selected rows of a dataset, with their weights as the column ``weight``.
 
-        The result is lazy. Rows are matched by ``sample_id`` and keep their order.
+        The result is lazy. Rows are matched by ``sample_id`` and keep their order. A dataset that has a column
+        ``weight`` already is refused, since overwriting, multiplying or renaming it would change the meaning of
+        a column silently. That also holds for the result of an earlier ``apply``: join two selections with
+        :meth:`after`, which multiplies their weights, and apply the joined one. :meth:`rows` returns the rows
+        without the weights.
 
         Parameters
         ----------
@@ -333,12 +359,15 @@ class Selection:
 
         self.check_pool(dataset)
         schema = dataset.schema(fetch_if_missing=False)
+        if schema is None and weight and dataset.context.get_config(_APPLIED):
+            schema = dataset.schema()  # runs the first block; a later step may have dropped the weights
         if schema is not None:
             _check_columns(schema.names, weight)
         chosen = ray.put((self.ids, self.weights if weight else None))
-        return plain_errors(
-            dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
-        )
+        applied = dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
+        if weight:
+            applied.context.set_config(_APPLIED, True)
+        return plain_errors(applied)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a directory of Parquet and JSON files.
@@ -349,12 +378,14 @@ class Selection:
         Parameters
         ----------
         path : path
-            The directory, which must not exist.
+            The directory, which must not exist; also as ``file://``.
 
         Raises
         ------
         ConfigError
-            If ``path`` exists.
+            If ``path`` exists, or is on an object store.
+        DataError
+            If ``info`` holds what JSON cannot hold.
 
         Examples
         --------
@@ -362,20 +393,25 @@ class Selection:
         >>> len(raysel.Selection.load("chosen"))
         3
         """
-        if storage.exists(path):
-            raise ConfigError(
-                f"{os.fspath(path)} exists already; remove it, or save the selection under another name."
-            )
-        with storage.new_folder(path) as folder:
+        place = storage.local_output(path)
+        if storage.exists(place):
+            raise ConfigError(f"{place} exists already; remove it, or save the selection under another name.")
+        about = {
+            "format": _FORMAT,
+            "info": self.info,
+            "pool": None if self.pool is None else self.pool.to_list(),
+        }
+        try:
+            text = json.dumps(about, indent=1, sort_keys=True, default=_json)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(
+                f"info cannot be saved as JSON ({reason_of(error)}); give only text, numbers, lists and dicts."
+            ) from error
+        with storage.new_folder(place) as folder:
             folder.write(_TABLE, _parquet(self.table))
             if self.dropped is not None:
                 folder.write(_DROPPED, _parquet(self.dropped))
-            about = {
-                "format": _FORMAT,
-                "info": self.info,
-                "pool": None if self.pool is None else self.pool.to_list(),
-            }
-            folder.write(_INFO, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
+            folder.write(_INFO, f"{text}\n".encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Selection:
@@ -421,12 +457,97 @@ class Selection:
             files = about["pool"]
             pool = None if files is None else PoolIdentity.from_list(files)
             return cls(table, dropped[0] if dropped else None, about["info"], pool)
-        except DataError:
-            raise
-        except (OSError, ValueError, pa.ArrowException, KeyError, TypeError) as error:
+        except DataError as error:
+            text = str(error)
             raise DataError(
-                f"{folder.path} is not a saved selection ({str(error).splitlines()[0]})."
+                text if folder.path in text else f"{folder.path} is not a saved selection ({text})."
             ) from error
+        except Exception as error:  # of files that another program has written, anything can be wrong
+            raise DataError(f"{folder.path} is not a saved selection ({reason_of(error)}).") from error
+
+
+def as_ids(ids: Any, what: str) -> np.ndarray:
+    """Return ids that a user gives as int64; DataError for other values than integers."""
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:  # lists of different lengths
+        raise DataError(f"{what}: {shown(ids)} is not a list of sample_id.") from error
+    if not array.size:
+        return np.empty(0, np.int64)
+    if array.dtype.kind == "b":
+        raise DataError(
+            f"{what}: A mask of True and False is not a list of sample_id; give numpy.flatnonzero(mask)."
+        )
+    if array.ndim != 1 or array.dtype.kind not in "iu" or int(array.max()) >= 2**63:
+        raise DataError(f"{what}: {shown(ids)} is not a list of sample_id; give one integer per row.")
+    return array.astype(np.int64, copy=False)
+
+
+def check_selection(value: object, what: str) -> None:
+    """Raise ConfigError unless ``value`` is a Selection, with what to write instead."""
+    if isinstance(value, Selection):
+        return
+    advice = "pass what a selector's select returned, or what raysel.Selection.load reads"
+    if hasattr(value, "__len__") or hasattr(value, "map_batches"):
+        advice = "make one with raysel.Selection.of(ids, pool=rows)"
+    raise ConfigError(f"{what}: {shown(value)} is not a Selection; {advice}.")
+
+
+def on_instances(select: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a method, so that a call on its class instead of an instance says what to write."""
+    owner, name = select.__qualname__.split(".")[-2:]
+
+    @functools.wraps(select)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not args or owner not in [cls.__name__ for cls in type(args[0]).__mro__]:
+            raise ConfigError(
+                f"{owner}.{name} was called on the class; make a selector first, as in raysel.{owner}(...).{name}(...)."
+            )
+        return select(*args, **kwargs)
+
+    return checked
+
+
+def _check_table(table: object, what: str, columns: Sequence[str]) -> None:
+    """Raise DataError unless a selection can have the table."""
+    if not isinstance(table, pa.Table):
+        raise DataError(
+            f"{what} must be an Arrow table, not {shown(table)}; make one with raysel.Selection.of(ids)."
+        )
+    names = table.column_names
+    for name in (*columns, *names):
+        if name not in names:
+            raise DataError(f"{what} needs the column '{name}'; it has {first(names, COLUMNS) or 'none'}.")
+        if names.count(name) > 1:
+            raise DataError(f"{what} has more than one column '{name}'; rename or drop the others.")
+    for name, kind in ((ID, pa.int64()), (_WEIGHT, pa.float32()), ("score", pa.float64())):
+        if name in columns and (table[name].type != kind or table[name].null_count):
+            raise DataError(f"{what}'s column '{name}' must be {kind} without nulls, not {table[name].type}.")
+    of = table["reason"].type
+    if (of.value_type if pa.types.is_dictionary(of) else of) not in (pa.string(), pa.large_string()):
+        raise DataError(f"{what}'s column 'reason' must be text, not {of}.")
+
+
+def _per_row(values: Any, name: str, dtype: Any, count: int) -> np.ndarray:
+    """Return one value per row, from as many values or from a single one."""
+    try:
+        array = np.asarray(values, dtype)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{name}: {shown(values)} should be {'numbers' if dtype else 'an array'}.") from error
+    if array.ndim == 0 and dtype is not None:
+        return np.broadcast_to(array, count)
+    if array.shape != (count,):
+        raise DataError(
+            f"{name}: An array of shape {array.shape} does not hold one value for each of {count:,} ids."
+        )
+    return array
+
+
+def _json(value: Any) -> Any:
+    """Return a number or an array of NumPy as JSON types; TypeError for anything else."""
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    raise TypeError(f"It holds {shown(value)}.")
 
 
 def _parquet(table: pa.Table) -> pa.Buffer:
@@ -450,7 +571,7 @@ def _keep(table: pa.Table, chosen: Any) -> pa.Table:
 
     ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
     _check_columns(table.column_names, weights is not None)
-    place, found = positions(ids, table[ID].to_numpy())
+    place, found = positions(ids, row_ids(table, "dataset"))
     taken = np.flatnonzero(found)
     kept = table.take(pa.array(taken))
     return kept if weights is None else kept.append_column(_WEIGHT, pa.array(weights[place[taken]]))
@@ -461,11 +582,11 @@ def _check_columns(names: list[str], weight: bool) -> None:
         raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     if weight and _WEIGHT in names:
         raise DataError(
-            f"The dataset already has a column '{_WEIGHT}', where apply writes the weights of the selected rows. Rename or "
-            f"drop a column of your own; join two selections with later.after(earlier) instead of applying both."
+            f"The dataset already has a column '{_WEIGHT}', where apply writes the weights of the selected rows. Rename your "
+            "column, or take the rows without weights with rows(); join two selections with later.after(earlier)."
         )
 
 
 def _chosen(table: pa.Table, ids: np.ndarray) -> np.ndarray:
     """Return the ids that the table holds."""
-    return np.intersect1d(table[ID].to_numpy(), ids)
+    return np.intersect1d(row_ids(table, "dataset"), ids)

@@ -21,7 +21,7 @@ from ray.data.dataset import MaterializedDataset
 
 from raysel.cluster.errors import unwrap_errors
 from raysel.cluster.wait import wait_for_cpu
-from raysel.errors import DataError
+from raysel.errors import COLUMNS, DataError, first
 
 T = TypeVar("T")
 _IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the scheduler's queue
@@ -76,12 +76,14 @@ def pick(dataset: Dataset, columns: Sequence[str], what: str) -> Dataset:
 
 
 def check_columns(there: Sequence[str], wanted: Sequence[str], what: str) -> None:
-    """Raise DataError unless every column wanted is there."""
+    """Raise DataError unless every column wanted is there, once."""
     for name in wanted:
         if name not in there:
             raise DataError(
-                f"The {what} has no column '{name}'; its columns are {', '.join(there) or 'none'}."
+                f"The {what} has no column '{name}'; its columns are {first(there, COLUMNS) or 'none'}."
             )
+        if list(there).count(name) > 1:
+            raise DataError(f"The {what} has more than one column '{name}'; rename or drop the others.")
 
 
 def _pick(table: pa.Table, columns: list[str], what: str) -> pa.Table:

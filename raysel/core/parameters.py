@@ -20,8 +20,9 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from raysel.core.numbers import plain
 from raysel.core.registry import nearest
-from raysel.errors import ConfigError, RayselError
+from raysel.errors import ConfigError, RayselError, shown
 
 T = TypeVar("T")
 
@@ -64,6 +65,24 @@ def build(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
         raise _problem(error, cls, tree, where) from None
 
 
+def check_fields(made: Any) -> None:
+    """Check the types of a frozen dataclass's fields, and keep numbers of NumPy as Python's; for ``__post_init__``.
+
+    Raises
+    ------
+    ConfigError
+        With the field, its value, and what it should be.
+    """
+    for name, adapter in _field_adapters(typing.cast(Any, type(made))).items():
+        value = plain(getattr(made, name))
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            said = " or ".join(dict.fromkeys(map(_expected, error.errors(include_url=False))))
+            raise ConfigError(f"{name}: {shown(value)} should be {said}.") from None
+        object.__setattr__(made, name, value)
+
+
 def describe(value: Any) -> Any:
     """Return ``value`` as JSON types; a dataclass as the mapping from which :func:`build` makes an equal one."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -96,6 +115,12 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 @lru_cache(maxsize=256)
 def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
+
+
+@lru_cache(maxsize=256)
+def _field_adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
 def _check_values(value: Any, where: str, depth: int = 0) -> None:

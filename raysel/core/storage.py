@@ -9,21 +9,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import xxhash
 
-from raysel.errors import DataError, RunError
+from raysel.errors import ConfigError, DataError, RunError, reason_of, shown
 
 MARKER = "_done.json"
 _FORMAT = 1
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters or more: C:/ is a drive
 _PART = 1 << 20  # bytes read at once for a digest
 
 
@@ -44,6 +47,38 @@ def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
 
 
+def local_output(path: str | os.PathLike[str]) -> Path:
+    """Return the local path of something that is to be written: a path, or a URI with the scheme ``file``.
+
+    Raises
+    ------
+    ConfigError
+        For a URI of an object store, which cannot be written to, and for what is not a path.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        raise ConfigError(f"{shown(path)} is not a path to write to.") from None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{shown(text)} is not a path to write to.")
+    scheme = _SCHEME.match(text)  # pathlib turns :// into :/
+    if scheme is None:
+        return Path(os.path.abspath(os.path.expanduser(text)))
+    uri = f"{scheme[1]}://{text[scheme.end() :]}"
+    if scheme[1].lower() != "file":
+        raise ConfigError(
+            f"{uri} cannot be written to, since raysel writes only to local and mounted folders; write there and copy the result."
+        )
+    rest = text[scheme.end() :]
+    host = rest.partition("/")[0] if scheme[0].endswith("//") and not scheme[0].endswith("///") else ""
+    if host not in ("", "localhost"):
+        raise ConfigError(f"{uri} names the machine '{host}'; write file:///{rest} for a local path.")
+    place = unquote(f"/{rest.removeprefix('localhost/') if host else rest}")
+    if "?" in rest or "#" in rest or "\0" in place:
+        raise ConfigError(f"{text} is not the URI of a local file; write %3F for ? and %23 for #.")
+    return Path(os.path.abspath(place))
+
+
 # ---- files ---------------------------------------------------------------------------------------------------
 
 
@@ -58,7 +93,10 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Return the value that a JSON file holds; OSError if it cannot be read, ValueError if it is not JSON."""
-    return json.loads(read_bytes(path).decode())
+    try:
+        return json.loads(read_bytes(path).decode())
+    except RecursionError:
+        raise ValueError("The JSON is nested too deeply.") from None
 
 
 def open_file(path: str | os.PathLike[str]) -> Any:
@@ -123,7 +161,7 @@ def remove(path: str | os.PathLike[str]) -> None:
             filesystem.delete_file(place)
     except OSError as error:
         raise RunError(
-            f"{os.fspath(path)} cannot be removed ({_reason(error)}); check its permissions."
+            f"{os.fspath(path)} cannot be removed ({reason_of(error)}); check its permissions."
         ) from error
 
 
@@ -193,16 +231,20 @@ class Folder:
         """
         try:
             about = read_json(self.file(MARKER))
+            if about["format"] != _FORMAT:
+                return (
+                    f"{MARKER} has format {shown(about['format'])}, but this version reads format {_FORMAT}"
+                )
             files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
         except FileNotFoundError:
             return f"{MARKER} is missing, which is written last"
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError):
             return f"{MARKER} is damaged"
         for name, expected in sorted(files.items()):
             try:
                 found = _size_and_digest(self.file(name))
-            except OSError as error:
-                return f"{name} cannot be read: {_reason(error)}"
+            except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
+                return f"{name} cannot be read: {reason_of(error)}"
             if found != expected:
                 cut = f"has {found[0]:,} bytes, {expected[0]:,} were written"
                 return f"{name} {'has been changed' if found[0] == expected[0] else cut}"
@@ -302,9 +344,5 @@ def _size_and_digest(path: str | os.PathLike[str]) -> tuple[int, str]:
 
 def _unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
     return RunError(
-        f"{os.fspath(path)} cannot be written ({_reason(error)}); check that its folder exists and is writable."
+        f"{os.fspath(path)} cannot be written ({reason_of(error)}); check that its folder exists and is writable."
     )
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error).strip().partition("\n")[0] or type(error).__name__

@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from raysel.data.row_index import RowIndex
-from raysel.errors import ConfigError, DataError
+import numpy as np
+import pyarrow as pa
+
+from raysel.data.row_index import ID, RowIndex
+from raysel.errors import ConfigError, DataError, shown
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -86,6 +89,34 @@ def index_identity(index: RowIndex) -> PoolIdentity:
     )
 
 
+def check_dataset(value: object, what: str, arrays: str = "") -> None:
+    """Raise ConfigError unless ``value`` is a Ray Dataset; ``arrays`` names a function that takes arrays instead."""
+    if hasattr(value, "context") and hasattr(value, "map_batches"):
+        return
+    advice = "make one with raysel.read"
+    if hasattr(value, "ids") and hasattr(value, "apply"):
+        advice = "apply the selection to the rows that it was made from"
+    elif arrays and hasattr(value, "shape"):
+        advice += f", or use {arrays}, which takes arrays"
+    raise ConfigError(f"The {what} must be a Ray Dataset, not {shown(value)}; {advice}.")
+
+
+def row_ids(table: pa.Table, where: str) -> np.ndarray:
+    """Return the ids of a table's rows, int64; DataError if the column is missing or cannot hold ids."""
+    if table.column_names.count(ID) != 1:
+        raise DataError(f"The {where} has no column '{ID}'; read it with raysel.read.")
+    ids = table[ID]
+    if not pa.types.is_integer(ids.type) or ids.null_count:
+        held = f"{ids.type} with {ids.null_count:,} nulls" if ids.null_count else str(ids.type)
+        raise DataError(f"Column '{ID}' of the {where} holds {held}; every row needs an integer.")
+    try:
+        return ids.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid:
+        raise DataError(
+            f"Column '{ID}' of the {where} holds integers above 2^63 - 1; number the rows from 0."
+        ) from None
+
+
 def identity(dataset: Dataset) -> PoolIdentity | None:
     """Return what assigned the ids of the rows of ``dataset``.
 
@@ -100,10 +131,7 @@ def identity(dataset: Dataset) -> PoolIdentity | None:
     ConfigError
         If ``dataset`` is not a Ray Dataset.
     """
-    if not hasattr(dataset, "context"):
-        raise ConfigError(
-            f"A Ray Dataset is needed, not a {type(dataset).__name__}; make one with raysel.read."
-        )
+    check_dataset(dataset, "dataset")
     held = dataset.context.get_config(_KEY)
     return held.identity() if isinstance(held, _Numbering) and not _joined(dataset) else None
 

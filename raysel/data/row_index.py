@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from raysel.core import storage
 from raysel.core.fingerprint.files import Trust, stored_digests
 from raysel.core.storage import resolve
-from raysel.errors import ConfigError, DataError, first
+from raysel.errors import DataError, first
 
 ID = "sample_id"
 _FORMAT = 2
@@ -348,31 +348,6 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
             reader = pq.ParquetFile(source)
             for piece in held:
                 yield piece, reader
-
-
-def budget_rows(budget: float | int, rows: int) -> int:
-    """Return the number of rows of a budget: a float in (0, 1] is a share of ``rows``, an int a count.
-
-    Raises
-    ------
-    ConfigError
-        If it is out of range or more than there are.
-    """
-    if isinstance(budget, bool) or not isinstance(budget, (int, float, np.integer, np.floating)):
-        raise ConfigError(
-            f"budget: {budget!r} is neither a share (a float in (0, 1]) nor a number of rows (an integer)."
-        )
-    if isinstance(budget, (float, np.floating)):
-        if not 0 < budget <= 1:
-            raise ConfigError(
-                f"budget: {budget} is not a share in (0, 1]; write a number of rows as an integer."
-            )
-        return max(1, round(float(budget) * rows))
-    if budget < 1:
-        raise ConfigError(f"budget: {budget} rows are too few; select at least 1.")
-    if budget > rows:
-        raise ConfigError(f"budget: {budget:,} rows are more than the {rows:,} of the pool; ask for fewer.")
-    return int(budget)
 
 
 def check_ids(ids: np.ndarray, where: str) -> None:

@@ -13,6 +13,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks
 from raysel.core.hashing import hash_ids
+from raysel.data.identity import row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import as_matrix, not_finite
 from raysel.errors import DataError, first
@@ -73,9 +74,13 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
         Naming ``what``, for a missing column, no rows, repeated ids, vectors of different lengths, and NaN or
         infinite elements: how many rows, and the first ids.
     """
+    if column == ID:
+        raise DataError(
+            f"Column '{ID}' of the {what} holds ids, not vectors; name the column of the vectors."
+        )
     check_columns(dataset.columns() or [], [ID, column], what)
     blocks = arrow_blocks(dataset.select_columns([ID, column]))
-    found = map_blocks(_look, blocks, column)
+    found = map_blocks(_look, blocks, column, what)
     ids = np.concatenate([part[0] for part in found]) if found else np.empty(0, np.int64)
     if not len(ids):
         raise DataError(f"The {what} is empty: it has no rows.")
@@ -97,11 +102,11 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     return VectorBlocks(filled, column, ids, widths[0])
 
 
-def _look(table: pa.Table, column: str) -> tuple[np.ndarray, int, np.ndarray]:
+def _look(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, int, np.ndarray]:
     if not table.num_rows:  # an empty block may come without its columns
         none = np.empty(0, np.int64)
         return none, 0, none
-    ids = table[ID].to_numpy()
+    ids = row_ids(table, what)
     vectors = as_matrix(table[column], column, ids)
     return ids, vectors.shape[1], ids[not_finite(vectors)]
 

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.numbers import whole
 from raysel.dynamic.plan import Plan, Policy, ShardedPolicy, chunk_sums, chunks, mean
 from raysel.dynamic.shards import join
-from raysel.dynamic.state import Array, SampleState, digest_of, pairs, whole
+from raysel.dynamic.state import Array, SampleState, digest_of, pairs
 from raysel.errors import ConfigError, DataError, StateError, first
 
 # Values of a slot in the staging area without a loss.

@@ -20,8 +20,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.numbers import whole
 from raysel.core.sums import exact_sum, partial_sums
-from raysel.dynamic.state import CHUNK, Array, SampleState, frozen, whole
+from raysel.dynamic.state import CHUNK, Array, SampleState, frozen
 from raysel.errors import ConfigError, DataError
 
 # What a stream of draws is for; streams of different purposes are independent.

@@ -14,8 +14,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.numbers import whole
 from raysel.dynamic.plan import CHUNK, Plan, Policy, ShardedPolicy
-from raysel.dynamic.state import Array, whole
+from raysel.dynamic.state import Array
 from raysel.errors import ConfigError, StateError
 
 T = TypeVar("T")

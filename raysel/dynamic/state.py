@@ -7,7 +7,6 @@ read-only.
 from __future__ import annotations
 
 import hashlib
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raysel.errors import ConfigError, DataError, StateError, first
+from raysel.core.numbers import whole
+from raysel.errors import DataError, StateError, first
 
 FORMAT = "sample-state/2"
 CHUNK = 65_536  # slots that are summed, digested and kept together
@@ -25,17 +25,6 @@ _SCHEMA = pa.schema(
 )
 
 Array = npt.NDArray[Any]
-
-
-def whole(name: str, value: object, least: int) -> int:
-    """Return ``value`` as an int; raise ConfigError unless it is a whole number of at least ``least``."""
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        number = least - 1
-    if isinstance(value, (bool, np.bool_)) or number < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return number
 
 
 def frozen(array: Array) -> Array:

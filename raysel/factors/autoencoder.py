@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from raysel.core.numbers import whole
 from raysel.core.storage import write_bytes
 from raysel.errors import ConfigError, DataError
 from raysel.gio.distances import vectors as matrix
@@ -352,8 +353,8 @@ def fit_autoencoder(
     """
     rows = matrix(vectors, "vectors", single=True)
     n, d = rows.shape
-    units = 8 * d if units is None else _whole("units", units)
-    k, epochs, batch_size = _whole("k", k), _whole("epochs", epochs), _whole("batch_size", batch_size)
+    units = 8 * d if units is None else whole("units", units, 1)
+    k, epochs, batch_size = whole("k", k, 1), whole("epochs", epochs, 1), whole("batch_size", batch_size, 1)
     if k > units:
         raise ConfigError(f"k = {k} is more than the autoencoder's {units} units; lower k or raise units.")
     if mode not in MODES:
@@ -372,7 +373,7 @@ def fit_autoencoder(
         "seed": seed,
     }
 
-    draws = torch.Generator().manual_seed(_whole("seed", seed, 0))
+    draws = torch.Generator().manual_seed(whole("seed", seed, 0))
     start = torch.nn.functional.normalize(torch.randn(units, d, generator=draws), dim=1)
     centre = _on(mean, device)
     encoder = start.to(device, copy=True).requires_grad_()
@@ -572,9 +573,3 @@ def _torch(device: str) -> Any:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device = '{device}', but torch sees no GPU; use device='cpu'.")
     return torch
-
-
-def _whole(name: str, value: object, least: int = 1) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ConfigError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return int(value)

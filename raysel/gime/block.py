@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raysel.core.arrow import plain, without_views
 from raysel.errors import DataError
 from raysel.gime.binding import Binding
 from raysel.gime.columns import (
@@ -22,10 +23,8 @@ from raysel.gime.columns import (
     hash_rows,
     kind,
     numbers,
-    plain,
     times,
     valid,
-    without_views,
 )
 from raysel.gime.estimates import Estimate, exact
 from raysel.gime.grouped import Codes

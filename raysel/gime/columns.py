@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.core.arrow import combined, plain, storage
 from raysel.core.hashing import GOLDEN, hash_integers, mix
 from raysel.errors import DataError
 
@@ -25,12 +26,6 @@ UNZONED, ZONED, NOTHING = "time without zone", "time with zone", "nothing"
 _LIST = "list of "
 _NULL, _NAN = np.uint64(0x6E756C6C6E756C6C), np.uint64(0x6E616E6E616E6E61)
 _BEYOND = np.uint64(0x6265796F6E646279)
-_LARGE = {
-    pa.string(): pa.large_string(),
-    pa.string_view(): pa.large_string(),
-    pa.binary(): pa.large_binary(),
-    pa.binary_view(): pa.large_binary(),
-}
 _SLICE = 1 << 20  # words or elements hashed at once
 _RANGE = 1 << 16  # integers of so short a range are codes
 _TRIED = 1 << 12  # rows of text looked at to see whether it repeats
@@ -92,54 +87,8 @@ def one_kind(one: str, other: str) -> str | None:
     return None
 
 
-def without_views(table: pa.Table) -> pa.Table:
-    """Return the table with string and binary views, which few functions take, as large text and bytes."""
-    for at, of in enumerate(table.schema.types):
-        if _is_view(of):
-            table = table.set_column(at, table.schema.field(at).name, table.column(at).cast(_LARGE[of]))
-    return table
-
-
-def _is_view(of: Any) -> bool:
-    return pa.types.is_string_view(of) or pa.types.is_binary_view(of)
-
-
 def _is_list(of: Any) -> bool:
     return pa.types.is_list(of) or pa.types.is_large_list(of) or pa.types.is_fixed_size_list(of)
-
-
-def plain(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """Return one chunk without extension type.
-
-    Dictionaries as their values, views of text and bytes as large ones.
-    """
-    array = _storage(_combined(column))
-    if pa.types.is_dictionary(array.type):
-        return plain(_decoded(array))
-    return array.cast(_LARGE[array.type]) if _is_view(array.type) else array
-
-
-def _decoded(array: pa.DictionaryArray) -> pa.Array:
-    if _is_view(array.type.value_type):  # which cannot be taken from
-        array = pa.DictionaryArray.from_arrays(array.indices, plain(array.dictionary))
-    return array.dictionary_decode()
-
-
-def _storage(array: pa.Array) -> pa.Array:
-    return _storage(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
-
-
-def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    try:
-        array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # dictionaries that Arrow cannot make one of
-        return pa.concat_arrays([plain(chunk) for chunk in column.chunks])
-    if isinstance(array, pa.ChunkedArray):  # what combining no chunks gives, or text of more than 2 GiB
-        if not array.num_chunks:
-            return pa.array([], array.type)
-        large = _LARGE.get(array.type)
-        return pa.concat_arrays((array if large is None else array.cast(large)).chunks)
-    return array
 
 
 def valid(array: pa.Array) -> npt.NDArray[np.bool_]:
@@ -183,7 +132,7 @@ def coded(column: pa.ChunkedArray | pa.Array, name: str) -> Coded | None:
 
     None for any other.
     """
-    array = _storage(_combined(column))
+    array = storage(combined(column))
     of, is_ = array.type, pa.types
     if is_.is_dictionary(of):
         few = len(array.dictionary) <= len(array)  # or to hash it costs more than the rows
@@ -532,7 +481,7 @@ def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
 
 
 def row_bytes(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
-    """Return the bytes of each row, int64, as `raysel.gio.budget.arrow_bytes` counts them."""
+    """Return the bytes of each row, int64, as `raysel.core.budgets.arrow_bytes` counts them."""
     array = plain(column)
     of = array.type
     if pa.types.is_null(of):

@@ -22,11 +22,12 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.core import storage
+from raysel.core.arrow import plain
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
 from raysel.gime.block import Block, Figure, View
-from raysel.gime.columns import kind, nanoseconds, one_kind, plain
+from raysel.gime.columns import kind, nanoseconds, one_kind
 from raysel.gime.columns import times as moments
 from raysel.gime.grouped import Codes
 from raysel.gime.histograms import BINS, Histogram

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from raysel.core.budgets import arrow_bytes
 from raysel.gime.block import Block, Figure, View, absent, share, unbound
 from raysel.gime.columns import not_finite, row_bytes
 from raysel.gime.estimates import exact
-from raysel.gio.budget import arrow_bytes
 
 
 def collect(block: Block) -> None:

@@ -16,20 +16,22 @@ from ray.util import ActorPool
 
 from raysel.cluster.blocks import map_blocks, stream_blocks
 from raysel.cluster.errors import unwrap_errors
-from raysel.data.identity import identity
-from raysel.data.row_index import ID, budget_rows
+from raysel.core.budgets import arrow_bytes, budget_rows, check_budget, parse_bytes
+from raysel.core.parameters import check_fields
+from raysel.data.identity import check_dataset, identity
+from raysel.data.row_index import ID
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.errors import ConfigError, DataError, first
-from raysel.gio.budget import arrow_bytes, parse_bytes
 from raysel.gio.gradient import gradient_select
 from raysel.gio.greedy import Picks, Stop, exact_select
 from raysel.gio.kl import Estimator, check_rank
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids
-from raysel.selection import Selection, coded_text
+from raysel.selection import Selection, check_selection, coded_text, on_instances
 
 _POINTS_PER_CENTROID = 256  # k-means learns from so many sampled rows per centroid, as FAISS does by default
 _SAMPLE_ROWS, _SAMPLE_NUMBERS = 1 << 20, 1 << 27  # and from no more than these: 512 MB
+_ARRAYS = "raysel.gio.exact_select"  # takes arrays
 _TARGET_ROWS = 20_000  # more target rows are sampled, which bounds the distance matrix
 
 
@@ -99,22 +101,13 @@ class GIO:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
-        if self.clusters is not None and (isinstance(self.clusters, bool) or self.clusters < 1):
+        object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
+        check_fields(self)
+        if self.clusters is not None and self.clusters < 1:
             raise ConfigError(
-                f"clusters: {self.clusters!r} is not a number of clusters; give at least 1, or None to keep every row on its own."
+                f"clusters: {self.clusters} is not a number of clusters; give at least 1, or None to keep every row on its own."
             )
-        if isinstance(self.budget, str):
-            parse_bytes(self.budget)
-        else:
-            budget_rows(self.budget, 2**62)
         check_rank(self.estimator, self.k, 2**62)
-        for name, known in (
-            ("solver", ("exact", "gradient")),
-            ("init", ("mean", "jump", "prev_opt")),
-            ("within", ("random", "nearest")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name}: {getattr(self, name)!r} is unknown; use {' or '.join(known)}.")
         if self.solver == "gradient" and self.estimator != "average":
             raise ConfigError(
                 f"solver: 'gradient' works only with the published estimator; give estimator='average', not {self.estimator!r}."
@@ -122,6 +115,7 @@ class GIO:
         if self.solver == "exact" and self.stop is not None and self.stop.max_resets is not None:
             raise ConfigError("stop.max_resets can only be used with solver='gradient'.")
 
+    @on_instances
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """Select the pool rows that lower the KL divergence from the target the most.
 
@@ -149,7 +143,7 @@ class GIO:
         DataError
             For vectors that cannot be used, and a ``start`` from another pool.
         ConfigError
-            For a budget or ``k`` that the rows do not allow.
+            For a budget or ``k`` that the rows do not allow, and for arguments that are not of these types.
 
         Examples
         --------
@@ -158,6 +152,10 @@ class GIO:
         >>> set(first.ids) <= set(more.ids)
         True
         """
+        check_dataset(pool, "pool", _ARRAYS)
+        check_dataset(target, "target", _ARRAYS)
+        if start is not None:
+            check_selection(start, "start")
         source = vector_blocks(pool, self.column, "pool")
         aim = vector_blocks(target, self.column, "target")
         if source.dimension != aim.dimension:

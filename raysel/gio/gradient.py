@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from raysel.core.numbers import whole
 from raysel.errors import ConfigError
 from raysel.gio.distances import MIN_DISTANCE, check_device, first_equal, mean_logs, vectors
 from raysel.gio.greedy import Picks, Run, Stop, Watch, check_count, check_sizes, collect
@@ -110,8 +111,9 @@ def gradient_select(
     sizes = check_sizes(sizes, len(rows))
     if stop is None or stop.max_resets is None:
         check_count(count, len(rows) if sizes is None else int(sizes.sum()))
-    elif count < 1:
-        raise ConfigError(f"count = {count} must be at least 1.")
+    else:
+        whole("count", count, 1)
+    seed = whole("seed", seed)
     if init not in ("mean", "jump", "prev_opt"):
         raise ConfigError(f"init = {init!r} is unknown; use 'mean', 'jump' or 'prev_opt'.")
     if steps < 1 or not (math.isfinite(learning_rate) and learning_rate > 0) or not 0 <= restart <= 1:

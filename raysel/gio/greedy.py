@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysel.core.numbers import whole
+from raysel.core.parameters import check_fields
 from raysel.errors import ConfigError, DataError
 from raysel.gio.distances import check_device, log_matrix, mean_logs, nearest_logs, vectors
 from raysel.gio.kl import (
@@ -111,6 +113,7 @@ class Stop:
     max_resets: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.data_size is not None and not 0 < self.data_size <= 1:
             raise ConfigError(f"stop.data_size = {self.data_size} must be a share of the pool in (0, 1].")
         for name in ("sequential_increase_tolerance", "max_resets"):
@@ -318,9 +321,7 @@ def check_count(count: int | None, pool_rows: int) -> None:
     """Raise ConfigError unless ``count`` rows can be chosen from the pool."""
     if count is None:
         return
-    if isinstance(count, bool) or int(count) != count or count < 1:
-        raise ConfigError(f"count = {count} must be a whole number of at least 1.")
-    if count > pool_rows:
+    if whole("count", count, 1) > pool_rows:
         raise ConfigError(f"count = {count} is more than the pool's {pool_rows} rows.")
 
 

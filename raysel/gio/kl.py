@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from raysel.core.numbers import whole
 from raysel.errors import ConfigError, DataError
 from raysel.gio.distances import MIN_DISTANCE, check_device, mean_logs, nearest_logs, vectors
 
@@ -154,11 +155,9 @@ def check_rank(estimator: str, k: int | None, n: int) -> int:
         )
     if k is None:
         return min(_DEFAULT_K[estimator], n - 1)
-    if isinstance(k, bool) or int(k) != k or k < 1:
-        raise ConfigError(f"k = {k} must be a whole number of at least 1.")
-    if k > n - 1:
-        raise ConfigError(f"k = {k} is too large for a target of {n} rows: a row has {n - 1} neighbours.")
-    return int(k)
+    if (rank := whole("k", k, 1)) > n - 1:
+        raise ConfigError(f"k = {rank} is too large for a target of {n} rows: a row has {n - 1} neighbours.")
+    return rank
 
 
 def check_weights(weights: Any, n: int) -> NDArray[np.float64] | None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysel.core.hashing import hash_ids
-from raysel.errors import ConfigError, DataError
+from raysel.core.numbers import whole
+from raysel.errors import DataError
 from raysel.gio.distances import check_device, first_equal, vectors
 
 Array = NDArray[Any]
@@ -41,12 +42,11 @@ def fit_centroids(sample: Any, clusters: int, seed: int = 0) -> NDArray[np.float
         For a sample or a number of clusters that cannot be used.
     """
     rows = vectors(sample, "sample", single=True)
-    if isinstance(clusters, bool) or int(clusters) != clusters or clusters < 1:
-        raise ConfigError(f"clusters = {clusters} must be a whole number of at least 1.")
+    clusters = whole("clusters", clusters, 1)
     distinct = np.flatnonzero(first_equal(rows) == np.arange(len(rows)))
     if len(distinct) <= clusters:
         return rows[distinct]
-    return _fit(rows, int(clusters), seed)
+    return _fit(rows, clusters, whole("seed", seed))
 
 
 def _fit(rows: Array, clusters: int, seed: int) -> NDArray[np.float32]:
@@ -347,8 +347,7 @@ def _checked(order: Any, cluster: Any, key: Any, ids: Any, budget: int) -> tuple
         raise DataError(
             f"cluster, distance and ids must be 1-D and of one length, not {cluster.shape}, {key.shape}, {ids.shape}."
         )
-    if isinstance(budget, bool) or int(budget) != budget or budget < 1:
-        raise ConfigError(f"budget = {budget} must be a whole number of rows, at least 1.")
+    whole("budget", budget, 1)
     if len(order) and (len(np.unique(order)) != len(order) or order.min() < 0):
         raise DataError("order must hold each picked cluster once, by an index of 0 or more.")
     if len(cluster) and cluster.min() < 0:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from raysel.core.numbers import whole
 from raysel.dynamic.keeper import Keeper, Keepers
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.shards import cut, spans
-from raysel.dynamic.state import whole
 from raysel.errors import StateError
 from raysel.selection import Selection
 from raysel.train.processes import ProcessRanks, SharedKeeper, ranks

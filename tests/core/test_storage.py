@@ -17,7 +17,7 @@ import xxhash
 
 from raysel.core import storage
 from raysel.core.storage import Folder
-from raysel.errors import DataError, RunError
+from raysel.errors import ConfigError, DataError, RunError
 
 
 def names(folder: Path) -> list[str]:
@@ -64,6 +64,31 @@ def test_what_is_written_is_read_and_nothing_else_is_left(place, tmp_path):
     for gone in ("a/b/x", "a", "a", "none"):
         storage.remove(f"{place}/{gone}")
         assert not storage.exists(f"{place}/{gone}")
+    assert names(tmp_path) == []
+
+
+def test_outputs_are_local(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for given, place in (
+        ("a/b", "a/b"), (Path("a"), "a"), ("run:1/x", "run:1/x"), ("C:/x", "C:/x"), (f"file://{tmp_path}/a%20b", "a b"),
+        (f"FILE://localhost{tmp_path}/x", "x"), (f"file:{tmp_path}/x", "x"), (Path(f"file://{tmp_path}/x"), "x"),
+    ):  # fmt: skip
+        assert storage.local_output(given) == tmp_path / place
+    assert storage.local_output("~/x") == Path.home() / "x"
+    for remote in ("s3://bucket/x", Path("gs://bucket/x"), "hf://datasets/x", "memory://x"):
+        with pytest.raises(
+            ConfigError, match=r"^\w+://[\w/]*x cannot be written to, since raysel writes only to local"
+        ):
+            storage.local_output(remote)
+    with pytest.raises(
+        ConfigError, match=r"^file://tmp/x names the machine 'tmp'; write file:///tmp/x for a local path"
+    ):
+        storage.local_output("file://tmp/x")
+    with pytest.raises(ConfigError, match="is not the URI of a local file; write %3F for"):
+        storage.local_output("file:///tmp/a?b")
+    for none in (None, 3, "", "a\0b", b"x", ["x"], Path):
+        with pytest.raises(ConfigError, match="is not a path to write to"):
+            storage.local_output(none)
     assert names(tmp_path) == []
 
 
@@ -147,6 +172,19 @@ def test_a_folder_is_complete_only_with_its_marker(place, tmp_path):
         (lambda f: (f / "_done.json").unlink(), "_done.json is missing"),
         (lambda f: (f / "_done.json").write_bytes(b'{"files'), "_done.json is damaged"),
         (lambda f: (f / "_done.json").write_bytes(b"[]"), "_done.json is damaged"),
+        (lambda f: (f / "_done.json").write_bytes(b"[" * 100_000), "_done.json is damaged"),
+        (
+            lambda f: (f / "_done.json").write_bytes(b'{"format": 2, "files": {}}'),
+            "_done.json has format 2, but this",
+        ),
+        (
+            lambda f: (f / "_done.json").write_bytes(b'{"format": 1, "files": {"a": [1e999, ""]}}'),
+            "_done.json is damaged",
+        ),
+        (
+            lambda f: (f / "_done.json").write_bytes(b'{"format": 1, "files": {"a\\u0000": [1, ""]}}'),
+            "cannot be read",
+        ),
         (lambda f: (f / "_done.json").write_bytes(b'{"files": {"a": 3}}'), "_done.json is damaged"),
     ],
 )

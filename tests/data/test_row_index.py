@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysel.core.hashing import hash_ids
-from raysel.data.row_index import RowIndex, budget_rows, check_ids, index_parquet, list_files
-from raysel.errors import ConfigError, DataError
+from raysel.data.row_index import RowIndex, check_ids, index_parquet, list_files
+from raysel.errors import DataError
 
 
 def write(path, values, row_group=3):
@@ -142,15 +142,6 @@ def test_hash_is_uniform_and_moves_with_the_seed():
     one, two = (hash_ids(np.arange(100_000), seed) for seed in (0, 1))
     assert abs(one.mean() - 0.5) < 0.005
     assert abs(np.corrcoef(one, two)[0, 1]) < 0.02
-
-
-def test_budget():
-    assert budget_rows(0.3, 10) == 3
-    assert budget_rows(1e-9, 10) == 1
-    assert budget_rows(10, 10) == 10
-    for wrong in (0, 11, 0.0, 1.5, True, "3"):
-        with pytest.raises(ConfigError, match="budget"):
-            budget_rows(wrong, 10)
 
 
 def test_ids_must_differ():

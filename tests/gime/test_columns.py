@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysel.core.arrow import plain
+from raysel.core.budgets import arrow_bytes
 from raysel.data.vectors import to_column
-from raysel.gime.columns import coded, hash_column, hash_rows, numbers, plain, row_bytes, times
-from raysel.gio.budget import arrow_bytes
+from raysel.gime.columns import coded, hash_column, hash_rows, numbers, row_bytes, times
 
 
 def hashes(values, kind=None):

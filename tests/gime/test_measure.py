@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from raysel.core.budgets import arrow_bytes
 from raysel.gime import METRICS, Binding, finalize, measure, partial, with_target
 from raysel.gime.waves import WAVES, _frequencies
-from raysel.gio.budget import arrow_bytes
 
 TABLES = {
     "seed": st.integers(0, 10**6),

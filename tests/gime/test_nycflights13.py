@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from scipy import stats
 
+from raysel.core.budgets import arrow_bytes
 from raysel.gime import METRICS, Binding, measure, merge, partial, with_target
 from raysel.gime.waves import _frequencies
-from raysel.gio.budget import arrow_bytes
 
 WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows"
 pytestmark = [

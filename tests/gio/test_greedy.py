@@ -285,7 +285,7 @@ GOOD = np.random.default_rng(12).normal(size=(10, 3))
     "pool,options,error,says",
     [
         (GOOD, {"count": 11}, ConfigError, "count = 11 is more than the pool's 10 rows"),
-        (GOOD, {"count": 0}, ConfigError, "count = 0"),
+        (GOOD, {"count": 0}, ConfigError, "count must be a whole number of at least 1, got 0"),
         (GOOD, {"k": 10}, ConfigError, "k = 10 is too large"),
         (GOOD, {"estimator": "mean"}, ConfigError, "unknown"),
         (GOOD[0], {}, DataError, "pool must be an array of shape"),

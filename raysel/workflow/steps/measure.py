@@ -13,9 +13,9 @@ from ray.data import Dataset
 
 import raysel
 from raysel.cluster.blocks import gather
+from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import library_versions
 from raysel.core.parameters import describe
-from raysel.data.row_index import budget_rows
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.gime import Sensitivity, proxy
 from raysel.selection import Selection

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import raysel
+from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import library_versions
-from raysel.data.row_index import budget_rows
 from raysel.errors import ConfigError, DataError, RayselError
 from raysel.gio.distributed import rows_of_bytes
 from raysel.selection import Selection
