@@ -648,14 +648,14 @@ def _finish(
         raise DataError(
             f"Embedder {embedder.name} returned vectors of different lengths: "
             + ", ".join(f"{width} from sample_id {where[width]}" for width in widths)
-            + f"; fix it and remove {folder.path}."
+            + f"; correct the embedder and remove {folder.path}."
         )
     rows, total = source.ids()
     count = sum(entry[0] for entry in found) + len(rejected)
     have = sum(entry[1] for entry in found) + sum(rejected)
     if (count, have) != (rows, total):
         raise RunError(
-            f"{folder.path} holds {count:,} ids with sum {have:,}, but {rows:,} with sum {total:,} were expected. "
+            f"{folder.path} holds vectors of {count:,} rows instead of {rows:,}, or of other rows than the dataset has. "
             "Every node must see the same directory; remove it and run again."
         )
     if rejected:

@@ -55,8 +55,8 @@ class Budget:
         count = round((self.passes - self.rows * self.tail) / before) if before else self.rows
         if count < 1:
             raise ConfigError(
-                f"{name}: The last {self.tail} epochs train on all the data, so the policy needs more than "
-                f"{self.rows * self.tail:,} passes and cannot keep to a budget of {self.passes:,}."
+                f"{name}: A budget of {self.passes:,} samples is too small, because the last {self.tail} epochs train on all "
+                f"the data and take {self.rows * self.tail:,}; raise the budget, or train on all the data in fewer epochs."
             )
         return count
 

@@ -106,8 +106,9 @@ class RandomPrune:
         spared = budget.rows * budget.epochs - budget.passes
         if spared and spared >= budget.rows * pruning:
             raise ConfigError(
-                f"random_prune: The first epoch and the last {budget.tail} train on all the data, so the policy needs more than "
-                f"{budget.rows * (budget.tail + 1):,} passes and cannot keep to a budget of {budget.passes:,}."
+                f"random_prune: A budget of {budget.passes:,} samples is too small, because the first epoch and the last "
+                f"{budget.tail} train on all the data and take {budget.rows * (budget.tail + 1):,}; raise the budget, or train "
+                "on all the data in fewer epochs."
             )
         return cls(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
 

@@ -164,7 +164,7 @@ class Keeper:
             raise StateError(f"The name of an attempt must be a non-empty string, got {attempt!r}.")
         if attempt in self._past:
             raise StateError(
-                f"Attempt {attempt!r} was replaced by {self._attempt!r} and can no longer be used."
+                f"Training attempt {attempt!r} was replaced by {self._attempt!r}, so it can no longer restore the state."
             )
         epoch = whole("The number of committed epochs", epoch, 0)
         if epoch > self._num_epochs:
@@ -251,13 +251,13 @@ class Keeper:
             With nothing staged, for slots that are out of range (including padding, -1) or not in the plan,
             and for a slot given twice with different losses.
         """
-        plan, staging = self._opened(attempt, epoch)
+        _, staging = self._opened(attempt, epoch)
         slots, losses = pairs(slots, losses, self._size, self._start)
         before = staging[slots]
         unknown = before == _UNPLANNED
         if unknown.any():
             raise DataError(
-                f"These slots are not among the {len(plan)} planned in epoch {epoch}: "
+                f"Losses were given for slots (positions of samples) that are not planned in epoch {epoch}: "
                 f"{first((slots[unknown] + self._start).tolist())}."
             )
         self._ready = None
@@ -267,7 +267,7 @@ class Keeper:
         if clash.any():
             staging[slots] = before
             raise DataError(
-                f"These slots were given twice with different losses in epoch {epoch}: "
+                f"Two different losses were given for the same slots (positions of samples) in epoch {epoch}: "
                 f"{first((np.unique(slots[clash]) + self._start).tolist())}."
             )
 
@@ -332,7 +332,7 @@ class Keeper:
         self._opened(attempt, epoch)
         if self._ready is None:
             raise StateError(
-                f"Epoch {epoch} is not prepared for its commit; call prepare on all shards first."
+                f"Epoch {epoch} cannot be committed, because it is not prepared; call prepare on all shards first."
             )
         self._state, outcome = self._ready
         self._last = epoch, outcome
@@ -375,14 +375,18 @@ class Keeper:
 
     def _admit(self, attempt: str) -> None:
         if self._attempt is None:
-            raise StateError("The selection state has not been restored; call restore before anything else.")
+            raise StateError("The selection state has not been restored; call restore first.")
         if attempt != self._attempt:
-            raise StateError(f"Attempt {attempt!r} is stale: the state belongs to attempt {self._attempt!r}.")
+            raise StateError(
+                f"Training attempt {attempt!r} was replaced by {self._attempt!r}; only the newest attempt can use the state."
+            )
 
     def _current(self, attempt: str, epoch: int) -> None:
         self._admit(attempt)
         if self._epoch == self._num_epochs:
-            raise StateError(f"Epoch {epoch} cannot be trained: all {self._num_epochs} epochs are committed.")
+            raise StateError(
+                f"Epoch {epoch} cannot be trained, because all {self._num_epochs} epochs of the run are finished."
+            )
         if epoch != self._epoch:
             raise StateError(f"Epoch {epoch} is not the current one: epoch {self._epoch} is being trained.")
 

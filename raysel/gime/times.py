@@ -119,7 +119,7 @@ def delay(view: View) -> list[Figure]:
         nothing = f"'{binding.event_time}'" if last is None else source
         found += absent(f"no row has a value in {nothing}", _DELAY[0])
     else:
-        early = "ALARM: the last record is before the last event" if recorded < last else None
+        early = "Warning: the last record is before the last event" if recorded < last else None
         found.append(Figure("as_defined", _seconds(recorded - last), "s", early))
     rows, negative = view.count("delays"), view.count("negative delays")
     if not rows:
@@ -138,7 +138,7 @@ def delay(view: View) -> list[Figure]:
         }
         found += [Figure(name, value, "s", remark) for name, value in figures.items()]
     alarm = (
-        f"ALARM: {negative:,} rows are recorded before they happened, which may leak the future"
+        f"Warning: {negative:,} rows have a record time before their event time, which may leak the future"
         if negative
         else None
     )

@@ -289,7 +289,7 @@ class Session:
             how = "session.stream" if begun is None else f"shuffle={begun}"
             raise StateError(
                 f"loader: Epoch {self.epoch} was started with {how} and resumes within the epoch; "
-                "use the same, because a plan is visited in one order."
+                f"use {how} again, because the order of the samples must not change within an epoch."
             )
         run = self._run
         positions = batches(
@@ -596,7 +596,7 @@ class Session:
                 place = self._ranks.without_newer(place)
             return place, about
         if damaged:
-            raise StateError(f"{damaged[0]} No earlier one is complete; remove it to start again.")
+            raise StateError(f"{damaged[0]} No earlier checkpoint is complete; remove it to start again.")
         return None, None
 
     def _about(self) -> dict[str, Any]:
@@ -640,7 +640,7 @@ class Session:
             )
         if self.step != self._done:
             raise StateError(
-                f"The batches of epoch {self.epoch} were iterated before; a plan can be trained on only once."
+                f"The batches of epoch {self.epoch} were iterated before; each epoch can be iterated only once."
             )
 
     def _send(self) -> None:

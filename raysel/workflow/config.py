@@ -288,8 +288,8 @@ class Method:
             found = dataclasses.replace(found, version=version)
         if found.builtin and registry is EMBEDDERS and parameters:
             raise ConfigError(
-                f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no parameters but what its "
-                "name says."
+                f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no "
+                "parameters besides those in its name; remove them."
             )
         if found.builtin and registry is not EMBEDDERS:
             found.make()  # its parameters are checked at once; code of the user's own is not run yet

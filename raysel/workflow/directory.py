@@ -199,8 +199,8 @@ class RunDirectory:
         strange = chosen.ids[~known]
         if len(strange):
             raise DataError(
-                f"The selection holds {len(strange):,} rows that were not there to select from "
-                f"(sample_id {first(strange)})."
+                f"The selector returned {len(strange):,} rows that are not among the rows it was given "
+                f"(sample_id {first(strange)}); it must select from these."
             )
         info = {"method": "own", **chosen.info, "pool_rows": pool.count}
         chosen = replace(chosen, pool=pool.identity, info=info)

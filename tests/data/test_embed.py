@@ -216,7 +216,7 @@ def test_a_missing_part_is_noticed(table, tmp_path, monkeypatch):
     (tmp_path / "v" / "part-000000000002.parquet").unlink()
     (tmp_path / "v" / "_done.json").unlink()
     monkeypatch.setattr(pipeline, "_run", lambda *_: ([], 0.0))  # as if its node had written elsewhere
-    with pytest.raises(RunError, match=r"4,488 ids with sum .* 5,000 with sum 12,497,500 were expected"):
+    with pytest.raises(RunError, match=r"holds vectors of 4,488 rows instead of 5,000, or of other rows"):
         compute(dataset, Neighbours(), tmp_path / "v")
 
 

@@ -80,7 +80,7 @@ def test_nothing_works_before_restore(call):
 def test_an_earlier_attempt_is_refused(call):
     made = keeper()
     made.restore("b")
-    with pytest.raises(StateError, match="Attempt 'a' is stale: the state belongs to attempt 'b'"):
+    with pytest.raises(StateError, match="attempt 'a' was replaced by 'b'; only the newest attempt"):
         calls()[call](made, "a", 0)
 
 
@@ -99,7 +99,7 @@ def test_after_the_last_epoch_there_is_nothing_to_plan():
     made = keeper()
     for epoch in range(EPOCHS):
         summary = train(made, "a", epoch)
-    with pytest.raises(StateError, match="all 6 epochs are committed"):
+    with pytest.raises(StateError, match="all 6 epochs of the run are finished"):
         made.plan("a", EPOCHS)
     assert made.commit("a", EPOCHS - 1) == summary and made.state("a")[0] == EPOCHS
 
@@ -107,7 +107,7 @@ def test_after_the_last_epoch_there_is_nothing_to_plan():
 def test_a_replaced_attempt_cannot_come_back():
     made = keeper()
     made.restore("b")
-    with pytest.raises(StateError, match="replaced by 'b' and can no longer be used"):
+    with pytest.raises(StateError, match="replaced by 'b', so it can no longer restore"):
         made.restore("a")
     made.restore("b")  # the current one may: it starts over
 
@@ -243,8 +243,8 @@ def test_a_summary_is_the_callers_own():
         ([5, -1], [1.0] * 2, "padding"),
         ([5, 6], [1.0], "one loss per slot"),
         ([5.0], [1.0], "integer type"),
-        ([5, 6, 5], [1.0, 1.0, 2.0], "slots were given twice with different losses in epoch 0: 5.$"),
-        ([5, 6, 5], [1.0, 1.0, np.nan], "slots were given twice"),
+        ([5, 6, 5], [1.0, 1.0, 2.0], "Two different losses were given for the same slots .* in epoch 0: 5.$"),
+        ([5, 6, 5], [1.0, 1.0, np.nan], "Two different losses were given"),
     ],
 )
 def test_bad_observations_are_refused_whole(slots, values, sentence):
@@ -267,7 +267,7 @@ def test_a_slot_that_is_not_planned_is_refused():
     train(made, "a", 0)
     left_out = np.setdiff1d(np.arange(N), made.plan("a", 1).slots)
     assert len(left_out) > 50
-    with pytest.raises(DataError, match=f"not among the .* planned in epoch 1: {left_out[0]}, "):
+    with pytest.raises(DataError, match=f"not planned in epoch 1: {left_out[0]}, "):
         made.update("a", 1, left_out, np.ones(len(left_out)))
     assert made.commit("a", 1)["observed"] == 0
 

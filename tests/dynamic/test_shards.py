@@ -307,7 +307,7 @@ def test_join_worked_by_hand():
     lists, count, (array, names) = join([a, b])
     assert lists == [1.5, 2.5, 3.5] and count == 5 and array.tolist() == [11, 22] and names == ["x", "y"]
     for float_ in (0.5, np.ones(2), np.float32(1)):
-        with pytest.raises(StateError, match="put floats into lists"):
+        with pytest.raises(StateError, match="Put floats into a list"):
             join([float_, float_])
 
 
@@ -453,13 +453,15 @@ def test_bad_observations_are_said_with_the_runs_own_slots():
     plan = made.plan("a", 1)
     left_out = np.setdiff1d(np.arange(N), plan.slots)
     wrong = left_out[left_out > 4 * CHUNK][:1]
-    with pytest.raises(DataError, match=f"not among the .* planned in epoch 1: {wrong[0]}"):
+    with pytest.raises(DataError, match=f"not planned in epoch 1: {wrong[0]}"):
         made.update("a", 1, wrong, np.ones(1))
     for slot in (-1, N):
         with pytest.raises(DataError, match=rf"slots are outside .*: {slot}"):
             made.update("a", 1, np.array([slot]), np.ones(1))
     twice = plan.slots[plan.slots > 4 * CHUNK][:1].repeat(2)
-    with pytest.raises(DataError, match=f"given twice with different losses in epoch 1: {twice[0]}"):
+    with pytest.raises(
+        DataError, match=f"Two different losses were given for the same slots .* in epoch 1: {twice[0]}"
+    ):
         made.update("a", 1, twice, np.array([1.0, 2.0]))
     with pytest.raises(DataError, match="one loss per slot"):
         made.update("a", 1, plan.slots[:3], np.ones(2))

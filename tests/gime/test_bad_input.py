@@ -86,7 +86,7 @@ def test_negative_delays_are_an_alarm_and_nothing_else():
     found = {r["statistic"]: r for r in result if r["metric"] == "delay"}
     assert (found["max"]["value"], found["mean"]["value"], found["p50"]["value"]) == (60, 40, 20)
     assert found["negative_rows"]["value"] == 2 and found["negative_rows"]["reason"].startswith(
-        "ALARM: 2 rows"
+        "Warning: 2 rows"
     )
     assert found["mean"]["reason"] == "2 of 4 rows without a delay of 0 or more are left out"
     late = measure(

@@ -339,8 +339,8 @@ def test_worked_by_hand():
         assert found[key] == pytest.approx(value, rel=1e-14), key
     assert all(value is None for (metric, _), value in found.items() if metric == "mismatch")
     reasons = {(r["metric"], r["statistic"]): r["reason"] for r in measure(data, binding).to_pylist()}
-    assert reasons["delay", "negative_rows"].startswith("ALARM: 1 rows")
-    assert reasons["delay", "as_defined"].startswith("ALARM")
+    assert reasons["delay", "negative_rows"].startswith("Warning: 1 rows")
+    assert reasons["delay", "as_defined"].startswith("Warning")
     assert reasons["mismatch", "overall"] == "the binding names no target"
 
 

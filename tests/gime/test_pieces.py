@@ -173,7 +173,7 @@ def test_every_row_is_in_one_piece_of_like_rows_and_a_seed_decides_which():
 def test_what_conflicts_among_rows_is_named():
     table, binding = mixed()
     with pytest.raises(
-        ConfigError, match=r"found with granularity\.completeness .* volume\.rows .* together"
+        ConfigError, match=r"found that satisfies granularity\.completeness .* volume\.rows .* together"
     ):
         chosen(table, binding, {"granularity.completeness": (1, None), "volume.rows": (3900, None)})
 

@@ -124,12 +124,13 @@ def test_what_conflicts_is_named():
     rows = table.num_rows
     with pytest.raises(
         ConfigError,
-        match=r"No selection of groups was found with scope.entities in \[1000, -\] \(all groups together: ",
+        match=r"No selection of groups was found that satisfies scope.entities in \[1000, -\] \(all groups together: ",
     ) as caught:
         select_groups(state, {"scope.entities": (1000, None), "volume.rows": (1, None)})
     assert "volume.rows" not in str(caught.value)
     with pytest.raises(
-        ConfigError, match=r"was found with .* together, but there is one without any of them"
+        ConfigError,
+        match=r"was found that satisfies .* together .* If any one of them is left out, there is a selection",
     ) as caught:
         select_groups(
             state, {"volume.rows": (rows, None), "duration.span": (None, 50), "variety.classes": (1, None)}

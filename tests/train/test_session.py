@@ -245,7 +245,9 @@ def test_a_damaged_checkpoint_is_said(tmp_path, name, damage):
     make = save_once(tmp_path)
     path = tmp_path / "last" / name
     path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(StateError, match=r"The checkpoint .* is damaged \(.*No earlier one is complete"):
+    with pytest.raises(
+        StateError, match=r"The checkpoint .* is damaged \(.*No earlier checkpoint is complete"
+    ):
         make().session()
 
 

@@ -222,7 +222,7 @@ def test_several_selectors_are_a_list(tmp_path):
         ("train.epochs=1:30", "'train.epochs' is '1:30'; it should be an integer"),
         ("train.epochs=010", "'train.epochs' is '010'; it should be an integer"),
         ("pool.label=no", "'pool.label' is false; it should be text"),
-        ("select=&a {method: gio, budget: 0.3, stop: *a}", "'select.stop.*' holds itself"),
+        ("select=&a {method: gio, budget: 0.3, stop: *a}", "'select.stop.*' contains itself"),
         ("dynamic={method: full, x: 1}", "The key 'dynamic.x' is unknown"),
         ("embed.embedder={method: 'pca:2', whiten: true}", "gives whiten to the embedder 'pca:2'"),
         ("controls=[all]", "'controls.0' is 'all'; it should be 'full' or 'random'"),

@@ -135,7 +135,8 @@ def test_gime_then_gio_then_training_from_one_file(folder, tmp_path, monkeypatch
     with pytest.raises(RunError, match="No threshold was shown to keep the score above"):
         run(flow(folder, *calibrated, "gime.calibrate.tolerance=0.0"), tmp_path / "none")
     with pytest.raises(
-        ConfigError, match=r"No selection of groups was found with granularity\.completeness.* together"
+        ConfigError,
+        match=r"No selection of groups was found that satisfies granularity\.completeness.* together",
     ):
         run(
             flow(

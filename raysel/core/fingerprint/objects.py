@@ -256,7 +256,7 @@ class _Graph:
         )
         what = f"{self.what[:1].upper()}{self.what[1:]}"
         reads = f"{what} reads {' of '.join(steps)} ({name})." if steps else f"{what} is a {name}."
-        return ConfigError(f"{reads} Its content cannot be fingerprinted; {self.remedy}.")
+        return ConfigError(f"{reads} raysel cannot detect whether its content changes; {self.remedy}.")
 
     # ---- trees -------------------------------------------------------------------------------------------------------
 

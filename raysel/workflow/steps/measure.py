@@ -156,7 +156,7 @@ def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
         low, high = ends
         if (low is None and high is None) or (low is not None and high is not None and low > high):
             raise ConfigError(
-                f"thresholds.{name}: {ends} leaves nothing to check, or nothing that can pass; write [least, greatest]."
+                f"thresholds.{name}: {ends} has no bound, or its least value is above its greatest; write [least, greatest]."
             )
     return {name: (low, high) for name, (low, high) in settings.thresholds.items()}
 
