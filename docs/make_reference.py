@@ -21,11 +21,14 @@ SECTIONS = {
 }
 INTRODUCTION = """# Workflow keys
 
-This page is what `raysel methods NAME` prints for every section and every method. It is generated from the code by
-`python docs/make_reference.py`. A misspelt key is an error that names the nearest known key.
+A *workflow* is a YAML file that names the data, the methods and the model. This page lists all keys of a workflow. For
+each section and each method, `raysel methods NAME` prints the same text. The page is generated from the code by
+`python docs/make_reference.py`.
 
-A workflow is a YAML file. Paths in it are relative to its folder. `raysel run WORKFLOW --set key.path=value` changes a
-key, and `raysel init classify` writes a workflow with comments.
+- Paths in a workflow are relative to the folder of the workflow file.
+- `raysel run WORKFLOW --set key.path=value` changes one key for this run.
+- A misspelt key raises an error that suggests the most similar key.
+- `raysel init classify` writes a workflow with a comment for each key.
 """
 
 

@@ -30,11 +30,12 @@ class Random:
     Parameters
     ----------
     budget : float or int
-        Rows to select: a share of the pool (float) or a number of rows (int).
+        Number of rows to select: a share of the pool (float) or a number of rows (int).
     stratify : str, optional
-        Column whose values keep their shares in the selection, such as the label.
+        Column for stratified sampling, such as the label: each value of this column has the same share in the
+        selection as in the pool.
     seed : int
-        Seed of the draw; by default the seed of the workflow.
+        Seed of the random numbers; by default the seed of the workflow.
 
     Raises
     ------

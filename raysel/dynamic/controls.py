@@ -33,7 +33,7 @@ from raysel.errors import ConfigError
 
 @dataclass(frozen=True)
 class FullData:
-    """Train on every sample in every epoch, at weight 1.
+    """Train on all samples in every epoch; all weights are 1.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class FullData:
 
 @dataclass(frozen=True)
 class RandomPrune:
-    """Prune at random, at the rate and with the weights of InfoBatch: its control without losses.
+    """Skip random samples as often as InfoBatch, with the same weights, but without using the losses.
 
     InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with
     probability r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the
@@ -78,10 +78,10 @@ class RandomPrune:
     prune_ratio : float
         The ``prune_ratio`` of InfoBatch, in [0, 1).
     share : float
-        Share of the samples that are below the mean, in [0, 1]: 0.5 for symmetric losses, 0.63 for
-        exponential ones.
+        Assumed share of the samples with a loss below the mean, in [0, 1]: 0.5 if the losses are distributed
+        symmetrically, 0.63 if exponentially.
     delta : float
-        Share of the epochs, in [0, 1], after which all data is trained on.
+        Share of the epochs, in [0, 1], in which samples are skipped. The epochs after that train on all samples.
 
     Raises
     ------
@@ -150,12 +150,12 @@ class RandomPrune:
 
 @dataclass(frozen=True)
 class RandomSubset:
-    """Train on another uniformly random subset in every epoch, at weight 1.
+    """Train on a new random subset of the samples in every epoch; all weights are 1.
 
     Parameters
     ----------
     ratio : float
-        Share of the samples per epoch, in (0, 1]; at least one sample is drawn.
+        Share of the samples per epoch, in (0, 1]; at least one sample is selected.
 
     Raises
     ------
@@ -205,16 +205,17 @@ class RandomSubset:
 
 @dataclass(frozen=True)
 class RoundRobin:
-    """Train on consecutive parts of one random permutation, of equal length per epoch, at weight 1.
+    """Train on the next part of one random order of the samples in every epoch; all weights are 1.
 
     No sample is trained on more than once more often than another (RS2 without replacement).
 
     Parameters
     ----------
     ratio : float
-        Share of the samples per epoch, in (0, 1]; at least one sample is taken.
+        Share of the samples per epoch, in (0, 1]; at least one sample is selected.
     delta : float
-        Share of the epochs, in [0, 1], after which all data is trained on; 1 for no such tail.
+        Share of the epochs, in [0, 1], in which samples are skipped. The epochs after that train on all
+        samples; 1 for no such epochs.
 
     Raises
     ------

@@ -100,7 +100,7 @@ def _low(
 
 @dataclass(frozen=True)
 class InfoBatch:
-    """Prune samples of low loss at random, and weight the others so that the gradient stays unbiased.
+    """Skip random samples with a low loss; weights keep the expected gradient unchanged.
 
     A sample whose last loss is strictly below the threshold is left out with probability ``prune_ratio``; if
     it stays, its weight is 1 / (1 - prune_ratio). Samples without a loss so far are kept at weight 1 and do
@@ -112,16 +112,20 @@ class InfoBatch:
     Parameters
     ----------
     prune_ratio : float
-        Probability, in [0, 1), that a sample below the threshold is left out of an epoch.
+        Probability, in [0, 1), with which a sample below the threshold is skipped in an epoch.
     delta : float
-        Share of the epochs, in [0, 1], after which all data is trained on.
+        Share of the epochs, in [0, 1], in which samples are skipped. The epochs after that train on all
+        samples.
     threshold : str or float
-        ``mean`` of the losses so far, or a number q in (0, 1) for their q-quantile.
+        Losses below this threshold are low: ``mean`` is the mean of the last losses of all samples, and a
+        number q in (0, 1) is their q-quantile.
     target_saving : float, optional
-        Share of all passes to save, in (0, 1). Replaces ``prune_ratio``, which is then computed before every
-        epoch from the losses so far. No weight exceeds 10; if that is not enough, the threshold rises.
+        Share of all back-propagated samples to save over the run, in (0, 1). Replaces ``prune_ratio``, which
+        is then computed from the losses before every epoch. No weight exceeds 10. If the share cannot be
+        reached with these weights, the threshold is raised.
     ema : float
-        Weight of the old score, in [0, 1), when a new loss arrives; 0 keeps only the last loss.
+        Weight of the old value, in [0, 1), when a new loss is recorded (exponential moving average); 0 keeps
+        only the last loss.
     classes : array of int, shape (samples,), optional
         Label per selected sample, in ascending order of their ids. The threshold is then per class, so that
         no class is pruned because it is easy.

@@ -167,7 +167,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class RepDiv:
-    """Train on representative samples first and on diverse ones later, equally many per class.
+    """Train on representative samples first and on diverse samples later, with equally many samples per class.
 
     In every epoch before the tail, the floor(ratio * n) samples of highest priority are selected. The
     priority of a sample that has been selected u times is
@@ -187,17 +187,20 @@ class RepDiv:
     ratio : float
         Share of the samples per epoch, in (0, 1].
     a_min : float
-        Final weight of representativeness against diversity, in [0, 1].
+        Weight of representativeness at the end of the curriculum, in [0, 1]. Diversity has the weight 1 -
+        a_min.
     t_mid : float
-        Share of the epochs, in [0, 1], at which the curriculum is half way from one to the other.
+        Share of the epochs, in [0, 1], after which the curriculum is half-way from representativeness to
+        diversity.
     k_s : float, optional
-        Slope of the curriculum per epoch; by default 10 / T.
+        Slope of the curriculum per epoch; by default 10 divided by the number of epochs.
     penalty : float
-        Weight of how often a sample has been selected; 0 for none.
+        Weight of the penalty for samples that were selected often before; 0 for no penalty.
     tail : float
-        Share of the epochs at the end, in [0, 1], that take all data.
+        Share of the epochs at the end, in [0, 1], that train on all samples.
     alpha : float, optional
-        Constant in place of the curriculum, in [0, 1]: 1 for representativeness alone, 0 for diversity alone.
+        Constant weight of representativeness, in [0, 1], instead of the curriculum: 1 for representativeness
+        alone, 0 for diversity alone.
 
     Raises
     ------

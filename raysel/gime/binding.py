@@ -41,35 +41,35 @@ class Target:
 
 @dataclass(frozen=True)
 class Binding:
-    """The declared meaning of columns.
+    """The meaning of each column, which you declare.
 
-    Only bound columns are read. Metrics that need a column that is not bound are null.
+    Only declared (bound) columns are read. A metric is null if it needs a column that is not bound.
 
     Parameters
     ----------
     entity : str or list of str
-        What a row is about (o); several columns name it together.
+        Columns that identify the entity that a row describes, such as a customer (o in the theory).
     event_time : str, optional
-        When it happened (T_h): timestamps, dates or ISO 8601 text.
+        Column with the time of the event (T_h): timestamps, dates or ISO 8601 text.
     record_time : str, optional
-        When it was recorded (T_m): timestamps, dates or ISO 8601 text.
+        Column with the time when the event was recorded (T_m): timestamps, dates or ISO 8601 text.
     reference_time : str, optional
-        A moment in ISO 8601 that is the time of record of every row, in place of ``record_time``.
+        Time in ISO 8601 format that is used as the recording time of every row, instead of ``record_time``.
     size : str, optional
-        Size of a row's object, a number of at least 0.
+        Column with the size of the entity, a number of at least 0.
     classes : str or list of str
-        Columns that together make the equivalence R.
+        Columns that together define the class of a row (the equivalence relation R).
     relation : str or list of str
-        Keys; rows that share one are related.
+        Columns with keys. Two rows are related if they have the same key in one of these columns.
     content : str or list of str
-        States (g). Rows equal in all of them are copies. Columns of numbers, and of lists of one length, are
-        compared with those of the target.
+        Columns with the content of a row (the states g). Rows that are equal in all these columns are copies.
+        Columns of numbers, or of lists of equal length, are compared with the same columns of the target.
     carrier : str or list of str
-        What holds the row (c): a file, a source.
+        Columns that identify where a row is stored, such as a file or a source (the carrier c).
     reference : mapping of str to str
-        For a column, the column with the value that it should have.
+        Maps a column to the column with its correct value.
     bounds : mapping of str to (float or None, float or None)
-        For a column of numbers, the least and greatest valid value.
+        Maps a column of numbers to its minimum and maximum valid value; null for no limit.
     target : Target, optional
         Summary of a target table, set by `raysel.gime.with_target`.
 

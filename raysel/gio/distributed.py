@@ -42,30 +42,32 @@ class GIO:
     Parameters
     ----------
     budget : float, int or str
-        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
-        the pool at its mean row size (text such as ``"200MB"``).
+        Number of rows to select: a share of the pool (float), a number of rows (int), or a size in bytes
+        (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
+        columns included, in Arrow format.
     clusters : int, optional
-        Number of k-means centroids that the pool is quantised to; greedy selection picks centroids. With
-        None, or with at least as many clusters as rows, single rows are picked and all vectors go to the
+        Number of k-means clusters. The greedy selection picks cluster centroids instead of rows. With None,
+        or with at least as many clusters as rows, it picks single rows, and all vectors are sent to the
         driver.
     estimator : {"nearest", "nearest_mean", "average"}
         Estimator of the KL divergence; see `raysel.gio.kl`.
     k : int, optional
-        Rank of the neighbour that the estimator uses; see `raysel.gio.kl`.
+        The estimator uses the distance to the k-th nearest neighbour; see `raysel.gio.kl`.
     solver : {"exact", "gradient"}
-        Exact greedy selection, or gradient descent as published, which needs ``estimator: average``.
+        Exact greedy selection, or the published gradient descent. The latter needs ``estimator: average``.
     init : {"mean", "jump", "prev_opt"}
-        Where the gradient solver starts every descent; see `raysel.gio.gradient_select`.
+        Start point of each descent of the gradient solver; see `raysel.gio.gradient_select`.
     stop : Stop, optional
-        Rules that may end the selection before the budget is spent.
+        Rules that may stop the selection before the budget is reached.
     within : {"random", "nearest"}
-        How rows are chosen from the picked clusters. With ``random``, rows are drawn from the clusters picked until the KL
-        rises, in proportion to the target rows of each cluster. With ``nearest``, as published, whole
-        clusters are taken in the order of the picks, and of the last one the rows nearest to its centroid.
+        How rows are chosen from the picked clusters. With ``random``, only the clusters that were picked
+        before the KL first rises are used, and random rows are drawn from each of these clusters in
+        proportion to its target rows. With ``nearest``, as published, complete clusters are taken in the
+        order in which they were picked, and the last cluster contributes the rows nearest to its centroid.
     column : str
-        Column of the vectors.
+        Column with the vectors.
     seed : int
-        Seed of sampling, k-means, the draw and the gradient solver; by default the seed of the workflow.
+        Seed of all random numbers; by default the seed of the workflow.
 
     Raises
     ------

@@ -75,19 +75,21 @@ class Stop:
     Parameters
     ----------
     increase : bool
-        Stop when the KL rises; the row that raises it is not taken.
+        Stop when the KL rises. The row that would raise the KL is not selected.
     min_difference : float, optional
-        Stop when a row lowers the KL by less than this; the row is not taken.
+        Stop when a row lowers the KL by less than this value. That row is not selected.
     min_kl : float, optional
-        Stop when the KL is below this; the row that gets there is taken.
+        Stop when the KL falls below this value. The row that makes it fall below is selected.
     data_size : float, optional
-        Stop at this share of the pool, in (0, 1].
+        Stop when this share of the pool is selected, in (0, 1].
     sequential_increase_tolerance : int, optional
-        Number of consecutive rises that are taken; the next one stops the selection and is not taken.
+        Number of consecutive rows that may raise the KL. The next row that raises the KL stops the selection
+        and is not selected.
     max_resets : int, optional
-        For the gradient solver only. How often the selection may restart with the complete pool. Each time
-        a row would raise the KL, that row is not taken and all rows become available again, so rows may be
-        selected twice. After this many restarts, the next rise stops the selection.
+        For the gradient solver only: how many times the selection may restart with the complete pool. At a
+        restart, the row that would raise the KL is not selected, and all rows become available again, so a
+        row may be selected twice. After this number of restarts, the next row that would raise the KL stops
+        the selection.
 
     Raises
     ------

@@ -31,16 +31,17 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to read.
+    """Files with the rows of the pool, the target, the validation data or the test data.
 
     Attributes
     ----------
     path : str or list of str
-        Parquet files or directories, relative to the workflow file.
+        Parquet files or directories. Paths are relative to the folder of the workflow file.
     label : str, optional
-        Column that holds the class; pool and test need it for training.
+        Column with the class of each row. The pool needs this column, and so do the test and validation data.
     trust : {"content", "mtime"}
-        Whether a file counts as unchanged by all its bytes, or by its size and modification time alone.
+        How a changed file is recognised: by a digest of all its bytes (content), or by its size and
+        modification time alone (mtime).
     """
 
     path: str | tuple[str, ...]
@@ -55,22 +56,25 @@ class Rows:
 
 @dataclass(frozen=True)
 class Embed:
-    """How rows become vectors; the fields are those of `raysel.fit_embedder` and `raysel.embed`.
+    """How to compute one vector per row, with the parameters of `raysel.fit_embedder` and `raysel.embed`.
 
     Attributes
     ----------
     embedder : str or mapping
-        A name as in `raysel.fit_embedder`, or ``method:`` with the parameters of an embedder of your own.
+        Name of an embedder, as in `raysel.fit_embedder`. For an embedder of your own, a mapping with the key
+        ``method`` and the parameters of the embedder.
     column : str
-        Column that the vectors are made of.
+        Column from which the vectors are computed.
     normalize : bool
-        Scale vectors to unit length.
+        Whether to scale each vector to unit length.
     dtype : {"float32", "float16"}
-        How vectors are kept.
+        Type in which the vectors are stored.
     on_error : {"raise", "drop", "null"}
-        What happens to a row without a usable value.
+        What to do with a row without a usable value: raise an error, drop the row, or keep the row with a
+        null instead of a vector.
     version : str, optional
-        Stands for the code and weights of an embedder that cannot be fingerprinted.
+        Text that identifies the code and the weights of the embedder, if they cannot be hashed. Change it
+        whenever the vectors may change.
     """
 
     embedder: str | dict[str, Any] = "column"
@@ -89,32 +93,33 @@ class Embed:
 
 @dataclass(frozen=True)
 class Calibrate:
-    """How thresholds are found; the fields are those of `raysel.gime.sensitivity` and `raysel.gime.proxy`.
+    """How thresholds are found, with the parameters of `raysel.gime.sensitivity` and `raysel.gime.proxy`. Small proxy models are trained on random subsets of the pool, to find out which metrics of a subset predict the performance.
 
     Attributes
     ----------
     features : list of str
-        Columns that the proxy model learns from.
+        Input columns of the proxy model.
     mix : str
-        Column whose values' shares vary from subset to subset.
+        Column by which the subsets differ: each subset has other shares of the values of this column.
     rows : float or int
-        Rows per subset, as a share of the pool or a number.
+        Size of a subset: a share of the pool (float) or a number of rows (int).
     label : str, optional
-        Column that the proxy learns; by default the pool's label.
+        Column that the proxy model predicts; by default the label of the pool.
     scoring : str, optional
-        Name of a scikit-learn scorer.
+        Name of the scikit-learn scorer that measures the performance of the proxy model.
     count : int
         Number of subsets.
     statistics : list of str, optional
-        Statistics to consider; by default all that vary.
+        Statistics of the metrics to consider; by default all that vary between the subsets.
     tolerance : float
-        How far below the performance on the complete pool a subset may score.
+        How much lower than the performance on the complete pool the performance on a subset may be.
     share : float
-        Share of the subsets within a threshold that must score so well.
+        Share of the subsets within a threshold that must reach this performance.
     confidence : float
-        Confidence of that share, for all thresholds together.
+        Confidence with which this share must hold, for all thresholds together.
     false_discoveries : float
-        Greatest expected share of statistics that are chosen although the performance does not depend on them.
+        Upper limit for the expected share of false discoveries: statistics that are chosen although the
+        performance does not depend on them.
     """
 
     features: list[str]
@@ -132,22 +137,22 @@ class Calibrate:
 
 @dataclass(frozen=True)
 class Gime:
-    """Metrics of the pool, and a choice by them before all other selectors.
+    """Metrics of the pool, and a selection of rows by these metrics, before all other selectors.
 
     Attributes
     ----------
     binding : mapping
-        What the columns mean; the fields of `raysel.gime.Binding`.
+        The meaning of each column, with the parameters of `raysel.gime.Binding`.
     by : str, optional
-        Column whose groups are measured and selected as a whole.
+        Column that divides the pool into groups. Each group is measured. Either all rows of a group are selected, or none.
     days : float, optional
-        Length of windows of event time that are groups, in days.
+        Length of a time window in days, if the groups are windows of the event time.
     thresholds : mapping of str to [float or null, float or null]
-        Least and greatest value per statistic.
+        Minimum and maximum value for each statistic that the selected rows must meet; null for no limit.
     floors : mapping of str to int
-        Least number of rows per class.
+        Minimum number of selected rows per class.
     calibrate : mapping, optional
-        How thresholds are found by training proxy models.
+        Settings for finding thresholds by training proxy models.
 
     Without thresholds, floors and calibrate the metrics are measured and no row is left out.
     """
@@ -167,22 +172,22 @@ class Gime:
 
 @dataclass(frozen=True)
 class Factors:
-    """The sparse autoencoder by whose units RepDiv scores samples.
+    """The sparse autoencoder with which RepDiv scores the samples.
 
     Attributes
     ----------
     units : int, optional
-        Number of units; by default 8 per dimension of the vectors.
+        Number of units of the autoencoder; by default 8 per dimension of the vectors.
     k : int
-        Number of units that are active per sample.
+        Number of units that are active for each sample.
     mode : {"topk", "paper"}
-        See `raysel.fit_factors`.
+        Variant of the autoencoder; see `raysel.fit_factors`.
     epochs : int
         Number of epochs that the autoencoder is trained for.
     rows : int, optional
-        Number of rows that it is trained on; null for all rows.
+        Number of rows that the autoencoder is trained on; null for all rows.
     top_fraction : float
-        See `raysel.factor_scores`.
+        Share of the units that are regarded as the most frequent; see `raysel.factor_scores`.
     """
 
     units: Positive | None = None
@@ -195,20 +200,23 @@ class Factors:
 
 @dataclass(frozen=True)
 class Train:
-    """Training on Ray Train.
+    """Training of the model on Ray Train.
 
     Attributes
     ----------
     model : str
-        ``file.py:factory`` next to the workflow, or ``package.module:factory``. Naming it runs its code.
+        Function ``(input_shape, classes)`` that returns the model, named as ``file.py:factory`` (relative to
+        the folder of the workflow file) or ``package.module:factory``. The code of this file or module is
+        run.
     input : str
-        Column that the model is fed with.
+        Column with the input of the model.
     epochs : int
         Number of epochs.
     batch_size : int
-        Rows per worker and step.
+        Batch size: rows per worker and optimizer step.
     learning_rate : float
-        Learning rate of SGD with Nesterov momentum, at its peak.
+        Highest learning rate of SGD with Nesterov momentum. The rate rises linearly during the first tenth of
+        the training, and then falls to zero along a cosine.
     momentum : float
         Momentum of SGD.
     weight_decay : float
@@ -218,14 +226,15 @@ class Train:
     cpus_per_worker : float
         CPUs per worker.
     gpus_per_worker : float
-        GPUs per worker; 0 trains on CPUs.
+        GPUs per worker; 0 for training on CPUs.
     max_failures : int
-        How often training restarts from its last checkpoint.
+        How many times the training may restart from its last checkpoint after a failure.
     task : str
-        What is trained: ``classification``, or ``file.py:Name`` for a training loop of your own with the arguments and
-        the result of ``raysel.train.loops.classify``.
+        Training loop: ``classification``, or ``file.py:Name`` for a loop of your own. Your loop takes the
+        same argument as ``raysel.train.loops.classify`` and returns the same result.
     version : str, optional
-        Stands for the code of the model, where it cannot be fingerprinted or reads files.
+        Text that identifies the code of the model, if this code cannot be hashed or reads files. Change it
+        whenever the model may change.
     """
 
     model: str
@@ -364,37 +373,39 @@ class Method:
 
 @dataclass(frozen=True)
 class Workflow:
-    """A run: where its rows come from, how they are selected, and what is trained.
+    """All settings of a run: the data, the methods and the training.
 
     Attributes
     ----------
     name : str
-        Name of the run and of its default directory.
+        Name of the run. The default run directory is runs/NAME.
     seed : int
-        Seed of every random choice.
+        Seed of all random numbers of the run.
     pool : Rows
         Rows to select from.
     target : Rows, optional
-        Sample of the rows that the model is for.
+        Sample of the data that the model is for.
     test : Rows, optional
-        Rows that only score.
+        Rows that measure the accuracy of the trained model and are used for nothing else.
     validation : Rows or float, optional
-        Rows that choices such as early stopping read. A share is drawn by a hash of the id from the target if it has
-        labels, else from the pool, and taken out of it.
+        Rows for decisions during the training, such as early stopping. A float is a share of the target rows,
+        or of the pool rows if the target has no labels. These rows are chosen by a hash of their ids, and are
+        removed from the target or the pool.
     gime : Gime, optional
-        Metrics of the pool, and a choice of rows by them.
+        Metrics of the pool, and a selection of rows by these metrics.
     embed : Embed
-        How rows become vectors.
+        How to compute one vector per row.
     factors : Factors
-        The autoencoder of RepDiv.
+        Settings of the autoencoder of RepDiv.
     train : Train
-        The training.
+        Model and training settings.
     select : Method or list of Method
         Selectors, applied one after another; null for all rows.
     dynamic : Method
-        Policy that decides which samples an epoch trains on.
+        Policy that selects the samples of each epoch.
     controls : list of {"full", "random"}
-        Trainings to compare with.
+        Further training runs to compare with: full (the complete pool) and random (a random subset of equal
+        size).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

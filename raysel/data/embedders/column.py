@@ -27,7 +27,7 @@ class ColumnEmbedder:
 
 
 def stored_column(spec: str, argument: str) -> ColumnEmbedder:
-    """Vectors that the column holds already.
+    """Numbers of the column as vectors, without any change.
 
     Parameters
     ----------

@@ -26,14 +26,15 @@ _WITH_WEIGHTS = ("hf-hub:", _LOCAL)
 
 @dataclass(frozen=True)
 class OpenClip(NetworkName):
-    """Image vectors of a CLIP network of open_clip.
+    """Vectors of images, from a CLIP network of open_clip.
 
     Parameters
     ----------
     spec : str
         Complete name, such as ``open_clip:ViT-B-32/laion2b_s34b_b79k``.
     argument : str
-        NAME/PRETRAINED, where PRETRAINED is a tag or a file of weights; or ``hf-hub:NAME`` or ``local-dir:PATH``.
+        ``NAME/PRETRAINED``, where PRETRAINED is a tag of open_clip or a file with weights. Alternatively
+        ``hf-hub:NAME`` or ``local-dir:PATH``.
 
     Raises
     ------

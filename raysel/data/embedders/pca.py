@@ -59,7 +59,7 @@ class PCAEmbedder:
 
 @dataclass(frozen=True)
 class PCA:
-    """Principal components of a numeric column, fitted on the pool.
+    """Principal components (PCA) of a numeric column, fitted on the pool.
 
     Parameters
     ----------

@@ -20,7 +20,7 @@ _TILE = 1024  # sorted by length inside: wide enough that a batch holds texts of
 
 @dataclass(frozen=True)
 class SentenceTransformers(NetworkName):
-    """Sentence vectors of a text, by a sentence-transformers model from local weights.
+    """Vectors of texts, from a sentence-transformers model with local weights.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ class TableEmbedder:
 
 @dataclass(frozen=True)
 class TableFeatures:
-    """Numbers scaled to 0..1 and hashed categories of a table's columns, fitted on the pool.
+    """Features of several columns: numbers scaled to 0..1 and hashed categories, fitted on the pool.
 
     Parameters
     ----------

@@ -23,14 +23,14 @@ _LOCAL = "local-dir:"
 
 @dataclass(frozen=True)
 class Timm(NetworkName):
-    """Pooled features of images, by a pretrained network of timm.
+    """Pooled features of images, from a pretrained network of timm.
 
     Parameters
     ----------
     spec : str
         Complete name, such as ``timm:resnet18``.
     argument : str
-        Name of a network, or ``local-dir:PATH`` for one on disk.
+        Name of a network, or ``local-dir:PATH`` for a network on disk.
 
     Raises
     ------

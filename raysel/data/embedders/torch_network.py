@@ -25,16 +25,17 @@ _LIBRARIES = ("timm", "torchvision", "open_clip_torch", "transformers")  # that 
 
 @dataclass(frozen=True)
 class TorchNetwork(NetworkName):
-    """Output of a torch network of your own, or what enters its last linear layer.
+    """Output of a torch network of your own, or the input of its last linear layer.
 
     Parameters
     ----------
     spec : str
         Complete name, such as ``torch:net.py:factory``.
     argument : str
-        ``file.py:factory`` or ``module:factory``; with ``:penultimate`` after it, the vectors are what enters the last
-        linear layer. Naming it runs its code. ``factory()`` returns the network with its weights. The network gets
-        numbers as they are stored, images as uint8 (n, 3, height, width), and text as a list of str.
+        ``file.py:factory`` or ``module:factory``, where ``factory()`` returns the network with its weights.
+        The code of this file or module is run. With ``:penultimate`` appended, the vectors are the input of
+        the last linear layer. The network receives numbers as they are stored, images as uint8 (n, 3, height,
+        width), and texts as a list of str.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from raysel.data.embedders.network import (
 
 @dataclass(frozen=True)
 class Torchvision(NetworkName):
-    """Features of images before the classifier, by a network of torchvision with its default weights.
+    """Features of images, from the input of the classifier of a torchvision network with default weights.
 
     Parameters
     ----------
