@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Random:
     """Select a uniformly random subset of the pool.
 
-    The draw depends on the seed and ``sample_id`` alone, and subsets of one seed are nested.
+    The draw depends on the seed and ``sample_id`` alone. With one seed, a smaller subset is contained in a larger one.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Random:
             If the budget is more than the pool has rows, or ``pool`` is not a Ray Dataset.
         DataError
             If a column is missing, the pool has no rows, an id occurs twice, or ``stratify`` holds values that
-            cannot be told apart, such as lists.
+            cannot be compared, such as lists.
 
         Examples
         --------

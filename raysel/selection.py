@@ -47,7 +47,7 @@ class Selection:
     info : dict
         The method, its parameters and ``pool_rows``, the number of rows that were selected from.
     pool : PoolIdentity, optional
-        What assigned the ids of the pool. None if it is not known, for example if the ids come from a column
+        Identity of the pool: the files, and the number of rows of each, that the ids count. None if it is not known, for example if the ids come from a column
         ``sample_id`` of the data. Such a selection is compared with a dataset by its ids alone.
 
     Raises
@@ -166,7 +166,7 @@ class Selection:
         Raises
         ------
         DataError
-            As the class raises.
+            As for `Selection`.
 
         Examples
         --------
@@ -251,8 +251,7 @@ class Selection:
     def check_pool(self, dataset: Dataset) -> None:
         """Check that a dataset has the rows that this selection was made from.
 
-        The files of the selection's pool must be the first files of the dataset's. If what assigned the ids
-        of one of them is not known, every selected id must be in the dataset. Ids are then looked up only if
+        The files of the selection's pool must be the first files of the dataset's. If the identity of one of the two pools is not known, every selected id must be in the dataset. Ids are then looked up only if
         that runs no step of the dataset: in the object store and in Parquet.
 
         Parameters
@@ -378,14 +377,14 @@ class Selection:
         Parameters
         ----------
         path : path
-            The directory, which must not exist; also as ``file://``.
+            Directory to create, as a path or a ``file://`` URI.
 
         Raises
         ------
         ConfigError
             If ``path`` exists, or is on an object store.
         DataError
-            If ``info`` holds what JSON cannot hold.
+            If ``info`` holds a value that cannot be written as JSON.
 
         Examples
         --------

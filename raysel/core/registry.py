@@ -16,7 +16,7 @@ Load = Callable[[str, str], Any]
 
 @dataclass(frozen=True)
 class Registry:
-    """Components of one kind by name.
+    """Table of the components of one kind, by name.
 
     Attributes
     ----------

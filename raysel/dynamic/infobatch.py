@@ -106,8 +106,8 @@ class InfoBatch:
     it stays, its weight is 1 / (1 - prune_ratio). Samples without a loss so far are kept at weight 1 and do
     not count towards the mean. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all
     data at weight 1. The threshold applies to raw losses, whatever the weights of a Selection. The share of
-    passes that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share below the
-    threshold).
+    training samples that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share of the
+    losses below the threshold).
 
     Parameters
     ----------

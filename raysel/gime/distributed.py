@@ -60,7 +60,7 @@ class GIME:
     floors: Mapping[Any, int] = field(default_factory=dict)
 
     def aim(self, target: Dataset) -> GIME:
-        """Return the same metrics with the distance to a target (``mismatch`` and ``support_coverage``).
+        """Return a copy that also measures the distance to a target (``mismatch`` and ``support_coverage``).
 
         Parameters
         ----------
@@ -97,7 +97,7 @@ class GIME:
         Parameters
         ----------
         dataset : ray.data.Dataset
-            Rows with the bound columns.
+            Rows with the columns that the binding names.
         by : str or datetime.timedelta, optional
             Column, or window of event time, whose groups are measured one by one. Default: one group.
 
@@ -127,7 +127,7 @@ class GIME:
         Parameters
         ----------
         dataset : ray.data.Dataset
-            Rows with the bound columns.
+            Rows with the columns that the binding names.
         by : str or datetime.timedelta, optional
             Column, or window of event time, to group by. Default: one group.
 
@@ -250,7 +250,7 @@ class GIME:
         columns: Sequence[str] = (),
         **rest: Any,
     ) -> Sensitivity:
-        """Find the metrics that a model's performance depends on, with the subsets as tasks on the cluster.
+        """Find the metrics that a model's performance depends on; subsets are scored in Ray tasks.
 
         The results are those of `raysel.gime.sensitivity` for the same rows in the same order. The bound
         columns, ``mix`` and ``columns`` go to the driver, sorted by id, and to every node once.

@@ -1,4 +1,4 @@
-"""Which metrics a task's performance depends on, and how far each may go, from subsets of equal size.
+"""Find which metrics the performance of a task depends on, and thresholds for them, from subsets of equal size.
 
 The publication (Xu et al., arXiv:2501.02004) finds sensitive metrics on past runs and sets thresholds on
 them. The procedure here is our own: partial rank correlations with control of false discoveries on one part
@@ -85,7 +85,7 @@ def sensitivity(
     seed: int = 0,
     each: Each | None = None,
 ) -> Sensitivity:
-    """Train on many subsets of equal size, and find the metrics that the performance follows.
+    """Train on many subsets of equal size, and find the metrics that the performance depends on.
 
     The first 30 subsets (a quarter, if that is more) choose metrics and the thresholds to try. The others
     test these thresholds, from the strictest that enough subsets can meet to the loosest, until one fails. A

@@ -1,4 +1,4 @@
-"""The ledger: what every arm of a run spent, and what that saves against training on all the data."""
+"""The ledger: the costs of every arm of a run, and its savings against training on the full pool."""
 
 from __future__ import annotations
 
@@ -26,14 +26,32 @@ _REQUIRED = ("rows", "epochs")
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """What one arm spent.
+    """Costs of one arm.
 
-    ``samples_forward`` and ``samples_backward`` count samples, once for every pass; ``samples_proxy`` the rows that small models
-    were trained on to find out what to select, whose seconds are among those of the metrics; ``steps`` are optimiser
-    steps; ``seconds`` maps each of STAGES to wall-clock seconds (``other``: starting workers, evaluation, checkpoints and
-    epochs done twice after a failure), 0.0 for a stage that the arm does not have;
-    ``accuracy`` is a share in [0, 1]. None, or a stage left out of ``seconds``, means *not measured* and
-    makes what depends on it None. Raises DataError for figures that cannot be (negative, not finite).
+    None means *not measured*, and makes None what is computed from it.
+
+    Attributes
+    ----------
+    arm, title : str
+        Key of the arm, and its name in tables.
+    rows, epochs : int
+        Rows that the arm could train on, and number of epochs.
+    samples_forward, samples_backward : int or None
+        Samples in forward passes and in backward passes; a row counts once for each epoch that used it.
+    samples_proxy : int or None
+        Rows that the small models of a calibration were trained on. Its time is part of the stage ``metrics``.
+    steps : int or None
+        Optimiser steps.
+    seconds : mapping of str to float or None
+        Wall-clock seconds of each of STAGES, 0.0 for a stage that the arm does not have. ``other`` is the time of
+        starting workers, evaluation, checkpoints, and epochs repeated after a failure.
+    accuracy : float or None
+        Accuracy on the test rows, in [0, 1].
+
+    Raises
+    ------
+    DataError
+        For a number that is negative or not finite.
     """
 
     arm: str
@@ -65,12 +83,12 @@ class LedgerEntry:
 
     @property
     def total_seconds(self) -> float | None:
-        """Seconds of all stages together; None when any of them was not measured."""
+        """Sum of the seconds of all stages; None if one of them was not measured."""
         known = [value for value in self.seconds.values() if value is not None]
         return math.fsum(known) if len(known) == len(STAGES) else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entry as JSON types, without what is derived from it."""
+        """Return the entry as JSON types, without total and savings."""
         return {
             "arm": self.arm,
             "title": self.title,
@@ -83,7 +101,7 @@ class LedgerEntry:
     def from_dict(cls, values: Mapping[str, Any]) -> LedgerEntry:
         """Return the entry that ``to_dict`` wrote.
 
-        Derived figures are ignored. Raise DataError if it is damaged.
+        Total and savings are ignored. Raise DataError if the entry is damaged.
         """
         if not isinstance(values, Mapping):
             raise DataError(f"A ledger entry must be a mapping, not {type(values).__name__}.")
@@ -105,7 +123,7 @@ class LedgerEntry:
 class Ledger:
     """Entries, one per arm, in the order they are shown; the reference is the arm called ``full``.
 
-    Raises DataError when two entries have the same arm.
+    Raises DataError if two entries have the same arm.
     """
 
     entries: Sequence[LedgerEntry] = ()
@@ -122,23 +140,23 @@ class Ledger:
         return next((entry for entry in self.entries if entry.arm == arm), None)
 
     def saving_samples(self, arm: str) -> float | None:
-        """1 - samples back-propagated / those of full-data training; negative when there were more.
+        """Return 1 - samples of the arm / samples of the arm ``full``, back-propagated; negative for more samples.
 
-        None when there is no arm ``full``, no such arm, or a figure was not measured.
+        None if one of the two arms is missing, or a number was not measured.
         """
         entry, full = self.entry(arm), self.entry(REFERENCE)
         return None if not entry or not full else _saving(entry.samples_backward, full.samples_backward)
 
     def saving_seconds(self, arm: str) -> float | None:
-        """1 - all seconds, embedding and selection included / all seconds of full-data training.
+        """Return 1 - seconds of the arm / seconds of the arm ``full``, all stages included; negative for more time.
 
-        Negative when it took longer; None as in ``saving_samples``.
+        None as in :meth:`saving_samples`.
         """
         entry, full = self.entry(arm), self.entry(REFERENCE)
         return None if not entry or not full else _saving(entry.total_seconds, full.total_seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types; totals and savings are written for readers and computed again on reading."""
+        """Return JSON types. Totals and savings are included for readers, and computed again by :meth:`from_dict`."""
         return {
             "reference": REFERENCE,
             "entries": [
@@ -181,7 +199,7 @@ class Ledger:
             ) from error
 
     def text(self) -> str:
-        """Return the table that ends a run: at most 100 columns wide, one row per arm.
+        """Return the table that `raysel run` prints: one row per arm, at most 100 columns wide.
 
         Long titles continue in the lines below.
         """

@@ -111,7 +111,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Arm:
-    """One training of a run: its title, its number of rows, its epochs and the accuracy on the test rows."""
+    """One training of a run: title, number of rows, epochs, and accuracy on the test rows."""
 
     name: str
     title: str
@@ -124,7 +124,7 @@ class Arm:
 class Data:
     """Number of rows per role, and the names of the classes.
 
-    ``validation_from`` names the role that the validation rows were drawn from; None for files of their own.
+    ``validation_from`` is the role that the validation rows were drawn from; None if they have files of their own.
     """
 
     pool: int
@@ -147,7 +147,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Curve:
-    """KL divergence in nats after each pick, and the number of rows selected by then.
+    """KL divergence in nats after each step of the selection, and the number of rows selected by then.
 
     A divergence that is NaN or infinite is read back as None, since JSON has no such numbers.
     """
@@ -158,7 +158,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Summary of the static selection: the methods' names, rows kept of the pool's rows, KL curve and classes."""
+    """Summary of the static selection: names of the methods, rows selected and in the pool, KL curve, classes."""
 
     method: str
     kept: int
@@ -200,7 +200,7 @@ class CalibrationCost:
 
 @dataclass(frozen=True)
 class Measured:
-    """Metrics of pool, kept rows and target; thresholds with the values that the kept rows reached."""
+    """Metrics of the pool, the selected rows and the target; thresholds, and the values of the selected rows."""
 
     sets: Metrics
     thresholds: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
@@ -252,7 +252,7 @@ class Extremes:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the factor scores were made of; ``classes`` is None where the samples have no labels."""
+    """Input of the factor scores: samples, factors and classes; ``classes`` is None without labels."""
 
     samples: int
     units: int
@@ -263,7 +263,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Usage:
-    """How RepDiv used the samples; ``policies`` is empty where that was not worked out."""
+    """How RepDiv used the samples; ``policies`` is empty if there were too many samples to compute it."""
 
     scored: Scored
     rare_units: int
@@ -275,27 +275,27 @@ class Usage:
 
 @dataclass(frozen=True)
 class RunResults(_Saved):
-    """Everything that a run found: what its report shows, and what ``raysel.run`` returns.
+    """Results of a run, as `raysel.run` returns them and the report shows them.
 
     Attributes
     ----------
     name, created, raysel, versions, seed, config
-        The workflow's name, when the run directory was made, versions, seed and complete configuration.
+        Name of the workflow, time at which the run directory was made, versions, seed and configuration.
     finished : str
-        When the configuration was last run, in ISO 8601; empty if that is not known. Two results that differ in it
-        alone are equal.
+        Time of the last run of this configuration, in ISO 8601; empty if it is not known. It is ignored when two
+        results are compared.
     data : Data
         Number of rows per role.
     inputs : dict
         Digest of the rows of every role.
     trusted : tuple of str
-        Roles whose files were compared by modification time and size, not by content (``trust: mtime``).
+        Roles whose files are identified by modification time and size, not by content (``trust: mtime``).
     selection, metrics, usage
         Summaries of the static selection, the metrics and the use of samples; None if the run had no such step.
     arms : dict
         Arms by name.
     ledger : Ledger
-        What every arm spent.
+        Costs of every arm.
     path : str
         The run directory.
     format : int
@@ -346,10 +346,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class ComparedPolicy:
-    """One policy of a comparison with a cell per seed.
+    """One policy of a comparison, with one cell per seed.
 
-    ``budget`` is "sets" for the workflow's own policy, "held" for a policy held to its number of passes, and
-    "free" for one that runs at its defaults.
+    ``budget`` is "sets" for the workflow's own policy, "held" for a policy that trains on as many samples, and
+    "free" for one that runs with its defaults.
     """
 
     title: str
@@ -359,14 +359,14 @@ class ComparedPolicy:
 
 @dataclass(frozen=True)
 class CompareResults(_Saved):
-    """What ``raysel.compare`` returns.
+    """Results of a comparison, as `raysel.compare` returns them.
 
     Attributes
     ----------
     rows : int
-        Rows that every policy selects from: the pool, or what the static selection kept of it.
+        Rows that every policy selects from: those of the pool, or those that the static selection selected.
     epochs : int
-        Epochs of full data; ``rows * epochs`` are the passes of full data.
+        Number of epochs; full data trains on ``rows * epochs`` samples.
     batch_size : int
         Rows per optimiser step, over all workers together.
     own : str
@@ -395,7 +395,7 @@ class CompareResults(_Saved):
 
 @dataclass(frozen=True)
 class MeasureResults(_Saved):
-    """Metrics of the pool, its groups and the target, as ``raysel measure`` leaves them in its directory."""
+    """Metrics of the pool, its groups and the target, as `raysel.measure` returns them."""
 
     name: str
     sets: Metrics

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class DynamicSelection:
-    """Select training samples while training, by a policy, for one run.
+    """Select the samples of each epoch by a policy, for one training run.
 
     Use it as a context manager around ``trainer.fit()``: it starts the actors that keep the state, and
     removes them at the end. Pass it to the workers in ``train_loop_config`` and call :meth:`session` there.
@@ -39,8 +39,8 @@ class DynamicSelection:
     seed : int
         Seed of every random draw of the run.
     max_steps : int, optional
-        Stop after this number of optimiser steps. The last epoch is then cut short, and progress is measured
-        in steps if that is further.
+        Stop after this number of optimiser steps, within an epoch if necessary. The progress of a session is
+        then the larger of the shares of steps and epochs that are done.
     shards : int
         Number of actors that share the state. Each keeps a range of samples that begins at a multiple of
         65,536, so there are fewer actors if there are too few samples. One actor is enough for about 10**8

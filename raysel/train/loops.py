@@ -27,7 +27,7 @@ def schedule(progress: float, warmup: float = 0.1) -> float:
 def classify(config: dict[str, Any]) -> dict[str, Any]:
     """Train a classifier on dynamically selected samples: a ``train_loop_per_worker`` for TorchTrainer.
 
-    SGD with Nesterov momentum. One worker of Ray Train and a plain process give the same numbers, to the last bit.
+    SGD with Nesterov momentum. One worker of Ray Train and a plain process return the same numbers, to the last bit.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def classify(config: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``history``, the session's, in which ``accuracy`` is that on the validation rows; ``accuracy``, that on the
+        ``history`` is that of the session, with ``accuracy`` on the validation rows per epoch. ``accuracy`` is on the
         test rows, which are scored once, after the last epoch. Both are None without such rows.
     """
     torch.set_num_threads(config["threads"])

@@ -218,7 +218,7 @@ class Session:
 
     @property
     def progress(self) -> float:
-        """Share of the run that is done, in [0, 1], for learning-rate schedules: epochs differ in length."""
+        """Share of the run that is done, in [0, 1]. Use it for learning-rate schedules, since epochs differ in length."""
         share = (self.epoch + self._within) / self.num_epochs
         if self._run.max_steps is not None:  # whichever of the two ends the run
             share = max(share, (self.total_steps + self.step) / self._run.max_steps)

@@ -54,7 +54,9 @@ def compare(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> CompareResults:
-    """Train every policy with several seeds at the budget of the workflow's own policy.
+    """Train the workflow's own policy and others with several seeds, and compare their test accuracies.
+
+    The other policies train on as many samples as the workflow's own policy did with the same seed, which is the budget.
 
     Parameters
     ----------

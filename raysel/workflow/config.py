@@ -254,7 +254,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Method:
-    """A component that the workflow names, with its parameters; built when it is needed.
+    """A component that the workflow names, with its parameters. It is built when it is first needed.
 
     Attributes
     ----------
@@ -267,7 +267,8 @@ class Method:
     where : str
         Configuration path.
     version : str, optional
-        Stands for the code of a selector or policy of the user's own, where it cannot be fingerprinted or reads files.
+        Text that identifies the code of your own selector or policy if raysel cannot detect its changes, or if it
+        reads files; change it whenever the code changes.
     """
 
     spec: str
@@ -348,7 +349,7 @@ class Method:
 
     @property
     def title(self) -> str:
-        """Name for people: the class's ``title``, else its name."""
+        """Name in reports and progress lines: the class's ``title``, else its name."""
         return str(getattr(self.type, "title", None) or getattr(self.type, "__name__", self.spec))
 
     def describe(self) -> dict[str, Any]:
@@ -359,7 +360,7 @@ class Method:
         return {"method": self.spec, **self.parameters, **version}
 
     def key(self) -> Any:
-        """Everything that decides what the component does: its parameters, and the code of one of the user's own."""
+        """Return everything that decides what the component does: its parameters, and the code if it is your own."""
         if self.builtin:
             return self.describe()
         made = self.make() if isinstance(self.type, type) else self.type

@@ -37,7 +37,7 @@ _SETTLED_NS = 3_000_000_000  # the clock of a file system is no coarser than 2 s
 
 
 def file_digest(path: str | os.PathLike[str], trust: Trust = "content") -> str:
-    """Digest of one local file; links are followed.
+    """Return the digest of one local file. Links are followed.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def file_digest(path: str | os.PathLike[str], trust: Trust = "content") -> str:
 
 
 def file_digests(paths: Sequence[str | os.PathLike[str]], trust: Trust = "content") -> list[str]:
-    """Digests of local files, in their order; read in parallel where they are not known. See :func:`file_digest`."""
+    """Return the digests of local files in their order, reading files in parallel. See :func:`file_digest`."""
     places = [os.path.abspath(path) for path in paths]
     stamps = [_stamp(place) for place in places]
     if trust == "mtime":
@@ -78,12 +78,14 @@ def file_digests(paths: Sequence[str | os.PathLike[str]], trust: Trust = "conten
 
 
 def folder_digest(path: str | os.PathLike[str], skip: Callable[[str], bool] | None = None) -> str:
-    """Digest of all files in and below a local directory: relative names and contents, whatever is behind links.
+    """Return the digest of a local directory: relative names and contents of all files in and below it.
+
+    Links are followed.
 
     Parameters
     ----------
     path : path-like
-        Directory; a file is taken as a directory that holds only it.
+        Directory. A file is treated as a directory that holds only this file.
     skip : callable, optional
         Receives the name of a file and returns whether it is left out.
 
@@ -115,10 +117,10 @@ def folder_digest(path: str | os.PathLike[str], skip: Callable[[str], bool] | No
 
 
 def stored_digest(filesystem: pafs.FileSystem, path: str, trust: Trust = "content") -> str:
-    """Digest of a file on an Arrow filesystem.
+    """Return the digest of a file on an Arrow filesystem.
 
     Local files are read as by :func:`file_digest`. On object stores the ETag or generation and the size identify an
-    object, without reading it; where there is neither, all bytes are read.
+    object without reading it. If there is neither, all bytes are read.
 
     Parameters
     ----------

@@ -106,20 +106,19 @@ _DOCUMENTED = (inspect.getdoc, inspect.getsource, inspect.getsourcelines)
 
 
 def fingerprint(value: Any, what: str | None = None, remedy: str = "give version= instead") -> str:
-    """Digest of everything that decides what a function, class, instance or value computes.
+    """Return the digest of everything that decides what a function, class, instance or value computes.
 
-    Two objects have the same fingerprint if they were made by the same code from the same values, in any process,
-    directory and order of imports and below any number of moved lines and changed comments. The user's own code is
-    followed through globals, closures, defaults, base classes and imports; installed packages count by name and
-    version. Source is compared as a syntax tree, which differs between minor versions of Python now and then; the
-    version of Python itself is not part of the digest.
+    Two objects have the same fingerprint if the same code made them from the same values. Process, directory, order of
+    imports, line numbers and comments make no difference. Your own code is followed through globals, closures, defaults,
+    base classes and imports. Of installed packages, only name and version are included. Source is compared as a syntax
+    tree, which can differ between minor versions of Python; the version of Python itself is not included.
 
-    Statements of the user's own modules that act when they are imported count too, such as
-    ``torch.set_default_dtype(...)`` or the replacement of a method of a library. Those of the script or notebook that
-    runs do not. Where code finds names at run time (``globals``, ``eval``, ``sys.modules``, ``importlib.import_module``,
-    ``__subclasses__``, ``__doc__``), its complete file counts, with the user's own modules that the file imports.
-    Environment variables count where code reads them by a constant name. Names of variables that are computed, and
-    files that code reads when it runs, cannot be followed: give a version.
+    Also included are statements in your own modules that have an effect when they are imported, such as
+    ``torch.set_default_dtype(...)``, but not those in the script or notebook that runs. If code looks names up at run
+    time (``globals``, ``eval``, ``sys.modules``, ``importlib.import_module``, ``__subclasses__``, ``__doc__``), its
+    complete file is included, with your own modules that the file imports. Environment variables are included if code
+    reads them by a constant name. Environment variables with computed names, and files that code reads when it runs,
+    cannot be included: give a version instead.
 
     Parameters
     ----------

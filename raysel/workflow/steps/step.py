@@ -10,20 +10,20 @@ from raysel.workflow.inputs import Look
 
 
 class Step:
-    """One part of a run, whose result is a folder and an answer.
+    """One part of a run. Its result is a folder of files and a dict of JSON types, the answer.
 
-    A step holds its settings. It is run once per key: everything that decides the result has to be in the key.
+    A step holds its settings. It runs once per key, so the key must contain everything that decides the result.
 
     Attributes
     ----------
     name : str
         Beginning of the folder's name; unique within a run.
     version : int
-        Raised when the same key would give another result.
+        Increased when the same key would give another result.
     selects : bool
-        Whether the step leaves a Selection in ``selection``, of whose rows the rest of the run is made.
+        Whether the step saves a Selection in ``selection``. The rest of the run uses its rows.
     resumable : tuple of str
-        Names in the folder that an interrupted attempt leaves and the next one continues from.
+        Names in the folder that are kept after an interruption, so that the next attempt resumes from them.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Step:
         raise NotImplementedError
 
     def check(self, look: Look) -> None:
-        """Raise ConfigError or DataError for what the files' schemas show to be wrong."""
+        """Raise ConfigError or DataError for mistakes that the schemas of the files show."""
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Return everything that decides the result, as JSON types."""
