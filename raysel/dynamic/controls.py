@@ -76,7 +76,8 @@ class RandomPrune:
     Parameters
     ----------
     prune_ratio : float
-        The ``prune_ratio`` of InfoBatch, in [0, 1).
+        Probability, in [0, 1), with which InfoBatch would skip a sample below the mean. Each sample is
+        skipped with the probability ``prune_ratio * share``.
     share : float
         Assumed share of the samples with a loss below the mean, in [0, 1]: 0.5 if the losses are distributed
         symmetrically, 0.63 if exponentially.
