@@ -129,7 +129,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
     plain = page.replace("\u00a0", " ")
     assert (
-        "1 divided by the number of classes that have it, of 3)" in plain
+        "where a factor that occurs in n of the 3 classes counts 1/n" in plain
         and "12.3 % of the variance" in plain
     )
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
@@ -152,7 +152,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     Sources().feed(page)
     assert sources.count(f"data:image/png;base64,{picture}") == 2  # nothing is fetched
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
-    assert "each counts as 1, because the rows have no classes" in page and "variance" not in page
+    assert "many frequent factors; Div is high" in page and "variance" not in page
 
     assert "there are too many samples" in render(
         replace(results, usage=replace(usage, policies=(), extremes=None))

@@ -69,7 +69,7 @@ def notes(results: CompareResults) -> list[str]:
     error = max(100 * math.sqrt(row.accuracy * (1 - row.accuracy) / results.data.test) for row in table)
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
-    accuracy = f"Accuracy: share of the {numbers.count(results.data.test)} test rows that are right after the last epoch"
+    accuracy = f"Accuracy: share of the {numbers.count(results.data.test)} test rows that the model gets right after the last epoch"
     minus = f"Difference: accuracy of {own.title} minus that of the row, in percentage points"
     sentences = [
         f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). {accuracy}, ± standard "

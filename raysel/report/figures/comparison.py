@@ -154,9 +154,7 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
-    axes.set_xlabel(
-        "test accuracy after the last epoch\nopen dots: seeds; bar: mean ± standard deviation", labelpad=5
-    )
+    axes.set_xlabel("test accuracy after the last epoch\ndots: seeds; bar: mean ± SD", labelpad=5)
 
 
 def _key_rows(policies: Sequence[PolicyCurves]) -> list[list[tuple[str, str]]]:

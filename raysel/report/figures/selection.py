@@ -108,7 +108,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
         axes.set_yticks(ys, labels)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_xticks([])
-        axes.set_xlabel("share of the class that was selected, %", labelpad=17 if composed else 8)
+        axes.set_xlabel("selected share, %", labelpad=17 if composed else 8)
         if left_out:
             between = ys[len(shown) // 2] - (step + gap) / 2
             axes.text(

@@ -14,9 +14,9 @@ def usage_section(results: RunResults) -> str:
         return ""
     scored, classes = usage.scored, usage.scored.classes
     shared = (
-        f"(each counts as 1 divided by the number of classes that have it, of {numbers.count(classes)})"
+        f", where a factor that occurs in n of the {html.many(classes, 'class', 'classes')} counts 1/n"
         if classes is not None
-        else "(each counts as 1, because the rows have no classes)"
+        else ""
     )
     left = (
         ""
@@ -26,7 +26,7 @@ def usage_section(results: RunResults) -> str:
     lead = (
         f"RepDiv selected the samples of each epoch by two scores, Rep and Div. Both come from the "
         f"{html.many(scored.units, 'factor')} of a sparse autoencoder, {numbers.count(scored.live_units)} of which are active on some "
-        f"sample; a sample has {scored.active:.1f} active factors on average.{html.bound(left)} Rep is high for a sample with many frequent factors "
+        f"sample; a sample has {scored.active:.1f} active factors on average.{html.bound(left)} Rep is high for a sample with many frequent factors"
         f"{shared}; Div is high for a sample with rare factors. Every weight in the loss is 1, so the gradient is not an "
         "unbiased estimate of that of the full data."
     )
