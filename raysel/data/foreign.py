@@ -32,7 +32,7 @@ def from_torch(dataset: Any) -> pa.Table:
     odd = next((i for i, row in enumerate(rows) if list(row) != names), None)
     if odd is not None:
         raise DataError(
-            f"The items of the {type(dataset).__name__} differ: item {odd} has {list(rows[odd])}, item 0 has {names}."
+            f"The items of the {type(dataset).__name__} differ: item {odd} has {list(rows[odd])}, item 0 has {names}. Every item must have the same keys."
         )
     return pa.table({name: _column([row[name] for row in rows], name) for name in names})
 

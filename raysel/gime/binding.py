@@ -262,12 +262,14 @@ class Binding:
 
 def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
     if not isinstance(given, Mapping):
-        raise ConfigError(f"binding.bounds: {given!r} does not map columns to (least, greatest).")
+        raise ConfigError(
+            f"binding.bounds: {given!r} is not a mapping of columns to pairs (least, greatest)."
+        )
     found = {}
     for name, ends in given.items():
         if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
             raise ConfigError(
-                f"binding.bounds.{name}: {ends!r} is not (least, greatest); either may be None."
+                f"binding.bounds.{name}: {ends!r} is not a pair (least, greatest); one of the two may be None."
             )
         for end in ends:
             if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or end != end):

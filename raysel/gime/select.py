@@ -144,7 +144,7 @@ def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | No
             or list(ends) == [None, None]
         ):
             raise ConfigError(
-                f"thresholds.{name}: {ends!r} is not (least, greatest); one of them may be None."
+                f"thresholds.{name}: {ends!r} is not a pair (least, greatest); one of the two may be None."
             )
         low, high = ends
         if low is not None and high is not None and low > high:

@@ -222,7 +222,7 @@ def test_vectors_of_another_width_than_the_targets():
             {"event_time": "a", "reference_time": "noon"},
             "binding.reference_time: 'noon' is not a moment in ISO 8601",
         ),
-        ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not \(least, greatest\)"),
+        ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not a pair \(least, greatest\)"),
         ({"bounds": {"a": (2, 1)}}, "The least value 2.0 is above the greatest"),
         ({"bounds": {"a": ("x", 1)}}, "'x' is not a number"),
         ({"reference": "a"}, "does not map columns to columns"),

@@ -152,7 +152,7 @@ def test_what_conflicts_is_named():
             {},
             r"thresholds.variety.clases: There is no such metric \(did you mean 'variety.classes'",
         ),
-        ({"variety.classes": 3}, {}, r"3 is not \(least, greatest\)"),
+        ({"variety.classes": 3}, {}, r"3 is not a pair \(least, greatest\)"),
         ({"variety.classes": (3, 1)}, {}, "The least value 3 is above the greatest, 1"),
         ({"mismatch.states": (None, 1)}, {}, "mismatch.states null"),
     ],

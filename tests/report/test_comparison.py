@@ -142,8 +142,8 @@ def test_what_is_not_beaten_is_said():
     )
     assert "one seed does not show which is better" in findings.headline(one)
     assert (
-        "Every policy was trained with one seed (0)." in findings.notes(one)[0]
-        and "±" not in findings.notes(one)[0]
+        "Every policy was trained with one seed (0)." in findings.notes(one)[1]
+        and "±" not in findings.notes(one)[1]
     )
     alone = sample({"infobatch": ENDS["infobatch"]})
     assert findings.findings(alone) == [] and "no control" in findings.headline(alone)
@@ -251,9 +251,21 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
     )
 
 
-def test_random_subsets_have_a_note_of_their_own():
+def test_the_notes_say_what_the_built_in_policies_do():
+    said = findings.notes(sample())[0]
+    assert said.startswith(
+        "What the policies do: full data trains on all rows in every epoch; InfoBatch skips samples"
+    )
+    assert "random pruning" not in said  # in this sample its name is not that of the built-in policy
     results = sample()
-    subsets = {**results.policies, "random_subset": results.policies["random"]}
-    note = "Random subsets: the losses are not rescaled, and there are no epochs on full data at the end."
-    assert note not in findings.notes(results)
-    assert note in findings.notes(replace(results, policies=subsets))
+    renamed = {
+        "full_equal_steps": results.policies["full-equal-steps"],
+        "infobatch": results.policies["infobatch"],
+    }
+    said = findings.notes(replace(results, policies=renamed))[0]
+    assert (
+        "full data at equal steps trains on all rows, and stops after as many optimiser steps as InfoBatch took"
+        in said
+    )
+    own = replace(results, policies={"mine.py:Own": results.policies["infobatch"]}, own="mine.py:Own")
+    assert not findings.notes(own)[0].startswith("What the policies do")

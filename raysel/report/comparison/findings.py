@@ -10,6 +10,16 @@ from raysel.report.comparison.rows import accuracy_text, points_text, rows
 from raysel.report.results import CompareResults
 from raysel.report.sections.reading import trusted_files
 
+_MEANINGS = {  # what the policies of raysel do, by their names in a comparison
+    "full": "trains on all rows in every epoch",
+    "full_equal_steps": "trains on all rows, and stops after as many optimiser steps as {own} took",
+    "random_prune": "skips random samples and rescales the losses of the others",
+    "random_subset": "draws a new random subset for every epoch, without rescaling and without epochs on full data at the end",
+    "round_robin": "takes the samples one after another in one random order, without rescaling",
+    "infobatch": "skips samples with a low loss at random and rescales the losses of the others",
+    "repdiv": "selects representative samples first and diverse ones later",
+}
+
 
 def headline(results: CompareResults) -> str:
     """Return what the comparison found, in one sentence."""
@@ -71,7 +81,11 @@ def notes(results: CompareResults) -> list[str]:
     free = [row.title for row in table if row.budget == "free"]
     accuracy = f"Accuracy: share of the {numbers.count(results.data.test)} test rows that the model gets right after the last epoch"
     minus = f"Difference: accuracy of {own.title} minus that of the row, in percentage points"
+    meanings = [
+        f"{row.title} {_MEANINGS[row.name].format(own=own.title)}" for row in table if row.name in _MEANINGS
+    ]
     sentences = [
+        *([f"What the policies do: {'; '.join(meanings)}."] if meanings else []),
         f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). {accuracy}, ± standard "
         f"deviation over the seeds. {minus}, ± standard error over pairs with the same seed."
         if seeds > 1
@@ -88,10 +102,6 @@ def notes(results: CompareResults) -> list[str]:
         "Seconds: training and planning in one process with one thread, without start-up. They depend on what else the "
         "machine was doing, so compare samples and steps rather than seconds.",
     ]
-    if any(row.name == "random_subset" for row in table):
-        sentences.append(
-            "Random subsets: the losses are not rescaled, and there are no epochs on full data at the end."
-        )
     if results.trusted:
         sentences.append(trusted_files(results.trusted))
     return sentences

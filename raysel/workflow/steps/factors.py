@@ -75,7 +75,7 @@ class Factors(Step):
         run.progress.note(self.title, "training the autoencoder")
         autoencoder = raysel.fit_factors(rows, **options, seed=run.workflow.seed)
         autoencoder.save(directory / "autoencoder.safetensors")
-        run.progress.note(self.title, "scoring")
+        run.progress.note(self.title, "computing the scores")
         labels = ray.put(gather(run.read("pool"), [ID, label], "pool").sort_by(ID))
         labelled = rows.map_batches(
             _labelled, fn_args=(labels, label), batch_format="pyarrow", batch_size=None

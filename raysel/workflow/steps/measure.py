@@ -103,7 +103,7 @@ class Measure(Step):
             rule = rule.aim(run.target())
         answer: dict[str, Any] = {}
         if settings.calibrate is not None:
-            run.progress.note(self.title, "calibrating")
+            run.progress.note(self.title, "training small models to find thresholds")
             found = _calibrate(run, settings, rule, pool)
             for name in ("correlations", "evidence", "subsets"):
                 pq.write_table(getattr(found, name), directory / f"{name}.parquet")
@@ -117,7 +117,7 @@ class Measure(Step):
             answer["calibration"] = dict(found.info)
         sets = {"pool": rule.measure(pool)}
         if settings.selects:
-            run.progress.note(self.title, "selecting")
+            run.progress.note(self.title, "selecting rows")
             chosen = rule.select(pool, groups(settings), run.workflow.seed)
             chosen = run.of_the_pool(chosen, run.rows)
             chosen.save(directory / "selection")
@@ -152,7 +152,9 @@ def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
     """Return the thresholds that are given; ConfigError for one of another form."""
     for name, ends in settings.thresholds.items():
         if len(ends) != 2:
-            raise ConfigError(f"thresholds.{name}: {ends} is not [least, greatest]; one of them may be null.")
+            raise ConfigError(
+                f"thresholds.{name}: {ends} is not a pair [least, greatest]; one of the two may be null."
+            )
         low, high = ends
         if (low is None and high is None) or (low is not None and high is not None and low > high):
             raise ConfigError(
