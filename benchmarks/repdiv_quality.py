@@ -16,14 +16,14 @@ before the first measurement. The learning rate decays over the steps that the a
 hidden layer of 256 ReLUs, and ``deep`` has three of 128. Plans and states are those of the policies in raysel.dynamic, in one
 process.
 
-Every arm but ``full`` makes as many passes as RepDiv at the same ratio: all data in the last 15 % of the epochs, and the ratio
+Every arm but ``full`` back-propagates as many samples as RepDiv at the same ratio: all data in the last 15 % of the epochs, and the ratio
 before.
 
 - ``full-equal-steps``: all data, for as many steps.
 - ``random``: a new subset per epoch, all of one size.
 - ``random-prune``: InfoBatch without losses; the same tail, first epoch and rescaling.
 - ``roundrobin``: the same tail.
-- ``infobatch``: ``target_saving`` is set to the same number of passes.
+- ``infobatch``: ``target_saving`` is set to the same number of samples.
 
 Parts: ``main``; ``noise`` (20 % of the training labels are another class, drawn per seed; RepDiv receives the wrong labels too);
 ``network`` (deep); ``schedule`` (steps); ``ablation``; ``long`` (100 epochs). "no classes" in the ablation uses neither c_j nor
@@ -400,8 +400,8 @@ def accuracies(title: str, here: list[dict[str, Any]], arms: tuple[str, ...], ow
 def usage(here: list[dict[str, Any]]) -> None:
     heads = [f"{DATA[data]}, {ratio:.0%}" for data, ratio in columns(here)]
     print(
-        "\n**How evenly the arms use the samples, and their number of passes.** Gini coefficient / total variation distance "
-        "from uniform use of how often each sample was selected, tail included; passes in % of full data.\n"
+        "\n**How evenly the arms use the samples, and their cost.** Gini coefficient / total variation distance "
+        "from uniform use of how often each sample was selected, tail included; back-propagated samples in % of full data.\n"
     )
     print(f"| | {' | '.join(heads)} |\n|---{'|---' * len(heads)}|")
     for arm in ("random", "roundrobin", "infobatch", *ABLATIONS, "repdiv"):
