@@ -87,7 +87,9 @@ def load_function(spec: str, where: str) -> Callable[..., Any]:
     """Return the function or class that ``spec`` names; see :func:`load_object`, ConfigError if it cannot be called."""
     found = load_object(spec, where, "function")
     if not callable(found):
-        raise ConfigError(f"{where}: '{spec}' is not a function but a value of type {type(found).__name__}.")
+        raise ConfigError(
+            f"{where}: '{spec}' is not a function but a value of type {type(found).__name__}; name a function."
+        )
     return found
 
 

@@ -59,5 +59,5 @@ def _column(values: list[Any], name: str) -> pa.Array:
         )
     except (ValueError, TypeError, pa.ArrowException) as error:
         raise DataError(
-            f"Column '{name}' holds values of mixed shapes or types ({str(error).splitlines()[0]})."
+            f"Column '{name}' holds values of mixed shapes or types ({str(error).splitlines()[0]}); give all values the same shape and type."
         ) from None

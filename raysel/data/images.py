@@ -99,7 +99,9 @@ def _listed(filesystem: pafs.FileSystem, place: str, paths: list[str]) -> pa.Chu
     where = {os.path.normpath(str(name)): row for row, name in enumerate(table["path"].to_pylist())}
     missing = [path for path in paths if path not in where]
     if missing:
-        raise DataError(f"{place} has no class for {len(missing):,} images ({first(missing)}).")
+        raise DataError(
+            f"{place} has no class for {len(missing):,} images ({first(missing)}); add a row for each."
+        )
     return table["label"].take(pa.array([where[path] for path in paths]))
 
 

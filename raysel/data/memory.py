@@ -28,7 +28,9 @@ def as_table(source: Any) -> pa.Table:
         arrays = {name: np.asarray(values) for name, values in source.items()}
         lengths = {name: len(values) if values.ndim else None for name, values in arrays.items()}
         if len(set(lengths.values())) != 1 or None in lengths.values():
-            raise DataError(f"The columns have different lengths: {lengths}.")
+            raise DataError(
+                f"The columns have different lengths ({lengths}); every column needs one value per row."
+            )
         return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
     if (
         hasattr(source, "__getitem__")

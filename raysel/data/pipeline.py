@@ -328,7 +328,9 @@ class _BlockSource:
             blocks, spans = cls._look(arrow_blocks(narrow.sort(ID)))
             for one, two in itertools.pairwise(spans):
                 if one[2] >= two[1]:
-                    raise DataError(f"The dataset to embed holds sample_id {two[1]} more than once.")
+                    raise DataError(
+                        f"The dataset to embed holds sample_id {two[1]} more than once; ids must be unique."
+                    )
         if not spans:
             raise DataError("The dataset to embed is empty.")
         return cls(blocks, spans, identity(dataset))

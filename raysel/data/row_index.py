@@ -275,7 +275,7 @@ def list_files(
         sorted({path for path in found if found.count(path) > 1}) if len(set(found)) < len(found) else []
     )
     if repeated:
-        raise DataError(f"These files are named more than once: {first(repeated)}.")
+        raise DataError(f"These files are named more than once; name each once: {first(repeated)}.")
     return filesystem, sorted(found)
 
 
@@ -353,11 +353,15 @@ def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
 def check_ids(ids: np.ndarray, where: str) -> None:
     """Raise DataError unless ``ids`` (int64) are non-negative and all different."""
     if len(ids) and int(ids.min()) < 0:
-        raise DataError(f"Column '{ID}' of {where} holds negative ids ({first(ids[ids < 0])}).")
+        raise DataError(
+            f"Column '{ID}' of {where} holds negative ids ({first(ids[ids < 0])}); ids must be at least 0."
+        )
     order = np.sort(ids)
     twice = np.unique(order[1:][order[1:] == order[:-1]])
     if len(twice):
-        raise DataError(f"Column '{ID}' of {where} holds ids that occur more than once ({first(twice)}).")
+        raise DataError(
+            f"Column '{ID}' of {where} holds ids that occur more than once ({first(twice)}); ids must be unique."
+        )
 
 
 def _footer(filesystem: pafs.FileSystem, path: str, trust: Trust) -> tuple[IndexedFile, pa.Schema]:

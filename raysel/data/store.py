@@ -68,7 +68,7 @@ def write_arrays(
     shapes = {part[1:3] for part in parts if len(part[0])}
     if len(shapes) > 1:
         raise DataError(
-            f"Column '{inputs}' holds rows of different shapes or types: {first(sorted(shapes))}."
+            f"Column '{inputs}' holds rows of different shapes or types ({first(sorted(shapes))}); training needs the same in every row."
         )
     shape, dtype = next(iter(shapes))
     found = sorted({name for part in parts for name in part[3]}, key=lambda v: (str(type(v)), v))
@@ -76,7 +76,7 @@ def write_arrays(
     strange = [name for name in found if name not in set(known)]
     if strange:
         raise DataError(
-            f"The label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}."
+            f"The label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}; remove its rows, or add the class to the pool."
         )
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)

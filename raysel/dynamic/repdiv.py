@@ -90,7 +90,9 @@ class Scores:
             ids, table = ids[order], table.take(pa.array(order))
             again = ids[1:][ids[1:] == ids[:-1]]
             if len(again):
-                raise DataError(f"The scores name these ids more than once: {first(np.unique(again))}.")
+                raise DataError(
+                    f"The scores hold these ids more than once; give one row per id: {first(np.unique(again))}."
+                )
         found: dict[str, Floats] = {}
         for name in ("rep", "div"):
             if not pa.types.is_floating(table[name].type):

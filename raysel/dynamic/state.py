@@ -159,10 +159,14 @@ class SampleState:
                 f"The sample state is damaged: it holds {table.num_rows} of {promised or '?'} samples."
             )
         if any(column.null_count for column in table.columns):
-            raise StateError("The sample state is damaged: it contains nulls.")
+            raise StateError(
+                "The sample state is damaged, because it contains nulls; resume from an earlier checkpoint."
+            )
         state = SampleState(table.column("loss").to_numpy(), table.column("selected").to_numpy())
         if metadata.get(_DIGEST, b"").decode(errors="replace") != state.digest():
-            raise StateError("The sample state is damaged: its content does not match its digest.")
+            raise StateError(
+                "The sample state is damaged, because its content does not match its digest; resume from an earlier checkpoint."
+            )
         return state
 
 

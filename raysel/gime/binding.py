@@ -105,7 +105,9 @@ class Binding:
             if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
                 raise ConfigError(f"binding.{name}: {given!r} is not a column or a list of columns.")
             if len(set(names)) < len(names):
-                raise ConfigError(f"binding.{name}: {list(names)} contains a column twice.")
+                raise ConfigError(
+                    f"binding.{name}: {list(names)} contains a column twice; name each column once."
+                )
             object.__setattr__(self, name, tuple(names))
         for name in (*_SINGLE, "reference_time"):
             given = getattr(self, name)
@@ -119,7 +121,9 @@ class Binding:
         if not isinstance(self.reference, Mapping) or not all(
             isinstance(name, str) for pair in self.reference.items() for name in pair
         ):
-            raise ConfigError(f"binding.reference: {self.reference!r} does not map columns to columns.")
+            raise ConfigError(
+                f"binding.reference: {self.reference!r} is not a mapping of columns to columns."
+            )
         object.__setattr__(self, "reference", dict(self.reference))
         object.__setattr__(self, "bounds", _bounds(self.bounds))
         if not isinstance(self.target, (Target, type(None))):

@@ -280,7 +280,9 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
         if by <= timedelta(0):
             raise ConfigError(f"by: A window of {by} is empty; give a positive one.")
         if _nanoseconds(by) > MOST:
-            raise ConfigError(f"by: A window of {by} is longer than 292 years, the range of nanoseconds.")
+            raise ConfigError(
+                f"by: A window of {by} is longer than 292 years, the range of nanoseconds; give a shorter one."
+            )
         return []
     if by is None:
         return []

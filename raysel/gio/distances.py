@@ -59,7 +59,9 @@ def vectors(
             raise DataError(f"{name} must hold numbers, not {array.dtype}.")
         array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
     if dimensions is not None and array.shape[1] != dimensions:
-        raise DataError(f"{name} has {array.shape[1]} dimensions, but {dimensions} were expected.")
+        raise DataError(
+            f"{name} has {array.shape[1]} dimensions, but {dimensions} were expected; all arrays must have the same number."
+        )
     largest = _LARGEST_SINGLE if single else _LARGEST
     if not (float(array.min()) > -largest and float(array.max()) < largest):  # also false for NaN
         row = int(np.argmin((np.abs(array.astype(np.float64)) < largest).all(axis=1)))
@@ -206,5 +208,5 @@ def check_device(device: str | None) -> None:
         _torch().empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
-            f"device = {device!r} cannot be used here ({str(error).splitlines()[0]})."
+            f"device = {device!r} cannot be used here ({str(error).splitlines()[0]}); choose another, such as 'cpu'."
         ) from error

@@ -115,7 +115,9 @@ class GIO:
                 f"solver: 'gradient' works only with the published estimator; give estimator='average', not {self.estimator!r}."
             )
         if self.solver == "exact" and self.stop is not None and self.stop.max_resets is not None:
-            raise ConfigError("stop.max_resets can only be used with solver='gradient'.")
+            raise ConfigError(
+                "stop.max_resets can only be used with solver='gradient'; remove it or choose this solver."
+            )
 
     @on_instances
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:

@@ -156,7 +156,9 @@ def check_rank(estimator: str, k: int | None, n: int) -> int:
     if k is None:
         return min(_DEFAULT_K[estimator], n - 1)
     if (rank := whole("k", k, 1)) > n - 1:
-        raise ConfigError(f"k = {rank} is too large for a target of {n} rows: a row has {n - 1} neighbours.")
+        raise ConfigError(
+            f"k = {rank} is too large for a target of {n} rows: a row has {n - 1} neighbours; lower k."
+        )
     return rank
 
 

@@ -337,7 +337,7 @@ class Method:
         if not isinstance(made, type):
             if self.parameters:
                 raise ConfigError(
-                    f"{where}: '{self.spec}' is not a class, so it takes no parameters ({', '.join(self.parameters)})."
+                    f"{where}: '{self.spec}' is not a class, so it takes no parameters; remove {', '.join(self.parameters)}."
                 )
             return made
         try:

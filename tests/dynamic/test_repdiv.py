@@ -315,7 +315,7 @@ def test_more_classes_than_the_quota_serves():
     [
         (table(REP, DIV).drop_columns("div"), "have no column 'div'"),
         (table(REP, DIV).slice(0, 0), "have no row"),
-        (table(REP, DIV, ids=[0, 1, 2, 2, 1, 5]), "name these ids more than once: 1, 2"),
+        (table(REP, DIV, ids=[0, 1, 2, 2, 1, 5]), "hold these ids more than once; give one row per id: 1, 2"),
         (
             table([0, 0], [0, 0]).set_column(0, "sample_id", pa.array([2**63, 1], pa.uint64())),
             "must fit int64; it does not for 9223372036854775808",

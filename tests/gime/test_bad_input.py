@@ -225,7 +225,7 @@ def test_vectors_of_another_width_than_the_targets():
         ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not a pair \(least, greatest\)"),
         ({"bounds": {"a": (2, 1)}}, "The least value 2.0 is above the greatest"),
         ({"bounds": {"a": ("x", 1)}}, "'x' is not a number"),
-        ({"reference": "a"}, "does not map columns to columns"),
+        ({"reference": "a"}, "is not a mapping of columns to columns"),
     ],
 )
 def test_bindings_that_mean_nothing(roles, says):

@@ -102,10 +102,12 @@ def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | Non
             f"Embedder {name} returned {len(vectors):,} vectors for {len(ids):,} rows ({where}); it must return one vector per row."
         )
     if vectors.shape[1] == 0:
-        raise DataError(f"Embedder {name} returned vectors without elements for {where}.")
+        raise DataError(
+            f"Embedder {name} returned vectors without elements for {where}; it must return at least one."
+        )
     if dimension is not None and vectors.shape[1] != dimension:
         raise DataError(
-            f"Embedder {name} returned {vectors.shape[1]} dimensions for {where}, but {dimension} before."
+            f"Embedder {name} returned {vectors.shape[1]} dimensions for {where}, but {dimension} before; all vectors must have the same number."
         )
     return vectors
 

@@ -49,7 +49,7 @@ class PCAEmbedder:
         """Return the projections of the rows."""
         if rows.shape[1] != len(self.mean):
             raise DataError(
-                f"Embedder {self.name} was fitted on {len(self.mean)} columns, but these rows have {rows.shape[1]}."
+                f"Embedder {self.name} was fitted on {len(self.mean)} columns, but these rows have {rows.shape[1]}; embed rows with the same columns."
             )
         return project(rows, self.mean, self.components.T)
 
