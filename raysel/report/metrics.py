@@ -11,6 +11,10 @@ from raysel.report.figures.metrics import metric_bars, metrics_png
 from raysel.report.results import Metric, Metrics, statistic
 
 MOST_GROUPS = 8  # side by side in a figure
+LEAD = (
+    "The eleven metrics of GIME describe a set of rows before training. The binding in the workflow says which column each "
+    "metric reads."
+)
 
 
 def text(sets: Metrics) -> str:
@@ -73,7 +77,7 @@ def page(name: str, sets: Metrics, groups: Metrics) -> str:
     )
     parts = [
         opening,
-        html.section("Figures", html.grid(cards)),
+        html.section("Figures", f'<p class="lead">{LEAD}</p>\n{html.grid(cards)}'),
         html.section("All statistics", html.table(heads, rows)),
     ]
     return html.document(f"{title} · raysel measure", "\n".join(parts))

@@ -30,14 +30,10 @@ def metrics_section(results: RunResults) -> str:
         )
         reached = numbers.digits(measured.reached[name])
         said.append(f"Threshold {html.text(asked)}: the selected rows have {reached}.")
-    lead = (
-        "The metrics of GIME describe a set of rows before training. The binding in the configuration says which column "
-        "each metric reads."
-    )
     lines = "".join(f'<p class="note">{html.bound(text)}</p>' for text in said)
     return html.section(
         "Metrics",
-        f'<p class="lead">{lead}</p>\n'
+        f'<p class="lead">{metrics.LEAD}</p>\n'
         + html.grid([metrics.card(measured.sets, "Pool, selected rows and target")])
         + lines,
     )
