@@ -88,8 +88,8 @@ def retitled(results: CompareResults, name: str, title: str) -> CompareResults:
 def test_means_spreads_and_paired_differences():
     table = {row.name: row for row in rows.rows(sample())}
     full, random, own = table["full"], table["random"], table["infobatch"]
-    assert (full.passes, full.share, full.steps, full.seconds) == (10_000, 1.0, 100, 15.0)
-    assert (own.passes, own.share, own.steps) == (7000, 0.7, 70) and own.difference is None
+    assert (full.samples, full.share, full.steps, full.seconds) == (10_000, 1.0, 100, 15.0)
+    assert (own.samples, own.share, own.steps) == (7000, 0.7, 70) and own.difference is None
     assert own.accuracy == pytest.approx((0.901 + 0.902 + 0.904) / 3)
     assert full.deviation == pytest.approx(0.002)
     # Pairs in points: -0.1, 0.3, -0.2: mean 0, deviation sqrt(0.07), over sqrt(3).

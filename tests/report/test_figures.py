@@ -87,7 +87,7 @@ def test_names_stand_in_the_figures_as_they_are(results: RunResults) -> None:
         lambda: training.final_test_accuracies(
             {"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1, accuracy=0.5),))}
         ),
-        lambda: comparison.accuracy_against_passes([]),
+        lambda: comparison.accuracy_against_samples([]),
         lambda: comparison.final_accuracies([]),
         lambda: costs.cost_bars(Ledger()),
     ],
@@ -163,7 +163,7 @@ def test_curves_are_of_validation_rows_and_single_dots_of_test_rows(results: Run
 
 
 def test_an_end_is_drawn_even_where_a_policy_spent_little() -> None:
-    """The first quarter of the passes may run out below the figure, but no policy's end."""
+    """The first quarter of the samples may run out below the figure, but no policy's end."""
     long = ((100, 0.1), (1000, 0.9))
     few = ((100, 0.5),)
     drawn = []
@@ -178,5 +178,5 @@ def test_an_end_is_drawn_even_where_a_policy_spent_little() -> None:
                     zip((((1000, 0.8),), ((100, 0.4),)), curves, strict=True)
                 )
             ]
-            comparison.accuracy_against_passes(policies)
+            comparison.accuracy_against_samples(policies)
     assert drawn == [(0.5, 0.9), (0.4, 0.8)]

@@ -51,7 +51,7 @@ def findings(results: CompareResults) -> list[str]:
             continue
         points = f"{points_text(found)} points"
         if row.budget != "held":
-            fewer = 1 - own.passes / row.passes
+            fewer = 1 - own.samples / row.samples
             spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} samples"
             ends = {
                 "better": f"is more accurate: {points}.",

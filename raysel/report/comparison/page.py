@@ -14,7 +14,7 @@ from raysel.report.comparison.tables import table_cells
 from raysel.report.figures.colours import arm_colours
 from raysel.report.figures.comparison import (
     PolicyCurves,
-    accuracy_against_passes,
+    accuracy_against_samples,
     comparison_png,
     final_accuracies,
 )
@@ -43,7 +43,7 @@ def render(results: CompareResults) -> str:
     own = results.policies[results.own].title
     cards = [
         html.card(
-            accuracy_against_passes(drawn),
+            accuracy_against_samples(drawn),
             "Accuracy against samples",
             "Accuracy on the validation rows after each epoch, against the number of samples back-propagated by then. One thin "
             "line per seed, one colour per policy; the first epochs may lie below the axis. Compare only the ends of the "
@@ -104,8 +104,8 @@ def _drawn(results: CompareResults) -> list[PolicyCurves]:
             ends.append((spent[-1], cell.accuracy))
             curves.append(
                 tuple(
-                    (passes, epoch.accuracy)
-                    for passes, epoch in zip(spent, cell.epochs, strict=True)
+                    (samples, epoch.accuracy)
+                    for samples, epoch in zip(spent, cell.epochs, strict=True)
                     if epoch.accuracy is not None
                 )
             )

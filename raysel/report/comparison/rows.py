@@ -34,7 +34,7 @@ class Row:
     name: str
     title: str
     budget: str
-    passes: float
+    samples: float
     share: float
     steps: float
     seconds: float
@@ -45,22 +45,22 @@ class Row:
 
 
 def rows(results: CompareResults) -> list[Row]:
-    """Return the table's rows in the given order; ``share`` is of the passes over all data in all epochs."""
+    """Return the table's rows in the given order; ``share`` is the share of all rows in all epochs."""
     own = results.own
     final = {name: tuple(cell.accuracy for cell in policy.cells) for name, policy in results.policies.items()}
     every = results.rows * results.epochs
     found = []
     for name, policy in results.policies.items():
         cells = [cell.epochs for cell in policy.cells]
-        passes = statistics.fmean(sum(e.trained for e in epochs) for epochs in cells)
+        samples = statistics.fmean(sum(e.trained for e in epochs) for epochs in cells)
         accuracies = final[name]
         found.append(
             Row(
                 name=name,
                 title=policy.title,
                 budget=policy.budget,
-                passes=passes,
-                share=passes / every,
+                samples=samples,
+                share=samples / every,
                 steps=statistics.fmean(sum(e.steps for e in epochs) for epochs in cells),
                 seconds=statistics.fmean(
                     sum(e.seconds - e.evaluation_seconds for e in epochs) for epochs in cells

@@ -64,7 +64,7 @@ def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
         *(
             [
                 row.title,
-                number(round(row.passes)),
+                number(round(row.samples)),
                 numbers.percent(row.share),
                 number(round(row.steps)),
                 numbers.seconds(row.seconds),

@@ -27,9 +27,9 @@ class PolicyCurves:
     own : bool
         Whether it is the workflow's own policy.
     ends : tuple of (int, float)
-        Per seed, the number of passes and the accuracy on the test rows after the last epoch.
+        Per seed, the number of back-propagated samples and the accuracy on the test rows after the last epoch.
     curves : tuple of tuple of (int, float)
-        Per seed, the number of passes and the accuracy on the validation rows after each epoch; empty without
+        Per seed, the number of back-propagated samples and the accuracy on the validation rows after each epoch; empty without
         validation rows.
     """
 
@@ -40,7 +40,7 @@ class PolicyCurves:
     curves: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
-def accuracy_against_passes(policies: Sequence[PolicyCurves]) -> str:
+def accuracy_against_samples(policies: Sequence[PolicyCurves]) -> str:
     """Accuracy against samples back-propagated in a comparison.
 
     A thin line per seed shows the accuracy on the validation rows. Without validation rows, a dot per seed shows
@@ -146,11 +146,11 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
             clip_on=False,
             zorder=4,
         )
-        passes = f"{thousands(math.fsum(x for x, _ in end) / len(end))} samples"
+        samples = f"{thousands(math.fsum(x for x, _ in end) / len(end))} samples"
         look = {"textcoords": "offset points", "xycoords": ("axes fraction", "data"), "ha": "right"}
         title = shorten(plain(policy.title), room, bold=True)
         axes.annotate(title, (0, y), (-12, 1), color=colour, fontweight="bold", va="bottom", **look)
-        axes.annotate(passes, (0, y), (-12, -1), color=MUTED, fontsize=SIZE - 1, va="top", **look)
+        axes.annotate(samples, (0, y), (-12, -1), color=MUTED, fontsize=SIZE - 1, va="top", **look)
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
