@@ -63,7 +63,7 @@ def local_output(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{shown(text)} is not a path to write to.")
     scheme = _SCHEME.match(text)  # pathlib turns :// into :/
     if scheme is None:
-        return Path(os.path.abspath(os.path.expanduser(text)))
+        return Path(os.path.expanduser(text))
     uri = f"{scheme[1]}://{text[scheme.end() :]}"
     if scheme[1].lower() != "file":
         raise ConfigError(

@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raysel.core.numbers import whole
-from raysel.core.storage import write_bytes
-from raysel.errors import ConfigError, DataError
+from raysel.core.storage import local_output, write_bytes
+from raysel.errors import ConfigError, DataError, reason_of, shown
 from raysel.gio.distances import vectors as matrix
 
 if TYPE_CHECKING:
@@ -203,25 +203,27 @@ class Autoencoder:
         about = {"format": FORMAT, "mode": self.mode, "k": self.k, "training": self.training}
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         # One entry: the library keeps no order among several.
-        write_bytes(path, save(tensors, {"config": json.dumps(about)}))
+        write_bytes(local_output(path), save(tensors, {"config": json.dumps(about)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Autoencoder:
         """Read what :meth:`save` wrote; raise DataError if it is missing, damaged or something else."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
         try:
-            with safe_open(path, framework="np") as file:
+            with safe_open(local_output(path), framework="np") as file:
                 about = json.loads((file.metadata() or {})["config"])
                 if about["format"] != FORMAT:
                     raise DataError(
-                        f"{path} is not an autoencoder of this version: its format is {about['format']!r}, but {FORMAT!r} is expected."
+                        f"This is not an autoencoder of this version: its format is {shown(about['format'])}, but {FORMAT!r} is expected."
                     )
                 arrays = {name: file.get_tensor(name) for name in _TENSORS}
                 return cls(about["mode"], about["k"], **arrays, training=about["training"])
-        except (OSError, SafetensorError, LookupError, TypeError, json.JSONDecodeError) as error:
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        except Exception as error:  # of a file that another program has written, anything can be wrong
             raise DataError(
-                f"{path} is not a saved autoencoder ({str(error).splitlines()[0]}); fit and save it again."
+                f"{path} is not a saved autoencoder ({reason_of(error)}); fit and save it again."
             ) from error
 
     def _kept(self, pre: torch.Tensor, part: Floats, error: float) -> torch.Tensor:

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysel.errors import ConfigError, DataError
+from raysel.core.numbers import plain
+from raysel.errors import COLUMNS, ConfigError, DataError, first, reason_of, shown
 from raysel.gime.columns import NOTHING, UNZONED, ZONED, kind, one_kind
 
 Columns = str | Sequence[str]
@@ -35,8 +37,8 @@ class Target:
     """
 
     rows: int
-    scale: Mapping[str, tuple[tuple[float, ...], float]]
-    summary: str
+    scale: Mapping[str, tuple[tuple[float, ...], float]] = field(repr=False)
+    summary: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ class Binding:
 
     def __post_init__(self) -> None:
         for name in _KEYS:
-            given = getattr(self, name)
+            given = plain(getattr(self, name))
             names = (given,) if isinstance(given, str) else given
             if not isinstance(names, Sequence) or not all(isinstance(n, str) and n for n in names):
-                raise ConfigError(f"binding.{name}: {given!r} is not a column or a list of columns.")
+                raise ConfigError(f"binding.{name}: {shown(given)} is not a column or a list of columns.")
             if len(set(names)) < len(names):
                 raise ConfigError(
                     f"binding.{name}: {list(names)} contains a column twice; name each column once."
@@ -113,7 +115,7 @@ class Binding:
             given = getattr(self, name)
             if given is not None and (not isinstance(given, str) or not given):
                 what = "a moment in ISO 8601" if name == "reference_time" else "a column"
-                raise ConfigError(f"binding.{name}: {given!r} is not {what}.")
+                raise ConfigError(f"binding.{name}: {shown(given)} is not {what}.")
         if self.record_time is not None and self.reference_time is not None:
             raise ConfigError("binding: Give record_time or reference_time, not both.")
         if self.reference_time is not None:
@@ -121,9 +123,7 @@ class Binding:
         if not isinstance(self.reference, Mapping) or not all(
             isinstance(name, str) for pair in self.reference.items() for name in pair
         ):
-            raise ConfigError(
-                f"binding.reference: {self.reference!r} is not a mapping of columns to columns."
-            )
+            raise ConfigError(f"binding.reference: {shown(self.reference)} is not a mapping of columns to columns.")
         object.__setattr__(self, "reference", dict(self.reference))
         object.__setattr__(self, "bounds", _bounds(self.bounds))
         if not isinstance(self.target, (Target, type(None))):
@@ -182,8 +182,8 @@ class Binding:
         """
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"binding: The text is not JSON ({error}).") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ConfigError(f"binding: {shown(text)} is not JSON ({reason_of(error)}).") from error
         if not isinstance(raw, dict):
             raise ConfigError(f"binding: A JSON object is needed, not {type(raw).__name__}.")
         known = [f.name for f in fields(cls)]
@@ -194,8 +194,10 @@ class Binding:
             try:
                 scale = {n: (tuple(map(float, c)), float(s)) for n, (c, s) in kept["scale"].items()}
                 raw["target"] = Target(int(kept["rows"]), scale, str(kept["summary"]))
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise ConfigError(f"binding.target: This is not a saved target ({error}).") from error
+            except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+                raise ConfigError(
+                    f"binding.target: This is not a saved target ({reason_of(error)})."
+                ) from error
         return cls(**raw)
 
     def digest(self) -> str:
@@ -208,7 +210,7 @@ class Binding:
             if name not in schema.names:
                 raise DataError(
                     f"The {what} has no column '{name}', which the binding names as {role}{did_you_mean(name, schema.names)}; "
-                    f"its columns are {', '.join(schema.names) or 'none'}."
+                    f"its columns are {first(schema.names, COLUMNS) or 'none'}."
                 )
             if schema.names.count(name) > 1:
                 raise DataError(f"The {what} has more than one column '{name}'; rename one of them.")
@@ -266,23 +268,30 @@ class Binding:
 
 def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
     if not isinstance(given, Mapping):
-        raise ConfigError(
-            f"binding.bounds: {given!r} is not a mapping of columns to pairs (least, greatest)."
-        )
+        raise ConfigError(f"binding.bounds: {shown(given)} is not a mapping of columns to pairs (least, greatest).")
     found = {}
     for name, ends in given.items():
-        if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
-            raise ConfigError(
-                f"binding.bounds.{name}: {ends!r} is not a pair (least, greatest); one of the two may be None."
-            )
-        for end in ends:
-            if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or end != end):
-                raise ConfigError(f"binding.bounds.{name}: {end!r} is not a number.")
-        low, high = (None if end is None else float(end) for end in ends)
-        if low is not None and high is not None and low > high:
-            raise ConfigError(f"binding.bounds.{name}: The least value {low} is above the greatest, {high}.")
-        found[str(name)] = (low, high)
+        found[str(name)] = least_and_greatest(f"binding.bounds.{name}", ends)
     return found
+
+
+def least_and_greatest(where: str, ends: Any) -> tuple[float | None, float | None]:
+    """Return a pair of limits as floats, either of them None; ConfigError for anything else."""
+    if isinstance(ends, np.ndarray):
+        ends = ends.tolist()
+    if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
+        raise ConfigError(f"{where}: {shown(ends)} is not a pair (least, greatest); one of the two may be None.")
+    low, high = map(plain, ends)
+    for end in (low, high):
+        if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or end != end):
+            raise ConfigError(f"{where}: {shown(end)} is not a number.")
+    try:
+        low, high = (None if end is None else float(end) for end in (low, high))
+    except OverflowError:
+        raise ConfigError(f"{where}: {shown(ends)} is out of the range of floats.") from None
+    if low is not None and high is not None and low > high:
+        raise ConfigError(f"{where}: The least value {low:g} is above the greatest, {high:g}.")
+    return low, high
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

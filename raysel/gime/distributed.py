@@ -11,17 +11,19 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.cluster.blocks import gather, stream_blocks
+from raysel.cluster.blocks import gather, plain_errors, stream_blocks
 from raysel.cluster.errors import unwrap_errors
+from raysel.core.numbers import whole
+from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
-from raysel.errors import DataError
+from raysel.errors import ConfigError, DataError, shown
 from raysel.gime.binding import Binding
 from raysel.gime.pieces import kind_of, pieces
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
-from raysel.gime.select import Thresholds, select_groups
+from raysel.gime.select import Thresholds, floors_of, limits_of, select_groups
 from raysel.gime.sensitivity import Performance, Positions, Sensitivity, sensitivity
 from raysel.gime.state import By, State, columns, finalize, grouping, merge, partial, with_target
-from raysel.selection import Selection, coded_text
+from raysel.selection import Selection, coded_text, on_instances
 
 _PIECE = "raysel piece"
 
@@ -59,6 +61,16 @@ class GIME:
     thresholds: Thresholds | Sensitivity = field(default_factory=dict)
     floors: Mapping[Any, int] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what is wrong whatever the data are."""
+        if not isinstance(self.binding, Binding):
+            raise ConfigError(
+                f"binding: {shown(self.binding)} is not a Binding; make one with raysel.gime.Binding(classes=...)."
+            )
+        if not isinstance(self.thresholds, Sensitivity):
+            object.__setattr__(self, "thresholds", limits_of(self.thresholds))
+        object.__setattr__(self, "floors", floors_of(self.floors))
+
     def aim(self, target: Dataset) -> GIME:
         """Return a copy that also measures the distance to a target (``mismatch`` and ``support_coverage``).
 
@@ -84,6 +96,7 @@ class GIME:
         >>> gime.binding.target.rows
         10
         """
+        check_dataset(target, "target", "raysel.gime.with_target")
         names = [name for name in self.binding.columns if name in (target.columns() or [])]
         if not names:
             raise DataError(
@@ -148,6 +161,7 @@ class GIME:
         >>> raysel.gime.merge(state, state).groups
         (None,)
         """
+        check_dataset(dataset, "dataset", "raysel.gime.measure")
         schema = dataset.schema(fetch_if_missing=False)
         if schema is not None and isinstance(schema.base_schema, pa.Schema):
             self.binding.check(schema.base_schema)
@@ -166,6 +180,7 @@ class GIME:
             total = merge(waiting.pop()[1], total)
         return total
 
+    @on_instances
     def select(self, pool: Dataset, by: By = None, seed: int = 0) -> Selection:
         """Select the fewest rows of the pool that together satisfy the thresholds and floors.
 
@@ -200,18 +215,23 @@ class GIME:
         4
         """
         thresholds = self.thresholds.limits if isinstance(self.thresholds, Sensitivity) else self.thresholds
+        check_dataset(pool, "pool", "raysel.gime.select_groups")
+        groups, seed = "rows" if by is None else str(by), whole("seed", seed, 0)
         if by is None:
-            table = gather(pool, [ID, *(n for n in self.binding.columns if n != ID)], "pool").sort_by(ID)
-            check_ids(table[ID].to_numpy(), "the pool")
+            table = gather(pool, list(dict.fromkeys([ID, *self.binding.columns])), "pool").sort_by(ID)
+            check_ids(row_ids(table, "pool"), "the pool")
             names = pieces(table, self.binding, thresholds, self.floors, seed)
-            by, table = _PIECE, table.append_column(_PIECE, names)
+            by = _PIECE
+            while by in table.column_names:
+                by += "'"
+            table = table.append_column(by, names)
             choice = select_groups(partial(table, self.binding, by), thresholds, self.floors, kind_of)
         else:
             choice = select_groups(self.state(pool, by), thresholds, self.floors)
             column = by if isinstance(by, str) else str(self.binding.event_time)
             table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
-            check_ids(table[ID].to_numpy(), "the pool")
-        ids = table[ID].to_numpy()
+            check_ids(row_ids(table, "pool"), "the pool")
+        ids = row_ids(table, "pool")
         labels, codes = grouping(table, 0, self.binding, by)
         assert codes is not None
         place = {label: at + 1 for at, label in enumerate(choice.groups)}
@@ -224,7 +244,7 @@ class GIME:
             "binding": json.loads(self.binding.to_json()),
             "thresholds": {name: list(ends) for name, ends in thresholds.items()},
             "floors": {str(label): rows for label, rows in self.floors.items()},
-            "by": "rows" if by == _PIECE else str(by),
+            "by": groups,
             "groups": list(choice.groups),
             "reached": dict(choice.reached),
             "bounds": dict(choice.bounds),
@@ -289,6 +309,7 @@ class GIME:
             ...
         raysel.errors.ConfigError: count: 20 subsets leave 0 to test with, ...
         """
+        check_dataset(pool, "pool", "raysel.gime.sensitivity")
         wanted = dict.fromkeys([ID, *self.binding.columns, mix, *columns])
         table = gather(pool, list(wanted), "pool").sort_by(ID)
         return sensitivity(table, self.binding, performance, mix=mix, rows=rows, each=on_cluster, **rest)
@@ -312,7 +333,7 @@ class GIME:
         Raises
         ------
         DataError
-            If there is no row, or a column is missing.
+            If there is no row, a column is missing, or the data set has a column of these names already.
 
         Examples
         --------
@@ -322,14 +343,15 @@ class GIME:
         """
         import ray
 
-        roles = [*self.binding.entity, *self.binding.classes]
+        check_dataset(dataset, "dataset", "raysel.gime.row_scores")
+        roles = list(dict.fromkeys([*self.binding.entity, *self.binding.classes]))
         binding = Binding(entity=self.binding.entity, classes=self.binding.classes)
         parts = list(stream_blocks(dataset, roles, "dataset", key_counts, binding))
         if not parts:
             raise DataError("The dataset is empty: there are no rows to score.")
         counts = ray.put(merge_key_counts(parts))
-        return dataset.map_batches(
-            _scored, fn_args=(binding, counts), batch_format="pyarrow", batch_size=None
+        return plain_errors(
+            dataset.map_batches(_scored, fn_args=(binding, counts), batch_format="pyarrow", batch_size=None)
         )
 
 
@@ -361,5 +383,9 @@ def _scored(table: pa.Table, binding: Binding, counts: pa.Table) -> pa.Table:
         return table
     scores = row_scores(table, binding, known)
     for name in scores.column_names:
+        if f"gime_{name}" in table.column_names:
+            raise DataError(
+                f"The dataset has a column 'gime_{name}' already; rename or drop it to score again."
+            )
         table = table.append_column(f"gime_{name}", scores[name])
     return table

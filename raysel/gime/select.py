@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from itertools import accumulate
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysel.errors import ConfigError, DataError
-from raysel.gime.binding import did_you_mean
+from raysel.core.numbers import plain, whole
+from raysel.errors import ConfigError, DataError, shown
+from raysel.gime.binding import did_you_mean, least_and_greatest
 from raysel.gime.block import View
 from raysel.gime.columns import hash_column
 from raysel.gime.estimates import Estimate, exact
@@ -49,7 +50,7 @@ class Choice:
     """
 
     groups: tuple[str | None, ...]
-    reasons: Mapping[str | None, str]
+    reasons: Mapping[str | None, str] = field(repr=False)
     reached: Mapping[str, float]
     bounds: Mapping[str, float]
 
@@ -99,12 +100,13 @@ def select_groups(
         )
     if not state.groups:
         raise DataError("There are no groups to select from: the data are empty.")
-    classes = {f"rows of class {label!r}": label for label in floors or {}}
+    floors = floors_of(floors or {})
+    classes = {f"rows of class {label!r}": label for label in floors}
     if classes and len(state.binding.classes) != 1:
         raise ConfigError(
             "floors: Floors count the rows of each class, so the binding must name exactly one class column."
         )
-    least = {name: (float((floors or {})[label]), None) for name, label in classes.items()}
+    least = {name: (float(floors[label]), None) for name, label in classes.items()}
     limits: Thresholds = {**_checked(state, thresholds), **least}
     if not limits:
         raise ConfigError(
@@ -131,12 +133,13 @@ def select_groups(
 
 
 def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | None, float | None]]:
-    known = _statistics(state)
-    for name, ends in thresholds.items():
+    found, known = limits_of(thresholds), _statistics(state)
+    for name in found:
         if name not in known:
             raise ConfigError(
                 f"thresholds.{name}: There is no such metric{did_you_mean(name, known)}; write it like 'variety.classes'."
             )
+<<<<<<< HEAD
         if (
             not isinstance(ends, Sequence)
             or isinstance(ends, str)
@@ -150,6 +153,28 @@ def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | No
         if low is not None and high is not None and low > high:
             raise ConfigError(f"thresholds.{name}: The least value {low} is above the greatest, {high}.")
     return {name: (ends[0], ends[1]) for name, ends in thresholds.items()}
+=======
+    return found
+
+
+def limits_of(thresholds: Any) -> dict[str, tuple[float | None, float | None]]:
+    """Return thresholds as floats. Raises ConfigError for what is none, whatever the metrics are."""
+    if not isinstance(thresholds, Mapping):
+        raise ConfigError(f"thresholds: {shown(thresholds)} does not map statistics to (least, greatest).")
+    found = {}
+    for name, ends in thresholds.items():
+        found[name] = low, high = least_and_greatest(f"thresholds.{name}", ends)
+        if low is None and high is None:
+            raise ConfigError(f"thresholds.{name}: One of the least and the greatest value must be a number.")
+    return found
+
+
+def floors_of(floors: Any) -> dict[Any, int]:
+    """Return floors with numbers and labels as Python's. Raises ConfigError for what is none."""
+    if not isinstance(floors, Mapping):
+        raise ConfigError(f"floors: {shown(floors)} does not map classes to numbers of rows.")
+    return {plain(label): whole(f"floors.{label}", rows, 1) for label, rows in floors.items()}
+>>>>>>> 3bb3415 (Take outputs by file:// URI everywhere, and check what GIME is given before it reads)
 
 
 def _statistics(state: State) -> list[str]:

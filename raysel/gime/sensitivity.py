@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import stats
 
-from raysel.errors import ConfigError, DataError
+from raysel.core.numbers import plain, whole
+from raysel.errors import ConfigError, DataError, shown
 from raysel.gime.binding import Binding, did_you_mean
 from raysel.gime.columns import Array, hash_column, kind
 from raysel.gime.state import measure
@@ -60,6 +61,10 @@ class Sensitivity:
     evidence: pa.Table
     subsets: pa.Table
     info: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} in [{low}, {high}]" for name, (low, high) in self.thresholds.items())
+        return f"<Sensitivity by {self.subsets.num_rows} subsets: {found or 'no threshold'}>"
 
     @property
     def limits(self) -> Mapping[str, tuple[float | None, float | None]]:
@@ -141,8 +146,16 @@ def sensitivity(
     ----------
     Xu et al., arXiv:2501.02004; Benjamini & Hochberg (1995).
     """
-    if not 0 < share < 1 or not 0 < confidence < 1 or not 0 < false_discoveries < 1:
+    rows, count, seed = whole("rows", rows, 1), whole("count", count, 1), whole("seed", seed, 0)
+    share, confidence, false_discoveries, tolerance = map(
+        plain, (share, confidence, false_discoveries, tolerance)
+    )
+    if not all(_is_number(each) and 0 < each < 1 for each in (share, confidence, false_discoveries)):
         raise ConfigError("share, confidence and false_discoveries must lie between 0 and 1.")
+    if not _is_number(tolerance):
+        raise ConfigError(f"tolerance: {shown(tolerance)} is not a number.")
+    if mix not in table.column_names:
+        raise DataError(f"The table has no column '{mix}'{did_you_mean(mix, table.column_names)}.")
     first = max(CALIBRATION, count // 4)
     needed = math.ceil(math.log(1 - confidence) / math.log(share))
     if count - first < needed:
@@ -206,6 +219,10 @@ def sensitivity(
         pa.table(subsets),
         info,
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _in_turn(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[Positions]) -> list[Any]:

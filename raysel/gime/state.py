@@ -87,6 +87,10 @@ class State:
     kinds: dict[str, str]
     parts: Parts
 
+    def __repr__(self) -> str:
+        groups = f"{len(self.groups):,} groups by {self.by}" if self.by is not None else "one group"
+        return f"<State of the metrics of {', '.join(self.binding.columns)}, {groups}>"
+
     def digest(self) -> str:
         """Return 32 hexadecimal digits that change if anything in the state does (BLAKE2b, 128 bits)."""
         head = json.dumps(
@@ -160,8 +164,9 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an Arrow IPC file, which appears under its name only when it is complete."""
-        storage.make_folder(os.path.dirname(os.fspath(path)) or ".")
-        storage.write_bytes(path, _to_ipc(self))
+        place = storage.local_output(path)
+        storage.make_folder(place.parent)
+        storage.write_bytes(place, _to_ipc(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysel.core.numbers import whole
+from raysel.core.storage import local_output
 from raysel.dynamic.keeper import Keeper, Keepers
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.shards import cut, spans
@@ -162,7 +163,7 @@ class DynamicSelection:
         ]
         dynamic._keeper = keepers[0] if len(keepers) == 1 else Keepers(keepers, parts)
         dynamic._local = True
-        dynamic._directory = None if checkpoints is None else Path(checkpoints)
+        dynamic._directory = None if checkpoints is None else local_output(checkpoints)
         return dynamic
 
     def __enter__(self) -> DynamicSelection:

@@ -29,7 +29,7 @@ from ray.data import Dataset
 
 import raysel
 from raysel.core.arrays import positions
-from raysel.core.storage import read_json, remove, write_json
+from raysel.core.storage import local_output, read_json, remove, write_json
 from raysel.errors import DataError, RunError, first
 from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
@@ -261,10 +261,12 @@ def open_run(
 
     Raises
     ------
+    ConfigError
+        If ``out`` is on an object store.
     RunError
         If the directory holds something else, was written in another format, or another process is at work in it.
     """
-    directory = (Path(out) if out is not None else Path("runs") / workflow.name).resolve()
+    directory = (Path("runs") / workflow.name if out is None else local_output(out)).resolve()
     _check(directory, fresh)
     try:
         directory.mkdir(parents=True, exist_ok=True)

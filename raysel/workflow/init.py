@@ -6,9 +6,9 @@ import importlib.resources
 import os
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 
 from raysel.core.registry import nearest
+from raysel.core.storage import local_output
 from raysel.errors import ConfigError, first
 
 
@@ -59,7 +59,7 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
     """
     if template not in _TEMPLATES:
         raise ConfigError(f"There is no template '{template}'. {nearest(template, _TEMPLATES)}")
-    found, folder = _TEMPLATES[template], Path(out)
+    found, folder = _TEMPLATES[template], local_output(out)
     workflow = f"{template}.yaml"
     names = [workflow, *found.files]
     if there := [str(folder / name) for name in names if os.path.lexists(folder / name)]:

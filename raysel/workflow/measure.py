@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 import raysel
 from raysel.cluster.connect import connect
-from raysel.core.storage import write_text
+from raysel.core.storage import local_output, make_folder, write_text
 from raysel.data.row_index import RowIndex, index_parquet, list_files
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import State, finalize, merge
@@ -77,8 +77,8 @@ def measure(
         raise ConfigError("The key 'gime' is missing: it says which columns the metrics use, and as what.")
     steps.check(flow)
     connect(address)
-    directory = (Path(out) if out is not None else Path("runs") / f"{flow.name}-measure").resolve()
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = (Path("runs") / f"{flow.name}-measure" if out is None else local_output(out)).resolve()
+    make_folder(directory)
     progress = progress or Progress()
     paths, target = flow.pool.paths, flow.target
     filesystem, files = list_files(paths)

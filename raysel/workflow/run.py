@@ -9,6 +9,7 @@ from typing import Any
 
 import raysel
 from raysel.cluster.connect import connect
+from raysel.core.storage import local_output
 from raysel.errors import RunError
 from raysel.report import page
 from raysel.report.ledger import Ledger, LedgerEntry
@@ -102,7 +103,7 @@ def run(
 
 def report(directory: str | os.PathLike[str]) -> Path:
     """Write ``report.html`` of a finished run from its ``results.json``. Raises RunError if there is none."""
-    place = Path(directory)
+    place = local_output(directory)
     return page.write(RunResults.load(place / "results.json"), place / "report.html")
 
 
@@ -119,7 +120,7 @@ def runs(directory: str | os.PathLike[str]) -> list[tuple[RunResults, list[tuple
     RunError
         If the directory is not a run's.
     """
-    place = Path(directory)
+    place = local_output(directory)
     if manifest(place) is None:
         raise RunError(f"{place} is not a run directory; give one that 'raysel run' has written.")
     files = sorted((place / "results").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)

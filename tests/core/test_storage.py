@@ -73,7 +73,7 @@ def test_outputs_are_local(tmp_path, monkeypatch):
         ("a/b", "a/b"), (Path("a"), "a"), ("run:1/x", "run:1/x"), ("C:/x", "C:/x"), (f"file://{tmp_path}/a%20b", "a b"),
         (f"FILE://localhost{tmp_path}/x", "x"), (f"file:{tmp_path}/x", "x"), (Path(f"file://{tmp_path}/x"), "x"),
     ):  # fmt: skip
-        assert storage.local_output(given) == tmp_path / place
+        assert tmp_path / storage.local_output(given) == tmp_path / place
     assert storage.local_output("~/x") == Path.home() / "x"
     for remote in ("s3://bucket/x", Path("gs://bucket/x"), "hf://datasets/x", "memory://x"):
         with pytest.raises(

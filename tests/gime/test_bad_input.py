@@ -222,8 +222,13 @@ def test_vectors_of_another_width_than_the_targets():
             {"event_time": "a", "reference_time": "noon"},
             "binding.reference_time: 'noon' is not a moment in ISO 8601",
         ),
+<<<<<<< HEAD
         ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not a pair \(least, greatest\)"),
         ({"bounds": {"a": (2, 1)}}, "The least value 2.0 is above the greatest"),
+=======
+        ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not \(least, greatest\)"),
+        ({"bounds": {"a": (2, 1)}}, "The least value 2 is above the greatest"),
+>>>>>>> 3bb3415 (Take outputs by file:// URI everywhere, and check what GIME is given before it reads)
         ({"bounds": {"a": ("x", 1)}}, "'x' is not a number"),
         ({"reference": "a"}, "is not a mapping of columns to columns"),
     ],
