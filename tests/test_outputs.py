@@ -1,0 +1,76 @@
+"""Everything that is written takes a path or a file:// URI, and refuses an object store in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import raysel
+from raysel.errors import ConfigError
+from raysel.workflow import config, init
+from raysel.workflow.directory import open_run
+
+
+def selection(place):
+    raysel.Selection.of([1, 2]).save(place)
+    return lambda: raysel.Selection.load(place).ids.tolist() == [1, 2]
+
+
+def state(place):
+    binding = raysel.gime.Binding(content="x")
+    found = raysel.gime.partial(pa.table({"x": [1.0, 2.0]}), binding)
+    found.save(place)
+    return lambda: raysel.gime.State.load(place).digest() == found.digest()
+
+
+def autoencoder(place):
+    found = raysel.factors.fit_autoencoder(
+        np.random.default_rng(0).normal(size=(20, 3)), units=4, k=2, epochs=1
+    )
+    found.save(place)
+    return lambda: type(found).load(place).k == 2
+
+
+def checkpoints(place):
+    dynamic = raysel.DynamicSelection.local(raysel.FullData(), 4, num_epochs=1, checkpoints=place)
+    session = dynamic.session()
+    for _ in session.epochs():
+        for batch in session.loader(torch.utils.data.TensorDataset(torch.arange(4.0)), batch_size=4):
+            session.loss(batch, torch.ones(4, requires_grad=True))
+        session.report()
+    again = raysel.DynamicSelection.local(raysel.FullData(), 4, num_epochs=1, checkpoints=place)
+    return lambda: again.session().epoch == 1
+
+
+def run_directory(place):
+    pq.write_table(pa.table({"x": [1.0, 2.0], "y": [0, 1]}), "pool.parquet")
+    Path("flow.yaml").write_text(
+        "name: t\npool: {path: pool.parquet, label: y}\ntrain: {model: 'm.py:f', input: x}\n"
+    )
+    with open_run(config.load("flow.yaml"), place) as run:
+        return lambda: (run.out / "manifest.json").exists()
+
+
+def template(place):
+    written = init.write("classify", place)
+    return lambda: "prepare.py" in written
+
+
+WRITERS = [selection, state, autoencoder, checkpoints, run_directory, template]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_outputs_by_uri(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert write(f"file://{tmp_path}/an%20output")()
+    assert (tmp_path / "an output").exists()
+    before = sorted(tmp_path.iterdir())
+    for remote in ("s3://bucket/out", Path("gs://bucket/out")):
+        with pytest.raises(ConfigError, match=r"^\w\w://bucket/out cannot be written to, since .*\.$"):
+            write(remote)
+    assert sorted(tmp_path.iterdir()) == before
