@@ -22,7 +22,7 @@ import yaml
 
 import raysel
 from raysel.cli import cli
-from raysel.workflow import config
+from raysel.workflow import config, yaml_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -206,7 +206,7 @@ def test_a_wrong_command_line_would_be_found():
 
 @pytest.mark.parametrize("block", [b for b in BLOCKS if b.language == "yaml"], ids=str)
 def test_every_yaml_block_is_a_part_of_a_workflow(block):
-    tree = yaml.load(block.text, Loader=config._Loader)
+    tree = yaml.load(block.text, Loader=yaml_file._Loader)
     flow = config.parse({**WORKFLOW, **tree}, ROOT / "docs")
     assert flow.describe()
 

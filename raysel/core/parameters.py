@@ -137,7 +137,7 @@ def _check_values(value: Any, where: str, depth: int = 0) -> None:
         raise ConfigError(f"'{where}' is {value}; give a finite number.")
     elif value is not None and not isinstance(value, (str, int, float, bool)):
         raise ConfigError(
-            f"'{where}' is {value!r}, which YAML reads as a {type(value).__name__}; write it in quotes."
+            f"'{where}' is {shown(value)}, which YAML reads as a {type(value).__name__}; write it in quotes."
         )
 
 
@@ -179,7 +179,7 @@ def _yaml(value: Any) -> str:
     return (
         {None: "null", True: "true", False: "false"}[value]
         if value is None or value is True or value is False
-        else repr(value)
+        else shown(value)
     )
 
 

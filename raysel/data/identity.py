@@ -54,8 +54,14 @@ class PoolIdentity:
 
     @classmethod
     def from_list(cls, files: Sequence[Sequence[Any]]) -> PoolIdentity:
-        """Return the identity that :meth:`to_list` describes."""
-        return cls(tuple(NumberedFile(*file) for file in files))
+        """Return the identity that :meth:`to_list` describes; raise ValueError or TypeError if it is none."""
+        found = tuple(NumberedFile(*file) for file in files)
+        for name, digest, rows in found:
+            if not (isinstance(name, str) and isinstance(digest, str) and type(rows) is int and rows >= 0):
+                raise ValueError(
+                    f"The entry of the file {shown(name)} is not its name, digest and number of rows."
+                )
+        return cls(found)
 
     def check(self, pool: PoolIdentity) -> None:
         """Raise DataError unless these files are the first of ``pool``, so that ids are the same rows."""

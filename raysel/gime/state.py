@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from raysel.core import storage
 from raysel.core.arrow import plain
-from raysel.errors import ConfigError, DataError, StateError
+from raysel.errors import ConfigError, DataError, StateError, reason_of, shown
 from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
 from raysel.gime.block import Block, Figure, View
@@ -135,17 +135,23 @@ class State:
 
         Raise StateError if the table is damaged or something else.
         """
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if not isinstance(table, pa.Table):
+            raise StateError(f"This is not a table of a state but {shown(table)}.")
+        metadata = {
+            key.decode(errors="replace"): value.decode(errors="replace")
+            for key, value in (table.schema.metadata or {}).items()
+        }
         if metadata.get("raysel.format") != FORMAT:
             raise StateError(
                 f"This table is not a state of the metrics that this version can read: its format is "
-                f"{metadata.get('raysel.format', 'not named')!r}, but {FORMAT!r} is expected; measure again."
+                f"{shown(metadata.get('raysel.format', 'not named'))}, but {FORMAT!r} is expected; measure again."
             )
         if metadata.get("raysel.sizes") != json.dumps(_sizes()):
             raise StateError(
-                f"This state was made with sketches of other sizes ({metadata.get('raysel.sizes')}); measure again."
+                f"This state was made with sketches of other sizes ({shown(metadata.get('raysel.sizes'))}); measure again."
             )
         try:
+            table.validate(full=True)
             state = cls(
                 Binding.from_json(metadata["raysel.binding"]),
                 _by_of(metadata["raysel.by"]),
@@ -154,10 +160,8 @@ class State:
                 _unflatten(table, len(json.loads(metadata["raysel.groups"]))),
             )
             whole = metadata["raysel.digest"] == state.digest()
-        except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as error:
-            raise StateError(
-                f"This state is damaged ({str(error).splitlines()[0]}); measure again."
-            ) from error
+        except Exception as error:  # what is damaged may raise anything
+            raise StateError(f"This state is damaged ({reason_of(error)}); measure again.") from error
         if not whole:
             raise StateError("This state is damaged: its content does not match its digest; measure again.")
         return state
@@ -173,8 +177,10 @@ class State:
         """Read what :meth:`save` wrote; raise StateError if it is missing or damaged."""
         try:
             return _from_ipc(storage.read_bytes(path))
-        except (OSError, StateError) as error:
+        except StateError as error:
             raise StateError(f"{path}: {error}") from error
+        except OSError as error:
+            raise StateError(f"{path}: The state cannot be read ({reason_of(error)}).") from error
 
 
 def measure(table: pa.Table, binding: Binding, by: By = None) -> pa.Table:
@@ -505,7 +511,7 @@ def _unpacked(summary: str) -> State:
         return _from_ipc(zlib.decompress(base64.b64decode(summary, validate=True)))
     except (ValueError, zlib.error, StateError) as error:
         raise ConfigError(
-            f"binding.target.summary: This is not a saved target ({error}); make it again with with_target."
+            f"binding.target.summary: This is not a saved target ({reason_of(error)}); make it again with with_target."
         ) from error
 
 
@@ -604,6 +610,6 @@ def _to_ipc(state: State) -> bytes:
 def _from_ipc(data: bytes) -> State:
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
-    except (pa.ArrowException, OSError) as error:
-        raise StateError(f"This is not a saved state ({str(error).splitlines()[0]}).") from error
+    except Exception as error:  # what is damaged may raise anything
+        raise StateError(f"This is not a saved state ({reason_of(error)}).") from error
     return State.from_arrow(table)

@@ -6,23 +6,22 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
 from raysel.cluster.code import load_object
 from raysel.core.fingerprint import fingerprint
 from raysel.core.parameters import build, default_of, describe, keys
 from raysel.core.registry import Registry, nearest
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, shown
 from raysel.gime import Binding
 from raysel.registry import EMBEDDERS, POLICIES, SELECTORS
+from raysel.workflow import yaml_file
 
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -281,11 +280,11 @@ class Method:
     def of(cls, tree: Any, registry: Registry, where: str) -> Method:
         """Take ``method:`` out of a mapping. Raises ConfigError for anything else."""
         if not isinstance(tree, Mapping):
-            raise ConfigError(f"'{where}' is {tree!r}; it should be a mapping with the key 'method'.")
+            raise ConfigError(f"'{where}' is {shown(tree)}; it should be a mapping with the key 'method'.")
         parameters = dict(tree)
         spec = parameters.pop("method", None)
         if not isinstance(spec, str):
-            given = "missing" if spec is None else repr(spec)
+            given = "missing" if spec is None else shown(spec)
             raise ConfigError(
                 f"'{where}.method' is {given}. The known names are {', '.join(registry.names())}. "
                 "Write code of your own as file.py:Name."
@@ -490,15 +489,14 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     ConfigError
         For what is wrong with a key, with the nearest known one. No code that the file names is run.
     """
-    file = Path(path)
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}).") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigError(
+            f"{shown(path)} is not a workflow; give the path of a YAML file, or what raysel.workflow.config.parse returns."
+        )
+    file, tree = Path(path), yaml_file.read(path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} holds a {type(tree).__name__}, but a workflow must be a mapping of keys.")
+        holds = "is empty" if tree is None else f"holds {shown(tree)}"
+        raise ConfigError(f"{file} {holds}, but a workflow must be a mapping of keys.")
     for override in overrides or []:
         _set(tree, override)
     try:
@@ -525,39 +523,6 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     return dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
 
 
-class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice, of which YAML would silently keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        names = [
-            self.construct_object(key, deep=True)
-            for key, _ in node.value
-            if key.tag != "tag:yaml.org,2002:merge"
-        ]
-        wrong = [f"the key '{key}' is given twice" for key in names if names.count(key) > 1]
-        wrong += [
-            f"the key '{key}' is not text; write it in quotes" for key in names if not isinstance(key, str)
-        ]
-        if wrong:
-            raise yaml.constructor.ConstructorError(None, None, wrong[0], node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-# Numbers as YAML 1.2 and everybody else read them: YAML 1.1, which the library reads, takes 5e-4 for text, 1:30 for
-# ninety and 010 for eight.
-_NUMBERS = {
-    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)",
-    "tag:yaml.org,2002:float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9]+|[0-9][0-9_]*(?=[eE]))([eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NUMBERS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-for _tag, _pattern in _NUMBERS.items():
-    _Loader.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), list("-+.0123456789"))
-
-
 def _set(tree: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     if not equals or not path:
@@ -571,10 +536,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
             here = here.setdefault(key, {})
         if not isinstance(here, (dict, list)):
             raise ConfigError(f"--set {override}: '{key}' is a value, not a group of keys.")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override}: The value is not YAML.") from error
+    value = yaml_file.parse(text, f"--set {override}: The value")
     if isinstance(here, list):
         if not last.isdecimal() or int(last) >= len(here):
             raise ConfigError(

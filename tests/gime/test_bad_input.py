@@ -322,3 +322,48 @@ def test_squares_of_sampled_sizes_beyond_float64_leave_an_infinite_bound():
         r for r in measure(table, Binding(entity="e", size="s")).to_pylist() if r["statistic"] == "size"
     )
     assert row["value"] == row["bound"] == math.inf
+
+
+def test_what_is_given_to_gime_is_checked_before_it_reads():
+    import raysel
+
+    binding = Binding(classes="c")
+    for arguments, says in (
+        (("c",), "binding: 'c' is not a Binding; make one with raysel.gime.Binding"),
+        ((Binding,), "binding: the class Binding is not a Binding"),
+        ((binding, [("variety.classes", 2)]), "thresholds: .* does not map statistics"),
+        ((binding, {"variety.classes": 2}), r"thresholds.variety.classes: 2 is not \(least, greatest\)"),
+        ((binding, {"variety.classes": ("2", None)}), "thresholds.variety.classes: '2' is not a number"),
+        (
+            (binding, {"variety.classes": (float("nan"), None)}),
+            "thresholds.variety.classes: nan is not a number",
+        ),
+        ((binding, {"variety.classes": (True, None)}), "thresholds.variety.classes: True is not a number"),
+        ((binding, {"variety.classes": (10**400, None)}), "out of the range of floats"),
+        ((binding, {"variety.classes": (None, None)}), "must be a number"),
+        ((binding, {}, [3]), r"floors: \[3\] does not map classes"),
+        ((binding, {}, {"a": 1.5}), "floors.a must be a whole number of at least 1, got 1.5"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            raysel.GIME(*arguments)
+    made = raysel.GIME(binding, {"variety.classes": np.array([2.0, 3.0])}, {np.int64(1): np.int64(2)})
+    assert repr(made.thresholds) == "{'variety.classes': (2.0, 3.0)}" and repr(made.floors) == "{1: 2}"
+    table = pa.table({"c": [1, 2]})
+    for call, what in (
+        (made.measure, "dataset"), (made.select, "pool"), (made.row_scores, "dataset"), (made.aim, "target"),
+        (lambda table: made.sensitivity(table, len, mix="c", rows=1), "pool"),
+    ):  # fmt: skip
+        with pytest.raises(
+            ConfigError, match=f"The {what} must be a Ray Dataset, not a pyarrow Table .* raysel.gime"
+        ):
+            call(table)
+    with pytest.raises(ConfigError, match=r"GIME.select was called on the class"):
+        raysel.GIME.select(table)
+
+
+def test_reprs_are_short(table, full):
+    aimed = with_target(full, table(0, 200))
+    state = partial(table(0, 200), aimed, "file")
+    for shown in (aimed, state):
+        assert len(repr(shown)) < 1000
+    assert repr(partial(table(0, 9), Binding(entity="who"))) == "<State of the metrics of who, one group>"

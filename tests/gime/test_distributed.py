@@ -140,3 +140,17 @@ def test_calibrates_on_the_cluster_as_in_one_process_and_chooses_rows(table, ful
     assert len(chosen[0]) + chosen[0].dropped.num_rows == 1400
     assert all("piece" in text for text in chosen[0].dropped["reason"].to_pylist())
     assert gime.select(pool, seed=2).digest() != chosen[0].digest()
+
+
+def test_rows_are_scored_once_and_columns_keep_their_names():
+    import ray
+
+    import raysel
+
+    data = pa.table({"sample_id": [0, 1, 2, 3], "raysel piece": [0, 1, 0, 1]})
+    pool = ray.data.from_arrow(data)
+    gime = raysel.GIME(raysel.gime.Binding(classes="raysel piece"), {"volume.rows": (2, None)})
+    assert len(gime.select(pool)) == 2
+    scored = gime.row_scores(pool)
+    with pytest.raises(DataError, match="has a column 'gime_variety' already; rename or drop it"):
+        gime.row_scores(scored).take_all()

@@ -117,7 +117,7 @@ def test_what_is_wrong_is_said_with_its_path(tmp_path, change, sentence):
 def test_a_file_that_is_no_workflow(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         load(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="holds a list"):
+    with pytest.raises(ConfigError, match=r"holds \[1, 2\]"):
         load(write(tmp_path, "[1, 2]"))
     binary = tmp_path / "flow.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -140,7 +140,7 @@ def test_anchors_may_be_merged_and_keys_are_text(tmp_path):
         "pool: {path: pool.parquet, label: label}", "pool: &p {path: pool.parquet, label: label}"
     )
     assert load(write(tmp_path, text + "test: {<<: *p, path: t.parquet}")).test.label == "label"
-    with pytest.raises(ConfigError, match="the key 'True' is not text"):
+    with pytest.raises(ConfigError, match="the key True is not text"):
         load(write(tmp_path, GOOD + "on: 1"))
 
 
