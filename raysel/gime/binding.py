@@ -123,7 +123,9 @@ class Binding:
         if not isinstance(self.reference, Mapping) or not all(
             isinstance(name, str) for pair in self.reference.items() for name in pair
         ):
-            raise ConfigError(f"binding.reference: {shown(self.reference)} is not a mapping of columns to columns.")
+            raise ConfigError(
+                f"binding.reference: {shown(self.reference)} is not a mapping of columns to columns."
+            )
         object.__setattr__(self, "reference", dict(self.reference))
         object.__setattr__(self, "bounds", _bounds(self.bounds))
         if not isinstance(self.target, (Target, type(None))):
@@ -268,7 +270,9 @@ class Binding:
 
 def _bounds(given: Any) -> dict[str, tuple[float | None, float | None]]:
     if not isinstance(given, Mapping):
-        raise ConfigError(f"binding.bounds: {shown(given)} is not a mapping of columns to pairs (least, greatest).")
+        raise ConfigError(
+            f"binding.bounds: {shown(given)} is not a mapping of columns to pairs (least, greatest)."
+        )
     found = {}
     for name, ends in given.items():
         found[str(name)] = least_and_greatest(f"binding.bounds.{name}", ends)
@@ -280,7 +284,9 @@ def least_and_greatest(where: str, ends: Any) -> tuple[float | None, float | Non
     if isinstance(ends, np.ndarray):
         ends = ends.tolist()
     if not isinstance(ends, Sequence) or isinstance(ends, str) or len(ends) != 2:
-        raise ConfigError(f"{where}: {shown(ends)} is not a pair (least, greatest); one of the two may be None.")
+        raise ConfigError(
+            f"{where}: {shown(ends)} is not a pair (least, greatest); one of the two may be None."
+        )
     low, high = map(plain, ends)
     for end in (low, high):
         if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float)) or end != end):

@@ -139,28 +139,15 @@ def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | No
             raise ConfigError(
                 f"thresholds.{name}: There is no such metric{did_you_mean(name, known)}; write it like 'variety.classes'."
             )
-<<<<<<< HEAD
-        if (
-            not isinstance(ends, Sequence)
-            or isinstance(ends, str)
-            or len(ends) != 2
-            or list(ends) == [None, None]
-        ):
-            raise ConfigError(
-                f"thresholds.{name}: {ends!r} is not a pair (least, greatest); one of the two may be None."
-            )
-        low, high = ends
-        if low is not None and high is not None and low > high:
-            raise ConfigError(f"thresholds.{name}: The least value {low} is above the greatest, {high}.")
-    return {name: (ends[0], ends[1]) for name, ends in thresholds.items()}
-=======
     return found
 
 
 def limits_of(thresholds: Any) -> dict[str, tuple[float | None, float | None]]:
     """Return thresholds as floats. Raises ConfigError for what is none, whatever the metrics are."""
     if not isinstance(thresholds, Mapping):
-        raise ConfigError(f"thresholds: {shown(thresholds)} does not map statistics to (least, greatest).")
+        raise ConfigError(
+            f"thresholds: {shown(thresholds)} is not a mapping of statistics to pairs (least, greatest)."
+        )
     found = {}
     for name, ends in thresholds.items():
         found[name] = low, high = least_and_greatest(f"thresholds.{name}", ends)
@@ -172,9 +159,8 @@ def limits_of(thresholds: Any) -> dict[str, tuple[float | None, float | None]]:
 def floors_of(floors: Any) -> dict[Any, int]:
     """Return floors with numbers and labels as Python's. Raises ConfigError for what is none."""
     if not isinstance(floors, Mapping):
-        raise ConfigError(f"floors: {shown(floors)} does not map classes to numbers of rows.")
+        raise ConfigError(f"floors: {shown(floors)} is not a mapping of classes to numbers of rows.")
     return {plain(label): whole(f"floors.{label}", rows, 1) for label, rows in floors.items()}
->>>>>>> 3bb3415 (Take outputs by file:// URI everywhere, and check what GIME is given before it reads)
 
 
 def _statistics(state: State) -> list[str]:

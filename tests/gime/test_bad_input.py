@@ -222,13 +222,8 @@ def test_vectors_of_another_width_than_the_targets():
             {"event_time": "a", "reference_time": "noon"},
             "binding.reference_time: 'noon' is not a moment in ISO 8601",
         ),
-<<<<<<< HEAD
         ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not a pair \(least, greatest\)"),
-        ({"bounds": {"a": (2, 1)}}, "The least value 2.0 is above the greatest"),
-=======
-        ({"bounds": {"a": 3}}, r"binding.bounds.a: 3 is not \(least, greatest\)"),
         ({"bounds": {"a": (2, 1)}}, "The least value 2 is above the greatest"),
->>>>>>> 3bb3415 (Take outputs by file:// URI everywhere, and check what GIME is given before it reads)
         ({"bounds": {"a": ("x", 1)}}, "'x' is not a number"),
         ({"reference": "a"}, "is not a mapping of columns to columns"),
     ],
@@ -331,8 +326,11 @@ def test_what_is_given_to_gime_is_checked_before_it_reads():
     for arguments, says in (
         (("c",), "binding: 'c' is not a Binding; make one with raysel.gime.Binding"),
         ((Binding,), "binding: the class Binding is not a Binding"),
-        ((binding, [("variety.classes", 2)]), "thresholds: .* does not map statistics"),
-        ((binding, {"variety.classes": 2}), r"thresholds.variety.classes: 2 is not \(least, greatest\)"),
+        ((binding, [("variety.classes", 2)]), "thresholds: .* is not a mapping of statistics"),
+        (
+            (binding, {"variety.classes": 2}),
+            r"thresholds.variety.classes: 2 is not a pair \(least, greatest\)",
+        ),
         ((binding, {"variety.classes": ("2", None)}), "thresholds.variety.classes: '2' is not a number"),
         (
             (binding, {"variety.classes": (float("nan"), None)}),
@@ -341,7 +339,7 @@ def test_what_is_given_to_gime_is_checked_before_it_reads():
         ((binding, {"variety.classes": (True, None)}), "thresholds.variety.classes: True is not a number"),
         ((binding, {"variety.classes": (10**400, None)}), "out of the range of floats"),
         ((binding, {"variety.classes": (None, None)}), "must be a number"),
-        ((binding, {}, [3]), r"floors: \[3\] does not map classes"),
+        ((binding, {}, [3]), r"floors: \[3\] is not a mapping of classes"),
         ((binding, {}, {"a": 1.5}), "floors.a must be a whole number of at least 1, got 1.5"),
     ):
         with pytest.raises(ConfigError, match=says):

@@ -121,7 +121,7 @@ def test_a_file_that_is_no_workflow(tmp_path):
         load(write(tmp_path, "[1, 2]"))
     binary = tmp_path / "flow.yaml"
     binary.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="not YAML"):
+    with pytest.raises(ConfigError, match="not UTF-8"):
         load(binary)
 
 
