@@ -6,6 +6,12 @@ from raysel.report import html, numbers
 from raysel.report.figures.colours import arm_colours
 from raysel.report.ledger import REFERENCE, Ledger
 
+_MEANINGS = {
+    "full": "trains on every pool row in every epoch",
+    "random": "trains on as many random rows as the workflow selected, for as many optimiser steps",
+    "chain": "uses the methods of the workflow",
+}
+
 
 def ledger_section(ledger: Ledger) -> str:
     """Return the section with the ledger as a table."""
@@ -37,8 +43,14 @@ def ledger_section(ledger: Ledger) -> str:
         ]
         for entry in ledger.entries
     ]
+    meanings = [
+        f"“{html.text(entry.title)}” {_MEANINGS[entry.arm]}"
+        for entry in ledger.entries
+        if entry.arm in _MEANINGS
+    ]
     lead = (
-        "The ledger lists what each <strong>arm</strong> cost. An arm is one training of a model in this run."
+        "The ledger lists what each <strong>arm</strong> cost. An arm is one training of a model in this run"
+        + (f": {'; '.join(meanings)}." if meanings else ".")
     )
     note = (
         "<strong>Rows</strong>: rows that the arm could train on. <strong>Steps</strong>: optimiser steps. "
@@ -47,8 +59,8 @@ def ledger_section(ledger: Ledger) -> str:
     )
     if full := ledger.entry(REFERENCE):
         note += (
-            f"<strong>Saved</strong>: 1 − cost of the arm ÷ cost of “{html.text(full.title)}”, the arm that trains on every "
-            "pool row in every epoch. A negative number means that the arm cost more."
+            f"<strong>Saved</strong>: 1 − cost of the arm ÷ cost of “{html.text(full.title)}”. A negative number means that "
+            "the arm cost more."
         )
     else:
         note += "No arm was trained on the full pool, so there is no cost to compare with, and no saving is given."

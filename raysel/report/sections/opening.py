@@ -136,7 +136,7 @@ def _tiles(results: RunResults) -> str:
         return ""
     items = "\n".join(
         f"<div{' class=more' if more else ''}><dt>{label}</dt><dd><b>{html.bound(value)}</b>"
-        f"<span>{'more than the full pool: ' if more else ''}{html.bound(below)}</span></dd></div>"
+        f"<span>{html.bound(below)}</span></dd></div>"
         for label, value, below, more in tiles
     )
     of = ""

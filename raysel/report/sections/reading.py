@@ -27,7 +27,7 @@ def reading_section(results: RunResults) -> str:
         ),
         (
             "Timings are from one run on one machine.",
-            "They depend on what else the machine was doing, and in a short run start-up takes longer than training. "
+            "They depend on what else the machine was doing, and in a short run start-up can take longer than training. "
             "The numbers of samples and steps do not depend on the machine.",
         ),
     ]

@@ -86,7 +86,7 @@ def _planned(arms: Mapping[str, Arm]) -> str:
             share = numbers.percent(sum(sizes) / every)
             parts.append(
                 f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs, {html.bound(share)} of the "
-                f"{numbers.count(every)} that all its rows in every epoch would be."
+                f"{numbers.count(every)} that training on all its rows in every epoch would take."
             )
     lead = "Number of samples that each arm planned to train on in each epoch, one line per arm."
     return " ".join([lead, *(parts or ["Each arm planned the same number in every epoch."])])
