@@ -157,7 +157,7 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
     counts = ", ".join(f"{role} {rows:,} rows" for role, rows in found.counts.items())
     click.echo(f"{workflow} is valid ({counts}).")
     if not load:
-        click.echo("Not checked without --load: " + ", ".join(unloaded(loaded)))
+        click.echo("Not checked, because --load was not given: " + ", ".join(unloaded(loaded)))
 
 
 @cli.command(short_help="Write the report of a finished run again.")

@@ -171,7 +171,7 @@ class Keeper:
             raise StateError(f"The checkpoint has {epoch} epochs, but the run only {self._num_epochs}.")
         if state is None and epoch > 0:
             raise StateError(
-                f"Resuming after {epoch} epochs needs the selection state of that time; pass it as state."
+                f"Resuming after {epoch} epochs needs the selection state after these epochs; pass it as state."
             )
         if state is not None and len(state) != self._size:
             raise StateError(

@@ -540,7 +540,7 @@ def _set(tree: dict[str, Any], override: str) -> None:
     if isinstance(here, list):
         if not last.isdecimal() or int(last) >= len(here):
             raise ConfigError(
-                f"--set {override}: '{last}' is not an index of a list with {len(here)} entries."
+                f"--set {override}: '{last}' is not an index of the list, which has {len(here)} entries; the first is 0."
             )
         here[int(last)] = value
     else:

@@ -56,7 +56,10 @@ def test_validate_counts_the_rows_and_starts_nothing(raysel, digits):
     assert (code, err) == (0, "")
     checked, left_out = out.splitlines()
     assert checked.endswith("quickstart.yaml is valid (pool 1,517 rows, target 100 rows, test 180 rows).")
-    assert left_out.startswith("Not checked without --load: train.model: ") and "models.py:mlp" in left_out
+    assert (
+        left_out.startswith("Not checked, because --load was not given: train.model: ")
+        and "models.py:mlp" in left_out
+    )
 
 
 def test_validate_runs_no_code_unless_it_is_asked_to(raysel, digits, tmp_path):

@@ -53,7 +53,7 @@ def test_gradients_lie_within_the_bound():
     "wrong", [np.array([-1, 2]), np.array([0.5]), np.array([], int), np.ones((2, 2), int)]
 )
 def test_what_is_no_count_is_refused(wrong):
-    with pytest.raises(DataError, match="one whole number of at least 0 per sample"):
+    with pytest.raises(DataError, match="must be a vector of integers of at least 0"):
         gini(wrong)
 
 
