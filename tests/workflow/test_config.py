@@ -188,7 +188,7 @@ def test_several_selectors_are_a_list(tmp_path):
         ConfigError, match=r"The key 'select.1.bugdet' is unknown. Did you mean 'select.1.budget'"
     ):
         load(write(tmp_path, text), ["select.1.bugdet=1"])
-    with pytest.raises(ConfigError, match=r"'2' is not an index of a list with 2 entries"):
+    with pytest.raises(ConfigError, match=r"'2' is not an index of the list, which has 2 entries"):
         load(write(tmp_path, text), ["select.2=1"])
 
 
