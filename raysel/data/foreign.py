@@ -1,63 +1,82 @@
-"""Datasets of other libraries as Arrow tables. Without Ray."""
+"""Data sets of Hugging Face and torch as Arrow tables. Without Ray."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from raysel.data.vectors import to_column
+from raysel.data.columns import columns_table
 from raysel.errors import DataError
+
+_STREAMED = (
+    "is streamed: its rows have no fixed number and order, which ids need. Write it to Parquet and read the files, or load "
+    "it without streaming."
+)
+
+
+def _bases(source: Any) -> list[str]:
+    return [base.__module__.partition(".")[0] for base in type(source).__mro__]
+
+
+def is_hugging_face(source: Any) -> bool:
+    """Return whether ``source`` is of the package datasets: one table, several, or a stream."""
+    return "datasets" in _bases(source) and hasattr(source, "with_format")
 
 
 def from_hugging_face(dataset: Any) -> pa.Table:
     """Return the rows of a ``datasets.Dataset``, in its order; classes stay numbers, images encoded bytes."""
-    if not hasattr(dataset, "num_rows") or isinstance(dataset, dict):
+    name = type(dataset).__name__
+    if isinstance(dataset, dict):
+        splits = ", ".join(map(repr, dataset))
         raise DataError(
-            f"A {type(dataset).__name__} is not one table; choose a split (dataset['train']) that is not streamed."
+            f"A {name} is not one table; choose a split, for example dataset['train'] (it has {splits})."
         )
-    table = dataset.with_format("arrow")[:]
-    return table.replace_schema_metadata(None)
+    if not hasattr(dataset, "num_rows"):
+        raise DataError(f"This {name} {_STREAMED}")
+    return dataset.with_format("arrow")[:]
+
+
+def is_map_style(source: Any) -> bool:
+    """Return whether ``source`` is a data set of torch, or has items by number and their count."""
+    if isinstance(source, (str, bytes, list, tuple)):
+        return False
+    return "torch" in _bases(source) or (hasattr(source, "__getitem__") and hasattr(source, "__len__"))
 
 
 def from_torch(dataset: Any) -> pa.Table:
     """Return the items of a map-style Dataset: dicts by name, pairs as data and target, others as data."""
-    items = [dataset[i] for i in range(len(dataset))]
-    if not items:
-        raise DataError(f"The {type(dataset).__name__} has no rows.")
-    rows = [_named(item) for item in items]
-    names = list(rows[0])
-    odd = next((i for i, row in enumerate(rows) if list(row) != names), None)
-    if odd is not None:
-        raise DataError(
-            f"The items of the {type(dataset).__name__} differ: item {odd} has {list(rows[odd])}, item 0 has {names}. Every item must have the same keys."
-        )
-    return pa.table({name: _column([row[name] for row in rows], name) for name in names})
+    name = type(dataset).__name__
+    if any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__) or not hasattr(
+        dataset, "__len__"
+    ):
+        raise DataError(f"This {name} {_STREAMED}")
+    rows: list[Mapping[Any, Any]] = []
+    for number in range(len(dataset)):
+        try:
+            rows.append(_named(dataset[number]))
+        except Exception as error:  # the user's own code: anything can happen
+            text = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+            raise DataError(
+                f"Item {number} of the {name} cannot be read ({type(error).__name__}: {text})."
+            ) from error
+        if list(rows[-1]) != list(rows[0]):
+            raise DataError(
+                f"The items of the {name} differ: item {number} has {list(rows[-1])}, item 0 has {list(rows[0])}."
+            )
+    if not rows:
+        raise DataError(f"The {name} has no rows.")
+    return columns_table({name: [row[name] for row in rows] for name in rows[0]})
 
 
-def _named(item: Any) -> dict[str, Any]:
-    if isinstance(item, dict):
-        return item
+def _named(item: Any) -> Mapping[Any, Any]:
+    if isinstance(item, Mapping):
+        return dict(item)
+    if isinstance(item, tuple) and hasattr(item, "_fields"):
+        return dict(zip(item._fields, item, strict=True))
     if isinstance(item, (tuple, list)):
         names = itertools.chain(["data", "target"], (f"field{i}" for i in itertools.count(2)))
         return dict(zip(names, item, strict=False))
     return {"data": item}
-
-
-def _column(values: list[Any], name: str) -> pa.Array:
-    if hasattr(values[0], "numpy"):  # tensors
-        values = [value.numpy() for value in values]
-    try:
-        if isinstance(values[0], np.ndarray) and values[0].ndim:
-            return to_column(np.stack(values))
-        if type(values[0]).__module__.startswith("PIL."):
-            return to_column(np.stack([np.asarray(value) for value in values]))
-        return pa.array(
-            [value.item() if isinstance(value, (np.generic, np.ndarray)) else value for value in values]
-        )
-    except (ValueError, TypeError, pa.ArrowException) as error:
-        raise DataError(
-            f"Column '{name}' holds values of mixed shapes or types ({str(error).splitlines()[0]}); give all values the same shape and type."
-        ) from None

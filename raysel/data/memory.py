@@ -1,44 +1,122 @@
-"""Rows in memory as an Arrow table: tables, data frames, arrays and datasets of other libraries. Without Ray."""
+"""Rows in memory as an Arrow table: tables, data frames, arrays and data sets of other libraries. Without Ray."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raysel.data.foreign import from_hugging_face, from_torch
-from raysel.data.vectors import to_column
+from raysel.data.arrow_types import plain_table
+from raysel.data.columns import columns_table, is_tensor
+from raysel.data.foreign import from_hugging_face, from_torch, is_hugging_face, is_map_style
 from raysel.errors import DataError
+
+_ROWS = "the table"
 
 
 def as_table(source: Any) -> pa.Table:
-    """Return the rows of ``source``; raise DataError if they cannot be columns."""
+    """Return the rows of ``source`` with the values that it holds.
+
+    Parameters
+    ----------
+    source : table, data frame, arrays, dicts or data set
+        What :func:`raysel.read` takes, without paths and Ray's own Datasets.
+
+    Returns
+    -------
+    pyarrow.Table
+        Columns of plain types, without metadata.
+
+    Raises
+    ------
+    DataError
+        For rows that cannot be columns, or not with the values that they have.
+    """
+    try:
+        return plain_table(_table(source), _ROWS)
+    except DataError:
+        raise
+    except Exception as error:  # of the library that holds the rows
+        text = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
+        raise DataError(
+            f"Rows cannot be read from this {type(source).__name__} ({type(error).__name__}: {text})."
+        ) from error
+
+
+def _table(source: Any) -> pa.Table:
     if isinstance(source, pa.Table):
         return source
+    if isinstance(source, pa.RecordBatch):
+        return pa.Table.from_batches([source])
     if isinstance(source, pd.DataFrame):
-        return pa.Table.from_pandas(source, preserve_index=False).replace_schema_metadata(None)
-    if type(source).__module__.partition(".")[0] == "datasets" and hasattr(source, "with_format"):
+        return _from_pandas(source)
+    if is_hugging_face(source):
         return from_hugging_face(source)
-    if isinstance(source, np.ndarray):
-        source = {"data": source}
     if isinstance(source, Mapping):
-        arrays = {name: np.asarray(values) for name, values in source.items()}
-        lengths = {name: len(values) if values.ndim else None for name, values in arrays.items()}
-        if len(set(lengths.values())) != 1 or None in lengths.values():
-            raise DataError(
-                f"The columns have different lengths ({lengths}); every column needs one value per row."
-            )
-        return pa.table({n: to_column(v) if v.ndim > 1 else pa.array(v) for n, v in arrays.items()})
-    if (
-        hasattr(source, "__getitem__")
-        and hasattr(source, "__len__")
-        and not isinstance(source, (str, list, tuple))
-    ):
+        return columns_table(source)
+    if isinstance(source, np.ndarray) and source.dtype.names is not None:
+        return columns_table({name: source[name] for name in source.dtype.names})
+    if isinstance(source, (np.ndarray, pd.Series, pa.Array, pa.ChunkedArray)) or is_tensor(source):
+        return columns_table({"data": source})
+    if hasattr(source, "__arrow_c_stream__"):
+        return _from_stream(source)
+    if hasattr(source, "__arrow_c_array__"):
+        return pa.Table.from_batches([pa.record_batch(source)])
+    if isinstance(source, (list, tuple)) and all(isinstance(row, Mapping) for row in source):
+        return _from_dicts(source)
+    if is_map_style(source):
         return from_torch(source)
+    if hasattr(source, "collect"):
+        raise DataError(
+            f"A {type(source).__name__} has no rows yet; give its result, {_name(source)}.collect()."
+        )
     raise DataError(
-        f"Rows cannot be read from a {type(source).__name__}; give a path, a DataFrame, an Arrow table, "
+        f"Rows cannot be read from a {type(source).__name__}; give a path, a DataFrame, an Arrow table, a list of dicts, "
         "NumPy arrays, a Ray Dataset, a Hugging Face dataset or a map-style torch Dataset."
     )
+
+
+def _from_pandas(frame: pd.DataFrame) -> pa.Table:
+    """Return a data frame's columns, the named levels of its index first; an index without a name only counts rows."""
+    if isinstance(frame.columns, pd.MultiIndex):
+        raise DataError(
+            "The columns of the DataFrame have names of several levels; join them into one text each, and read it again."
+        )
+    index = frame.index
+    levels = [(name, index.get_level_values(i)) for i, name in enumerate(index.names) if name is not None]
+    names = [name for name, _ in levels] + list(frame.columns)
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise DataError(
+            f"The DataFrame has the column {min(map(repr, twice))} more than once, counting its index; rename one of them."
+        )
+    return columns_table({**dict(levels), **{name: frame[name] for name in frame.columns}})
+
+
+def _from_stream(source: Any) -> pa.Table:
+    """Return the rows of a data frame, or of one series as the column ``data``."""
+    if type(source).__module__.startswith("polars"):  # whose objects go through Arrow as addresses in memory
+        for name, kind in dict(getattr(source, "schema", {})).items():
+            if str(kind) == "Object":
+                raise DataError(
+                    f"Column '{name}' holds Python objects, which no column can; write them as text."
+                )
+    rows = pa.chunked_array(source)
+    return (
+        pa.Table.from_struct_array(rows) if pa.types.is_struct(rows.type) else columns_table({"data": rows})
+    )
+
+
+def _from_dicts(rows: Sequence[Mapping[Any, Any]]) -> pa.Table:
+    """Return one row per dict; a key that a dict lacks is a missing value."""
+    if not rows:
+        raise DataError(f"There are no rows in {_ROWS}.")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return columns_table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _name(source: Any) -> str:
+    return type(source).__name__.lower()
