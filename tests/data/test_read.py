@@ -187,9 +187,9 @@ def test_a_map_style_torch_dataset():
             return 2
 
         def __getitem__(self, index):
-            return {"x": torch.zeros(index + 1)}
+            return {"x": torch.zeros(index + 1, 2)}
 
-    with pytest.raises(DataError, match="Column 'x' holds values of mixed shapes or types"):
+    with pytest.raises(DataError, match=r"Column 'x' holds a value of type ndarray of shape \(1, 2\) in row 0"):
         raysel.read(Ragged())
 
 
