@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.core.fingerprint import library_versions
 from raysel.core.storage import resolve
 from raysel.data.row_index import ID
-from raysel.data.vectors import as_matrix, as_numbers, to_numpy
+from raysel.data.vectors import as_matrix, as_numbers, tensor_rows, to_numpy
 from raysel.errors import DataError
 
 Takes = Literal["matrix", "numbers", "stored", "any", "text", "images", "table"]
@@ -23,6 +24,14 @@ matrix: float32 (n, D), tensors flattened. numbers: the same as they are stored.
 of n RGB arrays (height, width, 3) uint8, or what its ``prepare`` made of each. table: the Arrow table of its columns.
 stored: numbers as they are stored (n, ...), text and encoded images as above. any: the same with numbers as a matrix.
 """
+
+
+_VERSION = 2  # of what decoding makes of an image
+
+
+def decoder_versions() -> dict[str, str]:
+    """Return what determines the pixels of a decoded image, for keys."""
+    return {"decoder": str(_VERSION), **library_versions("pillow")}
 
 
 @dataclass(frozen=True)
@@ -80,48 +89,94 @@ def is_text(kind: pa.DataType) -> bool:
     """Return whether a column of this type holds text."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def is_bytes(kind: pa.DataType) -> bool:
     """Return whether a column of this type holds encoded files."""
     if pa.types.is_struct(kind):  # how Hugging Face stores an image
         return "bytes" in {kind.field(i).name for i in range(kind.num_fields)}
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _images(
     column: pa.ChunkedArray, name: str, ids: np.ndarray, prepare: Callable[[Any], np.ndarray] | None
 ) -> tuple[list[np.ndarray], dict[int, str]]:
-    from PIL import Image, ImageOps
-
-    finish = prepare or (lambda image: np.asarray(image))
+    """Return each image as RGB, or as ``prepare`` makes it, and why others cannot be used, by id."""
     if is_text(column.type):
         load: Callable[[Any], Any] = _open_path
     elif is_bytes(column.type):
         load = _open_bytes
     else:
-        pixels = to_numpy(column, name, ids)
-        if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-            raise DataError(
-                f"Column '{name}' holds {pixels.dtype} of shape {pixels.shape[1:]}, which are not images. Images are encoded "
-                "bytes, paths, or uint8 pixels (height, width), (height, width, 3) or (1 or 3, height, width)."
-            )
-        if pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[3] not in (1, 3):
-            pixels = pixels.transpose(0, 2, 3, 1)
-        return [
-            finish(Image.fromarray(p[..., 0] if p.shape[-1:] == (1,) else p).convert("RGB")) for p in pixels
-        ], {}
+        load = _from_pixels
+    values = column.to_pylist() if load is not _from_pixels else pixels_of(column, name)
     images: list[np.ndarray] = []
     broken: dict[int, str] = {}
-    for number, value in zip(ids.tolist(), column.to_pylist(), strict=True):
+    for number, value in zip(ids.tolist(), values, strict=True):
+        what = "not a readable image"
         try:
             with load(value) as image:
-                upright = ImageOps.exif_transpose(image) or image
-                images.append(finish(upright.convert("RGB")))
-        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-            broken[number] = f"not a readable image ({_short(error)})"
+                upright = as_rgb(image)
+            if prepare is not None:
+                what = "an image that cannot be prepared"
+                images.append(prepare(upright))
+            else:
+                images.append(np.asarray(upright))
+        except Exception as error:  # Pillow's readers raise whatever their parsers do
+            path = value if isinstance(value, str) else value.get("path") if isinstance(value, dict) else None
+            broken[number] = f"{path or ''}{' is ' if path else ''}{what} ({_short(error)})"
     return images, broken
+
+
+def as_rgb(image: Any) -> Any:
+    """Return a PIL image, upright, as 8-bit RGB: its first frame, without transparency.
+
+    Greys of 16 bits are scaled by 1/257, so that black and white stay what they are.
+
+    Raises
+    ------
+    ValueError
+        For pixels of 32 bits, which have no fixed range, and for what Pillow cannot convert.
+    """
+    from PIL import Image, ImageOps
+
+    upright = ImageOps.exif_transpose(image) or image
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM")):
+        wide = np.asarray(upright).astype(np.int64)
+        upright = Image.fromarray(((wide + 128) // 257).clip(0, 255).astype(np.uint8))
+    elif upright.mode in ("I", "F"):
+        kind = "floating-point" if upright.mode == "F" else "32-bit"
+        raise ValueError(f"its {kind} pixels have no fixed range; store it with 8 or 16 bits per channel")
+    return upright.convert("RGB")
+
+
+def pixels_of(column: pa.ChunkedArray, name: str) -> list[np.ndarray]:
+    """Return the pixels of every row, each of its own size.
+
+    Raises
+    ------
+    DataError
+        If the column holds no pixels.
+    """
+    rows = tensor_rows(column, name)
+    for pixels in rows:
+        channels = pixels.ndim == 3 and (pixels.shape[2] in (1, 3, 4) or pixels.shape[0] in (1, 3))
+        if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or channels):
+            raise DataError(
+                f"Column '{name}' holds {pixels.dtype} of shape {pixels.shape}, which are not images. Images are encoded "
+                "bytes, paths, or uint8 pixels (height, width), (height, width, 1, 3 or 4) or (1 or 3, height, width)."
+            )
+    return rows
+
+
+def _from_pixels(pixels: np.ndarray) -> Any:
+    from PIL import Image
+
+    if pixels.ndim == 3 and pixels.shape[0] in (1, 3) and pixels.shape[2] not in (1, 3):
+        pixels = pixels.transpose(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels))
 
 
 def _open_path(path: str) -> Any:
@@ -142,5 +197,5 @@ def _open_bytes(value: Any) -> Any:
 
 
 def _short(error: Exception) -> str:
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.split(" <_io.BytesIO")[0].rstrip(".")
+    text = str(error).strip().splitlines()
+    return text[0].split(" <_io.BytesIO")[0].rstrip(".") if text else type(error).__name__

@@ -39,12 +39,12 @@ from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, mater
 from raysel.cluster.errors import unwrap_errors
 from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
-from raysel.core.fingerprint import fingerprint, library_versions, stored_digest
+from raysel.core.fingerprint import fingerprint, stored_digest
 from raysel.core.fingerprint.files import Trust
 from raysel.core.storage import open_file, write_json
 from raysel.data import shards
 from raysel.data.content import digest_blocks
-from raysel.data.decode import is_bytes, is_text
+from raysel.data.decode import decoder_versions, is_bytes, is_text
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
 from raysel.data.read import IndexedParquet, parquet_rows
@@ -174,7 +174,7 @@ def key_of(
         "embedder": {"name": embedder.name, "digest": digest(embedder, version)},
         "options": asdict(options),
         "shard": shard_rows(embedder),
-        "decoder": library_versions("pillow") if images or getattr(embedder, "takes", "") == "images" else {},
+        "decoder": decoder_versions() if images or getattr(embedder, "takes", "") == "images" else {},
         "device": _Room.of().device if hasattr(embedder, "load") else "cpu",
     }
 

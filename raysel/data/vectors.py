@@ -52,6 +52,12 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
         raise DataError(f"Column '{name}' has no value in {_rows(where, ids, len(column))}.")
     kind = column.type
     shape: tuple[int, ...] | None = None
+    if is_ragged(kind):
+        rows = tensor_rows(column, name)
+        shapes = {row.shape for row in rows}
+        if len(shapes) > 1:
+            raise DataError(f"Column '{name}' holds rows of different shapes: {_shapes(shapes)}.")
+        return np.stack(rows) if rows else _numbers(column.storage.field("data").flatten(), name)
     if isinstance(kind, pa.BaseExtensionType):
         shape = _tensor_shape(kind, name)
         column = column.storage
@@ -74,6 +80,24 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
     return _numbers(column, name)
 
 
+def is_ragged(kind: pa.DataType) -> bool:
+    """Return whether a column holds tensors of several shapes, as Ray stores them."""
+    return getattr(kind, "extension_name", "") == "ray.data.arrow_variable_shaped_tensor"
+
+
+def tensor_rows(column: pa.Array | pa.ChunkedArray, name: str) -> list[np.ndarray]:
+    """Return the tensor of every row, each of its own shape; raise DataError for a column without numbers."""
+    if isinstance(column, pa.ChunkedArray):
+        return [row for chunk in column.chunks for row in tensor_rows(chunk, name)]
+    if not is_ragged(column.type):
+        return list(to_numpy(column, name))
+    shapes = column.storage.field("shape").to_pylist()
+    return [
+        _numbers(values.values, name).reshape(shape)
+        for values, shape in zip(column.storage.field("data"), shapes, strict=True)
+    ]
+
+
 def as_numbers(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
     """Return the rows of a column as (n, d) in its own dtype.
 
@@ -85,7 +109,15 @@ def as_numbers(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | 
 
 def as_matrix(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | None = None) -> np.ndarray:
     """Return the same as :func:`as_numbers`, as float32."""
-    return np.ascontiguousarray(as_numbers(column, name, ids), dtype=np.float32)
+    values = as_numbers(column, name, ids)
+    with np.errstate(over="ignore"):
+        matrix = np.ascontiguousarray(values, dtype=np.float32)
+    if values.dtype == np.float64 and len(over := np.setdiff1d(not_finite(matrix), not_finite(values))):
+        raise DataError(
+            f"Column '{name}' holds values beyond the range of float32 in {_rows(over, ids, len(values))}; scale the column, "
+            "or drop these rows."
+        )
+    return matrix
 
 
 def as_vectors(column: pa.ChunkedArray) -> pa.ChunkedArray | None:

@@ -116,3 +116,97 @@ def test_pixels_and_hugging_faces_struct():
         decode(rows(to_column(pixels.astype(np.float32))), ["image"], "images")
     with pytest.raises(DataError, match="holds int64, not text"):
         decode(rows(pa.array([1, 2])), ["image"], "text")
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+RAMP = np.arange(0, 65536, 257).astype(np.uint16).reshape(1, -1)
+
+
+def saved(image, kind, **options):
+    sink = io.BytesIO()
+    image.save(sink, kind, **options)
+    return sink.getvalue()
+
+
+def one(data):
+    return decode(rows(pa.array([data])), ["image"], "images")
+
+
+def test_greys_of_16_bits_keep_their_steps():
+    deep = Image.fromarray(RAMP)
+    for data in (saved(deep, "PNG"), saved(deep, "TIFF"), b"P5 256 1 65535\n" + RAMP.astype(">u2").tobytes()):
+        got = one(data).rows[0]
+        assert got.shape == (1, 256, 3) and got[0, :, 0].tolist() == list(range(256))
+    twelve = b"P5 256 1 4095\n" + (RAMP >> 4).astype(">u2").tobytes()
+    assert one(twelve).rows[0][0, :, 0].tolist() == list(range(256))
+    odd = Image.fromarray(np.array([[0, 128, 129, 65406, 65407, 65535]], np.uint16))
+    assert one(saved(odd, "PNG")).rows[0][0, :, 0].tolist() == [0, 0, 1, 254, 255, 255]
+
+
+def test_pixels_without_a_range_are_left_out_with_the_reason():
+    for image, kind in (
+        (Image.fromarray(RAMP.astype(np.int32)), "32-bit"),
+        (Image.new("F", (2, 2)), "floating-point"),
+    ):
+        got = one(saved(image, "TIFF"))
+        assert not got.rows and got.rejected[0] == (
+            f"not a readable image (its {kind} pixels have no fixed range; store it with 8 or 16 bits per channel)"
+        )
+
+
+def test_palettes_inks_transparency_and_frames():
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
+    colours = [[[10, 20, 30], [200, 100, 50]]]
+    for data in (saved(palette, "PNG"), saved(palette, "PNG", transparency=0), saved(palette, "GIF")):
+        assert one(data).rows[0].tolist() == colours
+    assert one(saved(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF")).rows[0].tolist() == [[[255, 0, 0]]]
+    clear = Image.fromarray(np.array([[[5, 0], [9, 255]]], np.uint8), "LA")
+    assert one(saved(clear, "PNG")).rows[0][0, :, 0].tolist() == [5, 9]
+    frames = [Image.new("L", (2, 2), value) for value in (10, 200)]
+    for kind in ("GIF", "PNG", "TIFF"):
+        data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert np.unique(one(data).rows[0]).tolist() == [10]
+
+
+def test_a_bad_file_is_named_by_its_path(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no")
+    missing = str(tmp_path / "none.png")
+    for column in (
+        pa.array([str(tmp_path / "bad.png"), missing]),
+        pa.array([{"bytes": b"no", "path": str(tmp_path / "bad.png")}, {"bytes": None, "path": missing}]),
+    ):
+        got = decode(rows(column), ["image"], "images").rejected
+        assert got[0].startswith(f"{tmp_path}/bad.png is not a readable image (")
+        assert got[1].startswith(f"{missing} is not a readable image (")
+
+
+def test_an_image_that_a_network_cannot_prepare_is_left_out():
+    def prepare(image):
+        if image.width == 1:
+            raise ZeroDivisionError
+        return np.asarray(image)
+
+    got = decode(rows([encoded(), encoded(size=(1, 4))]), ["image"], "images", prepare)
+    assert got.ids.tolist() == [0]
+    assert got.rejected == {1: "an image that cannot be prepared (ZeroDivisionError)"}
+
+
+def test_pixels_of_several_sizes_in_one_column():
+    from ray.data.extensions import ArrowVariableShapedTensorArray
+
+    images = [
+        np.full(shape, value, np.uint8) for value, shape in enumerate([(4, 5, 3), (2, 9, 3), (2, 2, 3)])
+    ]
+    column = ArrowVariableShapedTensorArray.from_numpy(np.array([*images, None], object)[:3])
+    for part in (column, column.slice(1)):
+        got = decode(rows(part), ["image"], "images")
+        known = images[-len(part) :]
+        assert all(np.array_equal(a, b) for a, b in zip(got.rows, known, strict=True))
+    with pytest.raises(DataError, match="rows of different shapes: 2x2x3, 2x9x3, 4x5x3"):
+        to_numpy(pa.chunked_array([column]), "image")
+    same = ArrowVariableShapedTensorArray.from_numpy(np.array([images[0], images[0], None], object)[:2])
+    assert to_numpy(same, "image").shape == (2, 4, 5, 3)

@@ -189,7 +189,9 @@ def test_a_map_style_torch_dataset():
         def __getitem__(self, index):
             return {"x": torch.zeros(index + 1, 2)}
 
-    with pytest.raises(DataError, match=r"Column 'x' holds a value of type ndarray of shape \(1, 2\) in row 0"):
+    with pytest.raises(
+        DataError, match=r"Column 'x' holds a value of type ndarray of shape \(1, 2\) in row 0"
+    ):
         raysel.read(Ragged())
 
 

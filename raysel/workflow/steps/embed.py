@@ -14,7 +14,7 @@ import ray
 import raysel
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.data import pipeline
-from raysel.data.decode import is_bytes, is_text
+from raysel.data.decode import decoder_versions, is_bytes, is_text
 from raysel.data.embedders.build import as_embedder, make_embedder, named_embedder
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError
@@ -89,7 +89,8 @@ class Embed(Step):
             },
             "selected": digest_of(run.rows),
             "validation": run.drawn and run.drawn.key,
-            "versions": library_versions("numpy", "pyarrow", "scikit-learn", *(["pillow"] if images else [])),
+            "versions": library_versions("numpy", "pyarrow", "scikit-learn")
+            | (decoder_versions() if images else {}),
         }
 
     def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
