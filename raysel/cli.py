@@ -79,7 +79,7 @@ def run(
     show_default=True,
     metavar="A,B,...",
     help="Policies to compare with: a name from 'raysel methods', file.py:Name, or full_equal_steps (all the data, for as "
-    "many optimiser steps as the workflow's policy). The workflow's own policy is always included.",
+    "many optimizer steps as the workflow's policy). The workflow's own policy is always included.",
 )
 @click.option(
     "--seeds",

@@ -368,7 +368,7 @@ def unweighted(keep: npt.NDArray[np.bool_], start: int = 0) -> Plan:
 
 
 def steps(n: int, batch_size: int, world: int) -> int:
-    """Return the optimiser steps of an epoch of n planned samples, which are the same on every rank."""
+    """Return the optimizer steps of an epoch of n planned samples, which are the same on every rank."""
     return -(-whole("n", n, 0) // (whole("batch_size", batch_size, 1) * whole("world", world, 1)))
 
 
@@ -405,7 +405,7 @@ def batches(
     skip : int
         Samples of the order that were already trained on, in batches of any size.
     accumulate : int
-        Batches per rank and optimiser step.
+        Batches per rank and optimizer step.
 
     Returns
     -------

@@ -41,7 +41,7 @@ class LedgerEntry:
     samples_proxy : int or None
         Rows that the small models of a calibration were trained on. Its time is part of the stage ``metrics``.
     steps : int or None
-        Optimiser steps.
+        Optimizer steps.
     seconds : mapping of str to float or None
         Wall-clock seconds of each of STAGES, 0.0 for a stage that the arm does not have. ``other`` is the time of
         starting workers, evaluation, checkpoints, and epochs repeated after a failure.

@@ -83,7 +83,7 @@ class Epoch:
     epoch : int
         Number of the epoch, counted from 0.
     planned, trained, steps : int
-        Samples in the plan, samples back-propagated, and optimiser steps.
+        Samples in the plan, samples back-propagated, and optimizer steps.
     loss : float or None
         Mean loss over the samples that the arm trained on.
     accuracy : float or None
@@ -331,7 +331,7 @@ class Cell:
     policy : dict
         The policy's name and parameters.
     max_steps : int or None
-        Optimiser steps after which training stopped.
+        Optimizer steps after which training stopped.
     accuracy : float
         Accuracy on the test rows after the last epoch.
     """
@@ -368,7 +368,7 @@ class CompareResults(_Saved):
     epochs : int
         Number of epochs; full data trains on ``rows * epochs`` samples.
     batch_size : int
-        Rows per optimiser step, over all workers together.
+        Rows per optimizer step, over all workers together.
     own : str
         Name of the workflow's own policy in ``policies``.
     policies : dict

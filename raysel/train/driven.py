@@ -53,7 +53,7 @@ class Driven:
             self.session.report()
 
     def progress(self, step: int) -> float:
-        """Return :attr:`Session.progress` after ``step`` optimiser steps, whatever has been prefetched."""
+        """Return :attr:`Session.progress` after ``step`` optimizer steps, whatever has been prefetched."""
         session, run = self.session, self.session._run
         within = (step - session.total_steps) / session.steps_per_epoch if session.steps_per_epoch else 0.0
         share = (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs

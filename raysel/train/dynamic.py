@@ -40,7 +40,7 @@ class DynamicSelection:
     seed : int
         Seed of every random draw of the run.
     max_steps : int, optional
-        Stop after this number of optimiser steps, within an epoch if necessary. The progress of a session is
+        Stop after this number of optimizer steps, within an epoch if necessary. The progress of a session is
         then the larger of the shares of steps and epochs that are done.
     shards : int
         Number of actors that share the state. Each keeps a range of samples that begins at a multiple of

@@ -133,7 +133,7 @@ class SelectingTrainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *more: Any) -> Any:
         # The Trainer would count the step's tokens over all ranks here; session.loss counts rows, known beforehand.
-        """Return the batches of one optimiser step."""
+        """Return the batches of one optimizer step."""
         return list(itertools.islice(epoch_iterator, num_batches)), None
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **ignored: Any) -> Any:

@@ -71,7 +71,7 @@ class Selecting(Callback):
         return session.loss(batch, losses, mask)
 
     def progress(self, step: int) -> float:
-        """Return the share of the run done after ``step`` optimiser steps, in [0, 1], for a LambdaLR."""
+        """Return the share of the run done after ``step`` optimizer steps, in [0, 1], for a LambdaLR."""
         return 0.0 if self.driven is None else self.driven.progress(step)
 
     # ---- what Lightning calls ----------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class Run:
     num_epochs, seed : int
         Number of epochs, and the seed of all draws.
     max_steps : int or None
-        Greatest number of optimiser steps.
+        Greatest number of optimizer steps.
     pool_rows : int or None
         Length that the training data must have; None if it is not known.
     chosen : str
@@ -123,7 +123,7 @@ class Session:
         self._shuffle: bool | None = True  # None: Ray Data's order
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
-        self._accumulate = 1  # batches of an optimiser step on this rank
+        self._accumulate = 1  # batches of an optimizer step on this rank
         # Of the last loader or stream; not the object itself: a cycle would be freed by the collector, in whatever order,
         # and torch then waits five seconds for each worker process of a DataLoader.
         self._ticket: object | None = None
@@ -253,7 +253,7 @@ class Session:
         shuffle : bool
             Whether rows are visited in a random order, drawn per epoch.
         accumulate : int
-            Batches per rank whose gradients make one optimiser step; step with their mean.
+            Batches per rank whose gradients make one optimizer step; step with their mean.
         **options
             Passed to torch's DataLoader (``num_workers``, ``pin_memory``, ``persistent_workers``, ...).
 
@@ -467,7 +467,7 @@ class Session:
         if summary["nonfinite"] and self.rank == 0:
             log.warning(
                 f"{summary['nonfinite']:,} samples of epoch {self.epoch} had a loss that is not finite; the selection keeps "
-                "their earlier losses. Skip the optimiser's step where the loss is not finite, or the model becomes unusable."
+                "their earlier losses. Skip the optimizer's step where the loss is not finite, or the model becomes unusable."
             )
         entry = {
             "epoch": self.epoch,
@@ -497,7 +497,7 @@ class Session:
         """Save a checkpoint within the epoch, so that a run that fails later resumes after this step.
 
         Also saved are the position in the epoch, the losses recorded so far and every rank's random
-        generators. Every rank calls it at the same step, after :meth:`loss` and the optimiser's step. It
+        generators. Every rank calls it at the same step, after :meth:`loss` and the optimizer's step. It
         costs as much as a ``ray.train.report``, so call it every few minutes, not every few steps. What is
         trained or planned afterwards does not depend on whether it was called.
 
@@ -516,7 +516,7 @@ class Session:
         if self._ticket is None or self._noted != self._handed or self._noted % self._accumulate:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had recorded step {self.step}; "
-                "call it inside the loop over session.loader, after the optimiser's step, and with no batch fetched ahead."
+                "call it inside the loop over session.loader, after the optimizer's step, and with no batch fetched ahead."
             )
         where = self.epoch, self.step
         if (told := self._ranks.broadcast(where)) != where:

@@ -264,7 +264,7 @@ def test_the_notes_say_what_the_built_in_policies_do():
     }
     said = findings.notes(replace(results, policies=renamed))[0]
     assert (
-        "full data at equal steps trains on all rows, and stops after as many optimiser steps as InfoBatch took"
+        "full data at equal steps trains on all rows, and stops after as many optimizer steps as InfoBatch took"
         in said
     )
     own = replace(results, policies={"mine.py:Own": results.policies["infobatch"]}, own="mine.py:Own")

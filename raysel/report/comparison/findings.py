@@ -12,7 +12,7 @@ from raysel.report.sections.reading import trusted_files
 
 _MEANINGS = {  # what the policies of raysel do, by their names in a comparison
     "full": "trains on all rows in every epoch",
-    "full_equal_steps": "trains on all rows, and stops after as many optimiser steps as {own} took",
+    "full_equal_steps": "trains on all rows, and stops after as many optimizer steps as {own} took",
     "random_prune": "skips random samples and rescales the losses of the others",
     "random_subset": "draws a new random subset for every epoch, without rescaling and without epochs on full data at the end",
     "round_robin": "takes the samples one after another in one random order, without rescaling",

@@ -8,7 +8,7 @@ from raysel.report.ledger import REFERENCE, Ledger
 
 _MEANINGS = {
     "full": "trains on every pool row in every epoch",
-    "random": "trains on as many random rows as the workflow selected, for as many optimiser steps",
+    "random": "trains on as many random rows as the workflow selected, for as many optimizer steps",
     "chain": "uses the methods of the workflow",
 }
 
@@ -53,7 +53,7 @@ def ledger_section(ledger: Ledger) -> str:
         + (f": {'; '.join(meanings)}." if meanings else ".")
     )
     note = (
-        "<strong>Rows</strong>: rows that the arm could train on. <strong>Steps</strong>: optimiser steps. "
+        "<strong>Rows</strong>: rows that the arm could train on. <strong>Steps</strong>: optimizer steps. "
         "<strong>Samples</strong>: samples that were back-propagated; a row counts once for each epoch that used it. "
         "<strong>Seconds</strong>: wall-clock time of all steps, including selection and start-up. "
     )

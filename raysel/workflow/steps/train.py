@@ -33,7 +33,7 @@ class Train(Step):
     Attributes
     ----------
     arm : {"chain", "random", "full"}
-        The workflow's own selection and policy; a random subset of equal size for as many optimiser steps; all rows
+        The workflow's own selection and policy; a random subset of equal size for as many optimizer steps; all rows
         of the pool.
     """
 
