@@ -18,7 +18,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 DONE = "done.json"
+_STARTED = "started.json"  # its time of modification is the start of the attempt
 _MANIFEST, _KIND = "manifest.json", "raysel run"
 _FORMAT_1 = {
     "created",
@@ -76,7 +77,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished step: its folder, its answer, and the seconds that it took when it ran."""
+    """A finished step: its folder, its answer, and the seconds that it took.
+
+    The seconds include those of interrupted attempts whose work was resumed.
+    """
 
     directory: Path
     answer: dict[str, Any]
@@ -134,15 +138,17 @@ class RunDirectory:
         return done
 
     def _run(self, step: Step, directory: Path, key: Any) -> Done:
+        earlier = _spent(directory, step.resumable)
         for left in directory.glob("*"):
             if left.name not in step.resumable:  # what an interrupted attempt may continue from
                 remove(left)
         directory.mkdir(parents=True, exist_ok=True)
         write_json(directory / "key.json", key)
+        write_json(directory / _STARTED, {"earlier": earlier})
         self.progress.note(step.title, f"{step.about} ...")
         before, began = self._stamps(), time.perf_counter()
         answer = step.run(self, directory)
-        done = Done(directory, answer, time.perf_counter() - began)
+        done = Done(directory, answer, earlier + time.perf_counter() - began)
         if self._stamps() != before:
             for entry in self.inputs.values():
                 entry.check_unchanged(step.title)
@@ -226,6 +232,21 @@ class RunDirectory:
 def digest_of(rows: Selection | None) -> str:
     """Part of a key: the selected rows and their weights."""
     return "all" if rows is None else rows.digest()
+
+
+def _spent(directory: Path, resumable: Sequence[str]) -> float:
+    """Return the seconds that interrupted attempts took, up to the last file that the next one resumes from."""
+    started = directory / _STARTED
+    try:
+        earlier, began = float(read_json(started)["earlier"]), started.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+    except (LookupError, TypeError, ValueError) as error:
+        raise RunError(f"{started} is damaged; remove the folder {directory} and run again.") from error
+    times = [began]
+    for name in resumable:
+        times += [file.stat().st_mtime for file in (directory / name).rglob("*") if file.is_file()]
+    return earlier + max(times) - began if len(times) > 1 else 0.0
 
 
 def _finished(directory: Path) -> Done | None:
