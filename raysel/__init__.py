@@ -19,6 +19,10 @@ _HOME = {
     "Random": "raysel.baselines",
     "GIO": "raysel.gio.distributed",
     "GIME": "raysel.gime.distributed",
+    "DensityRatio": "raysel.select.density_ratio",
+    "ClusterShare": "raysel.select.cluster_share",
+    "Nearest": "raysel.select.nearest",
+    "ByScore": "raysel.select.by_score",
     "fit_factors": "raysel.factors.distributed",
     "factor_scores": "raysel.factors.distributed",
     "InfoBatch": "raysel.dynamic.infobatch",
@@ -50,6 +54,10 @@ if TYPE_CHECKING:
     from raysel.factors.distributed import fit_factors as fit_factors
     from raysel.gime.distributed import GIME as GIME
     from raysel.gio.distributed import GIO as GIO
+    from raysel.select.by_score import ByScore as ByScore
+    from raysel.select.cluster_share import ClusterShare as ClusterShare
+    from raysel.select.density_ratio import DensityRatio as DensityRatio
+    from raysel.select.nearest import Nearest as Nearest
     from raysel.selection import Selection as Selection
     from raysel.train.dynamic import DynamicSelection as DynamicSelection
     from raysel.train.planned import WholeRows as WholeRows

@@ -8,6 +8,10 @@ SELECTORS = Registry(
     "selectors",
     {
         "gio": "raysel.gio.distributed:GIO",
+        "density_ratio": "raysel.select.density_ratio:DensityRatio",
+        "cluster_share": "raysel.select.cluster_share:ClusterShare",
+        "nearest": "raysel.select.nearest:Nearest",
+        "by_score": "raysel.select.by_score:ByScore",
         "random": "raysel.baselines:Random",
     },
 )

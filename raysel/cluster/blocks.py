@@ -109,6 +109,19 @@ def map_blocks(
         return ray.get(pending)
 
 
+def map_groups(function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arguments: Any) -> list[T]:
+    """Return ``function(tables, *arguments)`` for groups of consecutive blocks, one group per CPU of the cluster.
+
+    ``tables`` is an iterator, of which one table is in memory at a time: for results that are merged per group
+    because one per block would be too much for the driver. An exception is raised as it was raised there.
+    """
+    task = ray.remote(num_cpus=1, max_retries=3)(_call_group)
+    size = -(-len(blocks) // max(1, int(ray.cluster_resources().get("CPU", 1))))
+    groups = [list(blocks[at : at + size]) for at in range(0, len(blocks), size)]
+    with unwrap_errors():
+        return ray.get([task.remote(function, group, arguments) for group in groups])
+
+
 def plain_errors(dataset: Dataset) -> Dataset:
     """Return ``dataset`` with steps that raise their own errors, not an error of Ray Data around them."""
     dataset.context.raise_original_map_exception = True
@@ -159,3 +172,7 @@ def _answer(table: pa.Table, function: Callable[..., Any], *arguments: Any) -> p
 
 def _call(function: Callable[..., T], block: pa.Table, *arguments: Any) -> T:
     return function(block, *arguments)
+
+
+def _call_group(function: Callable[..., T], blocks: list[ray.ObjectRef], arguments: tuple[Any, ...]) -> T:
+    return function((ray.get(block) for block in blocks), *arguments)

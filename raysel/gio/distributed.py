@@ -172,7 +172,7 @@ class GIO:
         _, aims = aim.sample(_TARGET_ROWS, self.seed)
         if len(aims) > 1:
             check_rank(self.estimator, self.k, len(aims))
-        quantised = self._quantise(source)
+        quantised = quantise(source, self.clusters, self.seed)
         kept = np.isin(quantised.ids, before)
         picks = self._pick(quantised, kept, aims, count - len(before))
         new = self._rows(quantised, kept, picks, aims, count - len(before))
@@ -187,24 +187,7 @@ class GIO:
         share = 1.0 if self.stop is None else self.stop.data_size or 1.0
         return max(1, min(count, int(share * rows + 1e-9)))
 
-    def _quantise(self, source: VectorBlocks) -> _Quantised:
-        if self.clusters is None or self.clusters >= source.rows:
-            ids, vectors = source.sample(source.rows, self.seed)
-            return _Quantised(
-                ids, np.arange(len(ids), dtype=np.int32), np.zeros(len(ids), np.float32), vectors
-            )
-        rows = min(self.clusters * _POINTS_PER_CENTROID, _SAMPLE_ROWS, _SAMPLE_NUMBERS // source.dimension)
-        rows = max(rows, self.clusters)
-        centroids = source.on_sample(fit_centroids, rows, self.seed, self.clusters, self.seed)
-        parts = _assign(source, centroids)
-        ids = np.concatenate([part[0] for part in parts])
-        order = np.argsort(ids, kind="stable")
-        cluster = np.concatenate([part[1] for part in parts])[order]
-        distance = np.concatenate([part[2] for part in parts])[order]
-        used, cluster = np.unique(cluster, return_inverse=True)  # a centroid without a row is nothing to pick
-        return _Quantised(ids[order], cluster.astype(np.int32), distance, centroids[used])
-
-    def _pick(self, pool: _Quantised, kept: np.ndarray, target: np.ndarray, count: int) -> Picks:
+    def _pick(self, pool: Quantised, kept: np.ndarray, target: np.ndarray, count: int) -> Picks:
         """Pick clusters that bring ``count`` new rows; clusters of rows in ``kept`` count as chosen."""
         sizes = np.bincount(pool.cluster[~kept], minlength=len(pool.centroids))
         left = np.flatnonzero(sizes)
@@ -224,11 +207,11 @@ class GIO:
             )
         return Picks(left[found.indices], found.kl, found.kl_start, found.ended)
 
-    def _draws(self, pool: _Quantised) -> bool:
+    def _draws(self, pool: Quantised) -> bool:
         return self.within == "random" and len(pool.centroids) < len(pool.ids)
 
     def _rows(
-        self, pool: _Quantised, kept: np.ndarray, picks: Picks, target: np.ndarray, count: int
+        self, pool: Quantised, kept: np.ndarray, picks: Picks, target: np.ndarray, count: int
     ) -> np.ndarray:
         """Return the positions of ``count`` rows from the picked clusters, none of them in ``kept``."""
         free = np.flatnonzero(~kept)
@@ -244,7 +227,7 @@ class GIO:
         return free[draw_to_budget(order, len(support), share, cluster, ids, count, self.seed, before)]
 
     def _selection(
-        self, pool: _Quantised, kept: np.ndarray, picks: Picks, new: np.ndarray, start: Selection | None
+        self, pool: Quantised, kept: np.ndarray, picks: Picks, new: np.ndarray, start: Selection | None
     ) -> Selection:
         rank_of = np.full(len(pool.centroids), -1, np.int64)
         rank_of[picks.indices[::-1]] = np.arange(len(picks))[::-1]  # the first time, where picked again
@@ -327,13 +310,33 @@ def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Quantised:
+class Quantised:
     """Ids, ascending; each row's cluster (int32) and distance; the centroids (K, d), none of them empty."""
 
     ids: np.ndarray
     cluster: np.ndarray
     distance: np.ndarray
     centroids: np.ndarray
+
+
+def quantise(source: VectorBlocks, clusters: int | None, seed: int) -> Quantised:
+    """Return the clusters of all rows: k-means on a sample, then the nearest centroid of every row.
+
+    With None, or with at least as many clusters as rows, every row is its own centroid, and all vectors go to the driver.
+    """
+    if clusters is None or clusters >= source.rows:
+        ids, vectors = source.sample(source.rows, seed)
+        return Quantised(ids, np.arange(len(ids), dtype=np.int32), np.zeros(len(ids), np.float32), vectors)
+    rows = min(clusters * _POINTS_PER_CENTROID, _SAMPLE_ROWS, _SAMPLE_NUMBERS // source.dimension)
+    rows = max(rows, clusters)
+    centroids = source.on_sample(fit_centroids, rows, seed, clusters, seed)
+    parts = _assign(source, centroids)
+    ids = np.concatenate([part[0] for part in parts])
+    order = np.argsort(ids, kind="stable")
+    cluster = np.concatenate([part[1] for part in parts])[order]
+    distance = np.concatenate([part[2] for part in parts])[order]
+    used, cluster = np.unique(cluster, return_inverse=True)  # a centroid without a row is nothing to pick
+    return Quantised(ids[order], cluster.astype(np.int32), distance, centroids[used])
 
 
 def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:

@@ -254,11 +254,30 @@ def test_the_steps_before_run_once_also_when_the_vectors_are_there(cluster, tabl
     assert len(list((tmp_path / "cache/vectors").iterdir())) == 1
     plain = raysel.embed(raysel.read(tmp_path / "t.parquet"), Neighbours(), column="v", on_error="drop")
     same([*made, vectors(plain)])
-    log.write_text("")
+
+
+@pytest.mark.slow  # Ray's shuffle takes seconds
+def test_the_steps_before_run_once_also_where_ids_lie_across_blocks(cluster, table, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAYSEL_CACHE", str(tmp_path / "cache"))
+    log = tmp_path / "log"
+
+    def noted(rows):
+        with log.open("a") as file:
+            file.write(f"{rows.num_rows}\n")
+        return rows
+
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=300)
+    plain = raysel.embed(raysel.read(tmp_path / "t.parquet"), Neighbours(), column="v", on_error="drop")
+    pool = raysel.read(tmp_path / "t.parquet").map_batches(noted, batch_format="pyarrow")
     unordered = pool.map_batches(lambda t: t.sort_by("age"), batch_format="pyarrow").random_shuffle(seed=1)
     compute(unordered, Neighbours(), tmp_path / "direct")
     assert sum(map(int, log.read_text().split())) == ROWS
-    same([made[0], vectors(raysel.embed(unordered, Neighbours(), column="v", directory=tmp_path / "direct"))])
+    same(
+        [
+            vectors(plain),
+            vectors(raysel.embed(unordered, Neighbours(), column="v", directory=tmp_path / "direct")),
+        ]
+    )
 
 
 def test_columns_selected_and_renamed_are_still_streamed(table, tmp_path, monkeypatch):

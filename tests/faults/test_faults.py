@@ -81,6 +81,7 @@ def expected():
     return history
 
 
+@pytest.mark.slow
 def test_the_actor_of_one_shard_is_killed(tmp_path, expected):
     found = finish(start(tmp_path, fault="actor", save=4), tmp_path)
     assert (tmp_path / "struck").exists() and found["resumed"]

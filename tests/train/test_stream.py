@@ -414,7 +414,8 @@ def train_loop(config):
     return session.history
 
 
-@pytest.mark.parametrize("kill", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [False, True])
 def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path, kill):
     import json
 

@@ -95,6 +95,7 @@ def test_a_second_run_reuses_every_step(finished, quickstart, capsys):
     assert again == results == RunResults.load(out / "results.json") and again.path == str(out)
 
 
+@pytest.mark.slow
 def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
     cluster, finished, quickstart, tmp_path, monkeypatch
 ):

@@ -31,7 +31,9 @@ class Shards(Step):
         file.write_text("")
         started = os.stat(directory / "started.json").st_mtime
         os.utime(file, (started + 100, started + 100))  # an attempt that took 100 s
-        os.utime(directory / "key.json", (started + 1000, started + 1000))  # and files that nothing resumes from
+        os.utime(
+            directory / "key.json", (started + 1000, started + 1000)
+        )  # and files that nothing resumes from
         if count < 2 and self.keeps:
             raise KeyboardInterrupt
         return {"files": count + 1}

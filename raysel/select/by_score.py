@@ -1,0 +1,157 @@
+"""Select rows by a column of scores."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from raysel.core.hashing import hash_ids
+from raysel.data.row_index import ID, budget_rows, check_ids
+from raysel.errors import ConfigError, DataError, first
+from raysel.selection import Selection
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_HOW = ("top", "low", "middle", "sample")
+
+
+@dataclass(frozen=True)
+class ByScore:
+    """Select rows by a numeric column: the highest, the lowest or the middle values, or a sample that prefers high ones.
+
+    Parameters
+    ----------
+    budget : float or int
+        Rows to select: a share of the pool (float) or a number of rows (int).
+    score : str
+        Column of scores, such as a quality rating, a loss or a length.
+    how : {"top", "low", "middle", "sample"}
+        Take the highest scores, the lowest, those nearest to the median, or a sample without replacement in proportion to
+        ``exp(score / temperature)``.
+    temperature : float
+        Of ``how="sample"``: a high temperature draws almost uniformly, a low one takes the highest scores.
+    seed : int
+        Seed of ``how="sample"``; by default the seed of the workflow.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range.
+
+    Notes
+    -----
+    Among equal scores the lower ``sample_id`` comes first. A smaller budget selects a subset of a larger one's rows.
+
+    References
+    ----------
+    Kool, van Hoof & Welling 2019, Stochastic Beams and Where to Find Them, arXiv:1903.06059, for sampling with Gumbel noise.
+
+    Examples
+    --------
+    >>> chosen = raysel.ByScore(budget=2, score="sample_id").select(rows)   # rows: 10 rows
+    >>> chosen.ids.tolist()
+    [8, 9]
+    """
+
+    budget: float | int
+    score: str
+    how: Literal["top", "low", "middle", "sample"] = "top"
+    temperature: float = 1.0
+    seed: int = 0
+    title: ClassVar[str] = "by score"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what is wrong whatever the pool."""
+        budget_rows(self.budget, 2**62)
+        if self.how not in _HOW:
+            raise ConfigError(f"how: {self.how!r} is unknown; use {', '.join(_HOW[:-1])} or {_HOW[-1]}.")
+        if not 0 < self.temperature < np.inf:
+            raise ConfigError(f"temperature: {self.temperature!r} is not a positive number.")
+
+    def select(self, pool: Dataset) -> Selection:
+        """Select rows by their scores.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64) and the column of scores.
+
+        Returns
+        -------
+        Selection
+            The selected rows at weight 1, with their scores; dropped rows have their scores too.
+
+        Raises
+        ------
+        DataError
+            If the column is missing, is not numeric, or has missing or infinite values.
+
+        Examples
+        --------
+        >>> raysel.ByScore(budget=2, score="sample_id", how="low").select(rows).ids.tolist()
+        [0, 1]
+        """
+        import pyarrow as pa
+
+        from raysel.cluster.blocks import gather
+        from raysel.selection import constant_text
+
+        table = gather(pool, list(dict.fromkeys([ID, self.score])), "pool")
+        ids = table[ID].to_numpy()
+        check_ids(ids, "the pool")
+        kind = table[self.score].type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise DataError(f"score: The column '{self.score}' of the pool holds {kind}, not numbers.")
+        score = table[self.score].to_numpy(zero_copy_only=False).astype(np.float64)
+        bad = ids[~np.isfinite(score)]
+        if len(bad):
+            raise DataError(
+                f"score: The column '{self.score}' of the pool is missing or infinite in {len(bad):,} of {len(ids):,} rows "
+                f"(sample_id {first(np.sort(bad))}); repair or drop these rows first."
+            )
+        count = budget_rows(self.budget, len(ids))
+        order = np.lexsort((ids, -preference(ids, score, self.how, self.temperature, self.seed)))
+        chosen, out = order[:count], np.sort(ids[order[count:]])
+        reasons = {
+            "top": "one of the highest scores",
+            "low": "one of the lowest scores",
+            "middle": "one of the scores nearest to the median",
+            "sample": f"sampled by score, temperature {self.temperature:g}",
+        }
+        ranked = np.argsort(ids[order[count:]], kind="stable")
+        dropped = pa.table(
+            {
+                ID: out,
+                "score": score[order[count:]][ranked],
+                "reason": constant_text(f"not {reasons[self.how]}", len(out)),
+            }
+        )
+        return Selection.of(
+            ids[chosen],
+            score=score[chosen],
+            reason=reasons[self.how],
+            dropped=dropped,
+            info={
+                "method": "by score",
+                **asdict(self),
+                "column": self.score,
+                "pool_rows": len(ids),
+                "score": f"column '{self.score}'",
+            },
+            pool=pool,
+        )
+
+
+def preference(ids: np.ndarray, score: np.ndarray, how: str, temperature: float, seed: int) -> np.ndarray:
+    """Return numbers by which rows are taken, the highest first."""
+    if how == "low":
+        return -score
+    if how == "middle":
+        return -np.abs(score - np.median(score))
+    if how == "sample":
+        uniform = np.maximum(hash_ids(ids, seed), 2.0**-54)  # 0 would be an infinite draw
+        return score / temperature - np.log(-np.log(uniform))
+    return score

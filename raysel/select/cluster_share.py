@@ -1,0 +1,135 @@
+"""Select rows of every cluster in proportion to the target rows in it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from raysel.data.vectors import EMBEDDING
+from raysel.selection import Selection
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+
+@dataclass(frozen=True)
+class ClusterShare:
+    """Select rows at random from every cluster of the pool, in proportion to the target rows in it.
+
+    A cluster without further rows leaves its part to the others. Clusters without target rows come last.
+
+    Parameters
+    ----------
+    budget : float, int or str
+        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
+        the pool at its mean row size (text such as ``"200MB"``).
+    clusters : int
+        Number of k-means clusters.
+    column : str
+        Column of the vectors.
+    seed : int
+        Seed of sampling, k-means and the draw; by default the seed of the workflow.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range.
+
+    Examples
+    --------
+    >>> chosen = raysel.ClusterShare(budget=0.3).select(rows, rows)   # rows: 10 rows with vectors
+    >>> len(chosen)
+    3
+    """
+
+    budget: float | int | str
+    clusters: int = 1500
+    column: str = EMBEDDING
+    seed: int = 0
+    title: ClassVar[str] = "cluster share"
+    uses_vectors: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what is wrong whatever the pool."""
+        from raysel.select.inputs import check_budget, check_number
+
+        check_budget(self.budget)
+        check_number("clusters", self.clusters, 1)
+
+    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+        """Select rows of every cluster in proportion to the target rows in it.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64) and the vector column.
+        target : ray.data.Dataset
+            Sample of the distribution to match. Labels are not used.
+        start : Selection, optional
+            Earlier selection from this pool to extend. Its rows are kept and count in the parts of their clusters.
+
+        Returns
+        -------
+        Selection
+            Next to the usual columns: ``cluster`` (int32). The score is the share of the target rows in the row's cluster.
+
+        Raises
+        ------
+        DataError
+            For vectors that cannot be used, and a ``start`` from another pool.
+        ConfigError
+            For a budget that the pool does not allow.
+
+        Examples
+        --------
+        >>> first = raysel.ClusterShare(budget=2).select(rows, rows)
+        >>> set(first.ids) <= set(raysel.ClusterShare(budget=4).select(rows, rows).ids)
+        True
+        """
+        from raysel.gio.distributed import quantise
+        from raysel.gio.quantize import assign, draw_to_budget
+        from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
+
+        inputs = open_inputs(pool, target, self.column, self.budget, start)
+        groups = quantise(inputs.pool, self.clusters, self.seed)
+        _, aims = inputs.target.sample(TARGET_ROWS, self.seed)
+        share = np.bincount(assign(aims, groups.centroids)[0], minlength=len(groups.centroids))
+        kept = inputs.kept
+        free = np.flatnonzero(~kept)
+        new = free[
+            draw_to_budget(
+                np.arange(len(share)),
+                len(share),
+                share,
+                groups.cluster[free],
+                inputs.ids[free],
+                inputs.count - int(kept.sum()),
+                self.seed,
+                np.bincount(groups.cluster[kept], minlength=len(share)),
+            )
+        ]
+        empty = share[groups.cluster] == 0
+        reason = np.where(empty, 3, 2)
+        reason[new] = np.where(empty[new], 1, 0)
+        return make_selection(
+            inputs,
+            inputs.ids[new],
+            score=(share / len(aims))[groups.cluster],
+            reason=reason,
+            texts=[
+                "drawn in proportion to the target rows in its cluster",
+                "drawn from a cluster without target rows, because the others had too few rows",
+                "its cluster has target rows, but the draw left it out",
+                "its cluster has no target rows",
+            ],
+            info={
+                "method": "cluster share",
+                **asdict(self),
+                "centroids": len(groups.centroids),
+                "score": "share of the target rows in the row's cluster",
+            },
+            columns={"cluster": groups.cluster},
+        )

@@ -1,0 +1,177 @@
+"""Select rows by the density ratio of target to pool, which a classifier estimates row by row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.data.row_index import ID
+from raysel.data.vectors import EMBEDDING, as_matrix
+from raysel.select.ratio import Ratio, draw_by_ratio, fit_ratio
+from raysel.selection import Selection
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+_FITTED_ON = 20_000  # rows of the pool and of the target that the classifier is fitted on
+_LOST = 0.2  # share of what the target looks like that may be dropped
+
+
+@dataclass(frozen=True)
+class DensityRatio:
+    """Select the pool rows that look like target rows, by a classifier of target against pool.
+
+    The classifier scores every row by the logarithm of the ratio of the target's density to the pool's. If it cannot tell
+    pool and target apart, all rows may be selected. Otherwise rows are dropped that score below the lowest 20 % of the
+    target's own rows, whatever the share of good rows in the pool. Rows are then drawn from those that may be selected, in
+    proportion to the target rows and the ratios in their cluster.
+
+    Parameters
+    ----------
+    budget : float, int or str
+        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
+        the pool at its mean row size (text such as ``"200MB"``).
+    clusters : int
+        Number of k-means clusters that the draw is spread over.
+    column : str
+        Column of the vectors.
+    seed : int
+        Seed of samples, features, k-means and the draw; by default the seed of the workflow.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range.
+
+    Notes
+    -----
+    The classifier is a balanced logistic regression on at most 20,000 rows of each side, linear or with 1,024 random Fourier
+    features, whichever has the lower loss out of fold. The score of a row comes from a model that was not fitted on the row.
+
+    References
+    ----------
+    Kin of DSIR (Xie et al. 2023, Data Selection for Language Models via Importance Resampling, arXiv:2302.03169) and of
+    learning from positive and unlabelled rows.
+
+    Examples
+    --------
+    >>> chosen = raysel.DensityRatio(budget=0.3).select(rows, rows)   # rows: 10 rows with vectors
+    >>> len(chosen)
+    3
+    """
+
+    budget: float | int | str
+    clusters: int = 1500
+    column: str = EMBEDDING
+    seed: int = 0
+    title: ClassVar[str] = "density ratio"
+    uses_vectors: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what is wrong whatever the pool."""
+        from raysel.select.inputs import check_budget, check_number
+
+        check_budget(self.budget)
+        check_number("clusters", self.clusters, 1)
+
+    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+        """Select the pool rows that look like target rows.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64) and the vector column.
+        target : ray.data.Dataset
+            Sample of the distribution to match. Labels are not used.
+        start : Selection, optional
+            Earlier selection from this pool to extend. Its rows are kept and count towards the budget.
+
+        Returns
+        -------
+        Selection
+            The score is the logarithm of the density ratio; dropped rows have it too. ``info`` has the gain of the classifier
+            over a constant with its standard error (``gain``, ``gain_error``), whether it tells pool and target apart
+            (``separates``), the lowest score that may be selected (``cut``) and the share of the pool that reaches it
+            (``share_above``).
+
+        Raises
+        ------
+        DataError
+            For vectors that cannot be used, and a ``start`` from another pool.
+        ConfigError
+            For a budget that the pool does not allow.
+
+        Examples
+        --------
+        >>> chosen = raysel.DensityRatio(budget=0.3).select(rows, rows)
+        >>> chosen.info["separates"]
+        False
+        """
+        import ray
+
+        from raysel.cluster.blocks import map_blocks
+        from raysel.gio.distributed import quantise
+        from raysel.gio.quantize import assign
+        from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
+
+        inputs = open_inputs(pool, target, self.column, self.budget, start)
+        aims = inputs.target.sample(TARGET_ROWS, self.seed)
+        some = inputs.pool.sample(_FITTED_ON, self.seed)
+        model = map_blocks(_fit, [ray.put((*some, *aims))], self.seed)[0]
+        parts = map_blocks(_score, inputs.pool.blocks, self.column, ray.put(model))
+        ids = np.concatenate([part[0] for part in parts])
+        score = np.concatenate([part[1] for part in parts])[np.argsort(ids, kind="stable")]
+        groups = quantise(inputs.pool, self.clusters, self.seed)
+        cut = float(np.quantile(model.target_scores, _LOST, method="lower")) if model.separates else -np.inf
+        keep = score >= cut
+        place = draw_by_ratio(
+            inputs.ids, score, groups.cluster, assign(aims[1], groups.centroids)[0], keep, self.seed
+        )
+        free = np.flatnonzero(~inputs.kept)
+        new = free[np.argsort(place[free])[: inputs.count - int(inputs.kept.sum())]]
+        below = int(np.count_nonzero(~keep[new]))
+        texts = [
+            "drawn among the rows that look like the target",
+            "below the cut, because fewer rows than the budget look like the target",
+            "looks like the target, but the draw left it out",
+            "looks less like the target than 80 % of the target's own rows",
+        ]
+        if not model.separates:
+            texts[0] = "drawn from the whole pool, which looks like the target"
+            texts[2] = "the draw left it out of a pool that looks like the target"
+        reason = np.where(keep, 2, 3)
+        reason[new] = np.where(keep[new], 0, 1)
+        return make_selection(
+            inputs,
+            inputs.ids[new],
+            score=score,
+            reason=reason,
+            texts=texts,
+            info={
+                "method": "density ratio",
+                **asdict(self),
+                "score": "logarithm of the ratio of the target's density to the pool's",
+                "separates": model.separates,
+                "gain": model.gain,
+                "gain_error": model.error,
+                "classifier": "Fourier features" if len(model.features.phases) else "linear",
+                "penalty": model.strength,
+                "cut": cut if model.separates else None,
+                "share_above": float(keep.mean()),
+                "rows_below": below,
+            },
+            columns={"cluster": groups.cluster},
+        )
+
+
+def _fit(samples: Any, seed: int) -> Ratio:
+    return fit_ratio(*samples, seed=seed)
+
+
+def _score(table: pa.Table, column: str, model: Any) -> tuple[np.ndarray, np.ndarray]:
+    ids = table[ID].to_numpy()
+    return ids, model.scores(ids, as_matrix(table[column], column, ids))

@@ -1,0 +1,157 @@
+"""What every selector on vectors begins and ends with: checked inputs, and a Selection with a reason for every row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from ray.data import Dataset
+
+from raysel.data.row_index import ID, budget_rows
+from raysel.data.vector_blocks import VectorBlocks, vector_blocks
+from raysel.errors import ConfigError, DataError, first
+from raysel.gio.budget import parse_bytes
+from raysel.gio.distributed import rows_of_bytes
+from raysel.selection import Selection, coded_text
+
+TARGET_ROWS = 20_000  # of a larger target a sample is used
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Checked vectors, and how many rows are selected from them.
+
+    Attributes
+    ----------
+    pool, target : VectorBlocks
+        The vectors.
+    data : ray.data.Dataset
+        The pool, whose identity the Selection carries.
+    ids : array of int64
+        Of all pool rows, ascending.
+    count : int
+        Rows to select, with those of ``start``.
+    start : Selection or None
+        Rows that are selected already.
+    """
+
+    pool: VectorBlocks
+    target: VectorBlocks
+    data: Dataset
+    ids: np.ndarray
+    count: int
+    start: Selection | None
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Whether ``start`` has each of ``ids``."""
+        return np.zeros(len(self.ids), bool) if self.start is None else np.isin(self.ids, self.start.ids)
+
+
+def check_budget(budget: Any) -> None:
+    """Raise ConfigError for a budget that no pool allows."""
+    if isinstance(budget, str):
+        parse_bytes(budget)
+    else:
+        budget_rows(budget, 2**62)
+
+
+def check_number(name: str, value: Any, least: int) -> None:
+    """Raise ConfigError unless a parameter is an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ConfigError(f"{name}: {value!r} is not an integer of at least {least}.")
+
+
+def open_inputs(
+    pool: Dataset, target: Dataset | None, column: str, budget: float | int | str, start: Selection | None
+) -> Inputs:
+    """Check the vectors of pool and target, the budget and the selection to extend.
+
+    Raises
+    ------
+    ConfigError
+        Without a target, and for a budget that the pool does not allow.
+    DataError
+        For vectors that cannot be used, and a ``start`` from another pool.
+    """
+    if target is None:
+        raise ConfigError("target: This selector needs the target; pass its rows as the second argument.")
+    source, aim = vector_blocks(pool, column, "pool"), vector_blocks(target, column, "target")
+    if source.dimension != aim.dimension:
+        raise DataError(
+            f"The pool's vectors have {source.dimension} dimensions, but the target's {aim.dimension}; "
+            "embed both with the same embedder."
+        )
+    count = (
+        rows_of_bytes(budget, pool, source.rows)
+        if isinstance(budget, str)
+        else budget_rows(budget, source.rows)
+    )
+    if start is not None:
+        start.check_pool(pool)
+        strange = np.setdiff1d(start.ids, source.ids)
+        if len(strange):
+            raise DataError(
+                f"start: {len(strange):,} of its rows are not in the pool (sample_id {first(strange)}); "
+                "extend a selection that was made from the same pool."
+            )
+        if len(start) >= count:
+            raise ConfigError(
+                f"budget: {count:,} rows are too few, because start already holds {len(start):,}; give a larger budget."
+            )
+    return Inputs(source, aim, pool, np.sort(source.ids), count, start)
+
+
+def make_selection(
+    inputs: Inputs,
+    new: np.ndarray,
+    *,
+    score: np.ndarray,
+    reason: np.ndarray,
+    texts: Sequence[str],
+    info: dict[str, Any],
+    columns: dict[str, np.ndarray] | None = None,
+) -> Selection:
+    """Return a Selection of new rows and those of ``start``; all other rows are listed as dropped.
+
+    Parameters
+    ----------
+    inputs : Inputs
+        What was selected from.
+    new : array of int64
+        Ids of the selected rows that ``start`` does not have.
+    score : array of float, shape (n,)
+        Score of every row of the pool, in the order of ``inputs.ids``.
+    reason : array of int, shape (n,)
+        Index into ``texts`` for every row.
+    texts : sequence of str
+        Reasons.
+    info : dict
+        Method and parameters.
+    columns : dict of str to array, shape (n,), optional
+        More columns.
+    """
+    kept = inputs.kept
+    chosen = kept | np.isin(inputs.ids, new)
+    codes = np.where(kept, len(texts), reason)
+    weight = np.ones(len(inputs.ids), np.float32)
+    if inputs.start is not None:
+        weight[kept] = inputs.start.weights  # both ascend in their ids
+    every = [*texts, "in the selection that was extended"]
+    more = columns or {}
+    dropped = {ID: pa.array(inputs.ids[~chosen]), "score": pa.array(score[~chosen])}
+    dropped |= {name: pa.array(values[~chosen]) for name, values in more.items()}
+    dropped["reason"] = coded_text(codes[~chosen], every)
+    return Selection.of(
+        inputs.ids[chosen],
+        score=score[chosen],
+        weight=weight[chosen],
+        reason=coded_text(codes[chosen], every),
+        dropped=pa.table(dropped),
+        info={**info, "pool_rows": len(inputs.ids), "start_rows": int(kept.sum())},
+        columns={name: values[chosen] for name, values in more.items()},
+        pool=inputs.data,
+    )

@@ -1,0 +1,189 @@
+"""Select the pool rows that are most similar to the target rows, which take turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.data.row_index import ID
+from raysel.data.vectors import EMBEDDING, as_matrix
+from raysel.select.matches import Matches, take_turns
+from raysel.selection import Selection
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from raysel.select.inputs import Inputs
+
+_PAIRS = 1 << 25  # pairs of a target row and a pool row that are kept: 20 bytes each
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """Select the pool rows that are most similar to the target, whose rows take turns (RDS+).
+
+    In every round each target row takes its most similar pool row (by cosine) that is not taken yet, until the budget
+    is spent. A larger budget extends the selection of a smaller one.
+
+    Parameters
+    ----------
+    budget : float, int or str
+        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
+        the pool at its mean row size (text such as ``"200MB"``).
+    column : str
+        Column of the vectors.
+    seed : int
+        Seed of the clustering of a target that is too large to be matched row by row; by default the seed of the
+        workflow.
+
+    Raises
+    ------
+    ConfigError
+        For a parameter that is out of range.
+
+    Notes
+    -----
+    The lists of most similar rows have at most 2**25 entries in all. Where the budget needs longer lists, the target rows
+    are replaced by fewer k-means centroids, each of which has turns in proportion to the target rows that it stands for;
+    ``info["target"]`` says so.
+
+    References
+    ----------
+    Ivison et al. 2025, Large-Scale Data Selection for Instruction Tuning, arXiv:2503.01807.
+
+    Examples
+    --------
+    >>> chosen = raysel.Nearest(budget=0.3).select(rows, rows)   # rows: 10 rows with vectors
+    >>> len(chosen)
+    3
+    """
+
+    budget: float | int | str
+    column: str = EMBEDDING
+    seed: int = 0
+    title: ClassVar[str] = "nearest"
+    uses_vectors: ClassVar[bool] = True
+    uses_target: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what is wrong whatever the pool."""
+        from raysel.select.inputs import check_budget
+
+        check_budget(self.budget)
+
+    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+        """Select the pool rows that are most similar to the target rows.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64) and the vector column.
+        target : ray.data.Dataset
+            Rows to find similar rows for. Labels are not used.
+        start : Selection, optional
+            Earlier selection from this pool to extend. Its rows are kept and count towards the budget.
+
+        Returns
+        -------
+        Selection
+            Next to the usual columns: ``target_id`` (int64, the target row that took the row; -1 for rows of
+            ``start`` and for a target of centroids) and ``turn`` (int32). The score is the cosine to that target
+            row, and for dropped rows NaN.
+
+        Raises
+        ------
+        DataError
+            For vectors that cannot be used, and a ``start`` from another pool.
+        ConfigError
+            For a budget that the pool does not allow.
+
+        Examples
+        --------
+        >>> first = raysel.Nearest(budget=2).select(rows, rows)
+        >>> set(first.ids) <= set(raysel.Nearest(budget=4).select(rows, rows).ids)
+        True
+        """
+        from raysel.select.inputs import make_selection, open_inputs
+
+        inputs = open_inputs(pool, target, self.column, self.budget, start)
+        ids, vectors, share = self._target(inputs)
+        before = [] if start is None else start.ids.tolist()
+        wanted = inputs.count - len(before)
+        k = min(inputs.pool.rows, 2 * -(-inputs.count * int(share.max()) // int(share.sum())) + 16)
+        while True:
+            if len(vectors) * k > _PAIRS and len(vectors) > 1:
+                ids, vectors, share = self._thinned(vectors, share, max(1, _PAIRS // k))
+            lists, scores = _match(inputs, self.column, vectors, k)
+            found = take_turns(lists, wanted, inputs.pool.rows, share, before)
+            if found is not None:
+                break
+            k = min(inputs.pool.rows, 2 * k)
+        taken, by, turns = found
+        score = np.full(len(inputs.ids), np.nan)
+        target_id = np.full(len(inputs.ids), -1, np.int64)
+        turn = np.full(len(inputs.ids), -1, np.int32)
+        at = np.searchsorted(inputs.ids, taken)
+        place = (lists[by] == taken[:, None]).argmax(axis=1)
+        score[at], turn[at] = scores[by, place], turns
+        if ids is not None:
+            target_id[at] = ids[by]
+        reason = np.ones(len(inputs.ids), np.int64)
+        reason[at] = 0
+        whole = ids is not None
+        return make_selection(
+            inputs,
+            taken,
+            score=score,
+            reason=reason,
+            texts=[
+                "the most similar row that was left when its target row had its turn",
+                "no target row took it within the budget",
+            ],
+            info={
+                "method": "nearest",
+                **asdict(self),
+                "score": "cosine to the target row that took the row",
+                "target": f"{len(vectors):,} {'rows' if whole else 'centroids'} of {inputs.target.rows:,} rows",
+            },
+            columns={"target_id": target_id, "turn": turn},
+        )
+
+    def _target(self, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+        """Return the target's ids, its vectors, and a share of 1 for each."""
+        ids, vectors = inputs.target.sample(inputs.target.rows, self.seed)
+        return ids, vectors, np.ones(len(ids), np.int64)
+
+    def _thinned(
+        self, vectors: np.ndarray, share: np.ndarray, count: int
+    ) -> tuple[None, np.ndarray, np.ndarray]:
+        """Return at most ``count`` centroids, each with the share of the vectors that it stands for."""
+        from raysel.gio.quantize import assign, fit_centroids
+
+        centroids = fit_centroids(vectors, count, self.seed)
+        joined = np.bincount(assign(vectors, centroids)[0], share, minlength=len(centroids))
+        used = np.flatnonzero(joined)
+        return None, centroids[used], joined[used].astype(np.int64)
+
+
+def _match(inputs: Inputs, column: str, targets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    import ray
+
+    from raysel.cluster.blocks import map_groups
+
+    parts = map_groups(_match_group, inputs.pool.blocks, column, ray.put(targets), k)
+    return reduce(lambda one, other: one.merge(other), parts).lists()
+
+
+def _match_group(tables: Iterator[pa.Table], column: str, targets: Any, k: int) -> Matches:
+    import ray
+
+    found = Matches(ray.get(targets), k)
+    for table in tables:
+        ids = table[ID].to_numpy()
+        found.add(ids, as_matrix(table[column], column, ids))
+    return found

@@ -1,0 +1,122 @@
+"""Selectors on a real cluster: the same selection from any blocks, budgets that nest, and one sentence for what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+import raysel
+from raysel.data.vectors import to_column
+from raysel.errors import ConfigError, DataError
+from raysel.select.matches import Matches, take_turns
+
+pytestmark = pytest.mark.usefixtures("cluster")
+SELECTORS = [
+    raysel.ClusterShare(0.2, clusters=12),
+    raysel.DensityRatio(0.2, clusters=12),
+    raysel.Nearest(0.2),
+]
+
+
+def dataset(vectors, blocks=1, start=0):
+    table = pa.table({"sample_id": np.arange(start, start + len(vectors)), "embedding": to_column(vectors)})
+    size = -(-len(vectors) // blocks)
+    return ray.data.from_arrow([table.slice(at, size) for at in range(0, len(vectors), size)])
+
+
+@pytest.fixture(scope="module")
+def data():
+    """A pool of which half is like the target, and the target."""
+    rng = np.random.default_rng(0)
+    pool, target = (rng.normal(size=(rows, 6)).astype(np.float32) for rows in (400, 150))
+    pool[::2, :2] += 4.0
+    return pool, target
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=lambda one: type(one).__name__)
+def test_any_blocks_give_one_selection_and_budgets_nest(data, selector):
+    pool, target = data
+    found = [
+        selector.select(dataset(pool, blocks), dataset(target, other)) for blocks, other in ((1, 1), (5, 2))
+    ]
+    one = found[0]
+    assert len(one) == 80 and all(one.table.equals(other.table) for other in found[1:])
+    assert one.dropped.num_rows == 320 and all(one.dropped.equals(other.dropped) for other in found[1:])
+    good = (one.ids % 2 == 1).mean()
+    assert good > 0.9  # a random choice has half
+    rest = dataset(pool, 2), dataset(target)
+    more = dataclasses.replace(selector, budget=160).select(*rest)
+    assert set(one.ids) <= set(more.ids)
+    extended = dataclasses.replace(selector, budget=160).select(*rest, start=one)
+    assert len(extended) == 160 and set(one.ids) <= set(extended.ids)
+    assert one.table["reason"].null_count == 0 and one.info["pool_rows"] == 400
+
+
+def test_nearest_is_what_turns_over_the_whole_pool_take(data):
+    pool, target = data
+    lists, _ = Matches(target, 400).add(np.arange(400), pool).lists()
+    wanted, by, turns = take_turns(lists, 300, 400)
+    found = raysel.Nearest(300).select(dataset(pool, 3), dataset(target))
+    order = np.argsort(wanted)
+    assert found.ids.tolist() == wanted[order].tolist()
+    assert found.table["target_id"].to_pylist() == by[order].tolist()
+    assert found.table["turn"].to_pylist() == turns[order].tolist()
+
+
+def test_a_target_with_too_many_pairs_is_thinned_and_the_result_says_so(data, monkeypatch):
+    pool, target = data
+    monkeypatch.setattr("raysel.select.nearest._PAIRS", 2000)
+    found = raysel.Nearest(100).select(dataset(pool), dataset(target))
+    assert "centroids of 150 rows" in found.info["target"]
+    assert (found.ids % 2 == 1).mean() > 0.9
+
+
+def test_density_ratio_drops_nothing_where_pool_and_target_are_alike():
+    rng = np.random.default_rng(3)
+    pool, target = (rng.normal(size=(rows, 6)).astype(np.float32) for rows in (300, 150))
+    found = raysel.DensityRatio(0.5, clusters=10).select(dataset(pool), dataset(target))
+    assert not found.info["separates"] and found.info["cut"] is None and found.info["share_above"] == 1.0
+
+
+def test_density_ratio_takes_rows_below_the_cut_only_where_the_others_run_out(data):
+    pool, target = data
+    found = raysel.DensityRatio(350, clusters=12).select(dataset(pool), dataset(target))
+    above = round(found.info["share_above"] * 400)
+    assert found.info["separates"] and 150 < above < 250 and found.info["rows_below"] == 350 - above
+    scores = found.table["score"].to_numpy()
+    dropped = found.dropped["score"].to_numpy()
+    assert dropped.max() <= scores[scores < found.info["cut"]].min()  # the best of the rest first
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=lambda one: type(one).__name__)
+def test_degenerate_vectors(data, selector):
+    """All rows equal, zero vectors, fewer rows than clusters, the target in the pool."""
+    pool, target = data
+    for rows, aim in (
+        (np.ones((30, 6)), target),
+        (np.zeros((30, 6)), np.zeros((4, 6))),
+        (pool[:7], pool[:7]),
+    ):
+        few = selector.select(dataset(rows.astype(np.float32)), dataset(aim.astype(np.float32)))
+        assert len(few) == round(0.2 * len(rows))
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=lambda one: type(one).__name__)
+def test_what_is_wrong_is_said(data, selector):
+    pool, target = data
+    with pytest.raises(ConfigError, match="budget: 401 rows"):
+        dataclasses.replace(selector, budget=401).select(dataset(pool), dataset(target))
+    with pytest.raises(ConfigError, match="budget"):
+        dataclasses.replace(selector, budget=1.5)
+    with pytest.raises(ConfigError, match="target"):
+        selector.select(dataset(pool), None)
+    with pytest.raises(DataError, match="6 dimensions, but the target's 5"):
+        selector.select(dataset(pool), dataset(target[:, :5]))
+    bad = pool.copy()
+    bad[7, 0] = np.nan
+    with pytest.raises(DataError, match="sample_id 7"):
+        selector.select(dataset(bad), dataset(target))
