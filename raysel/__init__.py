@@ -23,6 +23,8 @@ _HOME = {
     "ClusterShare": "raysel.select.cluster_share",
     "Nearest": "raysel.select.nearest",
     "ByScore": "raysel.select.by_score",
+    "Deduplicate": "raysel.select.deduplicate",
+    "leakage": "raysel.select.deduplicate",
     "fit_factors": "raysel.factors.distributed",
     "factor_scores": "raysel.factors.distributed",
     "InfoBatch": "raysel.dynamic.infobatch",
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
     from raysel.gio.distributed import GIO as GIO
     from raysel.select.by_score import ByScore as ByScore
     from raysel.select.cluster_share import ClusterShare as ClusterShare
+    from raysel.select.deduplicate import Deduplicate as Deduplicate
+    from raysel.select.deduplicate import leakage as leakage
     from raysel.select.density_ratio import DensityRatio as DensityRatio
     from raysel.select.nearest import Nearest as Nearest
     from raysel.selection import Selection as Selection

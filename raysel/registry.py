@@ -11,6 +11,7 @@ SELECTORS = Registry(
         "density_ratio": "raysel.select.density_ratio:DensityRatio",
         "cluster_share": "raysel.select.cluster_share:ClusterShare",
         "nearest": "raysel.select.nearest:Nearest",
+        "deduplicate": "raysel.select.deduplicate:Deduplicate",
         "by_score": "raysel.select.by_score:ByScore",
         "random": "raysel.baselines:Random",
     },

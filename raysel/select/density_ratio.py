@@ -169,7 +169,8 @@ class DensityRatio:
 
 
 def _fit(samples: Any, seed: int) -> Ratio:
-    return fit_ratio(*samples, seed=seed)
+    pool_ids, pool, target_ids, target = samples
+    return fit_ratio(pool_ids, pool, target_ids, target, seed)
 
 
 def _score(table: pa.Table, column: str, model: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -34,6 +34,8 @@ def data():
     rng = np.random.default_rng(0)
     pool, target = (rng.normal(size=(rows, 6)).astype(np.float32) for rows in (400, 150))
     pool[::2, :2] += 4.0
+    pool[:, 5] += 3.0  # so that directions tell the halves apart
+    target[:, 5] += 3.0
     return pool, target
 
 

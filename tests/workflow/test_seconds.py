@@ -15,6 +15,7 @@ class Shards(Step):
     """Writes one file per attempt and is interrupted twice."""
 
     name = "shards"
+    about = "writing"
     resumable = ("written",)
 
     def __init__(self, keeps: bool) -> None:

@@ -1,0 +1,389 @@
+"""Drop near duplicates, and find test rows that have near duplicates among the training rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.data.row_index import ID, budget_rows
+from raysel.data.vectors import EMBEDDING, as_matrix
+from raysel.errors import ConfigError, DataError
+from raysel.select.duplicates import (
+    Pairs,
+    close_pairs,
+    drop_to,
+    join_pairs,
+    keep_first,
+    matches_across,
+    nearest_cells,
+)
+from raysel.select.matches import unit
+from raysel.selection import Selection, coded_text
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from raysel.data.vector_blocks import VectorBlocks
+
+_LOWEST = 0.5  # threshold below which rows are no duplicates of each other
+_CELL_ROWS = 1000  # rows per cell on average
+_MOST_CELLS = 4096
+_GROUP_BYTES = 256 << 20  # vectors that one task compares
+
+
+@dataclass(frozen=True)
+class Deduplicate:
+    """Drop rows that are near duplicates of a row that is kept (SemDeDup).
+
+    In ascending order of ``sample_id``, a row is dropped if the cosine of its vector to that of a kept row reaches the
+    threshold. Exact copies of a vector are always dropped.
+
+    Parameters
+    ----------
+    threshold : float, optional
+        Cosine from which on two rows are near duplicates, above 0.5 and at most 1.
+    keep : float or int, optional
+        Rows to keep, instead of a threshold: a share of the pool (float) or a number of rows (int). The threshold that keeps
+        at least so many is found by bisection.
+    probes : int
+        Number of cells that every row is compared in. More cells find more of the pairs and take longer.
+    column : str
+        Column of the vectors.
+    seed : int
+        Seed of the clustering; by default the seed of the workflow.
+
+    Raises
+    ------
+    ConfigError
+        Unless exactly one of ``threshold`` and ``keep`` is given, and for a value that is out of range.
+
+    Notes
+    -----
+    Rows are compared within cells of about 1,000 rows around k-means centroids. A pair is found if the two rows have one of
+    their nearest ``probes`` cells in common; pools of up to 2,000 rows are one cell, and all their pairs are found.
+
+    References
+    ----------
+    Abbas et al. 2023, SemDeDup: Data-efficient learning at web-scale through semantic deduplication, arXiv:2303.09540.
+
+    Examples
+    --------
+    >>> chosen = raysel.Deduplicate(threshold=0.999).select(rows)   # rows: 10 rows with vectors
+    >>> len(chosen) <= 10
+    True
+    """
+
+    threshold: float | None = None
+    keep: float | int | None = None
+    probes: int = 2
+    column: str = EMBEDDING
+    seed: int = 0
+    title: ClassVar[str] = "deduplicate"
+    uses_vectors: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for what is wrong whatever the pool."""
+        from raysel.select.inputs import check_number
+
+        if (self.threshold is None) == (self.keep is None):
+            raise ConfigError("threshold: Give either threshold or keep to Deduplicate, and not both.")
+        if self.threshold is not None:
+            check_threshold(self.threshold)
+        if self.keep is not None:
+            try:
+                budget_rows(self.keep, 2**62)
+            except ConfigError as error:
+                raise ConfigError(str(error).replace("budget:", "keep:", 1)) from None
+        check_number("probes", self.probes, 1)
+
+    def select(self, pool: Dataset) -> Selection:
+        """Drop the near duplicates of a pool.
+
+        Parameters
+        ----------
+        pool : ray.data.Dataset
+            Rows with ``sample_id`` (int64) and the vector column.
+
+        Returns
+        -------
+        Selection
+            The score is the number of rows that were dropped as near duplicates of the row. The table of dropped rows has
+            the columns ``duplicate_of`` (int64, a kept row) and ``cosine`` (float64).
+
+        Raises
+        ------
+        DataError
+            For vectors that cannot be used.
+        ConfigError
+            If so many rows have no near duplicate that fewer than ``keep`` cannot be reached.
+
+        Examples
+        --------
+        >>> raysel.Deduplicate(keep=5).select(rows).info["threshold"] > 0.5
+        True
+        """
+        from raysel.data.vector_blocks import vector_blocks
+
+        source = vector_blocks(pool, self.column, "pool")
+        ids = np.sort(source.ids)
+        count = len(ids) if self.keep is None else budget_rows(self.keep, len(ids))
+        first_of, pairs = _pairs(source, self.threshold or _LOWEST, self.probes, self.seed)
+        different = len(ids) - len(first_of)
+        if self.threshold is not None:
+            threshold, found = self.threshold, keep_first(pairs, self.threshold)
+        elif different < count:
+            raise ConfigError(
+                f"keep: {count:,} rows cannot be kept, because only {different:,} of {len(ids):,} vectors are different."
+            )
+        elif (reached := drop_to(pairs, different, count)) is not None:
+            threshold, found = reached
+        else:
+            left = different - len(keep_first(pairs, _LOWEST).later)
+            raise ConfigError(
+                f"keep: {count:,} rows cannot be reached, because {left:,} rows have no near duplicate with a cosine of "
+                f"{_LOWEST} or more. Raise keep, or let another selector choose among them."
+            )
+        return _selection(self, ids, first_of, found, threshold, pool)
+
+
+def _selection(
+    selector: Deduplicate,
+    ids: np.ndarray,
+    copies: dict[int, int],
+    found: Pairs,
+    threshold: float,
+    pool: Dataset,
+) -> Selection:
+    kept_for = dict(zip(found.later.tolist(), found.earlier.tolist(), strict=True))
+    cosine = dict(zip(found.later.tolist(), found.cosine.tolist(), strict=True))
+    rows = sorted([*copies, *kept_for])
+    of = np.array([kept_for.get(one := copies.get(row, row), one) for row in rows], np.int64)
+    near = np.array([cosine.get(copies.get(row, row), 1.0) for row in rows])
+    exact = np.array([row in copies for row in rows], bool)
+    out = np.array(rows, np.int64)
+    chosen = np.setdiff1d(ids, out)
+    dropped = pa.table(
+        {
+            ID: out,
+            "duplicate_of": of,
+            "cosine": near,
+            "reason": coded_text(
+                np.where(exact, 1, 0), ["near duplicate of a kept row", "copy of another row's vector"]
+            ),
+        }
+    )
+    stands_for = np.bincount(np.searchsorted(chosen, of), minlength=len(chosen)).astype(np.float64)
+    return Selection.of(
+        chosen,
+        score=stands_for,
+        reason=coded_text(
+            (stands_for > 0).astype(np.int64), ["no near duplicate before it", "kept for its near duplicates"]
+        ),
+        dropped=dropped,
+        info={
+            "method": "deduplicate",
+            **asdict(selector),
+            "threshold": threshold,
+            "pool_rows": len(ids),
+            "copies": len(copies),
+            "score": "number of near duplicates that were dropped for the row",
+        },
+        pool=pool,
+    )
+
+
+def leakage(
+    train: Dataset,
+    test: Dataset,
+    threshold: float = 0.95,
+    *,
+    column: str = EMBEDDING,
+    probes: int = 2,
+    seed: int = 0,
+) -> pa.Table:
+    """Find test rows that have a near duplicate among the training rows.
+
+    Parameters
+    ----------
+    train, test : ray.data.Dataset
+        Rows with ``sample_id`` (int64) and the vector column, embedded by the same embedder.
+    threshold : float
+        Cosine from which on two rows are near duplicates, above 0.5 and at most 1.
+    column : str
+        Column of the vectors.
+    probes : int
+        Number of cells that every row is compared in; see `raysel.Deduplicate`.
+    seed : int
+        Seed of the clustering.
+
+    Returns
+    -------
+    pyarrow.Table
+        One row per test row with a near duplicate: ``sample_id`` (of the test row, ascending), ``train_id`` (the most similar
+        training row that was compared) and ``cosine``.
+
+    Raises
+    ------
+    ConfigError
+        For a threshold that is out of range.
+    DataError
+        For vectors that cannot be used.
+
+    Examples
+    --------
+    >>> raysel.leakage(rows, rows, 0.99).num_rows   # rows: 10 rows with vectors, each of which finds itself
+    10
+    """
+    from raysel.data.vector_blocks import vector_blocks
+
+    check_threshold(threshold)
+    source, other = vector_blocks(train, column, "training data"), vector_blocks(test, column, "test data")
+    if source.dimension != other.dimension:
+        raise DataError(
+            f"The training vectors have {source.dimension} dimensions, but the test vectors {other.dimension}; embed both "
+            "with the same embedder."
+        )
+    centroids = _centroids(source, seed)
+    probes = min(probes, len(centroids))
+    groups = _groups(source, len(centroids))
+    shuffled = [_shuffle(each, centroids, probes, groups) for each in (source, other)]
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=3)(_cross)
+    from raysel.cluster.errors import unwrap_errors
+
+    with unwrap_errors():
+        parts = ray.get([task.remote(*pair, threshold) for pair in zip(*shuffled, strict=True)])
+    row, of, cosine = (np.concatenate(one) for one in zip(*parts, strict=True))
+    order = np.lexsort((of, -cosine, row))
+    row, of, cosine = row[order], of[order], cosine[order]
+    best = np.diff(row, prepend=-1) > 0
+    return pa.table({ID: row[best], "train_id": of[best], "cosine": cosine[best]})
+
+
+def check_threshold(threshold: Any) -> None:
+    """Raise ConfigError unless a threshold is a number above 0.5 and at most 1."""
+    number = isinstance(threshold, (int, float, np.floating)) and not isinstance(threshold, bool)
+    if not number or not _LOWEST < threshold <= 1:
+        raise ConfigError(
+            f"threshold: {threshold!r} is not a cosine above {_LOWEST} and at most 1; 0.95 finds what looks the same."
+        )
+
+
+# ---- on the cluster ------------------------------------------------------------------------------------------------
+
+
+def _pairs(source: VectorBlocks, threshold: float, probes: int, seed: int) -> tuple[dict[int, int], Pairs]:
+    """Return the id of the first row with the same vector for every copy, and the close pairs of the other rows."""
+    import ray
+
+    from raysel.cluster.blocks import map_blocks
+    from raysel.cluster.errors import unwrap_errors
+
+    digests = map_blocks(_digests, source.blocks, source.column)
+    ids = np.concatenate([part[0] for part in digests])
+    digest = np.concatenate([part[1] for part in digests])
+    order = np.lexsort((ids, digest))
+    first = np.ones(len(order), bool)
+    first[1:] = digest[order][1:] != digest[order][:-1]
+    of = ids[order][np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))]
+    copies = dict(zip(ids[order][~first].tolist(), of[~first].tolist(), strict=True))
+    centroids = _centroids(source, seed)
+    groups = _groups(source, len(centroids))
+    gone = np.sort(np.fromiter(copies, np.int64, len(copies)))
+    shuffled = _shuffle(source, centroids, min(probes, len(centroids)), groups, gone)
+    task = ray.remote(num_cpus=1, max_retries=3)(_compare)
+    with unwrap_errors():
+        parts = ray.get([task.remote(refs, threshold) for refs in shuffled])
+    return copies, join_pairs([Pairs(*part) for part in parts])
+
+
+def _centroids(source: VectorBlocks, seed: int) -> np.ndarray:
+    cells = min(_MOST_CELLS, source.rows // _CELL_ROWS)
+    if cells <= 2:
+        return np.ones((1, source.dimension), np.float32)
+    return source.on_sample(_unit_centroids, cells * 64, seed, cells, seed)
+
+
+def _unit_centroids(vectors: np.ndarray, cells: int, seed: int) -> np.ndarray:
+    from raysel.gio.quantize import fit_centroids
+
+    return unit(fit_centroids(unit(vectors), cells, seed))
+
+
+def _groups(source: VectorBlocks, cells: int) -> int:
+    import ray
+
+    size = source.rows * source.dimension * 4
+    return min(cells, max(int(ray.cluster_resources().get("CPU", 1)), -(-size // _GROUP_BYTES)))
+
+
+def _shuffle(
+    source: VectorBlocks, centroids: np.ndarray, probes: int, groups: int, without: np.ndarray | None = None
+) -> list[list[Any]]:
+    """Return for each group of cells references to the rows in it, a table per block."""
+    import ray
+
+    shared = ray.put((centroids, without))
+    task = ray.remote(num_cpus=1, max_retries=3, num_returns=groups)(_scatter)
+    parts = [task.remote(block, source.column, shared, probes, groups) for block in source.blocks]
+    return [[part if groups == 1 else part[group] for part in parts] for group in range(groups)]
+
+
+def _digests(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    ids = table[ID].to_numpy()
+    vectors = as_matrix(table[column], column, ids) + np.float32(0)  # -0.0 is 0.0
+    raw = np.ascontiguousarray(vectors)
+    found = [hashlib.blake2b(row.data, digest_size=16).digest() for row in raw]
+    return ids, np.array(found, "V16") if found else np.empty(0, "V16")
+
+
+def _scatter(table: pa.Table, column: str, shared: Any, probes: int, groups: int) -> Any:
+    centroids, without = shared
+    ids = table[ID].to_numpy()
+    rows = unit(as_matrix(table[column], column, ids))
+    if without is not None:
+        stay = ~np.isin(ids, without)
+        ids, rows = ids[stay], rows[stay]
+    cells = nearest_cells(rows, centroids, probes)
+    found = []
+    for group in range(groups):
+        row, probe = np.nonzero(cells % groups == group)
+        found.append((ids[row], cells[row, probe], rows[row]))
+    return found[0] if groups == 1 else found
+
+
+def _gathered(refs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return ids, cells and vectors of a group, by cell and id."""
+    import ray
+
+    ids, cells, rows = (np.concatenate(column) for column in zip(*ray.get(list(refs)), strict=True))
+    order = np.lexsort((ids, cells))
+    return ids[order], cells[order], rows[order]
+
+
+def _compare(refs: Sequence[Any], threshold: float) -> Pairs:
+    ids, cells, rows = _gathered(refs)
+    ends = [*np.flatnonzero(np.diff(cells)) + 1, len(cells)]
+    parts = [
+        close_pairs(ids[start:end], rows[start:end], threshold)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True)
+        if end - start > 1
+    ]
+    return join_pairs(parts)
+
+
+def _cross(train: Sequence[Any], test: Sequence[Any], threshold: float) -> Pairs:
+    ids, cells, rows = _gathered(train)
+    other_ids, other_cells, others = _gathered(test)
+    found = []
+    for cell in np.unique(other_cells):
+        mine = slice(*np.searchsorted(cells, [cell, cell + 1]))
+        theirs = slice(*np.searchsorted(other_cells, [cell, cell + 1]))
+        found.append(matches_across(other_ids[theirs], others[theirs], ids[mine], rows[mine], threshold))
+    return join_pairs(found)
