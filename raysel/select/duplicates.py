@@ -84,7 +84,7 @@ def close_pairs(ids: NDArray[np.int64], rows: Array, threshold: float) -> Pairs:
         at = end
     if not found:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    return Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    return join_pairs([Pairs(*part) for part in found])
 
 
 def matches_across(
@@ -95,7 +95,8 @@ def matches_across(
 
     if not len(rows) or not len(others):
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    best, cosine = (found[:, 0] for found in Matches(rows, 1).add(other_ids, others).lists())
+    lists, cosines = Matches(rows, 1).add(other_ids, others).lists()
+    best, cosine = lists[:, 0], cosines[:, 0]
     close = cosine >= threshold
     return Pairs(ids[close], best[close], cosine[close])
 
@@ -104,7 +105,9 @@ def join_pairs(parts: list[Pairs]) -> Pairs:
     """Return the pairs of several cells, each once, sorted by the later and then the earlier row."""
     if not parts:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    later, earlier, cosine = (np.concatenate(column) for column in zip(*parts, strict=True))
+    later = np.concatenate([part.later for part in parts])
+    earlier = np.concatenate([part.earlier for part in parts])
+    cosine = np.concatenate([part.cosine for part in parts])
     order = np.lexsort((earlier, later))
     later, earlier, cosine = later[order], earlier[order], cosine[order]
     new = np.ones(len(later), bool)

@@ -114,6 +114,7 @@ def make_selection(
     texts: Sequence[str],
     info: dict[str, Any],
     columns: dict[str, np.ndarray] | None = None,
+    all_scored: bool = True,
 ) -> Selection:
     """Return a Selection of new rows and those of ``start``; all other rows are listed as dropped.
 
@@ -133,6 +134,8 @@ def make_selection(
         Method and parameters.
     columns : dict of str to array, shape (n,), optional
         More columns.
+    all_scored : bool
+        Whether the score and the columns hold values for dropped rows too.
     """
     kept = inputs.kept
     chosen = kept | np.isin(inputs.ids, new)
@@ -142,8 +145,9 @@ def make_selection(
         weight[kept] = inputs.start.weights  # both ascend in their ids
     every = [*texts, "in the selection that was extended"]
     more = columns or {}
-    dropped = {ID: pa.array(inputs.ids[~chosen]), "score": pa.array(score[~chosen])}
-    dropped |= {name: pa.array(values[~chosen]) for name, values in more.items()}
+    dropped = {ID: pa.array(inputs.ids[~chosen])}
+    if all_scored:
+        dropped |= {name: pa.array(values[~chosen]) for name, values in {"score": score, **more}.items()}
     dropped["reason"] = coded_text(codes[~chosen], every)
     return Selection.of(
         inputs.ids[chosen],

@@ -93,7 +93,7 @@ class Nearest:
         Selection
             Next to the usual columns: ``target_id`` (int64, the target row that took the row; -1 for rows of
             ``start`` and for a target of centroids) and ``turn`` (int32). The score is the cosine to that target
-            row, and for dropped rows NaN.
+            row; dropped rows have none.
 
         Raises
         ------
@@ -151,6 +151,7 @@ class Nearest:
                 "target": f"{len(vectors):,} {'rows' if whole else 'centroids'} of {inputs.target.rows:,} rows",
             },
             columns={"target_id": target_id, "turn": turn},
+            all_scored=False,
         )
 
     def _target(self, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
