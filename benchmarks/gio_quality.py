@@ -50,6 +50,8 @@ from raysel.baselines import choose  # noqa: E402
 from raysel.gio import Picks, exact_select, gradient_select, kl  # noqa: E402
 from raysel.gio.distances import nearest_logs  # noqa: E402
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids  # noqa: E402
+from raysel.select.matches import Matches, Turns  # noqa: E402
+from raysel.select.ratio import draw_by_ratio, fit_ratio  # noqa: E402
 
 RESULTS = HERE / "results" / "gio_quality.jsonl"
 SCENES = ("like", "junk", "classes")
@@ -179,6 +181,36 @@ def cluster_share(scene: Scene) -> Chooser:
     return scene.drawn(everything, scene.target_counts)
 
 
+def nearest_in_turns(scene: Scene) -> Chooser:
+    """The selector Nearest: target rows take turns."""
+
+    def choose_rows(rows: int) -> np.ndarray:
+        turns = Turns(rows, np.ones(len(scene.select_target), np.int64))
+        k = 4 * -(-rows // len(scene.select_target)) + 16
+        while True:
+            k = min(k, len(scene.ids))
+            free = ~np.isin(scene.ids, turns.taken)
+            found = Matches(scene.select_target, k).add(scene.ids[free], scene.select_pool[free])
+            if turns.take(*found.lists(), complete=k == len(scene.ids)):
+                return np.sort(turns.ids)
+            k *= 2
+
+    return choose_rows
+
+
+def density_ratio(scene: Scene) -> Chooser:
+    """The selector DensityRatio, fitted on samples of at most 20,000 rows."""
+    rng = np.random.default_rng(scene.seed)
+    some = np.sort(rng.permutation(len(scene.ids))[:20_000])
+    target_ids = np.arange(len(scene.select_target))
+    model = fit_ratio(some, scene.select_pool[some], target_ids, scene.select_target, scene.seed)
+    score = model.scores(scene.ids, scene.select_pool)
+    cut = np.quantile(model.target_scores, 0.2, method="lower") if model.separates else -np.inf
+    cluster, target = scene.members[0], assign(scene.select_target, scene.centroids)[0]
+    place = draw_by_ratio(scene.ids, score, cluster, target, score >= cut, scene.seed)
+    return lambda rows: np.flatnonzero(place < rows)
+
+
 ARMS: dict[str, Callable[[Scene], Chooser]] = {
     "random": random,
     "class-stratified": by_class,
@@ -192,6 +224,8 @@ ARMS: dict[str, Callable[[Scene], Chooser]] = {
     "gio-sampled": exact("nearest", 1, share="pool"),
     "gio-share": exact("nearest", 1, share="target"),
     "cluster-share": cluster_share,
+    "nearest-in-turns": nearest_in_turns,
+    "density-ratio": density_ratio,
     "oracle": oracle,
 }
 

@@ -168,7 +168,7 @@ class GIO:
                 "embed both with the same embedder."
             )
         count = self._count(pool, source.rows)
-        before = _check_start(start, pool, source.ids, count)
+        before = check_start(start, pool, source.ids, count)
         _, aims = aim.sample(_TARGET_ROWS, self.seed)
         if len(aims) > 1:
             check_rank(self.estimator, self.k, len(aims))
@@ -339,7 +339,7 @@ def quantise(source: VectorBlocks, clusters: int | None, seed: int) -> Quantised
     return Quantised(ids[order], cluster.astype(np.int32), distance, centroids[used])
 
 
-def _check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:
+def check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:
     """Return the ids that were selected before."""
     if start is None:
         return np.empty(0, np.int64)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
+from raysel.core.budgets import budget_rows, check_budget
 from raysel.core.hashing import hash_ids
-from raysel.data.row_index import ID, budget_rows, check_ids
+from raysel.core.parameters import check_fields
+from raysel.data.identity import check_dataset, row_ids
+from raysel.data.row_index import ID, check_ids
 from raysel.errors import ConfigError, DataError, first
-from raysel.selection import Selection
+from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
-
-_HOW = ("top", "low", "middle", "sample")
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,12 @@ class ByScore:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
-        budget_rows(self.budget, 2**62)
-        if self.how not in _HOW:
-            raise ConfigError(f"how: {self.how!r} is unknown; use {', '.join(_HOW[:-1])} or {_HOW[-1]}.")
+        object.__setattr__(self, "budget", check_budget(self.budget))
+        check_fields(self)
         if not 0 < self.temperature < np.inf:
             raise ConfigError(f"temperature: {self.temperature!r} is not a positive number.")
 
+    @on_instances
     def select(self, pool: Dataset) -> Selection:
         """Select rows by their scores.
 
@@ -99,8 +100,9 @@ class ByScore:
         from raysel.cluster.blocks import gather
         from raysel.selection import constant_text
 
+        check_dataset(pool, "pool")
         table = gather(pool, list(dict.fromkeys([ID, self.score])), "pool")
-        ids = table[ID].to_numpy()
+        ids = row_ids(table, "pool")
         check_ids(ids, "the pool")
         kind = table[self.score].type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from raysel.core.budgets import check_budget
+from raysel.core.numbers import whole
+from raysel.core.parameters import check_fields
 from raysel.data.vectors import EMBEDDING
-from raysel.selection import Selection
+from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -54,11 +57,11 @@ class ClusterShare:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
-        from raysel.select.inputs import check_budget, check_number
+        object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
+        check_fields(self)
+        whole("clusters", self.clusters, 1)
 
-        check_budget(self.budget)
-        check_number("clusters", self.clusters, 1)
-
+    @on_instances
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """Select rows of every cluster in proportion to the target rows in it.
 

@@ -10,7 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from raysel.data.row_index import ID, budget_rows
+from raysel.core.budgets import budget_rows, check_budget
+from raysel.core.numbers import whole
+from raysel.core.parameters import check_fields
+from raysel.data.identity import check_dataset
+from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.errors import ConfigError, DataError
 from raysel.select.duplicates import (
@@ -23,7 +27,7 @@ from raysel.select.duplicates import (
     nearest_cells,
 )
 from raysel.select.matches import unit
-from raysel.selection import Selection, coded_text
+from raysel.selection import Selection, coded_text, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -88,19 +92,19 @@ class Deduplicate:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
-        from raysel.select.inputs import check_number
-
+        check_fields(self)
         if (self.threshold is None) == (self.keep is None):
             raise ConfigError("threshold: Give either threshold or keep to Deduplicate, and not both.")
         if self.threshold is not None:
             check_threshold(self.threshold)
         if self.keep is not None:
             try:
-                budget_rows(self.keep, 2**62)
+                object.__setattr__(self, "keep", check_budget(self.keep))
             except ConfigError as error:
                 raise ConfigError(str(error).replace("budget:", "keep:", 1)) from None
-        check_number("probes", self.probes, 1)
+        whole("probes", self.probes, 1)
 
+    @on_instances
     def select(self, pool: Dataset) -> Selection:
         """Drop the near duplicates of a pool.
 
@@ -129,6 +133,7 @@ class Deduplicate:
         """
         from raysel.data.vector_blocks import vector_blocks
 
+        check_dataset(pool, "pool")
         source = vector_blocks(pool, self.column, "pool")
         ids = np.sort(source.ids)
         count = len(ids) if self.keep is None else budget_rows(self.keep, len(ids))
@@ -242,6 +247,8 @@ def leakage(
     from raysel.data.vector_blocks import vector_blocks
 
     check_threshold(threshold)
+    check_dataset(train, "training data")
+    check_dataset(test, "test data")
     source, other = vector_blocks(train, column, "training data"), vector_blocks(test, column, "test data")
     if source.dimension != other.dimension:
         raise DataError(

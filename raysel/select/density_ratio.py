@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from raysel.core.budgets import check_budget
+from raysel.core.numbers import whole
+from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.select.ratio import Ratio, draw_by_ratio, fit_ratio
-from raysel.selection import Selection
+from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -73,11 +76,11 @@ class DensityRatio:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
-        from raysel.select.inputs import check_budget, check_number
+        object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
+        check_fields(self)
+        whole("clusters", self.clusters, 1)
 
-        check_budget(self.budget)
-        check_number("clusters", self.clusters, 1)
-
+    @on_instances
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """Select the pool rows that look like target rows.
 

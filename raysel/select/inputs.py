@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.data.row_index import ID, budget_rows
+from raysel.core.budgets import budget_rows
+from raysel.data.identity import check_dataset
+from raysel.data.row_index import ID
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
-from raysel.errors import ConfigError, DataError, first
-from raysel.gio.budget import parse_bytes
-from raysel.gio.distributed import rows_of_bytes
+from raysel.errors import ConfigError, DataError
+from raysel.gio.distributed import check_start, rows_of_bytes
 from raysel.selection import Selection, coded_text
 
 TARGET_ROWS = 20_000  # of a larger target a sample is used
@@ -51,20 +52,6 @@ class Inputs:
         return np.zeros(len(self.ids), bool) if self.start is None else np.isin(self.ids, self.start.ids)
 
 
-def check_budget(budget: Any) -> None:
-    """Raise ConfigError for a budget that no pool allows."""
-    if isinstance(budget, str):
-        parse_bytes(budget)
-    else:
-        budget_rows(budget, 2**62)
-
-
-def check_number(name: str, value: Any, least: int) -> None:
-    """Raise ConfigError unless a parameter is an integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ConfigError(f"{name}: {value!r} is not an integer of at least {least}.")
-
-
 def open_inputs(
     pool: Dataset, target: Dataset | None, column: str, budget: float | int | str, start: Selection | None
 ) -> Inputs:
@@ -79,6 +66,8 @@ def open_inputs(
     """
     if target is None:
         raise ConfigError("target: This selector needs the target; pass its rows as the second argument.")
+    check_dataset(pool, "pool")
+    check_dataset(target, "target")
     source, aim = vector_blocks(pool, column, "pool"), vector_blocks(target, column, "target")
     if source.dimension != aim.dimension:
         raise DataError(
@@ -90,18 +79,7 @@ def open_inputs(
         if isinstance(budget, str)
         else budget_rows(budget, source.rows)
     )
-    if start is not None:
-        start.check_pool(pool)
-        strange = np.setdiff1d(start.ids, source.ids)
-        if len(strange):
-            raise DataError(
-                f"start: {len(strange):,} of its rows are not in the pool (sample_id {first(strange)}); "
-                "extend a selection that was made from the same pool."
-            )
-        if len(start) >= count:
-            raise ConfigError(
-                f"budget: {count:,} rows are too few, because start already holds {len(start):,}; give a larger budget."
-            )
+    check_start(start, pool, source.ids, count)
     return Inputs(source, aim, pool, np.sort(source.ids), count, start)
 
 

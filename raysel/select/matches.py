@@ -50,16 +50,18 @@ class Matches:
     def add(self, ids: NDArray[np.int64], rows: Array) -> Matches:
         """Take rows (n, d) with their ids into account."""
         rows = unit(rows)
-        step = max(1, _SCORES // max(1, len(self.targets)))
-        for at in range(0, len(rows), step):
-            part = rows[at : at + step]
-            near = part @ self.targets.T
-            limit = self._limit
-            if len(part) > self.k:  # and not below the k-th of these rows
-                kth = np.partition(near, len(part) - self.k, axis=0)[len(part) - self.k]
-                limit = np.maximum(limit, kth - np.float32(self._slack))
-            row, target = np.nonzero(near >= limit)
-            self._keep(target, ids[at + row], _cosines(part, row, self.targets, target))
+        step = max(1, _SCORES // max(1, len(rows)))
+        for at in range(0, len(self.targets) if len(rows) else 0, step):
+            aims = self.targets[at : at + step]
+            near = rows @ aims.T
+            limit = self._limit[at : at + step]
+            close = near >= limit
+            if len(rows) > self.k and np.count_nonzero(close) > 2 * self.k * len(aims):
+                # nor is a row that the k-th of these rows excludes
+                kth = np.partition(near, len(rows) - self.k, axis=0)[len(rows) - self.k]
+                close = near >= np.maximum(limit, kth - np.float32(self._slack))
+            row, target = np.nonzero(close)
+            self._keep(at + target, ids[row], _cosines(rows, row, aims, target))
         return self
 
     def merge(self, other: Matches) -> Matches:
@@ -111,55 +113,71 @@ def _ranks(groups: Array) -> NDArray[np.int64]:
     return np.arange(len(groups)) - np.repeat(starts, np.diff(starts, append=len(groups)))
 
 
-def take_turns(
-    ids: NDArray[np.int64],
-    count: int,
-    pool_rows: int,
-    share: NDArray[np.int64] | None = None,
-    taken: Any = (),
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None:
-    """Let target rows take pool rows one after another, each its most similar row that is not taken.
+class Turns:
+    """Target rows take pool rows one after another, each its most similar row that is not taken.
 
     Parameters
     ----------
-    ids : array of int64, shape (m, k)
-        Most similar pool rows of every target row, best first; -1 behind the last.
     count : int
         Rows to take.
-    pool_rows : int
-        Rows of the pool. A list of this length is complete, and its target row drops out when the list ends.
-    share : array of int64, shape (m,), optional
-        Turn t of a target row comes at (t + 1/2) / share, the lower position first. Default: all have one turn per round.
+    share : array of int64, shape (m,)
+        Turn t of a target row comes at (t + 1/2) / share, the lower position first.
     taken : iterable of int
         Ids that are taken already.
 
-    Returns
-    -------
-    (ids, targets, turns) or None
-        The taken rows in the order of the turns, with the target row and the number of its turn. None if a list ended
-        although the pool has more rows: longer lists are needed.
+    Attributes
+    ----------
+    ids, targets, turns, cosines : list
+        The taken rows in the order of the turns, with the target row, the number of its turn, and their cosine.
     """
-    lists: list[list[int]] = ids.tolist()
-    gone = {int(one) for one in taken}
-    place, turn = [0] * len(lists), [0] * len(lists)
-    weight = [1] * len(lists) if share is None else share.tolist()
-    queue = [(0.5 / weight[target], target) for target in range(len(lists)) if weight[target] > 0]
-    heapq.heapify(queue)
-    found: list[tuple[int, int, int]] = []
-    while len(found) < count and queue:
-        target = queue[0][1]
-        row, at = lists[target], place[target]
-        while at < len(row) and row[at] in gone:
-            at += 1
-        if at == len(row) and len(row) < pool_rows:
-            return None
-        if at == len(row) or row[at] < 0:
-            heapq.heappop(queue)
-            continue
-        gone.add(row[at])
-        found.append((row[at], target, turn[target]))
-        place[target] = at + 1
-        turn[target] += 1
-        heapq.heapreplace(queue, ((turn[target] + 0.5) / weight[target], target))
-    taken_ids, by, turns = (np.array(column, np.int64) for column in zip(*found, strict=True))
-    return taken_ids, by, turns
+
+    def __init__(self, count: int, share: NDArray[np.int64], taken: Any = ()) -> None:
+        self.count = count
+        self.ids: list[int] = []
+        self.targets: list[int] = []
+        self.turns: list[int] = []
+        self.cosines: list[float] = []
+        self._weight = share.tolist()
+        self._turn = [0] * len(self._weight)
+        self._gone = {int(one) for one in taken}
+        self._queue = [(0.5 / weight, target) for target, weight in enumerate(self._weight) if weight > 0]
+        heapq.heapify(self._queue)
+
+    @property
+    def taken(self) -> NDArray[np.int64]:
+        """Ids that are taken, ascending."""
+        return np.sort(np.fromiter(self._gone, np.int64, len(self._gone)))
+
+    def take(self, ids: NDArray[np.int64], cosines: Array, complete: bool) -> bool:
+        """Let the target rows take rows until all turns are done or a list ends; return whether they are done.
+
+        Parameters
+        ----------
+        ids : array of int64, shape (m, k)
+            Most similar rows of every target row among those that were not taken at the call, best first; -1 behind the last.
+        cosines : array, shape (m, k)
+            Their cosines.
+        complete : bool
+            Whether the lists hold all rows. If not, further lists are needed where one ends.
+        """
+        lists: list[list[int]] = ids.tolist()
+        place = [0] * len(lists)
+        while len(self.ids) < self.count and self._queue:
+            target = self._queue[0][1]
+            row, at = lists[target], place[target]
+            while at < len(row) and row[at] in self._gone:
+                at += 1
+            if at == len(row) or row[at] < 0:
+                if not complete:
+                    return False
+                heapq.heappop(self._queue)
+                continue
+            self._gone.add(row[at])
+            self.ids.append(row[at])
+            self.targets.append(target)
+            self.turns.append(self._turn[target])
+            self.cosines.append(float(cosines[target, at]))
+            place[target] = at + 1
+            self._turn[target] += 1
+            heapq.heapreplace(self._queue, ((self._turn[target] + 0.5) / self._weight[target], target))
+        return True

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from raysel.core.budgets import check_budget
+from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
-from raysel.select.matches import Matches, take_turns
-from raysel.selection import Selection
+from raysel.select.matches import Matches, Turns
+from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -72,10 +74,10 @@ class Nearest:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
-        from raysel.select.inputs import check_budget
+        object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
+        check_fields(self)
 
-        check_budget(self.budget)
-
+    @on_instances
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
         """Select the pool rows that are most similar to the target rows.
 
@@ -111,33 +113,32 @@ class Nearest:
         from raysel.select.inputs import make_selection, open_inputs
 
         inputs = open_inputs(pool, target, self.column, self.budget, start)
-        ids, vectors, share = self._target(inputs)
-        before = [] if start is None else start.ids.tolist()
-        wanted = inputs.count - len(before)
-        k = min(inputs.pool.rows, 2 * -(-inputs.count * int(share.max()) // int(share.sum())) + 16)
+        ids, vectors = inputs.target.sample(inputs.target.rows, self.seed)
+        share, thinned = np.ones(len(ids), np.int64), False
+        before = np.empty(0, np.int64) if start is None else start.ids
+        turns = Turns(inputs.count - len(before), share, before)
+        k = 4 * -(-inputs.count // len(ids)) + 16
         while True:
+            k = min(k, inputs.pool.rows)
             if len(vectors) * k > _PAIRS and len(vectors) > 1:
-                ids, vectors, share = self._thinned(vectors, share, max(1, _PAIRS // k))
-            lists, scores = _match(inputs, self.column, vectors, k)
-            found = take_turns(lists, wanted, inputs.pool.rows, share, before)
-            if found is not None:
+                vectors, share = _thinned(vectors, share, max(1, _PAIRS // k), self.seed)
+                turns, thinned = Turns(inputs.count - len(before), share, before), True
+            lists, cosines = _match(inputs, self.column, vectors, k, turns.taken)
+            if turns.take(lists, cosines, complete=k == inputs.pool.rows):
                 break
-            k = min(inputs.pool.rows, 2 * k)
-        taken, by, turns = found
+            k *= 2
         score = np.full(len(inputs.ids), np.nan)
         target_id = np.full(len(inputs.ids), -1, np.int64)
         turn = np.full(len(inputs.ids), -1, np.int32)
-        at = np.searchsorted(inputs.ids, taken)
-        place = (lists[by] == taken[:, None]).argmax(axis=1)
-        score[at], turn[at] = scores[by, place], turns
-        if ids is not None:
-            target_id[at] = ids[by]
+        at = np.searchsorted(inputs.ids, turns.ids)
+        score[at], turn[at] = turns.cosines, turns.turns
+        if not thinned:
+            target_id[at] = ids[turns.targets]
         reason = np.ones(len(inputs.ids), np.int64)
         reason[at] = 0
-        whole = ids is not None
         return make_selection(
             inputs,
-            taken,
+            np.array(turns.ids, np.int64),
             score=score,
             reason=reason,
             texts=[
@@ -148,43 +149,41 @@ class Nearest:
                 "method": "nearest",
                 **asdict(self),
                 "score": "cosine to the target row that took the row",
-                "target": f"{len(vectors):,} {'rows' if whole else 'centroids'} of {inputs.target.rows:,} rows",
+                "target": f"{len(vectors):,} {'centroids' if thinned else 'rows'} of {inputs.target.rows:,} rows",
             },
             columns={"target_id": target_id, "turn": turn},
             all_scored=False,
         )
 
-    def _target(self, inputs: Inputs) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
-        """Return the target's ids, its vectors, and a share of 1 for each."""
-        ids, vectors = inputs.target.sample(inputs.target.rows, self.seed)
-        return ids, vectors, np.ones(len(ids), np.int64)
 
-    def _thinned(
-        self, vectors: np.ndarray, share: np.ndarray, count: int
-    ) -> tuple[None, np.ndarray, np.ndarray]:
-        """Return at most ``count`` centroids, each with the share of the vectors that it stands for."""
-        from raysel.gio.quantize import assign, fit_centroids
+def _thinned(vectors: np.ndarray, share: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return at most ``count`` centroids, each with the share of the vectors that it stands for."""
+    from raysel.gio.quantize import assign, fit_centroids
 
-        centroids = fit_centroids(vectors, count, self.seed)
-        joined = np.bincount(assign(vectors, centroids)[0], share, minlength=len(centroids))
-        used = np.flatnonzero(joined)
-        return None, centroids[used], joined[used].astype(np.int64)
+    centroids = fit_centroids(vectors, count, seed)
+    joined = np.bincount(assign(vectors, centroids)[0], share, minlength=len(centroids))
+    used = np.flatnonzero(joined)
+    return centroids[used], joined[used].astype(np.int64)
 
 
-def _match(inputs: Inputs, column: str, targets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _match(
+    inputs: Inputs, column: str, targets: np.ndarray, k: int, taken: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     import ray
 
     from raysel.cluster.blocks import map_groups
 
-    parts = map_groups(_match_group, inputs.pool.blocks, column, ray.put(targets), k)
+    parts = map_groups(_match_group, inputs.pool.blocks, column, ray.put((targets, taken)), k)
     return reduce(lambda one, other: one.merge(other), parts).lists()
 
 
-def _match_group(tables: Iterator[pa.Table], column: str, targets: Any, k: int) -> Matches:
+def _match_group(tables: Iterator[pa.Table], column: str, shared: Any, k: int) -> Matches:
     import ray
 
-    found = Matches(ray.get(targets), k)
+    targets, taken = ray.get(shared)
+    found = Matches(targets, k)
     for table in tables:
         ids = table[ID].to_numpy()
-        found.add(ids, as_matrix(table[column], column, ids))
+        free = ~np.isin(ids, taken)
+        found.add(ids[free], as_matrix(table[column], column, ids)[free])
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysel.select.matches import Matches, take_turns, unit
+from raysel.select.matches import Matches, Turns, unit
 
 
 def cosines(rows, targets):
@@ -41,30 +41,36 @@ def test_turns_take_what_they_take_by_hand(seed):
     count = int(rng.integers(1, n - len(taken) + 1))
     similar = cosines(rows, targets)
     k = int(rng.integers(1, n + 1))
+    found = Turns(count, share, taken)
     while True:
-        cuts = np.sort(rng.integers(0, n + 1, 3))
-        found = Matches(targets, k)
+        free = ~np.isin(ids, found.taken)
+        left, rest, near = ids[free], rows[free], similar[:, free]
+        cuts = np.sort(rng.integers(0, len(left) + 1, 3))
+        matches = Matches(targets, k)
         for part in rng.permutation(4):
-            here = slice([0, *cuts][part], [*cuts, n][part])
-            found.merge(Matches(targets, k).add(ids[here], rows[here]))
-        lists, score = found.lists()
+            here = slice([0, *cuts][part], [*cuts, len(left)][part])
+            matches.merge(Matches(targets, k).add(left[here], rest[here]))
+        lists, score = matches.lists()
         for j in range(m):
-            order = np.lexsort((ids, -similar[j]))[:k]
-            assert lists[j, : len(order)].tolist() == ids[order].tolist()
-            assert score[j, : len(order)].tolist() == similar[j, order].tolist()
-        turns = take_turns(lists, count, n, share, taken)
-        if turns is not None:
+            order = np.lexsort((left, -near[j]))[:k]
+            assert lists[j, : len(order)].tolist() == left[order].tolist()
+            assert score[j, : len(order)].tolist() == near[j, order].tolist()
+        if found.take(lists, score, complete=k == n):
             break
         k = min(n, 2 * k)
     wanted = by_hand(similar, ids, count, share.tolist(), taken)
-    assert list(zip(turns[0].tolist(), turns[1].tolist(), strict=True)) == wanted
+    assert list(zip(found.ids, found.targets, strict=True)) == wanted
+    place = {row: at for at, row in enumerate(ids.tolist())}
+    assert found.cosines == [similar[j, place[row]] for row, j in wanted]
 
 
-def test_a_list_that_is_too_short_is_noticed():
-    lists = np.array([[3, 1], [3, 1]])
-    assert take_turns(lists, 2, 4)[0].tolist() == [3, 1]
-    assert take_turns(lists, 3, 4) is None  # the pool has more rows than the lists
-    assert take_turns(lists, 3, 2)[0].tolist() == [3, 1]  # it has not
+def test_a_list_that_ends_needs_another_one():
+    lists, cosines, share = np.array([[3, 1], [3, 1]]), np.ones((2, 2)), np.ones(2, np.int64)
+    turns = Turns(3, share)
+    assert not turns.take(lists, cosines, complete=False) and turns.ids == [3, 1]
+    assert turns.take(np.array([[2, -1], [2, -1]]), cosines, complete=False) and turns.ids == [3, 1, 2]
+    turns = Turns(3, share)
+    assert turns.take(lists, cosines, complete=True) and turns.ids == [3, 1]  # there are no more rows
 
 
 def test_a_zero_vector_is_similar_to_nothing():

@@ -12,7 +12,7 @@ import ray
 import raysel
 from raysel.data.vectors import to_column
 from raysel.errors import ConfigError, DataError
-from raysel.select.matches import Matches, take_turns
+from raysel.select.matches import Matches, Turns
 
 pytestmark = pytest.mark.usefixtures("cluster")
 SELECTORS = [
@@ -60,13 +60,13 @@ def test_any_blocks_give_one_selection_and_budgets_nest(data, selector):
 
 def test_nearest_is_what_turns_over_the_whole_pool_take(data):
     pool, target = data
-    lists, _ = Matches(target, 400).add(np.arange(400), pool).lists()
-    wanted, by, turns = take_turns(lists, 300, 400)
+    turns = Turns(300, np.ones(150, np.int64))
+    assert turns.take(*Matches(target, 400).add(np.arange(400), pool).lists(), complete=True)
     found = raysel.Nearest(300).select(dataset(pool, 3), dataset(target))
-    order = np.argsort(wanted)
-    assert found.ids.tolist() == wanted[order].tolist()
-    assert found.table["target_id"].to_pylist() == by[order].tolist()
-    assert found.table["turn"].to_pylist() == turns[order].tolist()
+    order = np.argsort(turns.ids)
+    assert found.ids.tolist() == sorted(turns.ids)
+    for name, wanted in (("target_id", turns.targets), ("turn", turns.turns), ("score", turns.cosines)):
+        assert found.table[name].to_pylist() == np.array(wanted)[order].tolist()
 
 
 def test_a_target_with_too_many_pairs_is_thinned_and_the_result_says_so(data, monkeypatch):
