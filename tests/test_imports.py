@@ -12,7 +12,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "raysel"
 SHELLS = {"distributed.py", "service.py"}  # the Ray modules of pure packages
 PURE_PACKAGES = ("core", "gio", "gime", "factors", "dynamic", "report")
-ORDER = ("core", "cluster", "data", "gio", "gime", "factors", "dynamic", "train", "report", "workflow")
+ORDER = (
+    "core",
+    "cluster",
+    "data",
+    "gio",
+    "gime",
+    "factors",
+    "select",
+    "dynamic",
+    "train",
+    "report",
+    "workflow",
+)
 PURE = [
     path
     for name in PURE_PACKAGES

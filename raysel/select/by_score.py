@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ByScore:
-    """Select rows by a numeric column: the highest, the lowest or the middle values, or a sample that prefers high ones.
+    """Select rows by a numeric column: the highest, lowest or middle values, or a weighted sample.
 
     Parameters
     ----------

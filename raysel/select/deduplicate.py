@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from raysel.data.vector_blocks import VectorBlocks
 
+_THRESHOLD = 0.95  # the default
 _LOWEST = 0.5  # threshold below which rows are no duplicates of each other
 _CELL_ROWS = 1000  # rows per cell on average
 _MOST_CELLS = 4096
@@ -50,7 +51,7 @@ class Deduplicate:
     Parameters
     ----------
     threshold : float, optional
-        Cosine from which on two rows are near duplicates, above 0.5 and at most 1.
+        Cosine from which on two rows are near duplicates, above 0.5 and at most 1. Default: 0.95.
     keep : float or int, optional
         Rows to keep, instead of a threshold: a share of the pool (float) or a number of rows (int). The threshold that keeps
         at least so many is found by bisection.
@@ -64,7 +65,7 @@ class Deduplicate:
     Raises
     ------
     ConfigError
-        Unless exactly one of ``threshold`` and ``keep`` is given, and for a value that is out of range.
+        If both ``threshold`` and ``keep`` are given, and for a value that is out of range.
 
     Notes
     -----
@@ -93,8 +94,8 @@ class Deduplicate:
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
         check_fields(self)
-        if (self.threshold is None) == (self.keep is None):
-            raise ConfigError("threshold: Give either threshold or keep to Deduplicate, and not both.")
+        if self.threshold is not None and self.keep is not None:
+            raise ConfigError("threshold: Give either threshold or keep to Deduplicate, not both.")
         if self.threshold is not None:
             check_threshold(self.threshold)
         if self.keep is not None:
@@ -137,10 +138,11 @@ class Deduplicate:
         source = vector_blocks(pool, self.column, "pool")
         ids = np.sort(source.ids)
         count = len(ids) if self.keep is None else budget_rows(self.keep, len(ids))
-        first_of, pairs = _pairs(source, self.threshold or _LOWEST, self.probes, self.seed)
+        wanted = None if self.keep is not None else self.threshold or _THRESHOLD
+        first_of, pairs = _pairs(source, wanted or _LOWEST, self.probes, self.seed)
         different = len(ids) - len(first_of)
-        if self.threshold is not None:
-            threshold, found = self.threshold, keep_first(pairs, self.threshold)
+        if wanted is not None:
+            threshold, found = wanted, keep_first(pairs, wanted)
         elif different < count:
             raise ConfigError(
                 f"keep: {count:,} rows cannot be kept, because only {different:,} of {len(ids):,} vectors are different."

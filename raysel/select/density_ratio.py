@@ -144,7 +144,7 @@ class DensityRatio:
             "looks less like the target than 80 % of the target's own rows",
         ]
         if not model.separates:
-            texts[0] = "drawn from the whole pool, which looks like the target"
+            texts[0] = "drawn from all rows of a pool that looks like the target"
             texts[2] = "the draw left it out of a pool that looks like the target"
         reason = np.where(keep, 2, 3)
         reason[new] = np.where(keep[new], 0, 1)

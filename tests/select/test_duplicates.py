@@ -133,7 +133,6 @@ def test_degenerate_vectors(cluster):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {},
         {"threshold": 0.9, "keep": 3},
         {"threshold": 95},
         {"threshold": True},
