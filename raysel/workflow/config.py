@@ -111,11 +111,13 @@ class Calibrate:
     statistics : list of str, optional
         Statistics of the metrics to consider; by default all that vary between the subsets.
     tolerance : float
-        How much lower than the performance on the complete pool the performance on a subset may be.
+        Largest accepted loss of performance: how much lower the performance on a subset may be than on the
+        complete pool.
     share : float
-        Share of the subsets within a threshold that must reach this performance.
+        A threshold is accepted if at least this share of the subsets within the threshold has an accepted
+        performance.
     confidence : float
-        Confidence with which this share must hold, for all thresholds together.
+        Confidence level for this share, for all thresholds together.
     false_discoveries : float
         Upper limit for the expected share of false discoveries: statistics that are chosen although the
         performance does not depend on them.
