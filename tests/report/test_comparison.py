@@ -246,8 +246,8 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
     said = findings.notes(replace(sample(), trusted=("pool", "test")))
     assert len(said) == len(findings.notes(sample())) + 1
     assert said[-1] == (
-        "For these inputs, a change of a file is detected by its size and modification time, not by its content, because "
-        'the workflow sets "trust: mtime": pool, test.'
+        "The files of these inputs are identified by size and modification time instead of their content, because the "
+        'workflow sets "trust: mtime": pool, test. A file that changed without changing these would not be noticed.'
     )
 
 

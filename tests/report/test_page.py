@@ -318,6 +318,7 @@ def test_trusted_roles_are_said_where_the_reading_is_explained(results: RunResul
     page = render(replace(results, trusted=("pool", "test")))
     reading = page[page.index("<h2>How to read this</h2>") : page.index("<h2>Configuration</h2>")]
     assert (
-        "For these inputs, a change of a file is detected by its size and modification time, not by its content, because "
-        'the workflow sets "trust: mtime": pool, test.' in unescape(reading)
+        "The files of these inputs are identified by size and modification time instead of their content, because the "
+        'workflow sets "trust: mtime": pool, test. A file that changed without changing these would not be noticed.'
+        in unescape(reading)
     )

@@ -24,7 +24,8 @@ def costs_section(ledger: Ledger) -> str:
         ["<b>Total</b>", *(f"<b>{numbers.seconds(entry.total_seconds)}</b>" for entry in ledger.entries)]
     )
     forward = "; ".join(
-        f"{html.text(entry.title)}: {numbers.count(entry.samples_forward)}" for entry in ledger.entries
+        f"{html.text(entry.title)}{html.NBSP}{numbers.count(entry.samples_forward)}"
+        for entry in ledger.entries
     )
     note = f'<figcaption class="text">Samples in forward passes of training: {forward}.</figcaption>'
     wide = " wide" if len(ledger.entries) > 3 else ""

@@ -32,7 +32,9 @@ def reading_section(results: RunResults) -> str:
         ),
     ]
     if results.trusted:
-        items.append(("Some files were not compared by content.", html.text(trusted_files(results.trusted))))
+        items.append(
+            ("Some files are identified without reading them.", html.text(trusted_files(results.trusted)))
+        )
     if results.selection:
         method = html.text(results.selection.method)
         items[1:1] = [
@@ -58,8 +60,8 @@ def trusted_files(roles: Sequence[str]) -> str:
     """Return one sentence of plain text about the roles in ``trusted`` of the results."""
     listed = ", ".join(roles)
     return (
-        "For these inputs, a change of a file is detected by its size and modification time, not by its content, because "
-        f'the workflow sets "trust: mtime": {listed}.'
+        "The files of these inputs are identified by size and modification time instead of their content, because the "
+        f'workflow sets "trust: mtime": {listed}. A file that changed without changing these would not be noticed.'
     )
 
 

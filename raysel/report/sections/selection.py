@@ -43,7 +43,7 @@ def selection_section(results: RunResults) -> str:
     share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
     lead = (
         f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} pool rows"
-        f"{html.bound(share)} once, before training. Training used only these rows."
+        f"{html.bound(share)} once, before training. The arm that uses the methods of the workflow trains only on these rows."
     )
     figures = html.grid(cards) or '<p class="missing">The steps of the selection were not recorded.</p>'
     return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures}')
