@@ -102,7 +102,7 @@ def _from_stream(source: Any) -> pa.Table:
         for name, kind in dict(getattr(source, "schema", {})).items():
             if str(kind) == "Object":
                 raise DataError(
-                    f"Column '{name}' holds Python objects, which no column can; write them as text."
+                    f"Column '{name}' holds Python objects, which Arrow cannot store; convert them to numbers or text."
                 )
     rows = pa.chunked_array(source)
     return (

@@ -36,7 +36,10 @@ def headline(results: CompareResults) -> str:
         if titles:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
-        return f"{start} was trained with one seed, as were its controls; one seed does not show which is better."
+        return (
+            f"{own.title} used {numbers.percent(own.share)} of the training samples of full data; one seed does not show "
+            "whether it is better than its controls."
+        )
     return f"{start} {_listed(parts)} at the same number of samples."
 
 

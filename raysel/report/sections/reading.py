@@ -21,8 +21,8 @@ def reading_section(results: RunResults) -> str:
         (
             "Savings count all costs.",
             "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). Time includes embedding, metrics, "
-            "selection, planning and start-up. Samples are those that were back-propagated, which is most of the "
-            "arithmetic. A negative saving means that the arm cost more. No saving is given if the full pool was not "
+            "selection, planning and start-up. Samples are counted when they are back-propagated, which takes most of "
+            "the computation. A negative saving means that the arm cost more. No saving is given if the full pool was not "
             "trained on, or if a number for it was not measured.",
         ),
         (
