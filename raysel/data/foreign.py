@@ -11,11 +11,6 @@ import pyarrow as pa
 from raysel.data.columns import columns_table
 from raysel.errors import DataError
 
-_STREAMED = (
-    "is streamed: its rows have no fixed number and order, which ids need. Write it to Parquet and read the files, or load "
-    "it without streaming."
-)
-
 
 def _bases(source: Any) -> list[str]:
     return [base.__module__.partition(".")[0] for base in type(source).__mro__]
@@ -35,7 +30,7 @@ def from_hugging_face(dataset: Any) -> pa.Table:
             f"A {name} is not one table; choose a split, for example dataset['train'] (it has {splits})."
         )
     if not hasattr(dataset, "num_rows"):
-        raise DataError(f"This {name} {_STREAMED}")
+        raise DataError(_streamed(name))
     return dataset.with_format("arrow")[:]
 
 
@@ -52,7 +47,7 @@ def from_torch(dataset: Any) -> pa.Table:
     if any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__) or not hasattr(
         dataset, "__len__"
     ):
-        raise DataError(f"This {name} {_STREAMED}")
+        raise DataError(_streamed(name))
     rows: list[Mapping[Any, Any]] = []
     for number in range(len(dataset)):
         try:
@@ -80,3 +75,10 @@ def _named(item: Any) -> Mapping[Any, Any]:
         names = itertools.chain(["data", "target"], (f"field{i}" for i in itertools.count(2)))
         return dict(zip(names, item, strict=False))
     return {"data": item}
+
+
+def _streamed(name: str) -> str:
+    return (
+        f"This {name} is streamed: its rows have no fixed number and order, which ids need. Write it to Parquet and read "
+        "the files, or load it without streaming."
+    )
