@@ -158,13 +158,17 @@ class Curve:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Summary of the static selection: names of the methods, rows selected and in the pool, KL curve, classes."""
+    """Summary of the static selection.
+
+    Names of the methods, rows selected and in the pool, KL curve, classes, and sentences of the selectors.
+    """
 
     method: str
     kept: int
     pool: int
     curve: Curve = Curve()
     classes: tuple[ClassCount, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -198,6 +198,10 @@ def _selection(
             "threshold": threshold,
             "pool_rows": len(ids),
             "copies": len(copies),
+            "notes": [
+                f"{len(out):,} rows were dropped as duplicates: {len(copies):,} copies of another row's vector, and "
+                f"{len(out) - len(copies):,} rows with a cosine of at least {threshold:.3f} to a kept row."
+            ],
             "score": "number of near duplicates that were dropped for the row",
         },
         pool=pool,

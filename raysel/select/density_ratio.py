@@ -166,9 +166,26 @@ class DensityRatio:
                 "cut": cut if model.separates else None,
                 "share_above": float(keep.mean()),
                 "rows_below": below,
+                "notes": _notes(model, float(keep.mean()), below),
             },
             columns={"cluster": groups.cluster},
         )
+
+
+def _notes(model: Ratio, share: float, below: int) -> list[str]:
+    """Return what the report says of the classifier."""
+    gain = f"its loss is {model.gain:.3f} ± {model.error:.3f} nats below that of a constant"
+    if not model.separates:
+        return [f"The classifier cannot tell target rows from pool rows ({gain}), so no row was excluded."]
+    notes = [
+        f"The classifier can tell target rows from pool rows ({gain}). {share:.1%} of the pool rows have a score that 80 % of "
+        "the target rows reach; all other rows were excluded."
+    ]
+    if below:
+        notes.append(
+            f"The budget is larger than the number of these rows, so {below:,} excluded rows were added."
+        )
+    return notes
 
 
 def _fit(samples: Any, seed: int) -> Ratio:

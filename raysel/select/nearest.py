@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from raysel.select.inputs import Inputs
 
+_THINNED = (
+    "The target rows were replaced by k-means centroids, because the lists of similar rows would be too long."
+)
 _PAIRS = 1 << 25  # pairs of a target row and a pool row that are kept: 20 bytes each
 
 
@@ -149,6 +152,7 @@ class Nearest:
                 "method": "nearest",
                 **asdict(self),
                 "score": "cosine to the target row that took the row",
+                "notes": [_THINNED] if thinned else [],
                 "target": f"{len(vectors):,} {'centroids' if thinned else 'rows'} of {inputs.target.rows:,} rows",
             },
             columns={"target_id": target_id, "turn": turn},

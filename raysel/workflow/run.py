@@ -222,6 +222,7 @@ def _chosen(run: RunDirectory) -> Chosen | None:
         pool=run.count(run.base),
         curve=Curve(tuple(curve["rows"]), tuple(curve["kl"])),
         classes=tuple(ClassCount(**entry) for entry in run.finished["classes"].answer["classes"]),
+        notes=tuple(str(note) for info in reversed(infos) for note in info.get("notes", ())),
     )
 
 

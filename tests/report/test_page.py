@@ -138,6 +138,11 @@ def test_names_are_escaped(results: RunResults) -> None:
     assert ("title", "x") not in checker.attributes
 
 
+def test_what_a_selector_notes_is_shown_and_escaped(results: RunResults) -> None:
+    noted = replace(results, selection=replace(results.selection, notes=("Two <b>copies</b> were dropped.",)))
+    assert "<p>Two &lt;b&gt;copies&lt;/b&gt; were dropped.</p>" in render(noted)
+
+
 def test_the_headline(results: RunResults) -> None:
     assert headline(results) == (
         "GIO selected 430 of the 1,437 pool rows; GIO + InfoBatch used 76 % fewer training samples and, all steps included, "

@@ -45,5 +45,6 @@ def selection_section(results: RunResults) -> str:
         f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} pool rows"
         f"{html.bound(share)} once, before training. The arm that uses the methods of the workflow trains only on these rows."
     )
+    notes = "".join(f"<p>{html.text(note)}</p>\n" for note in selection.notes)
     figures = html.grid(cards) or '<p class="missing">The steps of the selection were not recorded.</p>'
-    return html.section("Selection", f'<p class="lead">{lead}</p>\n{figures}')
+    return html.section("Selection", f'<p class="lead">{lead}</p>\n{notes}{figures}')
