@@ -41,7 +41,7 @@ def column_of(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
     Raises
     ------
     DataError
-        Naming the column, and where it is known the row, for values that no column can hold as they are.
+        Naming the column, and where it is known the row, for values that Arrow cannot store as they are.
     """
     try:
         return plain_column(_column_of(values, name), name)
@@ -108,7 +108,7 @@ def _array(values: np.ndarray, name: str) -> Any:
         raise DataError(f"Column '{name}' is one value ({values!r}); give one value per row.")
     if kind == "c" or values.dtype in _WIDE:
         raise DataError(
-            f"Column '{name}' holds {values.dtype} numbers, which no column can; write them as columns of float64."
+            f"Column '{name}' holds {values.dtype} numbers, which Arrow cannot store; write them as one or two columns of float64."
         )
     if values.dtype.names is not None:
         raise DataError(
@@ -140,7 +140,7 @@ def _dates(values: np.ndarray, name: str) -> np.ndarray:
     if wanted == "D":
         exact &= bool((np.abs(same[~missing].astype(np.int64)) < _DAYS).all())
     if not exact or (kind == "m" and unit in ("Y", "M")):
-        raise DataError(f"Column '{name}' holds {values.dtype} values, which no column can hold exactly.")
+        raise DataError(f"Column '{name}' holds {values.dtype} values, which Arrow cannot store exactly.")
     return same
 
 
@@ -257,7 +257,7 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
         except Exception:
             shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
             kind = f"{type(value).__name__}{shape}"
-            return f"Column '{name}' holds a value of type {kind} in row {row}, which no column can hold."
+            return f"Column '{name}' holds a value of type {kind} in row {row}, which Arrow cannot store."
         if before is not None and type(value) is not type(before[1]):
             if isinstance(before[1], (int, float, np.number)) and isinstance(value, (int, float, np.number)):
                 return (

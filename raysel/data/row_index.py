@@ -119,8 +119,8 @@ def _by_filesystem(files: Sequence[IndexedFile]) -> list[tuple[pafs.FileSystem, 
         filesystem = file.filesystem
         if filesystem is None:
             raise DataError(
-                f"The saved index has no digest of this kind for {file.path}; read the files with the setting of trust "
-                "that the index was made with."
+                f"The saved index identifies {file.path} by another setting of trust (content or mtime); use the setting that "
+                "it was made with."
             )
         if not groups or not groups[-1][0].equals(filesystem):
             groups.append((filesystem, []))
