@@ -155,7 +155,9 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
         load_check(loaded)
         found = steps.check(loaded)
     counts = ", ".join(f"{role} {rows:,} rows" for role, rows in found.counts.items())
-    click.echo(f"{workflow} is valid ({counts}).")
+    click.echo(f"{workflow} is valid{f' ({counts})' if counts else ''}.")
+    for sentence in found.sentences():
+        click.echo(f"  {sentence}")
     if not load:
         click.echo("Not checked, because --load was not given: " + ", ".join(unloaded(loaded)))
 

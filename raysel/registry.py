@@ -50,3 +50,19 @@ TASKS = Registry(
         "classification": "raysel.train.loops:classify",
     },
 )
+
+# In the order in which a directory is tried: those first that take all of it.
+FORMATS = Registry(
+    "formats",
+    {
+        "delta": "raysel.data.formats.delta:Delta",
+        "hugging-face": "raysel.data.formats.arrow_ipc:SavedDataset",
+        "parquet": "raysel.data.formats.parquet:Parquet",
+        "images": "raysel.data.formats.images:Images",
+        "csv": "raysel.data.formats.csv:Csv",
+        "json": "raysel.data.formats.json_lines:JsonLines",
+        "arrow": "raysel.data.formats.arrow_ipc:ArrowIpc",
+        "numpy": "raysel.data.formats.numpy_arrays:NumpyArrays",
+        "webdataset": "raysel.data.formats.webdataset:WebDataset",
+    },
+)

@@ -282,7 +282,7 @@ class Selection:
 
     def _check_ids(self, dataset: Dataset) -> None:
         from raysel.cluster.blocks import stream_blocks
-        from raysel.data.read import at_rest
+        from raysel.data.datasource import at_rest
 
         if not at_rest(dataset):
             return

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import xxhash
 
@@ -27,24 +26,46 @@ from raysel.errors import ConfigError, DataError, RunError, reason_of, shown
 MARKER = "_done.json"
 _FORMAT = 1
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters or more: C:/ is a drive
+_OF_ARROW = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # file systems that pyarrow has itself
 _PART = 1 << 20  # bytes read at once for a digest
 
 
 def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
-    """Return the Arrow filesystem of a local path or a URI (``s3://``, ``gs://``, ...), and the path on it.
+    """Return the Arrow filesystem of a local path or a URI (``s3://``, ``gs://``, ``hf://``, ...), and the path on it.
+
+    A URI may be percent-encoded. Schemes that pyarrow does not have are opened through fsspec.
 
     Raises
     ------
     DataError
-        If the URI is of no filesystem that pyarrow can open.
+        If the URI is of no filesystem that can be opened.
     """
     text = os.fspath(source)
-    if "://" in text:
+    scheme = _SCHEME.match(text)
+    if scheme is not None and scheme[1].lower() == "file":
         try:
-            return pafs.FileSystem.from_uri(text)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(f"{text} cannot be opened ({error}).") from error
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+            return pafs.LocalFileSystem(), str(local_output(text))
+        except ConfigError as error:
+            raise DataError(str(error)) from None
+    if "://" not in text:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
+    try:
+        if scheme is not None and scheme[1].lower() in _OF_ARROW:
+            return pafs.FileSystem.from_uri(text.replace(" ", "%20"))
+        return _through_fsspec(text)
+    except ImportError as error:
+        raise DataError(
+            f"{text} cannot be opened, because the package for it is not installed ({reason_of(error)})."
+        ) from error
+    except Exception as error:  # packages for file systems raise errors of their own
+        raise DataError(f"{text} cannot be opened ({reason_of(error)}).") from error
+
+
+def _through_fsspec(text: str) -> tuple[pafs.FileSystem, str]:
+    import fsspec
+
+    filesystem, path = fsspec.core.url_to_fs(text)
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
 def local_output(path: str | os.PathLike[str]) -> Path:
@@ -127,7 +148,7 @@ def write_bytes(path: str | os.PathLike[str], content: Any) -> None:
             with filesystem.open_output_stream(place) as sink:
                 sink.write(content)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unwritable(path, error) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -170,6 +191,13 @@ def digest(path: str | os.PathLike[str]) -> str:
     return _size_and_digest(path)[1]
 
 
+def unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
+    """Return the error for a place that cannot be written."""
+    return RunError(
+        f"{os.fspath(path)} cannot be written ({reason_of(error)}); check that its folder exists and is writable."
+    )
+
+
 # ---- folders -------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +218,7 @@ def make_folder(folder: str | os.PathLike[str]) -> None:
     try:
         filesystem.create_dir(place, recursive=True)
     except OSError as error:
-        raise _unwritable(folder, error) from error
+        raise unwritable(folder, error) from error
 
 
 class Folder:
@@ -284,7 +312,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
         try:
             os.replace(partial, target)
         except OSError as error:  # another process was faster, or the folder above has gone
-            raise taken if target.exists() else _unwritable(path, error) from error
+            raise taken if target.exists() else unwritable(path, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -340,9 +368,3 @@ def _size_and_digest(path: str | os.PathLike[str]) -> tuple[int, str]:
             hashed.update(part)
             size += len(part)
     return size, hashed.hexdigest()
-
-
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
-    return RunError(
-        f"{os.fspath(path)} cannot be written ({reason_of(error)}); check that its folder exists and is writable."
-    )

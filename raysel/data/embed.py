@@ -16,11 +16,11 @@ from ray.data import Dataset
 from raysel.cluster.blocks import check_columns, materialized, plain_errors
 from raysel.core.fingerprint.files import cache_root
 from raysel.data import pipeline, shards
+from raysel.data.datasource import parquet_rows
 from raysel.data.decode import decode
 from raysel.data.embedders.build import as_embedder, make_embedder
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import Embedder, check_vectors
-from raysel.data.read import parquet_rows
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_vectors, to_column
 from raysel.errors import ConfigError
@@ -74,7 +74,7 @@ def embed(
     ray.data.Dataset
         ``dataset`` with the column ``embedding``. If nothing is written, vectors are computed lazily. If
         vectors are written and ``dataset`` is not plain Parquet (see
-        :func:`raysel.data.read.parquet_rows`), its steps are run once and its rows are put into Ray's
+        :func:`raysel.data.datasource.parquet_rows`), its steps are run once and its rows are put into Ray's
         object store, which spills to disk what does not fit; the result is made of these rows, so that
         reading it does not run the steps again.
 

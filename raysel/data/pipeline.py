@@ -41,14 +41,15 @@ from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
 from raysel.core.fingerprint import fingerprint, stored_digest
 from raysel.core.fingerprint.files import Trust
-from raysel.core.storage import open_file, write_json
+from raysel.core.storage import open_file, resolve, write_json
 from raysel.data import shards
 from raysel.data.content import digest_blocks
+from raysel.data.datasource import IndexedParquet, parquet_rows
 from raysel.data.decode import decoder_versions, is_bytes, is_text
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder
+from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
-from raysel.data.read import IndexedParquet, parquet_rows
-from raysel.data.row_index import ID, Piece, check_ids, opened, resolve
+from raysel.data.row_index import ID, check_ids
 from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError, RunError
@@ -278,9 +279,8 @@ class _ParquetSource:
 
     def _has_paths(self, column: str) -> bool:
         """Return whether the first value of a text column is the path of a file."""
-        for _, reader in opened(self.reader.pieces()[:1]):
-            for batch in reader.iter_batches(batch_size=64, columns=[column]):
-                return names_files(batch[0])
+        for _, table in read_pieces(self.reader.pieces()[:1], [column], rows=64):
+            return names_files(table[column])
         return False
 
     def jobs(self, shard: int, there: set[int]) -> list[Job]:
@@ -428,8 +428,7 @@ def _digest_path(path: str | None, trust: Trust) -> str:
 
 def _digest_named(pieces: Sequence[Piece], columns: Sequence[str], trust: Trust) -> str:
     whole = hashlib.sha256()
-    for piece, reader in opened(pieces):
-        table = reader.read_row_group(piece.number, columns=list(columns))
+    for _, table in read_pieces(pieces, columns):
         for name in columns:
             whole.update("\n".join(digests_named(table[name], trust)).encode())
     return whole.hexdigest()

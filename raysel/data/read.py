@@ -3,45 +3,33 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import posixpath
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.feather as feather
-import pyarrow.fs as pafs
-import pyarrow.json as pajson
-import pyarrow.parquet as pq
 import ray
-from ray.data import Dataset, Datasource
-from ray.data.block import BlockMetadata
-from ray.data.datasource import ReadTask
+from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.core import storage
 from raysel.core.fingerprint.files import Trust
 from raysel.data.content import digest_blocks, digest_table
+from raysel.data.datasource import parquet_dataset
+from raysel.data.formats.images import ROWS, Images, list_images, load_images
+from raysel.data.formats.parquet import read_pieces
 from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, identity, mark, short_names
-from raysel.data.images import digest_images, holds_images, list_images, load_images
+from raysel.data.listing import Listing, list_source, warn
 from raysel.data.memory import as_table
-from raysel.data.row_index import (
-    ID,
-    Piece,
-    RowIndex,
-    check_ids,
-    index_parquet,
-    list_files,
-    opened,
-    resolve,
-    with_ids,
-)
-from raysel.errors import DataError, first
+from raysel.data.row_index import ID, RowIndex, check_ids, index_parquet, with_ids
+from raysel.errors import DataError
 
-_FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a block; Ray's default is 200 blocks
-_IMAGE_ROWS = 256  # images that make one block
 _BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
+
+logger = logging.getLogger(__name__)
 
 
 def read(
@@ -51,19 +39,22 @@ def read(
     columns: Sequence[str] | None = None,
     index: str | os.PathLike[str] | None = None,
     trust: Trust = "content",
+    encoding: str | None = None,
 ) -> Dataset:
     """Read rows into a Ray Dataset with a stable ``sample_id``.
 
     Parameters
     ----------
     source : path, URI, table or dataset
-        One or more paths or URIs of Parquet (also a directory), Feather / Arrow, CSV, JSON lines, ``.npy`` or
-        ``.npz``, or a directory of images; a pandas DataFrame; an Arrow table; a NumPy array (column
+        One or more paths, URIs, patterns with wildcards or directories of Parquet, CSV, JSON (lines or an array),
+        Arrow IPC (also Feather), ``.npy`` or ``.npz``, or WebDataset tar; a directory of images, a Delta table, or a
+        data set that Hugging Face saved; a pandas DataFrame; an Arrow table; a NumPy array (column
         ``data``) or a dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset
         (columns ``data``, or ``data`` and ``target``, or those of its dicts). Images are read when they are
         needed. Their columns are ``path``, ``image`` (the bytes of the file) and ``label`` (the first folder
         below the directory, if there are any, or from ``labels.csv`` in the directory, with the columns
-        ``path`` and ``label``).
+        ``path`` and ``label``). Directories named ``year=2024`` give columns: int32 if all values are integers, else
+        text.
     label : str, optional
         Column of classes: integers, booleans or text. It is checked, is read even if ``columns`` does not
         list it, and keeps its name. Pass the name to whatever needs the classes.
@@ -76,15 +67,23 @@ def read(
     trust : {"content", "mtime"}
         What identifies a Parquet file in the index and in the keys of cached vectors: all its bytes, or its
         size and modification time, for data that cannot be read twice.
+    encoding : str, optional
+        Character encoding of CSV and JSON, for example ``"latin-1"``. Default: UTF-8.
 
     Returns
     -------
     ray.data.Dataset
         The columns of the source, and ``sample_id`` (int64): 0..N-1 in the order of the files and their rows.
-        A column ``sample_id`` of the source is kept and checked. Parquet is read lazily, column by column;
+        A column ``sample_id`` of the source is kept and checked. Files may differ in the order, width and nullability of
+        their columns, and a column that a file lacks has no values there. Parquet is read lazily, column by column;
         the other formats are put into Ray's object store. The Dataset, and everything derived from it,
         carries the identity of the rows (:class:`raysel.data.identity.PoolIdentity`), by which a Selection
         checks that it was made from them.
+
+    Notes
+    -----
+    The logger ``raysel.data.read`` says at level INFO how many files and rows were taken. Files of a directory that are
+    not read are a warning of ``raysel.data.listing``.
 
     Raises
     ------
@@ -98,20 +97,30 @@ def read(
     >>> [row["sample_id"] for row in rows.take_all()]
     [0, 1, 2]
     """
-    if index is not None and not _is_parquet(source):
+    listing = list_source(_paths(source), encoding) if _is_path(source) else None
+    if index is not None and (listing is None or not listing.format.is_parquet):
         raise DataError(
             "index: Only Parquet files can be read with an index, and this source is not a Parquet path."
         )
-    if _is_parquet(source):
-        dataset, schema, where = _read_parquet(source, index, trust)
-    elif _is_path(source):
-        dataset, schema, where = _read_files(source) if _suffix(_paths(source)[0]) else read_images(source)
+    if listing is None and encoding is not None:
+        raise DataError(
+            "encoding: It is that of CSV and JSON files, and this source is in memory; leave it out."
+        )
+    if listing is not None:
+        for sentence in listing.left_out:
+            warn(sentence)
+    if listing is not None and listing.format.is_parquet:
+        dataset, schema, where = _read_parquet(listing, index, trust)
+    elif listing is not None and isinstance(listing.format, Images):
+        dataset, schema, where = _read_images(listing)
+    elif listing is not None:
+        dataset, schema, where = _read_files(listing, trust)
     elif isinstance(source, Dataset):
         dataset, schema, where = _read_dataset(source)
     else:
         table = as_table(source)
         dataset, schema, where = (
-            _number([table], ["a table in memory"], "the table"),
+            _number(table, lambda: _memory_identity(table), "the table"),
             table.schema,
             "the table",
         )
@@ -150,279 +159,94 @@ def check_label(schema: pa.Schema, label: str, where: str) -> None:
         )
 
 
-class IndexedParquet(Datasource):
-    """Parquet files read by row group, with ids from the index; only projected columns are read."""
-
-    def __init__(self, filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> None:
-        super().__init__()
-        self._projection_map = None  # Ray sets it on a copy when a later step needs only some columns
-        self._filesystem = filesystem
-        self._index = index
-        self._schema = schema
-
-    @property
-    def filesystem(self) -> pafs.FileSystem:
-        """The file system of the files."""
-        return self._filesystem
-
-    @property
-    def index(self) -> RowIndex:
-        """The files, their rows and the first id of each."""
-        return self._index
-
-    @property
-    def file_schema(self) -> pa.Schema:
-        """The schema of the files, without the ids that the index adds."""
-        return self._schema
-
-    @property
-    def stores_ids(self) -> bool:
-        """Whether ids are a column of the files rather than the positions of the rows."""
-        return ID in self._schema.names
-
-    def pieces(self) -> list[Piece]:
-        """Return the row groups that hold rows, in the order of their ids."""
-        return [
-            Piece(self._filesystem, file.path, number, int(start), rows, size)
-            for file, offset in zip(self._index.files, self._index.offsets, strict=True)
-            for number, start, rows, size in zip(
-                range(len(file.group_rows)),
-                offset + np.concatenate([[0], np.cumsum(file.group_rows)[:-1]]).astype(np.int64),
-                file.group_rows,
-                file.group_bytes,
-                strict=True,
-            )
-            if rows
-        ]
-
-    def get_name(self) -> str:
-        """Return the name that Ray shows."""
-        return "Parquet"
-
-    def supports_projection_pushdown(self) -> bool:
-        """Return True: Ray hands over the columns that later steps need."""
-        return True
-
-    def estimate_inmemory_data_size(self) -> int:
-        """Return the bytes of all row groups."""
-        return sum(sum(file.group_bytes) for file in self._index.files)
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[ReadTask]:
-        """Return tasks of consecutive row groups with about equal bytes per task."""
-        share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
-        tasks: list[list[Piece]] = []
-        held = share
-        for piece in self.pieces():  # consecutive row groups, about equal bytes per task
-            if held >= share:
-                tasks.append([])
-                held = 0
-            tasks[-1].append(piece)
-            held += piece.bytes
-        return [self._task(task, per_task_row_limit) for task in tasks]
-
-    def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
-        names = self._schema.names
-        projection = self.get_projection_map()
-        columns = None if projection is None else list(projection) or [ID]
-        # Bound here, not to self: the complete index must not be sent with every task.
-        metadata = BlockMetadata(
-            num_rows=sum(piece.rows for piece in pieces),
-            size_bytes=sum(piece.bytes for piece in pieces),
-            exec_stats=None,
-            input_files=tuple(dict.fromkeys(piece.path for piece in pieces)),
-        )
-        return ReadTask(
-            lambda: _read_groups(pieces, names, columns),
-            metadata,
-            schema=self._with_id(columns),
-            per_task_row_limit=limit,
-        )
-
-    def _with_id(self, columns: list[str] | None) -> pa.Schema:
-        fields = {field.name: field for field in self._schema} | {ID: pa.field(ID, pa.int64())}
-        return pa.schema([fields[n] for n in columns or [ID, *(n for n in self._schema.names if n != ID)]])
-
-
-def _read_groups(pieces: list[Piece], names: list[str], columns: list[str] | None) -> Iterable[pa.Table]:
-    wanted = [ID, *(n for n in names if n != ID)] if columns is None else columns
-    stored = [name for name in wanted if name in names]
-    for piece, reader in opened(pieces):
-        table = reader.read_row_group(piece.number, columns=stored)
-        if table.num_rows != piece.rows:
-            raise DataError(
-                f"Row group {piece.number} of {piece.path} has {table.num_rows} rows, but its footer says {piece.rows}; write the file again."
-            )
-        if ID in wanted and ID not in names:
-            table = with_ids(table, piece.start)
-        elif ID in wanted:
-            table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
-        yield table.select(wanted).replace_schema_metadata(None)
-
-
-def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
-    """Return the Parquet files whose rows ``dataset`` holds, if it holds all of them with unchanged values.
-
-    Parameters
-    ----------
-    dataset : ray.data.Dataset
-        Any Dataset.
-
-    Returns
-    -------
-    (IndexedParquet, dict) or None
-        The reader, and for each column of ``dataset`` the name of that column in the files. None if a step
-        other than selecting and renaming columns lies between the files and ``dataset``.
-
-    Notes
-    -----
-    Ray has no public view of a Dataset's plan, so this reads its logical plan. If a later Ray has another
-    one, the rows are not recognised and are read through Ray instead, which is slower and gives the same
-    values.
-    """
-    step, projections = _below_projections(dataset)
-    reader = getattr(step, "datasource", None)
-    if type(reader) is not IndexedParquet or any(one is None for one in projections):
-        return None
-    names = {name: name for name in [ID, *(n for n in reader.file_schema.names if n != ID)]}
-    for projection in reversed(projections):
-        assert projection is not None
-        if not set(projection.values()) <= set(names):
-            return None
-        names = {name: names[below] for name, below in projection.items()}
-    return reader, names
-
-
-def at_rest(dataset: Dataset) -> bool:
-    """Return whether reading ids runs no step: the rows lie in the object store or in indexed Parquet."""
-    step, projections = _below_projections(dataset)
-    kind = type(step).__name__
-    held = kind == "InputData" or kind.startswith("From")
-    return None not in projections and (held or type(getattr(step, "datasource", None)) is IndexedParquet)
-
-
-def _below_projections(dataset: Dataset) -> tuple[Any, list[dict[str, str] | None]]:
-    """Return the last step that does more than select and rename columns, and each projection after it."""
-    step: Any = getattr(getattr(dataset, "_logical_plan", None), "dag", None)
-    projections = []
-    while type(step).__name__ == "Project":
-        projections.append(_projection(getattr(step, "exprs", [None])))
-        step = step.input_dependencies[0]
-    return step, projections
-
-
-def _projection(expressions: Sequence[Any]) -> dict[str, str] | None:
-    """Return the column names before the step by the names after it; None if a value is computed."""
-    names: dict[str, str] = {}
-    for expression in expressions:
-        column = expression.expr if type(expression).__name__ == "AliasExpr" else expression
-        if type(column).__name__ != "ColumnExpr":
-            return None
-        names[expression.name] = column.name
-    return names
-
-
 def _read_parquet(
-    source: Any, index: str | os.PathLike[str] | None, trust: Trust
+    listing: Listing, place: str | os.PathLike[str] | None, trust: Trust
 ) -> tuple[Dataset, pa.Schema, str]:
-    filesystem, paths = list_files(_paths(source))
-    known = RowIndex.load(index) if index is not None and Path(index).exists() else None
-    rows, schema = index_parquet(filesystem, paths, known, trust)
-    where = paths[0] if len(paths) == 1 else f"{len(paths)} Parquet files from {paths[0]}"
-    if rows.rows == 0:
-        raise DataError(f"There are no rows in {where}.")
-    if ID in schema.names:
-        check_ids(_stored_ids(filesystem, rows, schema), where)
-    if index is not None:
-        rows.save(index)
-    reader = IndexedParquet(filesystem, rows, schema)
-    groups = len(reader.pieces())
-    # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
-    blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
-    dataset = ray.data.read_datasource(reader, override_num_blocks=blocks)
-    return mark(dataset, _carried(filesystem, source) if reader.stores_ids else rows), schema, where
+    known = RowIndex.load(place) if place is not None and storage.exists(place) else None
+    index = index_parquet(listing, known, trust)
+    if index.rows == 0:
+        raise DataError(f"There are no rows in {listing.where}.")
+    stored = ID in index.schema.names
+    if stored:
+        check_stored_ids(index, listing.where)
+    if place is not None:
+        index.save(place)
+    for note in index.notes:
+        warn(note)
+    logger.info("%s", listing.took(index.rows))
+    dataset = mark(parquet_dataset(index), carried_identity(listing) if stored else index)
+    return dataset, index.schema, listing.where
 
 
-def _carried(filesystem: pafs.FileSystem, source: Any) -> PoolIdentity | None:
+def carried_identity(listing: Listing) -> PoolIdentity | None:
     """Return the identity that ``embed`` wrote next to the vectors of a directory, if there is one."""
-    if len(_paths(source)) > 1:
+    folders = {posixpath.dirname(path) for path in listing.paths}
+    if len(folders) > 1:
         return None
     try:
-        with filesystem.open_input_stream(f"{resolve(_paths(source)[0])[1]}/{POOL_FILE}") as stream:
+        with listing.filesystem.open_input_stream(f"{folders.pop()}/{POOL_FILE}") as stream:
             return PoolIdentity.from_list(json.loads(stream.read()))
     except (OSError, ValueError, TypeError):  # there is none
         return None
 
 
-def _stored_ids(filesystem: pafs.FileSystem, index: RowIndex, schema: pa.Schema) -> np.ndarray:
-    if not pa.types.is_integer(schema.field(ID).type):
-        raise DataError(f"Column '{ID}' holds {schema.field(ID).type}; ids must be integers.")
+def check_stored_ids(index: RowIndex, where: str) -> None:
+    """Raise DataError unless the column ``sample_id`` holds a different integer, 0 or more, in every row."""
+    if not pa.types.is_integer(index.schema.field(ID).type):
+        raise DataError(f"Column '{ID}' holds {index.schema.field(ID).type}; ids must be integers.")
     parts = []
-    for file in index.files:
-        column = pq.read_table(file.path, columns=[ID], filesystem=filesystem)[ID]
+    for piece, table in read_pieces(index.pieces(), [ID]):
+        column = table[ID]
         if column.null_count:
             raise DataError(
-                f"Column '{ID}' of {file.path} has no value in {column.null_count} rows; every row needs an id."
+                f"Column '{ID}' of {piece.path} has no value in {column.null_count} rows; every row needs an id."
             )
         parts.append(column.cast(pa.int64()).to_numpy())
-    return np.concatenate(parts)
+    check_ids(np.concatenate(parts), where)
 
 
-def _read_files(source: Any) -> tuple[Dataset, pa.Schema, str]:
-    sources = _paths(source)
-    suffix = _suffix(sources[0])
-    readers = {
-        ".csv": lambda f: pacsv.read_csv(f),
-        ".jsonl": lambda f: pajson.read_json(f),
-        ".ndjson": lambda f: pajson.read_json(f),
-        ".json": lambda f: pajson.read_json(f),
-        ".arrow": lambda f: feather.read_table(f),
-        ".feather": lambda f: feather.read_table(f),
-        ".npy": lambda f: as_table(np.load(f, allow_pickle=False)),
-        ".npz": lambda f: as_table(dict(np.load(f, allow_pickle=False))),
-    }
-    if suffix not in readers:
-        raise DataError(
-            f"The format of {sources[0]} is unknown; raysel reads .parquet, {', '.join(readers)} "
-            "and directories of Parquet files or images."
+def _read_files(listing: Listing, trust: Trust) -> tuple[Dataset, pa.Schema, str]:
+    """Return rows of files that are not Parquet, in Ray's object store."""
+    unified = listing.schema()
+    counts, tables = [], [unified.schema.empty_table()]
+    for file in listing.files:
+        parts = list(listing.tables(file, unified.schema))
+        counts.append(sum(map(len, parts)))
+        tables += parts
+    for note in unified.notes:
+        warn(note)
+    logger.info("%s", listing.took(sum(counts)))
+    dataset = _number(pa.concat_tables(tables), listing_identity(listing, counts, trust), listing.where)
+    return dataset, unified.schema, listing.where
+
+
+def listing_identity(listing: Listing, counts: Sequence[int], trust: Trust) -> PoolIdentity:
+    """Return the identity of rows that were numbered in the order of a listing's files."""
+    suffix = f"&encoding={listing.encoding}" if listing.encoding else ""
+    files = zip(listing.files, short_names(listing.paths), counts, strict=True)
+    return PoolIdentity(
+        tuple(
+            NumberedFile(name, listing.format.identity(file, trust) + suffix, rows)
+            for file, name, rows in files
         )
-    if any(_suffix(other) != suffix for other in sources):
-        raise DataError(f"These files have different formats: {first(sources)}; read them separately.")
-    filesystem, paths = list_files(sources, suffix)
-    tables = []
-    for path in paths:
-        try:
-            with filesystem.open_input_file(path) as stream:
-                tables.append(readers[suffix](stream))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DataError(
-                f"{path} is not a readable {suffix} file ({str(error).splitlines()[0]})."
-            ) from error
-        if not tables[-1].schema.equals(tables[0].schema):
-            raise DataError(
-                f"{path} has other columns or types than {paths[0]}; all files must have the same."
-            )
-    where = paths[0] if len(paths) == 1 else f"{len(paths)} files from {paths[0]}"
-    return _number(tables, short_names(paths), where), tables[0].schema, where
+    )
 
 
-def read_images(source: Any) -> tuple[Dataset, pa.Schema, str]:
+def _read_images(listing: Listing) -> tuple[Dataset, pa.Schema, str]:
     """Return the images of one directory; their bytes are read when they are needed."""
-    if len(_paths(source)) > 1:
-        raise DataError(
-            f"Directories of images must be read one at a time, not together: {first(_paths(source))}."
-        )
-    where = _paths(source)[0]
-    table = with_ids(list_images(where), 0)
-    schema = pa.schema([*list(table.schema)[1:], pa.field("image", pa.binary())])
-    blocks = [table.slice(start, _IMAGE_ROWS) for start in range(0, len(table), _IMAGE_ROWS)]
+    schema = listing.schema().schema
+    folder = listing.files[0]
+    table = with_ids(list_images(folder.filesystem, folder.path), 0)
+    blocks = [table.slice(start, ROWS) for start in range(0, len(table), ROWS)]
     listed = ray.data.from_arrow(blocks)
-    mark(listed, PoolIdentity((NumberedFile("a directory of images", digest_images(where), len(table)),)))
+    mark(listed, listing_identity(listing, [len(table)], "content"))
+    logger.info("%s", listing.took(len(table)))
     return (
-        plain_errors(listed.map_batches(load_images, fn_args=(where,), batch_format="pyarrow")),
+        plain_errors(
+            listed.map_batches(load_images, fn_args=(folder.filesystem, folder.path), batch_format="pyarrow")
+        ),
         schema,
-        where,
+        listing.where,
     )
 
 
@@ -451,8 +275,7 @@ def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
     return mark(ray.data.from_arrow_refs(numbered), PoolIdentity((file,))), schema, where
 
 
-def _number(tables: list[pa.Table], names: Sequence[str], where: str) -> Dataset:
-    table = pa.concat_tables(tables)
+def _number(table: pa.Table, numbered_by: PoolIdentity | Callable[[], PoolIdentity], where: str) -> Dataset:
     if table.num_rows == 0:
         raise DataError(f"There are no rows in {where}.")
     if ID in table.column_names:
@@ -460,17 +283,16 @@ def _number(tables: list[pa.Table], names: Sequence[str], where: str) -> Dataset
             raise DataError(f"Column '{ID}' of {where} must hold an integer in every row.")
         table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
         check_ids(table[ID].to_numpy(), where)
-        numbered_by = None
+        known = None
     else:
-        numbered_by = PoolIdentity(
-            tuple(
-                NumberedFile(name, digest_table(part), part.num_rows)
-                for name, part in zip(names, tables, strict=True)
-            )
-        )
+        known = numbered_by() if callable(numbered_by) else numbered_by
         table = with_ids(table, 0)
     blocks = [table.slice(start, _BLOCK_ROWS) for start in range(0, table.num_rows, _BLOCK_ROWS)]
-    return mark(ray.data.from_arrow(blocks), numbered_by)
+    return mark(ray.data.from_arrow(blocks), known)
+
+
+def _memory_identity(table: pa.Table) -> PoolIdentity:
+    return PoolIdentity((NumberedFile("a table in memory", digest_table(table), table.num_rows),))
 
 
 def _is_path(source: Any) -> bool:
@@ -483,16 +305,3 @@ def _is_path(source: Any) -> bool:
 
 def _paths(source: Any) -> list[str]:
     return [os.fspath(source)] if isinstance(source, (str, os.PathLike)) else [os.fspath(s) for s in source]
-
-
-def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
-
-
-def _is_parquet(source: Any) -> bool:
-    if not _is_path(source):
-        return False
-    first_path = _paths(source)[0]
-    return _suffix(first_path) in (".parquet", ".pq") or (
-        not _suffix(first_path) and not holds_images(first_path)
-    )

@@ -9,24 +9,26 @@ read only when a digest is needed. Without Ray.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.fingerprint.files import Trust, stored_digests
-from raysel.core.storage import resolve
-from raysel.errors import DataError, first
+from raysel.data.files import File, Partition
+from raysel.data.formats.parquet import Footer, Piece, footer, piece_starts
+from raysel.data.listing import Listing
+from raysel.errors import DataError, first, reason_of
 
 ID = "sample_id"
 _FORMAT = 2
+_NOTHING = pa.schema([])
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +43,8 @@ class IndexedFile:
         Where the file is; None for a file of a saved index, whose digest is known.
     trust : {"content", "mtime"}
         What its digest is made of.
+    partition : tuple of (str, pyarrow.Scalar)
+        Columns with one value for the complete file; part of its digest.
     """
 
     path: str
@@ -49,6 +53,7 @@ class IndexedFile:
     stamp: tuple[int, int]
     filesystem: pafs.FileSystem | None = field(default=None, repr=False)
     trust: Trust = "content"
+    partition: Partition = ()
     _digests: dict[Trust, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -102,7 +107,8 @@ def file_digests(files: Sequence[IndexedFile], trust: Trust | None = None) -> li
             for file, digest, info in zip(group, found, infos, strict=True):
                 if (info.size, info.mtime_ns) != file.stamp:
                     raise _changed(file.path)
-                file._digests[kind] = digest
+                named = (f"{name}={value}" for name, value in file.partition)
+                file._digests[kind] = "&".join([digest, *named])
     return [file._digests[kind] for file, kind in zip(files, wanted, strict=True)]
 
 
@@ -130,9 +136,21 @@ def _by_filesystem(files: Sequence[IndexedFile]) -> list[tuple[pafs.FileSystem, 
 
 @dataclass(frozen=True)
 class RowIndex:
-    """The files of a data set in the order that gives its rows their ids."""
+    """The files of a data set in the order that gives its rows their ids.
+
+    Attributes
+    ----------
+    files : tuple of IndexedFile
+        The files.
+    schema : pyarrow.Schema
+        The columns that they have together; without any for a saved index, which is only compared.
+    notes : tuple of str
+        One sentence per column that some files lack.
+    """
 
     files: tuple[IndexedFile, ...]
+    schema: pa.Schema = field(default=_NOTHING, repr=False, compare=False)
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -167,6 +185,21 @@ class RowIndex:
         digests = file_digests(self.files, trust)
         return tuple((digest, file.rows) for digest, file in zip(digests, self.files, strict=True))
 
+    def pieces(self) -> list[Piece]:
+        """Return the row groups that hold rows, in the order of their ids."""
+        return [
+            Piece(file.filesystem, file.path, number, start, rows, size, self.schema, file.partition)
+            for file, offset in zip(self.files, self.offsets.tolist(), strict=True)
+            for number, start, rows, size in zip(
+                range(len(file.group_rows)),
+                piece_starts(file.group_rows, offset),
+                file.group_rows,
+                file.group_bytes,
+                strict=True,
+            )
+            if rows
+        ]
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index as JSON."""
         digests = file_digests(self.files)
@@ -194,38 +227,23 @@ class RowIndex:
                     f"{path} is a row index of format {raw['format']}, but this version reads format {_FORMAT}; remove it "
                     "to number the rows again."
                 )
-            return cls(
-                tuple(
-                    IndexedFile(
-                        f["path"],
-                        tuple(f["group_rows"]),
-                        tuple(f["group_bytes"]),
-                        (f["stamp"][0], f["stamp"][1]),
-                        None,
-                        f["trust"],
-                        {f["trust"]: f["digest"]},
-                    )
-                    for f in raw["files"]
-                )
-            )
+            return cls(tuple(_saved_file(entry) for entry in raw["files"]))
         except DataError:
             raise
-        except (OSError, LookupError, TypeError, ValueError) as error:
+        except (OSError, LookupError, TypeError, ValueError, RecursionError, AssertionError) as error:
             raise DataError(
-                f"{path} is not a row index ({error}); remove it to number the rows again."
+                f"{path} is not a row index ({reason_of(error)}); remove it to number the rows again."
             ) from error
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A row group of a Parquet file: its place, first ``sample_id``, rows and bytes."""
-
-    filesystem: pafs.FileSystem
-    path: str
-    number: int
-    start: int
-    rows: int
-    bytes: int
+def _saved_file(entry: dict[str, Any]) -> IndexedFile:
+    """Return a file of a saved index; raise LookupError, TypeError or AssertionError for anything else."""
+    rows, sizes, stamp = (tuple(entry[name]) for name in ("group_rows", "group_bytes", "stamp"))
+    assert all(type(count) is int and count >= 0 for count in (*rows, *sizes, *stamp))
+    assert len(rows) == len(sizes) and len(stamp) == 2 and entry["trust"] in ("content", "mtime")
+    assert isinstance(entry["path"], str) and isinstance(entry["digest"], str)
+    digests: dict[Trust, str] = {entry["trust"]: entry["digest"]}
+    return IndexedFile(entry["path"], rows, sizes, stamp, None, entry["trust"], _digests=digests)
 
 
 def with_ids(table: pa.Table, start: int) -> pa.Table:
@@ -233,68 +251,15 @@ def with_ids(table: pa.Table, start: int) -> pa.Table:
     return table.add_column(0, ID, pa.array(np.arange(start, start + table.num_rows, dtype=np.int64)))
 
 
-def list_files(
-    sources: Sequence[str | os.PathLike[str]], suffix: str = ".parquet"
-) -> tuple[pafs.FileSystem, list[str]]:
-    """Return the files under the given paths, sorted; a directory is searched for ``suffix`` in it and below.
-
-    Names that begin with "." or "_" are left out, as Spark and Ray do.
-
-    Raises
-    ------
-    DataError
-        If a path is missing, a directory has no such file, or the paths are on different filesystems.
-    """
-    if not sources:
-        raise DataError("No path was given to read.")
-    found: list[str] = []
-    filesystem: pafs.FileSystem | None = None
-    for source in sources:
-        here, path = resolve(source)
-        if filesystem is not None and not here.equals(filesystem):
-            raise DataError(f"{source} is on another filesystem than {sources[0]}; read them separately.")
-        filesystem = here
-        info = here.get_file_info(path)
-        if info.type == pafs.FileType.NotFound:
-            raise DataError(f"{source} does not exist.")
-        if info.type == pafs.FileType.File:
-            found.append(path)
-            continue
-        inside = [
-            entry.path
-            for entry in here.get_file_info(pafs.FileSelector(path, recursive=True))
-            if entry.type == pafs.FileType.File
-            and entry.path.endswith(suffix)
-            and not any(p.startswith((".", "_")) for p in entry.path[len(path) :].split("/") if p)
-        ]
-        if not inside:
-            raise DataError(f"The directory {source} holds no {suffix} file.")
-        found.extend(inside)
-    assert filesystem is not None
-    repeated = (
-        sorted({path for path in found if found.count(path) > 1}) if len(set(found)) < len(found) else []
-    )
-    if repeated:
-        raise DataError(f"These files are named more than once; name each once: {first(repeated)}.")
-    return filesystem, sorted(found)
-
-
-def index_parquet(
-    filesystem: pafs.FileSystem,
-    paths: Sequence[str],
-    known: RowIndex | None = None,
-    trust: Trust = "content",
-) -> tuple[RowIndex, pa.Schema]:
+def index_parquet(listing: Listing, known: RowIndex | None = None, trust: Trust = "content") -> RowIndex:
     """Assign ids to the rows of Parquet files from their footers; only data of files in ``known`` is read.
 
-    Files in ``known`` keep their place; others follow, sorted. A known file is compared by what its digest
-    was made of.
+    Files in ``known`` keep their place; others follow, in the order of the listing. A known file is compared by what
+    its digest was made of.
 
     Parameters
     ----------
-    filesystem : pyarrow.fs.FileSystem
-        Where the files are.
-    paths : list of str
+    listing : Listing
         The files.
     known : RowIndex, optional
         An earlier index.
@@ -303,51 +268,57 @@ def index_parquet(
 
     Returns
     -------
-    (RowIndex, pyarrow.Schema)
-        The index and the common schema.
+    RowIndex
+        The index, with the common schema.
 
     Raises
     ------
     DataError
-        If a known file is missing or its content changed, a file is not Parquet, or schemas differ.
+        If a known file is missing or its content changed, a file is not Parquet, or schemas cannot be unified.
     """
+    files = {file.path: file for file in listing.files}
     if known is not None:
-        here = set(paths)
-        gone = [file.path for file in known.files if file.path not in here]
+        gone = [file.path for file in known.files if file.path not in files]
         if gone:
             raise DataError(
                 f"{first(gone)} cannot be found, but the index has ids for its rows, and the ids of later files would shift. "
                 "Restore the file, or number all rows again in a new index."
             )
         old = [file.path for file in known.files]
-        paths = [*old, *sorted(set(paths) - set(old))]
+        files = {path: files[path] for path in [*old, *(path for path in files if path not in set(old))]}
+    ordered = tuple(files.values())
     with ThreadPoolExecutor(max_workers=16) as pool:
-        footers = list(pool.map(lambda path: _footer(filesystem, path, trust), paths))
-    schema = footers[0][1]
-    for path, (_, other) in zip(paths, footers, strict=True):
-        if not other.equals(schema):
-            raise DataError(
-                f"{path} and {paths[0]} differ: {_difference(schema, other)}. All files must have the same columns and types."
-            )
+        footers = list(pool.map(footer, ordered))
+    unified = replace(listing, files=ordered).unify(
+        _schemas(footers), lambda at, column, bits: footers[at].fits(column, bits)
+    )
+    indexed = tuple(_indexed(file, found, trust) for file, found in zip(ordered, footers, strict=True))
     if known is not None:
-        now = [file for file, _ in footers[: len(known.files)]]
-        found: dict[Trust, list[str]] = {
+        now = indexed[: len(known.files)]
+        digests: dict[Trust, list[str]] = {
             kind: file_digests(now, kind) for kind in {f.trust for f in known.files}
         }
         for place, before in enumerate(known.files):
-            if before.digest != found[before.trust][place]:
+            if before.digest != digests[before.trust][place]:
                 raise _changed(before.path)
-    return RowIndex(tuple(file for file, _ in footers)), schema
+    return RowIndex(indexed, unified.schema, unified.notes)
 
 
-def opened(pieces: Sequence[Piece]) -> Iterator[tuple[Piece, pq.ParquetFile]]:
-    """Yield each row group with its file, which is opened once for consecutive ones."""
-    for (_, path), group in itertools.groupby(pieces, lambda piece: (piece.filesystem, piece.path)):
-        held = list(group)
-        with held[0].filesystem.open_input_file(path) as source:
-            reader = pq.ParquetFile(source)
-            for piece in held:
-                yield piece, reader
+def _schemas(footers: Sequence[Footer]) -> list[pa.Schema]:
+    """Return the schema of each file; a file without rows fits the types of the others."""
+    filled = {name: None for found in footers if sum(found.group_rows) for name in found.schema.names}
+
+    def empty(schema: pa.Schema) -> pa.Schema:
+        own = [pa.field(field.name, pa.null()) if field.name in filled else field for field in schema]
+        return pa.schema([*own, *(pa.field(name, pa.null()) for name in filled if name not in schema.names)])
+
+    return [found.schema if sum(found.group_rows) else empty(found.schema) for found in footers]
+
+
+def _indexed(file: File, found: Footer, trust: Trust) -> IndexedFile:
+    return IndexedFile(
+        file.path, found.group_rows, found.group_bytes, found.stamp, file.filesystem, trust, file.partition
+    )
 
 
 def check_ids(ids: np.ndarray, where: str) -> None:
@@ -362,37 +333,3 @@ def check_ids(ids: np.ndarray, where: str) -> None:
         raise DataError(
             f"Column '{ID}' of {where} holds ids that occur more than once ({first(twice)}); ids must be unique."
         )
-
-
-def _footer(filesystem: pafs.FileSystem, path: str, trust: Trust) -> tuple[IndexedFile, pa.Schema]:
-    try:
-        info = filesystem.get_file_info(path)
-        with filesystem.open_input_file(path) as source:
-            metadata = pq.read_metadata(source)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable Parquet file ({_one_line(error)}).") from error
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    entry = IndexedFile(
-        path,
-        tuple(g.num_rows for g in groups),
-        tuple(g.total_byte_size for g in groups),
-        (info.size, info.mtime_ns),
-        filesystem,
-        trust,
-    )
-    return entry, metadata.schema.to_arrow_schema().remove_metadata()
-
-
-def _difference(one: pa.Schema, other: pa.Schema) -> str:
-    for name in [*one.names, *(n for n in other.names if n not in one.names)]:
-        if name not in other.names:
-            return f"column '{name}' is only in the second"
-        if name not in one.names:
-            return f"column '{name}' is only in the first"
-        if one.field(name).type != other.field(name).type:
-            return f"column '{name}' is {other.field(name).type} in the first and {one.field(name).type} in the second"
-    return "their columns are in different orders"
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from raysel.core import storage
 from raysel.data.decode import Rows, Takes, decode
 from raysel.data.embedders.embedder import Embedder, check_vectors, length_of, rows_of
-from raysel.data.row_index import ID, Piece, opened, with_ids
+from raysel.data.formats.parquet import Piece, read_pieces
+from raysel.data.row_index import ID, with_ids
 from raysel.data.vectors import EMBEDDING, not_finite, to_column
 from raysel.errors import DataError, RunError, first
 
@@ -135,22 +136,19 @@ def stream_rows(
 
     ``names`` has, for each column, its name in the files. Only what is needed of the last piece is decoded.
     """
-    for piece, reader in opened(pieces):
-        start = piece.start
-        for batch in reader.iter_batches(
-            batch_size=step, row_groups=[piece.number], columns=list(set(names.values()))
-        ):
-            if start >= high:
-                return
-            table = pa.Table.from_batches([batch])
-            table = pa.table({name: table[stored] for name, stored in names.items()})
-            table = with_ids(table, start)
-            cut = max(start, low)
-            while cut < min(start + len(table), high):
-                stop = min((cut // step + 1) * step, start + len(table), high)
-                yield table.slice(cut - start, stop - cut)
-                cut = stop
-            start += len(table)
+    begun, start = None, 0
+    for piece, table in read_pieces(pieces, list(dict.fromkeys(names.values())), rows=step):
+        start = piece.start if piece is not begun else start
+        begun = piece
+        if start >= high:
+            return
+        table = with_ids(pa.table({name: table[stored] for name, stored in names.items()}), start)
+        cut = max(start, low)
+        while cut < min(start + len(table), high):
+            stop = min((cut // step + 1) * step, start + len(table), high)
+            yield table.slice(cut - start, stop - cut)
+            cut = stop
+        start += len(table)
 
 
 # ---- embedding -----------------------------------------------------------------------------------------------

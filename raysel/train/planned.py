@@ -22,8 +22,9 @@ from raysel.cluster.blocks import plain_errors
 from raysel.cluster.errors import unwrap_errors
 from raysel.core.arrays import positions
 from raysel.core.hashing import hash_integers
-from raysel.data.read import IndexedParquet, parquet_rows
-from raysel.data.row_index import ID, Piece
+from raysel.data.datasource import IndexedParquet, parquet_rows
+from raysel.data.formats.parquet import Piece
+from raysel.data.row_index import ID
 from raysel.dynamic.plan import Plan, chunks
 from raysel.errors import ConfigError, DataError, StateError, first
 
@@ -129,7 +130,7 @@ class ShuffledParquet(IndexedParquet):
     """
 
     def __init__(self, reader: IndexedParquet, board: Board, tasks: int) -> None:
-        super().__init__(reader.filesystem, reader.index, reader.file_schema)
+        super().__init__(reader.index)
         self._board = board
         self._tasks = tasks
 

@@ -32,7 +32,7 @@ from raysel.report.results import ComparedPolicy, CompareResults, Epoch
 from raysel.workflow import config, steps
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.directory import Done, Progress, RunDirectory, open_run, versions
-from raysel.workflow.inputs import Look
+from raysel.workflow.inputs import Look, seen
 from raysel.workflow.load import load_check
 from raysel.workflow.run import data, trusted
 from raysel.workflow.steps.cell import Cell, train_cell
@@ -106,6 +106,7 @@ def compare(
     connect(address)
     steps.check_room(1, 1.0, flow.train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as run:
+        check(flow, policies, seeds, seen(found, run.inputs))
         for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
             run.do(step)
         tried = [flow.seed + number for number in range(seeds)]

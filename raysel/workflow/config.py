@@ -35,17 +35,23 @@ class Rows:
     Attributes
     ----------
     path : str or list of str
-        Parquet files or directories. Paths are relative to the folder of the workflow file.
+        The rows, in any format that `raysel.read` reads from files: Parquet, CSV, JSON, Arrow, NumPy or WebDataset
+        files, patterns and directories of them, a directory of images, a Delta table, or a data set that Hugging Face
+        saved. Paths are relative to the folder of the workflow file. Files that are not Parquet are converted once,
+        into the run directory.
     label : str, optional
         Column with the class of each row. The pool needs this column, and so do the test and validation data.
     trust : {"content", "mtime"}
         How a changed file is recognised: by a digest of all its bytes (content), or by its size and
         modification time alone (mtime).
+    encoding : str, optional
+        Character encoding of CSV and JSON files. The default is UTF-8.
     """
 
     path: str | tuple[str, ...]
     label: str | None = None
     trust: Literal["content", "mtime"] = "content"
+    encoding: str | None = None
 
     @property
     def paths(self) -> list[str]:

@@ -3,6 +3,7 @@
 run/
   manifest.json            format, name and versions
   index/ROLE.json          the order of the input files, which fixes every row's id
+  inputs/ROLE/             input files that are not Parquet, as Parquet
   steps/NAME-KEY/          one folder per step; KEY is a digest of everything that decides its result; done.json is last
   results/DIGEST.json      results of every configuration that was run here
   results.json             results of the last one, which report.html shows
@@ -51,7 +52,7 @@ _FORMAT_1 = {
     "config",
 }  # keys of a manifest that does not say whose it is
 _OURS = (  # everything else that a run or a comparison writes
-    *("steps", "index", "results", "results.json", "ledger.json", "report.html"),
+    *("steps", "index", "inputs", "results", "results.json", "ledger.json", "report.html"),
     *(f"compare.{kind}" for kind in ("json", "md", "png", "html")),
 )
 
@@ -303,7 +304,10 @@ def open_run(
                 remove(directory / name)
         run = RunDirectory(workflow, directory, progress or Progress())
         run.created = _claim(directory, workflow)
-        run.inputs, changed = number(workflow, directory / "index")
+        run.inputs, changed = number(workflow, directory, lambda text: run.progress.note("inputs", text))
+        for role, entry in run.inputs.items():
+            for sentence in entry.sentences():
+                run.progress.done(role, sentence)
         for sentence in changed:
             run.progress.done("inputs", sentence)
         run.drawn = draw(workflow, run.inputs)

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-import raysel
-from raysel.data.identity import PoolIdentity, index_identity
-from raysel.data.read import check_label
-from raysel.data.row_index import RowIndex, index_parquet, list_files
+from raysel.data.convert import Converted, convert
+from raysel.data.datasource import parquet_dataset
+from raysel.data.formats.parquet import read_pieces
+from raysel.data.identity import PoolIdentity, index_identity, mark
+from raysel.data.listing import Listing, list_source
+from raysel.data.read import carried_identity, check_label, check_stored_ids, listing_identity
+from raysel.data.row_index import ID, RowIndex, index_parquet, with_ids
 from raysel.errors import DataError, RunError
 from raysel.workflow.config import Rows, Workflow
 
 
 @dataclass(frozen=True)
 class Look:
-    """Schemas and numbers of rows by role, from the footers alone."""
+    """What is known of the rows of every role without reading them all.
+
+    Attributes
+    ----------
+    schemas : dict of str to pyarrow.Schema
+        From the footers of Parquet; else from the beginning of the first file.
+    counts : dict of str to int
+        Number of rows, of roles whose files say it.
+    listings : dict of str to Listing
+        The files.
+    indexes : dict of str to RowIndex
+        The ids, of Parquet files.
+    """
 
     workflow: Workflow
-    schemas: dict[str, pa.Schema]
-    counts: dict[str, int]
+    schemas: dict[str, pa.Schema] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    listings: dict[str, Listing] = field(default_factory=dict)
+    indexes: dict[str, RowIndex] = field(default_factory=dict)
 
     def check_column(self, role: str, column: str, key: str) -> None:
         """Raise DataError, naming the configuration ``key``, unless the role's files have the column."""
@@ -44,37 +62,106 @@ class Look:
             return int(np.prod(kind.shape))
         return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
 
+    def scan(self, role: str, columns: Sequence[str] | None = None, rows: int = 8192) -> Iterator[pa.Table]:
+        """Yield columns of a role's rows in the order of their ids, ``sample_id`` included.
+
+        Parameters
+        ----------
+        role : str
+            A role with files of its own.
+        columns : sequence of str, optional
+            By default all.
+        rows : int
+            Rows per table, at most; other formats than Parquet decide themselves.
+        """
+        start, index = 0, self.indexes.get(role)
+        if index is not None:
+            names = [*(columns or index.schema.names)]
+            names += [ID] if ID in index.schema.names and ID not in names else []
+            parts: Iterator[pa.Table] = (table for _, table in read_pieces(index.pieces(), names, rows))
+        else:
+            listing = self.listings[role]
+            schema = listing.schema().schema
+            if columns is not None:
+                schema = pa.schema([f for f in schema if f.name in {ID, *columns}])
+            parts = (table for file in listing.files for table in listing.tables(file, schema))
+        for table in parts:
+            yield table if ID in table.column_names else with_ids(table, start)
+            start += len(table)
+
+    def sentences(self) -> list[str]:
+        """Return what is read of each role, what is not, and what could not be checked."""
+        found = []
+        for role, listing in self.listings.items():
+            if role in self.counts:
+                found.append(f"{role}: {listing.took(self.counts[role])}")
+            else:
+                found.append(
+                    f"{role}: {listing.took(None)} Its columns were inferred from the beginning of "
+                    f"{listing.files[0].path}; the number of rows and later values are checked when it is read."
+                )
+            found += [f"{role}: {sentence}" for sentence in listing.left_out]
+            found += [
+                f"{role}: {note}" for note in (self.indexes[role].notes if role in self.indexes else ())
+            ]
+        return found
+
 
 def look(workflow: Workflow) -> Look:
-    """Read the footers of all files. Raises DataError for files and label columns that cannot be used."""
-    found = Look(workflow, {}, {})
+    """Look at all files. Raises DataError for files and label columns that cannot be used."""
+    found = Look(workflow)
     for role in workflow.roles:
         rows = workflow.rows(role)
         assert rows is not None
         try:
-            index, schema = index_parquet(*list_files(rows.paths))
+            listing = found.listings[role] = list_source(rows.paths, rows.encoding)
+            if listing.format.is_parquet:
+                index = found.indexes[role] = index_parquet(listing)
+                found.schemas[role], found.counts[role] = index.schema, index.rows
+            else:
+                found.schemas[role] = listing.schema(sample=True).schema
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
-        if index.rows == 0:
-            raise DataError(f"{role}.path: There are no rows in {rows.paths[0]}.")
-        found.schemas[role], found.counts[role] = schema, index.rows
-        if rows.label is not None:
-            try:
-                check_label(schema, rows.label, f"the files of {role}.path")
-            except DataError as error:
-                raise DataError(f"{role}.label: {error}") from None
+        if found.counts.get(role) == 0:
+            raise DataError(f"{role}.path: There are no rows in {listing.where}.")
+        _check_label(found.schemas[role], role, rows)
     return found
+
+
+def _check_label(schema: pa.Schema, role: str, rows: Rows) -> None:
+    if rows.label is not None:
+        try:
+            check_label(schema, rows.label, f"the files of {role}.path")
+        except DataError as error:
+            raise DataError(f"{role}.label: {error}") from None
 
 
 @dataclass(frozen=True)
 class Input:
-    """Numbered rows of one role: the index that fixes their ids, and the file it is kept in."""
+    """Numbered rows of one role.
+
+    Attributes
+    ----------
+    role : str
+        The role.
+    rows : Rows
+        What the workflow names.
+    listing : Listing
+        The Parquet files that were numbered.
+    index : RowIndex
+        Their rows, schema and ids.
+    source : Listing, optional
+        The files that the workflow names, if they are not Parquet.
+    converted : Converted, optional
+        How they became Parquet.
+    """
 
     role: str
     rows: Rows
+    listing: Listing
     index: RowIndex
-    schema: pa.Schema
-    file: Path
+    source: Listing | None = None
+    converted: Converted | None = None
 
     @property
     def count(self) -> int:
@@ -82,9 +169,16 @@ class Input:
         return self.index.rows
 
     @property
+    def schema(self) -> pa.Schema:
+        """Columns of the files."""
+        return self.index.schema
+
+    @property
     def identity(self) -> PoolIdentity:
         """Files in the order that numbers their rows, which a Selection carries."""
-        return index_identity(self.index)
+        if self.source is None:
+            return index_identity(self.index)
+        return listing_identity(self.source, [file.rows for file in self.index.files], self.rows.trust)
 
     @property
     def label(self) -> str | None:
@@ -94,33 +188,56 @@ class Input:
     @property
     def digest(self) -> str:
         """Digest of the content of the files in their order; their names do not matter."""
-        return self.index.digest
-
-    @property
-    def paths(self) -> list[str]:
-        """The files that were numbered, as `raysel.read` takes them: none that came since."""
-        scheme, found, _ = self.rows.paths[0].partition("://")
-        return [f"{scheme}://{file.path}" if found else file.path for file in self.index.files]
+        if self.converted is None:
+            return self.index.digest
+        counts = [file.rows for file in self.index.files]
+        lines = (f"{digest} {rows}" for digest, rows in zip(self.converted.digests, counts, strict=True))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def read(self) -> Dataset:
-        """Return the rows with their ids."""
-        return raysel.read(self.paths, label=self.rows.label, index=self.file, trust=self.rows.trust)
+        """Return the rows with their ids. Raises DataError if a file is no longer what was numbered."""
+        index_parquet(self.listing, self.index, trust=self.rows.trust)
+        if ID in self.schema.names:
+            known = carried_identity(self.listing)
+            return mark(parquet_dataset(self.index), known)
+        return mark(parquet_dataset(self.index), self.index if self.source is None else self.identity)
 
     def check_unchanged(self, step: str) -> None:
         """Raise RunError if a file is no longer what was numbered; a new time of modification alone is nothing."""
         try:
-            index_parquet(*list_files(self.paths), self.index, trust=self.rows.trust)
+            index_parquet(self.listing, self.index, trust=self.rows.trust)
         except DataError as error:
             raise RunError(
                 f"{self.role}.path: {error} This happened while the step '{step}' ran; run the workflow again."
             ) from error
 
+    def sentences(self) -> list[str]:
+        """Return what was read, and what was not."""
+        listing = self.source or self.listing
+        took = listing.took(self.count)
+        if self.converted is not None:
+            files = len(self.listing.files)
+            now = "converted to" if self.converted.written else "reused as"
+            took += f" They are {now} {files:,} Parquet {'file' if files == 1 else 'files'} of {self.converted.bytes / 1e6:,.1f} MB."
+        notes = self.index.notes if self.converted is None else self.converted.notes
+        return [took, *listing.left_out, *notes]
 
-def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[str]]:
+
+def number(
+    workflow: Workflow, directory: Path, note: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, Input], list[str]]:
     """Fix the ids of every role's rows.
 
     Files keep the ids that an earlier run in the directory gave them as long as they are there and unchanged;
-    otherwise all rows of the role are numbered again, and every step that depends on them has another key.
+    otherwise all rows of the role are numbered again, and every step that depends on them has another key. Files that
+    are not Parquet are converted, which keeps their order.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory. Indexes are in ``index``, converted files in ``inputs``.
+    note : callable
+        Progress callback; receives a short status string.
 
     Returns
     -------
@@ -134,20 +251,69 @@ def number(workflow: Workflow, directory: Path) -> tuple[dict[str, Input], list[
         rows = workflow.rows(role)
         assert rows is not None
         # An index per list of paths: what another workflow in the same directory reads changes no id.
-        file = directory / f"{role}-{hashlib.sha256(repr(rows.paths).encode()).hexdigest()[:8]}.json"
+        name = f"{role}-{hashlib.sha256(repr(rows.paths).encode()).hexdigest()[:8]}"
+        file = directory / "index" / f"{name}.json"
         known = RowIndex.load(file) if file.exists() else None
         try:
-            listed = list_files(rows.paths)
-            try:
-                index, schema = index_parquet(*listed, known, trust=rows.trust)
-            except DataError:
-                if known is None:
-                    raise
-                index, schema = index_parquet(*listed, trust=rows.trust)
+            found = numbered(role, rows, directory / "inputs" / name, known, note)
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
-        if known is not None and known.identity() != index.identity():
+        if known is not None and known.identity() != found.index.identity():
             changed.append(f"The files of {role}.path changed; the steps that depend on them run again.")
-        index.save(file)
-        inputs[role] = Input(role, rows, index, schema, file)
+        found.index.save(file)
+        _check_label(found.schema, role, rows)
+        inputs[role] = found
     return inputs, changed
+
+
+def numbered(
+    role: str,
+    rows: Rows,
+    place: Path,
+    known: RowIndex | None,
+    note: Callable[[str], None],
+    again: bool = True,
+) -> Input:
+    """Return the rows of one role with their ids.
+
+    Parameters
+    ----------
+    place : Path
+        Folder for converted files.
+    known : RowIndex, optional
+        Index of an earlier run.
+    again : bool
+        Number all rows again if they are not those of ``known``; otherwise raise DataError.
+    """
+    listing = list_source(rows.paths, rows.encoding)
+    source = converted = None
+    if not listing.format.is_parquet:
+        source = listing
+        converted = convert(source, place, rows.trust, lambda text: note(f"{role}: {text}"))
+        listing = converted.listing
+    try:
+        index = index_parquet(listing, known, trust=rows.trust)
+    except DataError:
+        if known is None or not again:
+            raise
+        index = index_parquet(listing, trust=rows.trust)
+    if index.rows == 0:
+        raise DataError(f"There are no rows in {listing.where}.")
+    if ID in index.schema.names:
+        check_stored_ids(index, listing.where)
+    if source is not None and converted is not None:  # files that were added later come last
+        places = {path: at for at, path in enumerate(listing.paths)}
+        order = [places[file.path] for file in index.files]
+        source = replace(source, files=tuple(source.files[at] for at in order))
+        converted = replace(converted, digests=tuple(converted.digests[at] for at in order))
+    return Input(role, rows, listing, index, source, converted)
+
+
+def seen(look: Look, inputs: Mapping[str, Input]) -> Look:
+    """Return what is known after all rows were numbered: every count, and the schemas of converted files."""
+    return replace(
+        look,
+        schemas={role: entry.schema for role, entry in inputs.items()},
+        counts={role: entry.count for role, entry in inputs.items()},
+        indexes={role: entry.index for role, entry in inputs.items()},
+    )

@@ -9,19 +9,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raysel.data.decode import decode
 from raysel.data.embedders.build import as_embedder, named_embedder
 from raysel.data.embedders.embedder import check_vectors
-from raysel.data.read import IndexedParquet
-from raysel.data.row_index import ID, index_parquet, list_files, opened, with_ids
+from raysel.data.row_index import ID
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.state import SampleState
-from raysel.errors import ConfigError, RayselError
+from raysel.errors import ConfigError, DataError, RayselError
 from raysel.registry import TASKS
 from raysel.train.loops import classify
 from raysel.workflow.config import Method, Workflow
+from raysel.workflow.inputs import look
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.train import load_factory, load_loop, model_code
@@ -79,23 +78,23 @@ def unloaded(workflow: Workflow) -> list[str]:
 
 def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
     """Return a few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
-    filesystem, files = list_files(workflow.pool.paths)
-    index, schema = index_parquet(filesystem, files)
+    found = look(workflow)
     parts: list[pa.Table] = []
-    for piece, reader in opened(IndexedParquet(filesystem, index, schema).pieces()):
-        batch = next(reader.iter_batches(_ROWS, row_groups=[piece.number]))
-        table = pa.Table.from_batches([batch])
-        parts.append(table if ID in table.column_names else with_ids(table, piece.start))
+    for table in found.scan("pool", rows=_ROWS):
+        parts.append(table)
         if sum(map(len, parts)) >= _ROWS:
             break
+    if not sum(map(len, parts)):
+        raise DataError(f"pool.path: There are no rows in {found.listings['pool'].where}.")
     rows = pa.concat_tables(parts).slice(0, _ROWS)
     label = str(workflow.pool.label)
     labels: set[Any] = set()
-    for file in files:
-        column = pq.read_table(file, columns=[label], filesystem=filesystem)[label]
-        labels.update(column.unique().to_pylist())
+    count = 0
+    for table in found.scan("pool", [label], 1 << 20):
+        labels.update(table[label].unique().to_pylist())
+        count += len(table)
     known = sorted(labels - {None}, key=lambda value: (str(type(value)), value))
-    return (pa.concat_tables([rows, rows]) if len(rows) == 1 else rows), index.rows, known
+    return (pa.concat_tables([rows, rows]) if len(rows) == 1 else rows), count, known
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 
     DIR/
       index.json              the files that were measured
+      inputs/                 files that are not Parquet, as Parquet
       sets.arrow, groups.arrow    their states, which are merged with those of new files
       measure.json, sets.parquet, groups.parquet, metrics.html, metrics.png, groups.png
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ import pyarrow.parquet as pq
 import raysel
 from raysel.cluster.connect import connect
 from raysel.core.storage import local_output, make_folder, write_text
-from raysel.data.row_index import RowIndex, index_parquet, list_files
+from raysel.data.datasource import parquet_dataset
+from raysel.data.row_index import RowIndex
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.gime import State, finalize, merge
 from raysel.report import metrics as pages
@@ -28,6 +31,7 @@ from raysel.report.results import MeasureResults, Metric
 from raysel.workflow import config, steps
 from raysel.workflow.config import Workflow
 from raysel.workflow.directory import Progress
+from raysel.workflow.inputs import Input, numbered
 from raysel.workflow.steps.measure import groups, metrics, side_by_side
 
 _STATES = {"sets": "sets.arrow", "groups": "groups.arrow"}
@@ -80,12 +84,22 @@ def measure(
     directory = (Path("runs") / f"{flow.name}-measure" if out is None else local_output(out)).resolve()
     make_folder(directory)
     progress = progress or Progress()
-    paths, target = flow.pool.paths, flow.target
-    filesystem, files = list_files(paths)
-    _, schema = index_parquet(filesystem, files)
-    rule = metrics(flow.gime, schema)
+    target = None if flow.target is None else raysel.read(flow.target.paths, encoding=flow.target.encoding)
+    place = directory / "inputs"
+
+    def pool(known: RowIndex | None) -> Input:
+        try:
+            return numbered(
+                "pool", flow.pool, place, known, lambda text: progress.note("pool", text), again=False
+            )
+        except DataError as error:
+            advice = "" if known is None else f" Or remove {directory} to measure everything again."
+            raise DataError(f"pool.path: {error}{advice}") from None
+
+    found = pool(None)
+    rule = metrics(flow.gime, found.schema)
     if target is not None:
-        rule = rule.aim(raysel.read(target.paths))
+        rule = rule.aim(target)
     by = groups(flow.gime)
     wanted = {"sets": None, **({} if by is None else {"groups": by})}
 
@@ -93,17 +107,17 @@ def measure(
     known = None
     if (directory / "index.json").exists() and all(state is not None for state in kept.values()):
         known = RowIndex.load(directory / "index.json")
-    try:
-        index, _ = index_parquet(filesystem, files, known, trust=flow.pool.trust)
-    except DataError as error:
-        raise DataError(f"pool.path: {error} Or remove {directory} to measure everything again.") from None
+        found = pool(known)
+    index = found.index
+    for sentence in found.sentences():
+        progress.done("pool", sentence)
     new = index.files[len(known.files) if known else 0 :]
     if new:
-        rows = raysel.read([_uri(paths, file.path) for file in new])
+        rows = parquet_dataset(replace(index, files=new))
         for name, group in wanted.items():
             progress.note(name, "...")
-            found, before = rule.state(rows, group), kept[name]
-            kept[name] = found if known is None or before is None else merge(before, found)
+            state, before = rule.state(rows, group), kept[name]
+            kept[name] = state if known is None or before is None else merge(before, state)
     reused = f", {len(known.files)} reused" if known else ""
     progress.done("measure", f"{len(new)} files read{reused}")
 
@@ -114,7 +128,7 @@ def measure(
     index.save(directory / "index.json")
     sets = {"pool": finalize(states["sets"])}
     if target is not None:
-        sets["target"] = rule.measure(raysel.read(target.paths))
+        sets["target"] = rule.measure(target)
     pq.write_table(side_by_side(sets), directory / "sets.parquet")
     by_group: dict[str, list[Metric]] = {}
     if "groups" in states:
@@ -150,9 +164,3 @@ def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
     except StateError as error:
         raise StateError(f"{error} Remove {path.parent} to read all files again.") from None
     return state if (state.binding, state.by) == (binding, by) else None
-
-
-def _uri(paths: list[str], file: str) -> str:
-    """Return a file as `raysel.read` takes it: with the scheme of the path that it was listed from."""
-    scheme, found, _ = paths[0].partition("://")
-    return f"{scheme}://{file}" if found else file

@@ -33,6 +33,7 @@ from raysel.report.results import (
 from raysel.workflow import config, steps
 from raysel.workflow.config import Workflow, difference, digest
 from raysel.workflow.directory import Done, Progress, RunDirectory, manifest, open_run, versions
+from raysel.workflow.inputs import seen
 from raysel.workflow.load import load_check
 
 __all__ = ["Progress", "RunDirectory", "connect", "open_run", "report", "run", "runs", "versions"]
@@ -91,6 +92,7 @@ def run(
     train = flow.train
     steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as this:
+        steps.check(flow, found=seen(found, this.inputs))  # with the rows that were only now counted
         for step in steps.plan(flow):
             this.do(step)
         left = results(this)

@@ -54,7 +54,8 @@ def test_the_installed_command_runs():
 def test_validate_counts_the_rows_and_starts_nothing(raysel, digits):
     code, out, err = raysel("validate", ROOT / "workflows/quickstart.yaml", *digits)
     assert (code, err) == (0, "")
-    checked, left_out = out.splitlines()
+    checked, *taken, left_out = out.splitlines()
+    assert taken[0].startswith("  pool: 1,517 rows in 1 Parquet file of ") and len(taken) == 3
     assert checked.endswith("quickstart.yaml is valid (pool 1,517 rows, target 100 rows, test 180 rows).")
     assert (
         left_out.startswith("Not checked, because --load was not given: train.model: ")

@@ -16,8 +16,8 @@ import pytest
 import raysel
 from raysel import Selection
 from raysel.data.content import digest_blocks, digest_table
+from raysel.data.datasource import at_rest, parquet_rows
 from raysel.data.identity import NumberedFile, PoolIdentity, _Numbering, identity
-from raysel.data.read import at_rest, parquet_rows
 from raysel.data.row_index import ID, IndexedFile, RowIndex
 from raysel.data.vectors import to_column
 from raysel.errors import DataError
@@ -229,7 +229,7 @@ def test_images_are_known_by_their_paths_and_sizes(cluster, tmp_path):
     assert [row["path"] for row in chosen.apply(raysel.read(tmp_path)).take_all()] == ["b.png"]
     (tmp_path / "aa.png").write_bytes(b"x")
     with pytest.raises(
-        DataError, match=r"a directory of images \(3 rows\), but that of the selection is .* \(2 rows\)"
+        DataError, match=r"test_images_are_known\w+ \(3 rows\), but that of the selection is .* \(2 rows\)"
     ):
         chosen.apply(raysel.read(tmp_path))
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 import raysel
 from raysel.cluster.blocks import gather
+from raysel.core.storage import resolve
 from raysel.data.decode import decode
-from raysel.data.images import list_images
+from raysel.data.formats.images import list_images
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, to_column, to_numpy
 from raysel.errors import DataError
@@ -35,7 +36,7 @@ def folder(tmp_path):
 
 
 def test_classes_by_folder(folder):
-    assert list_images(str(folder)).to_pydict() == {
+    assert list_images(*resolve(folder)).to_pydict() == {
         "path": ["cat/a.jpg", "cat/b.png", "dog/c.png"],
         "label": ["cat", "cat", "dog"],
     }
@@ -43,19 +44,19 @@ def test_classes_by_folder(folder):
 
 def test_classes_by_file(folder):
     (folder / "labels.csv").write_text("path,label\ndog/c.png,3\ncat/a.jpg,1\ncat/b.png,2\n")
-    assert list_images(str(folder))["label"].to_pylist() == [1, 2, 3]
+    assert list_images(*resolve(folder))["label"].to_pylist() == [1, 2, 3]
     (folder / "labels.csv").write_text("path,label\ndog/c.png,3\n")
     with pytest.raises(DataError, match=r"has no class for 2 images \(cat/a.jpg, cat/b.png\)"):
-        list_images(str(folder))
+        list_images(*resolve(folder))
     (folder / "labels.csv").write_text("file,label\n")
     with pytest.raises(DataError, match="must have the columns path and label; its columns are file, label"):
-        list_images(str(folder))
+        list_images(*resolve(folder))
 
 
 def test_loose_images(folder):
     (folder / "x.png").write_bytes(encoded())
     with pytest.raises(DataError, match=r"1 images are outside the folders of the classes \(x.png\)"):
-        list_images(str(folder))
+        list_images(*resolve(folder))
 
 
 @pytest.mark.usefixtures("cluster")

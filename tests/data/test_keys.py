@@ -23,7 +23,10 @@ from raysel.data.embedders.embedder import FunctionEmbedder
 from raysel.data.embedders.hashed_text import HashEmbedder
 from raysel.data.embedders.pca import PCAEmbedder
 from raysel.data.embedders.table import TableEmbedder
-from raysel.data.row_index import RowIndex, index_parquet, list_files
+from raysel.data.files import File
+from raysel.data.formats.parquet import Parquet
+from raysel.data.listing import Listing, list_source
+from raysel.data.row_index import RowIndex, index_parquet
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.workflow import steps
@@ -56,7 +59,7 @@ def labels(tmp_path):
 
 
 def number(path, known=None, trust="content"):
-    return index_parquet(*list_files([path]), known, trust)[0]
+    return index_parquet(list_source([path]), known, trust)
 
 
 # ---- row indexes -----------------------------------------------------------------------------------------------------
@@ -94,7 +97,10 @@ def test_the_identity_of_a_pool(tmp_path, labels):
     assert index.identity("mtime")[0][0].startswith("mtime:")
     assert pickle.loads(pickle.dumps(index)).identity() == index.identity()
     below = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    assert index_parquet(below, ["pool.parquet"])[0].identity() == index.identity()
+    assert (
+        index_parquet(Listing(Parquet(), (File(below, "pool.parquet"),), "pool")).identity()
+        == index.identity()
+    )
 
 
 def test_an_index_that_trusts_times(tmp_path, labels):

@@ -169,7 +169,9 @@ def test_json_lines(tmp_path):
     got = rows(raysel.read(tmp_path / "t.jsonl"), "a", "b")
     assert got["a"].to_pylist() == [1, 2] and got["b"].to_pylist() == ["x", None]
     (tmp_path / "t.jsonl").write_text('{"a": 1}\n{"a": "x"}\n')
-    with pytest.raises(DataError, match=r"t\.jsonl is not a readable \.jsonl file"):
+    with pytest.raises(
+        DataError, match=r"Column 'a' of .*t\.jsonl holds an integer in line 1 and text in line 2"
+    ):
         raysel.read(tmp_path / "t.jsonl")
 
 
@@ -204,3 +206,70 @@ def test_a_hugging_face_dataset():
     assert got["text"].to_pylist() == ["c", "a"] and got["class"].to_pylist() == [1, 1]
     with pytest.raises(DataError, match="choose a split"):
         raysel.read(datasets.DatasetDict({"train": source}))
+
+
+def spoiled(path, **options):
+    """A file whose footer is whole and one of whose pages is not."""
+    pq.write_table(pa.table({"x": np.arange(50_000) % 1000 / 8}), path, **options)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3 : len(raw) // 3 + 40] = bytes(40)
+    path.write_bytes(raw)
+    return path
+
+
+def test_a_damaged_page_is_said_wherever_the_rows_are_read(tmp_path):
+    for name, options in (
+        ("zstd", {"compression": "zstd", "use_dictionary": False}),
+        ("sums", {"compression": "none", "use_dictionary": False, "write_page_checksum": True}),
+    ):
+        path = spoiled(tmp_path / f"{name}.parquet", **options)
+        dataset = raysel.read(path)
+        for read in (
+            lambda dataset=dataset: dataset.to_pandas(),
+            lambda dataset=dataset: raysel.fit_embedder("table", dataset, column="x"),
+            lambda dataset=dataset: raysel.embed(dataset, "column", column="x", directory=tmp_path / "v"),
+        ):
+            with pytest.raises(DataError, match=rf"Row group 0 of {path} cannot be read"):
+                read()
+
+
+def test_files_that_differ_have_one_type_in_every_batch(tmp_path):
+    for name, part in (
+        ("city=b/0", pa.table({"x": pa.array([1, 2], pa.int32()), "text": ["a", "b"]})),
+        ("city=a/1", pa.table({"more": [0.5], "text": pa.array(["c"], pa.large_string()), "x": [2**40]})),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        pq.write_table(part, tmp_path / f"{name}.parquet", row_group_size=1)
+    dataset = raysel.read(tmp_path, label="city")
+    expected = [(0, 2**40, "c", 0.5, "a"), (1, 1, "a", None, "b"), (2, 2, "b", None, "b")]
+    for columns in ([ID, "x", "text", "more", "city"], [ID, "more"], [ID, "city"]):
+        narrow = dataset.select_columns(columns)
+        for _ in range(2):
+            batches = list(narrow.iter_batches(batch_size=None, batch_format="pyarrow"))
+            assert len({str(batch.schema) for batch in batches}) == 1
+            found = pa.concat_tables(batches).sort_by(ID).to_pylist()
+            names = [ID, "x", "text", "more", "city"]
+            assert found == [{n: row[names.index(n)] for n in columns} for row in expected]
+
+
+def test_what_was_taken_and_left_out_is_logged_once(tmp_path, caplog):
+    from raysel.data import listing
+
+    listing.warn.cache_clear()
+    (tmp_path / "notes.txt").write_text("")
+    for at in range(2):
+        (tmp_path / f"{at}.csv").write_text("a,b\n1,2\n" if at else "a\n0\n")
+    with caplog.at_level("INFO", logger="raysel"):
+        for _ in range(2):
+            got = rows(raysel.read(tmp_path, label="a"), "a", "b")
+    assert got.to_pylist() == [{ID: 0, "a": 0, "b": None}, {ID: 1, "a": 1, "b": 2}]
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count(f"2 rows in 2 CSV files of {tmp_path}.") == 2
+    assert [line for line in said if "notes.txt" in line] == [
+        f"{tmp_path}: 1 file is not read, because the directory is read as CSV (notes.txt)."
+    ]
+    assert len([line for line in said if "Column 'b' has no values in 1 of 2 files" in line]) == 1
+    (tmp_path / "latin.csv").write_bytes("a\ncafé\n".encode("latin-1"))
+    assert rows(raysel.read(tmp_path / "latin.csv", encoding="latin-1"), "a")["a"].to_pylist() == ["café"]
+    with pytest.raises(DataError, match=r"encoding: .* this source is in memory"):
+        raysel.read({"a": [1]}, encoding="latin-1")

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysel.core.hashing import hash_ids
-from raysel.data.row_index import RowIndex, check_ids, index_parquet, list_files
+from raysel.data.listing import list_source
+from raysel.data.row_index import RowIndex, check_ids, index_parquet
 from raysel.errors import DataError
 
 
@@ -21,7 +22,7 @@ def write(path, values, row_group=3):
 
 
 def number(directory, known=None):
-    return index_parquet(*list_files([directory]), known)[0]
+    return index_parquet(list_source([directory]), known)
 
 
 @pytest.fixture
@@ -101,9 +102,9 @@ def test_hidden_files_are_left_out(files):
         (lambda d: (d / "a.parquet").write_bytes(b"x" * 50), "not a readable Parquet file"),
         (
             lambda d: pq.write_table(pa.table({"x": ["a"]}), d / "b.parquet"),
-            "column 'x' is string in the first and int64 in the second",
+            "Column 'x' holds string in .*b.parquet and int64 in .*a.parquet",
         ),
-        (lambda d: pq.write_table(pa.table({"y": [1]}), d / "b.parquet"), "column 'x' is only in the second"),
+        (lambda d: pq.write_table(pa.table({"y": [1]}), d / "b.parquet"), "have no column in common"),
     ],
 )
 def test_unusable_files(files, make, sentence):
@@ -114,14 +115,14 @@ def test_unusable_files(files, make, sentence):
 
 def test_paths_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        list_files([tmp_path / "nowhere"])
-    with pytest.raises(DataError, match=r"holds no \.parquet file"):
-        list_files([tmp_path])
+        list_source([tmp_path / "nowhere"])
+    with pytest.raises(DataError, match="holds no file of a format"):
+        list_source([tmp_path])
     file = write(tmp_path / "a.parquet", [1])
     with pytest.raises(DataError, match="named more than once"):
-        list_files([file, file])
+        list_source([file, file])
     with pytest.raises(DataError, match="No path"):
-        list_files([])
+        list_source([])
 
 
 def test_damaged_index(tmp_path):

@@ -15,8 +15,9 @@ import ray
 import torch
 
 import raysel
-from raysel.data.read import IndexedParquet
-from raysel.data.row_index import index_parquet, list_files
+from raysel.data.datasource import IndexedParquet
+from raysel.data.listing import list_source
+from raysel.data.row_index import index_parquet
 from raysel.dynamic.plan import unweighted
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, ResourceError, StateError
@@ -226,8 +227,7 @@ def test_an_epochs_row_groups_are_drawn_from_all_of_them(tmp_path, tasks):
     """Also within a task, or rows written in order of class would come in it; of each file together."""
     for file in range(3):
         pq.write_table(pa.table({"x": np.arange(100.0)}), tmp_path / f"{file}.parquet", row_group_size=5)
-    filesystem, paths = list_files([str(tmp_path)])
-    reader = IndexedParquet(filesystem, *index_parquet(filesystem, paths))
+    reader = IndexedParquet(index_parquet(list_source([tmp_path])))
 
     def epoch(seed):
         found = ShuffledParquet(reader, Seeded(seed), tasks).get_read_tasks(1)

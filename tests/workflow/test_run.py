@@ -91,6 +91,12 @@ def test_a_second_run_reuses_every_step(finished, quickstart, capsys):
     capsys.readouterr()
     again = run(quickstart(), out, progress=Progress(sys.stderr))
     lines = capsys.readouterr().err.splitlines()
+    taken, lines = lines[:3], lines[3:]
+    assert [line.split()[:3] for line in taken] == [
+        ["pool", "1,517", "rows"],
+        ["target", "100", "rows"],
+        ["test", "180", "rows"],
+    ]
     assert len(lines) == 8 and all("  reused" in line for line in lines)
     assert again == results == RunResults.load(out / "results.json") and again.path == str(out)
 
@@ -252,7 +258,10 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
     ("override", "sentence"),
     [
         ("pool.path=none.parquet", r"pool.path: .*none.parquet does not exist"),
-        ("pool.path=flow.yaml", r"pool.path: .*flow.yaml is not a readable Parquet file"),
+        (
+            "pool.path=flow.yaml",
+            r"pool.path: The format of .*flow.yaml is unknown, by its name and by its first bytes",
+        ),
         (
             "pool.label=klass",
             r"pool.label: There is no label column 'klass' in the files of pool.path; the columns are pixels, label, junk",

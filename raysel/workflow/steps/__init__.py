@@ -88,7 +88,8 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         )
     if ":" not in workflow.train.task and workflow.train.task not in TASKS.names():
         load_loop(workflow.train)  # raises, with the nearest name
-    if (role := drawn_role(workflow)) is not None:
+    if (role := drawn_role(workflow)) in found.counts:
+        assert role is not None
         draw_ids(workflow, role, found.counts[role])
     if workflow.pool.label is None:
         raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")

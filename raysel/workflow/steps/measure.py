@@ -72,6 +72,8 @@ class Measure(Step):
             for name in (*asked.features, label):
                 look.check_column(role, name, "gime.calibrate")
         look.check_column("pool", asked.mix, "gime.calibrate.mix")
+        if "pool" not in look.counts:
+            return
         try:
             budget_rows(asked.rows, look.counts["pool"])
         except ConfigError as error:

@@ -39,7 +39,8 @@ class Select(Step):
             return
         selector = self.method.make()
         budget = getattr(selector, "budget", None)
-        if isinstance(budget, (int, float)) and not isinstance(budget, bool):
+        known = "pool" in look.counts
+        if known and isinstance(budget, (int, float)) and not isinstance(budget, bool):
             try:
                 budget_rows(budget, look.counts["pool"])
             except ConfigError as error:

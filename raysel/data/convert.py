@@ -1,0 +1,136 @@
+"""Files of any format as Parquet, once, so that everything that reads Parquet lazily reads them too. Without Ray."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raysel.core import storage
+from raysel.core.fingerprint.files import Trust
+from raysel.data.files import File
+from raysel.data.formats.parquet import Parquet
+from raysel.data.listing import Listing
+from raysel.errors import DataError, reason_of
+
+_VERSION = 1  # of what the files hold; another one writes them again
+_GROUP_BYTES, _GROUP_ROWS = 32 << 20, 65_536  # of a row group, at most
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Parquet files with the rows of a listing.
+
+    Attributes
+    ----------
+    listing : Listing
+        The Parquet files, one per file of the source and in its order.
+    digests : tuple of str
+        Digests of the source's files.
+    notes : tuple of str
+        Sentences about columns that some files of the source lack.
+    written : int
+        Number of files that were written now; the others were there.
+    bytes : int
+        Size of all files.
+    """
+
+    listing: Listing
+    digests: tuple[str, ...]
+    notes: tuple[str, ...]
+    written: int
+    bytes: int
+
+
+def convert(
+    source: Listing,
+    directory: Path,
+    trust: Trust = "content",
+    note: Callable[[str], None] = lambda text: None,
+) -> Converted:
+    """Write the rows of a source as Parquet under ``directory``, or those of its files that are not there yet.
+
+    A file is named by a digest of its source, of how it is read and of its columns. It appears complete or not at all;
+    files in the directory that no longer belong to the source are removed.
+
+    Parameters
+    ----------
+    source : Listing
+        Files of a format other than Parquet.
+    directory : Path
+        A local directory of this source alone.
+    trust : {"content", "mtime"}
+        What identifies a file of the source.
+    note : callable
+        Progress callback; receives a short status string.
+
+    Raises
+    ------
+    DataError
+        If the source cannot be read, or holds values that Parquet does not.
+    RunError
+        If the directory cannot be written.
+    """
+    digests = source.digests(trust)
+    note("reading the columns")
+    unified = source.schema()
+    storage.make_folder(directory)
+    filesystem = pafs.LocalFileSystem()
+    files, written = [], 0
+    for at, (file, digest) in enumerate(zip(source.files, digests, strict=True)):
+        about = [_VERSION, type(source.format).__name__, file.path, digest, str(unified.schema)]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        name = re.sub(r"[^A-Za-z0-9.-]", "-", posixpath.basename(file.path))[:60]
+        place = directory / f"{name}-{key}.parquet"
+        if not place.exists():
+            note(f"file {at + 1} of {len(digests)}")
+            _write(source, file, unified.schema, place)
+            written += 1
+        files.append(File(filesystem, str(place)))
+    kept = {file.path for file in files}
+    for other in directory.iterdir():
+        if str(other) not in kept:
+            storage.remove(other)
+    size = sum(os.stat(path).st_size for path in kept)
+    listing = Listing(Parquet(), tuple(files), source.where, left_out=source.left_out)
+    return Converted(listing, tuple(digests), unified.notes, written, size)
+
+
+def _write(source: Listing, file: File, schema: pa.Schema, place: Path) -> None:
+    partial = place.with_name(f".{place.name}.partial")
+    tables = _groups(source.tables(file, schema))
+    try:
+        try:
+            with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=_GROUP_ROWS)
+            os.replace(partial, place)
+        except OSError as error:
+            raise storage.unwritable(place, error) from error
+        except pa.ArrowException as error:
+            raise DataError(
+                f"The rows of {file.path} cannot be written as Parquet ({reason_of(error)})."
+            ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Join small tables up to the size of a row group."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(part.nbytes for part in held) >= _GROUP_BYTES or sum(map(len, held)) >= _GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)

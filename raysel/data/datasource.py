@@ -1,0 +1,176 @@
+"""Indexed Parquet as a Ray Dataset, and whether a Dataset still holds rows of such files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from raysel.data.formats.parquet import Piece, read_pieces
+from raysel.data.row_index import ID, RowIndex, with_ids
+
+_FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a block; Ray's default is 200 blocks
+
+
+class IndexedParquet(Datasource):
+    """Parquet files read by row group, with ids from the index; only projected columns are read."""
+
+    def __init__(self, index: RowIndex) -> None:
+        super().__init__()
+        self._projection_map = None  # Ray sets it on a copy when a later step needs only some columns
+        self._index = index
+
+    @property
+    def index(self) -> RowIndex:
+        """The files, their rows and the first id of each."""
+        return self._index
+
+    @property
+    def file_schema(self) -> pa.Schema:
+        """The schema of the files, without the ids that the index adds."""
+        return self._index.schema
+
+    @property
+    def stores_ids(self) -> bool:
+        """Whether ids are a column of the files rather than the positions of the rows."""
+        return ID in self._index.schema.names
+
+    def pieces(self) -> list[Piece]:
+        """Return the row groups that hold rows, in the order of their ids."""
+        return self._index.pieces()
+
+    def get_name(self) -> str:
+        """Return the name that Ray shows."""
+        return "Parquet"
+
+    def supports_projection_pushdown(self) -> bool:
+        """Return True: Ray hands over the columns that later steps need."""
+        return True
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Return the bytes of all row groups."""
+        return sum(sum(file.group_bytes) for file in self._index.files)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """Return tasks of consecutive row groups with about equal bytes per task."""
+        share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
+        tasks: list[list[Piece]] = []
+        held = share
+        for piece in self.pieces():  # consecutive row groups, about equal bytes per task
+            if held >= share:
+                tasks.append([])
+                held = 0
+            tasks[-1].append(piece)
+            held += piece.bytes
+        return [self._task(task, per_task_row_limit) for task in tasks]
+
+    def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
+        projection = self.get_projection_map()
+        columns = None if projection is None else list(projection) or [ID]
+        # Bound here, not to self: the complete index must not be sent with every task.
+        metadata = BlockMetadata(
+            num_rows=sum(piece.rows for piece in pieces),
+            size_bytes=sum(piece.bytes for piece in pieces),
+            exec_stats=None,
+            input_files=tuple(dict.fromkeys(piece.path for piece in pieces)),
+        )
+        return ReadTask(
+            lambda: _read_groups(pieces, columns),
+            metadata,
+            schema=self._with_id(columns),
+            per_task_row_limit=limit,
+        )
+
+    def _with_id(self, columns: list[str] | None) -> pa.Schema:
+        schema = self._index.schema
+        fields = {field.name: field for field in schema} | {ID: pa.field(ID, pa.int64())}
+        return pa.schema([fields[n] for n in columns or [ID, *(n for n in schema.names if n != ID)]])
+
+
+def _read_groups(pieces: list[Piece], columns: list[str] | None) -> Iterable[pa.Table]:
+    names = pieces[0].schema.names
+    wanted = [ID, *(n for n in names if n != ID)] if columns is None else columns
+    for piece, table in read_pieces(pieces, [name for name in wanted if name in names]):
+        if ID in wanted and ID not in names:
+            table = with_ids(table, piece.start)
+        elif ID in wanted:
+            table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
+        yield table.select(wanted)
+
+
+def parquet_dataset(index: RowIndex) -> Dataset:
+    """Return the rows of indexed files; they are read when they are needed."""
+    reader = IndexedParquet(index)
+    groups = len(reader.pieces())
+    # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
+    blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
+    return ray.data.read_datasource(reader, override_num_blocks=blocks)
+
+
+def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
+    """Return the Parquet files whose rows ``dataset`` holds, if it holds all of them with unchanged values.
+
+    Parameters
+    ----------
+    dataset : ray.data.Dataset
+        Any Dataset.
+
+    Returns
+    -------
+    (IndexedParquet, dict) or None
+        The reader, and for each column of ``dataset`` the name of that column in the files. None if a step
+        other than selecting and renaming columns lies between the files and ``dataset``.
+
+    Notes
+    -----
+    Ray has no public view of a Dataset's plan, so this reads its logical plan. If a later Ray has another
+    one, the rows are not recognised and are read through Ray instead, which is slower and gives the same
+    values.
+    """
+    step, projections = _below_projections(dataset)
+    reader = getattr(step, "datasource", None)
+    if type(reader) is not IndexedParquet or any(one is None for one in projections):
+        return None
+    names = {name: name for name in [ID, *(n for n in reader.file_schema.names if n != ID)]}
+    for projection in reversed(projections):
+        assert projection is not None
+        if not set(projection.values()) <= set(names):
+            return None
+        names = {name: names[below] for name, below in projection.items()}
+    return reader, names
+
+
+def at_rest(dataset: Dataset) -> bool:
+    """Return whether reading ids runs no step: the rows lie in the object store or in indexed Parquet."""
+    step, projections = _below_projections(dataset)
+    kind = type(step).__name__
+    held = kind == "InputData" or kind.startswith("From")
+    return None not in projections and (held or type(getattr(step, "datasource", None)) is IndexedParquet)
+
+
+def _below_projections(dataset: Dataset) -> tuple[Any, list[dict[str, str] | None]]:
+    """Return the last step that does more than select and rename columns, and each projection after it."""
+    step: Any = getattr(getattr(dataset, "_logical_plan", None), "dag", None)
+    projections = []
+    while type(step).__name__ == "Project":
+        projections.append(_projection(getattr(step, "exprs", [None])))
+        step = step.input_dependencies[0]
+    return step, projections
+
+
+def _projection(expressions: Sequence[Any]) -> dict[str, str] | None:
+    """Return the column names before the step by the names after it; None if a value is computed."""
+    names: dict[str, str] = {}
+    for expression in expressions:
+        column = expression.expr if type(expression).__name__ == "AliasExpr" else expression
+        if type(column).__name__ != "ColumnExpr":
+            return None
+        names[expression.name] = column.name
+    return names

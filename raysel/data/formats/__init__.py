@@ -1,0 +1,1 @@
+"""File formats, one module each; :data:`raysel.registry.FORMATS` lists them."""

@@ -1,0 +1,239 @@
+"""CSV: values keep their digits, and text that looks like something else stays text. Without Ray."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from raysel.data.files import File
+from raysel.data.formats.format import Format, reading
+from raysel.data.schemas import Unified, unify
+from raysel.errors import DataError, first
+
+_BLOCK, _LARGEST = 8 << 20, 1 << 30
+_TAIL = 1 << 20
+_NULLS = pa.array(pacsv.ConvertOptions().null_values)
+_TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
+_WHOLE = r"^(0|-?[1-9][0-9]*)$"
+_NUMBER = (
+    r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?(inf|Inf|INF|infinity|Infinity)$"
+)
+_EXACT = 2**53
+_SMALL = "exact as a double"
+
+
+class Csv(Format):
+    """Comma-separated values with a header; also ``;`` or tabs if the header has no comma.
+
+    A column is bool, int64, uint64 or double if every value can be written back with the same digits, else text: numbers
+    with leading zeros, integers that a double would round, dates and times. Missing values are spelt as pyarrow does
+    (``""``, ``NA``, ``null``, ...); in a column of text they are text.
+    """
+
+    name = "CSV"
+    suffixes = (".csv", ".tsv")
+    takes_encoding = True
+
+    def schema(self, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
+        """Return the types that every value of a column fits."""
+        columns: dict[str, _Column] = {}
+        for batch in self._batches(file, encoding, None):
+            for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                columns.setdefault(name, _Column()).see(values)
+            if sample and len(batch):
+                break
+        return pa.schema([column.field(name) for name, column in columns.items()])
+
+    def tables(self, file: File, schema: pa.Schema, encoding: str | None = None) -> Iterator[pa.Table]:
+        """Yield the rows in blocks."""
+        for batch in self._batches(file, encoding, schema.names):
+            arrays = [
+                _cast(column, schema.field(n).type)
+                for n, column in zip(batch.schema.names, batch, strict=True)
+            ]
+            yield pa.table(dict(zip(batch.schema.names, arrays, strict=True)))
+
+    def unify(self, names: Sequence[str], schemas: Sequence[pa.Schema]) -> Unified:
+        """Return the schema of several files; a column that is a number in one and text in another is text."""
+
+        def fits(file: int, column: str, bits: int) -> bool:
+            return _SMALL.encode() in (schemas[file].field(column).metadata or {})
+
+        return unify(names, schemas, fits, text=True)
+
+    def _batches(
+        self, file: File, encoding: str | None, wanted: Sequence[str] | None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield every column as text; the header's columns even if there are no rows."""
+        with reading(file.path, "CSV file", lambda error: text_hint(file.path, encoding, error)):
+            header, delimiter = self._header(file, encoding)
+            names = header if wanted is None else [name for name in header if name in set(wanted)]
+            block, done = _BLOCK, 0
+            while True:
+                try:
+                    for batch in self._read(file, encoding, header, names, delimiter, block, done):
+                        done += len(batch)
+                        yield batch
+                    return
+                except pa.ArrowInvalid as error:  # a row is longer than a block
+                    if "straddling object" not in str(error) or block >= _LARGEST:
+                        raise
+                    block *= 8
+
+    def _header(self, file: File, encoding: str | None) -> tuple[list[str], str]:
+        size = 1 << 16
+        with file.stream() as stream:
+            raw = b""
+            while True:
+                part = stream.read(size)
+                raw += part
+                text = codecs.getincrementaldecoder(encoding or "utf-8-sig")().decode(raw, final=not part)
+                ends = (match.start() for match in re.finditer("\n", text))
+                end = next((end for end in ends if text.count('"', 0, end) % 2 == 0), None)
+                if not part or end is not None:
+                    break
+        header = f"{text[:end]}\n"  # alone: a value further down is no error of the header
+        delimiter = next((mark for mark in (",", ";", "\t") if mark in header), ",")
+        with pacsv.open_csv(
+            io.BytesIO(header.encode()),
+            read_options=pacsv.ReadOptions(block_size=max(2 * len(raw), 1024)),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        ) as reader:
+            names = list(reader.schema.names)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DataError(
+                f"{file.path} has several columns named {first(map(repr, twice))}; every column needs a name of its own."
+            )
+        return names, delimiter
+
+    def _read(
+        self,
+        file: File,
+        encoding: str | None,
+        header: list[str],
+        names: list[str],
+        delimiter: str,
+        block: int,
+        skip: int,
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield the rows after the first ``skip``; raise if a quoted value does not end before the file does."""
+        with file.stream() as stream:
+            source = _Quotes(stream)
+            reader = pacsv.open_csv(
+                pa.PythonFile(source, mode="r"),
+                read_options=pacsv.ReadOptions(block_size=block, encoding=encoding or "utf8"),
+                parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                convert_options=pacsv.ConvertOptions(
+                    column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+                ),
+            )
+            last: Any = None
+            yield pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(names), names=names)
+            for batch in reader:
+                last = batch[-1][-1].as_py() if len(batch) else last
+                drop = min(skip, len(batch))
+                skip -= drop
+                yield batch.slice(drop).select(names)
+            if last is not None and source.open_value(last, encoding):
+                raise DataError(
+                    f"{file.path} ends within a quoted value that begins with {last[:40]!r}; close the quotes, or "
+                    "restore the end of the file."
+                )
+
+
+class _Quotes(io.RawIOBase):
+    """A stream that counts quotes and keeps its last bytes, to find a quoted value that never ends."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream, self._odd, self._tail = stream, False, b""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        part = bytes(self._stream.read(None if size is None or size < 0 else size))
+        if part:
+            self._odd ^= bool(part.count(b'"') % 2)
+            self._tail = (self._tail + part)[-_TAIL:]
+        return part
+
+    def open_value(self, last: str, encoding: str | None) -> bool:
+        """Return whether the last value was opened by a quote and not closed."""
+        if not self._odd:
+            return False
+        value = last.replace('"', '""').encode(encoding or "utf-8", "replace")
+        return self._tail.endswith(b'"' + value) or value.endswith(self._tail)
+
+
+class _Column:
+    """The types that every value seen so far fits."""
+
+    def __init__(self) -> None:
+        self._kinds = ["bool", "int64", "uint64", "double"]
+        self._empty = True
+
+    def see(self, values: pa.Array) -> None:
+        """Drop the types that a value does not fit."""
+        if not self._kinds or not len(values):
+            return
+        given = values.filter(pc.invert(pc.is_in(values, _NULLS)))
+        if not len(given):
+            return
+        self._empty = False
+        trimmed = pc.utf8_trim_whitespace(given)
+        self._kinds = [kind for kind in self._kinds if _fits(trimmed, kind)]
+
+    def field(self, name: str) -> pa.Field:
+        """Return the column with the first type that fits: text if none does, null without a value."""
+        if self._empty:
+            return pa.field(name, pa.null())
+        names = {"bool": pa.bool_(), "int64": pa.int64(), "uint64": pa.uint64(), "double": pa.float64()}
+        exact = {_SMALL: "1"} if "double" in self._kinds else None  # as a double, too
+        return pa.field(name, names[self._kinds[0]] if self._kinds else pa.string(), metadata=exact)
+
+
+def _fits(values: pa.Array, kind: str) -> bool:
+    if kind == "bool":
+        return bool(pc.all(pc.is_in(values, pa.array([*_TRUE, *_FALSE]))).as_py())
+    whole = pc.match_substring_regex(values, _WHOLE)
+    if kind == "double":
+        if not pc.all(pc.match_substring_regex(values, _NUMBER)).as_py():
+            return False
+        large = pc.abs(values.filter(whole).cast(pa.float64()))
+        return not pc.any(pc.greater_equal(large, float(_EXACT))).as_py()
+    if not pc.all(whole).as_py():
+        return False
+    try:
+        values.cast(pa.int64() if kind == "int64" else pa.uint64())
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_string(kind):
+        return values
+    given = pc.if_else(
+        pc.is_in(values, _NULLS), pa.scalar(None, pa.string()), pc.utf8_trim_whitespace(values)
+    )
+    return pa.nulls(len(values), kind) if pa.types.is_null(kind) else given.cast(kind)
+
+
+def text_hint(path: str, encoding: str | None, error: Exception) -> str | None:
+    """Return a sentence for text in another encoding, None for other errors."""
+    if isinstance(error, LookupError) and encoding is not None and "encoding" in str(error):
+        return f"encoding: '{encoding}' is no encoding that Python has; write for example latin-1."
+    if isinstance(error, UnicodeError) or "invalid UTF8" in str(error) or "codec can't decode" in str(error):
+        return (
+            f"{path} is not text in {encoding or 'UTF-8'}; name its encoding, for example encoding='latin-1' "
+            "(in a workflow encoding: latin-1)."
+        )
+    return None

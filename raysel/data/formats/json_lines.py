@@ -1,0 +1,237 @@
+"""JSON: one object per line, or an array of objects. Without Ray."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from raysel.data.files import File
+from raysel.data.formats.csv import text_hint
+from raysel.data.formats.format import Format, reading
+from raysel.data.schemas import Unified, common_type, unify
+from raysel.errors import DataError, reason_of
+
+_PART = 4 << 20  # bytes that are decoded at once
+_ENTRIES = 65_536  # of an array that become one table
+_CHARACTERS = 16 << 20  # of lines that become one table
+
+logger = logging.getLogger(__name__)
+Row = tuple[int, dict[str, Any]]  # its line, and its values
+
+
+class JsonLines(Format):
+    """Objects, one per line or in one array; text stays text, and integers keep all digits.
+
+    Half of a surrogate pair, which no text in UTF-8 can hold, becomes U+FFFD with a warning.
+    """
+
+    name = "JSON"
+    suffixes = (".jsonl", ".ndjson", ".json")
+    takes_encoding = True
+
+    def recognises(self, head: bytes) -> bool:
+        """Return whether the first character opens an object or an array."""
+        return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+
+    def schema(self, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
+        """Return the types that the values have together."""
+        kinds: dict[str, pa.DataType] = {}
+        for rows in self._rows(file, encoding):
+            for name, column in _table(file.path, rows, None).items():
+                known = kinds.get(name)
+                merged = column.type if known is None else common_type(known, column.type, floats=True)
+                if merged is None:
+                    raise DataError(
+                        f"Column '{name}' of {file.path} holds {column.type} in line {rows[0][0]} or after it, but {known} "
+                        "before; write it with one type."
+                    )
+                kinds[name] = merged
+            if sample:
+                break
+        return pa.schema(list(kinds.items()))
+
+    def tables(self, file: File, schema: pa.Schema, encoding: str | None = None) -> Iterator[pa.Table]:
+        """Yield the rows in blocks."""
+        for rows in self._rows(file, encoding):
+            columns = _table(file.path, rows, schema)
+            yield pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}).select([])
+
+    def unify(self, names: Sequence[str], schemas: Sequence[pa.Schema]) -> Unified:
+        """Return the schema of several files; an integer that a float would round is refused when it is read."""
+        return unify(names, schemas, lambda file, column, bits: True, floats=True)
+
+    def _rows(self, file: File, encoding: str | None) -> Iterator[list[Row]]:
+        with reading(file.path, "JSON file", lambda error: text_hint(file.path, encoding, error)):
+            begins = _Begin()
+            held: list[Row] = []
+            size = 0
+            for number, line in _lines(file, encoding):
+                text = line.strip()
+                if not text:
+                    continue
+                if begins.array(text):
+                    entries = _array(file, encoding)
+                    for start in range(0, len(entries), _ENTRIES):
+                        yield entries[start : start + _ENTRIES]
+                    return
+                held.append((number, _object(file.path, number, text)))
+                size += len(text)
+                if size >= _CHARACTERS:
+                    yield held
+                    held, size = [], 0
+            if held:
+                yield held
+
+
+class _Begin:
+    """Tells an array from lines by the first character of the file."""
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def array(self, text: str) -> bool:
+        first, self._first = self._first, False
+        return first and text.startswith("[")
+
+
+def _lines(file: File, encoding: str | None) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of every line, of any length."""
+    decoder = codecs.getincrementaldecoder(encoding or "utf-8-sig")()
+    number = 1
+    open_line: list[str] = []
+    with file.stream() as stream:
+        while True:
+            part = stream.read(_PART)
+            pieces = decoder.decode(part, final=not part).split("\n")
+            for piece in pieces[:-1]:
+                yield number, "".join([*open_line, piece])
+                number += 1
+                open_line = []
+            open_line.append(pieces[-1])
+            if not part:
+                break
+    yield number, "".join(open_line)
+
+
+def _array(file: File, encoding: str | None) -> list[Row]:
+    with file.stream() as stream:
+        text = codecs.decode(stream.read(), encoding or "utf-8-sig")
+    found = _DECODER.decode(text)
+    odd = next((at for at, value in enumerate(found) if not isinstance(value, dict)), None)
+    if odd is not None:
+        raise DataError(
+            f"{file.path} is one array, and its entry {odd} is {_kind(found[odd])}; every entry must be an object with a "
+            "name for each value."
+        )
+    return list(enumerate(found, 1))
+
+
+def _object(path: str, number: int, text: str) -> dict[str, Any]:
+    try:
+        found = _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"Line {number} of {path} is not JSON ({reason_of(error)}); a file holds one object per line, or one array of "
+            "objects."
+        ) from error
+    if not isinstance(found, dict):
+        raise DataError(
+            f"Line {number} of {path} holds {_kind(found)}; every line must be an object with a name for each value."
+        )
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"The name '{twice}' occurs more than once in an object.")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _table(path: str, rows: list[Row], schema: pa.Schema | None) -> dict[str, pa.Array]:
+    """Return the columns of some rows, with the types of ``schema`` or those that the values have."""
+    names = dict.fromkeys(name for _, row in rows for name in row) if schema is None else schema.names
+    columns = {}
+    for name in names:
+        values = [row.get(name) for _, row in rows]
+        columns[name] = _column(path, name, values, rows, None if schema is None else schema.field(name).type)
+    if any(_has_surrogate(name) for name in columns):
+        columns = {_clean(name): column for name, column in columns.items()}
+    return columns
+
+
+def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.DataType | None) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:
+        broken = next(
+            number for (number, _), value in zip(rows, values, strict=True) if _clean(value) != value
+        )
+        if kind is None:  # said once, by the first pass
+            logger.warning(
+                "Line %d of %s holds half of a surrogate pair in column '%s'; it is replaced by U+FFFD.",
+                broken,
+                path,
+                name,
+            )
+        return _column(path, name, [_clean(value) for value in values], rows, kind)
+    except OverflowError:
+        numbers = [value for value in values if value is not None]
+        if all(isinstance(value, int) and 0 <= value < 2**64 for value in numbers) and kind is None:
+            return pa.array(values, pa.uint64())
+        raise DataError(
+            f"Column '{name}' of {path} holds integers that no 64 bits hold with the others; write them as text."
+        ) from None
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        kinds: dict[str, int] = {}
+        for (number, _), value in zip(rows, values, strict=True):
+            kinds.setdefault(_kind(value), number)
+        kinds.pop("null", None)
+        if len(kinds) > 1:
+            seen = " and ".join(f"{what} in line {number}" for what, number in list(kinds.items())[:2])
+            raise DataError(f"Column '{name}' of {path} holds {seen}; write it with one type.") from None
+        raise DataError(f"Column '{name}' of {path} cannot be a column ({reason_of(error)}).") from None
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    for kind, text in (
+        (bool, "a truth value"),
+        (int, "an integer"),
+        (float, "a decimal number"),
+        (str, "text"),
+        (list, "a list"),
+    ):
+        if isinstance(value, kind):
+            return text
+    return "an object"
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _clean(value: Any) -> Any:
+    """Return a value with U+FFFD for every half of a surrogate pair."""
+    if isinstance(value, str):
+        return (
+            value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            if _has_surrogate(value)
+            else value
+        )
+    if isinstance(value, list):
+        return [_clean(entry) for entry in value]
+    if isinstance(value, dict):
+        return {_clean(name): _clean(entry) for name, entry in value.items()}
+    return value
