@@ -75,7 +75,7 @@ def run(
 @_workflow
 @click.option(
     "--policies",
-    default="full,full_equal_steps,random_prune,round_robin,infobatch",
+    default="full, full_equal_steps, random_prune, round_robin, infobatch",
     show_default=True,
     metavar="A,B,...",
     help="Policies to compare with: a name from 'raysel methods', file.py:Name, or full_equal_steps (all the data, for as "
@@ -109,7 +109,8 @@ def compare(
     from raysel.workflow.compare import compare as compare_policies
 
     loaded = config.load(workflow, list(overrides))
-    results = compare_policies(loaded, policies.split(","), seeds, out, fresh=fresh, address=address)
+    names = [name.strip() for name in policies.split(",")]
+    results = compare_policies(loaded, names, seeds, out, fresh=fresh, address=address)
     click.echo(text(results))
     click.echo(f"\nReport: {Path(results.path) / 'compare.html'}")
 
