@@ -1,4 +1,4 @@
-"""What the pages are made of: one HTML document without scripts, its sections, tables, cards and their style."""
+"""Parts of the pages: the HTML document, its sections, tables and cards, and their style."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def bound(text: str) -> str:
 
 
 def moment(text: str) -> str:
-    """``2026-03-14T09:26:53+00:00`` as people write it; anything else as it is."""
+    """Return ``2026-03-14T09:26:53+00:00`` as ``2026-03-14 09:26 UTC``, and any other text unchanged."""
     found = re.fullmatch(
         r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d)(?::\d\d(?:\.\d+)?)?(Z|[+-]00:?00|[+-]\d\d:?\d\d)?", text
     )

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML file, made from a run's results; no scripts, nothing fetched."""
+"""The report of a run: one HTML file without scripts, which loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from raysel.report.sections.usage import usage_section
 def render(results: RunResults) -> str:
     """Return the report of a run as one HTML page.
 
-    Parts that the run did not have are left out or called "not measured". The same results give the same text.
+    Sections that the run has no results for are left out or say "Not measured". The same results give the same page.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def render(results: RunResults) -> str:
     Returns
     -------
     str
-        The page, which fetches nothing.
+        The page.
     """
     name = html.text(results.name)
     body = "\n".join(

@@ -1,4 +1,4 @@
-"""How a run used its samples: how often it selected each, how evenly, and when it first saw what is rare."""
+"""How a run used its samples: how often it selected each, how evenly, and when it first saw rare factors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def replay(
     seed: int,
     having: tuple[npt.NDArray[np.int64], npt.NDArray[np.integer]],
 ) -> Course:
-    """Return what a run of a policy whose plans depend on no loss selected, from its plans alone.
+    """Return how often a policy selects each sample in a run, for a policy whose plans do not depend on losses.
 
     ``having`` has slots and units, a pair for every slot that has the unit.
     """
@@ -65,7 +65,7 @@ def times(selected: Counts) -> tuple[tuple[int, int], ...]:
 
 
 def images(values: npt.NDArray[Any]) -> list[str] | None:
-    """PNG files in base64 of samples (n, ...) if their shape is that of images, grey or in three colours, else None.
+    """Return samples (n, ...) as PNG files in base64, or None if their shape is not that of grey or RGB images.
 
     Numbers that are not uint8 are scaled, the smallest of an image to black and its largest to white.
     """
@@ -117,10 +117,10 @@ def gini(selected: Counts) -> float:
 
 
 def total_variation(selected: Counts) -> float:
-    """Half the sum of ``|selected / total - 1 / n|``, in [0, 1]: how far the samples used are from a uniform draw.
+    """Return half the sum of ``|selected / total - 1 / n|``, in [0, 1]: the distance from a uniform draw.
 
-    With gradients of norm at most G, the expected gradient over what was used lies within 2 G of this from full
-    data's. selected: as in :func:`gini`.
+    If no gradient is longer than G, the mean gradient over the samples used differs from that over all samples by at
+    most 2 G times this value. ``selected`` is as in :func:`gini`.
     """
     counts, total = _counts(selected)
     return 0.0 if total == 0 else float(np.abs(counts / total - 1 / len(counts)).sum() / 2)

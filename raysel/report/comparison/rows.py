@@ -16,7 +16,7 @@ _MINUS = "\u2212"
 
 @dataclass(frozen=True)
 class Difference:
-    """The workflow's policy minus another, in points of accuracy: the mean over pairs of equal seed.
+    """Accuracy of the workflow's policy minus that of another, in points: the mean over pairs of equal seed.
 
     error: the standard error of that mean, None with one seed. verdict: "better", "tie" or "worse" by the 95 %
     interval of Student's t over the pairs; "one seed" where there is no spread to judge by.

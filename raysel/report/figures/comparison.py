@@ -18,7 +18,7 @@ from raysel.report.figures.text import SIZE, draw_words, plain, shorten, text_wi
 
 @dataclass(frozen=True)
 class PolicyCurves:
-    """What the figures of a comparison show of one policy.
+    """Data of one policy for the figures of a comparison.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class PolicyCurves:
 
 
 def accuracy_against_samples(policies: Sequence[PolicyCurves]) -> str:
-    """Accuracy against samples back-propagated in a comparison.
+    """Draw the accuracy against the samples back-propagated in a comparison.
 
     A thin line per seed shows the accuracy on the validation rows. Without validation rows, a dot per seed shows
     the accuracy on the test rows after the last epoch.
@@ -54,7 +54,7 @@ def accuracy_against_samples(policies: Sequence[PolicyCurves]) -> str:
 
 
 def final_accuracies(policies: Sequence[PolicyCurves]) -> str:
-    """Accuracies on the test rows in a comparison: each policy's seeds, their mean and standard deviation.
+    """Draw the accuracies on the test rows in a comparison: seeds, mean and standard deviation of each policy.
 
     A line marks the mean of the workflow's own policy.
     """
@@ -66,7 +66,7 @@ def final_accuracies(policies: Sequence[PolicyCurves]) -> str:
 
 
 def comparison_png(policies: Sequence[PolicyCurves], name: str) -> bytes:
-    """Both figures of a comparison side by side under the workflow's name, as PNG."""
+    """Return both figures of a comparison side by side under the workflow's name, as PNG."""
     head = 34.0
     tall = max(250 + 15.0 * len(_key_rows(policies)), 58 + 44.0 * len(policies))
     with new_figure(tall + head, width=2 * WIDTH + 24) as figure:

@@ -14,7 +14,7 @@ from raysel.report.ledger import STAGES, Ledger
 
 
 def cost_bars(ledger: Ledger) -> str:
-    """Wall-clock seconds of each arm, stacked by stage; a stage that was not measured is left out and said so."""
+    """Draw the wall-clock seconds of each arm, stacked by stage; a stage that was not measured is left out and named."""
     entries = ledger.entries
     known = [[seconds for seconds in entry.seconds.values() if seconds is not None] for entry in entries]
     most = max(map(math.fsum, known), default=0.0)

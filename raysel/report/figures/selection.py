@@ -19,7 +19,7 @@ _MOST_CLASSES = 24
 
 
 def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") -> str:
-    """k-NN estimate of KL(target || chosen) in nats against rows chosen, one point per pick."""
+    """Draw the k-NN estimate of KL(target || selected) in nats against the rows selected, one point per step."""
     points = [(x, float(y)) for x, y in zip(rows, kl, strict=False) if y is not None and math.isfinite(y)]
     if not points:
         return ""
@@ -54,10 +54,11 @@ def kl_curve(rows: Sequence[int], kl: Sequence[float | None], method: str = "") 
 
 
 def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
-    """Bars: the share of each class's pool rows that was kept, against the share of the pool as a whole.
+    """Draw the selected share of the pool rows of each class, and the share for all classes together.
 
-    If every class has a target count, a second panel shows the shares of the classes in the pool, the kept rows
-    and the target. Beyond 24 classes, the figure shows the 12 of the largest and the 12 of the smallest share.
+    If every class has a target count, a second panel shows the shares of the classes among the pool rows, the
+    selected rows and the target rows. Of more than 24 classes, the 12 with the largest and the 12 with the smallest
+    selected share are shown.
     """
     pool, kept = sum(entry.pool for entry in classes), sum(entry.kept for entry in classes)
     shown, left_out = _most_telling([entry for entry in classes if entry.pool])
@@ -126,7 +127,7 @@ def kept_share_per_class(classes: Sequence[ClassCount]) -> str:
 def _composition(
     axes: Any, ys: list[float], shown: list[ClassCount], pool: int, kept: int, target: int
 ) -> None:
-    """Dots: which share of the pool, of the kept rows and of the target each class is."""
+    """Draw the share of each class among the pool rows, the selected rows and the target rows."""
     looks: tuple[dict[str, Any], ...] = (
         {"marker": "o", "markersize": 5.5, "markerfacecolor": "white", "markeredgecolor": MUTED},
         {"marker": "o", "markersize": 7, "markerfacecolor": ARM_COLOURS["chain"], "markeredgecolor": "white"},

@@ -17,7 +17,7 @@ from raysel.report.results import Arm, Epoch
 
 
 def plan_sizes(arms: Mapping[str, Arm]) -> str:
-    """Return samples planned in each epoch, a step line per arm."""
+    """Draw the samples planned in each epoch, one step line per arm."""
     series = {
         name: [(epoch.epoch, epoch.planned) for epoch in arm.epochs]
         for name, arm in arms.items()
@@ -45,7 +45,7 @@ def plan_sizes(arms: Mapping[str, Arm]) -> str:
 
 
 def loss_curves(arms: Mapping[str, Arm]) -> str:
-    """Mean training loss of each epoch, a line per arm; epochs without a loss are left out."""
+    """Draw the mean training loss of each epoch, one line per arm; epochs without a loss are left out."""
     series = _series(arms, lambda epoch: epoch.loss)
     if not series:
         return ""
@@ -73,7 +73,7 @@ def loss_curves(arms: Mapping[str, Arm]) -> str:
 
 
 def accuracy_curves(arms: Mapping[str, Arm]) -> str:
-    """Accuracy on the validation rows against samples back-propagated so far.
+    """Draw the accuracy on the validation rows against the samples back-propagated so far.
 
     An arm's line ends at the number of samples that it spent.
     """
@@ -83,7 +83,7 @@ def accuracy_curves(arms: Mapping[str, Arm]) -> str:
 
 
 def final_test_accuracies(arms: Mapping[str, Arm]) -> str:
-    """Accuracy on the test rows after the last epoch against samples back-propagated, a dot per arm."""
+    """Draw the accuracy on the test rows after the last epoch against the samples back-propagated, one dot per arm."""
     points = {
         name: [(sum(epoch.trained for epoch in arm.epochs), arm.accuracy)]
         for name, arm in arms.items()
@@ -97,7 +97,7 @@ def _accuracies(
     series: Mapping[str, Sequence[tuple[int, float]]],
     rows: Literal["validation", "test"],
 ) -> str:
-    """Lines or single dots through the points (samples back-propagated, accuracy) of each arm."""
+    """Draw lines or single dots through the points (samples back-propagated, accuracy) of each arm."""
     if not series:
         return ""
     colours = arm_colours(list(arms))
@@ -156,7 +156,7 @@ def _accuracies(
 def _series(
     arms: Mapping[str, Arm], value: Callable[[Epoch], float | None]
 ) -> dict[str, list[tuple[Epoch, int, float]]]:
-    """Per arm: (epoch, samples trained on up to its end, value), where the value was measured."""
+    """Return (epoch, samples trained on up to its end, value) of each arm, for epochs in which the value was measured."""
     found = {}
     for name, arm in arms.items():
         spent = accumulate(epoch.trained for epoch in arm.epochs)

@@ -29,7 +29,7 @@ _USES = (ARM_COLOURS["chain"], ARM_COLOURS["random"], OTHER_COLOURS[0])
 
 
 def usage_histogram(policies: Sequence[PolicyUse]) -> str:
-    """Return samples by how often a run selected them, a step line per policy."""
+    """Draw the number of samples by how often a run selected them, one step line per policy."""
     shown = [policy for policy in policies if policy.times]
     if not shown:
         return ""
@@ -52,7 +52,7 @@ def usage_histogram(policies: Sequence[PolicyUse]) -> str:
 
 
 def rare_seen(policies: Sequence[PolicyUse]) -> str:
-    """Share of the rare factors that a run had seen after each epoch, a line per policy."""
+    """Draw the share of the rare factors that a run had seen after each epoch, one line per policy."""
     shown = [policy for policy in policies if policy.rare]
     if not shown:
         return ""
@@ -70,7 +70,7 @@ def rare_seen(policies: Sequence[PolicyUse]) -> str:
 
 
 def alpha_curve(alpha: Sequence[float], epochs: int) -> str:
-    """Weight of representativeness in each epoch; from ``len(alpha)`` to ``epochs`` the tail on all the data."""
+    """Draw the weight of representativeness in each epoch; from ``len(alpha)`` on, epochs train on all the data."""
     if not alpha:
         return ""
     with new_figure(height=262) as figure:
