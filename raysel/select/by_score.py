@@ -13,6 +13,7 @@ from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.errors import ConfigError, DataError, first
+from raysel.select.quotas import check_per_class, quotas_of
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
@@ -34,6 +35,11 @@ class ByScore:
         ``exp(score / temperature)``.
     temperature : float
         Of ``how="sample"``: a high temperature draws almost uniformly, a low one takes the highest scores.
+    per_class : {"uniform", "pool"} or dict of str to float, optional
+        Rows per class: equally many, in the proportions of the pool, or by given shares. A class that has
+        too few rows leaves its part to the others. Default: classes are not used.
+    label : str, optional
+        Column of the classes for ``per_class``; by default the label of the workflow's pool.
     seed : int
         Seed of ``how="sample"``; by default the seed of the workflow.
 
@@ -61,6 +67,8 @@ class ByScore:
     score: str
     how: Literal["top", "low", "middle", "sample"] = "top"
     temperature: float = 1.0
+    per_class: Literal["uniform", "pool"] | dict[str, float] | None = None
+    label: str | None = None
     seed: int = 0
     title: ClassVar[str] = "by score"
 
@@ -68,6 +76,7 @@ class ByScore:
         """Raise ConfigError for what is wrong whatever the pool."""
         object.__setattr__(self, "budget", check_budget(self.budget))
         check_fields(self)
+        check_per_class(self.per_class)
         if not 0 < self.temperature < np.inf:
             raise ConfigError(f"temperature: {self.temperature!r} is not a positive number.")
 
@@ -114,20 +123,25 @@ class ByScore:
                 f"score: The column '{self.score}' of the pool is missing or infinite in {len(bad):,} of {len(ids):,} rows "
                 f"(sample_id {first(np.sort(bad))}); repair or drop these rows first."
             )
-        count = budget_rows(self.budget, len(ids))
-        order = np.lexsort((ids, -preference(ids, score, self.how, self.temperature, self.seed)))
-        chosen, out = order[:count], np.sort(ids[order[count:]])
+        ascending = np.argsort(ids, kind="stable")
+        ids, score = ids[ascending], score[ascending]
+        count, none = budget_rows(self.budget, len(ids)), np.zeros(len(ids), bool)
+        place = np.empty(len(ids), np.int64)
+        wanted = preference(ids, score, self.how, self.temperature, self.seed)
+        place[np.lexsort((ids, -wanted))] = np.arange(len(ids))
+        quotas = quotas_of(self.per_class, self.label, pool, None, ids, count, none)
+        chosen = quotas.take(lambda rows, some: rows[np.argsort(place[rows])[:some]], np.arange(len(ids)))
+        out = np.setdiff1d(np.arange(len(ids)), chosen)
         reasons = {
             "top": "one of the highest scores",
             "low": "one of the lowest scores",
             "middle": "one of the scores nearest to the median",
             "sample": f"sampled by score, temperature {self.temperature:g}",
         }
-        ranked = np.argsort(ids[order[count:]], kind="stable")
         dropped = pa.table(
             {
-                ID: out,
-                "score": score[order[count:]][ranked],
+                ID: ids[out],
+                "score": score[out],
                 "reason": constant_text(f"not {reasons[self.how]}", len(out)),
             }
         )

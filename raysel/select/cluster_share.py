@@ -11,6 +11,7 @@ from raysel.core.budgets import check_budget
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.vectors import EMBEDDING
+from raysel.select.quotas import PerClass, check_per_class
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ class ClusterShare:
         the pool at its mean row size (text such as ``"200MB"``).
     clusters : int
         Number of k-means clusters.
+    per_class : {"uniform", "pool", "target"} or dict of str to float, optional
+        Rows per class: equally many, in the proportions of the pool or of the target, or by given shares. A class that has
+        too few rows leaves its part to the others. Default: classes are not used.
+    label : str, optional
+        Column of the classes for ``per_class``; by default the label of the workflow's pool.
     column : str
         Column of the vectors.
     seed : int
@@ -49,6 +55,8 @@ class ClusterShare:
 
     budget: float | int | str
     clusters: int = 1500
+    per_class: PerClass | None = None
+    label: str | None = None
     column: str = EMBEDDING
     seed: int = 0
     title: ClassVar[str] = "cluster share"
@@ -59,6 +67,7 @@ class ClusterShare:
         """Raise ConfigError for what is wrong whatever the pool."""
         object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
         check_fields(self)
+        check_per_class(self.per_class)
         whole("clusters", self.clusters, 1)
 
     @on_instances
@@ -96,24 +105,21 @@ class ClusterShare:
         from raysel.gio.quantize import assign, draw_to_budget
         from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
 
-        inputs = open_inputs(pool, target, self.column, self.budget, start)
+        inputs = open_inputs(self, pool, target, start)
         groups = quantise(inputs.pool, self.clusters, self.seed)
         _, aims = inputs.target.sample(TARGET_ROWS, self.seed)
         share = np.bincount(assign(aims, groups.centroids)[0], minlength=len(groups.centroids))
         kept = inputs.kept
         free = np.flatnonzero(~kept)
-        new = free[
-            draw_to_budget(
-                np.arange(len(share)),
-                len(share),
-                share,
-                groups.cluster[free],
-                inputs.ids[free],
-                inputs.count - int(kept.sum()),
-                self.seed,
-                np.bincount(groups.cluster[kept], minlength=len(share)),
-            )
-        ]
+        every = np.arange(len(share))
+
+        def draw(rows: np.ndarray, count: int) -> np.ndarray:
+            same = kept & np.isin(inputs.quotas.codes, inputs.quotas.codes[rows[:1]])
+            before = np.bincount(groups.cluster[same], minlength=len(share))
+            cluster, ids = groups.cluster[rows], inputs.ids[rows]
+            return rows[draw_to_budget(every, len(share), share, cluster, ids, count, self.seed, before)]
+
+        new = inputs.quotas.take(draw, free)
         empty = share[groups.cluster] == 0
         reason = np.where(empty, 3, 2)
         reason[new] = np.where(empty[new], 1, 0)

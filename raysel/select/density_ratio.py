@@ -13,6 +13,7 @@ from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
+from raysel.select.quotas import PerClass, check_per_class
 from raysel.select.ratio import Ratio, draw_by_ratio, fit_ratio
 from raysel.selection import Selection, on_instances
 
@@ -39,6 +40,11 @@ class DensityRatio:
         the pool at its mean row size (text such as ``"200MB"``).
     clusters : int
         Number of k-means clusters that the draw is spread over.
+    per_class : {"uniform", "pool", "target"} or dict of str to float, optional
+        Rows per class: equally many, in the proportions of the pool or of the target, or by given shares. A class that has
+        too few rows leaves its part to the others. Default: classes are not used.
+    label : str, optional
+        Column of the classes for ``per_class``; by default the label of the workflow's pool.
     column : str
         Column of the vectors.
     seed : int
@@ -68,6 +74,8 @@ class DensityRatio:
 
     budget: float | int | str
     clusters: int = 1500
+    per_class: PerClass | None = None
+    label: str | None = None
     column: str = EMBEDDING
     seed: int = 0
     title: ClassVar[str] = "density ratio"
@@ -78,6 +86,7 @@ class DensityRatio:
         """Raise ConfigError for what is wrong whatever the pool."""
         object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
         check_fields(self)
+        check_per_class(self.per_class)
         whole("clusters", self.clusters, 1)
 
     @on_instances
@@ -121,7 +130,7 @@ class DensityRatio:
         from raysel.gio.quantize import assign
         from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
 
-        inputs = open_inputs(pool, target, self.column, self.budget, start)
+        inputs = open_inputs(self, pool, target, start)
         aims = inputs.target.sample(TARGET_ROWS, self.seed)
         some = inputs.pool.sample(_FITTED_ON, self.seed)
         model = map_blocks(_fit, [ray.put((*some, *aims))], self.seed)[0]
@@ -135,7 +144,7 @@ class DensityRatio:
             inputs.ids, score, groups.cluster, assign(aims[1], groups.centroids)[0], keep, self.seed
         )
         free = np.flatnonzero(~inputs.kept)
-        new = free[np.argsort(place[free])[: inputs.count - int(inputs.kept.sum())]]
+        new = inputs.quotas.take(lambda rows, count: rows[np.argsort(place[rows])[:count]], free)
         below = int(np.count_nonzero(~keep[new]))
         texts = [
             "drawn among the rows that look like the target",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from raysel.data.row_index import ID
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.errors import ConfigError, DataError
 from raysel.gio.distributed import check_start, rows_of_bytes
+from raysel.select.quotas import PerClass, Quotas, quotas_of
 from raysel.selection import Selection, coded_text
 
 TARGET_ROWS = 20_000  # of a larger target a sample is used
@@ -37,6 +38,8 @@ class Inputs:
         Rows to select, with those of ``start``.
     start : Selection or None
         Rows that are selected already.
+    quotas : Quotas
+        Rows to take per class.
     """
 
     pool: VectorBlocks
@@ -45,6 +48,7 @@ class Inputs:
     ids: np.ndarray
     count: int
     start: Selection | None
+    quotas: Quotas
 
     @property
     def kept(self) -> np.ndarray:
@@ -52,8 +56,21 @@ class Inputs:
         return np.zeros(len(self.ids), bool) if self.start is None else np.isin(self.ids, self.start.ids)
 
 
+class ForTarget(Protocol):
+    """The fields that selectors with a target have in common."""
+
+    @property
+    def budget(self) -> float | int | str: ...  # noqa: D102
+    @property
+    def column(self) -> str: ...  # noqa: D102
+    @property
+    def per_class(self) -> PerClass | None: ...  # noqa: D102
+    @property
+    def label(self) -> str | None: ...  # noqa: D102
+
+
 def open_inputs(
-    pool: Dataset, target: Dataset | None, column: str, budget: float | int | str, start: Selection | None
+    selector: ForTarget, pool: Dataset, target: Dataset | None, start: Selection | None
 ) -> Inputs:
     """Check the vectors of pool and target, the budget and the selection to extend.
 
@@ -68,6 +85,7 @@ def open_inputs(
         raise ConfigError("target: This selector needs the target; pass its rows as the second argument.")
     check_dataset(pool, "pool")
     check_dataset(target, "target")
+    column, budget = selector.column, selector.budget
     source, aim = vector_blocks(pool, column, "pool"), vector_blocks(target, column, "target")
     if source.dimension != aim.dimension:
         raise DataError(
@@ -80,7 +98,10 @@ def open_inputs(
         else budget_rows(budget, source.rows)
     )
     check_start(start, pool, source.ids, count)
-    return Inputs(source, aim, pool, np.sort(source.ids), count, start)
+    ids = np.sort(source.ids)
+    kept = np.zeros(len(ids), bool) if start is None else np.isin(ids, start.ids)
+    quotas = quotas_of(selector.per_class, selector.label, pool, target, ids, count, kept)
+    return Inputs(source, aim, pool, ids, count, start, quotas)
 
 
 def make_selection(

@@ -7,6 +7,7 @@ the others are measured in float64 from the two vectors alone. The result does t
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,10 @@ class Turns:
         Turn t of a target row comes at (t + 1/2) / share, the lower position first.
     taken : iterable of int
         Ids that are taken already.
+    classes : dict of int to int, optional
+        Class of every id. With ``room``: a row of a class that has no room left is not taken.
+    room : list of int, optional
+        Rows to take per class.
 
     Attributes
     ----------
@@ -131,8 +136,16 @@ class Turns:
         The taken rows in the order of the turns, with the target row, the number of its turn, and their cosine.
     """
 
-    def __init__(self, count: int, share: NDArray[np.int64], taken: Any = ()) -> None:
+    def __init__(
+        self,
+        count: int,
+        share: NDArray[np.int64],
+        taken: Any = (),
+        classes: dict[int, int] | None = None,
+        room: Sequence[int] = (),
+    ) -> None:
         self.count = count
+        self._classes, self._room = classes, list(room)
         self.ids: list[int] = []
         self.targets: list[int] = []
         self.turns: list[int] = []
@@ -143,9 +156,16 @@ class Turns:
         self._queue = [(0.5 / weight, target) for target, weight in enumerate(self._weight) if weight > 0]
         heapq.heapify(self._queue)
 
+    def _use(self, code: int) -> None:
+        """Use the room of a class; where it is used up, its other rows are as good as taken."""
+        assert self._classes is not None
+        self._room[code] -= 1
+        if not self._room[code]:
+            self._gone.update(row for row, of in self._classes.items() if of == code)
+
     @property
     def taken(self) -> NDArray[np.int64]:
-        """Ids that are taken, ascending."""
+        """Ids that are taken, or whose class has no room, ascending."""
         return np.sort(np.fromiter(self._gone, np.int64, len(self._gone)))
 
     def take(self, ids: NDArray[np.int64], cosines: Array, complete: bool) -> bool:
@@ -173,6 +193,8 @@ class Turns:
                 heapq.heappop(self._queue)
                 continue
             self._gone.add(row[at])
+            if self._classes is not None:
+                self._use(self._classes[row[at]])
             self.ids.append(row[at])
             self.targets.append(target)
             self.turns.append(self._turn[target])

@@ -15,6 +15,7 @@ from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.select.matches import Matches, Turns
+from raysel.select.quotas import PerClass, check_per_class
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ class Nearest:
     budget : float, int or str
         Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
         the pool at its mean row size (text such as ``"200MB"``).
+    per_class : {"uniform", "pool", "target"} or dict of str to float, optional
+        Rows per class: equally many, in the proportions of the pool or of the target, or by given shares. A class that has
+        too few rows leaves its part to the others. Default: classes are not used.
+    label : str, optional
+        Column of the classes for ``per_class``; by default the label of the workflow's pool.
     column : str
         Column of the vectors.
     seed : int
@@ -69,6 +75,8 @@ class Nearest:
     """
 
     budget: float | int | str
+    per_class: PerClass | None = None
+    label: str | None = None
     column: str = EMBEDDING
     seed: int = 0
     title: ClassVar[str] = "nearest"
@@ -79,6 +87,7 @@ class Nearest:
         """Raise ConfigError for what is wrong whatever the pool."""
         object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
         check_fields(self)
+        check_per_class(self.per_class)
 
     @on_instances
     def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
@@ -115,17 +124,25 @@ class Nearest:
         """
         from raysel.select.inputs import make_selection, open_inputs
 
-        inputs = open_inputs(pool, target, self.column, self.budget, start)
+        inputs = open_inputs(self, pool, target, start)
         ids, vectors = inputs.target.sample(inputs.target.rows, self.seed)
         share, thinned = np.ones(len(ids), np.int64), False
         before = np.empty(0, np.int64) if start is None else start.ids
-        turns = Turns(inputs.count - len(before), share, before)
+        quotas = inputs.quotas
+        by_class: dict[str, Any] = {}
+        if self.per_class is not None:
+            classes = dict(zip(inputs.ids.tolist(), quotas.codes.tolist(), strict=True))
+            full = inputs.ids[quotas.rows[quotas.codes] == 0]
+            before = np.union1d(before, full)
+            by_class = {"classes": classes, "room": quotas.rows.tolist()}
+        wanted = int(quotas.rows.sum())
+        turns = Turns(wanted, share, before, **by_class)
         k = 4 * -(-inputs.count // len(ids)) + 16
         while True:
             k = min(k, inputs.pool.rows)
             if len(vectors) * k > _PAIRS and len(vectors) > 1:
                 vectors, share = _thinned(vectors, share, max(1, _PAIRS // k), self.seed)
-                turns, thinned = Turns(inputs.count - len(before), share, before), True
+                turns, thinned = Turns(wanted, share, before, **by_class), True
             lists, cosines = _match(inputs, self.column, vectors, k, turns.taken)
             if turns.take(lists, cosines, complete=k == inputs.pool.rows):
                 break

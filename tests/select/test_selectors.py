@@ -94,6 +94,41 @@ def test_density_ratio_takes_rows_below_the_cut_only_where_the_others_run_out(da
     assert dropped.max() <= scores[scores < found.info["cut"]].min()  # the best of the rest first
 
 
+@pytest.mark.parametrize(
+    "selector", [*SELECTORS, raysel.ByScore(0.2, "quality")], ids=lambda one: type(one).__name__
+)
+def test_classes_give_their_quotas(data, selector):
+    pool, target = data
+    kind = np.array(["rare" if i % 20 == 1 else "often" for i in range(400)])
+    table = pa.table(
+        {"sample_id": np.arange(400), "embedding": to_column(pool), "kind": kind, "quality": np.arange(400.0)}
+    )
+    rows = ray.data.from_arrow([table.slice(0, 150), table.slice(150)])
+    aims = pa.table(
+        {"sample_id": np.arange(150), "embedding": to_column(target), "kind": ["often"] * 100 + ["rare"] * 50}
+    )
+    others = [] if isinstance(selector, raysel.ByScore) else [ray.data.from_arrow(aims)]
+
+    def counts(per_class, budget, **more):
+        chosen = dataclasses.replace(selector, budget=budget, per_class=per_class, label="kind").select(
+            rows, *others, **more
+        )
+        return chosen, dict(zip(*np.unique(kind[chosen.ids], return_counts=True), strict=True))
+
+    chosen, found = counts("uniform", 30)
+    assert found == {"often": 15, "rare": 15}
+    assert counts("uniform", 80)[1] == {"often": 60, "rare": 20}  # there are no more
+    assert counts("pool", 40)[1] == {"often": 38, "rare": 2}
+    assert counts({"rare": 1.0, "often": 3.0}, 40)[1] == {"often": 30, "rare": 10}
+    if others:
+        assert counts("target", 30)[1] == {"often": 20, "rare": 10}
+        assert set(chosen.ids) <= set(counts("uniform", 40, start=chosen)[0].ids)
+    with pytest.raises(ConfigError, match=r"no class unknown|no class 'unknown'"):
+        counts({"unknown": 1.0}, 30)
+    with pytest.raises(ConfigError, match="have only 20 rows"):
+        counts({"rare": 1.0}, 30)
+
+
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda one: type(one).__name__)
 def test_degenerate_vectors(data, selector):
     """All rows equal, zero vectors, fewer rows than clusters, the target in the pool."""

@@ -95,6 +95,21 @@ def test_another_value_runs_what_depends_on_it(go, folder):
     assert changes["select.budget"] in ((0.4, 0.2), (0.2, 0.4))
 
 
+def test_selectors_follow_each_other_and_read_the_classes(go, folder):
+    chain = "select=[{method: deduplicate}, {method: density_ratio, budget: 30, clusters: 10, per_class: uniform}]"
+    found, ran = go(chain)
+    assert {"select-0", "select-1"} <= ran or len([one for one in ran if one.startswith("select")]) == 2
+    assert [entry.kept for entry in found.selection.classes] == [10, 10, 10]
+    assert any("duplicates" in note for note in found.selection.notes)
+    assert any("classifier" in note for note in found.selection.notes)
+    by_target = chain.replace("uniform", "target")
+    kinds = np.bincount(pq.read_table(folder / "target.parquet")["kind"].to_numpy())
+    wanted = [entry.kept for entry in go(by_target)[0].selection.classes]
+    assert np.abs(np.array(wanted) - kinds / 2).max() <= 1
+    with pytest.raises(DataError, match=r"select\.1\.label: The pool has no column 'gone'"):
+        go(chain.replace("per_class: uniform", "per_class: uniform, label: gone"))
+
+
 def test_fresh_starts_over_and_another_format_is_refused(go, folder):
     go()
     manifest = folder / "run" / "manifest.json"

@@ -6,9 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import ray
+from ray.data import Dataset
+
 import raysel
+from raysel.cluster.blocks import gather
+from raysel.core.arrays import positions
 from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import library_versions
+from raysel.data.row_index import ID
 from raysel.errors import ConfigError, DataError, RayselError
 from raysel.gio.distributed import rows_of_bytes
 from raysel.selection import Selection
@@ -37,7 +44,8 @@ class Select(Step):
             raise ConfigError(f"The key 'target' is missing: {self.method.where} selects rows for a target.")
         if not self.method.builtin:
             return
-        selector = self.method.make()
+        labels = {"label": look.workflow.pool.label} if "per_class" in self.method.parameters else {}
+        selector = self.method.make(**labels)
         budget = getattr(selector, "budget", None)
         known = "pool" in look.counts
         if known and isinstance(budget, (int, float)) and not isinstance(budget, bool):
@@ -45,19 +53,22 @@ class Select(Step):
                 budget_rows(budget, look.counts["pool"])
             except ConfigError as error:
                 raise ConfigError(f"{self.method.where}.{error}") from None
-        stratify = getattr(selector, "stratify", None)
-        if stratify is not None and stratify not in look.schemas["pool"].names:
-            raise DataError(
-                f"{self.method.where}.stratify: The pool has no column '{stratify}'; its columns are "
-                f"{', '.join(sorted(look.schemas['pool'].names))}."
-            )
+        for field in ("stratify", "score", "label"):
+            column = getattr(selector, field, None)
+            if column is not None and column not in look.schemas["pool"].names:
+                raise DataError(
+                    f"{self.method.where}.{field}: The pool has no column '{column}'; its columns are "
+                    f"{', '.join(sorted(look.schemas['pool'].names))}."
+                )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Return the selector with its parameters and code, the rows, and the vectors if it uses them."""
         vectors = run.finished["embed"].directory.name if uses(self.method, "vectors") else None
+        by_class = "per_class" in self.method.parameters
         return {
             "method": self.method.key(),
             "rows": run.digests("pool", "target") if vectors is None else vectors,
+            "labels": [run.digests("pool", "target"), self._labels(run)] if by_class else None,
             "selected": digest_of(run.rows),
             "validation": run.drawn and run.drawn.key,
             "seed": run.workflow.seed,
@@ -66,13 +77,22 @@ class Select(Step):
 
     def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
         """Save the selection, as one from the complete pool."""
-        flow, before = run.workflow, run.rows
-        selector = self.method.make(seed=flow.seed)
+        before = run.rows
+        selector = self._make(run)
         run.progress.note(self.title, self.method.title)
         targets = []
         if uses(self.method, "vectors"):
             pool = run.vectors("pool")
             targets = [run.vectors("target")] if uses(self.method, "target") else []
+            if getattr(selector, "per_class", None) is not None:
+                pool = _with_labels(pool, run.pool(), selector.label, selector.label)
+                if selector.per_class == "target":
+                    label = run.inputs["target"].label
+                    if label is None:
+                        raise ConfigError(
+                            f"The key 'target.label' is missing: {self.method.where}.per_class needs it."
+                        )
+                    targets = [_with_labels(targets[0], run.target(), label, selector.label)]
         else:
             pool = run.pool()
             targets = [run.target()] if uses(self.method, "target") else []
@@ -91,6 +111,13 @@ class Select(Step):
         chosen = run.of_the_pool(chosen, before)
         chosen.save(directory / "selection")
         return {"kept": len(chosen), "title": self.method.title}
+
+    def _make(self, run: RunDirectory) -> Any:
+        """Return the selector; the classes that it selects by are the labels of the pool."""
+        return self.method.make(seed=run.workflow.seed, **self._labels(run))
+
+    def _labels(self, run: RunDirectory) -> dict[str, str | None]:
+        return {"label": run.workflow.pool.label} if "per_class" in self.method.parameters else {}
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,18 @@ def uses(method: Method, what: str) -> bool:
     if not method.builtin and "type" not in method.__dict__:
         return False
     return bool(getattr(method.type, f"uses_{what}", False))
+
+
+def _with_labels(vectors: Dataset, rows: Dataset, column: str, name: str) -> Dataset:
+    """Return the vectors with the column ``column`` of the rows with the same ids, as ``name``."""
+    table = gather(rows, [ID, column], "rows with labels").sort_by(ID)
+    shared = ray.put((table[ID].to_numpy(), table[column].combine_chunks()))
+    return vectors.map_batches(_join_labels, fn_args=(shared, name), batch_format="pyarrow", batch_size=None)
+
+
+def _join_labels(table: pa.Table, shared: Any, name: str) -> pa.Table:
+    ids, labels = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
+    return table.append_column(name, labels.take(pa.array(positions(ids, table[ID].to_numpy())[0])))
 
 
 def _placed(where: str, message: str) -> str:
