@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -367,6 +367,43 @@ class Selection:
         if weight:
             applied.context.set_config(_APPLIED, True)
         return plain_errors(applied)
+
+    def export(
+        self,
+        dataset: Dataset,
+        path: str | os.PathLike[str],
+        format: Literal["parquet", "jsonl", "webdataset"] = "parquet",
+    ) -> None:
+        """Write the selected rows of a dataset as files for other tools, with a data card.
+
+        Parameters
+        ----------
+        dataset : ray.data.Dataset
+            The rows that this selection was made from.
+        path : path
+            The directory, which must not exist. It gets ``data-00000`` and so on, in the order of the dataset, and the
+            data card ``README.md``: how the rows were selected, from which files, and how many for which reason.
+        format : {"parquet", "jsonl", "webdataset"}
+            Parquet, JSON lines, or tar files with a member per column of bytes and one of JSON per row.
+
+        Raises
+        ------
+        ConfigError
+            For an unknown format.
+        DataError
+            If the dataset has other rows, or values that JSON cannot hold.
+        RunError
+            If ``path`` exists or cannot be written.
+
+        Examples
+        --------
+        >>> raysel.Random(budget=0.3).select(rows).export(rows, "exported")
+        >>> len(raysel.read("exported/data-00000.parquet").take_all())
+        3
+        """
+        from raysel.export import export
+
+        export(self, dataset, path, format)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a directory of Parquet and JSON files.

@@ -1,0 +1,186 @@
+"""Write selected rows as files that other tools read, with a card that says what they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysel.core import storage
+from raysel.core.arrow import plain
+from raysel.data.row_index import ID
+from raysel.errors import ConfigError, DataError
+from raysel.version import __version__
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+    from raysel.selection import Selection
+
+Format = Literal["parquet", "jsonl", "webdataset"]
+_SUFFIX = {"parquet": "parquet", "jsonl": "jsonl", "webdataset": "tar"}
+_FILE_BYTES = 256 << 20  # of Arrow data per file
+_CARD = "README.md"
+
+
+def export(
+    selection: Selection, dataset: Dataset, path: str | os.PathLike[str], format: Format = "parquet"
+) -> None:
+    """Write the selected rows; see :meth:`raysel.Selection.export`."""
+    if format not in _SUFFIX:
+        raise ConfigError(f"format: {format!r} is unknown; use {', '.join(_SUFFIX)}.")
+    write = {"parquet": _parquet, "jsonl": _json_lines, "webdataset": _tar}[format]
+    rows = selection.apply(dataset)
+    with storage.new_folder(path) as folder:
+        files, count = 0, 0
+        for table in _tables(rows):
+            folder.write(f"data-{files:05d}.{_SUFFIX[format]}", write(table))
+            files, count = files + 1, count + len(table)
+        if count != len(selection):
+            raise DataError(
+                f"The dataset has {count:,} of the {len(selection):,} selected rows; export the rows that the selection was "
+                "made from."
+            )
+        folder.write(_CARD, card(selection, format, files).encode())
+
+
+def _tables(rows: Dataset) -> Iterator[pa.Table]:
+    """Yield the rows in their order, in tables of up to 256 MB."""
+    from raysel.cluster.blocks import plain_errors
+    from raysel.cluster.errors import unwrap_errors
+
+    rows = plain_errors(rows)
+    rows.context.execution_options.preserve_order = True
+    held: list[pa.Table] = []
+    with unwrap_errors():
+        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            if not len(table):
+                continue
+            held.append(table)
+            if sum(part.nbytes for part in held) >= _FILE_BYTES:
+                yield pa.concat_tables(held)
+                held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _parquet(table: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(None), sink)
+    return sink.getvalue()
+
+
+def _json_lines(table: pa.Table) -> bytes:
+    try:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in _rows(table)).encode()
+    except TypeError:
+        raise DataError(f"{_not_json(table)} Export to Parquet, or select other columns first.") from None
+
+
+def _tar(table: pa.Table) -> bytes:
+    """Return a WebDataset shard: per row a member of each column of bytes, and one of JSON with the other columns."""
+    raw = [
+        name
+        for name in table.column_names
+        if pa.types.is_binary(table[name].type) or pa.types.is_large_binary(table[name].type)
+    ]
+    rest = table.drop_columns(raw)
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w") as tar:
+        members = {name: table[name].to_pylist() for name in raw}
+        try:
+            for at, row in enumerate(_rows(rest)):
+                key = f"{row[ID]:012d}"
+                for name in raw:
+                    if members[name][at] is not None:
+                        _add(tar, f"{key}.{name}", members[name][at])
+                _add(tar, f"{key}.json", json.dumps(row, ensure_ascii=False).encode())
+        except TypeError:
+            raise DataError(f"{_not_json(rest)} Export to Parquet, or select other columns first.") from None
+    return sink.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def _rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Return rows of Python values; tensors as nested lists."""
+    columns = {}
+    for name in table.column_names:
+        column = table[name]
+        if isinstance(column.type, pa.FixedShapeTensorType):
+            columns[name] = [value.tolist() for value in column.combine_chunks().to_numpy_ndarray()]
+        else:
+            columns[name] = plain(column).to_pylist()
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _not_json(table: pa.Table) -> str:
+    for name in table.column_names:
+        try:
+            json.dumps(_rows(table.select([name])))
+        except TypeError:
+            return f"Column '{name}' holds {table[name].type}, which JSON cannot hold."
+    return "The rows hold values that JSON cannot hold."
+
+
+def card(selection: Selection, format: str, files: int) -> str:
+    """Return a data card in Markdown: what the rows are, how they were selected, from what, and how many.
+
+    Parameters
+    ----------
+    selection : Selection
+        What is exported.
+    format : str
+        Format of the files.
+    files : int
+        Number of files.
+    """
+    info = selection.info
+    steps = []
+    while info:
+        steps.append(info)
+        info = info.get("before", {})
+    reasons = Counter(selection.table["reason"].to_pylist())
+    lines = [
+        "# Selected training data",
+        "",
+        f"{len(selection):,} rows in {files:,} {'file' if files == 1 else 'files'} ({format}), selected by raysel {__version__}.",
+        "",
+        "## How the rows were selected",
+        "",
+    ]
+    for number, step in enumerate(reversed(steps), 1):
+        plain_values = {
+            k: v for k, v in step.items() if isinstance(v, (str, int, float, bool)) and k != "method"
+        }
+        values = ", ".join(f"{name} = {value}" for name, value in plain_values.items())
+        lines.append(f"{number}. {step.get('method', 'unknown method')}: {values}")
+    lines += ["", "## From which data", ""]
+    if selection.pool is None:
+        lines.append("The files that the rows are from are not known.")
+    else:
+        lines += ["| file | rows | digest |", "|---|---|---|"]
+        lines += [
+            f"| {file.name.replace('|', ' ')} | {file.rows:,} | {file.digest} |"
+            for file in selection.pool.files
+        ]
+    lines += ["", "## Why each row was selected", "", "| reason | rows |", "|---|---|"]
+    lines += [f"| {str(reason).replace('|', ' ')} | {rows:,} |" for reason, rows in reasons.most_common(50)]
+    lines += [
+        "",
+        "## Columns",
+        "",
+        f"The columns of the data, `{ID}` (the number of the row in the pool) and `weight` (the weight of the row in training).",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,72 @@
+"""Exported rows are those of the selection, in every format, and the card says what they are."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import raysel
+from raysel import export as module
+from raysel.data.vectors import to_column
+from raysel.errors import ConfigError, DataError, RunError
+
+
+def test_formats_and_card(cluster, tmp_path, monkeypatch):
+    table = pa.table(
+        {
+            "image": [bytes([i]) if i % 5 else None for i in range(40)],
+            "v": to_column(np.arange(80.0).reshape(40, 2)),
+            "text": [f"ä{i}" for i in range(40)],
+        }
+    )
+    pq.write_table(table, tmp_path / "pool.parquet", row_group_size=7)
+    pool = raysel.read(tmp_path / "pool.parquet")
+    half = raysel.Random(0.5, seed=3).select(pool)
+    chosen = raysel.Random(11).select(half.rows(pool)).after(half)
+    wanted = [
+        {**table.slice(i, 1).to_pylist()[0], "sample_id": i, "weight": 1.0} for i in chosen.ids.tolist()
+    ]
+    monkeypatch.setattr(module, "_FILE_BYTES", 100)  # several files
+
+    chosen.export(pool, tmp_path / "parquet")
+    files = sorted((tmp_path / "parquet").glob("data-*.parquet"))
+    back = pa.concat_tables([pq.read_table(file) for file in files])
+    assert len(files) > 1 and back.select([*table.column_names, "sample_id", "weight"]).to_pylist() == wanted
+    card = (tmp_path / "parquet/README.md").read_text()
+    assert "11 rows in" in card and "1. random: budget = 0.5" in card and "2. random: budget = 11" in card
+    assert "pool.parquet | 40 | xxh3:" in card and "| random, seed 0 | 11 |" in card
+    with pytest.raises(RunError, match="exists already"):
+        chosen.export(pool, tmp_path / "parquet")
+
+    chosen.export(pool.select_columns(["sample_id", "v", "text"]), tmp_path / "lines", "jsonl")
+    lines = [
+        line
+        for file in sorted((tmp_path / "lines").glob("*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    assert [json.loads(line) for line in lines] == [
+        {k: v for k, v in row.items() if k != "image"} | {"v": list(row["v"])} for row in wanted
+    ]
+    with pytest.raises(DataError, match="Column 'image' holds binary"):
+        chosen.export(pool, tmp_path / "none", "jsonl")
+    assert not (tmp_path / "none").exists()
+
+    chosen.export(pool, tmp_path / "tar", "webdataset")
+    members = {}
+    for file in sorted((tmp_path / "tar").glob("*.tar")):
+        with tarfile.open(fileobj=io.BytesIO(file.read_bytes())) as tar:
+            members |= {one.name: tar.extractfile(one).read() for one in tar}
+    for row in wanted:
+        key = f"{row['sample_id']:012d}"
+        assert members.get(f"{key}.image") == row["image"]
+        assert json.loads(members[f"{key}.json"])["text"] == row["text"]
+    with pytest.raises(ConfigError, match="format: 'csv'"):
+        chosen.export(pool, tmp_path / "csv", "csv")
+    with pytest.raises(DataError):
+        chosen.export(raysel.read(table.slice(0, 5)), tmp_path / "other")
