@@ -27,21 +27,24 @@ class ByScore:
     Parameters
     ----------
     budget : float or int
-        Rows to select: a share of the pool (float) or a number of rows (int).
+        Number of rows to select: a share of the pool (float) or a number of rows (int).
     score : str
-        Column of scores, such as a quality rating, a loss or a length.
+        Column with the score of each row, such as a quality rating, a loss or a length.
     how : {"top", "low", "middle", "sample"}
-        Take the highest scores, the lowest, those nearest to the median, or a sample without replacement in proportion to
-        ``exp(score / temperature)``.
+        Which rows are selected: the highest scores (top), the lowest scores (low), the scores nearest to the
+        median (middle), or a random sample without replacement in proportion to ``exp(score / temperature)``
+        (sample).
     temperature : float
-        Of ``how="sample"``: a high temperature draws almost uniformly, a low one takes the highest scores.
+        Only for ``how: sample``. With a high temperature, all rows are almost equally likely; with a low
+        temperature, mostly the highest scores are selected.
     per_class : {"uniform", "pool"} or dict of str to float, optional
-        Rows per class: equally many, in the proportions of the pool, or by given shares. A class that has
-        too few rows leaves its part to the others. Default: classes are not used.
+        Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a
+        mapping of class to share. If a class has too few rows, the other classes get more rows. Default: the
+        classes are not used.
     label : str, optional
-        Column of the classes for ``per_class``; by default the label of the workflow's pool.
+        Column with the class of each row, for ``per_class``; by default the label of the workflow's pool.
     seed : int
-        Seed of ``how="sample"``; by default the seed of the workflow.
+        Seed for ``how: sample``; by default the seed of the workflow.
 
     Raises
     ------

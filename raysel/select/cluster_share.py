@@ -27,19 +27,21 @@ class ClusterShare:
     Parameters
     ----------
     budget : float, int or str
-        Rows to select: a share of the pool (float), a number of rows (int), or Arrow bytes of all columns of
-        the pool at its mean row size (text such as ``"200MB"``).
+        Number of rows to select: a share of the pool (float), a number of rows (int), or a size in bytes
+        (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
+        columns included, in Arrow format.
     clusters : int
         Number of k-means clusters.
     per_class : {"uniform", "pool", "target"} or dict of str to float, optional
-        Rows per class: equally many, in the proportions of the pool or of the target, or by given shares. A class that has
-        too few rows leaves its part to the others. Default: classes are not used.
+        Rows per class: ``uniform`` for equally many rows, ``pool`` or ``target`` for the proportions of the
+        pool or of the target, or a mapping of class to share. If a class has too few rows, the other classes
+        get more rows. Default: the classes are not used.
     label : str, optional
-        Column of the classes for ``per_class``; by default the label of the workflow's pool.
+        Column with the class of each row, for ``per_class``; by default the label of the workflow's pool.
     column : str
-        Column of the vectors.
+        Column with the vectors.
     seed : int
-        Seed of sampling, k-means and the draw; by default the seed of the workflow.
+        Seed of all random numbers; by default the seed of the workflow.
 
     Raises
     ------

@@ -51,16 +51,18 @@ class Deduplicate:
     Parameters
     ----------
     threshold : float, optional
-        Cosine from which on two rows are near duplicates, above 0.5 and at most 1. Default: 0.95.
+        Two rows are near duplicates if the cosine of their vectors is at least this value, above 0.5 and at
+        most 1. Default: 0.95.
     keep : float or int, optional
-        Rows to keep, instead of a threshold: a share of the pool (float) or a number of rows (int). The threshold that keeps
-        at least so many is found by bisection.
+        Number of rows to keep, instead of a threshold: a share of the pool (float) or a number of rows (int).
+        The threshold that keeps at least this number is found by bisection.
     probes : int
-        Number of cells that every row is compared in. More cells find more of the pairs and take longer.
+        Number of k-means cells in which each row is compared with other rows. More cells find more of the
+        duplicates and take longer.
     column : str
-        Column of the vectors.
+        Column with the vectors.
     seed : int
-        Seed of the clustering; by default the seed of the workflow.
+        Seed of k-means; by default the seed of the workflow.
 
     Raises
     ------
@@ -226,7 +228,7 @@ def leakage(
     threshold : float
         Cosine from which on two rows are near duplicates, above 0.5 and at most 1.
     column : str
-        Column of the vectors.
+        Column with the vectors.
     probes : int
         Number of cells that every row is compared in; see `raysel.Deduplicate`.
     seed : int

@@ -126,7 +126,7 @@ class Turns:
     taken : iterable of int
         Ids that are taken already.
     classes : dict of int to int, optional
-        Class of every id. With ``room``: a row of a class that has no room left is not taken.
+        Class of every id. With ``room``: after a class has as many rows as ``room`` allows, no more of its rows are taken.
     room : list of int, optional
         Rows to take per class.
 
@@ -165,7 +165,7 @@ class Turns:
 
     @property
     def taken(self) -> NDArray[np.int64]:
-        """Ids that are taken, or whose class has no room, ascending."""
+        """Ids that are taken, or whose class already has all its rows, ascending."""
         return np.sort(np.fromiter(self._gone, np.int64, len(self._gone)))
 
     def take(self, ids: NDArray[np.int64], cosines: Array, complete: bool) -> bool:
