@@ -82,7 +82,7 @@ def convert(
     """
     digests = source.digests(trust)
     note("reading the columns")
-    unified = source.schema()
+    unified = source.unified
     storage.make_folder(directory)
     filesystem = pafs.LocalFileSystem()
     files, written = [], 0

@@ -7,7 +7,8 @@ import logging
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -79,20 +80,19 @@ class Listing:
             complete.append(schema)
         return self.format.unify(self.paths, complete) if fits is None else unify(self.paths, complete, fits)
 
-    def schema(self, sample: bool = False) -> Unified:
-        """Return the schema of files that are not Parquet.
+    def sample_schema(self) -> pa.Schema:
+        """Return the schema of the beginning of the first file, of files that are not Parquet."""
+        return replace(self, files=self.files[:1])._unified(sample=True).schema
 
-        Parameters
-        ----------
-        sample : bool
-            Look at the beginning of the first file alone.
-        """
-        files = self.files[:1] if sample else self.files
+    @cached_property
+    def unified(self) -> Unified:
+        """The schema of files that are not Parquet, which may read all of them."""
+        return self._unified(sample=False)
+
+    def _unified(self, sample: bool) -> Unified:
         with reading(self.where, f"{self.format.name} source"):
-            schemas = [self.format.schema(file, self.encoding, sample) for file in files]
+            schemas = [self.format.schema(file, self.encoding, sample) for file in self.files]
             [schema.names for schema in schemas]  # raises for a name that is not UTF-8
-        if sample:
-            return Listing(self.format, files, self.where, self.encoding).unify(schemas)
         return self.unify(schemas)
 
     def tables(self, file: File, schema: pa.Schema) -> Iterator[pa.Table]:

@@ -41,7 +41,7 @@ from raysel.cluster.wait import wait_for_cpu, wait_until
 from raysel.core.arrays import positions
 from raysel.core.fingerprint import fingerprint, stored_digest
 from raysel.core.fingerprint.files import Trust
-from raysel.core.storage import open_file, resolve, write_json
+from raysel.core.storage import resolve, write_json
 from raysel.data import shards
 from raysel.data.content import digest_blocks
 from raysel.data.datasource import IndexedParquet, parquet_rows
@@ -716,7 +716,7 @@ def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
     """
     folder = VectorFolder(directory)
     try:
-        with open_file(folder.part(number)) as source:
+        with folder.reading_part(number) as source:
             table = pq.read_table(source).replace_schema_metadata(None)
     except FileNotFoundError as error:
         if number not in folder.parts():

@@ -207,7 +207,7 @@ def check_stored_ids(index: RowIndex, where: str) -> None:
 
 def _read_files(listing: Listing, trust: Trust) -> tuple[Dataset, pa.Schema, str]:
     """Return rows of files that are not Parquet, in Ray's object store."""
-    unified = listing.schema()
+    unified = listing.unified
     counts, tables = [], [unified.schema.empty_table()]
     for file in listing.files:
         parts = list(listing.tables(file, unified.schema))
@@ -234,7 +234,7 @@ def listing_identity(listing: Listing, counts: Sequence[int], trust: Trust) -> P
 
 def _read_images(listing: Listing) -> tuple[Dataset, pa.Schema, str]:
     """Return the images of one directory; their bytes are read when they are needed."""
-    schema = listing.schema().schema
+    schema = listing.unified.schema
     folder = listing.files[0]
     table = with_ids(list_images(folder.filesystem, folder.path), 0)
     blocks = [table.slice(start, ROWS) for start in range(0, len(table), ROWS)]

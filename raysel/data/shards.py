@@ -11,6 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,10 +22,11 @@ import pyarrow.parquet as pq
 from raysel.core import storage
 from raysel.data.decode import Rows, Takes, decode
 from raysel.data.embedders.embedder import Embedder, check_vectors, length_of, rows_of
+from raysel.data.formats.format import reading
 from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.row_index import ID, with_ids
 from raysel.data.vectors import EMBEDDING, not_finite, to_column
-from raysel.errors import DataError, RunError, first
+from raysel.errors import DataError, RunError, first, reason_of
 
 _ROWS = 16_384  # of a shard whose rows are independent of each other
 _ROWS_TILED = {"text": 2048, "images": 256}
@@ -288,6 +290,17 @@ class VectorFolder(storage.Folder):
         """Return the path of a shard's file."""
         return self.file(part_name(number))
 
+    @contextmanager
+    def reading_part(self, number: int) -> Iterator[Any]:
+        """Open a shard's file; what is raised for a damaged one becomes DataError. FileNotFoundError if it is missing."""
+        path = self.part(number)
+        advice = "remove the directory and compute the vectors again"
+        with (
+            storage.open_file(path) as source,
+            reading(path, "vectors", lambda error: f"{path} is damaged ({reason_of(error)}); {advice}."),
+        ):
+            yield source
+
     def write_part(self, number: int, table: pa.Table, rejected: dict[int, str]) -> None:
         """Write a shard's file, with the rejected rows in its metadata."""
         sink = pa.BufferOutputStream()
@@ -314,12 +327,12 @@ def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int,
         if none is not None:
             found.append((0, 0, 0, -1, none))
             continue
-        with storage.open_file(folder.part(number)) as source:
+        with folder.reading_part(number) as source:
             file = pq.ParquetFile(source)
             ids = file.read(columns=[ID])[ID].to_numpy()
             schema = file.schema_arrow
-        rejected = json.loads(schema.metadata[b"rejected"])
-        ids = np.setdiff1d(ids, [number for number, _ in rejected], assume_unique=True)
-        width = schema.field(EMBEDDING).type.shape[0]
+            rejected = json.loads(schema.metadata[b"rejected"])
+            ids = np.setdiff1d(ids, [number for number, _ in rejected], assume_unique=True)
+            width = schema.field(EMBEDDING).type.shape[0]
         found.append((len(ids), int(ids.sum()), width, int(ids[0]) if len(ids) else -1, rejected))
     return found

@@ -81,7 +81,7 @@ class Look:
             parts: Iterator[pa.Table] = (table for _, table in read_pieces(index.pieces(), names, rows))
         else:
             listing = self.listings[role]
-            schema = listing.schema().schema
+            schema = listing.unified.schema
             if columns is not None:
                 schema = pa.schema([f for f in schema if f.name in {ID, *columns}])
             parts = (table for file in listing.files for table in listing.tables(file, schema))
@@ -119,7 +119,7 @@ def look(workflow: Workflow) -> Look:
                 index = found.indexes[role] = index_parquet(listing)
                 found.schemas[role], found.counts[role] = index.schema, index.rows
             else:
-                found.schemas[role] = listing.schema(sample=True).schema
+                found.schemas[role] = listing.sample_schema()
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
         if found.counts.get(role) == 0:

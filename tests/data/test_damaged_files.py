@@ -14,7 +14,9 @@ import pytest
 from raysel.core.storage import resolve
 from raysel.data.formats.images import list_images
 from raysel.data.listing import list_source
-from raysel.data.row_index import RowIndex, index_parquet
+from raysel.data.row_index import ID, RowIndex, index_parquet
+from raysel.data.shards import VectorFolder, check_parts, part_name
+from raysel.data.vectors import EMBEDDING, to_column
 from raysel.errors import DataError
 from tests.data.test_formats import saved_dataset, table, tar, write
 
@@ -74,6 +76,10 @@ def files(folder):
     write(folder / "photos/a.jpg", "x")
     labels = write(folder / "photos/labels.csv", "path,label\na.jpg,1\n")
     made["labels.csv"] = (labels, lambda path: list_images(*resolve(path.parent)))
+    VectorFolder(str(folder)).write_part(
+        0, pa.table({ID: range(20), EMBEDDING: to_column(np.ones((20, 4), np.float32))}), {}
+    )
+    made["vectors"] = (folder / part_name(0), lambda path: check_parts(str(path.parent), [0]))
     index_parquet(list_source([made["plain.parquet"][0]])).save(folder / "index.json")
     made["index.json"] = (folder / "index.json", RowIndex.load)
     return made

@@ -34,7 +34,7 @@ def table(*sources, encoding=None):
         parts = [part for _, part in read_pieces(index.pieces(), index.schema.names)]
         schema = index.schema
     else:
-        schema = listing.schema().schema
+        schema = listing.unified.schema
         parts = [part for file in listing.files for part in listing.tables(file, schema)]
     assert all(part.schema.equals(schema) for part in parts)
     return pa.concat_tables([schema.empty_table(), *parts])
