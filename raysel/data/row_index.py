@@ -290,7 +290,7 @@ def index_parquet(listing: Listing, known: RowIndex | None = None, trust: Trust 
     with ThreadPoolExecutor(max_workers=16) as pool:
         footers = list(pool.map(footer, ordered))
     unified = replace(listing, files=ordered).unify(
-        _schemas(footers), lambda at, column, bits: footers[at].fits(column, bits)
+        _schemas(footers), lambda at, column, kind: footers[at].fits(column, kind)
     )
     indexed = tuple(_indexed(file, found, trust) for file, found in zip(ordered, footers, strict=True))
     if known is not None:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from raysel.errors import DataError, first
 
-Fits = Callable[[int, str, int], bool]
+Fits = Callable[[int, str, pa.DataType], bool]
 _EXACT_BITS = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}  # integers up to 2**bits are exact
 
 
@@ -33,9 +33,9 @@ class Unified:
 def unify(
     names: Sequence[str],
     schemas: Sequence[pa.Schema],
-    fits: Fits = lambda file, column, bits: False,
+    fits: Fits = lambda file, column, kind: False,
     text: bool = False,
-    floats: bool = False,
+    loose: bool = False,
 ) -> Unified:
     """Return the schema that holds the values of every file exactly.
 
@@ -50,10 +50,11 @@ def unify(
     schemas : sequence of pyarrow.Schema
         Their schemas.
     fits : callable
-        Receives the position of a file, a column of integers and a number of bits. Returns whether all values are
-        known to lie within 2**bits, so that they can become floats.
-    floats : bool
-        Integers and floats become floats; what casts them must check that no integer is rounded.
+        Receives the position of a file, a column of integers and a type. Returns whether all values are known to have
+        that type exactly, so that integers can become floats, or signed integers unsigned ones.
+    loose : bool
+        Integers always become floats or unsigned ones where that is the other type; what casts them must check that no
+        value changes.
     text : bool
         Columns whose types do not agree become text: for formats that store text.
 
@@ -76,7 +77,7 @@ def unify(
             optional[field.name] = optional.get(field.name, True) and field.nullable
     fields, notes = [], []
     for column, kinds in places.items():
-        fields.append(pa.field(column, _common(column, kinds, names, fits, text, floats)))
+        fields.append(pa.field(column, _common(column, kinds, names, fits, text, loose)))
         there = {at for held in kinds.values() for at in held}
         missing = [name for at, name in enumerate(names) if at not in there]
         if missing and not optional[column]:
@@ -104,7 +105,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=pa.schema([pa.field(f.name, f.type) for f in schema]))
 
 
-def common_type(one: pa.DataType, other: pa.DataType, floats: bool = False) -> pa.DataType | None:
+def common_type(one: pa.DataType, other: pa.DataType, loose: bool = False) -> pa.DataType | None:
     """Return the type that holds every value of two types exactly, None if there is none; see :func:`unify`."""
     one, other = _plain(one), _plain(other)
     if one.equals(other):
@@ -113,13 +114,13 @@ def common_type(one: pa.DataType, other: pa.DataType, floats: bool = False) -> p
         if pa.types.is_null(this):
             return that
         if pa.types.is_dictionary(this):
-            return common_type(this.value_type, that, floats)
+            return common_type(this.value_type, that, loose)
     for rule in (_numbers, _texts, _times, _decimals):
         if (found := rule(one, other)) is not None:
             return found
-    if floats and (wider := _floats(one, other)) is not None:
+    if loose and (wider := _wider(one, other)) is not None:
         return wider
-    return _nested(one, other, floats)
+    return _nested(one, other, loose)
 
 
 def _check_names(name: str, schema: pa.Schema) -> None:
@@ -136,7 +137,7 @@ def _common(
     names: Sequence[str],
     fits: Fits,
     text: bool,
-    floats: bool,
+    loose: bool,
 ) -> pa.DataType:
     if len(kinds) == 1:
         return _plain(next(iter(kinds)))
@@ -145,11 +146,10 @@ def _common(
         if found is None:
             found, before = kind, places[0]
             continue
-        merged = common_type(found, kind, floats)
-        if merged is None and (wider := _floats(found, kind)) is not None:
-            bits = _EXACT_BITS[wider]
-            files = [at for k, held in kinds.items() if pa.types.is_integer(k) for at in held]
-            merged = wider if all(fits(at, column, bits) for at in files) else None
+        merged = common_type(found, kind, loose)
+        if merged is None and (wider := _wider(found, kind)) is not None:
+            files = [at for k, held in kinds.items() if k != wider and pa.types.is_integer(k) for at in held]
+            merged = wider if all(fits(at, column, wider) for at in files) else None
         if merged is None and text:
             return pa.string()
         if merged is None:
@@ -162,10 +162,19 @@ def _common(
     return _plain(found)
 
 
-def _floats(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Return the float type of an integer and a float type, None for other pairs."""
+def exact_range(kind: pa.DataType) -> tuple[int, int]:
+    """Return the least and the greatest integer up to which a float or unsigned type holds every integer."""
+    bits = 64 if pa.types.is_integer(kind) else _EXACT_BITS[kind]
+    return (0, 2**bits - 1) if pa.types.is_integer(kind) else (-(2**bits), 2**bits)
+
+
+def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return the float type or uint64 of a pair that integers of the other type have if they are in its range."""
+    types = pa.types
     for this, that in ((one, other), (other, one)):
-        if pa.types.is_integer(this) and pa.types.is_floating(that):
+        if types.is_integer(this) and (
+            types.is_floating(that) or (types.is_integer(that) and that == pa.uint64())
+        ):
             return that
     return None
 
@@ -195,7 +204,7 @@ def _numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         signed, unsigned = (one, other) if types.is_signed_integer(one) else (other, one)
         bits = max(signed.bit_width, 2 * unsigned.bit_width)
         return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(bits)
-    if (floats := _floats(one, other)) is not None:
+    if (floats := _wider(one, other)) is not None:
         whole = one if types.is_integer(one) else other
         bits = whole.bit_width - types.is_signed_integer(whole)
         return next(
@@ -249,27 +258,27 @@ def _decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     )
 
 
-def _nested(one: pa.DataType, other: pa.DataType, floats: bool) -> pa.DataType | None:
+def _nested(one: pa.DataType, other: pa.DataType, loose: bool) -> pa.DataType | None:
     types = pa.types
     if types.is_struct(one) and types.is_struct(other):
         fields = {field.name: field.type for field in one}
         for field in other:
             known = fields.get(field.name)
-            merged = field.type if known is None else common_type(known, field.type, floats)
+            merged = field.type if known is None else common_type(known, field.type, loose)
             if merged is None:
                 return None
             fields[field.name] = merged
         return pa.struct(list(fields.items()))
     if types.is_map(one) and types.is_map(other):
         key, item = (
-            common_type(one.key_type, other.key_type, floats),
-            common_type(one.item_type, other.item_type, floats),
+            common_type(one.key_type, other.key_type, loose),
+            common_type(one.item_type, other.item_type, loose),
         )
         return None if key is None or item is None else pa.map_(key, item)
     lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     if not all(any(test(kind) for test in lists) for kind in (one, other)):
         return None
-    inner = common_type(one.value_type, other.value_type, floats)
+    inner = common_type(one.value_type, other.value_type, loose)
     if inner is None:
         return None
     if types.is_fixed_size_list(one) and types.is_fixed_size_list(other) and one.list_size == other.list_size:

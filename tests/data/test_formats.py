@@ -88,19 +88,20 @@ def test_csv_values_keep_their_digits(tmp_path):
         str(2**53 + 1),
         "0.5",
     ]
-    first = write(tmp_path / "c/1.csv", f"x,y,z\n{2**53 + 1},1,5\n")
-    second = write(tmp_path / "c/2.csv", "x,y,w\n0.5,0.5,a\n")
+    first = write(tmp_path / "c/1.csv", f"x,y,z,u\n{2**53 + 1},1,5,{2**63}\n")
+    second = write(tmp_path / "c/2.csv", "x,y,w,u\n0.5,0.5,a,1\n")
     assert table(first, second).to_pylist() == [
-        {"x": str(2**53 + 1), "y": 1.0, "z": 5, "w": None},
-        {"x": "0.5", "y": 0.5, "z": None, "w": "a"},
+        {"x": str(2**53 + 1), "y": 1.0, "z": 5, "u": 2**63, "w": None},
+        {"x": "0.5", "y": 0.5, "z": None, "u": 1, "w": "a"},
     ]
 
 
-def test_csv_of_any_layout(tmp_path):
-    quoted = "".join(f'{i},"a {i}, b\nsecond ""line""",{i % 2}\n' for i in range(100_000))
-    long = "x" * (9 << 20)
+def test_csv_of_any_layout(tmp_path, monkeypatch):
+    monkeypatch.setattr("raysel.data.formats.csv._BLOCK", 1 << 10)
+    quoted = "".join(f'{i},"a {i}, b\nsecond ""line""",{i % 2}\n' for i in range(1000))
+    long = "x" * 100_000
     sources = {
-        "newlines within quotes, over several blocks": ("id,text,label\n" + quoted, 100_000),
+        "newlines within quotes, over several blocks": ("id,text,label\n" + quoted, 1000),
         "a line longer than a block": (f"id,text\n1,{long}\n2,b\n", 2),
         "a carriage return at each end": ("id,text\r\n1,a\r\n2,b\r\n", 2),
         "carriage returns alone": ("id,text\r1,a\r2,b\r", 2),
@@ -113,8 +114,8 @@ def test_csv_of_any_layout(tmp_path):
     for at, (what, (text, rows)) in enumerate(sources.items()):
         found = table(write(tmp_path / f"{at}.csv", text))
         assert (len(found), found.column_names[0], str(found["id"].type)) == (rows, "id", "int64"), what
-    last = table(tmp_path / "0.csv").slice(99_999).to_pylist()[0]
-    assert last == {"id": 99_999, "text": 'a 99999, b\nsecond "line"', "label": 1}
+    last = table(tmp_path / "0.csv").slice(999).to_pylist()[0]
+    assert last == {"id": 999, "text": 'a 999, b\nsecond "line"', "label": 1}
     assert table(tmp_path / "1.csv")["text"].to_pylist() == [long, "b"]
     assert table(tmp_path / "4.csv").to_pylist() == [{"id": 1, "text": "2,5"}]
     assert table(write(tmp_path / "t.tsv", "id\ttext\n1\ta,b\n"))["text"].to_pylist() == ["a,b"]
@@ -161,7 +162,9 @@ def test_another_encoding_is_said_and_can_be_given(tmp_path, name, text):
 # ---- JSON ----------------------------------------------------------------------------------------------------
 
 
-def test_json_values_are_those_that_are_written(tmp_path, caplog):
+def test_json_values_are_those_that_are_written(tmp_path, caplog, monkeypatch):
+    for name in ("_PART", "_CHARACTERS", "_ENTRIES"):  # many small tables
+        monkeypatch.setattr(f"raysel.data.formats.json_lines.{name}", 1)
     lines = [
         {
             "id": 0,
@@ -197,10 +200,17 @@ def test_json_values_are_those_that_are_written(tmp_path, caplog):
         assert [dict(sorted(row.items())) for row in found.to_pylist()] == [
             dict(sorted(row.items())) for row in expected
         ]
+    for at, (one, other) in enumerate(((1, 0.5), (1, 2**63), (2**53 + 1, 0.5), (-1, 2**63))):
+        write(tmp_path / f"{at}/1.jsonl", json.dumps({"n": one}))
+        write(tmp_path / f"{at}/2.jsonl", json.dumps({"n": other}))
+        if at < 2:
+            assert table(tmp_path / f"{at}")["n"].to_pylist() == [one, other]
+        else:
+            assert "1.jsonl" in refused(tmp_path / f"{at}")
     broken = table(write(tmp_path / "half.jsonl", '{"text":"ok"}\n{"text":"lone \\ud83d"}\n'))
     assert broken["text"].to_pylist() == ["ok", "lone \ufffd"]
     assert "Line 2 of" in caplog.text and "half of a surrogate pair in column 'text'" in caplog.text
-    long = [{"text": "é" * (5 << 20), "n": i} for i in range(3)]  # lines longer than what is read at once
+    long = [{"text": "é" * 999, "n": i} for i in range(3)]  # lines longer than what is read at once
     path = write(tmp_path / "long.jsonl", "\n".join(json.dumps(row, ensure_ascii=False) for row in long))
     assert table(path).to_pylist() == long
 
@@ -339,6 +349,7 @@ AGREE = {
     "dictionary": (pa.table({"x": pa.array(["a"]).dictionary_encode()}), column(["b"]), "string"),
     "integers": (column([1], pa.int32()), column([2**40]), "int64"),
     "signed and unsigned": (column([1], pa.uint32()), column([-2], pa.int8()), "int64"),
+    "large and not negative": (column([2**64 - 1], pa.uint64()), column([1]), "uint64"),
     "floats": (column([1.5], pa.float32()), column([2.5]), "double"),
     "integers that fit a double": (column([1]), column([2.5]), "double"),
     "small integers and floats": (column([1], pa.int16()), column([2.5], pa.float32()), "float"),
@@ -433,8 +444,10 @@ def test_damaged_pages_are_found_with_the_row_group(tmp_path):
         path = tmp_path / f"{name}.parquet"
         pq.write_table(rows, path, row_group_size=25_000, **options)
         raw = bytearray(path.read_bytes())
-        at = raw.index("ééé".encode()) if at is None else at
-        raw[at : at + 60] = b"\xff" * 60
+        wrong = b"\xff" * (1 if at is None else 60)
+        text = "ééé".encode()  # also in the statistics before the values
+        at = raw.index(text, raw.index(text) + 999) if at is None else at
+        raw[at : at + len(wrong)] = wrong
         path.write_bytes(raw)
         message = refused(path)
         assert f"Row group 0 of {path} cannot be read (" in message, message

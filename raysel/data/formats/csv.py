@@ -26,7 +26,6 @@ _NUMBER = (
     r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?(inf|Inf|INF|infinity|Infinity)$"
 )
 _EXACT = 2**53
-_SMALL = "exact as a double"
 
 
 class Csv(Format):
@@ -63,8 +62,8 @@ class Csv(Format):
     def unify(self, names: Sequence[str], schemas: Sequence[pa.Schema]) -> Unified:
         """Return the schema of several files; a column that is a number in one and text in another is text."""
 
-        def fits(file: int, column: str, bits: int) -> bool:
-            return _SMALL.encode() in (schemas[file].field(column).metadata or {})
+        def fits(file: int, column: str, kind: pa.DataType) -> bool:
+            return str(kind).encode() in (schemas[file].field(column).metadata or {})
 
         return unify(names, schemas, fits, text=True)
 
@@ -196,8 +195,8 @@ class _Column:
         if self._empty:
             return pa.field(name, pa.null())
         names = {"bool": pa.bool_(), "int64": pa.int64(), "uint64": pa.uint64(), "double": pa.float64()}
-        exact = {_SMALL: "1"} if "double" in self._kinds else None  # as a double, too
-        return pa.field(name, names[self._kinds[0]] if self._kinds else pa.string(), metadata=exact)
+        fitting = dict.fromkeys(self._kinds, "")  # what the values also are, should another file need it
+        return pa.field(name, names[self._kinds[0]] if self._kinds else pa.string(), metadata=fitting)
 
 
 def _fits(values: pa.Array, kind: str) -> bool:

@@ -44,7 +44,7 @@ class JsonLines(Format):
         for rows in self._rows(file, encoding):
             for name, column in _table(file.path, rows, None).items():
                 known = kinds.get(name)
-                merged = column.type if known is None else common_type(known, column.type, floats=True)
+                merged = column.type if known is None else common_type(known, column.type, loose=True)
                 if merged is None:
                     raise DataError(
                         f"Column '{name}' of {file.path} holds {column.type} in line {rows[0][0]} or after it, but {known} "
@@ -62,8 +62,8 @@ class JsonLines(Format):
             yield pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}).select([])
 
     def unify(self, names: Sequence[str], schemas: Sequence[pa.Schema]) -> Unified:
-        """Return the schema of several files; an integer that a float would round is refused when it is read."""
-        return unify(names, schemas, lambda file, column, bits: True, floats=True)
+        """Return the schema of several files; an integer that the type of another file cannot hold is refused when it is read."""
+        return unify(names, schemas, loose=True)
 
     def _rows(self, file: File, encoding: str | None) -> Iterator[list[Row]]:
         with reading(file.path, "JSON file", lambda error: text_hint(file.path, encoding, error)):

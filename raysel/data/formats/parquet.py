@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raysel.data.files import File, Partition
 from raysel.data.formats.format import Format, checked, reading
-from raysel.data.schemas import conform
+from raysel.data.schemas import conform, exact_range
 from raysel.errors import DataError, RayselError, reason_of
 
 _SMALL_ROWS = 4096  # of a row group whose nested values do not fit one array
@@ -43,8 +43,9 @@ class Footer:
     schema: pa.Schema
     metadata: pq.FileMetaData = field(repr=False)
 
-    def fits(self, column: str, bits: int) -> bool:
-        """Return whether the statistics show that all values of a column of integers lie within 2**bits."""
+    def fits(self, column: str, kind: pa.DataType) -> bool:
+        """Return whether the statistics show that a float or unsigned type holds all integers of a column exactly."""
+        low, high = exact_range(kind)
         names = [self.metadata.schema.column(at).path for at in range(self.metadata.num_columns)]
         if column not in names:
             return False
@@ -53,7 +54,7 @@ class Footer:
             known = chunk.statistics
             if known is None or (not known.has_min_max and known.null_count != chunk.num_values):
                 return False
-            if known.has_min_max and max(abs(int(known.min)), abs(int(known.max))) > 2**bits:
+            if known.has_min_max and not low <= int(known.min) <= int(known.max) <= high:
                 return False
         return True
 
