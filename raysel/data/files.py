@@ -56,16 +56,19 @@ class File:
         return compression_of(self.path)
 
     def open(self) -> pa.NativeFile:
-        """Open the file for reading at any position."""
-        return self.filesystem.open_input_file(self.path)
+        """Open the file for reading at any position, decompressed."""
+        if self.compression is None:
+            return self.filesystem.open_input_file(self.path)
+        with self.stream() as stream:
+            return pa.BufferReader(stream.read())
 
     def stream(self) -> pa.NativeFile:
         """Open the file for reading from its beginning, decompressed."""
         return self.filesystem.open_input_stream(self.path, compression=self.compression)
 
     def head(self, size: int = 16) -> bytes:
-        """Return the first bytes."""
-        with self.filesystem.open_input_stream(self.path, compression=None) as stream:
+        """Return the first bytes, decompressed."""
+        with self.stream() as stream:
             return bytes(stream.read(size))
 
     def digest(self, trust: Trust = "content") -> str:

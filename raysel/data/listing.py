@@ -185,17 +185,17 @@ def formats() -> tuple[Format, ...]:
 
 
 def _of_file(file: File) -> Format:
-    for form in formats():
-        if file.suffix in form.suffixes:
-            if file.compression and form.is_parquet:
-                raise DataError(
-                    f"{file.path} is compressed as a whole; unpack it, since Parquet compresses its own pages."
-                )
-            return form
-    head = file.head(4096)
-    for form in formats():
-        if form.recognises(head):
-            return form
+    found = next((form for form in formats() if file.suffix in form.suffixes), None)
+    if found is None:
+        with reading(file.path, "file"):
+            head = file.head(4096)
+        found = next((form for form in formats() if form.recognises(head)), None)
+    if found is not None and found.is_parquet and file.compression:
+        raise DataError(
+            f"{file.path} is compressed as a whole; unpack it, since Parquet compresses its own pages."
+        )
+    if found is not None:
+        return found
     raise DataError(
         f"The format of {file.path} is unknown, by its name and by its first bytes; raysel reads files named "
         f"{', '.join(suffix for form in formats() for suffix in form.suffixes)}, and directories of them or of images."

@@ -234,9 +234,12 @@ def listing_identity(listing: Listing, counts: Sequence[int], trust: Trust) -> P
 
 def _read_images(listing: Listing) -> tuple[Dataset, pa.Schema, str]:
     """Return the images of one directory; their bytes are read when they are needed."""
-    schema = listing.unified.schema
     folder = listing.files[0]
-    table = with_ids(list_images(folder.filesystem, folder.path), 0)
+    images = list_images(folder.filesystem, folder.path)
+    schema = listing.unify(
+        [pa.schema([*images.schema, pa.field("image", pa.binary())])] * len(listing.files)
+    ).schema
+    table = with_ids(images, 0)
     blocks = [table.slice(start, ROWS) for start in range(0, len(table), ROWS)]
     listed = ray.data.from_arrow(blocks)
     mark(listed, listing_identity(listing, [len(table)], "content"))

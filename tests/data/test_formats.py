@@ -162,6 +162,21 @@ def test_another_encoding_is_said_and_can_be_given(tmp_path, name, text):
 # ---- JSON ----------------------------------------------------------------------------------------------------
 
 
+def test_compressed_text_and_other_encodings_are_told_apart(tmp_path):
+    packed = gzip.compress(b"a\n1\n")
+    assert "a.csv is compressed; rename it to end in .gz" in refused(write(tmp_path / "a.csv", packed))
+    assert "a.jsonl is compressed; rename it to end in .gz" in refused(write(tmp_path / "a.jsonl", packed))
+    wide = write(tmp_path / "b.csv", "a,b\n1,é\n".encode("utf-16"))
+    assert "for example encoding='utf-16'" in refused(wide)
+    rows = pa.table({"x": [1, 2]})
+    feather.write_feather(rows, str(tmp_path / "c.feather"))
+    plain = (tmp_path / "c.feather").read_bytes()
+    assert table(write(tmp_path / "c.feather.gz", gzip.compress(plain))).equals(rows)
+    assert table(write(tmp_path / "d.gz", gzip.compress(b'{"x": 1}\n{"x": 2}'))).equals(rows)
+    zstd = pa.compress(b"x\n1\n2\n", codec="zstd", asbytes=True)
+    assert table(write(tmp_path / "e.csv.zst", zstd)).equals(rows)
+
+
 def test_json_values_are_those_that_are_written(tmp_path, caplog, monkeypatch):
     for name in ("_PART", "_CHARACTERS", "_ENTRIES"):  # many small tables
         monkeypatch.setattr(f"raysel.data.formats.json_lines.{name}", 1)

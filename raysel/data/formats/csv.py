@@ -19,6 +19,7 @@ from raysel.errors import DataError, first
 
 _BLOCK, _LARGEST = 8 << 20, 1 << 30
 _TAIL = 1 << 20
+_PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".zip": b"PK\x03\x04"}
 _NULLS = pa.array(pacsv.ConvertOptions().null_values)
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _WHOLE = r"^(0|-?[1-9][0-9]*)$"
@@ -71,7 +72,7 @@ class Csv(Format):
         self, file: File, encoding: str | None, wanted: Sequence[str] | None
     ) -> Iterator[pa.RecordBatch]:
         """Yield every column as text; the header's columns even if there are no rows."""
-        with reading(file.path, "CSV file", lambda error: text_hint(file.path, encoding, error)):
+        with reading(file.path, "CSV file", lambda error: text_hint(file, encoding, error)):
             header, delimiter = self._header(file, encoding)
             names = header if wanted is None else [name for name in header if name in set(wanted)]
             block, done = _BLOCK, 0
@@ -226,13 +227,23 @@ def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
     return pa.nulls(len(values), kind) if pa.types.is_null(kind) else given.cast(kind)
 
 
-def text_hint(path: str, encoding: str | None, error: Exception) -> str | None:
-    """Return a sentence for text in another encoding, None for other errors."""
+def text_hint(file: File, encoding: str | None, error: Exception) -> str | None:
+    """Return a sentence for text that is compressed or in another encoding, None for other errors."""
     if isinstance(error, LookupError) and encoding is not None and "encoding" in str(error):
         return f"encoding: '{encoding}' is no encoding that Python has; write for example latin-1."
-    if isinstance(error, UnicodeError) or "invalid UTF8" in str(error) or "codec can't decode" in str(error):
-        return (
-            f"{path} is not text in {encoding or 'UTF-8'}; name its encoding, for example encoding='latin-1' "
-            "(in a workflow encoding: latin-1)."
-        )
-    return None
+    if not (
+        isinstance(error, UnicodeError) or "invalid UTF8" in str(error) or "codec can't decode" in str(error)
+    ):
+        return None
+    try:
+        head = file.head(4)
+    except OSError:
+        head = b""
+    for suffix, start in _PACKED.items():
+        if head.startswith(start):
+            return f"{file.path} is compressed; rename it to end in {suffix}, or unpack it."
+    example = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin-1"
+    return (
+        f"{file.path} is not text in {encoding or 'UTF-8'}; name its encoding, for example encoding='{example}' "
+        f"(in a workflow encoding: {example})."
+    )

@@ -66,7 +66,7 @@ class JsonLines(Format):
         return unify(names, schemas, loose=True)
 
     def _rows(self, file: File, encoding: str | None) -> Iterator[list[Row]]:
-        with reading(file.path, "JSON file", lambda error: text_hint(file.path, encoding, error)):
+        with reading(file.path, "JSON file", lambda error: text_hint(file, encoding, error)):
             begins = _Begin()
             held: list[Row] = []
             size = 0

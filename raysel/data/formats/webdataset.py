@@ -71,7 +71,10 @@ class WebDataset(Format):
         members: dict[str, bytes] = {}
         with (
             reading(file.path, "tar archive"),
-            file.open() as source,
+            # tarfile decompresses what it can while it reads.
+            file.open()
+            if file.compression == "zstd"
+            else file.filesystem.open_input_file(file.path) as source,
             tarfile.open(fileobj=source, mode="r:*") as archive,
         ):
             for member in archive:
