@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysel.core.storage import resolve
+from raysel.data.convert import convert
 from raysel.data.formats.images import list_images
 from raysel.data.formats.parquet import read_pieces
 from raysel.data.listing import list_source
@@ -656,6 +657,8 @@ def test_a_file_system_of_fsspec(tmp_path):
     try:
         assert table("memory://bucket/data").to_pylist() == [{"x": 1, "year": 2024}, {"x": 2, "year": 2024}]
         assert table("memory://bucket/*.csv")["x"].to_pylist() == [1, 2]
+        first, again = (convert(list_source(["memory://bucket/*.csv"]), tmp_path / "out") for _ in range(2))
+        assert (first.written, again.written) == (1, 0) and first.digests == again.digests
         assert "memory://bucket/none does not exist" in refused("memory://bucket/none")
     finally:
         memory.rm("/bucket", recursive=True)

@@ -154,7 +154,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         raysel.read(tmp_path / "no.parquet")
     (tmp_path / "x.npy").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"x\.npy is not a readable \.npy file"):
+    with pytest.raises(DataError, match=r"x\.npy is not a NumPy file"):
         raysel.read(tmp_path / "x.npy")
     (tmp_path / "x.strange").write_bytes(b"no")
     with pytest.raises(DataError, match=r"The format of .* is unknown"):
@@ -227,7 +227,9 @@ def test_a_damaged_page_is_said_wherever_the_rows_are_read(tmp_path):
         for read in (
             lambda dataset=dataset: dataset.to_pandas(),
             lambda dataset=dataset: raysel.fit_embedder("table", dataset, column="x"),
-            lambda dataset=dataset: raysel.embed(dataset, "column", column="x", directory=tmp_path / "v"),
+            lambda dataset=dataset, name=name: raysel.embed(
+                dataset, "column", column="x", directory=tmp_path / f"v-{name}"
+            ),
         ):
             with pytest.raises(DataError, match=rf"Row group 0 of {path} cannot be read"):
                 read()
