@@ -55,8 +55,8 @@ class Budget:
         count = round((self.passes - self.rows * self.tail) / before) if before else self.rows
         if count < 1:
             raise ConfigError(
-                f"{name}: A budget of {self.passes:,} samples is too small, because the last {self.tail} epochs train on all "
-                f"the data and take {self.rows * self.tail:,}; raise the budget, or train on all the data in fewer epochs."
+                f"{name}: A budget of {self.passes:,} samples is too small, because the epochs on all the data ({self.tail} of "
+                f"{self.epochs}) already take {self.rows * self.tail:,}; raise the budget, or let fewer epochs train on all the data."
             )
         return count
 

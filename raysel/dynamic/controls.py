@@ -107,9 +107,9 @@ class RandomPrune:
         spared = budget.rows * budget.epochs - budget.passes
         if spared and spared >= budget.rows * pruning:
             raise ConfigError(
-                f"random_prune: A budget of {budget.passes:,} samples is too small, because the first epoch and the last "
-                f"{budget.tail} train on all the data and take {budget.rows * (budget.tail + 1):,}; raise the budget, or train "
-                "on all the data in fewer epochs."
+                f"random_prune: A budget of {budget.passes:,} samples is too small, because the epochs on all the data "
+                f"({budget.tail + 1} of {budget.epochs}) already take {budget.rows * (budget.tail + 1):,}; raise the budget, or let "
+                "fewer epochs train on all the data."
             )
         return cls(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
 

@@ -328,7 +328,7 @@ def test_a_selection_of_other_rows_is_refused_and_one_without_further_words_is_f
         DataError, match=r"The selector returned \d+ rows that are not among the rows it was given"
     ):
         go(both)
-    with pytest.raises(DataError, match=r"The selection holds 50 rows that were not there .*sample_id 300"):
+    with pytest.raises(DataError, match=r"The selector returned 50 rows that are not among .*sample_id 300"):
         go(f"select={{method: {name}, first: 300}}")
     pq.write_table(rows(90, 5), folder / "other.parquet")
     raysel.Random(20).select(raysel.read(folder / "other.parquet")).save(folder / "saved")
