@@ -23,10 +23,11 @@ from raysel.select.duplicates import (
     drop_to,
     join_pairs,
     keep_first,
-    matches_across,
     nearest_cells,
+    pairs_across,
+    probes_for,
 )
-from raysel.select.matches import unit
+from raysel.select.matches import Matches, unit
 from raysel.selection import Selection, coded_text, on_instances
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from raysel.data.vector_blocks import VectorBlocks
 
 _THRESHOLD = 0.95  # the default
-_LOWEST = 0.5  # threshold below which rows are no duplicates of each other
+_LOWEST = 0.5  # lower thresholds are refused
+_LOWEST_FOUND = 0.8  # and this is the lowest that keep can lead to
 _CELL_ROWS = 1000  # rows per cell on average
 _MOST_CELLS = 4096
 _GROUP_BYTES = 256 << 20  # vectors that one task compares
@@ -71,8 +73,8 @@ class Deduplicate:
 
     Notes
     -----
-    Rows are compared within cells of about 1,000 rows around k-means centroids. A pair is found if the two rows have one of
-    their nearest ``probes`` cells in common; pools of up to 2,000 rows are one cell, and all their pairs are found.
+    Rows are compared within cells of about 1,000 rows around k-means centroids. A pair is found if the own cell of one row is
+    among the nearest ``probes`` cells of the other. Pools of fewer than 3,000 rows are one cell, and all their pairs are found.
 
     References
     ----------
@@ -87,7 +89,7 @@ class Deduplicate:
 
     threshold: float | None = None
     keep: float | int | None = None
-    probes: int = 2
+    probes: int | None = None
     column: str = EMBEDDING
     seed: int = 0
     title: ClassVar[str] = "deduplicate"
@@ -105,7 +107,8 @@ class Deduplicate:
                 object.__setattr__(self, "keep", check_budget(self.keep))
             except ConfigError as error:
                 raise ConfigError(str(error).replace("budget:", "keep:", 1)) from None
-        whole("probes", self.probes, 1)
+        if self.probes is not None:
+            whole("probes", self.probes, 1)
 
     @on_instances
     def select(self, pool: Dataset) -> Selection:
@@ -141,7 +144,7 @@ class Deduplicate:
         ids = np.sort(source.ids)
         count = len(ids) if self.keep is None else budget_rows(self.keep, len(ids))
         wanted = None if self.keep is not None else self.threshold or _THRESHOLD
-        first_of, pairs = _pairs(source, wanted or _LOWEST, self.probes, self.seed)
+        first_of, pairs = _pairs(source, wanted or _LOWEST_FOUND, self.probes, self.seed)
         different = len(ids) - len(first_of)
         if wanted is not None:
             threshold, found = wanted, keep_first(pairs, wanted)
@@ -152,10 +155,10 @@ class Deduplicate:
         elif (reached := drop_to(pairs, different, count)) is not None:
             threshold, found = reached
         else:
-            left = different - len(keep_first(pairs, _LOWEST).later)
+            left = different - len(keep_first(pairs, _LOWEST_FOUND).later)
             raise ConfigError(
                 f"keep: {count:,} rows cannot be reached, because {left:,} rows have no near duplicate with a cosine of "
-                f"{_LOWEST} or more. Raise keep, or let another selector choose among them."
+                f"{_LOWEST_FOUND} or more. Raise keep, or let another selector choose among them."
             )
         return _selection(self, ids, first_of, found, threshold, pool)
 
@@ -216,7 +219,7 @@ def leakage(
     threshold: float = 0.95,
     *,
     column: str = EMBEDDING,
-    probes: int = 2,
+    probes: int | None = None,
     seed: int = 0,
 ) -> pa.Table:
     """Find test rows that have a near duplicate among the training rows.
@@ -229,7 +232,7 @@ def leakage(
         Cosine from which on two rows are near duplicates, above 0.5 and at most 1.
     column : str
         Column with the vectors.
-    probes : int
+    probes : int, optional
         Number of cells that every row is compared in; see `raysel.Deduplicate`.
     seed : int
         Seed of the clustering.
@@ -263,15 +266,15 @@ def leakage(
             f"The training vectors have {source.dimension} dimensions, but the test vectors {other.dimension}; embed both "
             "with the same embedder."
         )
-    centroids = _centroids(source, seed)
-    probes = min(probes, len(centroids))
-    groups = _groups(source, len(centroids))
-    shuffled = [_shuffle(each, centroids, probes, groups) for each in (source, other)]
     import ray
 
-    task = ray.remote(num_cpus=1, max_retries=3)(_cross)
     from raysel.cluster.errors import unwrap_errors
 
+    centroids = _centroids(source, seed)
+    count = min(probes or probes_for(threshold), len(centroids))
+    groups = _groups(source, len(centroids))
+    shuffled = [_shuffle(each, centroids, count, groups) for each in (source, other)]
+    task = ray.remote(num_cpus=1, max_retries=3)(_cross)
     with unwrap_errors():
         parts = ray.get([task.remote(*pair, threshold) for pair in zip(*shuffled, strict=True)])
     row, of, cosine = (np.concatenate(one) for one in zip(*parts, strict=True))
@@ -293,7 +296,9 @@ def check_threshold(threshold: Any) -> None:
 # ---- on the cluster ------------------------------------------------------------------------------------------------
 
 
-def _pairs(source: VectorBlocks, threshold: float, probes: int, seed: int) -> tuple[dict[int, int], Pairs]:
+def _pairs(
+    source: VectorBlocks, threshold: float, probes: int | None, seed: int
+) -> tuple[dict[int, int], Pairs]:
     """Return the id of the first row with the same vector for every copy, and the close pairs of the other rows."""
     import ray
 
@@ -311,7 +316,8 @@ def _pairs(source: VectorBlocks, threshold: float, probes: int, seed: int) -> tu
     centroids = _centroids(source, seed)
     groups = _groups(source, len(centroids))
     gone = np.sort(np.fromiter(copies, np.int64, len(copies)))
-    shuffled = _shuffle(source, centroids, min(probes, len(centroids)), groups, gone)
+    count = min(probes or probes_for(threshold), len(centroids))
+    shuffled = _shuffle(source, centroids, count, groups, gone)
     task = ray.remote(num_cpus=1, max_retries=3)(_compare)
     with unwrap_errors():
         parts = ray.get([task.remote(refs, threshold) for refs in shuffled])
@@ -359,6 +365,7 @@ def _digests(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _scatter(table: pa.Table, column: str, shared: Any, probes: int, groups: int) -> Any:
+    """Return for each group of cells the rows that are compared in it, and (row, cell, whether it is the row's own)."""
     centroids, without = shared
     ids = table[ID].to_numpy()
     rows = unit(as_matrix(table[column], column, ids))
@@ -369,36 +376,54 @@ def _scatter(table: pa.Table, column: str, shared: Any, probes: int, groups: int
     found = []
     for group in range(groups):
         row, probe = np.nonzero(cells % groups == group)
-        found.append((ids[row], cells[row, probe], rows[row]))
+        some, place = np.unique(row, return_inverse=True)
+        found.append((ids[some], rows[some], place, cells[row, probe], probe == 0))
     return found[0] if groups == 1 else found
 
 
-def _gathered(refs: Sequence[Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return ids, cells and vectors of a group, by cell and id."""
+def _cells(refs: Sequence[Any]) -> dict[int, tuple[tuple[np.ndarray, np.ndarray], ...]]:
+    """Return by cell the (ids, vectors) of its own rows and of the rows that are compared with them, by ascending id."""
     import ray
 
-    ids, cells, rows = (np.concatenate(column) for column in zip(*ray.get(list(refs)), strict=True))
-    order = np.lexsort((ids, cells))
-    return ids[order], cells[order], rows[order]
+    parts = ray.get(list(refs))
+    ids, rows = (np.concatenate([part[at] for part in parts]) for at in (0, 1))
+    starts = np.cumsum([0, *(len(part[0]) for part in parts)])
+    place = np.concatenate([part[2] + start for part, start in zip(parts, starts, strict=False)])
+    cell, own = (np.concatenate([part[at] for part in parts]) for at in (3, 4))
+    order = np.lexsort((ids[place], ~own, cell))
+    place, cell, own = place[order], cell[order], own[order]
+    found = {}
+    for number in np.unique(cell).tolist():
+        start, end = np.searchsorted(cell, [number, number + 1])
+        middle = start + np.count_nonzero(own[start:end])
+        found[number] = tuple((ids[at], rows[at]) for at in (place[start:middle], place[middle:end]))
+    return found
 
 
 def _compare(refs: Sequence[Any], threshold: float) -> Pairs:
-    ids, cells, rows = _gathered(refs)
-    ends = [*np.flatnonzero(np.diff(cells)) + 1, len(cells)]
-    parts = [
-        close_pairs(ids[start:end], rows[start:end], threshold)
-        for start, end in zip([0, *ends[:-1]], ends, strict=True)
-        if end - start > 1
-    ]
+    parts = []
+    for own, others in _cells(refs).values():
+        parts += [close_pairs(*own, threshold), pairs_across(*others, *own, threshold)]
     return join_pairs(parts)
 
 
-def _cross(train: Sequence[Any], test: Sequence[Any], threshold: float) -> Pairs:
-    ids, cells, rows = _gathered(train)
-    other_ids, other_cells, others = _gathered(test)
-    found = []
-    for cell in np.unique(other_cells):
-        mine = slice(*np.searchsorted(cells, [cell, cell + 1]))
-        theirs = slice(*np.searchsorted(other_cells, [cell, cell + 1]))
-        found.append(matches_across(other_ids[theirs], others[theirs], ids[mine], rows[mine], threshold))
-    return join_pairs(found)
+def _cross(train: Sequence[Any], test: Sequence[Any], threshold: float) -> tuple[np.ndarray, ...]:
+    """Return for each test row and cell the most similar training row that reaches the threshold."""
+    there, parts = _cells(train), []
+    for cell, (own, others) in _cells(test).items():
+        for mine, known in ((own, 0), (own, 1), (others, 0)):
+            parts.append(_most_similar(*mine, *there[cell][known], threshold) if cell in there else _NONE)
+    return tuple(np.concatenate(column) for column in zip(*(parts or [_NONE]), strict=True))
+
+
+_NONE = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
+
+def _most_similar(
+    ids: np.ndarray, rows: np.ndarray, train_ids: np.ndarray, train: np.ndarray, threshold: float
+) -> tuple[np.ndarray, ...]:
+    if not len(ids) or not len(train_ids):
+        return _NONE
+    lists, cosines = Matches(rows, 1).add(train_ids, train).lists()
+    close = cosines[:, 0] >= threshold
+    return ids[close], lists[close, 0], cosines[close, 0]

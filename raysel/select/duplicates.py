@@ -1,11 +1,12 @@
 """Near duplicates: pairs of rows whose cosine reaches a threshold, and which rows are kept of them. Without Ray.
 
-Rows are compared within cells, the neighbourhoods of k-means centroids; every row belongs to its nearest few. Whether a pair
+Rows are compared within cells, the neighbourhoods of k-means centroids: every row with the rows of its own cell and of the next few. Whether a pair
 reaches the threshold is decided from the two vectors alone, so that the result does not depend on blocks or the BLAS.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,18 +88,40 @@ def close_pairs(ids: NDArray[np.int64], rows: Array, threshold: float) -> Pairs:
     return join_pairs([Pairs(*part) for part in found])
 
 
-def matches_across(
+def pairs_across(
     ids: NDArray[np.int64], rows: Array, other_ids: NDArray[np.int64], others: Array, threshold: float
 ) -> Pairs:
-    """Return for every row the most similar one of ``others`` (the lower id among equals), if it reaches the threshold."""
-    from raysel.select.matches import Matches
+    """Return the pairs of a row and one of ``others`` with a cosine of at least ``threshold``, the later id first.
 
-    if not len(rows) or not len(others):
-        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-    lists, cosines = Matches(rows, 1).add(other_ids, others).lists()
-    best, cosine = lists[:, 0], cosines[:, 0]
-    close = cosine >= threshold
-    return Pairs(ids[close], best[close], cosine[close])
+    Of a row with more than 64 earlier ones those 64 that come first are returned. Parameters as for :func:`close_pairs`; no
+    id is on both sides.
+    """
+    slack = _slack(rows.shape[1])
+    found: list[Pairs] = []
+    step = max(1, _SCORES // max(1, len(others)))
+    for at in range(0, len(rows), step):
+        part = rows[at : at + step]
+        near = part @ others.T
+        row, other = np.nonzero(near >= threshold - slack)
+        unsure = np.flatnonzero(near[row, other] < threshold + slack)
+        below = unsure[_cosines(part[row[unsure]], others[other[unsure]]) < threshold]
+        row, other = np.delete(row, below), np.delete(other, below)
+        one, two = ids[at + row], other_ids[other]
+        later, earlier = np.maximum(one, two), np.minimum(one, two)
+        order = np.lexsort((earlier, later))
+        order = order[np.arange(len(order)) - np.searchsorted(later[order], later[order]) < EDGES]
+        cosine = _cosines(part[row[order]], others[other[order]])
+        found.append(Pairs(later[order], earlier[order], cosine))
+    return join_pairs(found)
+
+
+def probes_for(threshold: float) -> int:
+    """Return how many cells a row is compared in, so that 98 % of the pairs at the threshold are found.
+
+    Measured on 20,000 images of FashionMNIST in 500 cells: 3, 5, 11 and 39 at 0.98, 0.95, 0.9 and 0.8.
+    """
+    degrees = math.degrees(math.acos(min(threshold, 1.0)))
+    return math.ceil(2 ** (1.1 + 0.165 * max(0.0, degrees - 11.5)))
 
 
 def join_pairs(parts: list[Pairs]) -> Pairs:
@@ -156,7 +179,7 @@ def keep_first(pairs: Pairs, threshold: float) -> Pairs:
 
 
 def drop_to(pairs: Pairs, rows: int, keep: int) -> tuple[float, Pairs] | None:
-    """Return the highest threshold that keeps at most ``keep`` of ``rows`` rows, and the dropped rows.
+    """Return the highest threshold, a multiple of 0.001, that keeps at most ``keep`` of ``rows`` rows, and the dropped rows.
 
     Where the threshold would drop more rows than wanted, those with the lowest cosine are not dropped (of equals the lower
     ids): every other dropped row still has its kept row.
@@ -173,7 +196,7 @@ def drop_to(pairs: Pairs, rows: int, keep: int) -> tuple[float, Pairs] | None:
     (threshold, dropped) or None
         As :func:`keep_first` returns them; a threshold of 2 drops nothing. None if every threshold keeps more rows.
     """
-    steps = np.unique(np.append(pairs.cosine, 2.0))
+    steps = np.append(np.unique(np.floor(pairs.cosine * 1000) / 1000), 2.0)
     low, high = -1, len(steps) - 1  # the first keeps at most so many rows, if it is a step
     if rows <= keep:
         return 2.0, keep_first(pairs, 2.0)

@@ -10,7 +10,15 @@ import ray
 import raysel
 from raysel.data.vectors import to_column
 from raysel.errors import ConfigError
-from raysel.select.duplicates import EDGES, close_pairs, drop_to, join_pairs, keep_first, nearest_cells
+from raysel.select.duplicates import (
+    EDGES,
+    close_pairs,
+    drop_to,
+    join_pairs,
+    keep_first,
+    nearest_cells,
+    pairs_across,
+)
 from raysel.select.matches import unit
 
 
@@ -77,6 +85,21 @@ def test_pairs_and_dropped_rows_are_those_of_brute_force(seed):
 
 
 @pytest.mark.parametrize("seed", range(40))
+def test_pairs_of_two_sets_are_those_of_brute_force(seed):
+    ids, rows = problem(seed)
+    side = np.random.default_rng(seed).random(len(ids)) < 0.5
+    of = dict(zip(ids.tolist(), side, strict=True))
+    wanted = {
+        pair: cosine for pair, cosine in every_pair(ids, rows, 0.8).items() if of[pair[0]] != of[pair[1]]
+    }
+    found = pairs_across(ids[side], rows[side], ids[~side], rows[~side], 0.8)
+    assert (
+        dict(zip(zip(found.later.tolist(), found.earlier.tolist(), strict=True), found.cosine, strict=True))
+        == wanted
+    )
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_the_nearest_cells(seed):
     rng = np.random.default_rng(seed)
     rows, centroids = (unit(rng.integers(-2, 3, (size, 3))) for size in (50, int(rng.integers(1, 9))))
@@ -96,13 +119,13 @@ def dataset(rows, blocks):
 def test_planted_duplicates_are_dropped_from_any_blocks(cluster):
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(40, 16))
-    rows = (centres[rng.integers(0, 40, 6000)] + rng.normal(size=(6000, 16))).astype(np.float32)
-    rows[3000:3400] = rows[:400] + rng.normal(size=(400, 16)) * 0.02  # near duplicates
-    rows[5000:5100] = rows[:100]  # copies
+    rows = (centres[rng.integers(0, 40, 3600)] + rng.normal(size=(3600, 16))).astype(np.float32)
+    rows[2000:2200] = rows[:200] + rng.normal(size=(200, 16)) * 0.02  # near duplicates
+    rows[3000:3100] = rows[:100]  # copies
     one, other = (raysel.Deduplicate(0.99).select(dataset(rows, blocks)) for blocks in (1, 5))
     assert one.table.equals(other.table) and one.dropped.equals(other.dropped)
     dropped = one.dropped.to_pydict()
-    planted = {*range(3000, 3400), *range(5000, 5100)}
+    planted = {*range(2000, 2200), *range(3000, 3100)}
     assert len(planted & set(dropped["sample_id"])) >= 0.98 * len(planted)
     assert set(dropped["duplicate_of"]) <= set(one.ids.tolist())
     wide = unit(rows).astype(np.float64)
@@ -110,15 +133,15 @@ def test_planted_duplicates_are_dropped_from_any_blocks(cluster):
     assert cosine.min() >= 0.99 - 1e-9 and one.info["copies"] == 100
     assert int(one.table["score"].to_numpy().sum()) == len(dropped["sample_id"])
 
-    kept = raysel.Deduplicate(keep=5000).select(dataset(rows, 3))
-    assert len(kept) == 5000
-    with pytest.raises(ConfigError, match="only 5,900 of 6,000 vectors are different"):
-        raysel.Deduplicate(keep=5950).select(dataset(rows, 1))
+    kept = raysel.Deduplicate(keep=3400).select(dataset(rows, 1))
+    assert len(kept) == 3400
+    with pytest.raises(ConfigError, match="only 3,500 of 3,600 vectors are different"):
+        raysel.Deduplicate(keep=3550).select(dataset(rows, 1))
 
-    leaked = raysel.leakage(dataset(rows[:3000], 2), dataset(rows[3000:], 3), 0.99)
+    leaked = raysel.leakage(dataset(rows[:2000], 2), dataset(rows[2000:], 3), 0.99)
     found = dict(zip(leaked["sample_id"].to_pylist(), leaked["train_id"].to_pylist(), strict=True))
-    assert sum(found.get(row) == row for row in range(400)) >= 0.98 * 400
-    assert all(found[2000 + row] == row for row in range(100))  # a copy is in the same cells
+    assert sum(found.get(row) == row for row in range(200)) >= 0.98 * 200
+    assert all(found[1000 + row] == row for row in range(100))  # a copy is in the same cells
 
 
 def test_degenerate_vectors(cluster):
