@@ -172,6 +172,23 @@ def report(run: Path) -> None:
     click.echo(f"Report: {write_report(run).resolve()}")
 
 
+@cli.command(short_help="Say why rows were selected or dropped.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--sample",
+    type=int,
+    help="sample_id of a row of the pool.  [default: all reasons, with the number of rows]",
+)
+def explain(run: Path, sample: int | None) -> None:
+    """Say why the last run in RUN selected or dropped the rows of the pool.
+
+    With --sample, print the reason, the file and the score of one row.
+    """
+    from raysel.workflow.explain import explain as explain_rows
+
+    click.echo(explain_rows(run, sample))
+
+
 @cli.command(short_help="List the runs in a directory and how they differ.")
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:

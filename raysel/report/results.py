@@ -160,7 +160,8 @@ class Curve:
 class Chosen:
     """Summary of the static selection.
 
-    Names of the methods, rows selected and in the pool, KL curve, classes, and sentences of the selectors.
+    Names of the methods, rows selected and in the pool, KL curve, classes, sentences of the selectors, and the folder of
+    the Selection in the run directory.
     """
 
     method: str
@@ -169,6 +170,7 @@ class Chosen:
     curve: Curve = Curve()
     classes: tuple[ClassCount, ...] = ()
     notes: tuple[str, ...] = ()
+    folder: str = ""
 
 
 @dataclass(frozen=True)

@@ -224,8 +224,16 @@ def _chosen(run: RunDirectory) -> Chosen | None:
         pool=run.count(run.base),
         curve=Curve(tuple(curve["rows"]), tuple(curve["kl"])),
         classes=tuple(ClassCount(**entry) for entry in run.finished["classes"].answer["classes"]),
+        folder=_folder(run),
         notes=tuple(str(note) for info in reversed(infos) for note in info.get("notes", ())),
     )
+
+
+def _folder(run: RunDirectory) -> str:
+    """Return the folder of the last step that selected rows, in the run directory."""
+    made = [done.directory for done in run.finished.values() if (done.directory / "selection").is_dir()]
+    made = [folder for folder in made if not folder.name.startswith("random-")]
+    return str(made[-1].relative_to(run.out) / "selection") if made else ""
 
 
 def _usage(run: RunDirectory) -> Usage | None:

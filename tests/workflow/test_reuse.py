@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from dataclasses import asdict
 
@@ -14,9 +15,10 @@ import pytest
 
 import raysel
 from raysel.data.vectors import to_column
-from raysel.errors import DataError, RunError
+from raysel.errors import ConfigError, DataError, RunError
 from raysel.report.results import Epoch
 from raysel.workflow import config, steps
+from raysel.workflow.explain import explain
 from raysel.workflow.run import Progress, run, runs
 from raysel.workflow.steps import train
 
@@ -102,6 +104,17 @@ def test_selectors_follow_each_other_and_read_the_classes(go, folder):
     assert [entry.kept for entry in found.selection.classes] == [10, 10, 10]
     assert any("duplicates" in note for note in found.selection.notes)
     assert any("classifier" in note for note in found.selection.notes)
+    said = explain(folder / "run")
+    assert said.startswith("Selected: 30 rows\n  30  drawn ") and "Dropped: 270 rows" in said
+    row = int(re.search(r"Dropped.*\(sample_id (\d+)", said, re.S)[1])
+    assert re.match(
+        rf"sample_id {row} was dropped: .*\.\n  file: pool.parquet, row {row} \(",
+        explain(folder / "run", row),
+    )
+    with pytest.raises(ConfigError, match="sample_id 300"):
+        explain(folder / "run", 300)
+    with pytest.raises(RunError, match="not the directory of a finished run"):
+        explain(folder)
     by_target = chain.replace("uniform", "target")
     kinds = np.bincount(pq.read_table(folder / "target.parquet")["kind"].to_numpy())
     wanted = [entry.kept for entry in go(by_target)[0].selection.classes]

@@ -1,0 +1,110 @@
+"""Why a run selected or dropped a row: what ``raysel explain`` prints."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from raysel.data.row_index import ID
+from raysel.errors import ConfigError, RunError
+from raysel.report.results import RunResults
+from raysel.selection import Selection
+from raysel.workflow.directory import manifest
+
+_EXAMPLES = 5  # ids per reason
+
+
+def explain(run: str | os.PathLike[str], sample: int | None = None) -> str:
+    """Return why a row of the pool was selected or dropped, or how many rows were for which reason.
+
+    Parameters
+    ----------
+    run : path
+        Directory of a finished run. Of several configurations that were run there, the last one counts.
+    sample : int, optional
+        ``sample_id`` of the row. Default: all reasons, with the number of rows and some ids for each.
+
+    Returns
+    -------
+    str
+        A few lines of text.
+
+    Raises
+    ------
+    RunError
+        If the directory is not a run's, or its last run selected no rows.
+    ConfigError
+        If the pool has no such row.
+    """
+    selection = _selection(Path(run))
+    return _reasons(selection) if sample is None else _sample(selection, sample)
+
+
+def _selection(run: Path) -> Selection:
+    if manifest(run) is None or not (run / "results.json").exists():
+        raise RunError(
+            f"{run} is not the directory of a finished run; give one that 'raysel run' has written."
+        )
+    chosen = RunResults.load(run / "results.json").selection
+    if chosen is None or not chosen.folder:
+        raise RunError(f"The last run in {run} selected no rows: it trained on the complete pool.")
+    return Selection.load(run / chosen.folder)
+
+
+def _sample(selection: Selection, sample: int) -> str:
+    for what, table in (("was selected", selection.table), ("was dropped", selection.dropped)):
+        if table is None:
+            continue
+        found = table.filter(pc.equal(table[ID], sample)).to_pylist()
+        if found:
+            row = {name: value for name, value in found[0].items() if name not in (ID, "reason")}
+            lines = [f"sample_id {sample} {what}: {found[0]['reason']}.", *_place(selection, sample)]
+            if (meaning := selection.info.get("score")) and row.get("score") is not None:
+                row["score"] = f"{_short(row['score'])} ({meaning})"
+            return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in row.items())])
+    rows = selection.info.get("pool_rows")
+    raise ConfigError(
+        f"There is no reason for sample_id {sample}: the selection was made from {rows or 'other'} rows of the pool, and this "
+        "is not one of them, or the selector does not list the rows that it dropped."
+    )
+
+
+def _place(selection: Selection, sample: int) -> list[str]:
+    """Return the file of a row and its number there, if they are known."""
+    start = 0
+    for file in selection.pool.files if selection.pool is not None else ():
+        if sample < start + file.rows:
+            return [f"  file: {file.name}, row {sample - start} (counted from 0)"]
+        start += file.rows
+    return []
+
+
+def _reasons(selection: Selection) -> str:
+    lines = []
+    for what, table in (("Selected", selection.table), ("Dropped", selection.dropped)):
+        if table is None:
+            lines.append("Dropped rows: the selector does not list them.")
+            continue
+        lines.append(f"{what}: {table.num_rows:,} rows")
+        reasons = table["reason"].to_pylist()
+        ids = table[ID].to_numpy()
+        for reason, rows in Counter(reasons).most_common(20):
+            some = ids[np.array([one == reason for one in reasons])][:_EXAMPLES]
+            lines.append(
+                f"  {rows:,}  {reason} (sample_id {', '.join(map(str, some))}{', ...' if rows > len(some) else ''})"
+            )
+        if len(set(reasons)) > 20:
+            lines.append(f"  and {len(set(reasons)) - 20:,} further reasons")
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+__all__ = ["explain"]
