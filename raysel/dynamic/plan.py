@@ -27,6 +27,7 @@ from raysel.errors import ConfigError, DataError
 
 # What a stream of draws is for; streams of different purposes are independent.
 PRUNE, ORDER, SUBSET, WALK, TIES = 1, 2, 3, 4, 5
+_GROUPED = 4_096  # positions that are sorted by length at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -369,7 +370,45 @@ def unweighted(keep: npt.NDArray[np.bool_], start: int = 0) -> Plan:
 
 def steps(n: int, batch_size: int, world: int) -> int:
     """Return the optimizer steps of an epoch of n planned samples, which are the same on every rank."""
-    return -(-whole("n", n, 0) // (whole("batch_size", batch_size, 1) * whole("world", world, 1)))
+    return len(step_sizes(n, whole("batch_size", batch_size, 1) * whole("world", world, 1)))
+
+
+def step_sizes(n: int, rows: int) -> npt.NDArray[np.int64]:
+    """Return the rows of each step of n samples, over all ranks and accumulated batches; at most ``rows``.
+
+    All steps but the last are full. If a single row remained for the last step, it takes another one from the
+    step before it, because batch statistics cannot be computed from one row. The sizes of the steps that
+    remain depend only on the rows that remain, so that an epoch can be resumed after any step.
+    """
+    sizes = np.full(-(-whole("n", n, 0) // rows), rows, np.int64)
+    if n % rows:
+        sizes[-1] = n % rows
+    if n % rows == 1 and len(sizes) > 1 and rows > 2:
+        sizes[-2:] = rows - 1, 2
+    return sizes
+
+
+def length_grouped(visit: npt.NDArray[np.int64], lengths: Array) -> npt.NDArray[np.int64]:
+    """Return the positions ``visit`` in an order in which neighbours have similar lengths.
+
+    Parts of ``visit`` (a quarter of it, at most 4,096 positions) are sorted by length, alternately from the
+    longest and from the shortest, so that batches across two parts have similar lengths too. The order
+    depends on no batch size and no number of ranks.
+
+    Parameters
+    ----------
+    visit : array of int64
+        Positions in the plan, in a random order.
+    lengths : array
+        Length of the sample at each position of the plan.
+    """
+    part = max(1, min(_GROUPED, len(visit) // 4))
+    grouped = visit.copy()
+    for number, start in enumerate(range(0, len(visit), part)):
+        some = visit[start : start + part]
+        longest_first = np.argsort(-lengths[some], kind="stable")
+        grouped[start : start + part] = some[longest_first if number % 2 == 0 else longest_first[::-1]]
+    return grouped
 
 
 def batches(
@@ -382,13 +421,15 @@ def batches(
     shuffle: bool = True,
     skip: int = 0,
     accumulate: int = 1,
+    lengths: Array | None = None,
 ) -> npt.NDArray[np.int64]:
     """Return one rank's share of a plan of length n: positions per batch, -1 for padding.
 
     A step is ``accumulate`` batches on each of ``world`` ranks: L = world * accumulate batches. Step s takes
-    ``order[skip + s * B * L : skip + (s + 1) * B * L]`` and rank r takes its r-th B * accumulate rows, so the
-    rows of a step depend only on B * L. The last, short step is spread evenly (its batches differ by at most
-    one row), so that every step has all of its batches: a batch has only padding if fewer than L rows remain.
+    the next rows of the order, as many as :func:`step_sizes` says, and rank r takes its r-th part of them, so
+    the rows of a step depend only on B * L. A step that is not full is spread evenly (its batches differ by
+    at most one row), so that every step has all of its batches: a batch has only padding if fewer than L rows
+    remain.
 
     Parameters
     ----------
@@ -406,6 +447,8 @@ def batches(
         Samples of the order that were already trained on, in batches of any size.
     accumulate : int
         Batches per rank and optimizer step.
+    lengths : array, shape (n,), optional
+        Length of each planned sample, for an order in which neighbours have similar lengths.
 
     Returns
     -------
@@ -420,18 +463,22 @@ def batches(
     if whole("skip", skip, 0) > whole("n", n, 0):
         raise ConfigError(f"skip must not be above the number of planned samples ({n}), got {skip}.")
     lanes = whole("The number of ranks", world, 1) * whole("accumulate", accumulate, 1)
-    length, rank = steps(n - skip, batch_size, lanes), whole("rank", rank, 0)
+    sizes, rank = step_sizes(n - skip, whole("batch_size", batch_size, 1) * lanes), whole("rank", rank, 0)
     if rank >= world:
         raise ConfigError(f"rank must be below the number of ranks ({world}), got {rank}.")
-    visit = (order(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64))[skip:]
-    mine = np.full((length, accumulate, batch_size), -1, np.int64)
-    whole_steps = len(visit) // (batch_size * lanes)
-    rows = visit[: whole_steps * batch_size * lanes].reshape(whole_steps, lanes, batch_size)
-    mine[:whole_steps] = rows[:, rank * accumulate : (rank + 1) * accumulate]
-    if whole_steps < length:
-        rest = visit[whole_steps * batch_size * lanes :]
+    visit = order(n, seed, epoch) if shuffle else np.arange(n, dtype=np.int64)
+    if lengths is not None:
+        visit = length_grouped(visit, lengths)
+    visit = visit[skip:]
+    mine = np.full((len(sizes), accumulate, batch_size), -1, np.int64)
+    full_steps = int(np.count_nonzero(sizes == batch_size * lanes))
+    done = full_steps * batch_size * lanes
+    rows = visit[:done].reshape(full_steps, lanes, batch_size)
+    mine[:full_steps] = rows[:, rank * accumulate : (rank + 1) * accumulate]
+    for step, size in enumerate(sizes[full_steps:].tolist(), start=full_steps):
+        rest, done = visit[done : done + size], done + size
         for part in range(accumulate):
             lane = rank * accumulate + part
-            share = rest[lane * len(rest) // lanes : (lane + 1) * len(rest) // lanes]
-            mine[-1, part, : len(share)] = share
-    return mine.reshape(length * accumulate, batch_size)
+            share = rest[lane * size // lanes : (lane + 1) * size // lanes]
+            mine[step, part, : len(share)] = share
+    return mine.reshape(len(sizes) * accumulate, batch_size)

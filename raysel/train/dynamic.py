@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from raysel.core.numbers import whole
+from raysel.core.numbers import python_numbers, whole
 from raysel.core.storage import local_output
+from raysel.dynamic.check import check_policy
 from raysel.dynamic.keeper import Keeper, Keepers
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.shards import cut, spans
-from raysel.errors import StateError
+from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
 from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
 from raysel.train.ranks import LocalRanks, TrainRanks
@@ -20,6 +22,8 @@ from raysel.train.session import Run, Session
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+log = logging.getLogger("raysel")
 
 
 class DynamicSelection:
@@ -87,6 +91,11 @@ class DynamicSelection:
         max_steps: int | None = None,
         shards: int = 1,
     ) -> None:
+        num_epochs, seed, shards = (
+            whole("num_epochs", num_epochs, 1),
+            whole("seed", seed, 0),
+            whole("shards", shards, 1),
+        )
         if max_steps is not None:
             max_steps = whole("max_steps", max_steps, 1)
         self._ids: Any = None  # None: ids are slots
@@ -96,15 +105,20 @@ class DynamicSelection:
             samples, pool_rows, digest = len(chosen), chosen.info.get("pool_rows"), chosen.digest()
             self._ids, self._weights = chosen.ids, chosen.weights
         else:
-            samples = pool_rows = whole("the number of samples", chosen, 1)
+            if not isinstance(chosen, (int, np.integer)):
+                raise ConfigError(_not_chosen(chosen))
+            samples = pool_rows = whole("The number of samples", chosen, 1)
             digest = ""
         align = getattr(policy, "for_ids", None)  # what holds scores of samples by id, as RepDiv does
-        if align is not None:
+        if align is not None and not isinstance(policy, type):
             policy = align(samples if self._ids is None else self._ids)
+        check_policy(policy, samples, num_epochs, seed)
         Keeper(policy, samples, num_epochs, seed)  # raises here, not in an actor, for what cannot be
         for start, stop in spans(samples, shards):
             cut(policy, start, stop, samples)
-        self.run = Run(policy.parameters(), samples, num_epochs, seed, max_steps, pool_rows, digest)
+        self.run = Run(
+            python_numbers(policy.parameters()), samples, num_epochs, seed, max_steps, pool_rows, digest
+        )
         self._policy, self._shards = policy, shards
         self._keeper: Any = None
         self._board: Any = None  # where the tasks that read look up the epoch's plan
@@ -179,13 +193,21 @@ class DynamicSelection:
                 self._ids, self._weights = ray.put(self._ids), ray.put(self._weights)
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-        if not self._local and self._keeper is not None:
-            self._keeper.close()
+    def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        board, self._board = self._board, None
+        keeper = None if self._local else self._keeper
+        if keeper is not None:
             self._keeper = None
+        for actors in (board, keeper):
+            if actors is None:
+                continue
+            try:
+                actors.close()
+            except Exception as error:
+                if raised is None:
+                    raise
+                # What the caller raised is what went wrong, such as a cluster that is gone.
+                log.warning(f"The actors of the selection state could not be removed ({error}).")
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.
@@ -320,3 +342,13 @@ class DynamicSelection:
         (0, None)
         """
         return (0, None) if self._keeper is None or self._local else self._keeper.progress()
+
+
+def _not_chosen(value: object) -> str:
+    """Return what to write instead of ``value``, which is neither a Selection nor a number of samples."""
+    found = f"chosen must be a Selection or the number of samples, got a {type(value).__name__}"
+    if isinstance(value, (list, tuple, set, range)) or (isinstance(value, np.ndarray) and value.ndim):
+        return f"{found}; make a Selection of ids with raysel.Selection.of(ids, info={{'pool_rows': len(dataset)}})."
+    if type(value).__module__.startswith("ray."):
+        return f"{found}; give rows.count()."
+    return f"{found}; give len(dataset)."

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +23,13 @@ class Batch:
     data : object
         What the collate function returned for the samples.
     ids : torch.Tensor of int64, shape (B,)
-        Ids of the samples. The last batch of an epoch is shorter. If fewer rows than ranks remain, a rank
-        without one has a single row of padding, id -1, so that all ranks take equally many steps.
+        Ids of the samples. The last batch of an epoch is shorter. A rank for which fewer than two rows remain
+        has two all the same, of which the last or both are padding, id -1 (one row for a batch size of 1): all
+        ranks take equally many steps, and batch statistics need more than one row.
     weights : torch.Tensor of float32, shape (B,)
         Weight of the plan times weight of the selection; 0 for padding.
     slots : array of int64, shape (B,)
-        Positions of the samples in the selection state. -1 for padding, which is then the only row.
+        Positions of the samples in the selection state. -1 for padding, which comes last.
     share : float
         Number of rows that count in this step over all ranks, divided by the number of its batches (one per
         rank, or ``accumulate``). A weighted sum of losses is divided by it, so that the mean over batches is
@@ -51,7 +53,8 @@ class Batch:
         Returns
         -------
         Batch
-            ``data`` may be nested tuples, lists and dicts of tensors. ``ids`` stay on the CPU.
+            ``data`` may be tensors, objects with a method ``to``, and nested tuples, lists, mappings and
+            dataclasses of these; anything else is left as it is. ``ids`` stay on the CPU.
         """
         weights = self.weights.to(device, non_blocking=True)
         return Batch(_to(self.data, device), self.ids, weights, self.slots, self.share)
@@ -74,9 +77,7 @@ class WithIds(torch.utils.data.Dataset):
 
     def __getitems__(self, marks: np.ndarray) -> tuple[np.ndarray, list[Any]]:
         many = getattr(self.dataset, "__getitems__", None)
-        rows = marks.tolist()
-        if rows[0] < 0:  # the one row of a batch that only pads
-            rows = [-rows[0] - 1]
+        rows = np.where(marks < 0, -marks - 1, marks).tolist()
         return marks, list(many(rows)) if many else [self.dataset[row] for row in rows]
 
 
@@ -86,7 +87,7 @@ class Rows(NamedTuple):
     Attributes
     ----------
     marks : array of int64
-        Indices for the dataset: ids, or ``-id - 1`` for the one row of a batch that only pads.
+        Indices for the dataset: ids, or ``-id - 1`` for padding.
     slots : array of int64
         -1 for padding.
     weights : array of float32
@@ -137,16 +138,15 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
     return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
 
 
-def without_padding(positions: np.ndarray, last: int = 1) -> list[np.ndarray]:
-    """Return the rows of ``positions`` (batches, B), the ``last`` ones without padding.
+def without_padding(positions: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of ``positions`` (batches, B) without padding, as far as two rows remain in each.
 
-    At least one row is left in each. Ranks must take equally many steps, but need not have equal batches:
-    padding would still be computed, and counted by batch statistics.
+    Ranks must take equally many steps, but need not have equal batches: padding would still be computed, and
+    counted by batch statistics, which cannot be computed from a single row.
     """
-    rows = list(positions)
-    for at in range(max(len(rows) - last, 0), len(rows)):
-        real = rows[at][rows[at] >= 0]
-        rows[at] = real if len(real) else rows[at][:1]
+    rows, least = list(positions), min(2, positions.shape[1])
+    for at in np.flatnonzero((positions < 0).any(1)).tolist():
+        rows[at] = rows[at][: max(least, int((rows[at] >= 0).sum()))]
     return rows
 
 
@@ -155,21 +155,24 @@ def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, 
 
     ``ids`` are by slot, None if they are the slots.
     """
-    pads = positions[0] < 0
-    slots = planned[:1] if pads else planned[positions]
+    pads = positions < 0
+    slots = planned[np.maximum(positions, 0)]
     # Never the slots' own memory: a loop may write to its ids.
     marks = slots.copy() if ids is None else ids[slots]
-    return Rows(-marks - 1, np.array([-1]), weights) if pads else Rows(marks, slots, weights)
+    if pads[-1]:  # padding comes last
+        marks, slots = np.where(pads, -marks - 1, marks), np.where(pads, -1, slots)
+    return Rows(marks, slots, weights)
 
 
 def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
     """Raise DataError unless ``dataset`` can be indexed by every id and is as long as the pool."""
-    try:
-        length = len(dataset)
-    except TypeError as error:
+    length = _length(dataset)
+    if length is None:
         raise DataError(
-            f"loader: A {type(dataset).__name__} has no length; give a map-style dataset (len and [])."
-        ) from error
+            f"loader: A {type(dataset).__name__} cannot be read by sample_id, as the plan requires; give a map-style "
+            "dataset, which has len() and [sample_id]. Put rows that can only be read in order into a list, or into "
+            "files for raysel.read and session.stream."
+        )
     if expected is not None and length != expected:
         raise DataError(
             f"loader: The dataset has {length:,} samples, but the selection was made from {expected:,}; "
@@ -181,13 +184,36 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         )
 
 
+def _length(dataset: Any) -> int | None:
+    """Return the length of a map-style dataset; None for anything else."""
+    indexed = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+    if not indexed or isinstance(dataset, torch.utils.data.IterableDataset):
+        return None
+    try:
+        return len(dataset)
+    except (TypeError, NotImplementedError):
+        return None
+
+
 def _to(data: Any, device: torch.device | str) -> Any:
     if isinstance(data, torch.Tensor):
         return data.to(device, non_blocking=True)
-    if isinstance(data, dict):
-        return {key: _to(value, device) for key, value in data.items()}
+    if callable(getattr(data, "to", None)) and not isinstance(data, type):
+        return data.to(device)
     if isinstance(data, tuple) and hasattr(data, "_fields"):
         return type(data)(*(_to(value, device) for value in data))
     if isinstance(data, (list, tuple)):
         return type(data)(_to(value, device) for value in data)
+    if isinstance(data, MutableMapping):
+        moved = copy.copy(data)  # keeps its class, and whatever else it holds
+        for key, value in data.items():
+            moved[key] = _to(value, device)
+        return moved
+    if isinstance(data, Mapping):
+        return {key: _to(value, device) for key, value in data.items()}
+    if is_dataclass(data) and not isinstance(data, type):
+        moved = copy.copy(data)
+        for field in fields(data):
+            object.__setattr__(moved, field.name, _to(getattr(data, field.name), device))
+        return moved
     return data

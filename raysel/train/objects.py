@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
+from raysel.core.numbers import python_numbers
 from raysel.errors import StateError
 
 
@@ -29,7 +28,8 @@ def state_dicts(objects: Mapping[str, Any]) -> dict[str, Any]:
             whole, options = _whole(model)
             saved[name] = whole.get_optimizer_state_dict(model, value, options=options)
         else:
-            saved[name] = _plain(_bare(value).state_dict())
+            # A checkpoint is read without running code, and therefore without NumPy's types.
+            saved[name] = python_numbers(_bare(value).state_dict())
     return saved
 
 
@@ -54,22 +54,6 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
             whole.set_optimizer_state_dict(_bare(model), value, saved[name], options=options)
         else:
             _bare(value).load_state_dict(saved[name])
-
-
-def _plain(value: Any) -> Any:
-    """Return NumPy's numbers, which learning rates often are, as Python's.
-
-    A checkpoint is read without running code, and therefore without NumPy's types.
-    """
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, dict):
-        found = {key: _plain(entry) for key, entry in value.items()}
-        return value if all(found[key] is entry for key, entry in value.items()) else found
-    if type(value) in (list, tuple):
-        entries = [_plain(entry) for entry in value]
-        return value if all(map(operator.is_, entries, value)) else type(value)(entries)
-    return value
 
 
 def _bare(value: Any) -> Any:

@@ -37,10 +37,15 @@ def per_sample(
         For another shape or dtype.
     """
     if not isinstance(losses, torch.Tensor) or losses.ndim == 0 or losses.shape[0] != rows:
-        found = _shape(losses)
+        few = isinstance(losses, torch.Tensor) and losses.ndim > 0 and 0 < losses.shape[0] < rows
+        advice = 'use reduction="none" to keep one loss per sample'
+        if few:
+            advice = (
+                "collate_fn must keep every sample that it is given: return a placeholder for a sample without data, and "
+                f"leave it out with session.loss(batch, losses, mask). If it keeps them, {advice}"
+            )
         raise DataError(
-            f"loss: The losses must have shape ({rows},) or ({rows}, ...), one row per sample, got {found}; "
-            'use reduction="none" to keep one loss per sample.'
+            f"loss: The losses must have shape ({rows},) or ({rows}, ...), one row per sample, got {_shape(losses)}; {advice}."
         )
     if not losses.is_floating_point():
         raise DataError(f"loss: The losses must be floating-point numbers, got {losses.dtype}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
@@ -15,8 +16,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from raysel.dynamic.plan import Plan, batches, steps
-from raysel.errors import ConfigError, StateError
+from raysel.core.numbers import whole
+from raysel.dynamic.plan import Plan, batches, step_sizes, steps
+from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
 from raysel.train.loader import Batch, EpochOrder, Rows, check_length, data_loader, rows_of, without_padding
 from raysel.train.objects import load_state_dicts
@@ -121,6 +123,7 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.plan: Plan | None = None
         self._shuffle: bool | None = True  # None: Ray Data's order
+        self._grouped: str | None = None  # digest of the lengths by which the epoch's order is grouped
         self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
         self._within = 0.0  # how much of the current epoch is done
         self._accumulate = 1  # batches of an optimizer step on this rank
@@ -132,6 +135,7 @@ class Session:
         self._slots: list[np.ndarray] = []
         self._gathered = 0  # pairs in them
         self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        self._recorded: set[int] = set()  # the first slot of every batch of the epoch with recorded losses
         self._open = False
         self._planning = 0.0
         self._started = 0.0
@@ -143,6 +147,7 @@ class Session:
         self._rng: Any = None  # to be set when the epoch is resumed
         self._resuming = self._resume()
         self._restored = not self._resuming
+        self._begun = False  # whether this session has trained an epoch
 
     # ---- the epoch's life --------------------------------------------------------------------------------
 
@@ -198,12 +203,25 @@ class Session:
         Raises
         ------
         StateError
-            If a checkpoint was not restored, or an epoch ended without :meth:`report`.
+            If a checkpoint was not restored, an epoch ended without :meth:`report`, or this session has
+            trained its last epoch before.
         """
         if not self._restored:
             raise StateError(
                 f"The run resumes at epoch {self.epoch}, but the model was not restored; call "
                 "session.restore({'model': model, ...}) before session.epochs()."
+            )
+        again = (
+            "Make a new session with dynamic.session() to train again, from the checkpoint if there is one."
+        )
+        if self._open:
+            raise StateError(
+                f"Epoch {self.epoch} of this session was left before session.report, so the model may have been trained on "
+                f"a part of it. {again}"
+            )
+        if self._begun and self._is_over():
+            raise StateError(
+                f"This session is over: its last epoch, {self.epoch - 1}, has been trained. {again}"
             )
         while not self._is_over():
             self._begin()
@@ -232,12 +250,15 @@ class Session:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         shuffle: bool = True,
         accumulate: int = 1,
+        lengths: Any = None,
         **options: Any,
     ) -> _EpochLoader:
         """Return this rank's batches of the current epoch, from a map-style dataset.
 
         All ranks have the same number of batches, ``len()`` of what is returned, which is a multiple of
-        ``accumulate``. Only the batches of the last step may be shorter, all of them evenly. A plan is
+        ``accumulate``. Only the batches of the last step may be shorter, all of them evenly; the step before
+        it has one row less if the last one would have a single row. Batches of a single row, from which batch
+        statistics cannot be computed, get a second row, of padding. A plan is
         trained on once: only the last loader of an epoch may be iterated. A checkpoint within an epoch does
         not restore what worker processes (``num_workers``) have drawn at random, and no checkpoint does so
         for ``persistent_workers``; everything else is restored.
@@ -254,6 +275,9 @@ class Session:
             Whether rows are visited in a random order, drawn per epoch.
         accumulate : int
             Batches per rank whose gradients make one optimizer step; step with their mean.
+        lengths : sequence of int, optional
+            Length of each sample of ``dataset``, by sample_id. Batches then hold samples of similar lengths,
+            so that less is padded. The order still depends only on the plan, the seed and the epoch.
         **options
             Passed to torch's DataLoader (``num_workers``, ``pin_memory``, ``persistent_workers``, ...).
 
@@ -272,7 +296,10 @@ class Session:
             For a number of rows that is not positive.
         """
         plan = self._current("loader")
-        _check_rows("loader: batch_size", batch_size)
+        batch_size, accumulate = (
+            whole("loader: batch_size", batch_size, 1),
+            whole("loader: accumulate", accumulate, 1),
+        )
         wanted = (batch_size, collate_fn, sorted(options.items(), key=lambda item: item[0]))
         if self._kept is None or self._kept[0][0] is not dataset or self._kept[0][1:] != wanted:
             self._kept = None  # whose worker processes end, before others start
@@ -284,9 +311,17 @@ class Session:
             self._kept = ((dataset, *wanted), order, loader)
         _, order, loader = self._kept
         began = time.perf_counter()
-        if self._midway and self._midway["shuffle"] != shuffle:
+        shuffle, grouped = bool(shuffle), None
+        if lengths is not None:
+            lengths = _lengths(lengths, len(dataset))[
+                plan.slots if self._ids is None else self._ids[plan.slots]
+            ]
+            grouped = hashlib.blake2b(lengths, digest_size=16).hexdigest()
+        if self._midway and (self._midway["shuffle"], self._midway.get("grouped")) != (shuffle, grouped):
             begun = self._midway["shuffle"]
             how = "session.stream" if begun is None else f"shuffle={begun}"
+            if begun is not None and self._midway.get("grouped") != grouped:
+                how = "other lengths, or none" if grouped else "lengths"
             raise StateError(
                 f"loader: Epoch {self.epoch} was started with {how} and resumes within the epoch; "
                 f"use {how} again, because the order of the samples must not change within an epoch."
@@ -302,13 +337,14 @@ class Session:
             shuffle,
             self._skip,
             accumulate,
+            lengths,
         )
         positions = positions[: int(min(self._steps_left() * accumulate, len(positions)))]
-        mine = without_padding(positions, accumulate)
+        mine = without_padding(positions)
         rows = [rows_of(one, plan.slots, self._ids, self._weights_of(plan, one)) for one in mine]
         order.rows = rows
         self._planning += time.perf_counter() - began
-        self._shuffle, self._accumulate = shuffle, accumulate
+        self._shuffle, self._grouped, self._accumulate = shuffle, grouped, accumulate
         self.steps_per_epoch = self._done + len(rows) // accumulate
         self._ticket = object()
         return _EpochLoader(self, loader, rows, plan, batch_size * accumulate * self.world, accumulate)
@@ -361,11 +397,13 @@ class Session:
             For a number of rows that is not positive.
         """
         plan = self._current("stream")
-        _check_rows("stream: batch_size", batch_size)
+        batch_size = whole("stream: batch_size", batch_size, 1)
         if local_shuffle_buffer_size is not None:
-            _check_rows("stream: local_shuffle_buffer_size", local_shuffle_buffer_size)
+            local_shuffle_buffer_size = whole(
+                "stream: local_shuffle_buffer_size", local_shuffle_buffer_size, 1
+            )
         least = self._done + steps(max(len(plan) - self._skip, 0), batch_size, self.world)
-        self._ticket, self._shuffle, self._accumulate = object(), None, 1
+        self._ticket, self._shuffle, self._grouped, self._accumulate = object(), None, None, 1
         self.steps_per_epoch = int(min(self._done + self._steps_left(), least))
         return EpochStream(self, self._streams, plan, data, batch_size, local_shuffle_buffer_size, collate_fn)
 
@@ -400,19 +438,33 @@ class Session:
         DataError
             For another shape, in particular a scalar.
         StateError
-            Outside an epoch.
+            Outside an epoch, and for a batch whose losses were recorded before.
         """
         self._current("loss")
+        if not isinstance(batch, Batch):
+            raise DataError(
+                f"loss: The first argument must be the Batch that session.loader or session.stream returned, got a "
+                f"{type(batch).__name__}; give the batch itself, not batch.data."
+            )
         values, counts = per_sample(losses, len(batch.slots), mask)
         weights, slots = batch.weights, batch.slots
+        head = int(slots[0])
+        if head in self._recorded:
+            raise StateError(
+                f"session.loss was called a second time for one batch of epoch {self.epoch} (its first sample_id is "
+                f"{int(batch.ids[0])}). Call it once per batch; add further terms to the losses, or to the scalar that it "
+                "returned."
+            )
+        if head >= 0:  # batches of padding alone are all alike
+            self._recorded.add(head)
         if weights.device != values.device:
             weights = weights.to(values.device, non_blocking=True)
         noted = values.detach()
         # A copy, since the loop may write over its own.
         noted = noted.clone() if noted.dtype == torch.float32 else noted.to(torch.float32)
-        if slots[0] >= 0:
+        if slots[-1] >= 0:
             weighted = weights * values
-        else:  # padding: neither noted nor differentiated, not even times zero, which keeps a NaN
+        else:  # with padding, which is neither noted nor differentiated, not even times zero, which keeps a NaN
             rows = torch.from_numpy(slots >= 0).to(values.device, non_blocking=True)
             weighted = torch.where(rows, weights * values, torch.zeros_like(values))
         self._slots.append(slots)
@@ -448,19 +500,24 @@ class Session:
         Raises
         ------
         StateError
-            Outside an epoch, and if no loss of the epoch was recorded.
+            Outside an epoch, if no batch of the plan was used, and if no loss of the epoch was recorded.
         ConfigError
             For a metric with a name of the session's own, or a value that JSON cannot hold.
         """
         plan = self._current("report")
         mine = _checked(metrics or {})
+        if not self.step:
+            raise StateError(
+                f"No batch of the plan of epoch {self.epoch} was used, so the epoch cannot be reported. Iterate over "
+                "session.loader(dataset, batch_size=...) or session.stream(...); a DataLoader of your own does not follow the plan."
+            )
         self._send()
         began = time.perf_counter()
         self._keeper.drain()
         self._ranks.barrier()  # every rank's losses are in
         summary = self._ranks.of_zero(lambda: self._keeper.commit(self._attempt, self.epoch))
         self._planning += time.perf_counter() - began
-        if self.step and not summary["observed"] and not summary["nonfinite"]:
+        if not summary["observed"] and not summary["nonfinite"]:
             raise StateError(
                 f"No loss of epoch {self.epoch} was recorded; call session.loss(batch, losses) for every batch."
             )
@@ -485,7 +542,7 @@ class Session:
         self.history.append(entry)
         self.total_steps += self.step
         self.epoch += 1
-        self._open, self.plan, self.step, self.steps_per_epoch = False, None, 0, 0
+        self._open, self._begun, self.plan, self.step, self.steps_per_epoch = False, True, None, 0, 0
         self._trained, self._within = 0, 0.0
         self._midway = self._rng = None
         if self._is_over():
@@ -532,6 +589,7 @@ class Session:
             "share": self._within,
             "steps": self.step,
             "shuffle": self._shuffle,
+            "grouped": self._grouped,
             "seconds": time.perf_counter() - self._started,
             "planning_seconds": self._planning,
         }
@@ -556,6 +614,12 @@ class Session:
         if stands is None:
             return False
         self.epoch, self.total_steps, self._midway = stands
+        if self._is_over() and self.rank == 0:
+            log.warning(
+                f"The checkpoint is that of a finished run ({self.epoch} of {self.num_epochs} epochs, {self.total_steps} steps), "
+                "so there is nothing left to train. Give a larger num_epochs to train further, or use another place for "
+                "checkpoints to start again."
+            )
         return True
 
     def _newest(self, attempt: str) -> tuple[Any, dict[str, Any] | None]:
@@ -573,7 +637,18 @@ class Session:
                 mine = json.loads(
                     json.dumps(self._about())
                 )  # as the checkpoint holds it: a tuple is a list there
-                other = [key for key in mine if about["run"].get(key) != mine[key]]
+                saved = about["run"]["num_epochs"]
+                if saved < mine["num_epochs"] and about["within"]:
+                    raise StateError(
+                        f"The checkpoint {directory} lies within epoch {about['epoch']}, which was planned for a run of {saved} "
+                        f"epochs. Finish it with num_epochs={saved}; then {mine['num_epochs']} can be asked for."
+                    )
+                if saved > mine["num_epochs"]:
+                    raise StateError(
+                        f"The checkpoint {directory} belongs to a run of {saved} epochs, but this run has "
+                        f"{mine['num_epochs']}; a run can be continued with more epochs, not with fewer."
+                    )
+                other = [key for key in mine if key != "num_epochs" and about["run"].get(key) != mine[key]]
                 if other:
                     raise StateError(
                         f"The checkpoint {directory} belongs to another run: its {other[0]} is "
@@ -623,6 +698,7 @@ class Session:
             self._started -= self._midway["seconds"]
             self._planning += self._midway["planning_seconds"]
         self._slots, self._losses, self.step, self._open = [], [], self._done, True
+        self._recorded = set()
         self._gathered = 0
         self._ticket, self._handed, self._noted, self._trained = None, 0, 0, self._skip
         self._within = self._midway["share"] if self._midway else 0.0
@@ -691,14 +767,14 @@ class _EpochLoader:
     ) -> None:
         self._session, self._loader, self._rows = session, loader, rows
         self._plan, self._step_rows, self._accumulate = plan, step_rows, accumulate
-        self._left, self._ticket = len(plan) - session._skip, session._ticket
+        self._sizes = step_sizes(len(plan) - session._skip, step_rows).tolist()
+        self._ticket = session._ticket
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Batch]:
-        session, planned, step_rows = self._session, len(self._plan), self._step_rows
-        accumulate = self._accumulate
+        session, step_rows, accumulate = self._session, self._step_rows, self._accumulate
         session._claim(self._ticket, self._plan)
         # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
         before = session._skip / step_rows
@@ -714,12 +790,13 @@ class _EpochLoader:
                     "The DataLoader returned batches in another order than requested; "
                     "do not set its option in_order."
                 )
-            if rows.slots[0] < 0:  # one row that only pads
-                ids = torch.full_like(ids, -1)
+            if rows.slots[-1] < 0:
+                ids = torch.where(ids < 0, -1, ids)
             session.step, session._handed = session._done + step + 1, index + 1
-            session._trained = min(planned, session._skip + (step + 1) * step_rows)
+            if index % accumulate == 0:
+                session._trained += self._sizes[step]
             session._within = (before + step + 1) / all_steps
-            share = min(step_rows, self._left - step * step_rows) / lanes
+            share = self._sizes[step] / lanes
             yield Batch(data, ids, torch.from_numpy(rows.weights), rows.slots, share)
 
 
@@ -759,6 +836,12 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _check_rows(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a number of rows (an integer of at least 1), got {value!r}.")
+def _lengths(lengths: Any, rows: int) -> np.ndarray:
+    """Return the lengths as an array; raise DataError unless there is one whole number per row."""
+    found = np.asarray(lengths)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != rows:
+        raise DataError(
+            f"loader: lengths must be one whole number per sample of the dataset, {rows:,} in all, got "
+            f"{found.dtype}{list(found.shape)}."
+        )
+    return found.astype(np.int64)

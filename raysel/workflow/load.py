@@ -15,7 +15,7 @@ from raysel.data.embedders.build import as_embedder, named_embedder
 from raysel.data.embedders.embedder import check_vectors
 from raysel.data.row_index import ID
 from raysel.data.vectors import to_numpy
-from raysel.dynamic.state import SampleState
+from raysel.dynamic.check import check_policy
 from raysel.errors import ConfigError, DataError, RayselError
 from raysel.registry import TASKS
 from raysel.train.loops import classify
@@ -113,9 +113,6 @@ def _naming(where: str, spec: str) -> Iterator[None]:
 
 def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
     made = method.make(seed=workflow.seed)
-    for name in ("plan", "update", "parameters"):
-        if not callable(getattr(made, name, None)):
-            raise ConfigError(f"{method.where}: {method.spec} has no method '{name}', so it is not a policy.")
     if method.builtin:
         return
     method.key()
@@ -125,12 +122,10 @@ def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
             made = made.with_scores(pa.table({ID: np.arange(count), "rep": zeros, "div": zeros}))
         if hasattr(made, "for_ids"):
             made = made.for_ids(count)
-        state = SampleState.empty(count)
-        for epoch in range(min(2, workflow.train.epochs)):
-            planned = made.plan(state, epoch=epoch, num_epochs=workflow.train.epochs, seed=workflow.seed)
-            losses = np.linspace(0.5, 1.5, len(planned), dtype=np.float32)
-            state = made.update(state, planned, planned.slots, losses)
-        made.parameters()
+        try:
+            check_policy(made, count, workflow.train.epochs, workflow.seed)
+        except ConfigError as error:
+            raise ConfigError(f"{method.where}: {error}") from None
 
 
 def _check_embedder(step: Embed, rows: pa.Table) -> None:

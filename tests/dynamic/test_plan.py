@@ -27,10 +27,12 @@ from raysel.dynamic.plan import (
     chunk_sums,
     fraction,
     full,
+    length_grouped,
     loss_sum,
     mean,
     order,
     part,
+    step_sizes,
     steps,
     uniform,
     unweighted,
@@ -254,21 +256,66 @@ def test_ranks_share_the_plan_exactly_once_in_equal_steps(n, batch_size, world, 
     assert steps(n, batch_size, world) == length
     everything = np.concatenate([s.ravel() for s in shares])
     assert np.array_equal(np.sort(everything[everything >= 0]), np.arange(n))
+    evened = (
+        n % (batch_size * world) == 1 and n > batch_size * world > 2
+    )  # the last step took a row from the one before
     for share in shares:
-        assert (share[:-1] >= 0).all(), "padding before the last step"
+        assert (share[: -1 - evened] >= 0).all(), "padding before the last step"
+    if evened:
+        assert [sum(int((s[at] >= 0).sum()) for s in shares) for at in (-2, -1)] == [
+            batch_size * world - 1,
+            2,
+        ]
     if length:
         last = [int((s[-1] >= 0).sum()) for s in shares]
         assert max(last) - min(last) <= 1
         assert all((s[-1, :k] >= 0).all() for s, k in zip(shares, last, strict=True)), "padding comes last"
 
 
+@given(st.integers(0, 300), st.integers(1, 20))
+@FAST
+def test_no_step_has_a_single_row_and_the_rest_depends_on_the_rows_that_remain(n, rows):
+    sizes = step_sizes(n, rows)
+    assert len(sizes) == -(-n // rows) and sizes.sum() == n and (sizes <= rows).all()
+    assert n == 1 or rows <= 2 or (sizes >= 2).all()
+    assert (sizes[:-2] == rows).all()
+    for done in range(len(sizes) + 1):
+        assert np.array_equal(step_sizes(n - int(sizes[:done].sum()), rows), sizes[done:])
+
+
+@pytest.mark.parametrize("n", [1, 3, 50, 4_097, 20_000])
+def test_an_order_grouped_by_length_is_the_same_rows_with_like_neighbours(n):
+    lengths = np.random.default_rng(n).integers(1, 500, n)
+    visit = order(n, 3, 1)
+    grouped = length_grouped(visit, lengths)
+    assert np.array_equal(np.sort(grouped), np.arange(n))
+
+    def padding(positions):
+        some = lengths[positions[: n // 32 * 32]].reshape(-1, 32)
+        return 1 - some.sum() / (some.max(1) * 32).sum() if some.size else 0.0
+
+    if n > 4_000:
+        assert padding(grouped) < 0.05 and padding(visit) > 0.4
+    shares = [batches(n, 8, r, 2, 3, 1, skip=n // 3, lengths=lengths) for r in range(2)]
+    assert sorted(i for s in shares for i in s.ravel().tolist() if i >= 0) == sorted(
+        grouped[n // 3 :].tolist()
+    )
+    again = [batches(n, 4, r, 4, 3, 1, skip=n // 3, lengths=lengths) for r in range(4)]
+    rows_of_steps = [
+        [sorted(i for s in some for i in s[at].tolist() if i >= 0) for at in range(len(some[0]))]
+        for some in (shares, again)
+    ]
+    assert rows_of_steps[0] == rows_of_steps[1]
+
+
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_global_batches_depend_on_their_size_alone(shuffle):
-    def sets(world: int) -> list[frozenset[int]]:
-        shares = [batches(107, 8 // world, r, world, seed=1, epoch=2, shuffle=shuffle) for r in range(world)]
+    def sets(n: int, world: int) -> list[frozenset[int]]:
+        shares = [batches(n, 8 // world, r, world, seed=1, epoch=2, shuffle=shuffle) for r in range(world)]
         return [frozenset(row[row >= 0].tolist()) for row in np.concatenate(shares, axis=1)]
 
-    assert sets(1) == sets(2) == sets(4)
+    for n in (105, 107):
+        assert sets(n, 1) == sets(n, 2) == sets(n, 4)
 
 
 @given(
@@ -278,7 +325,7 @@ def test_global_batches_depend_on_their_size_alone(shuffle):
 def test_an_epoch_goes_on_with_other_batches_where_it_stopped(n, batch_size, world, later, workers, data):
     done = data.draw(st.integers(0, steps(n, batch_size, world)))
     first = [batches(n, batch_size, r, world, 3, 1)[:done] for r in range(world)]
-    skip = min(n, done * batch_size * world)
+    skip = int(step_sizes(n, batch_size * world)[:done].sum())
     rest = [batches(n, later, r, workers, 3, 1, skip=skip) for r in range(workers)]
     assert all(r.shape == (steps(n - skip, later, workers), later) for r in rest)
     both = np.concatenate([x.ravel() for x in first + rest])

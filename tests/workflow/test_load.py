@@ -107,7 +107,7 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
         (["dynamic={method: HERE/own.py:Fails}"], [], "dynamic: .*Fails raised ZeroDivisionError"),
         ([], ["own.py:Fails"], r"policies.own.py:Fails: .*Fails raised ZeroDivisionError"),
         ([], ["own.py:NeedArgument"], r"The key 'policies.own.py:NeedArgument.share' is missing"),
-        ([], ["own.py:NoPlan"], "NoPlan has no method 'plan', so it is not a policy"),
+        ([], ["own.py:NoPlan"], "policies.own.py:NoPlan: A policy needs .* but NoPlan has no plan"),
         (["select={method: HERE/own.py:NoPlan}"], [], "NoPlan has no method 'select"),
         (
             ["select={method: HERE/own.py:Vectors}", "embed={embedder: HERE/own.py:Wide, column: v}"],
