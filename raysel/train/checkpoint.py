@@ -70,8 +70,7 @@ def save(
     within = about["within"] and about["within"]["steps"]
     stamp = [attempt, about["epoch"], within]
     if rank == 0:
-        torch.save(whole, directory / _OBJECTS)
-        _check_readable(directory / _OBJECTS)
+        _save(whole, directory / _OBJECTS)
         text = json.dumps({**about, "world": world, "pieces": pieces, "stamp": stamp})
         storage.write_text(directory / _SESSION, text)
         mine += [directory / _OBJECTS, directory / _SESSION]
@@ -215,15 +214,22 @@ def _read(path: Path) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
-def _check_readable(path: Path) -> None:
-    """Raise StateError now, while the run can be corrected, for what :func:`_load` would refuse.
-
-    Read no tensor.
-    """
+def _save(objects: dict[str, Any], path: Path) -> None:
+    """Save the state_dicts; raise StateError now, while the run can be corrected, for what :func:`_load` would refuse."""
     try:
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        what = next((line for line in str(error).splitlines() if "GLOBAL" in line), "an unknown type").strip()
+        torch.save(objects, path)
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no tensor
+    except (OSError, RuntimeError) as error:
+        raise StateError(
+            f"The checkpoint {path} could not be written ({' '.join(str(error).split())[:300]})."
+        ) from error
+    except (pickle.PickleError, AttributeError, TypeError) as error:
+        unknown = next(
+            (line.strip() for line in str(error).splitlines() if "GLOBAL" in line), "an unknown type"
+        )
+        what = (
+            unknown if isinstance(error, pickle.UnpicklingError) else str(error).splitlines()[0].rstrip(".")
+        )
         raise StateError(
             f"The state to save holds something other than tensors, numbers and text ({what}). A checkpoint could not "
             "restore it: leave it out of the state_dict(), or put plain values there."

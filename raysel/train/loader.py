@@ -212,8 +212,8 @@ def _to(data: Any, device: torch.device | str) -> Any:
     if isinstance(data, Mapping):
         return {key: _to(value, device) for key, value in data.items()}
     if is_dataclass(data) and not isinstance(data, type):
-        moved = copy.copy(data)
+        copied = copy.copy(data)
         for field in fields(data):
-            object.__setattr__(moved, field.name, _to(getattr(data, field.name), device))
-        return moved
+            object.__setattr__(copied, field.name, _to(getattr(data, field.name), device))
+        return copied
     return data

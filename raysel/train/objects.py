@@ -21,6 +21,11 @@ def state_dicts(objects: Mapping[str, Any]) -> dict[str, Any]:
     """
     saved = {}
     for name, value in objects.items():
+        if not callable(getattr(value, "state_dict", None)):
+            raise StateError(
+                f"The state's '{name}' is a {type(value).__name__}, which has no state_dict(); give objects such as the "
+                "model and the optimizer, and numbers among the metrics."
+            )
         if _sharded(value):
             whole, options = _whole(value)
             saved[name] = whole.get_model_state_dict(value, options=options)
@@ -39,6 +44,11 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
     Every rank calls it.
     """
     for name, value in objects.items():
+        if not callable(getattr(value, "load_state_dict", None)):
+            raise StateError(
+                f"restore: '{name}' is a {type(value).__name__}, which has no load_state_dict(); give the object that was saved "
+                "under this name."
+            )
         named = isinstance(value, torch.optim.Optimizer) and _keyed_by_name(saved[name])
         if _sharded(value):
             whole, options = _whole(value)
@@ -53,7 +63,14 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
             whole, options = _whole(model)
             whole.set_optimizer_state_dict(_bare(model), value, saved[name], options=options)
         else:
-            _bare(value).load_state_dict(saved[name])
+            try:
+                _bare(value).load_state_dict(saved[name])
+            except (RuntimeError, ValueError, KeyError) as error:  # torch's, of other names or shapes
+                what = " ".join(str(error).split())
+                raise StateError(
+                    f"The checkpoint's '{name}' does not fit the {type(value).__name__} that was given to restore; make it as in "
+                    f"the run that saved it ({what[:300]})."
+                ) from error
 
 
 def _bare(value: Any) -> Any:

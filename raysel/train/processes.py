@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from raysel.core import storage
 from raysel.dynamic.keeper import Keeper, Keepers, Kept
 from raysel.dynamic.plan import Plan
 from raysel.dynamic.state import SampleState
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, StateError
 from raysel.train.ranks import LocalRanks
 
 
@@ -58,15 +59,15 @@ class ProcessRanks(LocalRanks):
 
         What it raises there is raised on every rank.
         """
-        answer, error = None, None
+        answer, mine = None, None
         if self.rank == 0:
             try:
                 answer = call()
             except Exception as raised:
-                error = raised
-        answer, error = self.broadcast((answer, error))
+                mine = raised
+        answer, error = self.broadcast((answer, _portable(mine)))
         if error is not None:
-            raise error
+            raise mine or error
         return answer
 
     def barrier(self) -> None:
@@ -81,6 +82,15 @@ class ProcessRanks(LocalRanks):
         save(self.of_zero(lambda: storage.stage(last)))
         self.barrier()
         self.of_zero(lambda: storage.publish(last, before))
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """Return the error, or a StateError with its text if it cannot be sent to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return StateError(f"Rank 0 raised {type(error).__name__} ({str(error).rstrip('.')}).")
+    return error
 
 
 class SharedKeeper:

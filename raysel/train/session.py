@@ -841,7 +841,7 @@ def _lengths(lengths: Any, rows: int) -> np.ndarray:
     found = np.asarray(lengths)
     if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != rows:
         raise DataError(
-            f"loader: lengths must be one whole number per sample of the dataset, {rows:,} in all, got "
+            f"loader: The lengths must be one whole number per sample of the dataset, {rows:,} in all, got "
             f"{found.dtype}{list(found.shape)}."
         )
     return found.astype(np.int64)

@@ -160,7 +160,9 @@ def test_data_that_cannot_be_read_by_number():
 def test_lengths_that_are_not_one_number_per_sample(lengths):
     session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
     next(session.epochs())
-    with pytest.raises(DataError, match="one whole number per sample of the dataset, 8 in all"):
+    with pytest.raises(
+        DataError, match="lengths must be one whole number per sample of the dataset, 8 in all"
+    ):
         session.loader(Numbers(8), batch_size=2, lengths=lengths)
 
 
@@ -400,3 +402,69 @@ def test_more_epochs_are_not_asked_for_within_an_epoch(tmp_path):
     ):
         dynamic(5).session()
     assert len(train(dynamic(2)).history) == 2 and len(train(dynamic(5)).history) == 5
+
+
+# ---- what a checkpoint holds
+
+
+def test_objects_that_cannot_be_saved_or_restored(tmp_path):
+    class Holds:
+        def __init__(self, value):
+            self.value = value
+
+        def state_dict(self):
+            return {"value": self.value}
+
+        def load_state_dict(self, saved):
+            self.value = saved["value"]
+
+    dynamic = DynamicSelection.local(FullData(), 4, num_epochs=3, checkpoints=tmp_path)
+    session = dynamic.session()
+    for _ in session.epochs():
+        for batch in session.loader(Numbers(4), batch_size=4):
+            session.loss(batch, torch.ones(4))
+        for state, sentence in (
+            ({"epoch": 3}, r"The state's 'epoch' is a int, which has no state_dict\(\)"),
+            ({"odd": Holds(lambda: 0)}, "something other than tensors, numbers and text .*lambda"),
+            ({"odd": Holds(Numbers(3))}, "something other than tensors, numbers and text .*Numbers"),
+        ):
+            with pytest.raises(StateError, match=sentence):
+                session.checkpoint(state)
+        session.report(state={"model": torch.nn.Linear(2, 2), "held": Holds(np.float64(0.5))})
+        break
+    for model, sentence in (
+        (torch.nn.Linear(3, 2), r"The checkpoint's 'model' does not fit the Linear .* \(.*size mismatch"),
+        (
+            torch.nn.Sequential(torch.nn.Linear(2, 2)),
+            "The checkpoint's 'model' does not fit the Sequential .*Missing key",
+        ),
+        (3, r"restore: 'model' is a int, which has no load_state_dict\(\)"),
+    ):
+        with pytest.raises(StateError, match=sentence):
+            dynamic.session().restore({"model": model, "held": Holds(0)})
+    held = Holds(0)
+    assert dynamic.session().restore({"model": torch.nn.Linear(2, 2), "held": held}) and held.value == 0.5
+
+
+def test_an_error_of_rank_0_that_cannot_be_sent_is_described_to_the_other_ranks():
+    from raysel.train.processes import _portable
+
+    class Odd(Exception):
+        def __init__(self, one, two):
+            super().__init__(f"{one} and {two}.")
+
+    error = ValueError("plain")
+    assert _portable(error) is error and _portable(None) is None
+    told = _portable(Odd(1, 2))
+    assert isinstance(told, StateError) and str(told) == "Rank 0 raised Odd (1 and 2)."
+
+
+def test_a_users_exception_is_not_hidden_by_actors_that_cannot_be_removed(caplog):
+    class Gone:
+        def close(self):
+            raise ConnectionError("the cluster is gone")
+
+    with pytest.raises(ValueError, match="mine"), DynamicSelection(FullData(), 4, num_epochs=1) as dynamic:
+        dynamic._keeper, dynamic._board = Gone(), Gone()
+        raise ValueError("mine")
+    assert dynamic._keeper is None and caplog.text.count("could not be removed (the cluster is gone)") == 2

@@ -44,6 +44,18 @@ class NeedArgument(raysel.FullData):
 class NoPlan:
     pass
 
+class NoUpdate(NoPlan):
+    plan, parameters = raysel.FullData.plan, raysel.FullData.parameters
+
+@dataclass
+class Changeable(NoUpdate):
+    update = raysel.FullData.update
+
+@dataclass(frozen=True)
+class Empty(raysel.FullData):
+    def plan(self, state, *, epoch, num_epochs, seed):
+        return unweighted(np.isfinite(state.loss))
+
 @dataclass(frozen=True)
 class Vectors:
     uses_vectors = True
@@ -108,6 +120,17 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
         ([], ["own.py:Fails"], r"policies.own.py:Fails: .*Fails raised ZeroDivisionError"),
         ([], ["own.py:NeedArgument"], r"The key 'policies.own.py:NeedArgument.share' is missing"),
         ([], ["own.py:NoPlan"], "policies.own.py:NoPlan: A policy needs .* but NoPlan has no plan"),
+        ([], ["own.py:NoUpdate"], "policies.own.py:NoUpdate: .* but NoUpdate has no update"),
+        (
+            [],
+            ["own.py:Changeable"],
+            "policies.own.py:Changeable: The policy Changeable must be a frozen dataclass",
+        ),
+        (
+            ["dynamic={method: HERE/own.py:Empty}"],
+            [],
+            "dynamic: Empty.plan returned an empty plan for epoch 0 of 60",
+        ),
         (["select={method: HERE/own.py:NoPlan}"], [], "NoPlan has no method 'select"),
         (
             ["select={method: HERE/own.py:Vectors}", "embed={embedder: HERE/own.py:Wide, column: v}"],
