@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import RandomSampler, SequentialSampler
 
-from raysel.errors import ConfigError, StateError
+from raysel.errors import ConfigError, DataError, StateError, first
 from raysel.train.driven import Driven
 from raysel.train.dynamic import DynamicSelection
+from raysel.train.loader import Batch, check_map_style
 from raysel.train.reduce import per_sample
 
 try:
     from torch.optim.lr_scheduler import LambdaLR
-    from transformers import Trainer, TrainerCallback
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers.trainer_pt_utils import LengthGroupedSampler
     from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise ImportError(
@@ -50,6 +54,11 @@ def language_model_losses(
     mask : torch.Tensor of bool, shape (B, T-1)
         Which tokens are predicted.
     """
+    if labels is None:
+        raise DataError(
+            "language_model_losses: The batch has no labels; give a data collator that makes them, such as "
+            "DataCollatorForLanguageModeling(tokenizer, mlm=False)."
+        )
     asked = labels[:, 1:] != -100
     # (B, V, T-1): the losses come out as (B, T-1)
     losses = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2), labels[:, 1:], reduction="none")
@@ -68,8 +77,10 @@ class SelectingTrainer(Trainer):
     *args, **kwargs
         As for the Trainer. ``train_dataset`` is map-style. ``compute_loss_func`` is ``(outputs, labels) ->
         losses`` or ``-> (losses, mask)``, as :meth:`Session.loss` takes them, such as
-        :func:`language_model_losses`. In ``args``, ``num_train_epochs`` is that of the selection, and
-        ``save_strategy`` is "epoch" or "no".
+        :func:`language_model_losses`. ``labels`` is a tuple if ``args.label_names`` has several names. In
+        ``args``, ``num_train_epochs`` is that of the selection, and a checkpoint is saved at the end of an
+        epoch (``save_strategy``). With ``train_sampling_strategy="group_by_length"`` the samples of each plan
+        are visited in groups of similar lengths.
     dynamic : DynamicSelection
         The selection over the rows of ``train_dataset``.
 
@@ -80,8 +91,13 @@ class SelectingTrainer(Trainer):
     """
 
     def __init__(self, *arguments: Any, dynamic: DynamicSelection, **more: Any) -> None:
+        given = inspect.signature(super().__init__).bind_partial(*arguments, **more).arguments
+        if (dataset := given.get("train_dataset", more.get("train_dataset"))) is not None:
+            check_map_style(dataset, "SelectingTrainer")  # of other data the Trainer asks for max_steps
         super().__init__(*arguments, **more)
         self.dynamic = dynamic
+        self._found: Path | None = None  # the selection in the checkpoint to resume from
+        self._batch: Batch | None = None  # of the training step under way
         self.driven: Driven | None = None
         args, epochs = self.args, dynamic.run.num_epochs
         if self.compute_loss_func is None:
@@ -94,11 +110,9 @@ class SelectingTrainer(Trainer):
                 f"SelectingTrainer: The selection plans {epochs} epochs. Set num_train_epochs={epochs} in "
                 "TrainingArguments and leave max_steps unset there (give it to DynamicSelection)."
             )
-        if str(getattr(args.save_strategy, "value", args.save_strategy)) == "steps":
-            raise ConfigError(
-                'SelectingTrainer: Set save_strategy="epoch" (or "no") in TrainingArguments; within an epoch, model '
-                "and selection state would not match."
-            )
+        for wrong, what in _conflicts(args):
+            if wrong:
+                raise ConfigError(f"SelectingTrainer: {what}")
         args.ignore_data_skip = True  # an epoch is resumed by its plan, not by skipping batches
         self.loss_is_scaled_for_ga = True
         self.add_callback(_EpochEnd(self))
@@ -123,8 +137,13 @@ class SelectingTrainer(Trainer):
                 "SelectingTrainer: Ranks that share their rows (tensor, context or sequence parallel) are not "
                 "supported; use data parallelism, DDP or FSDP."
             )
-        self.driven = Driven(self.dynamic, place)
+        self._found = place
         return super().train(found or resume_from_checkpoint, *more, **others)
+
+    def _inner_training_loop(self, *arguments: Any, **more: Any) -> Any:
+        # auto_find_batch_size calls it again, with fewer rows, after a batch that did not fit.
+        self.driven = Driven(self.dynamic, self._found)
+        return super()._inner_training_loop(*arguments, **more)
 
     def get_train_dataloader(self) -> Any:
         """Return the batches of the planned epochs."""
@@ -136,18 +155,58 @@ class SelectingTrainer(Trainer):
         """Return the batches of one optimizer step."""
         return list(itertools.islice(epoch_iterator, num_batches)), None
 
+    def training_step(self, model: Any, inputs: Any, *more: Any, **others: Any) -> Any:
+        """Train on a batch of the plan as :meth:`Trainer.training_step` does."""
+        inputs = dict(inputs)
+        self._batch = inputs.pop(_BATCH, None)
+        if self._batch is None or self.driven is None:
+            raise StateError(
+                f"SelectingTrainer: {type(self).__name__} trains on batches that do not follow the plan; where "
+                "get_train_dataloader is overridden, return the batches of super().get_train_dataloader()."
+            )
+        before = self.driven.session._noted
+        try:
+            loss = super().training_step(model, inputs, *more, **others)
+        finally:
+            self._batch = None
+        if self.driven.session._noted == before:
+            raise StateError(
+                f"SelectingTrainer: {type(self).__name__}.compute_loss overrides the one that records each sample's loss. Move "
+                "it into the argument compute_loss_func, a function of (outputs, labels) that returns unreduced losses, or "
+                "return what super().compute_loss(model, inputs) returns."
+            )
+        return loss
+
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **ignored: Any) -> Any:
         """Record the losses of the samples, and return the scalar to differentiate."""
         inputs = dict(inputs)
-        batch, labels = inputs.pop(_BATCH, None), inputs.pop("labels", None)
+        labels = self._labels(inputs)
         outputs = model(**inputs)
         answer = self.compute_loss_func(outputs, labels)
         losses, mask = answer if isinstance(answer, tuple) else (answer, None)
-        if batch is None or self.driven is None:  # evaluation: samples are reduced as session.loss does it
+        if (
+            self._batch is None or self.driven is None
+        ):  # evaluation: samples are reduced as session.loss does it
             loss = per_sample(losses, len(torch.atleast_1d(losses)), mask)[0].mean()
         else:  # the Trainer adds up the gradients of a step's batches and takes the mean over ranks
-            loss = self.driven.session.loss(batch, losses, mask) / self.args.gradient_accumulation_steps
+            loss = self.driven.session.loss(self._batch, losses, mask) / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def _labels(self, inputs: dict[str, Any]) -> Any:
+        """Take the labels out of the inputs: those of ``label_names``, one tensor or a tuple of several."""
+        names = self.args.label_names
+        if names is None:
+            names = ["labels"] if "labels" in inputs else self.label_names
+            if not all(name in inputs for name in names):
+                return None
+        missing = [name for name in names if name not in inputs]
+        if missing:
+            raise DataError(
+                f"SelectingTrainer: label_names names {first(missing)}, but the batch has {first(inputs, 9)}; correct "
+                "label_names in TrainingArguments, or the columns of the dataset."
+            )
+        labels = tuple(inputs.pop(name) for name in names)
+        return labels[0] if len(labels) == 1 else labels or None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # num_training_steps counts every epoch as a full one: the schedule is stretched over those that are taken.
@@ -179,6 +238,7 @@ class _Batches:
         self.dataset = made.dataset
         self._accumulate = trainer.args.gradient_accumulation_steps
         self._batch_size = trainer._train_batch_size
+        self._order = _order(made, type(trainer).__name__)
         same = (
             "collate_fn num_workers pin_memory timeout worker_init_fn multiprocessing_context prefetch_factor "
             "persistent_workers"
@@ -194,10 +254,78 @@ class _Batches:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         loader = self._driven.loader(
-            self.dataset, batch_size=self._batch_size, accumulate=self._accumulate, **self._options
+            self.dataset,
+            batch_size=self._batch_size,
+            accumulate=self._accumulate,
+            **self._order,
+            **self._options,
         )
         for batch in loader:
+            if not isinstance(batch.data, Mapping):
+                raise DataError(
+                    f"SelectingTrainer: The data collator returned a {type(batch.data).__name__}; it must return a dict of the "
+                    "model's arguments."
+                )
             yield {**batch.data, _BATCH: replace(batch, data=None)}
+
+
+def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, str]]:
+    """Yield what cannot be done, and what to do instead, with whether the arguments ask for it."""
+    save, evaluate = (
+        str(getattr(value, "value", value)) for value in (args.save_strategy, args.eval_strategy)
+    )
+    within = "within an epoch, model and selection state would not match."
+    yield save == "steps", f'Set save_strategy="epoch" (or "no") in TrainingArguments; {within}'
+    yield (
+        save == "best" and evaluate == "steps",
+        f'Set eval_strategy="epoch" together with save_strategy="best" in TrainingArguments; {within}',
+    )
+    yield (
+        getattr(args, "enable_jit_checkpoint", False),
+        f"Leave enable_jit_checkpoint unset in TrainingArguments; {within}",
+    )
+    strategy = getattr(args, "train_sampling_strategy", "random")
+    yield (
+        strategy not in ("random", "sequential", "group_by_length"),
+        f'The plan cannot be visited in the order of train_sampling_strategy="{strategy}"; use "random", "sequential" or '
+        '"group_by_length" in TrainingArguments.',
+    )
+    yield (
+        args.dataloader_drop_last,
+        "Leave dataloader_drop_last unset in TrainingArguments; every planned row is trained on, and no batch has a single row.",
+    )
+    yield (
+        args.data_seed is not None,
+        "Leave data_seed unset in TrainingArguments and give the seed to DynamicSelection, which draws the order of the rows.",
+    )
+    yield (
+        bool(getattr(args.accelerator_config, "split_batches", False)),
+        "Leave split_batches unset in accelerator_config; per_device_train_batch_size is the number of rows per device.",
+    )
+
+
+def _order(made: Any, name: str) -> dict[str, Any]:
+    """Return the arguments of Session.loader for the order of the Trainer's own loader."""
+    sampler = made
+    while (
+        getattr(sampler, "batch_sampler", None) is not None
+    ):  # a loader, and what Accelerate puts around a sampler
+        sampler = sampler.batch_sampler
+    sampler = getattr(sampler, "sampler", sampler)
+    if isinstance(sampler, LengthGroupedSampler):
+        return {"lengths": list(sampler.lengths)}
+    if (
+        isinstance(sampler, RandomSampler)
+        and not sampler.replacement
+        and sampler.num_samples == len(made.dataset)
+    ):
+        return {}
+    if isinstance(sampler, SequentialSampler):
+        return {"shuffle": False}
+    raise ConfigError(
+        f"SelectingTrainer: {name} reads its rows with a {type(sampler).__name__}, but the plan decides which rows an epoch "
+        "has; remove the override of _get_train_sampler or get_train_dataloader."
+    )
 
 
 class _EpochEnd(TrainerCallback):

@@ -15,11 +15,12 @@ from raysel.core.arrays import positions
 from raysel.errors import ConfigError, StateError
 from raysel.train.driven import Driven
 from raysel.train.dynamic import DynamicSelection
-from raysel.train.loader import Batch
+from raysel.train.loader import Batch, check_map_style
 from raysel.train.processes import ProcessRanks
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 except ImportError as error:
     raise ImportError(
         f"raysel.train.lightning needs lightning ({error}). Install it with pip install 'raysel[lightning]'."
@@ -54,6 +55,7 @@ class Selecting(Callback):
     """
 
     def __init__(self, dynamic: DynamicSelection, dataset: Any, *, batch_size: int, **options: Any) -> None:
+        check_map_style(dataset, "Selecting")
         self.dynamic, self.dataset = dynamic, dataset
         self.loader = _Batches(self)
         self.driven: Driven | None = None
@@ -63,8 +65,10 @@ class Selecting(Callback):
 
     def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Record each sample's loss and return the scalar for training_step, as :meth:`Session.loss` does."""
-        session = self._driven().session
-        if batch.weights.dtype != torch.float32:  # a Trainer of low precision rounds what it finds in a batch
+        session = self._opened().session
+        if (
+            isinstance(batch, Batch) and batch.weights.dtype != torch.float32
+        ):  # a Trainer of low precision rounds what it finds in a batch
             assert session.plan is not None
             exact = session._weights_of(session.plan, _positions(session.plan.slots, batch.slots))
             batch = replace(batch, weights=torch.from_numpy(exact))
@@ -77,24 +81,31 @@ class Selecting(Callback):
     # ---- what Lightning calls ----------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the Trainer's arguments."""
+        """Check the Trainer and the module."""
         if stage != "fit":
             return
-        epochs = self.dynamic.run.num_epochs
-        for right, advice in (
-            (
-                trainer.max_epochs == epochs and trainer.max_steps == -1,
-                f"max_epochs={epochs} and no max_steps",
-            ),
-            (trainer.reload_dataloaders_every_n_epochs == 1, "reload_dataloaders_every_n_epochs=1"),
-            (trainer.limit_train_batches in (None, 1.0), "no limit_train_batches and no fast_dev_run"),
-        ):
-            if not right:
-                raise ConfigError(
-                    f"Selecting: Give the Trainer {advice}; the selection plans {epochs} epochs of different "
-                    "lengths (give max_steps to DynamicSelection)."
-                )
+        for wrong, what in _conflicts(trainer, pl_module, self.dynamic.run.num_epochs):
+            if wrong:
+                raise ConfigError(f"Selecting: {what}")
         self._trainer, self.driven, self._found = trainer, None, {}
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Check that the batch follows the plan."""
+        self._opened()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check that losses were recorded."""
+        if (
+            outputs and not self._opened().session._noted
+        ):  # without outputs, training_step has skipped the batch
+            raise StateError(
+                "Selecting: training_step recorded no loss of its first batch; let it return selecting.loss(batch, losses), "
+                "with one loss per sample."
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Commit the epoch."""
@@ -107,6 +118,9 @@ class Selecting(Callback):
         """Return the selection state, for the Trainer's checkpoint."""
         if self.driven is None:
             return {}
+        if self._trainer is not None and self._trainer.interrupted:
+            # Saved while an exception is handled, which must not be hidden, and perhaps on one rank alone.
+            return {"interrupted": self.driven.session.epoch}
         with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
             self.driven.save(Path(directory))
             files = {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
@@ -123,6 +137,11 @@ class Selecting(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the selection state of the Trainer's checkpoint."""
+        if "interrupted" in state_dict:
+            raise StateError(
+                f"Selecting: The checkpoint was saved when epoch {state_dict['interrupted']} was interrupted, and has no "
+                "selection state. Give fit the ckpt_path of a checkpoint that was saved at the end of an epoch."
+            )
         self._found = state_dict["files"]
 
     # ---- inside ------------------------------------------------------------------------------------------
@@ -144,10 +163,64 @@ class Selecting(Callback):
             self._found = {}
         return self.driven
 
+    def _opened(self) -> Driven:
+        """Return the session in an epoch; raise StateError if no batch of the plan was requested."""
+        if self.driven is None or not self.driven.is_open:
+            raise StateError(
+                "Selecting: The Trainer trains on batches that do not follow the plan; pass the callback's loader to "
+                "trainer.fit(model, selecting.loader), without a datamodule that has a train_dataloader."
+            )
+        return self.driven
+
     def _batches(self) -> Any:
-        assert self._trainer is not None
+        if self._trainer is None:
+            raise ConfigError(
+                "Selecting: The loader is used by a Trainer that does not have the callback; give it "
+                "Trainer(callbacks=[selecting], ...), with the object whose loader this is."
+            )
         accumulate = self._trainer.accumulate_grad_batches
         return self._driven().loader(self.dataset, accumulate=accumulate, **self._options)
+
+
+def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterator[tuple[bool, str]]:
+    """Yield what cannot be done, and what to do instead, with whether it is asked for."""
+    lengths = (
+        f"the selection plans {epochs} epochs of different lengths (give max_steps to DynamicSelection)."
+    )
+    if not trainer.fast_dev_run:  # a few batches of one epoch, without a checkpoint
+        yield (
+            trainer.max_epochs != epochs or trainer.max_steps != -1,
+            f"Give the Trainer max_epochs={epochs} and no max_steps; {lengths}",
+        )
+        yield (
+            trainer.limit_train_batches not in (None, 1.0),
+            f"Give the Trainer no limit_train_batches and no overfit_batches; {lengths}",
+        )
+    yield (
+        trainer.reload_dataloaders_every_n_epochs != 1,
+        f"Give the Trainer reload_dataloaders_every_n_epochs=1; {lengths}",
+    )
+    yield (
+        not module.automatic_optimization,
+        "Manual optimization is not supported; leave automatic_optimization as it is, or train with session.loader in a loop "
+        "of your own.",
+    )
+    yield (
+        any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks),
+        "GradientAccumulationScheduler is not supported, because a step's rows are fixed; give the Trainer "
+        "accumulate_grad_batches.",
+    )
+    after_validation = trainer.check_val_every_n_epoch != 1 or trainer.val_check_interval not in (None, 1.0)
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and not trainer.fast_dev_run:
+            at_end = callback._save_on_train_epoch_end
+            within = callback._every_n_train_steps > 0 or callback._train_time_interval is not None
+            yield (
+                within or not (at_end if at_end is not None else not after_validation),
+                "A ModelCheckpoint would save within an epoch, where model and selection state do not match, or not at all; "
+                "give the Trainer ModelCheckpoint(save_on_train_epoch_end=True), without every_n_train_steps and "
+                "train_time_interval, or enable_checkpointing=False.",
+            )
 
 
 class _Batches:

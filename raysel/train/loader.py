@@ -164,15 +164,24 @@ def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, 
     return Rows(marks, slots, weights)
 
 
+def check_map_style(dataset: Any, where: str) -> int:
+    """Return the length of a map-style dataset; raise DataError, which begins with ``where``, for anything else."""
+    indexed = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
+    if indexed and not isinstance(dataset, torch.utils.data.IterableDataset):
+        try:
+            return len(dataset)
+        except (TypeError, NotImplementedError):
+            pass
+    raise DataError(
+        f"{where}: A {type(dataset).__name__} cannot be read by sample_id, as the plan requires; give a map-style dataset, "
+        "which has len() and [sample_id]. Put rows that can only be read in order into a list, or into files for "
+        "raysel.read and session.stream."
+    )
+
+
 def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
     """Raise DataError unless ``dataset`` can be indexed by every id and is as long as the pool."""
-    length = _length(dataset)
-    if length is None:
-        raise DataError(
-            f"loader: A {type(dataset).__name__} cannot be read by sample_id, as the plan requires; give a map-style "
-            "dataset, which has len() and [sample_id]. Put rows that can only be read in order into a list, or into "
-            "files for raysel.read and session.stream."
-        )
+    length = check_map_style(dataset, "loader")
     if expected is not None and length != expected:
         raise DataError(
             f"loader: The dataset has {length:,} samples, but the selection was made from {expected:,}; "
@@ -182,17 +191,6 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         raise DataError(
             f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}."
         )
-
-
-def _length(dataset: Any) -> int | None:
-    """Return the length of a map-style dataset; None for anything else."""
-    indexed = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
-    if not indexed or isinstance(dataset, torch.utils.data.IterableDataset):
-        return None
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def _to(data: Any, device: torch.device | str) -> Any:

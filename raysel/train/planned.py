@@ -33,6 +33,7 @@ _TASKS_A_CPU = 8  # small row groups are read together, down to so many tasks
 _TASK_BYTES = 32 << 20  # of so much each
 logger = logging.getLogger(__name__)
 
+_WHOLE = "raysel.whole_rows"  # key of the DataContext of datasets that WholeRows has split
 _SHUFFLE = 5  # the purpose of a stream of draws, next to those of raysel.dynamic.plan
 
 
@@ -236,6 +237,7 @@ class WholeRows(DataConfig):
         shares: list[dict[str, DataIterator]] = [{} for _ in range(world_size)]
         for name, dataset in datasets.items():
             split = dataset.copy(dataset)
+            split.context.set_config(_WHOLE, True)  # for the workers, which read it from their shares
             split.context.execution_options = self.default_ingest_options()
             split.context.execution_options.preserve_order = True
             for share, iterator in zip(shares, split.streaming_split(world_size, equal=False), strict=True):
@@ -275,23 +277,25 @@ class Arrived:
 
 
 class CollateRows(NumpyBatchCollateFn):
-    """Collate columns with the user's function, or :func:`tensors`, and keep the ids next to them."""
+    """Collate columns with the user's function, or :func:`tensors`, and keep the ids next to them.
 
-    def __init__(self, collate: Callable[[dict[str, np.ndarray]], Any] | None) -> None:
-        self._collate = collate or tensors
+    A batch with fewer than ``least`` rows, 1 or 2, is filled up by repeating its only row.
+    """
+
+    def __init__(self, collate: Callable[[dict[str, np.ndarray]], Any] | None, least: int = 1) -> None:
+        self._collate, self._least = collate or tensors, least
 
     def __call__(self, columns: dict[str, np.ndarray]) -> Arrived:
         """Return the collated columns with the ids and the first row."""
         if ID not in columns:
             raise DataError(f"stream: The rows have no column '{ID}'; the steps after planned must keep it.")
         ids = np.array(columns[ID], np.int64)
-        return Arrived(
-            ids, {name: column[:1].copy() for name, column in columns.items()}, self._collate(columns)
-        )
+        row = {name: column[:1].copy() for name, column in columns.items()}
+        return Arrived(ids, row, self.pad(columns) if len(ids) < self._least else self._collate(columns))
 
     def pad(self, row: dict[str, np.ndarray]) -> Any:
-        """Return a batch of one row of padding."""
-        return self._collate(row)
+        """Return a batch that repeats one row."""
+        return self._collate({name: np.repeat(column, self._least, axis=0) for name, column in row.items()})
 
 
 def tensors(columns: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -312,7 +316,12 @@ def arrivals(
     Errors that raysel raised in a task are raised as they were raised there.
     """
     if isinstance(data, str):
-        data = _shard(data)
+        name, data = data, _shard(data)
+        if world > 1 and not data.get_context().get_config(_WHOLE, False):
+            raise ConfigError(
+                f"stream: Ray Train's default split of '{name}' drops rows so that the workers' shares are of equal length; give "
+                "TorchTrainer the argument dataset_config=raysel.WholeRows()."
+            )
     if isinstance(data, Dataset):
         if world > 1:
             raise ConfigError(

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from raysel.dynamic.plan import Plan
-from raysel.errors import ConfigError, DataError, StateError
+from raysel.errors import ConfigError, DataError, StateError, first
 from raysel.train.loader import Batch
 
 if TYPE_CHECKING:
@@ -51,8 +51,17 @@ class Counts:
 
         return wait
 
+    def add(self, counts: np.ndarray) -> np.ndarray:
+        """Return the sum of the ranks' counts, on every rank."""
+        told = torch.from_numpy(counts)
+        if self._group is not None:
+            dist.all_reduce(told, group=self._group)
+        return told.numpy()
+
     def share(self, value: Any, source: int) -> Any:
         """Return ``value`` of rank ``source``, on every rank."""
+        if self._group is None:
+            return value
         values = [value]
         dist.broadcast_object_list(values, src=dist.get_global_rank(self._group, source), group=self._group)
         return values[0]
@@ -93,6 +102,8 @@ class EpochStream:
         self._session, self._streams, self._plan, self._data = session, streams, plan, data
         self._ticket = session._ticket
         self._batch_size, self._shuffle_rows, self._collate = batch_size, shuffle_rows, collate
+        self._least = min(2, batch_size)  # rows per batch, since batch statistics need more than one
+        self._arrived = np.zeros(len(plan), np.uint8)  # how often, by position in the plan
 
     def __iter__(self) -> Iterator[Batch]:
         from raysel.train.planned import CollateRows, arrivals, shuffle_seed
@@ -111,7 +122,7 @@ class EpochStream:
             rest = self._rest()
             order = shuffle_seed(session._run.seed, session.epoch)
             board.post(rest, session._run.samples, order)
-        collate = CollateRows(self._collate)
+        collate = CollateRows(self._collate, self._least)
         seed = shuffle_seed(session._run.seed, session.epoch, session.rank)
         coming = arrivals(self._data, session.world, self._batch_size, self._shuffle_rows, seed, collate)
         left = session._steps_left()
@@ -123,7 +134,7 @@ class EpochStream:
                 rows, more = wait()
                 together = int(rows.sum())
                 if not together:
-                    self._check_all(rest, came, mark)
+                    self._check_all(rest, came, mark, counts)
                     return
                 came, mark = came + together, mark + more
                 if now is not None:
@@ -149,16 +160,26 @@ class EpochStream:
         if arrived is None:
             return None
         found = places(self._plan, arrived.ids, self._session._ids)
+        np.add.at(self._arrived, found, 1)
         return arrived, found, self._plan.slots[found]
 
     def _batch(self, now: tuple[Arrived, np.ndarray, np.ndarray] | None, collate: Any, share: float) -> Batch:
         session = self._session
         if now is None:
+            ids = found = slots = np.empty(0, np.int64)
             data = collate.pad(self._streams.row)
-            return Batch(data, torch.tensor([-1]), torch.zeros(1), np.array([-1]), share)
-        arrived, found, slots = now
-        weights = torch.from_numpy(session._weights_of(self._plan, found))
-        return Batch(arrived.data, torch.from_numpy(arrived.ids), weights, slots, share)
+        else:
+            arrived, found, slots = now
+            data, ids = arrived.data, arrived.ids
+        pads = np.full(max(self._least - len(ids), 0), -1)
+        weights = session._weights_of(self._plan, np.append(found, pads))
+        return Batch(
+            data,
+            torch.from_numpy(np.append(ids, pads)),
+            torch.from_numpy(weights),
+            np.append(slots, pads),
+            share,
+        )
 
     def _rest(self) -> Plan:
         """Return the part of the plan without losses in the checkpoint."""
@@ -169,18 +190,29 @@ class EpochStream:
         left = ~np.isin(plan.slots, staged, assume_unique=True)
         return Plan(plan.slots[left], plan.weights[left])
 
-    def _check_all(self, rest: Plan, rows: int, mark: int) -> None:
-        """Raise DataError, on rank 0, unless the rows that arrived are those of ``rest``, each once."""
-        from raysel.train.planned import marks
+    def _check_all(self, rest: Plan, rows: int, mark: int, counts: Counts) -> None:
+        """Raise DataError, on every rank, unless the rows that arrived are those of ``rest``, each once."""
+        from raysel.train.planned import marks, places
 
         session = self._session
-        if session.rank or (rows == len(rest) and (mark - marks(rest.slots)) % 2**64 == 0):
+        right = rows == len(rest) and (mark - marks(rest.slots)) % 2**64 == 0  # of rank 0, which has the rest
+        if counts.share(right, 0):
             return
+        times = counts.add(self._arrived)
+        wanted = counts.share(rest.slots, 0)
+        ids = wanted if session._ids is None else session._ids[wanted]
+        times = times[places(self._plan, ids, session._ids)]
+        never, again = ids[times == 0], ids[times > 1]
+        said = f"stream: Epoch {session.epoch} planned {len(ids):,} samples, but"
+        if len(never):
+            raise DataError(
+                f"{said} {len(never):,} did not arrive (sample_id {first(never.tolist())}). A step after dynamic.planned must keep "
+                "every row: for one that cannot be decoded, return a placeholder and leave it out with session.loss(batch, "
+                "losses, mask), or select without it. The dataset must hold each sample_id."
+            )
         raise DataError(
-            f"stream: Epoch {session.epoch} planned {len(rest):,} samples, but {rows:,} rows were read"
-            f"{', some twice' if rows == len(rest) else ''}. Give TorchTrainer "
-            "dataset_config=raysel.WholeRows() and a dataset that holds each sample_id once; steps after "
-            "dynamic.planned must neither drop nor repeat rows."
+            f"{said} {len(again):,} arrived more than once (sample_id {first(again.tolist())}). The dataset must hold each "
+            "sample_id once, and no step after dynamic.planned may repeat rows."
         )
 
 

@@ -40,10 +40,17 @@ class Table:
                 return wait
 
             def share(self, value, source):
-                told = table.steps.setdefault("row", {})
-                told[rank] = value
+                return self.told(value)[source]
+
+            def add(self, counts):
+                return sum(self.told(counts).values())
+
+            def told(self, value):
+                everyones = table.steps.setdefault(step[0], {})
+                everyones[rank] = value
+                step[0] += 1
                 table.meet.wait(10)
-                return told[source]
+                return everyones
 
         return Place()
 
@@ -58,6 +65,43 @@ def batches(ids, size, collate):
         yield collate({"sample_id": ids[start : start + size], "value": ids[start : start + size] * 10.0})
 
 
+def ranks_of(monkeypatch, n, world):
+    """Sessions of as many ranks in their first epoch, each of which streams the ids that it is given."""
+    monkeypatch.setattr(planned, "arrivals", lambda ids, world, size, *rest: batches(ids, size, rest[-1]))
+    monkeypatch.setattr(planned, "wait_for_cpu", lambda: None)
+    monkeypatch.setattr(train_stream, "Counts", Table(world).at)
+    dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1), []
+    made = [
+        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), None, None, Board) for r in range(world)
+    ]
+    for session in made:
+        next(session.epochs())
+    return made
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_rows_that_a_step_dropped_or_repeated_are_named_on_every_rank(monkeypatch, world):
+    whole = list(range(20))
+    for rows, sentence in (
+        (
+            [i for i in whole if i not in (5, 17)],
+            r"20 samples, but 2 did not arrive \(sample_id 5, 17\).*placeholder",
+        ),
+        ([6 if i == 7 else i for i in whole], r"20 samples, but 1 did not arrive \(sample_id 7\)"),
+        ([*whole, 3, 3], r"20 samples, but 1 arrived more than once \(sample_id 3\)"),
+    ):
+        made = ranks_of(monkeypatch, 20, world)
+
+        def train(session, rows=rows, sentence=sentence):
+            with pytest.raises(DataError, match=sentence):
+                for batch in session.stream(np.array(rows[session.rank :: world]), batch_size=4):
+                    session.loss(batch, torch.ones(len(batch.ids)))
+            return True
+
+        with ThreadPoolExecutor(world) as pool:
+            assert all(pool.map(train, made))
+
+
 @pytest.mark.parametrize(
     "shares",
     [(4, 4), (0, 5), (5, 0), (7, 1, 0), (1, 0, 0), (0, 0, 13), (16, 3), (12, 8, 4), (9,), (0, 1, 4, 4, 5)],
@@ -65,16 +109,7 @@ def batches(ids, size, collate):
 )
 def test_shares_of_any_length(monkeypatch, shares):
     world, n, size = len(shares), sum(shares), 4
-    monkeypatch.setattr(planned, "arrivals", lambda ids, world, size, *rest: batches(ids, size, rest[-1]))
-    monkeypatch.setattr(planned, "wait_for_cpu", lambda: None)
-    table = Table(world)
-    monkeypatch.setattr(train_stream, "Counts", table.at)
-    dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1), []
-    sessions = [
-        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), None, None, Board) for r in range(world)
-    ]
-    for session in sessions:
-        next(session.epochs())
+    sessions = ranks_of(monkeypatch, n, world)
     order = np.random.default_rng(0).permutation(n)
     parts = np.split(order, np.cumsum(shares)[:-1])
 
@@ -94,7 +129,9 @@ def test_shares_of_any_length(monkeypatch, shares):
     seen, done = [], 0
     for step in zip(*traces, strict=True):
         rows = [i for ids, *_ in step for i in ids if i >= 0]
-        assert all(ids == [-1] or -1 not in ids for ids, *_ in step)
+        assert all(
+            len(ids) >= 2 and all(i >= 0 for i in ids[:-2]) for ids, *_ in step
+        )  # padded to two rows, no more
         assert {share for _, share, *_ in step} == {len(rows) / world}
         assert np.mean([scalar for _, _, scalar, _ in step]) == pytest.approx(10 * np.mean(rows))
         done += len(rows)
