@@ -93,7 +93,9 @@ class SelectingTrainer(Trainer):
     def __init__(self, *arguments: Any, dynamic: DynamicSelection, **more: Any) -> None:
         given = inspect.signature(super().__init__).bind_partial(*arguments, **more).arguments
         if (dataset := given.get("train_dataset", more.get("train_dataset"))) is not None:
-            check_map_style(dataset, "SelectingTrainer")  # of other data the Trainer asks for max_steps
+            check_map_style(
+                dataset, "SelectingTrainer"
+            )  # before the Trainer, which requires max_steps for other data
         super().__init__(*arguments, **more)
         self.dynamic = dynamic
         self._found: Path | None = None  # the selection in the checkpoint to resume from
@@ -110,9 +112,9 @@ class SelectingTrainer(Trainer):
                 f"SelectingTrainer: The selection plans {epochs} epochs. Set num_train_epochs={epochs} in "
                 "TrainingArguments and leave max_steps unset there (give it to DynamicSelection)."
             )
-        for wrong, what in _conflicts(args):
+        for wrong, error in _conflicts(args):
             if wrong:
-                raise ConfigError(f"SelectingTrainer: {what}")
+                raise error
         args.ignore_data_skip = True  # an epoch is resumed by its plan, not by skipping batches
         self.loss_is_scaled_for_ga = True
         self.add_callback(_EpochEnd(self))
@@ -269,38 +271,60 @@ class _Batches:
             yield {**batch.data, _BATCH: replace(batch, data=None)}
 
 
-def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, str]]:
-    """Yield what cannot be done, and what to do instead, with whether the arguments ask for it."""
+def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
+    """Yield an error for what cannot be done, and whether the arguments say it."""
     save, evaluate = (
         str(getattr(value, "value", value)) for value in (args.save_strategy, args.eval_strategy)
     )
-    within = "within an epoch, model and selection state would not match."
-    yield save == "steps", f'Set save_strategy="epoch" (or "no") in TrainingArguments; {within}'
+    yield (
+        save == "steps",
+        ConfigError(
+            'SelectingTrainer: Set save_strategy="epoch" (or "no") in TrainingArguments; within an epoch, model and selection '
+            "state would not match."
+        ),
+    )
     yield (
         save == "best" and evaluate == "steps",
-        f'Set eval_strategy="epoch" together with save_strategy="best" in TrainingArguments; {within}',
+        ConfigError(
+            'SelectingTrainer: Set eval_strategy="epoch" together with save_strategy="best" in TrainingArguments; within an '
+            "epoch, model and selection state would not match."
+        ),
     )
     yield (
         getattr(args, "enable_jit_checkpoint", False),
-        f"Leave enable_jit_checkpoint unset in TrainingArguments; {within}",
+        ConfigError(
+            "SelectingTrainer: Leave enable_jit_checkpoint unset in TrainingArguments; within an epoch, model and selection "
+            "state would not match."
+        ),
     )
     strategy = getattr(args, "train_sampling_strategy", "random")
     yield (
         strategy not in ("random", "sequential", "group_by_length"),
-        f'The plan cannot be visited in the order of train_sampling_strategy="{strategy}"; use "random", "sequential" or '
-        '"group_by_length" in TrainingArguments.',
+        ConfigError(
+            f'SelectingTrainer: The plan cannot be visited in the order of train_sampling_strategy="{strategy}"; use "random", '
+            '"sequential" or "group_by_length" in TrainingArguments.'
+        ),
     )
     yield (
         args.dataloader_drop_last,
-        "Leave dataloader_drop_last unset in TrainingArguments; every planned row is trained on, and no batch has a single row.",
+        ConfigError(
+            "SelectingTrainer: Leave dataloader_drop_last unset in TrainingArguments; every planned row is trained on, and no "
+            "batch has a single row."
+        ),
     )
     yield (
         args.data_seed is not None,
-        "Leave data_seed unset in TrainingArguments and give the seed to DynamicSelection, which draws the order of the rows.",
+        ConfigError(
+            "SelectingTrainer: Leave data_seed unset in TrainingArguments and give the seed to DynamicSelection, by which the "
+            "order of the rows is drawn."
+        ),
     )
     yield (
         bool(getattr(args.accelerator_config, "split_batches", False)),
-        "Leave split_batches unset in accelerator_config; per_device_train_batch_size is the number of rows per device.",
+        ConfigError(
+            "SelectingTrainer: Leave split_batches unset in accelerator_config; per_device_train_batch_size is the number of "
+            "rows per device."
+        ),
     )
 
 
@@ -323,8 +347,8 @@ def _order(made: Any, name: str) -> dict[str, Any]:
     if isinstance(sampler, SequentialSampler):
         return {"shuffle": False}
     raise ConfigError(
-        f"SelectingTrainer: {name} reads its rows with a {type(sampler).__name__}, but the plan decides which rows an epoch "
-        "has; remove the override of _get_train_sampler or get_train_dataloader."
+        f"SelectingTrainer: {name} reads its rows with a {type(sampler).__name__}, but the rows of an epoch are "
+        "those of its plan; remove the override of _get_train_sampler or get_train_dataloader."
     )
 
 

@@ -84,9 +84,9 @@ class Selecting(Callback):
         """Check the Trainer and the module."""
         if stage != "fit":
             return
-        for wrong, what in _conflicts(trainer, pl_module, self.dynamic.run.num_epochs):
+        for wrong, error in _conflicts(trainer, pl_module, self.dynamic.run.num_epochs):
             if wrong:
-                raise ConfigError(f"Selecting: {what}")
+                raise error
         self._trainer, self.driven, self._found = trainer, None, {}
 
     def on_train_batch_start(
@@ -182,33 +182,42 @@ class Selecting(Callback):
         return self._driven().loader(self.dataset, accumulate=accumulate, **self._options)
 
 
-def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterator[tuple[bool, str]]:
-    """Yield what cannot be done, and what to do instead, with whether it is asked for."""
-    lengths = (
-        f"the selection plans {epochs} epochs of different lengths (give max_steps to DynamicSelection)."
-    )
+def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterator[tuple[bool, ConfigError]]:
+    """Yield an error for what cannot be done, and whether the arguments say it."""
     if not trainer.fast_dev_run:  # a few batches of one epoch, without a checkpoint
         yield (
             trainer.max_epochs != epochs or trainer.max_steps != -1,
-            f"Give the Trainer max_epochs={epochs} and no max_steps; {lengths}",
+            ConfigError(
+                f"Selecting: Give the Trainer max_epochs={epochs} and no max_steps; the selection plans {epochs} epochs of "
+                "different lengths (give max_steps to DynamicSelection)."
+            ),
         )
         yield (
             trainer.limit_train_batches not in (None, 1.0),
-            f"Give the Trainer no limit_train_batches and no overfit_batches; {lengths}",
+            ConfigError(
+                "Selecting: Give the Trainer no limit_train_batches and no overfit_batches; every planned row is trained on "
+                "(to end earlier, give max_steps to DynamicSelection)."
+            ),
         )
     yield (
         trainer.reload_dataloaders_every_n_epochs != 1,
-        f"Give the Trainer reload_dataloaders_every_n_epochs=1; {lengths}",
+        ConfigError(
+            "Selecting: Give the Trainer reload_dataloaders_every_n_epochs=1; epochs have different lengths."
+        ),
     )
     yield (
         not module.automatic_optimization,
-        "Manual optimization is not supported; leave automatic_optimization as it is, or train with session.loader in a loop "
-        "of your own.",
+        ConfigError(
+            "Selecting: Manual optimization is not supported; leave automatic_optimization as it is, or train with "
+            "session.loader in a loop of your own."
+        ),
     )
     yield (
         any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks),
-        "GradientAccumulationScheduler is not supported, because a step's rows are fixed; give the Trainer "
-        "accumulate_grad_batches.",
+        ConfigError(
+            "Selecting: GradientAccumulationScheduler is not supported, because a step's number of rows is fixed; give the "
+            "Trainer accumulate_grad_batches."
+        ),
     )
     after_validation = trainer.check_val_every_n_epoch != 1 or trainer.val_check_interval not in (None, 1.0)
     for callback in trainer.checkpoint_callbacks:
@@ -217,9 +226,11 @@ def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterat
             within = callback._every_n_train_steps > 0 or callback._train_time_interval is not None
             yield (
                 within or not (at_end if at_end is not None else not after_validation),
-                "A ModelCheckpoint would save within an epoch, where model and selection state do not match, or not at all; "
-                "give the Trainer ModelCheckpoint(save_on_train_epoch_end=True), without every_n_train_steps and "
-                "train_time_interval, or enable_checkpointing=False.",
+                ConfigError(
+                    "Selecting: A ModelCheckpoint would save within an epoch, where model and selection state do not match, or "
+                    "not at all; give the Trainer ModelCheckpoint(save_on_train_epoch_end=True), without every_n_train_steps "
+                    "and train_time_interval, or enable_checkpointing=False."
+                ),
             )
 
 
