@@ -14,7 +14,6 @@ from raysel.dynamic.plan import order
 from raysel.errors import ConfigError, DataError, StateError
 
 pytestmark = pytest.mark.slow
-transformers = pytest.importorskip("transformers")
 
 N = 40
 
@@ -48,6 +47,7 @@ def per_sample(outputs, labels):
 @pytest.fixture
 def make(tmp_path):
     """A maker of trainers: arguments of TrainingArguments, and ``of`` for those of SelectingTrainer."""
+    transformers = pytest.importorskip("transformers")
     from raysel.train.huggingface import SelectingTrainer
 
     def made(kind=SelectingTrainer, policy=None, epochs=2, of=None, **arguments):

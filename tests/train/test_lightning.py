@@ -10,7 +10,6 @@ from raysel import DynamicSelection, FullData, InfoBatch
 from raysel.errors import ConfigError, DataError, StateError
 
 pytestmark = pytest.mark.slow
-L = pytest.importorskip("lightning.pytorch")
 
 N = 40
 
@@ -18,8 +17,7 @@ N = 40
 @pytest.fixture
 def fit(tmp_path):
     """Fits a module; ``selecting``, ``module`` and ``loader`` may be given, the rest is the Trainer's."""
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
+    L = pytest.importorskip("lightning.pytorch")
     from raysel.train.lightning import Selecting
 
     class Module(L.LightningModule):
@@ -65,7 +63,7 @@ def fit(tmp_path):
         )
         return selecting, trainer
 
-    run.Module, run.ModelCheckpoint, run.data = Module, ModelCheckpoint, data
+    run.Module, run.callbacks, run.data = Module, L.callbacks, data
     return run
 
 
@@ -81,7 +79,7 @@ def test_a_callback_that_was_forgotten(fit):
 
 
 def test_checkpoints_within_an_epoch_are_refused_in_setup(fit):
-    own = fit.ModelCheckpoint
+    own = fit.callbacks.ModelCheckpoint
     for callbacks, more in (
         ([], {"check_val_every_n_epoch": 2}),
         ([own()], {"check_val_every_n_epoch": 2}),
@@ -112,7 +110,7 @@ def test_what_does_not_go_together_is_refused_in_setup(fit):
     for callbacks, more, sentence in (
         ([], {"kind": Manual}, "Manual optimization is not supported"),
         (
-            [L.callbacks.GradientAccumulationScheduler({0: 2})],
+            [fit.callbacks.GradientAccumulationScheduler({0: 2})],
             {},
             "GradientAccumulationScheduler is not supported",
         ),
@@ -174,8 +172,8 @@ def test_the_users_own_exception_is_raised_by_callbacks_that_save_on_it(fit, tmp
                 raise ValueError("mine")
             return super().training_step(batch, number)
 
-    saves = L.callbacks.OnExceptionCheckpoint(str(tmp_path / "b"))
-    for callback in (fit.ModelCheckpoint(tmp_path / "a", save_on_exception=True), saves):
+    saves = fit.callbacks.OnExceptionCheckpoint(str(tmp_path / "b"))
+    for callback in (fit.callbacks.ModelCheckpoint(tmp_path / "a", save_on_exception=True), saves):
         with pytest.raises(ValueError, match=r"^mine$"):
             fit(callback, kind=Breaks)
     with pytest.raises(StateError, match="saved when epoch 0 was interrupted, and has no selection state"):
@@ -184,7 +182,7 @@ def test_the_users_own_exception_is_raised_by_callbacks_that_save_on_it(fit, tmp
 
 def test_a_run_is_continued_with_more_epochs(fit, tmp_path):
     def keep():
-        return fit.ModelCheckpoint(tmp_path / "kept", save_last=True)
+        return fit.callbacks.ModelCheckpoint(tmp_path / "kept", save_last=True)
 
     first, _ = fit(keep(), policy=InfoBatch(0.6, 1.0))
     longer, trainer = fit(

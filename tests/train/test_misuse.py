@@ -464,7 +464,8 @@ def test_a_users_exception_is_not_hidden_by_actors_that_cannot_be_removed(caplog
         def close(self):
             raise ConnectionError("the cluster is gone")
 
-    with pytest.raises(ValueError, match="mine"), DynamicSelection(FullData(), 4, num_epochs=1) as dynamic:
-        dynamic._keeper, dynamic._board = Gone(), Gone()
+    dynamic = DynamicSelection(FullData(), 4, num_epochs=1)
+    dynamic._keeper, dynamic._board = Gone(), Gone()
+    with pytest.raises(ValueError, match="mine"), dynamic:
         raise ValueError("mine")
     assert dynamic._keeper is None and caplog.text.count("could not be removed (the cluster is gone)") == 2
