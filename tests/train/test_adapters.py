@@ -427,7 +427,7 @@ def test_lightning_saves_after_the_epochs_end_and_refuses_to_in_the_validation_b
     import lightning.pytorch as L
 
     from raysel import DynamicSelection
-    from raysel.errors import StateError
+    from raysel.errors import ConfigError
     from raysel.train.lightning import Selecting
 
     def fit(checkpoint=None, after=None):
@@ -471,7 +471,7 @@ def test_lightning_saves_after_the_epochs_end_and_refuses_to_in_the_validation_b
         again, resumed = fit(tmp_path / f"epoch={epoch}.ckpt")
         same(again, history)
         assert resumed == weight
-    with pytest.raises(StateError, match="save_on_train_epoch_end=True"):
+    with pytest.raises(ConfigError, match="save_on_train_epoch_end=True"):
         fit(after=False)
 
 
