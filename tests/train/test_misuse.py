@@ -447,7 +447,7 @@ def test_objects_that_cannot_be_saved_or_restored(tmp_path):
 
 
 def test_an_error_of_rank_0_that_cannot_be_sent_is_described_to_the_other_ranks():
-    from raysel.train.processes import _portable
+    from raysel.train.processes import ProcessRanks, _portable
 
     class Odd(Exception):
         def __init__(self, one, two):
@@ -457,6 +457,22 @@ def test_an_error_of_rank_0_that_cannot_be_sent_is_described_to_the_other_ranks(
     assert _portable(error) is error and _portable(None) is None
     told = _portable(Odd(1, 2))
     assert isinstance(told, StateError) and str(told) == "Rank 0 raised Odd (1 and 2)."
+
+    class Rank(ProcessRanks):
+        def __init__(self, rank):
+            self.rank = rank
+
+        def broadcast(self, value):
+            return sent.append(value) or value if self.rank == 0 else sent[-1]
+
+    def fails():
+        raise Odd(1, 2)
+
+    sent = []
+    with pytest.raises(Odd):
+        Rank(0).of_zero(fails)
+    with pytest.raises(StateError, match="Rank 0 raised Odd"):
+        Rank(1).of_zero(fails)
 
 
 def test_a_users_exception_is_not_hidden_by_actors_that_cannot_be_removed(caplog):
