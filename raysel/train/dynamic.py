@@ -40,7 +40,8 @@ class DynamicSelection:
     chosen : Selection or int
         The samples to select from: a Selection, or the number of samples n for the ids 0..n-1.
     num_epochs : int
-        Number of epochs of the run, which policies use.
+        Number of epochs of the run, which policies use. A run can be resumed with a larger number: its finished
+        epochs stay, and the others are planned as in a run of that many epochs.
     seed : int
         Seed of every random draw of the run.
     max_steps : int, optional

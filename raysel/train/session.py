@@ -173,6 +173,7 @@ class Session:
         StateError
             If the checkpoint has other names.
         """
+        _check_named("restore: The objects", objects)
         if not self._resuming:
             return False
         with self._ranks.opened(self._place) as directory:
@@ -505,6 +506,8 @@ class Session:
             For a metric with a name of the session's own, or a value that JSON cannot hold.
         """
         plan = self._current("report")
+        _check_named("report: The metrics", metrics)
+        _check_named("report: The state", state)
         mine = _checked(metrics or {})
         if not self.step:
             raise StateError(
@@ -570,6 +573,7 @@ class Session:
             different steps.
         """
         self._current("checkpoint")
+        _check_named("checkpoint: The state", state)
         if self._ticket is None or self._noted != self._handed or self._noted % self._accumulate:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had recorded step {self.step}; "
@@ -814,6 +818,13 @@ _OURS = frozenset(
         "digest",
     ]
 )
+
+
+def _check_named(where: str, value: object) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{where} must be a dict of names and values, such as {{'model': model}}, got a {type(value).__name__}."
+        )
 
 
 def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:

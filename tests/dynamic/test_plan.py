@@ -296,7 +296,9 @@ def test_an_order_grouped_by_length_is_the_same_rows_with_like_neighbours(n):
 
     if n > 4_000:
         assert padding(grouped) < 0.05 and padding(visit) > 0.4
-        assert np.abs(np.diff(lengths[grouped[: n // 2]])).max() < 50  # no batch joins the longest with the shortest
+        assert (
+            np.abs(np.diff(lengths[grouped[: n // 2]])).max() < 50
+        )  # no batch joins the longest with the shortest
     shares = [batches(n, 8, r, 2, 3, 1, skip=n // 3, lengths=lengths) for r in range(2)]
     assert sorted(i for s in shares for i in s.ravel().tolist() if i >= 0) == sorted(
         grouped[n // 3 :].tolist()

@@ -407,6 +407,26 @@ def test_more_epochs_are_not_asked_for_within_an_epoch(tmp_path):
 # ---- what a checkpoint holds
 
 
+def test_objects_without_names(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    session = DynamicSelection.local(FullData(), 4, num_epochs=1, checkpoints=tmp_path).session()
+    with pytest.raises(
+        ConfigError,
+        match=r"restore: The objects must be a dict of names and values, such as {'model': model}, got a Linear",
+    ):
+        session.restore(model)
+    for _ in session.epochs():
+        for batch in session.loader(Numbers(4), batch_size=4):
+            session.loss(batch, torch.ones(4))
+        with pytest.raises(ConfigError, match=r"report: The metrics must be a dict .* got a float"):
+            session.report(0.5)
+        with pytest.raises(ConfigError, match=r"report: The state must be a dict .* got a Linear"):
+            session.report(state=model)
+        with pytest.raises(ConfigError, match=r"checkpoint: The state must be a dict .* got a Linear"):
+            session.checkpoint(model)
+        session.report()
+
+
 def test_objects_that_cannot_be_saved_or_restored(tmp_path):
     class Holds:
         def __init__(self, value):
