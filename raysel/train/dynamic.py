@@ -92,11 +92,8 @@ class DynamicSelection:
         max_steps: int | None = None,
         shards: int = 1,
     ) -> None:
-        num_epochs, seed, shards = (
-            whole("num_epochs", num_epochs, 1),
-            whole("seed", seed, 0),
-            whole("shards", shards, 1),
-        )
+        num_epochs, seed = whole("num_epochs", num_epochs, 1), whole("seed", seed, 0)
+        shards = whole("shards", shards, 1)
         if max_steps is not None:
             max_steps = whole("max_steps", max_steps, 1)
         self._ids: Any = None  # None: ids are slots

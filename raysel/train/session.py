@@ -257,12 +257,13 @@ class Session:
         """Return this rank's batches of the current epoch, from a map-style dataset.
 
         All ranks have the same number of batches, ``len()`` of what is returned, which is a multiple of
-        ``accumulate``. Only the batches of the last step may be shorter, all of them evenly; the step before
-        it has one row less if the last one would have a single row. Batches of a single row, from which batch
-        statistics cannot be computed, get a second row, of padding. A plan is
-        trained on once: only the last loader of an epoch may be iterated. A checkpoint within an epoch does
-        not restore what worker processes (``num_workers``) have drawn at random, and no checkpoint does so
-        for ``persistent_workers``; everything else is restored.
+        ``accumulate``. Only the batches of the last step may be shorter, all of them evenly. No batch has a
+        single row, because batch statistics need two: if one row remained for the last step, the step before
+        it has one row less, and a rank with fewer than two rows gets rows of padding.
+
+        A plan is trained on once: only the last loader of an epoch may be iterated. A checkpoint within an
+        epoch does not restore what worker processes (``num_workers``) have drawn at random, and no checkpoint
+        does so for ``persistent_workers``; everything else is restored.
 
         Parameters
         ----------
@@ -292,15 +293,14 @@ class Session:
         StateError
             Outside an epoch, and if an epoch is resumed in another order than it was begun with.
         DataError
-            If ``dataset`` is not map-style or has another length than the pool.
+            If ``dataset`` is not map-style or has another length than the pool, or if ``lengths`` are not one
+            whole number per sample.
         ConfigError
             For a number of rows that is not positive.
         """
         plan = self._current("loader")
-        batch_size, accumulate = (
-            whole("loader: batch_size", batch_size, 1),
-            whole("loader: accumulate", accumulate, 1),
-        )
+        batch_size = whole("loader: batch_size", batch_size, 1)
+        accumulate = whole("loader: accumulate", accumulate, 1)
         wanted = (batch_size, collate_fn, sorted(options.items(), key=lambda item: item[0]))
         if self._kept is None or self._kept[0][0] is not dataset or self._kept[0][1:] != wanted:
             self._kept = None  # whose worker processes end, before others start
@@ -314,9 +314,8 @@ class Session:
         began = time.perf_counter()
         shuffle, grouped = bool(shuffle), None
         if lengths is not None:
-            lengths = _lengths(lengths, len(dataset))[
-                plan.slots if self._ids is None else self._ids[plan.slots]
-            ]
+            ids = plan.slots if self._ids is None else self._ids[plan.slots]
+            lengths = _lengths(lengths, len(dataset))[ids]
             grouped = hashlib.blake2b(lengths, digest_size=16).hexdigest()
         if self._midway and (self._midway["shuffle"], self._midway.get("grouped")) != (shuffle, grouped):
             begun = self._midway["shuffle"]
