@@ -6,12 +6,14 @@ import os
 import pickle
 import signal
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 import raysel
+from raysel.dynamic.plan import full
 from raysel.errors import ConfigError, StateError
 from tests.train.common import Numbers, loss_of
 
@@ -100,7 +102,7 @@ def test_the_state_actor_is_fenced_and_removed(cluster):
         keeper.drain()
         keeper.restore("b")
         keeper.update("a", 0, np.arange(10), np.ones(10, np.float32))
-        with pytest.raises(StateError, match="stale"):
+        with pytest.raises(StateError, match="was replaced by 'b'"):
             keeper.drain()
         keeper.plan("b", 0)
         assert keeper.commit("b", 0)["observed"] == 0  # what the stale attempt staged is gone
@@ -176,10 +178,12 @@ def test_shards_on_the_cluster_are_the_keeper_of_one_process(cluster, monkeypatc
 
 
 def test_shards_need_a_policy_that_can_plan_them():
+    @dataclass(frozen=True)
     class Whole:
-        plan, update, parameters = (
-            getattr(raysel.FullData, name) for name in ("plan", "update", "parameters")
-        )
+        update, parameters = raysel.FullData.update, raysel.FullData.parameters
+
+        def plan(self, state, *, epoch, num_epochs, seed):
+            return full(len(state))
 
     raysel.DynamicSelection(Whole(), 200_000, num_epochs=1)
     with pytest.raises(ConfigError, match=r"Whole has no method plan_shard.* use shards=1"):
