@@ -16,11 +16,12 @@ from raysel.data.embedders.embedder import check_vectors
 from raysel.data.row_index import ID
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.check import check_policy
-from raysel.errors import ConfigError, DataError, RayselError
+from raysel.errors import ConfigError, DataError, RayselError, first
 from raysel.registry import TASKS
 from raysel.train.loops import classify
 from raysel.workflow.config import Method, Workflow
-from raysel.workflow.inputs import look
+from raysel.workflow.footers import trained_roles
+from raysel.workflow.inputs import Look, look
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.train import load_factory, load_loop, model_code
@@ -53,7 +54,8 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
                 f"{method.where}: {method.spec} has no method 'select(pool, target)', so it is not a selector."
             )
         method.key()  # raises for what cannot be fingerprinted
-    rows, count, labels = _sample(workflow)
+    found = look(workflow)
+    rows, (labels, count) = _sample(found), _labels(found)
     for method in (workflow.dynamic, *policies):
         _check_policy(method, workflow, min(count, _SAMPLES))
     for step in plan(workflow):
@@ -76,9 +78,8 @@ def unloaded(workflow: Workflow) -> list[str]:
     return [*found, f"train.model: {workflow.train.model}"]
 
 
-def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
-    """Return a few rows of the pool with ids (at least two), the number of all rows, and all labels, sorted."""
-    found = look(workflow)
+def _sample(found: Look) -> pa.Table:
+    """Return a few rows of the pool with ids, at least two."""
     parts: list[pa.Table] = []
     for table in found.scan("pool", rows=_ROWS):
         parts.append(table)
@@ -87,14 +88,35 @@ def _sample(workflow: Workflow) -> tuple[pa.Table, int, list[Any]]:
     if not sum(map(len, parts)):
         raise DataError(f"pool.path: There are no rows in {found.listings['pool'].where}.")
     rows = pa.concat_tables(parts).slice(0, _ROWS)
-    label = str(workflow.pool.label)
-    labels: set[Any] = set()
+    return pa.concat_tables([rows, rows]) if len(rows) == 1 else rows
+
+
+def _labels(found: Look) -> tuple[list[Any], int]:
+    """Return all labels of the pool, sorted, and its number of rows; read the labels of every role that has a use for them.
+
+    Raises DataError for rows without a label, and for labels that the pool lacks.
+    """
+    known: list[Any] = []
     count = 0
-    for table in found.scan("pool", [label], 1 << 20):
-        labels.update(table[label].unique().to_pylist())
-        count += len(table)
-    known = sorted(labels - {None}, key=lambda value: (str(type(value)), value))
-    return (pa.concat_tables([rows, rows]) if len(rows) == 1 else rows), count, known
+    for role in trained_roles(found):
+        label = str(getattr(found.workflow, role).label)
+        labels: set[Any] = set()
+        rows = nulls = 0
+        for table in found.scan(role, [label], 1 << 20):
+            labels.update(table[label].unique().to_pylist())
+            nulls += table[label].null_count
+            rows += len(table)
+        if nulls:
+            raise DataError(f"{role}.label: {nulls:,} rows have no label in column '{label}'; label or drop them first.")
+        ordered = sorted(labels, key=lambda value: (str(type(value)), value))
+        if role == "pool":
+            known, count = ordered, rows
+        elif strange := [each for each in ordered if each not in set(known)]:
+            raise DataError(
+                f"{role}.label: The label {first(strange)} in column '{label}' does not occur in the pool, whose classes are "
+                f"{first(known, 10)}; add rows of that class to the pool, or drop it."
+            )
+    return known, count
 
 
 @contextmanager

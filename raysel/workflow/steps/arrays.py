@@ -9,6 +9,7 @@ from typing import Any
 from raysel.data.store import write_arrays
 from raysel.errors import ConfigError
 from raysel.workflow.directory import RunDirectory
+from raysel.workflow.footers import check_ids, check_input, check_labels
 from raysel.workflow.inputs import Look
 from raysel.workflow.steps.step import Step
 
@@ -37,7 +38,9 @@ class Arrays(Step):
                 raise ConfigError(
                     f"The key '{role}.label' is missing: {use} the column that holds the class."
                 )
-            look.check_column(role, self.input, "train.input")
+        check_input(look, self.input)
+        check_labels(look)
+        check_ids(look)
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Rows, labels and the input column."""

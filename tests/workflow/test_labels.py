@@ -1,0 +1,108 @@
+"""Labels, ids and inputs that a run would stumble over: found by `validate` where footers suffice, else before Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysel.data.vectors import to_column
+from raysel.errors import RayselError
+from raysel.workflow import config, steps
+from raysel.workflow.load import load_check
+
+FLOW = """
+name: t
+pool: {path: pool, label: y}
+test: {path: test.parquet, label: y}
+train: {model: "m.py:make", input: x, workers: 1}
+"""
+X = to_column(np.zeros((6, 4), np.float32))
+GOOD = {"x": X, "y": [0, 1] * 3}
+TEXT = {"x": X, "y": ["a", "b"] * 3}
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("m.py").write_text("import torch\ndef make(shape, classes): return torch.nn.Linear(4, classes)\n")
+    Path("pool").mkdir()
+
+    def write(pool=GOOD, test=GOOD, flow=FLOW, **options):
+        for name, columns in {"pool/a": pool, "pool/b": pool, "test": test}.items():
+            pq.write_table(
+                columns if isinstance(columns, pa.Table) else pa.table(columns), f"{name}.parquet", **options
+            )
+        Path("flow.yaml").write_text(flow)
+        return config.load("flow.yaml")
+
+    return write
+
+
+ODD = pa.Table.from_arrays([X, *[pa.array([0, 1] * 3)] * 3], names=["x", "y", "z", "z"])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"pool": {**GOOD, "y": [0, None] * 3}}, "pool.label: 6 rows have no label in column 'y'; label or drop them first."),
+        ({"test": {**GOOD, "y": [0, None] * 3}}, "test.label: 3 rows have no label in column 'y'; label or drop them first."),
+        ({"test": {**GOOD, "y": pa.nulls(6, pa.int64())}}, "test.label: 6 rows have no label"),
+        ({"test": {**GOOD, "y": [0, 7] * 3}}, "test.label: The label 7 in column 'y' does not occur in the pool, whose labels are 0 to 1"),
+        ({"test": {**GOOD, "y": [-1, 0] * 3}}, "test.label: The label -1 in column 'y' does not occur in the pool"),
+        ({"test": TEXT}, "test.label: Column 'y' holds text, but the labels of the pool are integers; store the same type."),
+        ({"pool": TEXT}, "test.label: Column 'y' holds integers, but the labels of the pool are text"),
+        ({"test": {**GOOD, "y": [True, False] * 3}}, "test.label: Column 'y' holds booleans, but the labels of the pool are integers"),
+        ({"test": {**GOOD, "y": [0.0, 1.0] * 3}}, "test.label: The label column 'y' of the files of test.path holds double"),
+        ({"test": {**GOOD, "sample_id": np.arange(6) * 10}}, "test.path: Column 'sample_id' holds ids from 0 to 50 in 6 rows."),
+        ({"test": {**GOOD, "sample_id": np.arange(6) + 1}}, "test.path: Column 'sample_id' holds ids from 1 to 6 in 6 rows."),
+        ({"test": {**GOOD, "sample_id": list("abcdef")}}, "test.path: Column 'sample_id' holds string, but ids must be integers"),
+        ({"test": {**GOOD, "sample_id": np.arange(6.0)}}, "test.path: Column 'sample_id' holds double, but ids must be integers"),
+        ({"pool": {**GOOD, "x": ["a"] * 6}}, "train.input: Column 'x' holds string, not numbers"),
+        ({"test": {**GOOD, "x": [[["a"]]] * 6}}, "train.input: Column 'x' holds list"),
+        ({"pool": {**GOOD, "x": [b"a"] * 6}}, "train.input: Column 'x' holds binary, not numbers"),
+        ({"flow": FLOW.replace("input: x", "input: y")}, "train.input: Column 'y' holds the labels that the model is to learn"),
+        ({"pool": {**GOOD, "sample_id": np.arange(6)}, "test": {**GOOD, "sample_id": np.arange(6)},
+          "flow": FLOW.replace("input: x", "input: sample_id")}, "train.input: Column 'sample_id' holds the ids of the rows"),
+        ({"test": {**GOOD, "sample_id": np.arange(6)}, "flow": FLOW.replace("test.parquet, label: y", "test.parquet, label: sample_id")},
+         "test.label: 'sample_id' holds the ids of the rows, so every row would be a class of its own."),
+        ({"pool": ODD}, "pool.path: The files have more than one column 'z'; rename or drop the others."),
+    ],
+)  # fmt: skip
+def test_footers_show_what_no_training_can_use(write, given, says):
+    with pytest.raises(RayselError) as caught:
+        steps.check(write(**given))
+    assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"pool": {**GOOD, "y": [0, 2] * 3}}, "test.label: The label 1 in column 'y' does not occur in the pool, whose classes are 0, 2"),
+        ({"pool": TEXT, "test": {**TEXT, "y": ["a", "c"] * 3}}, "test.label: The label c in column 'y' does not occur in the pool"),
+        ({"pool": TEXT, "test": {**TEXT, "y": ["a", None] * 3}, "write_statistics": False}, "test.label: 3 rows have no label in column 'y'"),
+        ({"test": {**GOOD, "y": [0, 7] * 3}, "write_statistics": False}, "test.label: The label 7 in column 'y' does not occur"),
+    ],
+)  # fmt: skip
+def test_labels_that_footers_do_not_show_are_read_before_anything_starts(write, given, says):
+    flow = write(**given)
+    steps.check(flow)
+    with pytest.raises(RayselError) as caught:
+        load_check(flow)
+    assert str(caught.value).startswith(says)
+
+
+def test_labels_that_can_be_used_pass(write):
+    narrow = {**GOOD, "y": pa.array([0, 1] * 3, pa.int8())}
+    words = {**TEXT, "y": pa.array(["a", "b"] * 3).dictionary_encode()}
+    for pool, test in ((GOOD, GOOD), (GOOD, narrow), (narrow, GOOD), (TEXT, words), (words, TEXT)):
+        flow = write(pool, test)
+        steps.check(flow)
+        load_check(flow)
+    numbered = {**GOOD, "sample_id": np.arange(6)[::-1]}
+    steps.check(write(test=numbered))
+    steps.check(write(test=numbered, write_statistics=False))
+    steps.check(write(test={**GOOD, "x": [[0.0, 1.0]] * 6}, pool={**GOOD, "x": np.arange(6)}))
