@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
-from raysel.core.storage import write_json
+from raysel.core.storage import read_json, write_json
 from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import to_numpy
-from raysel.errors import DataError, first
+from raysel.errors import DataError, first, reason_of
 
 if TYPE_CHECKING:
     import torch
@@ -112,10 +111,17 @@ class ArrayDataset:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = Path(directory)
-        about = json.loads((self.directory / _META).read_text())
-        self.classes: list[Any] = about["classes"]
-        self.inputs = np.load(self.directory / "inputs.npy", mmap_mode="r")
-        self.labels = np.load(self.directory / "labels.npy")
+        try:
+            about = read_json(self.directory / _META)
+            self.classes: list[Any] = list(about["classes"])
+            self.inputs = np.load(self.directory / "inputs.npy", mmap_mode="r", allow_pickle=False)
+            self.labels = np.load(self.directory / "labels.npy", allow_pickle=False)
+            if not len(self.inputs) == len(self.labels) == about["rows"]:
+                raise ValueError("They have different numbers of rows.")
+        except Exception as error:  # of damaged files anything
+            raise DataError(
+                f"The arrays in {self.directory} are damaged ({reason_of(error)}); remove the folder and run the workflow again."
+            ) from error
 
     def __len__(self) -> int:
         return len(self.labels)

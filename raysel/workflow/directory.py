@@ -26,12 +26,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from ray.data import Dataset
 
 import raysel
 from raysel.core.arrays import positions
 from raysel.core.storage import local_output, read_json, remove, write_json
-from raysel.errors import DataError, RunError, first
+from raysel.errors import DataError, RunError, first, reason_of
 from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
 from raysel.workflow.inputs import Input, number
@@ -160,7 +162,8 @@ class RunDirectory:
     def keep(self, done: Done) -> None:
         """Write a step's answer, after which it counts as finished."""
         done.directory.mkdir(parents=True, exist_ok=True)
-        write_json(done.directory / DONE, {"answer": done.answer, "seconds": done.seconds})
+        found = {"answer": done.answer, "seconds": done.seconds}
+        write_json(done.directory / DONE, {**found, "digest": digest([done.answer, done.seconds])})
 
     def read(self, role: str) -> Dataset:
         """Rows of a role as its files hold them."""
@@ -256,9 +259,26 @@ def _finished(directory: Path) -> Done | None:
         return None
     try:
         left = read_json(file)
+        if "digest" not in left:  # by an earlier version; the step runs again
+            return None
+        if left["digest"] != digest([left["answer"], left["seconds"]]):
+            raise ValueError("Its content does not match its digest.")
         return Done(directory, left["answer"], left["seconds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged; remove the folder {directory} and run again.") from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise damaged(file, error) from error
+
+
+def damaged(file: Path, error: Exception) -> RunError:
+    """Return the error for a file of a step's folder that cannot be read."""
+    return RunError(f"{file} is damaged ({reason_of(error)}); remove the folder {file.parent} and run again.")
+
+
+def read_table(file: Path) -> pa.Table:
+    """Return a Parquet file of a step's folder. Raises RunError if it is damaged."""
+    try:
+        return pq.read_table(file)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise damaged(file, error) from error
 
 
 # ---- whose directory it is -----------------------------------------------------------------------------------

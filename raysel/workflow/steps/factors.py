@@ -20,10 +20,11 @@ from raysel.data.vectors import EMBEDDING
 from raysel.errors import ConfigError
 from raysel.factors.distributed import scored
 from raysel.workflow.config import Factors as Settings
-from raysel.workflow.directory import RunDirectory, digest_of
+from raysel.workflow.directory import RunDirectory, digest_of, read_table
 from raysel.workflow.inputs import Look
 from raysel.workflow.steps.step import Step
 
+_LABEL = "label"  # next to the vectors, whatever the pool calls it
 SCORES, RARE = "scores.parquet", "rare.parquet"
 
 
@@ -76,11 +77,11 @@ class Factors(Step):
         autoencoder = raysel.fit_factors(rows, **options, seed=run.workflow.seed)
         autoencoder.save(directory / "autoencoder.safetensors")
         run.progress.note(self.title, "computing the scores")
-        labels = ray.put(gather(run.read("pool"), [ID, label], "pool").sort_by(ID))
+        labels = gather(run.read("pool"), [ID, label], "pool").sort_by(ID).rename_columns([ID, _LABEL])
         labelled = rows.map_batches(
-            _labelled, fn_args=(labels, label), batch_format="pyarrow", batch_size=None
+            _labelled, fn_args=(ray.put(labels),), batch_format="pyarrow", batch_size=None
         )
-        found = scored(plain_errors(labelled), autoencoder, EMBEDDING, label, top_fraction)
+        found = scored(plain_errors(labelled), autoencoder, EMBEDDING, _LABEL, top_fraction)
         pq.write_table(found.table, directory / SCORES)
         pq.write_table(found.pairs, directory / RARE)
         return {
@@ -93,12 +94,12 @@ class Factors(Step):
 def scores(run: RunDirectory) -> pa.Table | None:
     """Scores of every selected row, None where the run has no such step."""
     done = run.finished.get("factors")
-    return None if done is None else pq.read_table(done.directory / SCORES)
+    return None if done is None else read_table(done.directory / SCORES)
 
 
-def _labelled(table: pa.Table, labels: Any, label: str) -> pa.Table:
+def _labelled(table: pa.Table, labels: Any) -> pa.Table:
     known = ray.get(labels) if isinstance(labels, ray.ObjectRef) else labels
     if not table.num_rows:  # an empty block may come without its columns
         return table
     place, _ = positions(known[ID].to_numpy(), table[ID].to_numpy())
-    return table.append_column(label, known[label].take(pa.array(place)))
+    return table.append_column(_LABEL, known[_LABEL].take(pa.array(place)))

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import raysel
 from raysel.cluster.blocks import gather
@@ -19,7 +18,7 @@ from raysel.dynamic.plan import Policy
 from raysel.report.results import Extremes, PolicyUse, ShownSample
 from raysel.report.usage import gini, images, replay, times, total_variation
 from raysel.selection import Selection
-from raysel.workflow.directory import RunDirectory
+from raysel.workflow.directory import RunDirectory, read_table
 from raysel.workflow.steps.factors import RARE
 from raysel.workflow.steps.step import Step
 from raysel.workflow.steps.train import policy
@@ -63,7 +62,7 @@ class Usage(Step):
         if count * epochs > _REPLAYED or not isinstance(rule, raysel.RepDiv):
             return {}
         rule = rule.for_ids(ids)
-        pairs = pq.read_table(run.finished["factors"].directory / RARE)
+        pairs = read_table(run.finished["factors"].directory / RARE)
         tail = rule.tail_epochs(epochs)
         walked, spent = rule.count(count), (epochs - tail) * rule.count(count) + tail * count
         rules: dict[str, Policy] = {
