@@ -66,3 +66,20 @@ FORMATS = Registry(
         "webdataset": "raysel.data.formats.webdataset:WebDataset",
     },
 )
+
+METRICS = Registry(
+    "metrics",
+    {
+        "volume": "raysel.gime.states:volume",
+        "delay": "raysel.gime.times:delay",
+        "scope": "raysel.gime.objects:scope",
+        "granularity": "raysel.gime.objects:granularity",
+        "variety": "raysel.gime.states:variety",
+        "duration": "raysel.gime.times:duration",
+        "sampling_rate": "raysel.gime.times:sampling_rate",
+        "aggregation": "raysel.gime.links:aggregation",
+        "coverage": "raysel.gime.mismatch:coverage",
+        "distortion": "raysel.gime.states:distortion",
+        "mismatch": "raysel.gime.mismatch:mismatch",
+    },
+)

@@ -6,19 +6,23 @@ Xu et al., General Information Metrics Evaluation, arXiv:2501.02004, on Objectiv
 from __future__ import annotations
 
 from raysel.gime.binding import Binding, Target
+from raysel.gime.block import Figure, View
+from raysel.gime.estimates import Estimate
 from raysel.gime.pieces import pieces
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
 from raysel.gime.select import Choice, select_groups
 from raysel.gime.sensitivity import Sensitivity, proxy, sensitivity
-from raysel.gime.state import METRICS, State, columns, finalize, measure, merge, partial, with_target
+from raysel.gime.state import State, columns, finalize, measure, merge, partial, with_target
 
 __all__ = [
-    "METRICS",
     "Binding",
     "Choice",
+    "Estimate",
+    "Figure",
     "Sensitivity",
     "State",
     "Target",
+    "View",
     "columns",
     "finalize",
     "key_counts",

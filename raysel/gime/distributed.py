@@ -18,6 +18,7 @@ from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.errors import ConfigError, DataError, shown
 from raysel.gime.binding import Binding
+from raysel.gime.metrics import Own, check_own
 from raysel.gime.pieces import kind_of, pieces
 from raysel.gime.rows import key_counts, merge_key_counts, row_scores
 from raysel.gime.select import Thresholds, floors_of, limits_of, select_groups
@@ -44,6 +45,8 @@ class GIME:
         its subsets had.
     floors : mapping of label to int
         Least number of selected rows per class.
+    metrics : sequence of callable or str
+        Metrics of your own next to the eleven; see `raysel.gime.measure`.
 
     References
     ----------
@@ -60,6 +63,7 @@ class GIME:
     binding: Binding
     thresholds: Thresholds | Sensitivity = field(default_factory=dict)
     floors: Mapping[Any, int] = field(default_factory=dict)
+    metrics: Own = ()
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the data are."""
@@ -70,6 +74,7 @@ class GIME:
         if not isinstance(self.thresholds, Sensitivity):
             object.__setattr__(self, "thresholds", limits_of(self.thresholds))
         object.__setattr__(self, "floors", floors_of(self.floors))
+        check_own(self.metrics)
 
     def aim(self, target: Dataset) -> GIME:
         """Return a copy that also measures the distance to a target (``mismatch`` and ``support_coverage``).
@@ -130,7 +135,7 @@ class GIME:
         >>> sorted(set(table["group"].to_pylist()))
         ['0', '1']
         """
-        return finalize(self.state(dataset, by))
+        return finalize(self.state(dataset, by), self.metrics)
 
     def state(self, dataset: Dataset, by: By = None) -> State:
         """Return the state of a data set, which can be saved and merged with the state of new rows.
@@ -225,9 +230,10 @@ class GIME:
             while by in table.column_names:
                 by += "'"
             table = table.append_column(by, names)
-            choice = select_groups(partial(table, self.binding, by), thresholds, self.floors, kind_of)
+            state = partial(table, self.binding, by)
+            choice = select_groups(state, thresholds, self.floors, kind_of, self.metrics)
         else:
-            choice = select_groups(self.state(pool, by), thresholds, self.floors)
+            choice = select_groups(self.state(pool, by), thresholds, self.floors, metrics=self.metrics)
             column = by if isinstance(by, str) else str(self.binding.event_time)
             table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
             check_ids(row_ids(table, "pool"), "the pool")
@@ -312,7 +318,8 @@ class GIME:
         check_dataset(pool, "pool", "raysel.gime.sensitivity")
         wanted = dict.fromkeys([ID, *self.binding.columns, mix, *columns])
         table = gather(pool, list(wanted), "pool").sort_by(ID)
-        return sensitivity(table, self.binding, performance, mix=mix, rows=rows, each=on_cluster, **rest)
+        rest = {"each": on_cluster, "metrics": self.metrics, **rest}
+        return sensitivity(table, self.binding, performance, mix=mix, rows=rows, **rest)
 
     def row_scores(self, dataset: Dataset) -> Dataset:
         """Add a score per row for scope and one for variety.

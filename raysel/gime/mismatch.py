@@ -10,6 +10,7 @@ import numpy as np
 from raysel.core.arrays import positions
 from raysel.core.sums import exact_sum
 from raysel.errors import DataError
+from raysel.gime import links
 from raysel.gime.block import Block, Figure, View, absent, unbound
 from raysel.gime.columns import NOTHING, Array, one_kind
 from raysel.gime.estimates import SIGMAS, Estimate, exact
@@ -126,6 +127,11 @@ def mismatch(view: View) -> list[Figure]:
     total = sum(known, exact(0.0)).through(lambda value: value / len(known))
     components = [figure.statistic for figure in found if figure.value]
     return [*found, Figure("overall", total, "share", f"mean of {', '.join(components)}")]
+
+
+def coverage(view: View) -> list[Figure]:
+    """Compute in how many copies states are kept, and how much of the target's support they cover."""
+    return [*links.coverage(view), *support_coverage(view)]
 
 
 def support_coverage(view: View) -> list[Figure]:

@@ -20,6 +20,7 @@ from raysel.gime.block import Block, Mask
 from raysel.gime.columns import Array, hash_column, not_finite
 from raysel.gime.grouped import Codes
 from raysel.gime.state import target_view
+from raysel.registry import METRICS
 
 PIECES = 256  # of so many of a table each, about: that is how near to the least volume a choice can come
 _CLASSES = 32  # that are distinguished; rows of the rarer others are one kind
@@ -109,8 +110,11 @@ Mark = tuple[Codes, Sequence[str]]
 def _marks(block: Block, limits: set[str], floors: list[Any], order: Codes) -> list[Mark]:
     """Return what the limited metrics depend on in a row: codes, and the words for each code."""
     binding, target = block.binding, target_view(block.binding.target)
+    own = any(limit.partition(".")[0] not in METRICS.builtin for limit in limits)
 
     def on(*names: str) -> bool:
+        if own:  # it may depend on anything
+            return True
         return any(limit == name or limit.startswith(f"{name}.") for limit in limits for name in names)
 
     near = "mismatch.overall"

@@ -20,12 +20,13 @@ import pyarrow as pa
 
 from raysel.core.numbers import plain, whole
 from raysel.errors import ConfigError, DataError, shown
-from raysel.gime.binding import did_you_mean, least_and_greatest
+from raysel.gime.binding import Binding, did_you_mean, least_and_greatest
 from raysel.gime.block import View
 from raysel.gime.columns import hash_column
 from raysel.gime.estimates import Estimate, exact
+from raysel.gime.metrics import Metric, Own, check_own, figures, metric_functions
 from raysel.gime.parts import Parts, merge_parts
-from raysel.gime.state import METRICS, State, target_view
+from raysel.gime.state import State, partial, target_view
 
 _NEAR = 0.2  # gains by so much below the best are hardly less
 
@@ -60,6 +61,7 @@ def select_groups(
     thresholds: Thresholds,
     floors: Mapping[Any, int] | None = None,
     kind: Callable[[str | None], Any] | None = None,
+    metrics: Own = (),
 ) -> Choice:
     """Select groups whose rows together satisfy all thresholds and floors.
 
@@ -81,6 +83,8 @@ def select_groups(
         Takes a group's label. Groups with the same result are alike: only the first one left of each kind is
         tried, and where thresholds leave a choice, groups are picked in the proportions of their kinds.
         Default: no groups are alike.
+    metrics : sequence of callable or str
+        Metrics of your own that thresholds may name, as for `raysel.gime.measure`.
 
     Returns
     -------
@@ -107,12 +111,13 @@ def select_groups(
             "floors: Floors count the rows of each class, so the binding must name exactly one class column."
         )
     least = {name: (float(floors[label]), None) for name, label in classes.items()}
-    limits: Thresholds = {**_checked(state, thresholds), **least}
+    functions = metric_functions(metrics)
+    limits: Thresholds = {**_checked(state, thresholds, functions), **least}
     if not limits:
         raise ConfigError(
             "thresholds: Without a threshold nothing would be kept; give at least one threshold or floor."
         )
-    search = _Search(state, limits, classes, kind or (lambda label: label))
+    search = _Search(state, limits, classes, kind or (lambda label: label), functions)
     picked = search.greedy(list(limits))
     if picked is None:
         raise ConfigError(search.why_not())
@@ -132,8 +137,23 @@ def select_groups(
     )
 
 
-def _checked(state: State, thresholds: Thresholds) -> dict[str, tuple[float | None, float | None]]:
-    found, known = limits_of(thresholds), _statistics(state)
+def check_thresholds(thresholds: Thresholds, binding: Binding, schema: pa.Schema, own: Own) -> None:
+    """Raise ConfigError for a threshold on a statistic that a table with these columns does not have.
+
+    Statistics of metrics of the user's own are not checked, so that no code of theirs is run.
+    """
+    names = [
+        given.rpartition(":")[2] if isinstance(given, str) else given.__name__ for given in check_own(own)
+    ]
+    builtin = {name: ends for name, ends in thresholds.items() if name.split(".")[0] not in names}
+    none = pa.schema([schema.field(name) for name in binding.columns]).empty_table()
+    _checked(partial(none, binding), builtin, metric_functions())
+
+
+def _checked(
+    state: State, thresholds: Thresholds, functions: Mapping[str, Metric]
+) -> dict[str, tuple[float | None, float | None]]:
+    found, known = limits_of(thresholds), _statistics(state, functions)
     for name in found:
         if name not in known:
             raise ConfigError(
@@ -163,14 +183,9 @@ def floors_of(floors: Any) -> dict[Any, int]:
     return {plain(label): whole(f"floors.{label}", rows, 1) for label, rows in floors.items()}
 
 
-def _statistics(state: State) -> list[str]:
+def _statistics(state: State, functions: Mapping[str, Metric]) -> list[str]:
     view = View(state.binding, state.parts, 0, state.kinds, target_view(state.binding.target))
-    return [
-        f"{metric}.{f.statistic}"
-        for metric, functions in METRICS.items()
-        for fn in functions
-        for f in fn(view)
-    ]
+    return [f"{metric}.{figure.statistic}" for metric, figure in figures(functions, view)]
 
 
 class _Search:
@@ -182,12 +197,14 @@ class _Search:
         limits: Thresholds,
         classes: Mapping[str, Any],
         kind: Callable[[str | None], Any],
+        functions: Mapping[str, Metric],
     ) -> None:
         self._kinds = [kind(label) for label in state.groups]
         self._state = state
         self._limits = limits
         self._target = target_view(state.binding.target)
-        self._metrics = [m for m in METRICS if any(name.split(".")[0] == m for name in limits)]
+        limited = {name.split(".")[0] for name in limits}
+        self._metrics = {name: function for name, function in functions.items() if name in limited}
         self._rows = state.parts.counts["rows"]
         self._classes = {name: hash_column(pa.array([label]), "class")[0] for name, label in classes.items()}
         self._parts = [_alone(state.parts, group) for group in range(len(state.groups))]
@@ -215,12 +232,10 @@ class _Search:
         """Return the limited figures of a union; one that is null is left out."""
         view = View(self._state.binding, parts, 0, self._state.kinds, self._target)
         found: dict[str, Estimate] = {}
-        for metric in self._metrics:
-            for function in METRICS[metric]:
-                for figure in function(view):
-                    name = f"{metric}.{figure.statistic}"
-                    if name in self._limits and figure.value is not None:
-                        found[name] = figure.value
+        for metric, figure in figures(self._metrics, view):
+            name = f"{metric}.{figure.statistic}"
+            if name in self._limits and figure.value is not None:
+                found[name] = figure.value
         if self._classes:
             sample = view.keys("classes")
             if sample.cut:

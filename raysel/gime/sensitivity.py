@@ -24,7 +24,9 @@ from raysel.core.numbers import plain, whole
 from raysel.errors import ConfigError, DataError, shown
 from raysel.gime.binding import Binding, did_you_mean
 from raysel.gime.columns import Array, hash_column, kind
+from raysel.gime.metrics import Own, metric_functions
 from raysel.gime.state import measure
+from raysel.registry import METRICS
 
 Floats = npt.NDArray[np.float64]
 Performance = Callable[[pa.Table], float]
@@ -89,6 +91,7 @@ def sensitivity(
     false_discoveries: float = 0.1,
     seed: int = 0,
     each: Each | None = None,
+    metrics: Own = (),
 ) -> Sensitivity:
     """Train on many subsets of equal size, and find the metrics that the performance depends on.
 
@@ -129,6 +132,8 @@ def sensitivity(
     each : callable, optional
         Applies a function to parts of the table, given by their positions, and returns the results in the
         order of the parts. Default: one after another in this process.
+    metrics : sequence of callable or str
+        Metrics of your own, as for `raysel.gime.measure`.
 
     Returns
     -------
@@ -166,7 +171,8 @@ def sensitivity(
     started = time.perf_counter()
     parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)
 
-    run = partial(_trial, binding=binding, performance=performance)
+    metrics = list(metric_functions(metrics).values())[len(METRICS.builtin) :]
+    run = partial(_trial, binding=binding, performance=performance, metrics=metrics)
     *results, (_, full) = (each or _in_turn)(run, table, [*parts, np.arange(table.num_rows)])
     scores = np.array([score for _, score in results], np.float64)
     if not (np.isfinite(scores).all() and math.isfinite(full)):
@@ -229,8 +235,10 @@ def _in_turn(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[Po
     return [run(table.take(pa.array(part))) for part in parts]
 
 
-def _trial(part: pa.Table, binding: Binding, performance: Performance) -> tuple[dict[str, float], float]:
-    found = measure(part, binding).to_pylist()
+def _trial(
+    part: pa.Table, binding: Binding, performance: Performance, metrics: Own
+) -> tuple[dict[str, float], float]:
+    found = measure(part, binding, metrics=metrics).to_pylist()
     values = {f"{r['metric']}.{r['statistic']}": r["value"] for r in found if r["value"] is not None}
     return values, performance(part)
 

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache, reduce
@@ -26,31 +25,19 @@ from raysel.core.arrow import plain
 from raysel.errors import ConfigError, DataError, StateError, reason_of, shown
 from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
-from raysel.gime.block import Block, Figure, View
+from raysel.gime.block import Block, View
 from raysel.gime.columns import kind, nanoseconds, one_kind
 from raysel.gime.columns import times as moments
 from raysel.gime.grouped import Codes
 from raysel.gime.histograms import BINS, Histogram
 from raysel.gime.keys import KEYS, TUG_ROWS, TUG_WIDTH, Keys
+from raysel.gime.metrics import Own, figures, metric_functions
 from raysel.gime.parts import MOST, Parts, merge_parts, spread
 from raysel.gime.waves import WAVES
 
 FORMAT = "gime-state/2"
 By = str | timedelta | None
 
-METRICS: dict[str, tuple[Callable[[View], list[Figure]], ...]] = {
-    "volume": (states.volume,),
-    "delay": (times.delay,),
-    "scope": (objects.scope,),
-    "granularity": (objects.granularity,),
-    "variety": (states.variety,),
-    "duration": (times.duration,),
-    "sampling_rate": (times.sampling_rate,),
-    "aggregation": (links.aggregation,),
-    "coverage": (links.coverage, mismatch.support_coverage),
-    "distortion": (states.distortion,),
-    "mismatch": (mismatch.mismatch,),
-}
 _COLLECT = (states.collect, objects.collect, times.collect, links.collect, mismatch.collect)
 _ROWS = 1 << 18  # rows collected at once: their temporaries stay small
 
@@ -183,7 +170,7 @@ class State:
             raise StateError(f"{path}: The state cannot be read ({reason_of(error)}).") from error
 
 
-def measure(table: pa.Table, binding: Binding, by: By = None) -> pa.Table:
+def measure(table: pa.Table, binding: Binding, by: By = None, metrics: Own = ()) -> pa.Table:
     """Measure a table, or each of its groups, by the eleven metrics.
 
     Parameters
@@ -195,6 +182,9 @@ def measure(table: pa.Table, binding: Binding, by: By = None) -> pa.Table:
     by : str or datetime.timedelta, optional
         Column, or window of event time from 1970 on, whose groups are measured one by one. Default: one
         group.
+    metrics : sequence of callable or str
+        Metrics of your own next to the eleven: functions of a `raysel.gime.View` that return a list of
+        `raysel.gime.Figure`, or their names as ``file.py:Name``.
 
     Returns
     -------
@@ -220,7 +210,7 @@ def measure(table: pa.Table, binding: Binding, by: By = None) -> pa.Table:
     >>> [(row["value"], row["unit"]) for row in found if row["statistic"] == "classes"]
     [(2.0, 'classes')]
     """
-    return finalize(partial(table, binding, by))
+    return finalize(partial(table, binding, by), metrics)
 
 
 def partial(table: pa.Table, binding: Binding, by: By = None) -> State:
@@ -407,13 +397,15 @@ def empty(table: pa.Table, binding: Binding, by: By = None) -> State:
     return partial(table.slice(0, 0), binding, by)
 
 
-def finalize(state: State) -> pa.Table:
-    """Compute the metrics from a state: one row per statistic, in the order of METRICS, for each group.
+def finalize(state: State, metrics: Own = ()) -> pa.Table:
+    """Compute the metrics from a state: one row per statistic, in the order of the registry, for each group.
 
     Parameters
     ----------
     state : State
         The state of all rows.
+    metrics : sequence of callable or str
+        Metrics of your own, as for `raysel.gime.measure`.
 
     Returns
     -------
@@ -423,31 +415,24 @@ def finalize(state: State) -> pa.Table:
         exact, else three standard errors of a sketch or an interval, as the metric's docstring says) and
         ``reason`` (why there is no value, or a remark on it). The schema's metadata has the binding.
     """
-    target = target_view(state.binding.target)
+    target, functions = target_view(state.binding.target), metric_functions(metrics)
     rows = [
         (label, metric, figure)
         for place, label in enumerate(state.groups)
-        for metric, figure in _figures(View(state.binding, state.parts, place, state.kinds, target))
+        for metric, figure in figures(functions, View(state.binding, state.parts, place, state.kinds, target))
     ]
-    figures = [figure for _, _, figure in rows]
+    found = [figure for _, _, figure in rows]
     result = {
         "metric": pa.array([metric for _, metric, _ in rows], pa.string()),
-        "statistic": pa.array([f.statistic for f in figures], pa.string()),
-        "value": pa.array([None if f.value is None else f.value.value for f in figures], pa.float64()),
-        "unit": pa.array([f.unit for f in figures], pa.string()),
-        "bound": pa.array([None if f.value is None else f.value.bound for f in figures], pa.float64()),
-        "reason": pa.array([f.reason for f in figures], pa.string()),
+        "statistic": pa.array([f.statistic for f in found], pa.string()),
+        "value": pa.array([None if f.value is None else f.value.value for f in found], pa.float64()),
+        "unit": pa.array([f.unit for f in found], pa.string()),
+        "bound": pa.array([None if f.value is None else f.value.bound for f in found], pa.float64()),
+        "reason": pa.array([f.reason for f in found], pa.string()),
     }
     if state.by is not None:
         result = {"group": pa.array([label for label, _, _ in rows], pa.string()), **result}
     return pa.table(result).replace_schema_metadata({"raysel.binding": state.binding.to_json()})
-
-
-def _figures(view: View) -> Iterator[tuple[str, Figure]]:
-    for metric, functions in METRICS.items():
-        for function in functions:
-            for figure in function(view):
-                yield metric, figure
 
 
 # ---- the target --------------------------------------------------------------------------------------------

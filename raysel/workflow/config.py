@@ -154,6 +154,8 @@ class Gime:
         Column that divides the pool into groups. Each group is measured. Either all rows of a group are selected, or none.
     days : float, optional
         Length of a time window in days, if the groups are windows of the event time.
+    metrics : list of str
+        Metrics of your own as ``file.py:Name``, measured next to the eleven.
     thresholds : mapping of str to [float or null, float or null]
         Minimum and maximum value for each statistic that the selected rows must meet; null for no limit.
     floors : mapping of str to int
@@ -167,6 +169,7 @@ class Gime:
     binding: Binding
     by: str | None = None
     days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    metrics: list[str] = field(default_factory=list)
     thresholds: dict[str, list[float | None]] = field(default_factory=dict)
     floors: dict[str, Positive] = field(default_factory=dict)
     calibrate: Calibrate | None = None
@@ -586,6 +589,8 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
             del tree["train"]["model"]
         if "task" in tree["train"]:
             tree["train"]["task"] = spec(tree["train"]["task"])
+    if isinstance(tree.get("gime"), Mapping) and isinstance(tree["gime"].get("metrics"), list):
+        tree["gime"] = {**tree["gime"], "metrics": list(map(spec, tree["gime"]["metrics"]))}
     if isinstance(tree.get("embed"), Mapping):
         given = tree["embed"].get("embedder")
         if given is not None:

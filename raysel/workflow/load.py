@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raysel.core.registry import nearest
 from raysel.data.decode import decode
 from raysel.data.embedders.build import as_embedder, named_embedder
 from raysel.data.embedders.embedder import check_vectors
@@ -17,9 +18,10 @@ from raysel.data.row_index import ID
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.check import check_policy
 from raysel.errors import ConfigError, DataError, RayselError, first
+from raysel.gime import measure
 from raysel.registry import TASKS
 from raysel.train.loops import classify
-from raysel.workflow.config import Method, Workflow
+from raysel.workflow.config import Gime, Method, Workflow
 from raysel.workflow.footers import trained_roles
 from raysel.workflow.inputs import Look, look
 from raysel.workflow.steps import plan
@@ -56,6 +58,8 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
         method.key()  # raises for what cannot be fingerprinted
     found = look(workflow)
     rows, (labels, count) = _sample(found), _labels(found)
+    if workflow.gime is not None and workflow.gime.metrics:
+        _check_metrics(workflow.gime, rows)
     for method in (workflow.dynamic, *policies):
         _check_policy(method, workflow, min(count, _SAMPLES))
     for step in plan(workflow):
@@ -73,6 +77,8 @@ def unloaded(workflow: Workflow) -> list[str]:
     method = workflow.embed.method
     if not method.builtin or hasattr(named_embedder(method.spec), "open"):
         found.append(f"embed.embedder: {method.spec}")
+    if workflow.gime is not None:
+        found += [f"gime.metrics: {spec}" for spec in workflow.gime.metrics]
     if workflow.train.task not in TASKS.builtin:
         found.append(f"train.task: {workflow.train.task}")
     return [*found, f"train.model: {workflow.train.model}"]
@@ -148,6 +154,18 @@ def _check_policy(method: Method, workflow: Workflow, count: int) -> None:
             check_policy(made, count, workflow.train.epochs, workflow.seed)
         except ConfigError as error:
             raise ConfigError(f"{method.where}: {error}") from None
+
+
+def _check_metrics(settings: Gime, rows: pa.Table) -> None:
+    """Measure a few rows by the metrics of the user's own, and look for the statistics that thresholds name."""
+    try:
+        found = measure(rows, settings.binding, metrics=settings.metrics)
+    except ConfigError as error:
+        raise ConfigError(f"gime.{error}") from error
+    known = {f"{row['metric']}.{row['statistic']}" for row in found.to_pylist()}
+    for name in settings.thresholds:
+        if name not in known:
+            raise ConfigError(f"gime.thresholds.{name}: There is no such metric. {nearest(name, known)}")
 
 
 def _check_embedder(step: Embed, rows: pa.Table) -> None:

@@ -126,13 +126,13 @@ def measure(
     for name, state in states.items():
         state.save(directory / _STATES[name])
     index.save(directory / "index.json")
-    sets = {"pool": finalize(states["sets"])}
+    sets = {"pool": finalize(states["sets"], rule.metrics)}
     if target is not None:
         sets["target"] = rule.measure(target)
     pq.write_table(side_by_side(sets), directory / "sets.parquet")
     by_group: dict[str, list[Metric]] = {}
     if "groups" in states:
-        table = finalize(states["groups"])
+        table = finalize(states["groups"], rule.metrics)
         pq.write_table(table.replace_schema_metadata(None), directory / "groups.parquet")
         for row in table.to_pylist():
             group = row.pop("group")

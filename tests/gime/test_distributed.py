@@ -154,3 +154,22 @@ def test_rows_are_scored_once_and_columns_keep_their_names():
     scored = gime.row_scores(pool)
     with pytest.raises(DataError, match="has a column 'gime_variety' already; rename or drop it"):
         gime.row_scores(scored).take_all()
+
+
+def test_a_metric_of_ones_own_over_ray(tmp_path):
+    import ray
+
+    import raysel
+
+    (tmp_path / "own.py").write_text(
+        "from raysel.gime import Figure\ndef twice(view): return [Figure('rows', 2 * view.rows, 'rows')]\n"
+    )
+    pool = ray.data.from_arrow(pa.table({"sample_id": range(20), "c": ["a", "b"] * 10})).repartition(3)
+    gime = raysel.GIME(
+        raysel.gime.Binding(classes="c"), {"twice.rows": (10, None)}, metrics=[f"{tmp_path}/own.py:twice"]
+    )
+    assert gime.measure(pool).to_pylist()[-1]["value"] == 40.0
+    chosen = gime.select(pool)
+    assert len(chosen) == 5 and chosen.info["reached"] == {"twice.rows": 10.0}
+    with pytest.raises(ConfigError, match="count: 20 subsets leave 0"):
+        gime.sensitivity(pool, lambda part: 1.0, mix="c", rows=5, count=20)

@@ -55,15 +55,24 @@ def _panel_height(sets: Metrics) -> float:
 
 
 def _panels_height(sets: Metrics, columns: int) -> float:
-    return 6 + -(-len(MAIN_STATISTICS) // columns) * _panel_height(sets)
+    return 6 + -(-len(_shown(sets)) // columns) * _panel_height(sets)
+
+
+def _shown(sets: Metrics) -> dict[str, tuple[str, ...]]:
+    """Return the eleven metrics, and after them those of the user's own, with the statistics that stand for each."""
+    found = {name: list(names) for name, names in MAIN_STATISTICS.items()}
+    for row in (row for rows in sets.values() for row in rows):
+        if row.metric not in MAIN_STATISTICS:
+            found.setdefault(row.metric, []).append(row.statistic)
+    return {name: tuple(dict.fromkeys(names)) for name, names in found.items()}
 
 
 def _panels(figure: Figure, sets: Metrics, columns: int, above: float = 0.0) -> None:
     labels = {name: shorten(plain(name), 110) for name in sets}
     left = max(map(text_width, labels.values())) + 16
-    tall, down = _panel_height(sets), -(-len(MAIN_STATISTICS) // columns)
+    tall, down = _panel_height(sets), -(-len(_shown(sets)) // columns)
     whole = figure.bbox.height
-    for at, (metric, names) in enumerate(MAIN_STATISTICS.items()):
+    for at, (metric, names) in enumerate(_shown(sets).items()):
         column, line = divmod(at, down)
         x, top = column * (WIDTH + 24), above + line * tall
         candidates = [(name, [statistic(rows, metric, name) for rows in sets.values()]) for name in names]

@@ -108,6 +108,8 @@ def named_files(workflow: Workflow) -> dict[str, str]:
         method.where: method.spec.removeprefix("torch:").removesuffix(":penultimate") for method in methods
     }
     named |= {"train.model": workflow.train.model, "train.task": workflow.train.task}
+    own = workflow.gime.metrics if workflow.gime is not None else []
+    named |= {f"gime.metrics.{at}": spec for at, spec in enumerate(own)}
     return {where: spec for where, spec in named.items() if ".py:" in spec}
 
 

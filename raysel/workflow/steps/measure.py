@@ -14,10 +14,13 @@ from ray.data import Dataset
 import raysel
 from raysel.cluster.blocks import gather
 from raysel.core.budgets import budget_rows
-from raysel.core.fingerprint import library_versions
+from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.core.parameters import describe
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.gime import Sensitivity, proxy
+from raysel.gime.metrics import metric_functions
+from raysel.gime.select import check_thresholds, limits_of
+from raysel.registry import METRICS
 from raysel.selection import Selection
 from raysel.workflow.config import Gime
 from raysel.workflow.directory import RunDirectory
@@ -46,7 +49,9 @@ class Measure(Step):
         """Check the binding's columns, the groups and what a calibration needs."""
         settings, schema = self.settings, look.schemas["pool"]
         try:
-            metrics(settings, schema).binding.check(schema, "pool")
+            rule = metrics(settings, schema)
+            rule.binding.check(schema, "pool")
+            check_thresholds(limits_of(settings.thresholds), rule.binding, schema, rule.metrics)
         except (ConfigError, DataError) as error:
             raise type(error)(f"gime: {error}") from None
         if settings.by is not None and settings.days is not None:
@@ -82,7 +87,12 @@ class Measure(Step):
     def key(self, run: RunDirectory) -> dict[str, Any]:
         """Return the settings, the rows and the seed."""
         return {
-            "settings": describe(self.settings),
+            "settings": describe(replace(self.settings, metrics=[])),
+            "metrics": [
+                [name, fingerprint(function, f"metric '{name}'", "define it in a file of its own")]
+                for name, function in metric_functions(self.settings.metrics).items()
+                if name not in METRICS.builtin
+            ],
             "label": run.workflow.pool.label if self.settings.calibrate else None,
             "rows": run.digests("pool", "target", *(["validation"] if self.settings.calibrate else [])),
             "validation": run.drawn and run.drawn.key,
@@ -115,7 +125,7 @@ class Measure(Step):
                     f"{found.info['floor']:.6g} (the complete pool scores {found.info['full']:.6g}); raise tolerance, lower "
                     "share, train on more subsets, or set thresholds yourself."
                 )
-            rule = replace(rule, thresholds={**found.limits, **thresholds(settings)})
+            rule = replace(rule, thresholds={**found.limits, **limits_of(settings.thresholds)})
             answer["calibration"] = dict(found.info)
         sets = {"pool": rule.measure(pool)}
         if settings.selects:
@@ -147,22 +157,7 @@ def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
             raise ConfigError(
                 f"floors: {', '.join(floors)} must all be {of}, the type of the class column."
             ) from error
-    return raysel.GIME(binding, thresholds(settings), floors)
-
-
-def thresholds(settings: Gime) -> dict[str, tuple[float | None, float | None]]:
-    """Return the thresholds that are given; ConfigError for one of another form."""
-    for name, ends in settings.thresholds.items():
-        if len(ends) != 2:
-            raise ConfigError(
-                f"thresholds.{name}: {ends} is not a pair [least, greatest]; one of the two may be null."
-            )
-        low, high = ends
-        if (low is None and high is None) or (low is not None and high is not None and low > high):
-            raise ConfigError(
-                f"thresholds.{name}: {ends} has no bound, or its least value is above its greatest; write [least, greatest]."
-            )
-    return {name: (low, high) for name, (low, high) in settings.thresholds.items()}
+    return raysel.GIME(binding, limits_of(settings.thresholds), floors, tuple(settings.metrics))
 
 
 def groups(settings: Gime) -> str | timedelta | None:
