@@ -21,14 +21,9 @@ def trained_roles(look: Look) -> list[str]:
     return [role for role in look.schemas if role in ("pool", "test", "validation", drawn)]
 
 
-def check_columns(look: Look) -> None:
-    """Raise DataError for a column that a role has twice, and for ids that are no integers."""
+def check_id_types(look: Look) -> None:
+    """Raise DataError for stored ids that are no integers."""
     for role, schema in look.schemas.items():
-        for name in schema.names:
-            if schema.names.count(name) > 1:
-                raise DataError(
-                    f"{role}.path: The files have more than one column '{name}'; rename or drop the others."
-                )
         if ID in schema.names and not pa.types.is_integer(schema.field(ID).type):
             raise DataError(
                 f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers; rename the column to have the "

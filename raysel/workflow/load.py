@@ -113,7 +113,9 @@ def _labels(found: Look) -> tuple[list[Any], int]:
             nulls += table[label].null_count
             rows += len(table)
         if nulls:
-            raise DataError(f"{role}.label: {nulls:,} rows have no label in column '{label}'; label or drop them first.")
+            raise DataError(
+                f"{role}.label: {nulls:,} rows have no label in column '{label}'; label or drop them first."
+            )
         ordered = sorted(labels, key=lambda value: (str(type(value)), value))
         if role == "pool":
             known, count = ordered, rows

@@ -42,9 +42,6 @@ def write(tmp_path, monkeypatch):
     return write
 
 
-ODD = pa.Table.from_arrays([X, *[pa.array([0, 1] * 3)] * 3], names=["x", "y", "z", "z"])
-
-
 @pytest.mark.parametrize(
     ("given", "says"),
     [
@@ -69,7 +66,6 @@ ODD = pa.Table.from_arrays([X, *[pa.array([0, 1] * 3)] * 3], names=["x", "y", "z
           "flow": FLOW.replace("input: x", "input: sample_id")}, "train.input: Column 'sample_id' holds the ids of the rows"),
         ({"test": {**GOOD, "sample_id": np.arange(6)}, "flow": FLOW.replace("test.parquet, label: y", "test.parquet, label: sample_id")},
          "test.label: 'sample_id' holds the ids of the rows, so every row would be a class of its own."),
-        ({"pool": ODD}, "pool.path: The files have more than one column 'z'; rename or drop the others."),
     ],
 )  # fmt: skip
 def test_footers_show_what_no_training_can_use(write, given, says):

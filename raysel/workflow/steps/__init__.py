@@ -8,7 +8,7 @@ from raysel.errors import ConfigError
 from raysel.registry import TASKS
 from raysel.workflow.config import Train as TrainSettings
 from raysel.workflow.config import Workflow
-from raysel.workflow.footers import check_columns
+from raysel.workflow.footers import check_id_types
 from raysel.workflow.inputs import Look, look
 from raysel.workflow.steps.arrays import Arrays
 from raysel.workflow.steps.classes import Classes
@@ -94,7 +94,7 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         draw_ids(workflow, role, found.counts[role])
     if workflow.pool.label is None:
         raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
-    check_columns(found)
+    check_id_types(found)
     steps = choosing(workflow, scores) + plan(workflow) if scores else plan(workflow)
     for step in steps:
         step.check(found)
