@@ -78,7 +78,10 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
         raise DataError(
             f"Column '{ID}' of the {what} holds ids, not vectors; name the column of the vectors."
         )
-    check_columns(dataset.columns() or [], [ID, column], what)
+    names = dataset.columns()
+    if not names:  # as a filter leaves it that keeps no row
+        raise DataError(f"The {what} is empty: it has no rows.")
+    check_columns(names, [ID, column], what)
     blocks = arrow_blocks(dataset.select_columns([ID, column]))
     found = map_blocks(_look, blocks, column, what)
     ids = np.concatenate([part[0] for part in found]) if found else np.empty(0, np.int64)

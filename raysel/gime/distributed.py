@@ -102,7 +102,10 @@ class GIME:
         10
         """
         check_dataset(target, "target", "raysel.gime.with_target")
-        names = [name for name in self.binding.columns if name in (target.columns() or [])]
+        there = target.columns()
+        if not there:
+            raise DataError("The target is empty: it has no rows.")
+        names = [name for name in self.binding.columns if name in there]
         if not names:
             raise DataError(
                 f"The target has none of the columns that the binding names ({', '.join(self.binding.columns)})."

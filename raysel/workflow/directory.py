@@ -245,8 +245,8 @@ def _spent(directory: Path, resumable: Sequence[str]) -> float:
         earlier, began = float(read_json(started)["earlier"]), started.stat().st_mtime
     except FileNotFoundError:
         return 0.0
-    except (LookupError, TypeError, ValueError) as error:
-        raise RunError(f"{started} is damaged; remove the folder {directory} and run again.") from error
+    except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise damaged(started, error) from error
     times = [began]
     for name in resumable:
         times += [file.stat().st_mtime for file in (directory / name).rglob("*") if file.is_file()]

@@ -173,3 +173,19 @@ def test_a_metric_of_ones_own_over_ray(tmp_path):
     assert len(chosen) == 5 and chosen.info["reached"] == {"twice.rows": 10.0}
     with pytest.raises(ConfigError, match="count: 20 subsets leave 0"):
         gime.sensitivity(pool, lambda part: 1.0, mix="c", rows=5, count=20)
+
+
+def test_an_empty_target_is_named_as_the_target():
+    import ray
+
+    import raysel
+
+    rows = ray.data.from_arrow(pa.table({"sample_id": [0, 1], "c": ["a", "b"], "v": [0.0, 1.0]}))
+    gime = raysel.GIME(raysel.gime.Binding(classes="c"))
+    for empty in (rows.filter(lambda row: False), rows.limit(0), ray.data.from_arrow(pa.table({"c": []}))):
+        with pytest.raises(DataError, match="^The target is empty"):
+            gime.aim(empty)
+        with pytest.raises(DataError, match="^The dataset is empty"):
+            gime.measure(empty)
+    with pytest.raises(DataError, match="^The target is empty"):
+        raysel.GIO(1, clusters=None, column="v").select(rows, rows.filter(lambda row: False))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 from pathlib import Path
 
@@ -92,6 +94,26 @@ def test_a_step_without_a_digest_runs_again(run):
             RunError, match=r"done.json is damaged \(.*\); remove the folder .*select-1 and run again"
         ):
             read()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (errno.EWOULDBLOCK, "is in use by another process; wait for it, or choose another --out"),
+        (errno.EACCES, "is in use by another process"),
+        (errno.ENOSYS, r"file system .*\(Function not implemented\)"),
+        (errno.ENOLCK, r"file system .*\(No locks available\)"),
+        (errno.EOPNOTSUPP, r"file system .*\(Operation not supported\)"),
+    ],
+)
+def test_a_file_system_without_locks_is_not_another_process(run, monkeypatch, code, says):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(RunError, match=says) as caught:
+        run[0]()
+    assert ("another process" in str(caught.value)) == (code in (errno.EWOULDBLOCK, errno.EACCES))
 
 
 def test_other_files_of_a_step(tmp_path):
