@@ -40,7 +40,7 @@ def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     DataError
         If the URI is of no filesystem that can be opened.
     """
-    text = os.fspath(source)
+    text = path_text(source)
     scheme = _SCHEME.match(text)
     if scheme is not None and scheme[1].lower() == "file":
         try:
@@ -68,6 +68,17 @@ def _through_fsspec(text: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
+def path_text(path: object) -> str:
+    """Return a path or URI as text. Raises ConfigError for anything else."""
+    try:
+        text = os.fspath(path)  # type: ignore[call-overload]
+    except TypeError:
+        text = None
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"{shown(path if text is None else text)} is not a path.")
+    return text
+
+
 def local_output(path: str | os.PathLike[str]) -> Path:
     """Return the local path of something that is to be written: a path, or a URI with the scheme ``file``.
 
@@ -76,12 +87,7 @@ def local_output(path: str | os.PathLike[str]) -> Path:
     ConfigError
         For a URI of an object store, which cannot be written to, and for what is not a path.
     """
-    try:
-        text = os.fspath(path)
-    except TypeError:
-        raise ConfigError(f"{shown(path)} is not a path to write to.") from None
-    if not isinstance(text, str) or not text or "\0" in text:
-        raise ConfigError(f"{shown(text)} is not a path to write to.")
+    text = path_text(path)
     scheme = _SCHEME.match(text)  # pathlib turns :// into :/
     if scheme is None:
         return Path(os.path.expanduser(text))
@@ -233,7 +239,7 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path = path_text(path)
 
     def file(self, name: str) -> str:
         """Return the path of a file in the folder."""
@@ -266,7 +272,9 @@ class Folder:
             files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
         except FileNotFoundError:
             return f"{MARKER} is missing, which is written last"
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError):
+        except OSError as error:
+            return f"{MARKER} cannot be read: {reason_of(error)}"
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
             return f"{MARKER} is damaged"
         for name, expected in sorted(files.items()):
             try:

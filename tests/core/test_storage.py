@@ -87,8 +87,12 @@ def test_outputs_are_local(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="is not the URI of a local file; write %3F for"):
         storage.local_output("file:///tmp/a?b")
     for none in (None, 3, "", "a\0b", b"x", ["x"], Path):
-        with pytest.raises(ConfigError, match="is not a path to write to"):
+        with pytest.raises(ConfigError, match=r"is not a path\.$"):
             storage.local_output(none)
+        with pytest.raises(ConfigError, match=r"is not a path\.$"):
+            storage.read_bytes(none)
+        with pytest.raises(ConfigError, match=r"is not a path\.$"):
+            Folder(none)
     assert names(tmp_path) == []
 
 

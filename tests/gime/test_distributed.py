@@ -183,9 +183,9 @@ def test_an_empty_target_is_named_as_the_target():
     rows = ray.data.from_arrow(pa.table({"sample_id": [0, 1], "c": ["a", "b"], "v": [0.0, 1.0]}))
     gime = raysel.GIME(raysel.gime.Binding(classes="c"))
     for empty in (rows.filter(lambda row: False), rows.limit(0), ray.data.from_arrow(pa.table({"c": []}))):
-        with pytest.raises(DataError, match="^The target is empty"):
+        with pytest.raises(DataError, match=r"^The target is empty"):
             gime.aim(empty)
-        with pytest.raises(DataError, match="^The dataset is empty"):
+        with pytest.raises(DataError, match=r"^The dataset is empty"):
             gime.measure(empty)
-    with pytest.raises(DataError, match="^The target is empty"):
+    with pytest.raises(DataError, match=r"^The target is empty"):
         raysel.GIO(1, clusters=None, column="v").select(rows, rows.filter(lambda row: False))
