@@ -107,14 +107,15 @@ def _labels(found: Look) -> tuple[list[Any], int]:
     for role in trained_roles(found):
         label = str(getattr(found.workflow, role).label)
         labels: set[Any] = set()
-        rows = nulls = 0
+        rows, missing = 0, list[int]()
         for table in found.scan(role, [label], 1 << 20):
             labels.update(table[label].unique().to_pylist())
-            nulls += table[label].null_count
+            missing += table[ID].filter(table[label].is_null()).to_pylist()
             rows += len(table)
-        if nulls:
+        if missing:
             raise DataError(
-                f"{role}.label: {nulls:,} rows have no label in column '{label}'; label or drop them first."
+                f"{role}.label: {len(missing):,} rows have no label in column '{label}' (sample_id {first(missing)}); label or drop "
+                "them first."
             )
         ordered = sorted(labels, key=lambda value: (str(type(value)), value))
         if role == "pool":

@@ -203,7 +203,7 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
         ("gime.floors={a: 3}", "gime: floors: a must all be int64"),
         (
             "gime.thresholds={volume.rows: [3]}",
-            "gime: thresholds.volume.rows: [3.0] is not a pair [least, greatest]",
+            "gime: thresholds.volume.rows: [3.0] is not a pair (least, greatest)",
         ),
         ("gime.tresholds={}", "The key 'gime.tresholds' is unknown. Did you mean 'gime.thresholds'?"),
         ("gime.calibrate={features: [z], mix: part, rows: 9}", "gime.calibrate: There is no column 'z'"),

@@ -341,7 +341,7 @@ def test_results_that_are_no_results(tmp_path, content):
             r"holds NaN or infinite values in 2 rows \(sample_id 3, 700\); repair or drop these rows first.",
         ),
         ("ragged", r"vectors of different lengths: most have 64, 1 of \d+ rows \(sample_id 5\) has 10."),
-        ("unlabelled", r"1 rows have no label in column 'label' \(sample_id 4\)"),
+        ("unlabelled", r"^pool.label: 1 rows have no label in column 'label'; label or drop them first.$"),
     ],
 )
 def test_rows_that_cannot_be_used_are_said_in_one_line(cluster, quickstart, tmp_path, bad, sentence, capfd):
