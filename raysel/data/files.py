@@ -102,7 +102,8 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
     """
     filesystem, path = resolve(source)
     try:
-        for form in dict.fromkeys([path, *(unicodedata.normalize(f, path) for f in ("NFC", "NFD"))]):
+        composed = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
+        for form in dict.fromkeys([path, *composed, path.replace("\\", "/")]):  # as another system writes it
             info = filesystem.get_file_info(form)
             if info.type == pafs.FileType.File:
                 return [File(filesystem, form)]

@@ -230,10 +230,13 @@ def _of_folder(folder: Folder) -> tuple[Format, list[File], list[str]]:
             f"The directory {folder.path} holds files of several formats ({examples}); name the files to read."
         )
     if not groups:
-        looked = f" among {len(folder.files):,} files" if folder.files else ""
+        names = [*visible, *masked]
+        there = f" Its files are {first(names)}." if names else " It is empty."
+        if masked and not visible:
+            there = f" Names that begin with '.' or '_' are not read ({first(masked)})."
+        known = ", ".join(suffix for form in formats() for suffix in form.suffixes)
         raise DataError(
-            f"The directory {folder.path} holds no file of a format that raysel reads{looked} "
-            f"({', '.join(suffix for form in formats() for suffix in form.suffixes)}, or images)."
+            f"The directory {folder.path} holds no file of a format that raysel reads ({known}, or images).{there}"
         )
     form = chosen or next(iter(groups))
     taken = set(groups[form])

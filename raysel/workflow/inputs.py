@@ -44,6 +44,11 @@ class Look:
     listings: dict[str, Listing] = field(default_factory=dict)
     indexes: dict[str, RowIndex] = field(default_factory=dict)
 
+    @property
+    def exact(self) -> bool:
+        """Whether all schemas and counts are known: all files are Parquet."""
+        return self.counts.keys() == self.listings.keys()
+
     def check_column(self, role: str, column: str, key: str) -> None:
         """Raise DataError, naming the configuration ``key``, unless the role's files have the column."""
         names = self.schemas[role].names

@@ -92,7 +92,8 @@ def run(
     train = flow.train
     steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as this:
-        steps.check(flow, found=seen(found, this.inputs))  # with the rows that were only now counted
+        if not found.exact:
+            steps.check(flow, found=seen(found, this.inputs))  # with the rows that were only now counted
         for step in steps.plan(flow):
             this.do(step)
         left = results(this)

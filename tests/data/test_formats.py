@@ -547,7 +547,7 @@ def test_names_and_places(tmp_path):
     ):
         write(tmp_path / name, "")
         pq.write_table(rows, tmp_path / name)
-    for source in ("a.PARQUET", "a.pq", "no-suffix", "v1.2", "out.csv", "plain", nfc, nfd):
+    for source in ("v1.2\\a.parquet", "a.PARQUET", "a.pq", "no-suffix", "v1.2", "out.csv", "plain", nfc, nfd):
         assert table(tmp_path / source).equals(rows), source
     for uri in (
         f"file://{tmp_path}/a%20b",
@@ -605,9 +605,11 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
     write(tmp_path / "two/a.csv", "x\n1\n")
     write(tmp_path / "two/b.jsonl", '{"x": 1}\n')
     assert "holds files of several formats (a.csv is CSV, b.jsonl is JSON)" in refused(tmp_path / "two")
-    assert "holds no file of a format that raysel reads among 1 files" in refused(
-        write(tmp_path / "none/x.txt", "").parent
-    )
+    for name, words in (("x.txt", "Its files are x.txt."), ("_x.csv", "or '_' are not read (_x.csv).")):
+        message = refused(write(tmp_path / f"none-{name}/{name}", "").parent)
+        assert "holds no file of a format that raysel reads (.parquet, " in message and message.endswith(
+            words
+        )
 
 
 def test_labels_match_names_in_any_unicode_form_and_with_backslashes(tmp_path):

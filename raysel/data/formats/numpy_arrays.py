@@ -23,7 +23,7 @@ class NumpyArrays(Format):
 
     def recognises(self, head: bytes) -> bool:
         """Return whether a file begins as NumPy writes it."""
-        return head.startswith((b"\x93NUMPY", b"PK\x03\x04"))
+        return head.startswith(b"\x93NUMPY") or (head.startswith(b"PK\x03\x04") and b".npy" in head)
 
     def schema(self, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
         """Return the columns."""
@@ -38,7 +38,7 @@ class NumpyArrays(Format):
 
     def _table(self, file: File) -> pa.Table:
         with reading(file.path, f"{file.suffix or 'NumPy'} file"), file.open() as source:
-            if not self.recognises(bytes(source.read(8))):
+            if not self.recognises(bytes(source.read(300))):
                 raise DataError(
                     f"{file.path} is not a NumPy file: its first bytes are those of another format."
                 )
