@@ -574,6 +574,16 @@ def test_names_and_places(tmp_path):
     assert place[1] == "b/pool a/x.parquet" and place[0].region == "eu"
 
 
+def test_a_zip_of_something_else_is_not_taken_for_arrays(tmp_path):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "rows.csv.zip", "w") as archive:
+        archive.writestr("rows.csv", "x\n1\n")
+    assert "The format of" in refused(tmp_path / "rows.csv.zip")
+    np.savez(tmp_path / "b.npz", x=np.arange(2))
+    assert table((tmp_path / "b.npz").rename(tmp_path / "arrays")).to_pylist() == [{"x": 0}, {"x": 1}]
+
+
 def test_what_is_not_read_is_counted_and_named(tmp_path):
     pq.write_table(pa.table({"x": [1]}), write(tmp_path / "p/a.parquet", ""))
     for name in (

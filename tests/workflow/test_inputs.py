@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 
@@ -157,3 +158,24 @@ def test_a_csv_runs_as_its_rows_read_by_hand(cluster, tmp_path, monkeypatch):
     ]
     with pytest.raises(ConfigError, match=r"select\.budget: 11 rows are more than the 10 of the pool"):
         run(flow(tmp_path, place, FLOW.replace("budget: 4", "budget: 11")), tmp_path / "run")
+
+
+def test_measured_lines_are_not_read_again(cluster, tmp_path):
+    sources(tmp_path)
+    text = FLOW + "gime: {binding: {classes: kind, content: [x]}}\n"
+
+    def measured(out):
+        return raysel.measure(
+            flow(tmp_path, tmp_path / "lines", text), tmp_path / out, progress=Progress(io.StringIO())
+        )
+
+    measured("kept")
+    write(tmp_path / "lines/0.jsonl", json.dumps({"v": "new", "x": 0.5, "kind": 1}))
+    grown = measured("kept")
+    assert {metric.metric: metric.value for metric in grown.sets["pool"]}["volume.rows"] == 11
+    assert measured("again") == grown
+    write(tmp_path / "lines/a.jsonl", json.dumps({"v": "other", "x": 0.5, "kind": 1}))
+    with pytest.raises(
+        DataError, match=r"pool\.path: .* cannot be found, .* Or remove .*kept to measure everything again"
+    ):
+        measured("kept")
