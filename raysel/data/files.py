@@ -100,6 +100,8 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
     DataError
         If there is nothing there, or the file system cannot be read.
     """
+    if not os.fspath(source):
+        raise DataError("The path to read is empty; name a file or a directory.")
     filesystem, path = resolve(source)
     try:
         composed = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
@@ -109,6 +111,8 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
                 return [File(filesystem, form)]
             if info.type == pafs.FileType.Directory:
                 return [_folder(filesystem, form)]
+            if info.type == pafs.FileType.Unknown:
+                raise DataError(f"{os.fspath(source)} is neither a file nor a directory, and cannot be read.")
         if not re.search(r"[*?[]", path):
             raise DataError(f"{os.fspath(source)} does not exist.")
         return _matching(filesystem, path, os.fspath(source))
@@ -119,9 +123,46 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
 
 
 def _folder(filesystem: pafs.FileSystem, path: str, partition: Partition = ()) -> Folder:
-    entries = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
-    names = (entry.path[len(path) :].lstrip("/") for entry in entries if entry.type == pafs.FileType.File)
+    names = (name for name, size in entries_below(filesystem, path) if size is not None)
     return Folder(filesystem, path, tuple(sorted(names)), partition)
+
+
+def entries_below(filesystem: pafs.FileSystem, root: str, deep: bool = True) -> list[tuple[str, int | None]]:
+    """Return the path below a directory of everything in it, with the size of a file and None for a directory.
+
+    A link to a directory that contains it is not followed. A link to nothing counts as a file: reading it fails.
+    """
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        return _local_entries(root, deep)
+    entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=deep))
+    kept = (entry for entry in entries if entry.type in (pafs.FileType.File, pafs.FileType.Directory))
+    return [(entry.path[len(root) :].lstrip("/"), entry.size if entry.is_file else None) for entry in kept]
+
+
+def _local_entries(root: str, deep: bool) -> list[tuple[str, int | None]]:
+    found: list[tuple[str, int | None]] = []
+    here = os.stat(root)
+    waiting = [("", root, frozenset([(here.st_dev, here.st_ino)]))]
+    while waiting:
+        prefix, folder, above = waiting.pop()
+        for entry in os.scandir(folder):
+            try:
+                entry.name.encode()
+            except UnicodeEncodeError:
+                raise DataError(
+                    f"The name {os.fsencode(entry.name)!r} in {folder} is not UTF-8; rename the file."
+                ) from None
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir():
+                found.append((name, None))
+                place = entry.stat().st_dev, entry.stat().st_ino
+                if deep and place not in above:
+                    waiting.append((f"{name}/", entry.path, above | {place}))
+            elif entry.is_file():
+                found.append((name, entry.stat().st_size))
+            elif entry.is_symlink():
+                found.append((name, 0))
+    return found
 
 
 def _matching(filesystem: pafs.FileSystem, pattern: str, source: str) -> list[File | Folder]:
@@ -131,23 +172,17 @@ def _matching(filesystem: pafs.FileSystem, pattern: str, source: str) -> list[Fi
     root = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else "")
     wanted = _regex(parts[fixed:])
     deep = "**" in parts or len(parts) - fixed > 1
-    entries = []
+    entries: list[tuple[str, int | None]] = []
     if not root or filesystem.get_file_info(root).type == pafs.FileType.Directory:
-        entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=deep))
-    found: dict[pafs.FileType, list[str]] = {pafs.FileType.File: [], pafs.FileType.Directory: []}
-    for entry in entries:
-        name = entry.path[len(root) :].lstrip("/")
-        if entry.type in found and wanted.fullmatch(name):
-            found[entry.type].append(name)
-    if files := found[pafs.FileType.File]:  # directories above them match "**" too
+        entries = entries_below(filesystem, root, deep)
+    named = [(name, size) for name, size in entries if wanted.fullmatch(name)]
+    files = sorted(name for name, size in named if size is not None)
+    if files:  # directories above them match "**" too
         here = Folder(filesystem, root, tuple(files))
-        return [here.file(name) for name in sorted(files)]
-    if not found[pafs.FileType.Directory]:
+        return [here.file(name) for name in files]
+    if not named:
         raise DataError(f"No file is named like {source}.")
-    return [
-        _folder(filesystem, posixpath.join(root, name), partition_of(name))
-        for name in sorted(found[pafs.FileType.Directory])
-    ]
+    return [_folder(filesystem, posixpath.join(root, name), partition_of(name)) for name, _ in sorted(named)]
 
 
 def _regex(parts: Sequence[str]) -> re.Pattern[str]:

@@ -6,6 +6,7 @@ import datetime
 import gzip
 import io
 import json
+import os
 import sys
 import tarfile
 import types
@@ -572,6 +573,24 @@ def test_names_and_places(tmp_path):
     assert File(None, "b/x.PARQUET").suffix == ".parquet" and File(None, "b/x.csv.gz").suffix == ".csv"
     place = resolve("s3://b/pool%20a/x.parquet?endpoint_override=http://localhost:9&region=eu")
     assert place[1] == "b/pool a/x.parquet" and place[0].region == "eu"
+
+
+def test_odd_entries_of_a_directory(tmp_path):
+    write(tmp_path / "d/a.csv", "x\n1\n")
+    (tmp_path / "d/sub").mkdir()
+    (tmp_path / "d/sub/loop").symlink_to("..")
+    (tmp_path / "else").mkdir()
+    write(tmp_path / "else/b.csv", "x\n2\n")
+    (tmp_path / "d/linked").symlink_to("../else")
+    assert table(tmp_path / "d")["x"].to_pylist() == [1, 2]  # once, and what is behind a link
+    (tmp_path / "d/gone.csv").symlink_to("nowhere.csv")
+    assert "gone.csv is not a readable CSV file" in refused(tmp_path / "d")
+    os.mkfifo(tmp_path / "fifo.csv")
+    assert "fifo.csv is neither a file nor a directory" in refused(tmp_path / "fifo.csv")
+    with open(os.fsencode(tmp_path / "else") + b"/\xff.csv", "w"):
+        assert "The name b'\\xff.csv' in" in refused(tmp_path / "else")
+    assert "The path to read is empty" in refused("")
+    assert "a.tar is not a readable tar archive, or is empty." in refused(write(tmp_path / "a.tar", ""))
 
 
 def test_a_zip_of_something_else_is_not_taken_for_arrays(tmp_path):

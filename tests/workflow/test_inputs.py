@@ -172,7 +172,9 @@ def test_measured_lines_are_not_read_again(cluster, tmp_path):
     measured("kept")
     write(tmp_path / "lines/0.jsonl", json.dumps({"v": "new", "x": 0.5, "kind": 1}))
     grown = measured("kept")
-    assert {metric.metric: metric.value for metric in grown.sets["pool"]}["volume.rows"] == 11
+    assert {(metric.metric, metric.statistic): metric.value for metric in grown.sets["pool"]}[
+        ("volume", "rows")
+    ] == 11
     assert measured("again") == grown
     write(tmp_path / "lines/a.jsonl", json.dumps({"v": "other", "x": 0.5, "kind": 1}))
     with pytest.raises(

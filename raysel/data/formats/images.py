@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raysel.core.fingerprint.files import Trust, stored_digests
-from raysel.data.files import File, Folder, hidden
+from raysel.data.files import File, Folder, entries_below, hidden
 from raysel.data.formats.csv import Csv
 from raysel.data.formats.format import Format
 from raysel.data.schemas import Unified
@@ -146,12 +146,7 @@ def load_images(table: pa.Table, filesystem: pafs.FileSystem, root: str) -> pa.T
 
 def _sizes(filesystem: pafs.FileSystem, root: str) -> dict[str, int]:
     """Return the size of every file in and below the directory, by its path below."""
-    entries = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    return {
-        entry.path[len(root) :].lstrip("/"): entry.size
-        for entry in entries
-        if entry.type == pafs.FileType.File
-    }
+    return {name: size for name, size in entries_below(filesystem, root) if size is not None}
 
 
 def _images(names: Sequence[str]) -> list[str]:

@@ -70,7 +70,7 @@ class WebDataset(Format):
         key, seen = "", set[str]()
         members: dict[str, bytes] = {}
         with (
-            reading(file.path, "tar archive"),
+            reading(file.path, "tar archive", lambda error: _hint(file, error)),
             # tarfile decompresses what it can while it reads.
             file.open()
             if file.compression == "zstd"
@@ -106,6 +106,13 @@ class WebDataset(Format):
             _check_end(file, source, archive)
         if members:
             yield key, members
+
+
+def _hint(file: File, error: Exception) -> str | None:
+    opened = "could not be opened" in str(
+        error
+    )  # the rest of the text lists every compression that was tried
+    return f"{file.path} is not a readable tar archive, or is empty." if opened else None
 
 
 def _check_end(file: File, source: pa.NativeFile, archive: tarfile.TarFile) -> None:
