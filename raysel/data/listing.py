@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import posixpath
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,7 @@ from raysel.data.files import (
 )
 from raysel.data.formats.format import Format, reading
 from raysel.data.schemas import Fits, Unified, conform, unify
-from raysel.errors import DataError, first, reason_of
+from raysel.errors import DataError, first
 from raysel.registry import FORMATS
 
 logger = logging.getLogger(__name__)
@@ -139,14 +140,10 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
     form: Format | None = None
     for source in sources:
         for found in find(source):
-            try:
+            with reading(found.path, "source"):
                 here, inside, left = (
                     _of_folder(found) if isinstance(found, Folder) else (_of_file(found), [found], [])
                 )
-            except (pa.ArrowException, OSError, ValueError) as error:
-                if isinstance(error, DataError):
-                    raise
-                raise DataError(f"{found.path} cannot be read ({reason_of(error)}).") from error
             if form is not None and here is not form:
                 raise DataError(
                     f"{os.fspath(sources[0])} and {found.path} have different formats ({form.name}, {here.name}); read them "
@@ -164,9 +161,8 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
         raise DataError(
             f"encoding: {os.fspath(sources[0])} is read as {form.name}, which is not text; leave encoding out."
         )
-    paths = [file.path for file in files]
-    if len(set(paths)) < len(paths):
-        twice = sorted({path for path in paths if paths.count(path) > 1})
+    twice = sorted(path for path, count in Counter(file.path for file in files).items() if count > 1)
+    if twice:
         raise DataError(f"These files are named more than once; name each once: {first(twice)}.")
     if len(sources) > 1:
         files = sorted(files, key=lambda file: file.path)

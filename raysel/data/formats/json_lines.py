@@ -67,18 +67,18 @@ class JsonLines(Format):
 
     def _rows(self, file: File, encoding: str | None) -> Iterator[list[Row]]:
         with reading(file.path, "JSON file", lambda error: text_hint(file, encoding, error)):
-            begins = _Begin()
             held: list[Row] = []
-            size = 0
+            size, first = 0, True
             for number, line in _lines(file, encoding):
                 text = line.strip()
-                if not text:
-                    continue
-                if begins.array(text):
+                if first and text.startswith("["):
                     entries = _array(file, encoding)
                     for start in range(0, len(entries), _ENTRIES):
                         yield entries[start : start + _ENTRIES]
                     return
+                if not text:
+                    continue
+                first = False
                 held.append((number, _object(file.path, number, text)))
                 size += len(text)
                 if size >= _CHARACTERS:
@@ -86,17 +86,6 @@ class JsonLines(Format):
                     held, size = [], 0
             if held:
                 yield held
-
-
-class _Begin:
-    """Tells an array from lines by the first character of the file."""
-
-    def __init__(self) -> None:
-        self._first = True
-
-    def array(self, text: str) -> bool:
-        first, self._first = self._first, False
-        return first and text.startswith("[")
 
 
 def _lines(file: File, encoding: str | None) -> Iterator[tuple[int, str]]:
