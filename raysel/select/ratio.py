@@ -34,8 +34,10 @@ class Features:
 
     Attributes
     ----------
-    mean, scale : array of float64, shape (d,)
+    mean : array of float64, shape (d,)
         Of the pool.
+    scale : float
+        Mean standard deviation of the elements in the pool.
     frequencies : array of float64, shape (d, 1024) or (d, 0)
         Of the cosines.
     phases : array of float64, shape (1024,) or (0,)
@@ -43,7 +45,7 @@ class Features:
     """
 
     mean: Array
-    scale: Array
+    scale: float
     frequencies: Array
     phases: Array
 
@@ -134,8 +136,10 @@ def fit_ratio(
     """
     from threadpoolctl import threadpool_limits
 
-    mean, spread = pool.mean(axis=0, dtype=np.float64), pool.std(axis=0, dtype=np.float64)
-    scale = np.where(spread > 0, spread, 1.0)
+    mean = pool.mean(axis=0, dtype=np.float64)
+    scale = (
+        float(pool.std(axis=0, dtype=np.float64).mean()) or 1.0
+    )  # one for all elements, whose spreads mean something
     d = pool.shape[1]
     linear = Features(mean, scale, np.empty((d, 0)), np.empty(0))
     rng = np.random.Generator(np.random.Philox(seed % 2**62 * 4 + _WAVES))

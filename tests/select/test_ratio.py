@@ -51,7 +51,7 @@ def test_two_samples_of_one_distribution_are_not_told_apart():
 
 def test_a_row_is_scored_by_a_model_that_has_not_seen_it():
     pool, target, _ = samples(2, 1.0, 300, 150)
-    plain = Features(np.zeros(4), np.ones(4), np.empty((4, 0)), np.empty(0))
+    plain = Features(np.zeros(4), 1.0, np.empty((4, 0)), np.empty(0))
     label, folds = np.repeat([0.0, 1.0], [300, 150]), np.arange(450) % 3
     rows = np.concatenate([pool, target])
     strength, weights, bias, scores = fit_path(plain, rows, label, folds)
