@@ -319,8 +319,8 @@ def arrivals(
         name, data = data, _shard(data)
         if world > 1 and not data.get_context().get_config(_WHOLE, False):
             raise ConfigError(
-                f"stream: Ray Train's default split of '{name}' drops rows so that the workers' shares are of equal length; give "
-                "TorchTrainer the argument dataset_config=raysel.WholeRows()."
+                f"stream: The workers' shares of '{name}' were not made by raysel.WholeRows, and Ray Train's default drops rows "
+                "to make shares of equal length. Give TorchTrainer the argument dataset_config=raysel.WholeRows()."
             )
     if isinstance(data, Dataset):
         if world > 1:

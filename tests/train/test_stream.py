@@ -511,7 +511,7 @@ def test_shares_that_drop_rows_and_workers_that_hold_every_cpu_are_said(cluster,
             run_config=RunConfig(name=fault.replace(" ", "-"), storage_path=str(tmp_path)),
         )
         sentence = (
-            "default split of 'train' drops rows .* give TorchTrainer the argument dataset_config=raysel.WholeRows"
+            "shares of 'train' were not made by raysel.WholeRows.* Give TorchTrainer the argument dataset_config="
             if fault == "equal shares"
             else "had none to read with within 5 s"
         )
