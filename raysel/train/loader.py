@@ -145,7 +145,7 @@ def without_padding(positions: np.ndarray) -> list[np.ndarray]:
     counted by batch statistics, which cannot be computed from a single row.
     """
     rows, least = list(positions), min(2, positions.shape[1])
-    for at in np.flatnonzero((positions < 0).any(1)).tolist():
+    for at in np.flatnonzero(positions[:, -1] < 0).tolist():  # padding comes last
         rows[at] = rows[at][: max(least, int((rows[at] >= 0).sum()))]
     return rows
 
