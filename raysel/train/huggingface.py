@@ -87,15 +87,18 @@ class SelectingTrainer(Trainer):
     Raises
     ------
     ConfigError
-        For arguments that are in conflict.
+        For arguments that are in conflict, and for an order of rows that cannot be honoured within a plan.
+    DataError
+        For a ``train_dataset`` that is not map-style, and for labels that a batch does not have.
+    StateError
+        For a checkpoint without the selection, and in the first step if its losses were not recorded.
     """
 
     def __init__(self, *arguments: Any, dynamic: DynamicSelection, **more: Any) -> None:
         given = inspect.signature(super().__init__).bind_partial(*arguments, **more).arguments
-        if (dataset := given.get("train_dataset", more.get("train_dataset"))) is not None:
-            check_map_style(
-                dataset, "SelectingTrainer"
-            )  # before the Trainer, which requires max_steps for other data
+        dataset = given.get("train_dataset", more.get("train_dataset"))
+        if dataset is not None:  # checked before the Trainer, which requires max_steps for other data
+            check_map_style(dataset, "SelectingTrainer")
         super().__init__(*arguments, **more)
         self.dynamic = dynamic
         self._found: Path | None = None  # the selection in the checkpoint to resume from
