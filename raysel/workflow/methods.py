@@ -17,7 +17,7 @@ from raysel.core import docstrings
 from raysel.core.parameters import default_of, describe, keys, type_name
 from raysel.core.registry import Registry, nearest
 from raysel.errors import ConfigError
-from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS
+from raysel.registry import EMBEDDERS, METRICS, POLICIES, SELECTORS, TASKS
 from raysel.workflow.config import Workflow
 
 _WIDTH = 100
@@ -37,7 +37,8 @@ _SELECTOR = _Kind(SELECTORS, "selector", "select")
 _POLICY = _Kind(POLICIES, "policy", "dynamic")
 _EMBEDDER = _Kind(EMBEDDERS, "embedder", "embed.embedder")
 _TASK = _Kind(TASKS, "task", "train.task")
-_KINDS = (_SELECTOR, _POLICY, _EMBEDDER, _TASK)
+_METRIC = _Kind(METRICS, "metric", "gime.metrics")
+_KINDS = (_SELECTOR, _POLICY, _EMBEDDER, _TASK, _METRIC)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def _kind_of(made: Any, name: str) -> _Kind:
         return _SELECTOR
     if callable(getattr(made, "plan", None)) and callable(getattr(made, "update", None)):
         return _POLICY
+    if inspect.isfunction(made) and list(inspect.signature(made).parameters) == ["view"]:
+        return _METRIC
     made_of_rows = inspect.isfunction(made) and len(inspect.signature(made).parameters) == 1
     if made_of_rows or hasattr(made, "fit") or (isinstance(made, type) and "__call__" in dir(made)):
         return _EMBEDDER
@@ -140,6 +143,9 @@ def _method(kind: _Kind, name: str, made: Any) -> str:
         written, parameters = _written_after_a_colon(name, made)
     lines = [f"{name} ({kind.one}, key '{kind.key}')", ""]
     lines += [textwrap.fill(_plain(docstrings.summary(made)) or "It has no docstring.", _WIDTH), ""]
+    if kind is _METRIC:
+        about = (inspect.getdoc(made) or "").split("\n\n")[1:]
+        return "\n".join([*lines, *(textwrap.fill(_plain(part), _WIDTH) for part in about)]).rstrip()
     lines += _table(parameters)
     return "\n".join([*lines, "Example:", textwrap.indent(_example(kind, written, parameters), "  ")])
 

@@ -337,3 +337,20 @@ def test_a_gpu_gives_the_same_answers(fitted):
         again = fit_autoencoder(x, mode=mode, device="cuda", **SMALL)
         unexplained = again.report(x, device="cuda")["unexplained"]
         assert unexplained == pytest.approx(sae.report(x)["unexplained"], abs=0.05)
+
+
+def test_a_damaged_file_is_refused_with_its_name(tmp_path):
+    made = fit_autoencoder(np.random.default_rng(0).normal(size=(20, 3)), units=4, k=2, epochs=1)
+    path = tmp_path / "a.safetensors"
+    made.save(path)
+    content, rng = path.read_bytes(), random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(content[: rng.randrange(len(content))] if rng.random() < 0.3 else content)
+        header = min(600, len(damaged))  # of JSON; a changed weight is another weight
+        for _ in range(rng.choice((1, 1, 4, 64)) if header else 0):
+            damaged[rng.randrange(header)] = rng.choice((rng.randrange(256), *b'0"{}[],:'))
+        path.write_bytes(damaged)
+        try:
+            type(made).load(path)
+        except DataError as error:
+            assert str(path) in str(error) and len(str(error).splitlines()) == 1

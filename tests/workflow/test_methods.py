@@ -13,11 +13,12 @@ from raysel.cluster.code import load_object
 from raysel.core import docstrings
 from raysel.core.parameters import keys
 from raysel.errors import ConfigError
-from raysel.registry import EMBEDDERS, POLICIES, SELECTORS
+from raysel.registry import EMBEDDERS, METRICS, POLICIES, SELECTORS
 from raysel.workflow.config import parse
 from raysel.workflow.methods import all_methods, one_method
 
 REGISTERED = [(registry, name) for registry in (SELECTORS, POLICIES, EMBEDDERS) for name in registry.builtin]
+METRIC_NAMES = [(METRICS, name) for name in METRICS.builtin]
 SECTIONS = ("workflow", "pool", "target", "validation", "test", "gime", "embed", "factors", "train")
 
 
@@ -27,7 +28,7 @@ def component(registry, name):
 
 def test_every_registered_method_stands_under_its_kind_with_its_summary():
     groups = {block.split(" ")[0].lower(): block for block in all_methods().split("\n\n")}
-    for registry, name in REGISTERED:
+    for registry, name in [*REGISTERED, *METRIC_NAMES]:
         summary = docstrings.summary(component(registry, name))
         assert summary.endswith(".") and len(summary) <= 110
         lines = " ".join(groups[registry.kind].split())
@@ -36,7 +37,7 @@ def test_every_registered_method_stands_under_its_kind_with_its_summary():
     assert max(map(len, all_methods().splitlines())) <= 100
 
 
-@pytest.mark.parametrize("name", [*(name for _, name in REGISTERED), *SECTIONS])
+@pytest.mark.parametrize("name", [*(name for _, name in [*REGISTERED, *METRIC_NAMES]), *SECTIONS])
 def test_what_is_printed_is_at_most_100_columns_wide_and_has_no_markup(name):
     text = one_method(name)
     assert max(map(len, text.splitlines())) <= 100 and "`" not in text
