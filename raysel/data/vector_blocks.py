@@ -13,7 +13,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks
 from raysel.core.hashing import hash_ids
-from raysel.data.identity import row_ids
+from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import as_matrix, not_finite
 from raysel.errors import DataError, first
@@ -74,6 +74,7 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
         Naming ``what``, for a missing column, no rows, repeated ids, vectors of different lengths, and NaN or
         infinite elements: how many rows, and the first ids.
     """
+    check_dataset(dataset, what)
     if column == ID:
         raise DataError(
             f"Column '{ID}' of the {what} holds ids, not vectors; name the column of the vectors."

@@ -21,10 +21,11 @@ from ray.data import Dataset
 from raysel.cluster.blocks import import_whole, stream_blocks
 from raysel.cluster.wait import wait_for_workers
 from raysel.core.hashing import hash_ids
+from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID, check_ids
 from raysel.data.vector_blocks import VectorBlocks, vector_blocks
 from raysel.data.vectors import EMBEDDING, as_matrix, not_finite
-from raysel.errors import DataError, first
+from raysel.errors import ConfigError, DataError, first, shown
 from raysel.factors import scores
 from raysel.factors.autoencoder import Autoencoder, fit_autoencoder
 from raysel.factors.scores import FactorCounts, RawScores, Span
@@ -217,7 +218,16 @@ def scored(
     dataset: Dataset, autoencoder: Autoencoder, column: str, label: str | None, top_fraction: float
 ) -> Scored:
     """Return the table of :func:`factor_scores` with the samples of the rare units."""
+    check_dataset(dataset, "dataset")
+    if not isinstance(autoencoder, Autoencoder):
+        raise ConfigError(
+            f"autoencoder: {shown(autoencoder)} is not an Autoencoder; make one with raysel.fit_factors, or load it with Autoencoder.load."
+        )
     columns = [ID, column, *([] if label is None else [label])]
+    if len(set(columns)) < len(columns):
+        raise ConfigError(
+            f"'{ID}', column '{column}' and label '{label}' must be different columns; name the columns of vectors and classes."
+        )
     shared = ray.put(autoencoder)
     names: dict[Any, int] = {}
     counts: FactorCounts | None = None

@@ -19,11 +19,12 @@ import ray
 import raysel
 from raysel.cluster.connect import connect
 from raysel.cluster.errors import own_error
+from raysel.core.numbers import plain
 from raysel.core.registry import nearest
 from raysel.core.storage import write_text
 from raysel.dynamic.budget import Budget, tail_delta
 from raysel.dynamic.plan import Policy
-from raysel.errors import ConfigError, RunError
+from raysel.errors import ConfigError, RunError, shown
 from raysel.registry import POLICIES
 from raysel.report.comparison import page as comparison_page
 from raysel.report.comparison.tables import markdown
@@ -98,6 +99,7 @@ def compare(
     raysel.errors.ConfigError: policies: 'infobach' is not known; did you mean 'infobatch'?
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    seeds = plain(seeds)
     found = check(flow, policies, seeds)
     own, names = policy_names(flow, policies)
     methods = {name: _method(name) for name in names if name not in (own, EQUAL_STEPS)}
@@ -136,7 +138,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
     """Check what can be checked before Ray starts; raise as :func:`compare` does."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(
-            f"seeds: {seeds!r} is not a number of seeds; a comparison needs at least one, and three to show a spread."
+            f"seeds: {shown(seeds)} is not a number of seeds; a comparison needs at least one, and three to show a spread."
         )
     own, names = policy_names(workflow, policies)
     if workflow.test is None:
@@ -166,9 +168,17 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
 
     Spellings of a name that differ in case, hyphens and underscores are the same.
     """
+    if isinstance(policies, str) or not isinstance(policies, Sequence):
+        raise ConfigError(
+            f"policies: {shown(policies)} is not a list of names; write ['full', 'random_prune']."
+        )
     known = {_bare(name): name for name in (*POLICIES.names(), EQUAL_STEPS)}
     names: list[str] = []
     for given in policies:
+        if not isinstance(given, str):
+            raise ConfigError(
+                f"policies: {shown(given)} is not the name of a policy; write a name such as 'infobatch', or file.py:Name."
+            )
         name = _absolute(given) if ":" in given else known.get(_bare(given))
         if name is None:
             raise ConfigError(f"policies: '{given}' is unknown. {nearest(given, known.values())}")

@@ -115,6 +115,19 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
         score(pa.concat_tables([few, few.slice(3, 2)]))
     with pytest.raises(ConfigError, match="top_fraction"):
         score(few, top_fraction=0.0)
+    for label in ("embedding", "sample_id"):
+        with pytest.raises(ConfigError, match="must be different columns"):
+            score(few, label=label)
+
+
+def test_arrays_and_other_objects_get_one_sentence():
+    import raysel
+
+    for wrong in (np.eye(3), pa.table({"embedding": [[1.0]]}), [1], "vectors"):
+        with pytest.raises(ConfigError, match="The dataset to fit on must be a Ray Dataset, not "):
+            raysel.fit_factors(wrong)
+        with pytest.raises(ConfigError, match="The dataset must be a Ray Dataset, not "):
+            raysel.factor_scores(wrong, wrong)
 
 
 @pytest.mark.slow

@@ -286,6 +286,20 @@ def test_what_is_wrong_is_said_before_ray_starts(digits, policies, seeds, overri
     assert "\n" not in str(caught.value)
 
 
+def test_policies_are_a_list_of_names(digits):
+    for given, sentence in (
+        ("full", r"policies: 'full' is not a list of names; write \['full', 'random_prune'\]"),
+        (None, "policies: None is not a list of names"),
+        ([raysel.InfoBatch], "policies: the class InfoBatch is not the name of a policy; write a name such as 'infobatch'"),
+        ([raysel.InfoBatch()], "policies: a raysel InfoBatch is not the name of a policy"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=sentence):
+            check(digits(), given, 1)
+    for seeds in (1.5, "3", None, True):
+        with pytest.raises(ConfigError, match=r"seeds: .* is not a number of seeds"):
+            check(digits(), ["full"], seeds)
+
+
 def test_names_may_be_written_in_any_case(digits):
     names = comparing.policy_names(
         digits(), ["round_robin", "RandomPrune", "random-prune", "Full_Equal-Steps"]
