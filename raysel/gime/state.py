@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from raysel.core import storage
 from raysel.core.arrow import plain
-from raysel.errors import ConfigError, DataError, StateError, reason_of, shown
+from raysel.errors import COLUMNS, ConfigError, DataError, StateError, first, reason_of, shown
 from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
 from raysel.gime.block import Block, View
@@ -459,15 +459,9 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
     DataError
         If the target has none of the columns, no row, or values that cannot be used.
     """
-    kept = binding.within(table.column_names)
-    if kept is None:
-        raise DataError(
-            "The target has none of the columns that the binding names as entity, event_time, classes or content; "
-            f"its columns are {', '.join(table.column_names) or 'none'}."
-        )
+    kept = check_target(binding, table)
     if not table.num_rows:
         raise DataError("The target is empty: there are no rows to compare with.")
-    kept.check(table.schema, "target")
     scale = mismatch.scale_of(Block(table, kept, None, 1))
     state = _partial(table, kept, None, scale)
     others = {
@@ -480,6 +474,18 @@ def with_target(binding: Binding, table: pa.Table) -> Binding:
     state = replace(state, kinds=others | state.kinds)
     summary = base64.b64encode(zlib.compress(_to_ipc(state), 6)).decode()
     return replace(binding, target=Target(table.num_rows, scale, summary))
+
+
+def check_target(binding: Binding, table: pa.Table) -> Binding:
+    """Return the binding of a target's columns. Raises DataError if it has none of the binding, or of another type."""
+    kept = binding.within(table.column_names)
+    if kept is None:
+        raise DataError(
+            "The target has none of the columns that the binding names as entity, event_time, classes or content; "
+            f"its columns are {first(table.column_names, COLUMNS) or 'none'}."
+        )
+    kept.check(table.schema, "target")
+    return kept
 
 
 def target_view(target: Target | None) -> View | None:

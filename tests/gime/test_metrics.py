@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, RayselError
 from raysel.gime import Binding, Figure, finalize, measure, merge, partial, select_groups
 from raysel.gime.pieces import kind_of, pieces
 from raysel.gime.sensitivity import sensitivity
@@ -150,3 +150,34 @@ train: {model: "m.py:make", input: v}
     ):
         load_check(flow("evenness.bit"))
     assert list(METRICS.builtin)[:2] == ["volume", "delay"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("by: l", "gime: Column 'l' holds list.*, which cannot define groups"),
+        ("days: 7", "gime: by: A window of time needs event_time in the binding"),
+        ("days: 1.0e+300", r"gime: days: 1e\+300 days are too long"),
+        ("thresholds: {variety.clases: [1, null]}", r"gime: thresholds.variety.clases: There is no such metric \(did you mean"),
+        ("thresholds: {variety.classes: [2, 1]}", "gime: thresholds.variety.classes: The least value 2 is above the greatest, 1"),
+        ("target: other", "gime: The target has none of the columns that the binding names as"),
+        ("target: typed", "gime: Column 'c' is of type map"),
+        ("binding: {entity: c}, floors: {a: 1}", "gime: floors: The binding must name exactly one class column"),
+    ],
+)  # fmt: skip
+def test_a_section_that_no_run_can_use_is_found_before_it(tmp_path, monkeypatch, keys, says):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(TABLE.append_column("l", pa.array([[1]] * 6)), "pool.parquet")
+    pq.write_table(pa.table({"z": [1]}), "other.parquet")
+    pq.write_table(pa.table({"c": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))}), "typed.parquet")
+    (tmp_path / "m.py").write_text("def make(shape, classes): return None\n")
+    target = ""
+    if keys.startswith("target"):
+        target, keys = f"target: {{path: {keys.partition(': ')[2]}.parquet}}\n", "by: g"
+    binding = "" if "binding" in keys else "binding: {classes: c}, "
+    (tmp_path / "flow.yaml").write_text(
+        f"name: t\npool: {{path: pool.parquet, label: c}}\n{target}gime: {{{binding}{keys}}}\n"
+        "train: {model: 'm.py:make', input: v}\n"
+    )
+    with pytest.raises(RayselError, match=says):
+        steps.check(config.load("flow.yaml"))

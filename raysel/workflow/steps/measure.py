@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +18,10 @@ from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.core.parameters import describe
 from raysel.errors import ConfigError, DataError, RunError
-from raysel.gime import Sensitivity, proxy
+from raysel.gime import Sensitivity, columns, partial, proxy
 from raysel.gime.metrics import metric_functions
 from raysel.gime.select import check_thresholds, limits_of
+from raysel.gime.state import check_target
 from raysel.registry import METRICS
 from raysel.selection import Selection
 from raysel.workflow.config import Gime
@@ -60,6 +62,18 @@ class Measure(Step):
             )
         if settings.by is not None:
             look.check_column("pool", settings.by, "gime.by")
+        try:
+            partial(empty(schema, columns(rule.binding, groups(settings))), rule.binding, groups(settings))
+            if "target" in look.schemas:
+                target = look.schemas["target"]
+                here = [name for name in rule.binding.columns if name in target.names]
+                check_target(rule.binding, empty(target, here))
+            if settings.floors and len(rule.binding.classes) != 1:
+                raise ConfigError(
+                    "floors: The binding must name exactly one class column, whose rows floors count."
+                )
+        except (ConfigError, DataError) as error:
+            raise type(error)(f"gime: {error}") from None
         asked = settings.calibrate
         if asked is None:
             return
@@ -160,9 +174,19 @@ def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
     return raysel.GIME(binding, limits_of(settings.thresholds), floors, tuple(settings.metrics))
 
 
+def empty(schema: pa.Schema, names: Sequence[str]) -> pa.Table:
+    """Return a table without rows that has these columns."""
+    return pa.schema([schema.field(name) for name in names]).empty_table()
+
+
 def groups(settings: Gime) -> str | timedelta | None:
     """Return what the metrics are grouped by."""
-    return timedelta(days=settings.days) if settings.days is not None else settings.by
+    if settings.days is None:
+        return settings.by
+    try:
+        return timedelta(days=settings.days)
+    except OverflowError:
+        raise ConfigError(f"days: {settings.days:g} days are too long for a window of time.") from None
 
 
 def side_by_side(sets: dict[str, pa.Table]) -> pa.Table:
