@@ -188,7 +188,17 @@ class RowIndex:
     def pieces(self) -> list[Piece]:
         """Return the row groups that hold rows, in the order of their ids."""
         return [
-            Piece(file.filesystem, file.path, number, start, rows, size, self.schema, file.partition)
+            Piece(
+                file.filesystem,
+                file.path,
+                number,
+                start,
+                rows,
+                size,
+                self.schema,
+                file.partition,
+                file.stamp[0],
+            )
             for file, offset in zip(self.files, self.offsets.tolist(), strict=True)
             for number, start, rows, size in zip(
                 range(len(file.group_rows)),

@@ -451,6 +451,14 @@ def test_order_and_missing_columns(tmp_path):
     assert "have no column in common" in refused(tmp_path)
 
 
+def test_a_file_that_was_replaced_is_not_read_with_the_old_ids(tmp_path):
+    pq.write_table(pa.table({"x": [1, 2], "y": ["a", "b"]}), tmp_path / "a.parquet")
+    index = index_parquet(list_source([tmp_path]))
+    pq.write_table(pa.table({"x": [3, 4]}), tmp_path / "a.parquet")  # as many rows, and a column less
+    with pytest.raises(DataError, match=r"a\.parquet has changed since its rows were numbered"):
+        list(read_pieces(index.pieces(), ["x", "y"]))
+
+
 def test_damaged_pages_are_found_with_the_row_group(tmp_path):
     rows = pa.table({"x": np.random.default_rng(0).random(50_000).round(3), "text": ["é" * 3] * 50_000})
     for name, at, options in (

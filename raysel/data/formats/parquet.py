@@ -90,6 +90,8 @@ class Piece:
         The columns that all files have together.
     partition : tuple of (str, pyarrow.Scalar)
         Columns with one value for the complete file.
+    file_size : int
+        Size of the file when its footer was read.
     """
 
     filesystem: pafs.FileSystem
@@ -99,7 +101,8 @@ class Piece:
     rows: int
     bytes: int
     schema: pa.Schema
-    partition: Partition = ()
+    partition: Partition
+    file_size: int
 
 
 def read_pieces(
@@ -125,19 +128,28 @@ def read_pieces(
     for (_, path), group in itertools.groupby(pieces, lambda piece: (piece.filesystem, piece.path)):
         held = list(group)
         with reading(path, "Parquet file"), held[0].filesystem.open_input_file(path) as source:
+            if source.size() != held[0].file_size:
+                raise DataError(f"{path} has changed since its rows were numbered; read the source again.")
             reader = pq.ParquetFile(source, page_checksum_verification=True)
+            there, exact = set(reader.schema_arrow.names), _int96(reader)
             for piece in held:
-                yield from ((piece, table) for table in _tables(reader, piece, columns, rows))
+                yield from ((piece, table) for table in _tables(reader, there, exact, piece, columns, rows))
 
 
 def _tables(
-    reader: pq.ParquetFile, piece: Piece, columns: Sequence[str], rows: int | None
+    reader: pq.ParquetFile,
+    there: set[str],
+    int96: list[str],
+    piece: Piece,
+    columns: Sequence[str],
+    rows: int | None,
 ) -> Iterator[pa.Table]:
     wanted = pa.schema([piece.schema.field(name) for name in columns])
-    there = set(reader.schema_arrow.names)
     stored = [name for name in columns if name in there]
     count = 0
     with _damaged(piece):
+        if exact := [name for name in int96 if name in stored]:
+            _check_int96(piece, exact)
         for part in _parts(reader, piece, stored, rows):
             count += len(part)
             if count > piece.rows:
@@ -160,23 +172,15 @@ def _parts(reader: pq.ParquetFile, piece: Piece, stored: list[str], rows: int | 
         for start in range(0, piece.rows, rows or max(piece.rows, 1)):
             yield nothing.slice(start, rows)
         return
-    exact = [name for name in _int96(reader) if name in stored]
     if rows is None:
         try:
-            table = reader.read_row_group(piece.number, columns=stored)
+            yield reader.read_row_group(piece.number, columns=stored)
         except pa.ArrowNotImplementedError:  # nested values of more than 2 GB do not fit one array
             batches = reader.iter_batches(_SMALL_ROWS, row_groups=[piece.number], columns=stored)
-            table = pa.Table.from_batches(batches)
-        if exact:
-            _check_int96(piece, exact)
-        yield table
+            yield pa.Table.from_batches(batches)
         return
     for batch in reader.iter_batches(rows, row_groups=[piece.number], columns=stored):
-        table = pa.Table.from_batches([batch])
-        if exact:
-            _check_int96(piece, exact)
-            exact = []
-        yield table
+        yield pa.Table.from_batches([batch])
 
 
 def _int96(reader: pq.ParquetFile) -> list[str]:
