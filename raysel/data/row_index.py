@@ -311,7 +311,14 @@ def index_parquet(listing: Listing, known: RowIndex | None = None, trust: Trust 
         for place, before in enumerate(known.files):
             if before.digest != digests[before.trust][place]:
                 raise _changed(before.path)
-    return RowIndex(indexed, unified.schema, unified.notes)
+    ranges = {found.range_index: file.path for file, found in zip(ordered, footers, strict=True)}
+    notes = tuple(
+        f"The index '{name}' of a pandas frame is not read, because {path} holds only its range; call reset_index() before "
+        "writing the frame."
+        for name, path in ranges.items()
+        if name is not None and name not in unified.schema.names
+    )
+    return RowIndex(indexed, unified.schema, unified.notes + notes)
 
 
 def _schemas(footers: Sequence[Footer]) -> list[pa.Schema]:

@@ -13,6 +13,7 @@ import types
 import unicodedata
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.fs
@@ -238,6 +239,10 @@ def test_json_that_cannot_be_read(tmp_path):
             ('{"a":1}\n{"a":"x"}\n', "Column 'a' of {} holds an integer in line 1 and text in line 2"),
             ('{"a":1}\n{"a":', "Line 2 of {} is not JSON"),
             ('{"a":1}\n[1]\n', "Line 2 of {} holds a list"),
+            (
+                '{"a":{"0":1,"1":2},"b":{"0":"x","1":"y"}}',
+                "{} holds one object with a table's columns by row number",
+            ),
             ("[1, 2]", "{} is one array, and its entry 0 is an integer"),
             ('{"a":1,"a":2}\n', "Line 1 of {} is not JSON (The name 'a' occurs more than once"),
             (f'{{"a":{2**70}}}\n', "Column 'a' of {} holds integers that no 64 bits hold"),
@@ -457,6 +462,16 @@ def test_a_file_that_was_replaced_is_not_read_with_the_old_ids(tmp_path):
     pq.write_table(pa.table({"x": [3, 4]}), tmp_path / "a.parquet")  # as many rows, and a column less
     with pytest.raises(DataError, match=r"a\.parquet has changed since its rows were numbered"):
         list(read_pieces(index.pieces(), ["x", "y"]))
+
+
+def test_the_range_of_a_pandas_index_is_said_not_to_be_read(tmp_path):
+    frame = pd.DataFrame({"id": [1, 2], "x": ["a", "b"]})
+    frame.set_index("id").to_parquet(tmp_path / "a.parquet")
+    (note,) = index_parquet(list_source([tmp_path])).notes
+    assert note.startswith("The index 'id' of a pandas frame is not read, because ")
+    for other in (frame, frame.set_index("x"), frame.set_index([[5, 9]])):
+        other.to_parquet(tmp_path / "a.parquet")
+        assert not index_parquet(list_source([tmp_path])).notes
 
 
 def test_damaged_pages_are_found_with_the_row_group(tmp_path):

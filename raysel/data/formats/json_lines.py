@@ -84,6 +84,8 @@ class JsonLines(Format):
                 if size >= _CHARACTERS:
                     yield held
                     held, size = [], 0
+            if len(held) == 1 and held[0][0] == 1:
+                _check_orientation(file.path, held[0][1])
             if held:
                 yield held
 
@@ -105,6 +107,21 @@ def _lines(file: File, encoding: str | None) -> Iterator[tuple[int, str]]:
             if not part:
                 break
     yield number, "".join(open_line)
+
+
+def _check_orientation(path: str, row: dict[str, Any]) -> None:
+    """Raise DataError for an object that pandas wrote column by column, which would be one row."""
+    values = list(row.values())
+    names = values[0].keys() if values and isinstance(values[0], dict) else {}
+    if (
+        names
+        and all(map(str.isdecimal, names))
+        and all(isinstance(v, dict) and v.keys() == names for v in values)
+    ):
+        raise DataError(
+            f"{path} holds one object with a table's columns by row number; write it with one object per row, in pandas by "
+            "to_json(orient='records')."
+        )
 
 
 def _array(file: File, encoding: str | None) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,15 @@ class Footer:
     stamp: tuple[int, int]
     schema: pa.Schema
     metadata: pq.FileMetaData = field(repr=False)
+
+    @property
+    def range_index(self) -> str | None:
+        """Name of the index of a pandas frame that is a range, of which the file holds only first and last value."""
+        try:
+            (index,) = json.loads((self.metadata.metadata or {})[b"pandas"])["index_columns"]
+            return index["name"] if index["kind"] == "range" else None
+        except (KeyError, TypeError, ValueError):  # the frame had another index, or it was no frame
+            return None
 
     def fits(self, column: str, kind: pa.DataType) -> bool:
         """Return whether the statistics show that a float or unsigned type holds all integers of a column exactly."""
