@@ -700,6 +700,13 @@ def test_delta_without_its_package(tmp_path, monkeypatch):
     assert "the package deltalake is not installed; install raysel[delta]" in refused(tmp_path)
 
 
+@pytest.mark.slow
+def test_an_object_store_that_cannot_be_reached(tmp_path):
+    message = refused("s3://bucket/pool?endpoint_override=http://127.0.0.1:9&region=us-east-1")
+    assert message.startswith("s3://bucket/pool?endpoint_override=") and "cannot be read (" in message
+    assert "\n" not in message and message.endswith(").")
+
+
 def test_a_file_system_of_fsspec(tmp_path):
     import fsspec
 
