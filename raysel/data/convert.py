@@ -80,7 +80,7 @@ def convert(
     RunError
         If the directory cannot be written.
     """
-    digests = source.digests(trust)
+    digests = [source.digest(file, trust) for file in source.files]
     note("reading the columns")
     unified = source.unified
     storage.make_folder(directory)
@@ -94,6 +94,11 @@ def convert(
         if not place.exists():
             note(f"file {at + 1} of {len(digests)}")
             _write(source, file, unified.schema, place)
+            if source.digest(file, trust) != digest:
+                storage.remove(place)
+                raise DataError(
+                    f"{file.path} changed while it was converted; run again when nothing writes to it."
+                )
             written += 1
         files.append(File(filesystem, str(place)))
     kept = {file.path for file in files}

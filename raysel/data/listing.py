@@ -112,10 +112,10 @@ class Listing:
         files = f"{count:,} {self.format.name} {units}"
         return f"{files} of {self.where}." if rows is None else f"{rows:,} rows in {files} of {self.where}."
 
-    def digests(self, trust: Trust = "content") -> list[str]:
-        """Return a digest of the values of each file, with what decides how they are read."""
+    def digest(self, file: File, trust: Trust = "content") -> str:
+        """Return a digest of the values of a file, with what decides how they are read."""
         suffix = f"&encoding={self.encoding}" if self.encoding else ""
-        return [f"{self.format.digest(file, trust)}{suffix}" for file in self.files]
+        return f"{self.format.digest(file, trust)}{suffix}"
 
 
 def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None = None) -> Listing:

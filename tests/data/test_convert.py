@@ -83,6 +83,21 @@ def test_nothing_is_left_of_a_conversion_that_failed(tmp_path, monkeypatch):
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_a_file_that_changes_while_it_is_converted_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "b.csv"
+    path.write_text("a\n1\n")
+    read = Csv.tables
+
+    def tables(self, file, schema, encoding=None):
+        yield from read(self, file, schema, encoding)
+        path.write_text("a\n2\n3\n")
+
+    monkeypatch.setattr(Csv, "tables", tables)
+    with pytest.raises(DataError, match=r"b\.csv changed while it was converted"):
+        convert(list_source([path]), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_what_is_trusted_is_not_read_for_its_digest(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl").write_text(json.dumps({"a": 1}))
     source = list_source([tmp_path / "a.jsonl"])
