@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from raysel.data.row_index import ID
+from raysel.data.vectors import is_tensor, tensor_rows, to_column
 
 _ROWS = 1024  # rows that are hashed together: always those of the same ids
 
@@ -68,8 +69,31 @@ def _digest_ranges(first: int, last: int, *tables: pa.Table) -> bytes:
             for table, (start, stop) in zip(ordered, ends, strict=True)
             if stop > start
         ]
-        found.append(_digest(pa.concat_tables(parts, promote_options="default")))
+        found.append(_digest(pa.concat_tables(_alike(parts), promote_options="default")))
     return b"".join(found)
+
+
+def _alike(tables: list[pa.Table]) -> list[pa.Table]:
+    """Return tables in which Ray's tensors, of one or several shapes, have one type however they are cut into blocks."""
+    for name in tables[0].column_names:
+        columns = [table[name] for table in tables if name in table.column_names]
+        kinds = {column.type for column in columns}
+        plain = len(kinds) == 1 and isinstance(columns[0].type, pa.FixedShapeTensorType)
+        if plain or not all(map(is_tensor, kinds)) or any(column.null_count for column in columns):
+            continue
+        rows = [tensor_rows(table[name], name) for table in tables]
+        alike = len({row.shape for some in rows for row in some}) == 1
+        for at, some in enumerate(rows):
+            tensors = to_column(np.stack(some)) if alike else _ragged(some)
+            tables[at] = tables[at].set_column(tables[at].column_names.index(name), name, tensors)
+    return tables
+
+
+def _ragged(rows: list[np.ndarray]) -> pa.Array:
+    values = [pa.array(row.reshape(-1)) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in values])])
+    data = pa.LargeListArray.from_arrays(pa.array(offsets), pa.concat_arrays(values))
+    return pa.StructArray.from_arrays([data, pa.array([list(row.shape) for row in rows])], ["data", "shape"])
 
 
 def _digest(table: pa.Table) -> bytes:

@@ -85,6 +85,27 @@ def decode(
     return Rows(ids, (as_numbers if takes == "numbers" else as_matrix)(column, name, ids), rejected)
 
 
+def join(parts: Sequence[Rows], columns: Sequence[str]) -> Rows:
+    """Return the rows of several tables as those of one, by ascending id."""
+    rows = [part.rows for part in parts]
+    ids = np.concatenate([part.ids for part in parts])
+    order = np.argsort(ids, kind="stable")
+    together: Any
+    if isinstance(rows[0], np.ndarray):
+        shapes = {some.shape[1:] for some in rows if len(some)}
+        if len(shapes) > 1:
+            shown = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
+            raise DataError(f"Column '{columns[0]}' holds rows of different shapes: {shown}.")
+        together = np.concatenate([some for some in rows if len(some)] or rows[:1])[order]
+    elif isinstance(rows[0], pa.Table):
+        together = pa.concat_tables(rows, promote_options="permissive").take(pa.array(order))
+    else:
+        flat = [row for some in rows for row in some]
+        together = [flat[at] for at in order.tolist()]
+    rejected = {number: reason for part in parts for number, reason in part.rejected.items()}
+    return Rows(ids[order], together, rejected)
+
+
 def is_text(kind: pa.DataType) -> bool:
     """Return whether a column of this type holds text."""
     if pa.types.is_dictionary(kind):

@@ -14,16 +14,17 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raysel.cluster.blocks import arrow_blocks, map_blocks, plain_errors
+from raysel.cluster.blocks import plain_errors
 from raysel.core import storage
 from raysel.core.fingerprint.files import Trust
-from raysel.data.content import digest_blocks, digest_table
+from raysel.data.content import digest_table
 from raysel.data.datasource import parquet_dataset
 from raysel.data.formats.images import ROWS, Images, list_images, load_images
 from raysel.data.formats.parquet import read_pieces
-from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, identity, mark, short_names
+from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, mark, short_names
 from raysel.data.listing import Listing, list_source, warn
 from raysel.data.memory import as_table
+from raysel.data.ray_rows import numbered
 from raysel.data.row_index import ID, RowIndex, check_ids, index_parquet, with_ids
 from raysel.errors import DataError
 
@@ -116,7 +117,7 @@ def read(
     elif listing is not None:
         dataset, schema, where = _read_files(listing, trust)
     elif isinstance(source, Dataset):
-        dataset, schema, where = _read_dataset(source)
+        dataset, schema, where = numbered(source)
     else:
         table = as_table(source)
         dataset, schema, where = (
@@ -251,31 +252,6 @@ def _read_images(listing: Listing) -> tuple[Dataset, pa.Schema, str]:
         schema,
         listing.where,
     )
-
-
-def _read_dataset(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
-    where = "the Ray Dataset"
-    refs = arrow_blocks(dataset)
-    rows = map_blocks(lambda table: (table.num_rows, table.schema), refs)
-    counts = [count for count, _ in rows]
-    if sum(counts) == 0:
-        raise DataError(f"There are no rows in {where}.")
-    schema = next(schema for count, schema in rows if count)
-    if ID in schema.names:
-        ids = map_blocks(
-            lambda table: table[ID].to_numpy() if table.num_rows else np.empty(0, np.int64), refs
-        )
-        check_ids(np.concatenate(ids), where)
-        return mark(ray.data.from_arrow_refs(refs), identity(dataset)), schema, where
-    add = ray.remote(with_ids)
-    numbered, spans, start = [], [], 0
-    for ref, count in zip(refs, counts, strict=True):
-        if count:
-            numbered.append(add.remote(ref, start))
-            spans.append((start, start + count - 1))
-            start += count
-    file = NumberedFile("a Ray Dataset", digest_blocks(numbered, spans), start)
-    return mark(ray.data.from_arrow_refs(numbered), PoolIdentity((file,))), schema, where
 
 
 def _number(table: pa.Table, numbered_by: PoolIdentity | Callable[[], PoolIdentity], where: str) -> Dataset:

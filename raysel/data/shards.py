@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysel.core import storage
-from raysel.data.decode import Rows, Takes, decode
+from raysel.data.decode import Rows, Takes, decode, join
 from raysel.data.embedders.embedder import Embedder, check_vectors, length_of, rows_of
 from raysel.data.formats.format import reading
 from raysel.data.formats.parquet import Piece, read_pieces
@@ -106,24 +106,32 @@ def read(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Rows]:
     """Return the decoded rows of a unit's shards, from its pieces or from tables with more rows."""
     takes: Takes = getattr(work.embedder, "takes", "any")
     prepare = getattr(work.embedder, "prepare", None)
-    for table in _from_tables(unit, tables) if tables else _from_pieces(unit, work.shard):
-        rows = decode(table, work.columns, takes, prepare)
+    for parts in _from_tables(unit, tables) if tables else _from_pieces(unit, work.shard):
+        decoded = [decode(part, work.columns, takes, prepare) for part in parts]
+        rows = decoded[0] if len(decoded) == 1 else join(decoded, work.columns)
         if rows.rejected and work.options.on_error == "raise":
-            refuse(rows.rejected, table[ID].to_numpy())
+            refuse(rows.rejected, np.concatenate([part[ID].to_numpy() for part in parts]))
         yield rows
 
 
-def _from_tables(unit: Unit, tables: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    whole = pa.concat_tables([_between(table, unit.low, unit.high) for table in tables])
-    if whole.num_rows:
-        yield whole.sort_by(ID) if (np.diff(whole[ID].to_numpy()) < 0).any() else whole
+def _from_tables(unit: Unit, tables: Sequence[pa.Table]) -> Iterator[list[pa.Table]]:
+    """Yield the rows of a shard, in as many tables as their types need: tensors of several sizes are not one column."""
+    parts = [part for table in tables if (part := _between(table, unit.low, unit.high)).num_rows]
+    if parts and all(part.schema.equals(parts[0].schema) for part in parts):
+        parts = [pa.concat_tables(parts)]
+    if parts:
+        yield (
+            parts
+            if len(parts) > 1 or (np.diff(parts[0][ID].to_numpy()) >= 0).all()
+            else [parts[0].sort_by(ID)]
+        )
 
 
-def _from_pieces(unit: Unit, shard: int) -> Iterator[pa.Table]:
+def _from_pieces(unit: Unit, shard: int) -> Iterator[list[pa.Table]]:
     parts = stream_rows(unit.pieces, unit.names or {}, unit.low, unit.high, shard)
     for number, group in itertools.groupby(parts, lambda part: part[ID][0].as_py() // shard):
         if number not in unit.done:
-            yield pa.concat_tables(group)
+            yield [pa.concat_tables(group)]
 
 
 def _between(table: pa.Table, low: int, high: int) -> pa.Table:

@@ -80,6 +80,14 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
     return _numbers(column, name)
 
 
+def is_tensor(kind: pa.DataType) -> bool:
+    """Return whether a column holds tensors, of one shape or several, as Arrow or Ray stores them."""
+    name = getattr(kind, "extension_name", "")
+    return name == "arrow.fixed_shape_tensor" or name.startswith(
+        ("ray.data.arrow_tensor", "ray.data.arrow_variable")
+    )
+
+
 def is_ragged(kind: pa.DataType) -> bool:
     """Return whether a column holds tensors of several shapes, as Ray stores them."""
     return getattr(kind, "extension_name", "") == "ray.data.arrow_variable_shaped_tensor"

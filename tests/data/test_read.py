@@ -12,6 +12,7 @@ import pytest
 
 import raysel
 from raysel.cluster.blocks import gather
+from raysel.data import pipeline
 from raysel.data.row_index import ID
 from raysel.data.vectors import to_column, to_numpy
 from raysel.errors import DataError
@@ -195,6 +196,68 @@ def test_a_map_style_torch_dataset():
         DataError, match=r"Column 'x' holds a value of type ndarray of shape \(1, 2\) in row 0"
     ):
         raysel.read(Ragged())
+
+
+def test_blocks_of_a_ray_dataset_get_one_type_per_column(cluster):
+    blocks = [
+        pa.table({"x": pa.array([1, None], pa.int32()), "t": pa.array(["a", "b"], pa.string_view())}),
+        pa.table({"x": pa.nulls(1), "t": ["c"], "new": [2**60 + 1]}),
+        pa.table({"t": pa.array(["d"]).dictionary_encode(), "x": pa.array([2**60 + 1])}),
+    ]
+    dataset = raysel.read(cluster.data.from_arrow(blocks), label="t")
+    got = rows(dataset, "x", "t", "new")
+    assert got["x"].to_pylist() == [1, None, None, 2**60 + 1]
+    assert got["t"].to_pylist() == ["a", "b", "c", "d"] and got["new"].to_pylist() == [
+        None,
+        None,
+        2**60 + 1,
+        None,
+    ]
+    kinds = {tuple(map(str, table.schema.types)) for table in cluster.get(dataset.to_arrow_refs())}
+    assert len(kinds) == 1
+    assert raysel.read(dataset).count() == 4  # its ids are kept
+    for bad, sentence in (
+        (
+            [{"x": [1]}, {"x": ["a"]}],
+            "Column 'x' of the Ray Dataset holds int64 in some blocks and string in others",
+        ),
+        ([{"x": [0.5]}, {"x": [2**60 + 1]}], "which does not hold its values exactly"),
+        ([{ID: [0.5]}], "must hold an integer in every row"),
+        ([{ID: [0, None]}], "must hold an integer in every row"),
+        ([{ID: [3]}, {ID: [3]}], "occur more than once"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            raysel.read(cluster.data.from_arrow([pa.table(block) for block in bad]))
+
+
+def test_images_that_ray_read_are_embedded_in_any_blocks(cluster, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for name, size in (("a", (8, 6)), ("b", (9, 9)), ("c", (5, 5)), ("d", (7, 5))):
+        Image.new("RGB", size).save(tmp_path / f"images/{name}.png")
+
+    def heights(images):
+        return np.array([[len(image)] for image in images], np.float32)
+
+    from raysel.data.embedders.embedder import FunctionEmbedder
+
+    embedder = FunctionEmbedder("heights", heights, "images")
+    images = (
+        cluster.data.read_images(str(tmp_path / "images"), mode="RGB", include_paths=True)
+        .sort("path")
+        .materialize()
+    )
+    digests = []
+    for blocks in (images, images.repartition(1), images.repartition(4)):
+        pool = raysel.read(blocks)
+        digests.append(pipeline.source_of(pool, ["image"]).digest)
+        for options in ({}, {"directory": tmp_path / f"v{len(digests)}"}):
+            made = rows(raysel.embed(pool, embedder, column="image", **options), "embedding")
+            assert to_numpy(made["embedding"], "v")[:, 0].tolist() == [6, 9, 5, 5]
+    assert len(set(digests)) == 1
+    with pytest.raises(DataError, match="rows of different shapes|vectors of different lengths"):
+        raysel.embed(pool, "column", column="image", directory=tmp_path / "w")
 
 
 def test_a_hugging_face_dataset():
