@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import raysel
 from raysel.data.embedders.build import make_embedder, named_embedder
-from raysel.errors import ConfigError
+from raysel.data.embedders.table import TableEmbedder, _extremes
+from raysel.errors import ConfigError, DataError
 from raysel.registry import EMBEDDERS
 from raysel.workflow import config
 
@@ -132,3 +135,85 @@ def test_a_module_of_the_current_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = raysel.fit_embedder("torch:nets_here:net").load("cpu")
     assert run(np.zeros((3, 2), np.float32)).shape == (3, 2)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def fitted(**columns):
+    """The table embedder fitted on one block of rows, as ``fit`` merges many."""
+    table = pa.table(columns)
+    low, high = {}, {}
+    for name, (least, most) in _extremes(table).items():
+        low[name], high[name] = (least, most) if least <= most else (0.0, 0.0)
+    return TableEmbedder("table", tuple(columns), low, high, 16), table
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        (pa.array([2**60 + 1, 1, None]), [[1, 0], [0, 0], [0.5, 1]]),
+        (pa.array([2**64 - 1, 0], pa.uint64()), [[1, 0], [0, 0]]),
+        (pa.array([decimal.Decimal("1.1"), decimal.Decimal("2.1")]), [[0, 0], [1, 0]]),
+        (pa.array([1e308, -1e308, 0.0]), [[1, 0], [0, 0], [0.5, 0]]),
+        (pa.array([float("inf"), float("nan")]), [[0.5, 1], [0.5, 1]]),
+        (pa.array([7, 7]), [[0, 0], [0, 0]]),
+        (pa.array([1, 3], pa.float16()), [[0, 0], [1, 0]]),
+    ],
+)
+def test_numbers_of_a_table_lie_between_0_and_1(values, wanted):
+    embedder, table = fitted(c=values)
+    assert embedder(table).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a", None, "b", "a"]),
+        pa.array(["a", None, "b", "a"], pa.large_string()),
+        pa.array(["a", None, "b", "a"]).dictionary_encode(),
+        pa.chunked_array([["a", None], ["b", "a"]]),
+        pa.chunked_array(
+            [pa.array(["a", None]).dictionary_encode(), pa.array(["b", "a"]).dictionary_encode()]
+        ),
+        pa.array([True, None, False, True]),
+        pa.array([1, None, 2, 1], pa.date32()),
+        pa.array([1, None, 2, 1], pa.timestamp("us", "UTC")),
+        pa.array([1, None, 2, 1], pa.time32("s")),
+    ],
+)
+def test_categories_of_a_table_are_ones_among_zeros(values):
+    embedder, table = fitted(c=values)
+    got = embedder(table)
+    assert got.sum(axis=1).tolist() == [1, 1, 1, 1] and np.array_equal(got[0], got[3])
+    share_a_place = pa.types.is_boolean(values.type)  # "true" and missing values have one hash
+    assert len({tuple(row) for row in got[:3].tolist()}) == 3 - share_a_place
+    assert np.array_equal(embedder(table.slice(1, 2)), got[1:3])
+
+
+def test_columns_that_a_table_embedder_does_not_take():
+    for values in (
+        pa.array([[1], [2, 3]]),
+        pa.array([{"a": 1}, {"a": 2}]),
+        pa.array([b"\xff\xfe", b"a"]),
+        pa.array([[1.0], [2.0]], pa.list_(pa.float32(), 1)),
+    ):
+        with pytest.raises(DataError, match=r"Column 'c' holds .*, which is neither a number nor a category"):
+            fitted(c=values)
+    embedder, _ = fitted(c=pa.array([1, 2]))
+    with pytest.raises(
+        DataError, match="Column 'c' holds string, but numbers in the rows that the embedder was fitted on"
+    ):
+        embedder(pa.table({"c": ["x"]}))
+    assert embedder(pa.table({"c": pa.nulls(2)})).tolist() == [[0.5, 1], [0.5, 1]]
+    assert fitted(c=pa.nulls(2))[0](pa.table({"c": pa.nulls(2)})).sum(axis=1).tolist() == [1, 1]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_nothing_is_learned_from_no_rows():
+    rows = raysel.read({"k": np.arange(3.0)}).filter(lambda row: False)
+    for spec in ("table", "pca:1"):
+        with pytest.raises(
+            DataError, match="The dataset to fit on is empty: there are no rows to learn from"
+        ):
+            raysel.fit_embedder(spec, rows, column="k")

@@ -256,7 +256,7 @@ def test_images_that_ray_read_are_embedded_in_any_blocks(cluster, tmp_path):
             made = rows(raysel.embed(pool, embedder, column="image", **options), "embedding")
             assert to_numpy(made["embedding"], "v")[:, 0].tolist() == [6, 9, 5, 5]
     assert len(set(digests)) == 1
-    with pytest.raises(DataError, match="rows of different shapes|vectors of different lengths"):
+    with pytest.raises(DataError, match=r"rows of different shapes|vectors of different lengths"):
         raysel.embed(pool, "column", column="image", directory=tmp_path / "w")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,9 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import stream_blocks
 from raysel.core.fingerprint import library_versions
-from raysel.data.decode import Takes
+from raysel.data.decode import Takes, is_text
 from raysel.data.embedders.embedder import check_no_argument
+from raysel.errors import DataError
 
 _BUCKETS = 16  # elements of a hashed category
 
@@ -38,7 +39,7 @@ class TableEmbedder:
     def __call__(self, rows: pa.Table) -> np.ndarray:
         """Return the features of each row."""
         parts = [
-            self._number(rows[name], name) if name in self.low else self._category(rows[name])
+            self._number(rows[name], name) if name in self.low else self._category(rows[name], name)
             for name in self.columns
         ]
         return np.concatenate(parts, axis=1)
@@ -47,21 +48,29 @@ class TableEmbedder:
         return 1, self.columns, self.low, self.high, self.buckets, library_versions("pyarrow")
 
     def _number(self, column: pa.ChunkedArray, name: str) -> np.ndarray:
-        values = numbers(column)
+        values = numbers(column, name)
         missing = np.isnan(values)
-        width = self.high[name] - self.low[name]
-        scaled = (values - self.low[name]) / (width if width > 0 else 1.0)
-        return np.stack([np.where(missing, 0.5, scaled), missing], axis=1).astype(np.float32)
+        low, width = self.low[name], self.high[name] - self.low[name]
+        if np.isinf(width):  # half of the numbers have half of the range, which is a number again
+            values, low, width = values / 2, low / 2, self.high[name] / 2 - low / 2
+        scaled = (values - low) / (width if width > 0 else 1.0)
+        with np.errstate(over="ignore"):  # an infinity is refused like any other
+            return np.stack([np.where(missing, 0.5, scaled), missing], axis=1).astype(np.float32)
 
-    def _category(self, column: pa.ChunkedArray) -> np.ndarray:
-        coded = column.combine_chunks().dictionary_encode()
-        names = coded.dictionary.cast(pa.string()).to_pylist()
-        places = [zlib.crc32(text.encode()) % self.buckets for text in names] + [
-            zlib.crc32(b"\0") % self.buckets
-        ]
-        codes = pc.fill_null(coded.indices, len(names)).to_numpy(zero_copy_only=False)
+    def _category(self, column: pa.ChunkedArray, name: str) -> np.ndarray:
+        _kind_of(column.type, name)
         vectors = np.zeros((len(column), self.buckets), np.float32)
-        vectors[np.arange(len(column)), np.array(places)[codes]] = 1
+        start = 0
+        for (
+            chunk
+        ) in column.chunks:  # one after another, since all text of a column may not fit into one chunk
+            coded = chunk.dictionary_encode()
+            names = coded.dictionary.cast(pa.large_string()).to_pylist()
+            keys = [b"\0" if text is None else text.encode() for text in [*names, None]]
+            places = np.array([zlib.crc32(key) % self.buckets for key in keys])
+            codes = pc.fill_null(coded.indices.cast(pa.int64()), len(names)).to_numpy(zero_copy_only=False)
+            vectors[start + np.arange(len(chunk)), places[codes]] = 1
+            start += len(chunk)
         return vectors
 
 
@@ -92,25 +101,48 @@ class TableFeatures:
         """Learn the ranges of the numbers."""
         low: dict[str, float] = {}
         high: dict[str, float] = {}
+        empty = True
         for part in stream_blocks(dataset, columns, "dataset to fit on", _extremes):
             for name, (least, most) in part.items():
                 low[name], high[name] = min(low.get(name, least), least), max(high.get(name, most), most)
-        return TableEmbedder(self.spec, tuple(columns), low, high, _BUCKETS)
+            empty = False
+        if empty:
+            raise DataError("The dataset to fit on is empty: there are no rows to learn from.")
+        unknown = {name: 0.0 for name in low if low[name] > high[name]}  # without any number to learn from
+        return TableEmbedder(self.spec, tuple(columns), low | unknown, high | unknown, _BUCKETS)
 
 
 def _extremes(table: pa.Table) -> dict[str, tuple[float, float]]:
     found = {}
     for name in table.column_names:
-        kind = table[name].type
-        if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            values = numbers(table[name])
+        if _kind_of(table[name].type, name) == "number":
+            values = numbers(table[name], name)
             values = values[np.isfinite(values)]
             found[name] = (float(values.min()), float(values.max())) if len(values) else (np.inf, -np.inf)
     return found
 
 
-def numbers(column: pa.ChunkedArray) -> np.ndarray:
+def _kind_of(kind: pa.DataType, name: str) -> Literal["number", "category"]:
+    """Return how a column is embedded; raise DataError if its type is neither."""
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        return "number"
+    if (
+        is_text(of) or pa.types.is_primitive(of) or pa.types.is_null(of)
+    ):  # Arrow counts truth values and dates as such
+        return "category"
+    raise DataError(
+        f"Column '{name}' holds {kind}, which is neither a number nor a category (text, truth value, date or time); leave "
+        "it out, or make one of it."
+    )
+
+
+def numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """Return a numeric column as float64 (n,), NaN if there is no finite value."""
-    values = column.cast(pa.float64()).to_numpy(zero_copy_only=False).copy()
+    if _kind_of(column.type, name) != "number" and not pa.types.is_null(column.type):
+        raise DataError(
+            f"Column '{name}' holds {column.type}, but numbers in the rows that the embedder was fitted on."
+        )
+    values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
     values[~np.isfinite(values)] = np.nan
     return values
