@@ -97,7 +97,20 @@ def _ragged(rows: list[np.ndarray]) -> pa.Array:
 
 
 def _digest(table: pa.Table) -> bytes:
-    """Return a digest of a few rows by value, not of their buffers, which may hold more than the rows."""
+    """Return a digest of a few rows by value, not of their buffers, which may hold more than the rows.
+
+    Rows that have too many bytes for one chunk of their type are digested in halves.
+    """
+    try:
+        return _digest_together(table)
+    except (pa.ArrowInvalid, pa.ArrowCapacityError):
+        half = len(table) // 2
+        if not half:
+            raise
+        return _digest(table.slice(0, half)) + _digest(table.slice(half))
+
+
+def _digest_together(table: pa.Table) -> bytes:
     columns = [_plain(column) for column in table.columns]
     content = hashlib.blake2b(digest_size=16)
     schema = pa.schema([pa.field(n, c.type) for n, c in zip(table.column_names, columns, strict=True)])

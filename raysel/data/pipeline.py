@@ -50,7 +50,7 @@ from raysel.data.embedders.embedder import Embedder, FunctionEmbedder
 from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
 from raysel.data.row_index import ID, check_ids
-from raysel.data.shards import Options, Stat, Unit, VectorFolder, Work, shard_rows
+from raysel.data.shards import DONE, Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError, RunError
 
@@ -134,9 +134,10 @@ def compute(
     folder.claim(key)
     if source.pool is not None:
         folder.write(POOL_FILE, json.dumps(source.pool.to_list()).encode())
-    finished = folder.read("_done.json")
+    finished = folder.read(DONE)
     if finished is not None:
-        return Report(**finished["report"] | {"embedded": 0, "seconds": 0.0, "start_seconds": 0.0})
+        with shards.intact(folder.file(DONE)):
+            return Report(**finished["report"] | {"embedded": 0, "seconds": 0.0, "start_seconds": 0.0})
     missing = source.jobs(shard, folder.parts())
     work = Work(embedder, tuple(columns), directory, options, shard)
     embedded, start = _run(missing, work, _Progress(source.rows, watch)) if missing else (0, 0.0)
@@ -686,7 +687,7 @@ def _finish(
         time.monotonic() - began,
         start,
     )
-    write_json(folder.file("_done.json"), {"report": asdict(report), "sum_of_ids": total})
+    write_json(folder.file(DONE), {"report": asdict(report), "sum_of_ids": total})
     return report
 
 
@@ -717,7 +718,8 @@ def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
     folder = VectorFolder(directory)
     try:
         with folder.reading_part(number) as source:
-            table = pq.read_table(source).replace_schema_metadata(None)
+            table = pq.read_table(source, page_checksum_verification=True).replace_schema_metadata(None)
+            table.validate(full=True)
     except FileNotFoundError as error:
         if number not in folder.parts():
             raise DataError(f"{folder.part(number)} was removed; embed the data set again.") from error

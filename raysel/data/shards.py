@@ -11,7 +11,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from raysel.data.row_index import ID, with_ids
 from raysel.data.vectors import EMBEDDING, not_finite, to_column
 from raysel.errors import DataError, RunError, first, reason_of
 
+DONE = "_done.json"  # written last
 _ROWS = 16_384  # of a shard whose rows are independent of each other
 _ROWS_TILED = {"text": 2048, "images": 256}
 
@@ -108,7 +109,9 @@ def read(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Rows]:
     prepare = getattr(work.embedder, "prepare", None)
     for parts in _from_tables(unit, tables) if tables else _from_pieces(unit, work.shard):
         decoded = [decode(part, work.columns, takes, prepare) for part in parts]
-        rows = decoded[0] if len(decoded) == 1 else join(decoded, work.columns)
+        rows = decoded[0]
+        if len(decoded) > 1 or (np.diff(rows.ids) < 0).any():
+            rows = join(decoded, work.columns)
         if rows.rejected and work.options.on_error == "raise":
             refuse(rows.rejected, np.concatenate([part[ID].to_numpy() for part in parts]))
         yield rows
@@ -117,14 +120,9 @@ def read(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Rows]:
 def _from_tables(unit: Unit, tables: Sequence[pa.Table]) -> Iterator[list[pa.Table]]:
     """Yield the rows of a shard, in as many tables as their types need: tensors of several sizes are not one column."""
     parts = [part for table in tables if (part := _between(table, unit.low, unit.high)).num_rows]
-    if parts and all(part.schema.equals(parts[0].schema) for part in parts):
-        parts = [pa.concat_tables(parts)]
     if parts:
-        yield (
-            parts
-            if len(parts) > 1 or (np.diff(parts[0][ID].to_numpy()) >= 0).all()
-            else [parts[0].sort_by(ID)]
-        )
+        alike = all(part.schema.equals(parts[0].schema) for part in parts)
+        yield [pa.concat_tables(parts)] if alike else parts
 
 
 def _from_pieces(unit: Unit, shard: int) -> Iterator[list[pa.Table]]:
@@ -301,24 +299,25 @@ class VectorFolder(storage.Folder):
     @contextmanager
     def reading_part(self, number: int) -> Iterator[Any]:
         """Open a shard's file; what is raised for a damaged one becomes DataError. FileNotFoundError if it is missing."""
-        path = self.part(number)
-        advice = "remove the directory and compute the vectors again"
-        with (
-            storage.open_file(path) as source,
-            reading(path, "vectors", lambda error: f"{path} is damaged ({reason_of(error)}); {advice}."),
-        ):
+        with storage.open_file(self.part(number)) as source, intact(self.part(number)):
             yield source
 
     def write_part(self, number: int, table: pa.Table, rejected: dict[int, str]) -> None:
         """Write a shard's file, with the rejected rows in its metadata."""
         sink = pa.BufferOutputStream()
         kept = table.replace_schema_metadata({"rejected": json.dumps(sorted(rejected.items()))})
-        pq.write_table(kept, sink, compression="none")
+        pq.write_table(kept, sink, compression="none", write_page_checksum=True)
         self.write(part_name(number), sink.getvalue())
 
     def write_none(self, number: int, rejected: dict[int, str]) -> None:
         """Write the mark of a shard without any vector."""
         self.write(f"none-{number:012d}.json", json.dumps(sorted(rejected.items())).encode())
+
+
+def intact(path: str) -> AbstractContextManager[None]:
+    """Turn what reading a damaged file of vectors raises into a DataError with its path."""
+    advice = "remove the directory and compute the vectors again"
+    return reading(path, "vectors", lambda error: f"{path} is damaged ({reason_of(error)}); {advice}.")
 
 
 def part_name(number: int) -> str:

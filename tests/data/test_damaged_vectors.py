@@ -1,0 +1,132 @@
+"""Files of vectors that were damaged on disk: what was written, or an error that names the file; without Ray."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from raysel.data import pipeline, shards
+from raysel.data.content import _digest
+from raysel.data.decode import Rows, join
+from raysel.data.embedders.column import ColumnEmbedder
+from raysel.data.store import ArrayDataset
+from raysel.errors import DataError, RunError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = shards.VectorFolder(str(tmp_path))
+    work = shards.Work(ColumnEmbedder(), ("x",), str(tmp_path), shards.Options(on_error="drop"), 16_384)
+    shards.embed(
+        Rows(np.arange(50), np.arange(150, dtype=np.float32).reshape(50, 3), {60: "gone"}),
+        ColumnEmbedder(),
+        work,
+    )
+    folder.write("_key.json", b"{}")
+    return folder
+
+
+def damaged(data: bytes, count: int, seed: int):
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        bad = bytearray(data)
+        at = int(rng.integers(len(bad)))
+        match int(rng.integers(3)):
+            case 0:
+                bad[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                bad = bad[:at]
+            case _:
+                bad[at : at + 4] = rng.bytes(4)
+        yield bytes(bad)
+
+
+@pytest.mark.parametrize("count", [200, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_a_damaged_part_is_named(folder, tmp_path, count):
+    path = tmp_path / shards.part_name(0)
+    good = path.read_bytes()
+    known = (
+        shards.check_parts(str(tmp_path), [0]),
+        pipeline._part(str(tmp_path), 0, pipeline._stamp(folder)),
+    )
+    assert known[0] == [(50, 1225, 3, 0, [[60, "gone"]])]
+    refused = 0
+    for data in damaged(good, count, 0):
+        path.write_bytes(data)
+        pipeline._part.cache_clear()
+        for read in (
+            lambda: shards.check_parts(str(tmp_path), [0]),
+            lambda: pipeline._part(str(tmp_path), 0, pipeline._stamp(folder)),
+        ):
+            try:
+                read()
+            except DataError as error:
+                assert str(error).startswith(
+                    f"{path} is damaged ("
+                ) and "remove the directory and compute" in str(error)
+                refused += 1
+    assert refused > count  # of twice as many reads
+    pipeline._part.cache_clear()
+
+
+def test_vectors_with_another_value_are_noticed(folder, tmp_path):
+    path = tmp_path / shards.part_name(0)
+    data = path.read_bytes()
+    at = data.index(np.float32(100).tobytes())
+    path.write_bytes(data[:at] + np.float32(101).tobytes() + data[at + 4 :])
+    pipeline._part.cache_clear()
+    with pytest.raises(DataError, match=r"part-0+\.parquet is damaged"):
+        pipeline._part(str(tmp_path), 0, pipeline._stamp(folder))
+
+
+def test_a_damaged_report_or_array_is_named(folder, tmp_path):
+    folder.write("_done.json", json.dumps({"report": {"rows": 1}}).encode())
+    with pytest.raises(DataError, match=r"_done\.json is damaged"), shards.intact(folder.file("_done.json")):
+        pipeline.Report(**folder.read("_done.json")["report"])
+    for name, data in (("arrays.json", b"{"), ("arrays.json", b"{}"), ("arrays.json", b'{"classes": []}')):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(RunError, match=r"The arrays in .* are damaged"):
+            ArrayDataset(tmp_path)
+    for name in ("inputs.npy", "labels.npy"):
+        np.save(tmp_path / name, np.arange(3))
+    assert len(ArrayDataset(tmp_path)) == 3
+    (tmp_path / "labels.npy").write_bytes((tmp_path / "labels.npy").read_bytes()[:-5])
+    with pytest.raises(RunError, match=r"The arrays in .* are damaged"):
+        ArrayDataset(tmp_path)
+
+
+# ---- rows of several tables ------------------------------------------------------------------------------------------
+
+
+def test_rows_of_several_tables_are_in_the_order_of_their_ids():
+    ids = [np.array([4, 1]), np.array([3]), np.array([], np.int64)]
+    matrix = join(
+        [Rows(i, np.stack([i, i], 1), {int(i[0]) + 10: "bad"} if len(i) else {}) for i in ids[:2]], ["x"]
+    )
+    assert matrix.ids.tolist() == [1, 3, 4] and matrix.rows.tolist() == [[1, 1], [3, 3], [4, 4]]
+    assert matrix.rejected == {14: "bad", 13: "bad"}
+    assert join([Rows(i, [f"t{n}" for n in i], {}) for i in ids], ["x"]).rows == ["t1", "t3", "t4"]
+    tables = join([Rows(i, pa.table({"x": i}), {}) for i in ids], ["x"])
+    assert tables.rows["x"].to_pylist() == [1, 3, 4]
+    with pytest.raises(DataError, match="Column 'x' holds rows of different shapes: 2, 3"):
+        join([Rows(ids[0], np.ones((2, 2)), {}), Rows(ids[1], np.ones((1, 3)), {})], ["x"])
+
+
+def test_rows_too_large_for_one_chunk_are_digested_in_halves(monkeypatch):
+    from raysel.data import content
+
+    real, sizes = content._digest_together, []
+
+    def limited(table):
+        sizes.append(len(table))
+        if len(table) > 3:
+            raise pa.ArrowInvalid("offset overflow while concatenating arrays")
+        return real(table)
+
+    table = pa.table({"x": [[f"{i}"] for i in range(8)]})
+    monkeypatch.setattr(content, "_digest_together", limited)
+    assert _digest(table) == b"".join(real(table.slice(at, 2)) for at in (0, 2, 4, 6))
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
