@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from raysel.core.fingerprint import library_versions
 from raysel.core.storage import resolve
+from raysel.data.arrow_types import plain_column
 from raysel.data.row_index import ID
 from raysel.data.vectors import as_matrix, as_numbers, tensor_rows, to_numpy
 from raysel.errors import DataError
@@ -62,7 +63,7 @@ def decode(
     if takes == "table":
         return Rows(ids, table.select(list(columns)), {})
     name = columns[0]
-    column = table[name]
+    column = plain_column(table[name], name)
     kind = column.type
     rejected: dict[int, str] = {}
     if column.null_count:

@@ -18,7 +18,7 @@ from raysel.core.fingerprint.files import cache_root
 from raysel.data import pipeline, shards
 from raysel.data.datasource import parquet_rows
 from raysel.data.decode import decode
-from raysel.data.embedders.build import as_embedder, make_embedder
+from raysel.data.embedders.build import as_embedder, check_columns_of, column_names, make_embedder
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import Embedder, check_vectors
 from raysel.data.row_index import ID
@@ -98,7 +98,8 @@ def embed(
             f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for both pool and target."
         )
     made = as_embedder(named)
-    columns = [column] if isinstance(column, str) else list(column)
+    columns = column_names(column)
+    check_columns_of(made, columns)
     options = shards.Options(normalize, dtype, on_error)
     if version is not None and not (isinstance(version, str) and version):
         raise ConfigError(f'version: {version!r} is not text; write version="1", for example.')

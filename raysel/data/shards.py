@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysel.core import storage
+from raysel.core.parameters import check_fields
 from raysel.data.decode import Rows, Takes, decode, join
 from raysel.data.embedders.embedder import Embedder, check_vectors, length_of, rows_of
 from raysel.data.formats.format import reading
@@ -50,6 +51,9 @@ class Options:
     normalize: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     on_error: Literal["raise", "drop", "null"] = "raise"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True, eq=False)

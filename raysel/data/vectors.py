@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from raysel.data.arrow_types import plain_column
 from raysel.errors import DataError, first
 
 EMBEDDING = "embedding"
@@ -36,6 +37,7 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
     DataError
         For nulls, lists of different lengths, and types that hold no numbers.
     """
+    column = plain_column(column, name)
     if isinstance(column, pa.ChunkedArray):
         parts = [to_numpy(chunk, name, _part(ids, i, column)) for i, chunk in enumerate(column.chunks)]
         parts = [part for part in parts if len(part)] or parts
@@ -63,8 +65,7 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
         column = column.storage
         kind = column.type
     if pa.types.is_fixed_size_list(kind):
-        values = _numbers(column.flatten(), name)
-        return values.reshape(len(column), *(shape or (kind.list_size,)))
+        return _elements(column, kind.list_size, name, ids, shape)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         lengths = np.diff(column.offsets.to_numpy())
         if len(lengths) and (lengths != lengths[0]).any():
@@ -76,8 +77,25 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
                 f"{'' if len(odd) == 1 else ' or others'}."
             )
         width = int(lengths[0]) if len(lengths) else 0
-        return _numbers(column.flatten(), name).reshape(len(column), *(shape or (width,)))
+        return _elements(column, width, name, ids, shape)
     return _numbers(column, name)
+
+
+def _elements(
+    column: pa.Array, width: int, name: str, ids: np.ndarray | None, shape: tuple[int, ...] | None
+) -> np.ndarray:
+    """Return lists of ``width`` elements as an array, also lists of lists."""
+    inner = column.flatten()
+    if is_list(inner.type):
+        values = to_numpy(inner, name, np.repeat(np.arange(len(column)) if ids is None else ids, width))
+    else:
+        values = _numbers(inner, name)
+    return values.reshape(len(column), *(shape or (width, *values.shape[1:])))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Return whether a column holds lists, of one length or several."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
 def is_tensor(kind: pa.DataType) -> bool:

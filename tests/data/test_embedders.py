@@ -209,6 +209,26 @@ def test_columns_that_a_table_embedder_does_not_take():
     assert fitted(c=pa.nulls(2))[0](pa.table({"c": pa.nulls(2)})).sum(axis=1).tolist() == [1, 1]
 
 
+def test_names_of_columns_and_options_are_checked():
+    pca = named_embedder("pca:1")
+    for wrong in (5, [], [1], {"a"}):
+        with pytest.raises(ConfigError, match="is neither the name of a column nor a list of names"):
+            raysel.fit_embedder(pca, object(), column=wrong)
+    with pytest.raises(
+        ConfigError, match=r"'pca:1' is fitted on one column, not 2 \(a, b\); the embedder 'table'"
+    ):
+        raysel.fit_embedder(pca, object(), column=["a", "b"])
+    with pytest.raises(ConfigError, match="Embedder column takes one column, not 2"):
+        raysel.embed(object(), "column", column=["a", "b"])
+    for options, sentence in (
+        ({"dtype": "float64"}, "dtype: 'float64' should be"),
+        ({"on_error": "skip"}, "on_error: 'skip' should be"),
+        ({"normalize": "yes"}, "normalize: 'yes' should be"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            raysel.embed(object(), "column", column="a", **options)
+
+
 @pytest.mark.usefixtures("cluster")
 def test_nothing_is_learned_from_no_rows():
     rows = raysel.read({"k": np.arange(3.0)}).filter(lambda row: False)

@@ -112,3 +112,27 @@ def test_vectors_that_are_vectors_already_are_handed_on():
     for other in (np.ones((3, 4)), np.ones((3, 2, 2), np.float32)):
         assert as_vectors(pa.chunked_array([to_column(other)])) is None
     assert as_vectors(pa.chunked_array([[1.0, 2.0]])) is None
+
+
+def test_lists_of_lists_views_and_runs():
+    values = np.arange(12, dtype=np.float64).reshape(2, 3, 2)
+    nested = pa.array(values.tolist())
+    for column in (
+        nested,
+        nested.cast(pa.list_(pa.list_(pa.float64(), 2), 3)),
+        pa.array(values.tolist(), pa.list_view(pa.list_view(pa.float64()))),
+        pa.chunked_array([nested.slice(0, 1), nested.slice(1)]),
+    ):
+        assert np.array_equal(to_numpy(column, "v"), values)
+        assert np.array_equal(as_matrix(column, "v"), values.reshape(2, 6))
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array([5, 7]))
+    assert to_numpy(runs, "v").tolist() == [5, 5, 7]
+    with pytest.raises(DataError, match=r"1 of 4 rows \(sample_id 9\) has 1"):
+        to_numpy(pa.array([[[1, 2], [3, 4]], [[5, 6], [7]]]), "v", np.array([8, 9]))
+
+
+def test_values_beyond_float32_are_refused_and_infinities_stay():
+    assert np.isinf(as_matrix(pa.array([np.inf, 1.0]), "v")[0, 0])
+    with pytest.raises(DataError, match=r"beyond the range of float32 in 1 of 3 rows \(sample_id 7\)"):
+        as_matrix(pa.array([1.0, 1e300, np.inf]), "v", np.array([6, 7, 8]))
+    assert as_matrix(pa.array([2**64 - 1], pa.uint64()), "v")[0, 0] == np.float32(2**64)

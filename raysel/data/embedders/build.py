@@ -106,4 +106,21 @@ def _fitted_on(
         raise ConfigError(
             f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
         )
-    return dataset, [column] if isinstance(column, str) else list(column)
+    return dataset, column_names(column)
+
+
+def column_names(column: Any) -> list[str]:
+    """Return the columns to embed; raise ConfigError for what is neither a name nor a list of names."""
+    names = [column] if isinstance(column, str) else list(column) if isinstance(column, Sequence) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"column: {column!r} is neither the name of a column nor a list of names.")
+    return names
+
+
+def check_columns_of(embedder: Embedder, columns: Sequence[str]) -> None:
+    """Raise ConfigError if an embedder of one column is to embed several."""
+    if len(columns) > 1 and getattr(embedder, "takes", "any") != "table":
+        raise ConfigError(
+            f"column: Embedder {embedder.name} takes one column, not {len(columns)} ({', '.join(columns)}); the embedder "
+            "'table' takes several."
+        )

@@ -94,7 +94,12 @@ class PCA:
             )
 
     def fit(self, dataset: Dataset, columns: list[str]) -> PCAEmbedder:
-        """Learn the components from the first of ``columns``."""
+        """Learn the components from the only one of ``columns``."""
+        if len(columns) > 1:
+            raise ConfigError(
+                f"column: '{self.spec}' is fitted on one column, not {len(columns)} ({', '.join(columns)}); the embedder 'table' "
+                "takes several."
+            )
         name = columns[0]
         wanted = [ID, name] if ID in (dataset.columns() or []) else [name]
         span = _range_of(dataset, wanted, name)
