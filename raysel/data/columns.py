@@ -211,6 +211,9 @@ def _list(values: list[Any], name: str, nan_is_missing: bool = False) -> Any:
         kinds = set(map(type, values))
     if kinds == {np.ndarray} and len({(value.shape, value.dtype) for value in values}) == 1:
         return _array(np.stack(values), name)
+    if any(issubclass(kind, np.number) for kind in kinds) and len(kinds - {type(None)}) > 1:
+        values = [value.item() if isinstance(value, np.number) else value for value in values]
+        kinds = set(map(type, values))  # of Python, since Arrow joins those of NumPy with an overflow
     missing = nan_is_missing or bool(kinds & _MARKERS) or (float in kinds and not kinds <= _WITH_NAN)
     try:
         column = pa.array(values, from_pandas=missing)
@@ -274,7 +277,7 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
     )
 
 
-def _check_kinds(values: Iterable[Any], name: str) -> None:
+def _check_kinds(values: Iterable[Any], name: str, nested: bool = False) -> None:
     """Raise DataError for values of which Arrow would change one without an error, also inside lists and dicts.
 
     It makes bytes of text next to bytes, numbers of truth values, dates of time stamps, takes a time without a zone for
@@ -287,15 +290,16 @@ def _check_kinds(values: Iterable[Any], name: str) -> None:
         kind = type(value)
         if kind in (list, tuple):
             inner.extend(value)
-            if any(type(part) in (pd.Timestamp, pd.Timedelta) for part in value):
-                raise DataError(
-                    f"Column '{name}' holds lists of pandas time stamps; convert them to datetime or numpy."
-                )
         elif kind is dict:
             for key, part in value.items():
                 fields.setdefault(key, []).append(part)
         elif isinstance(value, float) and value != value:
             continue  # NaN is at home next to anything
+        elif nested and kind in (pd.Timestamp, pd.Timedelta):
+            raise DataError(
+                f"Column '{name}' holds time stamps of pandas inside lists or dicts, whose nanoseconds would be lost; convert "
+                "them to datetime or numpy."
+            )
         elif isinstance(value, datetime.datetime):
             one_of_each.setdefault((kind, value.tzinfo is None), value)
         else:
@@ -315,7 +319,7 @@ def _check_kinds(values: Iterable[Any], name: str) -> None:
         )
     for parts in (inner, *fields.values()):
         if parts:
-            _check_kinds(parts, name)
+            _check_kinds(parts, name, nested=True)
 
 
 _AS_PIXELS = ("L", "RGB")  # modes of images that are the same as arrays
@@ -340,7 +344,12 @@ _FAMILIES: tuple[tuple[str, tuple[type, ...]], ...] = (
     ("text", (str,)),
     ("bytes", (bytes, bytearray, memoryview)),
     ("a truth value", (bool, np.bool_)),
+    ("a duration", (np.timedelta64,)),  # which is a number for NumPy
+    ("an unsigned integer of NumPy", (np.uint64,)),  # which Arrow makes negative next to a float
     ("a number", (int, float, np.number, decimal.Decimal)),
     ("a time", (datetime.datetime,)),
     ("a date", (datetime.date,)),
+    ("a time of day", (datetime.time,)),
+    ("a duration", (datetime.timedelta,)),
+    ("a date of NumPy", (np.datetime64,)),
 )

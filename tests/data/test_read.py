@@ -200,7 +200,7 @@ def test_a_map_style_torch_dataset():
 
 def test_blocks_of_a_ray_dataset_get_one_type_per_column(cluster):
     blocks = [
-        pa.table({"x": pa.array([1, None], pa.int32()), "t": pa.array(["a", "b"], pa.string_view())}),
+        pa.table({"x": pa.array([1, None], pa.int32()), "t": pa.array(["a", "b"], pa.large_string())}),
         pa.table({"x": pa.nulls(1), "t": ["c"], "new": [2**60 + 1]}),
         pa.table({"t": pa.array(["d"]).dictionary_encode(), "x": pa.array([2**60 + 1])}),
     ]
