@@ -29,13 +29,13 @@ def plain_type(kind: pa.DataType, name: str) -> pa.DataType:
     if types.is_map(kind):
         return pa.map_(plain_type(kind.key_type, name), plain_type(kind.item_type, name), kind.keys_sorted)
     if types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field, name), kind.list_size)
+        return pa.list_(plain_type(kind.value_type, name), kind.list_size)
     if types.is_list(kind) or types.is_list_view(kind):
-        return pa.list_(_plain_field(kind.value_field, name))
+        return pa.list_(plain_type(kind.value_type, name))
     if types.is_large_list(kind) or types.is_large_list_view(kind):
-        return pa.large_list(_plain_field(kind.value_field, name))
+        return pa.large_list(plain_type(kind.value_type, name))
     if types.is_struct(kind):
-        return pa.struct([_plain_field(kind.field(i), name) for i in range(kind.num_fields)])
+        return pa.struct([pa.field(field.name, plain_type(field.type, name)) for field in kind])
     if types.is_union(kind):
         raise DataError(f"Column '{name}' holds values of several types ({kind}); write one column per type.")
     if isinstance(kind, pa.BaseExtensionType):
@@ -49,10 +49,6 @@ def plain_type(kind: pa.DataType, name: str) -> pa.DataType:
         kept = ("arrow.fixed_shape_tensor", "ray.")
         return kind if kind.extension_name.startswith(kept) else plain_type(kind.storage_type, name)
     return kind
-
-
-def _plain_field(field: pa.Field, name: str) -> pa.Field:
-    return pa.field(field.name, plain_type(field.type, name))
 
 
 def plain_column(column: pa.Array | pa.ChunkedArray, name: str) -> Any:

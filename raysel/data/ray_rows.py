@@ -14,6 +14,7 @@ from raysel.data.arrow_types import plain_schema, plain_table
 from raysel.data.content import digest_blocks
 from raysel.data.identity import NumberedFile, PoolIdentity, identity, mark
 from raysel.data.row_index import ID, check_ids, with_ids
+from raysel.data.schemas import common_type
 from raysel.data.vectors import is_tensor
 from raysel.errors import DataError
 
@@ -71,18 +72,17 @@ def common_schema(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def _common(kinds: list[pa.DataType], name: str) -> pa.DataType:
-    first, known = kinds[0], set(kinds) - {pa.null()}
-    if len(known) < 2 or all(map(is_tensor, known)):
-        return next(iter(known), first) if len(known) < 2 else first
-    plain = [kind.value_type if pa.types.is_dictionary(kind) else kind for kind in kinds]
-    try:
-        schemas = [pa.schema([(name, kind)]) for kind in plain]
-        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-    except pa.ArrowException as error:
-        shown = sorted(map(str, known))
-        raise DataError(
-            f"Column '{name}' of {_WHERE} holds {shown[0]} in some blocks and {shown[1]} in others; convert it to one type."
-        ) from error
+    found = kinds[0]
+    for kind in kinds[1:]:
+        if kind.equals(found) or (is_tensor(kind) and is_tensor(found)):
+            continue
+        common = common_type(found, kind, loose=True)
+        if common is None:
+            raise DataError(
+                f"Column '{name}' of {_WHERE} holds {found} in some blocks and {kind} in others; convert it to one type."
+            )
+        found = common
+    return found
 
 
 def _made(table: pa.Table, schema: pa.Schema, start: int | None) -> pa.Table:
@@ -96,6 +96,8 @@ def _made(table: pa.Table, schema: pa.Schema, start: int | None) -> pa.Table:
         column = table[field.name]
         try:
             kept = column.type.equals(field.type) or is_tensor(column.type)
+            if not kept and pa.types.is_dictionary(column.type):
+                column = column.cast(column.type.value_type)
             columns[field.name] = column if kept else column.cast(field.type)
         except pa.ArrowException as error:
             raise DataError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.data.arrow_types import plain_column, plain_type
 from raysel.errors import DataError, first
 
 Fits = Callable[[int, str, pa.DataType], bool]
@@ -73,7 +74,7 @@ def unify(
                 "read them separately."
             )
         for field in schema:
-            places.setdefault(field.name, {}).setdefault(field.type, []).append(at)
+            places.setdefault(field.name, {}).setdefault(plain_type(field.type, field.name), []).append(at)
             optional[field.name] = optional.get(field.name, True) and field.nullable
     fields, notes = [], []
     for column, kinds in places.items():
@@ -97,7 +98,9 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Return the columns of ``schema`` with its types; a column that ``table`` lacks has no values."""
     there = set(table.column_names)
     columns = [
-        _cast(table[field.name], field.type) if field.name in there else pa.nulls(len(table), field.type)
+        _cast(table[field.name], field.type, field.name)
+        if field.name in there
+        else pa.nulls(len(table), field.type)
         for field in schema
     ]
     if not columns:
@@ -106,8 +109,7 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def common_type(one: pa.DataType, other: pa.DataType, loose: bool = False) -> pa.DataType | None:
-    """Return the type that holds every value of two types exactly, None if there is none; see :func:`unify`."""
-    one, other = _plain(one), _plain(other)
+    """Return the type that holds every value of two plain types exactly, None if there is none; see :func:`unify`."""
     if one.equals(other):
         return one
     for this, that in ((one, other), (other, one)):
@@ -140,7 +142,7 @@ def _common(
     loose: bool,
 ) -> pa.DataType:
     if len(kinds) == 1:
-        return _plain(next(iter(kinds)))
+        return next(iter(kinds))
     found: pa.DataType | None = None
     for kind, places in kinds.items():
         if found is None:
@@ -159,7 +161,7 @@ def _common(
             )
         found = merged
     assert found is not None
-    return _plain(found)
+    return found
 
 
 def exact_range(kind: pa.DataType) -> tuple[int, int]:
@@ -177,21 +179,6 @@ def _wider(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         ):
             return that
     return None
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Return a type whose nested values may be missing and whose list items have one name."""
-    if pa.types.is_large_list(kind):
-        return pa.large_list(_plain(kind.value_type))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    if pa.types.is_map(kind):
-        return pa.map_(_plain(kind.key_type), _plain(kind.item_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([pa.field(field.name, _plain(field.type)) for field in kind])
-    return kind
 
 
 def _numbers(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
@@ -286,7 +273,8 @@ def _nested(one: pa.DataType, other: pa.DataType, loose: bool) -> pa.DataType | 
     return pa.large_list(inner) if types.is_large_list(one) or types.is_large_list(other) else pa.list_(inner)
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
+    column = plain_column(column, name)
     if column.type.equals(kind):
         return column
     if pa.types.is_dictionary(column.type):

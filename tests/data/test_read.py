@@ -260,6 +260,27 @@ def test_images_that_ray_read_are_embedded_in_any_blocks(cluster, tmp_path):
         raysel.embed(pool, "column", column="image", directory=tmp_path / "w")
 
 
+def test_views_in_parquet_go_through_every_step(tmp_path):
+    table = pa.table(
+        {
+            "x": np.arange(4.0),
+            "s": pa.array(["a", "b", None, "d"], pa.string_view()),
+            "b": pa.array([b"a"] * 4, pa.binary_view()),
+            "l": pa.array([["a"], None, ["b", None], []], pa.list_(pa.string_view())),
+        }
+    )
+    pq.write_table(table, tmp_path / "v.parquet")
+    pool = raysel.read(tmp_path / "v.parquet")
+    assert [row["s"] for row in pool.take_all()] == ["a", "b", None, "d"]
+    vectors = raysel.embed(pool, "column", column="x", directory=tmp_path / "d")
+    assert gather(vectors, ["l"], "rows")["l"].to_pylist() == table["l"].to_pylist()
+    chosen = raysel.Random(2, stratify="s").select(pool)
+    assert len(chosen.apply(pool).take_all()) == 2
+    dropped = raysel.embed(pool, "hash:8", column="s", on_error="drop", directory=tmp_path / "e")
+    assert dropped.count() == 3
+    assert len(raysel.GIO(budget="1KB", clusters=2).select(vectors, vectors)) == 4
+
+
 def test_a_hugging_face_dataset():
     datasets = pytest.importorskip("datasets", reason="needs the extra raysel[datasets]")
     source = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "class": [1, 0, 1]})
