@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ stored: numbers as they are stored (n, ...), text and encoded images as above. a
 """
 
 
+PATH = "path"  # column that names the files of a column of bytes
 _VERSION = 2  # of what decoding makes of an image
 
 
@@ -66,9 +67,13 @@ def decode(
     column = plain_column(table[name], name)
     kind = column.type
     rejected: dict[int, str] = {}
+    paths: dict[int, str | None] = {}
+    if PATH in table.column_names and is_bytes(kind) and is_text(table.schema.field(PATH).type):
+        paths = dict(zip(ids.tolist(), table[PATH].to_pylist(), strict=True))
     if column.null_count:
         empty = pc.is_null(column).to_numpy(zero_copy_only=False)
-        rejected = dict.fromkeys(ids[empty].tolist(), f"no value in column '{name}'")
+        at = f"no value in column '{name}'"
+        rejected = {row: f"{at} of {paths[row]}" if paths.get(row) else at for row in ids[empty].tolist()}
         column, ids = column.filter(pa.array(~empty)), ids[~empty]
     if takes in ("any", "stored"):
         takes = (
@@ -79,7 +84,7 @@ def decode(
             raise DataError(f"Column '{name}' holds {kind}, not text.")
         return Rows(ids, column.to_pylist(), rejected)
     if takes == "images":
-        images, broken = _images(column, name, ids, prepare)
+        images, broken = _images(column, name, ids, prepare, paths)
         return Rows(ids[[i not in broken for i in ids.tolist()]], images, rejected | broken)
     if takes == "stored":
         return Rows(ids, to_numpy(column, name, ids), rejected)
@@ -124,7 +129,11 @@ def is_bytes(kind: pa.DataType) -> bool:
 
 
 def _images(
-    column: pa.ChunkedArray, name: str, ids: np.ndarray, prepare: Callable[[Any], np.ndarray] | None
+    column: pa.ChunkedArray,
+    name: str,
+    ids: np.ndarray,
+    prepare: Callable[[Any], np.ndarray] | None,
+    paths: Mapping[int, str | None],
 ) -> tuple[list[np.ndarray], dict[int, str]]:
     """Return each image as RGB, or as ``prepare`` makes it, and why others cannot be used, by id."""
     if is_text(column.type):
@@ -148,6 +157,7 @@ def _images(
                 images.append(np.asarray(upright))
         except Exception as error:  # Pillow's readers raise whatever their parsers do
             path = value if isinstance(value, str) else value.get("path") if isinstance(value, dict) else None
+            path = path or paths.get(number)
             broken[number] = f"{path or ''}{' is ' if path else ''}{what} ({_short(error)})"
     return images, broken
 

@@ -22,9 +22,9 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ from raysel.core.storage import resolve, write_json
 from raysel.data import shards
 from raysel.data.content import digest_blocks
 from raysel.data.datasource import IndexedParquet, parquet_rows
-from raysel.data.decode import decoder_versions, is_bytes, is_text
+from raysel.data.decode import PATH, decoder_versions, is_bytes, is_text
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder
 from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.identity import POOL_FILE, PoolIdentity, identity
@@ -240,6 +240,7 @@ class _ParquetSource:
     reader: IndexedParquet
     names: dict[str, str]  # of the columns: here, and in the files
     pool: PoolIdentity | None
+    beside: dict[str, str] = field(default_factory=dict)  # columns for messages, which no vector depends on
 
     @classmethod
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | None:
@@ -248,7 +249,11 @@ class _ParquetSource:
             logger.debug("The rows to embed are not plain Parquet: they are copied into the object store.")
             return None
         check_columns(list(found[1]), columns, "dataset to embed")
-        return cls(found[0], {name: found[1][name] for name in columns}, identity(dataset))
+        kinds = {
+            name: found[0].file_schema.field(stored).type for name, stored in found[1].items() if name != ID
+        }
+        beside = {name: found[1][name] for name in paths_beside(kinds, columns)}
+        return cls(found[0], {name: found[1][name] for name in columns}, identity(dataset), beside)
 
     @property
     def rows(self) -> int:
@@ -306,7 +311,9 @@ class _ParquetSource:
                 while reach < len(groups) and groups[reach].start < high:
                     reach += 1
                 pieces = tuple(groups[begin:reach])
-                jobs.append((Unit(low, high, frozenset(wanted & there), pieces, self.names), []))
+                jobs.append(
+                    (Unit(low, high, frozenset(wanted & there), pieces, self.names | self.beside), [])
+                )
             begin = end
         return jobs
 
@@ -321,12 +328,15 @@ class _BlockSource:
 
     @classmethod
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _BlockSource:
-        narrow = materialized(pick(dataset, [ID, *columns], "dataset to embed"))
-        blocks, spans = cls._look(list(narrow.to_arrow_refs()))
+        schema = dataset.schema(fetch_if_missing=False)
+        kinds = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
+        wanted = [*columns, *paths_beside(kinds, columns)]
+        narrow = materialized(pick(dataset, [ID, *wanted], "dataset to embed"))
+        blocks, spans = cls._look(list(narrow.to_arrow_refs()), columns)
         order = sorted(range(len(spans)), key=lambda i: spans[i][1])
         blocks, spans = [blocks[i] for i in order], [spans[i] for i in order]
         if any(one[2] >= two[1] for one, two in itertools.pairwise(spans)):  # ids lie across blocks
-            blocks, spans = cls._look(arrow_blocks(narrow.sort(ID)))
+            blocks, spans = cls._look(arrow_blocks(narrow.sort(ID)), columns)
             for one, two in itertools.pairwise(spans):
                 if one[2] >= two[1]:
                     raise DataError(
@@ -337,10 +347,8 @@ class _BlockSource:
         return cls(blocks, spans, identity(dataset))
 
     @staticmethod
-    def _look(
-        blocks: list[ray.ObjectRef],
-    ) -> tuple[list[ray.ObjectRef], list[_Span]]:
-        found = map_blocks(_span, blocks)
+    def _look(blocks: list[ray.ObjectRef], columns: Sequence[str]) -> tuple[list[ray.ObjectRef], list[_Span]]:
+        found = map_blocks(_span, blocks, list(columns))
         kept = [i for i, span in enumerate(found) if span[0]]
         return [blocks[i] for i in kept], [found[i] for i in kept]
 
@@ -386,13 +394,23 @@ class _Span(NamedTuple):
     schema: pa.Schema
 
 
-def _span(table: pa.Table) -> _Span:
+def paths_beside(kinds: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return the column that names the files of images, by which messages about them do: ``path`` next to bytes."""
+    there = all(isinstance(kinds.get(name), pa.DataType) for name in (*columns, PATH))
+    return (
+        [PATH]
+        if there and is_bytes(kinds[columns[0]]) and is_text(kinds[PATH]) and PATH not in columns
+        else []
+    )
+
+
+def _span(table: pa.Table, columns: Sequence[str]) -> _Span:
     if not table.num_rows:  # an empty block may come without its columns
         return _Span(0, 0, 0, 0, 0, table.schema)
     ids = table[ID].to_numpy()
     check_ids(ids, "the dataset to embed")
     files = 0
-    for name in table.column_names:
+    for name in columns:
         if is_text(table.schema.field(name).type) and names_files(table[name]):
             # A sum, which does not depend on how the rows are cut into blocks.
             for row, found in zip(ids.tolist(), digests_named(table[name], "content"), strict=True):

@@ -14,6 +14,7 @@ from raysel.cluster.blocks import gather
 from raysel.core.storage import resolve
 from raysel.data.decode import decode
 from raysel.data.formats.images import list_images
+from raysel.data.pipeline import paths_beside
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, to_column, to_numpy
 from raysel.errors import DataError
@@ -73,7 +74,9 @@ def test_a_folder_is_read_and_embedded(folder, tmp_path):
     (folder / "cat/b.png").write_bytes(b"not an image")
     made = raysel.embed(dataset, brightness, column="image", on_error="drop", directory=tmp_path / "v")
     assert gather(made, [ID], "rows")[ID].to_pylist() == [0, 2]
-    with pytest.raises(DataError, match=r"sample_id 1: not a readable image \(cannot identify image file"):
+    with pytest.raises(
+        DataError, match=r"sample_id 1: cat/b\.png is not a readable image \(cannot identify image file"
+    ):
         raysel.embed(dataset, brightness, column="image", directory=tmp_path / "w")
 
 
@@ -183,6 +186,19 @@ def test_a_bad_file_is_named_by_its_path(tmp_path):
         got = decode(rows(column), ["image"], "images").rejected
         assert got[0].startswith(f"{tmp_path}/bad.png is not a readable image (")
         assert got[1].startswith(f"{missing} is not a readable image (")
+
+
+def test_bytes_are_named_by_the_column_path():
+    table = pa.table(
+        {ID: [5, 6, 7], "image": pa.array([b"no", None, encoded()]), "path": ["a/1.png", "b.png", "c.png"]}
+    )
+    got = decode(table, ["image"], "images")
+    assert got.ids.tolist() == [7]
+    assert got.rejected[5].startswith("a/1.png is not a readable image (cannot identify")
+    assert got.rejected[6] == "no value in column 'image' of b.png"
+    kinds = dict(zip(table.column_names, table.schema.types, strict=True))
+    assert paths_beside(kinds, ["image"]) == ["path"] and paths_beside(kinds, ["path"]) == []
+    assert paths_beside({"image": pa.binary()}, ["image"]) == []
 
 
 def test_an_image_that_a_network_cannot_prepare_is_left_out():
