@@ -126,7 +126,7 @@ def embed(
     report = pipeline.compute(source, made, columns, place, options, watch, version)
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")
-    return pipeline.attach(dataset, place, made, report, options)
+    return pipeline.attach(dataset, place, report, options)
 
 
 def _cache(

@@ -127,8 +127,8 @@ def compute(
     """
     options = options or Options()
     began = time.monotonic()
-    shard = shard_rows(embedder)
     source = source_of(dataset, columns) if isinstance(dataset, Dataset) else dataset
+    shard = shard_rows(embedder, source.kind(columns[0]))
     key = key_of(source, embedder, columns, options, version)
     folder = VectorFolder(directory)
     folder.claim(key)
@@ -175,13 +175,13 @@ def key_of(
         "columns": list(columns),
         "embedder": {"name": embedder.name, "digest": digest(embedder, version)},
         "options": asdict(options),
-        "shard": shard_rows(embedder),
+        "shard": shard_rows(embedder, source.kind(columns[0])),
         "decoder": decoder_versions() if images or getattr(embedder, "takes", "") == "images" else {},
         "device": _Room.of().device if hasattr(embedder, "load") else "cpu",
     }
 
 
-def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report, options: Options) -> Dataset:
+def attach(dataset: Dataset, directory: str, report: Report, options: Options) -> Dataset:
     """Return ``dataset`` with the vectors that :func:`compute` wrote, without rows left out; lazy.
 
     Raises
@@ -190,10 +190,14 @@ def attach(dataset: Dataset, directory: str, embedder: Embedder, report: Report,
         When the rows are made, if the directory has vectors of another key by then.
     """
     kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(np.dtype(options.dtype)), [report.dimension])
+    folder = VectorFolder(directory)
+    key = folder.read("_key.json")
+    with shards.intact(folder.file("_key.json")):
+        rows = int(key["shard"])
     return plain_errors(
         dataset.map_batches(
             _attach,
-            fn_args=(directory, shard_rows(embedder), kind, _stamp(VectorFolder(directory))),
+            fn_args=(directory, rows, kind, _stamp(folder)),
             batch_format="pyarrow",
             batch_size=None,
         )

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.parameters import check_fields
-from raysel.data.decode import Rows, Takes, decode, join
+from raysel.data.decode import Rows, Takes, decode, is_bytes, join
 from raysel.data.embedders.embedder import Embedder, check_vectors, length_of, rows_of
 from raysel.data.formats.format import reading
 from raysel.data.formats.parquet import Piece, read_pieces
@@ -94,14 +94,16 @@ class Stat:
     rows: int
 
 
-def shard_rows(embedder: Embedder) -> int:
-    """Return the ids per file.
+def shard_rows(embedder: Embedder, kind: pa.DataType) -> int:
+    """Return the ids per file, for a column of type ``kind``.
 
-    Enough to be worth a file, and few enough that a lost one is soon computed again.
+    Enough to be worth a file, and few enough that a lost one is soon computed again and that all decoded images of one
+    fit into memory.
     """
-    if getattr(embedder, "tile", None) is None:
-        return _ROWS
-    return _ROWS_TILED.get(getattr(embedder, "takes", "any"), 512)
+    takes = getattr(embedder, "takes", "any")
+    if getattr(embedder, "tile", None) is not None:
+        return _ROWS_TILED.get(takes, 512)
+    return _ROWS_TILED["images"] if takes == "images" or (takes == "any" and is_bytes(kind)) else _ROWS
 
 
 # ---- reading -------------------------------------------------------------------------------------------------

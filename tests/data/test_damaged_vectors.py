@@ -12,6 +12,7 @@ from raysel.data import pipeline, shards
 from raysel.data.content import _digest
 from raysel.data.decode import Rows, join
 from raysel.data.embedders.column import ColumnEmbedder
+from raysel.data.embedders.embedder import FunctionEmbedder
 from raysel.data.store import ArrayDataset
 from raysel.errors import DataError, RunError
 
@@ -130,3 +131,18 @@ def test_rows_too_large_for_one_chunk_are_digested_in_halves(monkeypatch):
     monkeypatch.setattr(content, "_digest_together", limited)
     assert _digest(table) == b"".join(real(table.slice(at, 2)) for at in (0, 2, 4, 6))
     assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_a_shard_of_decoded_images_fits_into_memory():
+    function, tiled = FunctionEmbedder("f", len), TiledEmbedder("t")
+    assert shards.shard_rows(function, pa.float32()) == shards.shard_rows(function, pa.string()) == 16_384
+    assert shards.shard_rows(function, pa.binary()) == 256
+    assert shards.shard_rows(FunctionEmbedder("f", len, "images"), pa.string()) == 256
+    assert shards.shard_rows(tiled, pa.binary()) == 512
+
+
+class TiledEmbedder(FunctionEmbedder):
+    tile = 64
+
+    def __init__(self, name):
+        super().__init__(name, len)
