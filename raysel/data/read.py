@@ -49,9 +49,10 @@ def read(
     source : path, URI, table or dataset
         One or more paths, URIs, patterns with wildcards or directories of Parquet, CSV, JSON (lines or an array),
         Arrow IPC (also Feather), ``.npy`` or ``.npz``, or WebDataset tar; a directory of images, a Delta table, or a
-        data set that Hugging Face saved; a pandas DataFrame; an Arrow table; a NumPy array (column
-        ``data``) or a dict of arrays; a Ray Dataset; a Hugging Face dataset; a map-style torch Dataset
-        (columns ``data``, or ``data`` and ``target``, or those of its dicts). Images are read when they are
+        data set that Hugging Face saved; a data frame of pandas, polars or DuckDB; an Arrow table, batch, reader
+        or stream; a NumPy array or torch tensor (column ``data``), a dict of columns, or a list of dicts; a Ray
+        Dataset; a Hugging Face dataset; a map-style torch Dataset (columns ``data``, or ``data`` and ``target``,
+        or those of its dicts). Values in memory are kept as they are or refused. Images are read when they are
         needed. Their columns are ``path``, ``image`` (the bytes of the file) and ``label`` (the first folder
         below the directory, if there are any, or from ``labels.csv`` in the directory, with the columns
         ``path`` and ``label``). Directories named ``year=2024`` give columns: int32 if all values are integers, else
