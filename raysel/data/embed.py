@@ -122,7 +122,7 @@ def embed(
         dataset = materialized(dataset)  # its steps run here, and never again
     source = pipeline.source_of(dataset, columns)
     place = os.fspath(directory) if directory is not None else _cache(source, made, columns, options, version)
-    watch = _tell if sys.stderr.isatty() else None
+    watch = _show_progress if sys.stderr.isatty() else None
     report = pipeline.compute(source, made, columns, place, options, watch, version)
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")
@@ -141,7 +141,7 @@ def _cache(
     return f"{cache_root()}/vectors/{name}"
 
 
-def _tell(text: str) -> None:
+def _show_progress(text: str) -> None:
     sys.stderr.write(f"\r\x1b[2K  embedding      {text}")
     sys.stderr.flush()
 
@@ -151,9 +151,9 @@ def _embed_block(
 ) -> pa.Table:
     check_columns(table.column_names, columns, "dataset to embed")
     if isinstance(embedder, ColumnEmbedder) and options == shards.Options():
-        vectors_there = as_vectors(table[columns[0]])
-        if vectors_there is not None:  # nothing to compute, and nothing to copy
-            return _with_vectors(table, vectors_there)
+        stored = as_vectors(table[columns[0]])
+        if stored is not None:  # nothing to compute, and nothing to copy
+            return _with_vectors(table, stored)
     if table.num_rows == 0:
         return table
     numbered = table if ID in table.column_names else table.append_column(ID, pa.array(range(len(table))))

@@ -177,7 +177,7 @@ def key_of(
         "options": asdict(options),
         "shard": shard_rows(embedder, source.kind(columns[0])),
         "decoder": decoder_versions() if images or getattr(embedder, "takes", "") == "images" else {},
-        "device": _Room.of().device if hasattr(embedder, "load") else "cpu",
+        "device": _Resources.of().device if hasattr(embedder, "load") else "cpu",
     }
 
 
@@ -327,7 +327,7 @@ class _BlockSource:
     """Blocks in the object store, in the order of their ids."""
 
     blocks: list[ray.ObjectRef]
-    spans: list[_Span]
+    spans: list[_BlockStats]
     pool: PoolIdentity | None
 
     @classmethod
@@ -336,11 +336,11 @@ class _BlockSource:
         kinds = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
         wanted = [*columns, *paths_beside(kinds, columns)]
         narrow = materialized(pick(dataset, [ID, *wanted], "dataset to embed"))
-        blocks, spans = cls._look(list(narrow.to_arrow_refs()), columns)
+        blocks, spans = cls._with_stats(list(narrow.to_arrow_refs()), columns)
         order = sorted(range(len(spans)), key=lambda i: spans[i][1])
         blocks, spans = [blocks[i] for i in order], [spans[i] for i in order]
         if any(one[2] >= two[1] for one, two in itertools.pairwise(spans)):  # ids lie across blocks
-            blocks, spans = cls._look(arrow_blocks(narrow.sort(ID)), columns)
+            blocks, spans = cls._with_stats(arrow_blocks(narrow.sort(ID)), columns)
             for one, two in itertools.pairwise(spans):
                 if one[2] >= two[1]:
                     raise DataError(
@@ -351,8 +351,10 @@ class _BlockSource:
         return cls(blocks, spans, identity(dataset))
 
     @staticmethod
-    def _look(blocks: list[ray.ObjectRef], columns: Sequence[str]) -> tuple[list[ray.ObjectRef], list[_Span]]:
-        found = map_blocks(_span, blocks, list(columns))
+    def _with_stats(
+        blocks: list[ray.ObjectRef], columns: Sequence[str]
+    ) -> tuple[list[ray.ObjectRef], list[_BlockStats]]:
+        found = map_blocks(_block_stats, blocks, list(columns))
         kept = [i for i, span in enumerate(found) if span[0]]
         return [blocks[i] for i in kept], [found[i] for i in kept]
 
@@ -387,7 +389,7 @@ class _BlockSource:
 Source = _ParquetSource | _BlockSource
 
 
-class _Span(NamedTuple):
+class _BlockStats(NamedTuple):
     """Rows of a block: their number, lowest and highest id, sum of ids, sum of digests of named files, columns."""
 
     rows: int
@@ -408,9 +410,9 @@ def paths_beside(kinds: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
     )
 
 
-def _span(table: pa.Table, columns: Sequence[str]) -> _Span:
+def _block_stats(table: pa.Table, columns: Sequence[str]) -> _BlockStats:
     if not table.num_rows:  # an empty block may come without its columns
-        return _Span(0, 0, 0, 0, 0, table.schema)
+        return _BlockStats(0, 0, 0, 0, 0, table.schema)
     ids = table[ID].to_numpy()
     check_ids(ids, "the dataset to embed")
     files = 0
@@ -420,7 +422,7 @@ def _span(table: pa.Table, columns: Sequence[str]) -> _Span:
             for row, found in zip(ids.tolist(), digests_named(table[name], "content"), strict=True):
                 text = f"{name} {row} {found}".encode()
                 files += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
-    return _Span(len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), files % 2**128, table.schema)
+    return _BlockStats(len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), files % 2**128, table.schema)
 
 
 def names_files(column: pa.Array | pa.ChunkedArray) -> bool:
@@ -461,7 +463,7 @@ def _digest_named(pieces: Sequence[Piece], columns: Sequence[str], trust: Trust)
 
 
 @dataclass(frozen=True)
-class _Room:
+class _Resources:
     """Workers and readers that fit the cluster, and the resources of each."""
 
     workers: int
@@ -471,7 +473,7 @@ class _Room:
     device: str
 
     @classmethod
-    def of(cls) -> _Room:
+    def of(cls) -> _Resources:
         """Return one worker per GPU if there are GPUs.
 
         Else one per CPU, which leaves a part of it to the readers.
@@ -503,7 +505,7 @@ class _Worker:
         return shards.embed(rows, self.load(work), work)
 
 
-def _whole(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
+def _embed_unit(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
     """Do everything of a unit in one task, for embedders with nothing to load."""
     for rows in shards.read(unit, work, *tables):
         yield shards.embed(rows, work.embedder, work)
@@ -515,15 +517,15 @@ def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
     with unwrap_errors():
         if not hasattr(work.embedder, "load"):
             wait_for_cpu()
-            stream = ray.remote(_whole).options(
+            stream = ray.remote(_embed_unit).options(
                 num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
             )
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            return sum(ray.get(ref).rows for ref in _flow(jobs, held, stream, 2 * cpus, progress)), 0.0
-        return _pool(jobs, held, work, progress)
+            return sum(ray.get(ref).rows for ref in _run_tasks(jobs, held, stream, 2 * cpus, progress)), 0.0
+        return _run_workers(jobs, held, work, progress)
 
 
-def _flow(
+def _run_tasks(
     jobs: list[Job], work: ray.ObjectRef, stream: Any, most: int, progress: _Progress
 ) -> Iterator[ray.ObjectRef]:
     waiting, streams = deque(jobs), set[Any]()
@@ -541,47 +543,52 @@ def _flow(
         progress.show()
 
 
-def _pool(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress) -> tuple[int, float]:
+def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress) -> tuple[int, float]:
     """Stream decoded shards from readers to the workers that hold the network."""
     began = time.monotonic()
-    room = _Room.of()
+    resources = _Resources.of()
     make = ray.remote(_Worker).options(
-        **room.worker, scheduling_strategy="SPREAD", max_restarts=3, max_task_retries=3
+        **resources.worker, scheduling_strategy="SPREAD", max_restarts=3, max_task_retries=3
     )
     read = ray.remote(shards.read).options(
-        **room.reader,
+        **resources.reader,
         scheduling_strategy="SPREAD",
         num_returns="streaming",
         max_retries=3,
         _generator_backpressure_num_objects=_AHEAD,
     )
     wanted = sum(len(range(u.low, u.high, work.shard)) - len(u.done) for u, _ in jobs)
-    workers = [make.remote(room.device) for _ in range(min(room.workers, wanted))]
+    workers = [make.remote(resources.device) for _ in range(min(resources.workers, wanted))]
     try:
         pings = [worker.ready.remote(held) for worker in workers]
         ready = wait_until(
             lambda limit: ray.wait(pings, num_returns=1, timeout=limit)[0],
-            f"No worker for embedding, which needs {_text(room.worker)}, started",
+            f"No worker for embedding, which needs {_described(resources.worker)}, started",
             "Try again later, or free some",
             _WAIT_S,
         )
         ray.get(ready)  # raises here if the network cannot be loaded
         start = time.monotonic() - began
         progress.start()
-        return _drive(jobs, held, read, workers, room, progress), start
+        return _feed_workers(jobs, held, read, workers, resources, progress), start
     finally:
         for worker in workers:
             ray.kill(worker)
 
 
-def _text(resources: dict[str, float]) -> str:
+def _described(resources: dict[str, float]) -> str:
     return " and ".join(
         f"{amount:g} {name.removeprefix('num_')[:-1].upper()}" for name, amount in resources.items()
     )
 
 
-def _drive(
-    jobs: list[Job], held: ray.ObjectRef, read: Any, workers: list[Any], room: _Room, progress: _Progress
+def _feed_workers(
+    jobs: list[Job],
+    held: ray.ObjectRef,
+    read: Any,
+    workers: list[Any],
+    resources: _Resources,
+    progress: _Progress,
 ) -> int:
     waiting, streams = deque(jobs), set[Any]()
     decoded: deque[ray.ObjectRef] = deque()
@@ -589,7 +596,7 @@ def _drive(
     loads = dict.fromkeys(workers, 0)
     rows = 0
     while waiting or streams or decoded or busy:
-        while waiting and len(streams) < room.readers:
+        while waiting and len(streams) < resources.readers:
             unit, refs = waiting.popleft()
             streams.add(read.remote(unit, held, *refs))
         while decoded and min(loads.values()) < _AHEAD:
@@ -620,16 +627,16 @@ class _Progress:
         self.start()
 
     def start(self) -> None:
-        self.began = self.told = time.monotonic()
+        self.began = self.shown = time.monotonic()
 
     def add(self, rows: int) -> None:
         self.done += rows
 
     def show(self) -> None:
         now = time.monotonic()
-        if self.watch is None or now - self.told < 1 or not self.done:
+        if self.watch is None or now - self.shown < 1 or not self.done:
             return
-        self.told = now
+        self.shown = now
         rate = self.done / (now - self.began)
         left = max(0, self.rows - self.done) / rate
         self.watch(f"{self.done:,} of {self.rows:,} rows, {rate:,.0f} rows/s, {_minutes(left)} left")

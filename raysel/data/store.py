@@ -56,7 +56,7 @@ def write_arrays(
         For ids that leave gaps, a missing label, and a label that is not among ``classes``.
     """
     blocks = arrow_blocks(pick(dataset, [ID, inputs, label], "training data"))
-    parts = map_blocks(_look, blocks, inputs, label)
+    parts = map_blocks(_block_stats, blocks, inputs, label)
     ids = np.concatenate([part[0] for part in parts])
     check_ids(ids, "the training data")
     if int(ids.max()) != len(ids) - 1:
@@ -95,7 +95,7 @@ def write_arrays(
     return known
 
 
-def _look(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple[int, ...], str, list[Any]]:
+def _block_stats(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple[int, ...], str, list[Any]]:
     ids = table[ID].to_numpy()
     if table[label].null_count:
         where = ids[table[label].is_null().to_numpy(zero_copy_only=False)]

@@ -84,7 +84,7 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
         raise DataError(f"The {what} is empty: it has no rows.")
     check_columns(names, [ID, column], what)
     blocks = arrow_blocks(dataset.select_columns([ID, column]))
-    found = map_blocks(_look, blocks, column, what)
+    found = map_blocks(_check_block, blocks, column, what)
     ids = np.concatenate([part[0] for part in found]) if found else np.empty(0, np.int64)
     if not len(ids):
         raise DataError(f"The {what} is empty: it has no rows.")
@@ -106,7 +106,7 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     return VectorBlocks(filled, column, ids, widths[0])
 
 
-def _look(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, int, np.ndarray]:
+def _check_block(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, int, np.ndarray]:
     if not table.num_rows:  # an empty block may come without its columns
         none = np.empty(0, np.int64)
         return none, 0, none

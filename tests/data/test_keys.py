@@ -294,7 +294,7 @@ def test_the_kind_of_device_is_in_the_key_of_a_network(cluster, monkeypatch):
             return scaled
 
     found = [pipeline.key_of(pipeline.source_of(rows, ["x"]), Loaded(), ["x"], Options())]
-    monkeypatch.setattr(pipeline._Room, "of", lambda: pipeline._Room(1, {}, 1, {}, "cuda"))
+    monkeypatch.setattr(pipeline._Resources, "of", lambda: pipeline._Resources(1, {}, 1, {}, "cuda"))
     found.append(pipeline.key_of(pipeline.source_of(rows, ["x"]), Loaded(), ["x"], Options()))
     assert found[0]["device"] == "cpu" and found[1]["device"] == "cuda"
     assert (
