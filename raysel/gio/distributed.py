@@ -292,21 +292,20 @@ class GIO:
 
 
 def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
-    """Return how many of the pool's ``rows`` take ``budget`` Arrow bytes of all its columns, at the mean row size.
+    """Return how many of the pool's ``rows`` take at most ``budget`` Arrow bytes of all its columns, at the mean row size.
 
     Raises
     ------
     ConfigError
-        If that is no row, or more rows than there are.
+        If that is no row.
     """
     total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
     count = parse_bytes(budget) * rows // max(total, 1)
-    if not 1 <= count <= rows:
+    if count < 1:
         raise ConfigError(
-            f"budget: {budget} means {count:,} of the pool's {rows:,} rows, which take {total:,} bytes. "
-            "Choose a budget of at least one row and at most all rows."
+            f"budget: {budget} is less than one row: the pool's {rows:,} rows take {total:,} bytes. Choose a larger budget."
         )
-    return count
+    return min(count, rows)
 
 
 @dataclass(frozen=True)
