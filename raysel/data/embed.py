@@ -21,6 +21,7 @@ from raysel.data.decode import decode
 from raysel.data.embedders.build import as_embedder, check_columns_of, column_names, make_embedder
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import Embedder, check_vectors
+from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_vectors, to_column
 from raysel.errors import ConfigError
@@ -101,6 +102,7 @@ def embed(
     columns = column_names(column)
     check_columns_of(made, columns)
     options = shards.Options(normalize, dtype, on_error)
+    check_dataset(dataset, "dataset to embed")
     if version is not None and not (isinstance(version, str) and version):
         raise ConfigError(f'version: {version!r} is not text; write version="1", for example.')
     written = directory is not None or hasattr(made, "load") or on_error != "raise"

@@ -12,7 +12,7 @@ from ray.data import Dataset
 from raysel.cluster.blocks import arrow_blocks, map_blocks
 from raysel.data.arrow_types import plain_schema, plain_table
 from raysel.data.content import digest_blocks
-from raysel.data.identity import NumberedFile, PoolIdentity, identity, mark
+from raysel.data.identity import NumberedFile, PoolIdentity, identity, mark, row_ids
 from raysel.data.row_index import ID, check_ids, with_ids
 from raysel.data.schemas import common_type
 from raysel.data.vectors import is_tensor
@@ -39,8 +39,6 @@ def numbered(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
         raise DataError(f"There are no rows in {_WHERE}.")
     schema = common_schema(schemas)
     has_ids = ID in schema.names
-    if has_ids and not pa.types.is_integer(schema.field(ID).type):
-        raise DataError(f"Column '{ID}' of {_WHERE} must hold an integer in every row.")
     alike = has_ids and all(kept.remove_metadata().equals(schema) for kept in schemas)
     make = ray.remote(_made)
     blocks, spans, start = [], [], 0
@@ -49,7 +47,7 @@ def numbered(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
         spans.append((start, start + rows - 1))
         start += rows
     if has_ids:
-        check_ids(np.concatenate(map_blocks(_ids, blocks)), _WHERE)
+        check_ids(np.concatenate(map_blocks(row_ids, blocks, "Ray Dataset")), _WHERE)
         return mark(ray.data.from_arrow_refs(blocks), identity(dataset)), schema, _WHERE
     map_blocks(len, blocks)  # raises what a cast raised
     file = NumberedFile("a Ray Dataset", digest_blocks(blocks, spans), start)
@@ -106,9 +104,3 @@ def _made(table: pa.Table, schema: pa.Schema, start: int | None) -> pa.Table:
             ) from error
     made = pa.table(columns)
     return made if start is None else with_ids(made, start)
-
-
-def _ids(table: pa.Table) -> np.ndarray:
-    if table[ID].null_count:
-        raise DataError(f"Column '{ID}' of {_WHERE} must hold an integer in every row.")
-    return table[ID].cast(pa.int64()).to_numpy()

@@ -217,7 +217,12 @@ def test_names_of_columns_and_options_are_checked():
     with pytest.raises(
         ConfigError, match=r"'pca:1' is fitted on one column, not 2 \(a, b\); the embedder 'table'"
     ):
-        raysel.fit_embedder(pca, object(), column=["a", "b"])
+        pca.fit(object(), ["a", "b"])
+    for wrong in (object(), np.ones((2, 2)), pa.table({"a": [1]})):
+        with pytest.raises(ConfigError, match="The dataset to fit on must be a Ray Dataset"):
+            raysel.fit_embedder(pca, wrong, column="a")
+        with pytest.raises(ConfigError, match="The dataset to embed must be a Ray Dataset"):
+            raysel.embed(wrong, "column", column="a")
     with pytest.raises(ConfigError, match="Embedder column takes one column, not 2"):
         raysel.embed(object(), "column", column=["a", "b"])
     for options, sentence in (

@@ -195,7 +195,9 @@ def test_a_budget_in_bytes(cluster):
         chosen = raysel.GIO("5 kB", clusters=20).select(here, dataset(vectors[:30]))
         assert len(chosen) == 5000 * 300 // total
     assert len(raysel.GIO("1GB", clusters=20).select(pool, dataset(vectors[:30]))) == 300  # all there is
-    with pytest.raises(ConfigError, match=rf"1B is less than one row: the pool's 300 rows take {total:,} bytes"):
+    with pytest.raises(
+        ConfigError, match=rf"1B is less than one row: the pool's 300 rows take {total:,} bytes"
+    ):
         raysel.GIO("1B").select(pool, dataset(vectors[:30]))
     for wrong in ("200", "MB", "-3MB", "3 parsecs", "0.1B"):
         with pytest.raises(ConfigError, match="budget"):

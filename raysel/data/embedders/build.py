@@ -10,6 +10,7 @@ from ray.data import Dataset
 
 from raysel.cluster.code import load_object
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, Learner
+from raysel.data.identity import check_dataset
 from raysel.errors import ConfigError
 from raysel.registry import EMBEDDERS
 
@@ -106,7 +107,9 @@ def _fitted_on(
         raise ConfigError(
             f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
         )
-    return dataset, column_names(column)
+    names = column_names(column)
+    check_dataset(dataset, "dataset to fit on")
+    return dataset, names
 
 
 def column_names(column: Any) -> list[str]:
