@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -277,12 +277,15 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
     )
 
 
-def _check_kinds(values: Iterable[Any], name: str, nested: bool = False) -> None:
+def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None:
     """Raise DataError for values of which Arrow would change one without an error, also inside lists and dicts.
 
     It makes bytes of text next to bytes, numbers of truth values, dates of time stamps, takes a time without a zone for
     UTC, and leaves out nanoseconds.
     """
+    kinds = set(map(type, values)) - {type(None)}
+    if len(kinds) < 2 and kinds <= {str, bytes, int, float, bool}:
+        return
     one_of_each: dict[Any, Any] = {}
     inner: list[Any] = []
     fields: dict[Any, list[Any]] = {}
