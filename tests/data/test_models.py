@@ -231,7 +231,7 @@ def test_changed_weights_are_another_embedder(transformer, tmp_path):
         ("./nowhere", "there is no folder nowhere"),
         (
             "no-such-model-at-all",
-            "no such model in the local Hugging Face cache. Nothing is downloaded .* hf download",
+            "no such model in the local Hugging Face cache. Nothing is downloaded .*hf download",
         ),
         ("{tmp_path}", "holds no model"),
     ],
