@@ -14,7 +14,7 @@ from raysel.data.decode import Rows, join
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import FunctionEmbedder
 from raysel.data.store import ArrayDataset
-from raysel.errors import DataError, RunError
+from raysel.errors import DataError
 
 
 @pytest.fixture
@@ -87,15 +87,19 @@ def test_a_damaged_report_or_array_is_named(folder, tmp_path):
     folder.write("_done.json", json.dumps({"report": {"rows": 1}}).encode())
     with pytest.raises(DataError, match=r"_done\.json is damaged"), shards.intact(folder.file("_done.json")):
         pipeline.Report(**folder.read("_done.json")["report"])
-    for name, data in (("arrays.json", b"{"), ("arrays.json", b"{}"), ("arrays.json", b'{"classes": []}')):
+    for name, data in (
+        ("arrays.json", b"{"),
+        ("arrays.json", b"{}"),
+        ("arrays.json", b'{"classes": [], "rows": 3}'),
+    ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(RunError, match=r"The arrays in .* are damaged"):
+        with pytest.raises(DataError, match=r"The arrays in .* are damaged"):
             ArrayDataset(tmp_path)
     for name in ("inputs.npy", "labels.npy"):
         np.save(tmp_path / name, np.arange(3))
     assert len(ArrayDataset(tmp_path)) == 3
     (tmp_path / "labels.npy").write_bytes((tmp_path / "labels.npy").read_bytes()[:-5])
-    with pytest.raises(RunError, match=r"The arrays in .* are damaged"):
+    with pytest.raises(DataError, match=r"The arrays in .* are damaged"):
         ArrayDataset(tmp_path)
 
 
