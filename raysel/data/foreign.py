@@ -30,7 +30,7 @@ def from_hugging_face(dataset: Any) -> pa.Table:
             f"A {name} is not one table; choose a split, for example dataset['train'] (it has {splits})."
         )
     if not hasattr(dataset, "num_rows"):
-        raise DataError(_streamed(name))
+        raise DataError(streamed(name))
     return dataset.with_format("arrow")[:]
 
 
@@ -44,10 +44,9 @@ def is_map_style(source: Any) -> bool:
 def from_torch(dataset: Any) -> pa.Table:
     """Return the items of a map-style Dataset: dicts by name, pairs as data and target, others as data."""
     name = type(dataset).__name__
-    if any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__) or not hasattr(
-        dataset, "__len__"
-    ):
-        raise DataError(_streamed(name))
+    streams = any(base.__name__ == "IterableDataset" for base in type(dataset).__mro__)
+    if streams or not (hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")):
+        raise DataError(streamed(name))
     rows: list[Mapping[Any, Any]] = []
     for number in range(len(dataset)):
         try:
@@ -77,7 +76,8 @@ def _named(item: Any) -> Mapping[Any, Any]:
     return {"data": item}
 
 
-def _streamed(name: str) -> str:
+def streamed(name: str) -> str:
+    """Return the sentence about a source whose rows come one after another, without a number."""
     return (
         f"This {name} is streamed: its rows have no fixed number and order, which ids need. Write it to Parquet and read "
         "the files, or load it without streaming."

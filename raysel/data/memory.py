@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raysel.data.arrow_types import plain_table
 from raysel.data.columns import columns_table, is_tensor
-from raysel.data.foreign import from_hugging_face, from_torch, is_hugging_face, is_map_style
+from raysel.data.foreign import from_hugging_face, from_torch, is_hugging_face, is_map_style, streamed
 from raysel.errors import DataError
 
 _ROWS = "the table"
@@ -69,6 +69,8 @@ def _table(source: Any) -> pa.Table:
         return _from_dicts(source)
     if is_map_style(source):
         return from_torch(source)
+    if hasattr(source, "__next__"):
+        raise DataError(streamed(type(source).__name__))
     if hasattr(source, "collect"):
         raise DataError(
             f"A {type(source).__name__} has no rows yet; give its result, {_name(source)}.collect()."

@@ -391,6 +391,8 @@ def test_items_of_a_data_set():
         (Items({0: 1}), "A column has the name 0"),
         (Items({"x": 1}, {"x": "a"}), "Column 'x' holds values of several types"),
         (Streamed(), "This Streamed is streamed: its rows have no fixed number and order"),
+        ((row for row in [{"x": 1}]), "This generator is streamed"),
+        (torch.utils.data.DataLoader(Items(1)), "This DataLoader is streamed"),
     ],
 )
 def test_data_sets_that_cannot_be_read(source, sentence):
