@@ -32,8 +32,8 @@ _EXACT = 2**53
 class Csv(Format):
     """Comma-separated values with a header; also ``;`` or tabs if the header has no comma.
 
-    A column is bool, int64, uint64 or double if every value can be written back with the same digits, else text: numbers
-    with leading zeros, integers that a double would round, dates and times. Missing values are spelt as pyarrow does
+    A column is bool, int64, uint64 or double if every value is, and text otherwise: numbers with leading zeros, integers
+    that a double would round, dates and times. A decimal number becomes the nearest double. Missing values are spelt as pyarrow does
     (``""``, ``NA``, ``null``, ...); in a column of text they are text.
     """
 
