@@ -46,11 +46,12 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "workflows"))
 
-from raysel.baselines import choose  # noqa: E402
+
 from raysel.gio import Picks, exact_select, gradient_select, kl  # noqa: E402
 from raysel.gio.distances import nearest_logs  # noqa: E402
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids  # noqa: E402
 from raysel.select.matches import Matches, Turns  # noqa: E402
+from raysel.select.random import choose  # noqa: E402
 from raysel.select.ratio import draw_by_ratio, fit_ratio  # noqa: E402
 
 RESULTS = HERE / "results" / "gio_quality.jsonl"

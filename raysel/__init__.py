@@ -16,7 +16,7 @@ _HOME = {
     "embed": "raysel.data.embed",
     "fit_embedder": "raysel.data.embedders.build",
     "Selection": "raysel.selection",
-    "Random": "raysel.baselines",
+    "Random": "raysel.select.random",
     "GIO": "raysel.gio.distributed",
     "GIME": "raysel.gime.distributed",
     "DensityRatio": "raysel.select.density_ratio",
@@ -42,7 +42,6 @@ _HOME = {
 _ROOMS = ("data", "gio", "gime", "factors", "dynamic", "train", "workflow", "report", "errors")
 
 if TYPE_CHECKING:
-    from raysel.baselines import Random as Random
     from raysel.data.embed import embed as embed
     from raysel.data.embedders.build import fit_embedder as fit_embedder
     from raysel.data.read import read as read
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from raysel.select.deduplicate import leakage as leakage
     from raysel.select.density_ratio import DensityRatio as DensityRatio
     from raysel.select.nearest import Nearest as Nearest
+    from raysel.select.random import Random as Random
     from raysel.selection import Selection as Selection
     from raysel.train.dynamic import DynamicSelection as DynamicSelection
     from raysel.train.planned import WholeRows as WholeRows

@@ -13,7 +13,7 @@ SELECTORS = Registry(
         "nearest": "raysel.select.nearest:Nearest",
         "deduplicate": "raysel.select.deduplicate:Deduplicate",
         "by_score": "raysel.select.by_score:ByScore",
-        "random": "raysel.baselines:Random",
+        "random": "raysel.select.random:Random",
     },
 )
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from raysel import GIO, Random, Selection
-from raysel.baselines import choose, strata
 from raysel.data.identity import NumberedFile, PoolIdentity
 from raysel.errors import ConfigError, DataError
+from raysel.select.random import choose, strata
 
 
 def example() -> Selection:

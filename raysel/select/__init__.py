@@ -1,1 +1,1 @@
-"""Selectors that people use next to the published methods: nearest rows, cluster shares, density ratio, scores."""
+"""Selectors next to the published methods: random rows, density ratio, cluster shares, nearest rows, duplicates, scores."""

@@ -1,4 +1,4 @@
-"""Selectors that use neither vectors nor a target: the controls that every selection method is compared with."""
+"""Select rows at random: the control that every selector is compared with."""
 
 from __future__ import annotations
 
