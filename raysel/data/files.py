@@ -240,14 +240,18 @@ def is_marker(name: str) -> bool:
 @functools.lru_cache(maxsize=1 << 16)
 def partition_of(directory: str) -> Partition:
     """Return the columns that directories named ``name=value`` give, as text; null for Hive's default name."""
-    found = []
+    found: dict[str, pa.Scalar] = {}
     for part in directory.split("/"):
         name, equals, value = part.partition("=")
         if equals and name:
-            value = unquote(value)
+            name, value = unquote(name), unquote(value)
+            if name in found:
+                raise DataError(
+                    f"The directories {directory} give column '{name}' two values; name one of them differently."
+                )
             held = None if value == "__HIVE_DEFAULT_PARTITION__" else value
-            found.append((unquote(name), pa.scalar(held, pa.string())))
-    return tuple(found)
+            found[name] = pa.scalar(held, pa.string())
+    return tuple(found.items())
 
 
 def typed_partitions(files: Iterable[File]) -> list[File]:

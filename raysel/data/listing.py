@@ -27,7 +27,7 @@ from raysel.data.files import (
 )
 from raysel.data.formats.format import Format, reading
 from raysel.data.schemas import Fits, Unified, conform, unify
-from raysel.errors import DataError, first
+from raysel.errors import DataError, first, shown
 from raysel.registry import FORMATS
 
 logger = logging.getLogger(__name__)
@@ -135,6 +135,8 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
     """
     if not sources:
         raise DataError("No path was given to read.")
+    if encoding is not None:
+        _check_encoding(encoding)
     files: list[File] = []
     sentences: list[str] = []
     form: Format | None = None
@@ -168,6 +170,16 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
         files = sorted(files, key=lambda file: file.path)
     where = os.fspath(sources[0]) if len(sources) == 1 else f"{len(files)} files from {files[0].path}"
     return Listing(form, tuple(typed_partitions(files)), where, encoding, tuple(sentences))
+
+
+def _check_encoding(encoding: str) -> None:
+    """Raise DataError unless Python decodes bytes to text with this name."""
+    try:
+        "a".encode(encoding)
+    except (LookupError, TypeError, ValueError):
+        raise DataError(
+            f"encoding: {shown(encoding)} is no encoding that Python has; write for example latin-1."
+        ) from None
 
 
 @functools.cache

@@ -581,6 +581,8 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
             many = isinstance(paths, list)
             if many and not paths:
                 raise ConfigError(f"'{role}.path' is an empty list; name at least one file or directory.")
+            if "" in (paths if many else [paths]):
+                raise ConfigError(f"'{role}.path' is empty; name a file or a directory.")
             moved = [place(p) if isinstance(p, str) else p for p in (paths if many else [paths])]
             tree[role] = {**rows, "path": moved if many else moved[0]}
     if isinstance(tree.get("train"), Mapping):

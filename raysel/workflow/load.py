@@ -17,7 +17,7 @@ from raysel.data.embedders.embedder import check_vectors
 from raysel.data.row_index import ID
 from raysel.data.vectors import to_numpy
 from raysel.dynamic.check import check_policy
-from raysel.errors import ConfigError, DataError, RayselError, first
+from raysel.errors import ConfigError, DataError, RayselError, first, reason_of
 from raysel.gime import measure
 from raysel.registry import TASKS
 from raysel.train.loops import classify
@@ -57,7 +57,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             )
         method.key()  # raises for what cannot be fingerprinted
     found = look(workflow)
-    rows, (labels, count) = _sample(found), _labels(found)
+    rows, (labels, count) = _sample(found, "pool"), _labels(found)
     if workflow.gime is not None and workflow.gime.metrics:
         _check_metrics(workflow.gime, rows)
     for method in (workflow.dynamic, *policies):
@@ -67,7 +67,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             _check_embedder(step, rows)
     loop = load_loop(workflow.train)
     if loop is classify:  # what another loop does with a batch is its own
-        _check_training(workflow, rows, labels)
+        _check_training(found, rows, labels)
 
 
 def unloaded(workflow: Workflow) -> list[str]:
@@ -84,15 +84,15 @@ def unloaded(workflow: Workflow) -> list[str]:
     return [*found, f"train.model: {workflow.train.model}"]
 
 
-def _sample(found: Look) -> pa.Table:
-    """Return a few rows of the pool with ids, at least two."""
+def _sample(found: Look, role: str) -> pa.Table:
+    """Return a few rows of a role with ids, at least two."""
     parts: list[pa.Table] = []
-    for table in found.scan("pool", rows=_ROWS):
+    for table in found.scan(role, rows=_ROWS):
         parts.append(table)
         if sum(map(len, parts)) >= _ROWS:
             break
     if not sum(map(len, parts)):
-        raise DataError(f"pool.path: There are no rows in {found.listings['pool'].where}.")
+        raise DataError(f"{role}.path: There are no rows in {found.listings[role].where}.")
     rows = pa.concat_tables(parts).slice(0, _ROWS)
     return pa.concat_tables([rows, rows]) if len(rows) == 1 else rows
 
@@ -192,11 +192,12 @@ def _check_embedder(step: Embed, rows: pa.Table) -> None:
         check_vectors(embedder(few.rows), few.ids, embedder.name)
 
 
-def _check_training(workflow: Workflow, rows: pa.Table, labels: list[Any]) -> None:
-    """One batch through the model: its losses, their gradient, and the metric."""
+def _check_training(found: Look, rows: pa.Table, labels: list[Any]) -> None:
+    """One batch through the model: its losses, their gradient, and the metric; and inputs of another kind than the pool's."""
     import torch
     import torch.nn.functional as F
 
+    workflow = found.workflow
     train, label = workflow.train, str(workflow.pool.label)
     inputs = to_numpy(rows[train.input], train.input, rows[ID].to_numpy())
     code = {name: number for number, name in enumerate(labels)}
@@ -227,5 +228,28 @@ def _check_training(workflow: Workflow, rows: pa.Table, labels: list[Any]) -> No
                     f"train.model: The first loss of {train.model} is {first}; check the column "
                     f"'{train.input}' and the model's initial weights."
                 )
+            model.eval()
+            for role in trained_roles(found):
+                if role != "pool":
+                    _check_other_inputs(found, role, model, inputs)
     finally:
         torch.random.set_rng_state(state)
+
+
+def _check_other_inputs(found: Look, role: str, model: Any, inputs: np.ndarray) -> None:
+    """Raise DataError if the model fails on a role whose inputs have another shape or type than the pool's."""
+    import torch
+
+    column, rows = found.workflow.train.input, _sample(found, role)
+    own = to_numpy(rows[column], column, rows[ID].to_numpy())
+    if (own.shape[1:], own.dtype) == (inputs.shape[1:], inputs.dtype):
+        return
+    try:
+        with torch.no_grad():
+            model(torch.from_numpy(np.array(own)))
+    except Exception as error:  # of the model's code
+        kinds = [f"{array.dtype} of shape {tuple(array.shape[1:])}" for array in (own, inputs)]
+        raise DataError(
+            f"{role}.path: Column '{column}' holds {kinds[0]}, but the pool's holds {kinds[1]}, and the model cannot take "
+            f"both ({reason_of(error)}); write the columns with one type."
+        ) from error

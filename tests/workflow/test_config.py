@@ -209,6 +209,7 @@ def test_several_selectors_are_a_list(tmp_path):
         ("embed.dtype=float16x", r"'embed.dtype' is 'float16x'; it should be 'float32' or 'float16'"),
         ("pool.path=2024-01-01", "'pool.path' is .*which YAML reads as a date; write it in quotes"),
         ("pool.path=[]", "'pool.path' is an empty list"),
+        ("pool.path=''", "'pool.path' is empty"),
         (
             "select.stop={min_kk: 1}",
             r"The key 'select.stop.min_kk' is unknown. Did you mean 'select.stop.min_kl'",

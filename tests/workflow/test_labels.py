@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysel.data.vectors import to_column
-from raysel.errors import RayselError
+from raysel.errors import DataError, RayselError
 from raysel.workflow import config, steps
 from raysel.workflow.load import load_check
 
@@ -102,3 +102,32 @@ def test_labels_that_can_be_used_pass(write):
     steps.check(write(test=numbered))
     steps.check(write(test=numbered, write_statistics=False))
     steps.check(write(test={**GOOD, "x": [[0.0, 1.0]] * 6}, pool={**GOOD, "x": np.arange(6)}))
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (to_column(np.zeros((6, 5), np.float32)), "holds float32 of shape (5,), but the pool's holds float32 of shape (4,)"),
+        (to_column(np.zeros((6, 4), np.int64)), "holds int64 of shape (4,), but the pool's holds float32 of shape (4,)"),
+        (pa.array([[1.0] * 4] * 6), "holds float64 of shape (4,), but the pool's holds float32 of shape (4,)"),
+    ],
+)  # fmt: skip
+def test_inputs_that_the_model_cannot_take_are_found_before_it_is_trained(write, x, words):
+    with pytest.raises(DataError) as caught:
+        load_check(write(test={**GOOD, "x": x}))
+    assert str(caught.value).startswith(f"test.path: Column 'x' {words}, and the model cannot take both (")
+    flow = write(test={**GOOD, "x": x})
+    Path("m.py").write_text(
+        "import torch\nclass Sums(torch.nn.Linear):\n    def forward(self, x): return super().forward(x.float().sum(1, True))\n"
+        "def make(shape, classes): return Sums(1, classes)\n"
+    )
+    load_check(flow)
+
+
+def test_classes_can_be_the_names_of_directories(write):
+    flow = write(flow=FLOW.replace("path: pool,", "path: parts,"))
+    for label in (0, 1):
+        Path(f"parts/y={label}").mkdir(parents=True)
+        pq.write_table(pa.table({"x": X}), f"parts/y={label}/a.parquet")
+    assert steps.check(flow).counts["pool"] == 12
+    load_check(flow)

@@ -53,7 +53,21 @@ class ArrowIpc(Format):
                 yield reader.schema, (reader.get_batch(at) for at in range(reader.num_record_batches))
             else:
                 stream = pa.ipc.open_stream(source)
-                yield stream.schema, iter(stream)
+                yield stream.schema, _streams(file.path, source, stream)
+
+
+def _streams(
+    path: str, source: pa.NativeFile, stream: pa.RecordBatchStreamReader
+) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of a stream, and of the streams that follow it in the same file."""
+    schema = stream.schema
+    while True:
+        yield from stream
+        if source.tell() == source.size():
+            return
+        stream = pa.ipc.open_stream(source)
+        if not stream.schema.equals(schema):
+            raise DataError(f"{path} holds streams with different columns; write one file for each.")
 
 
 class SavedDataset(ArrowIpc):

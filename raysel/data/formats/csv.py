@@ -19,7 +19,15 @@ from raysel.errors import DataError, first
 
 _BLOCK, _LARGEST = 8 << 20, 1 << 30
 _TAIL = 1 << 20
-_PACKED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd", ".bz2": b"BZh", ".zip": b"PK\x03\x04"}
+_STARTS = {  # of files that are no text
+    b"\x1f\x8b": "is compressed; rename it to end in .gz, or unpack it",
+    b"\x28\xb5\x2f\xfd": "is compressed; rename it to end in .zst, or unpack it",
+    b"BZh": "is compressed; rename it to end in .bz2, or unpack it",
+    b"PK\x03\x04": "is a zip archive, as the files of spreadsheets are; unpack it, or save the sheet as CSV",
+    b"PAR1": "is Parquet; rename it to end in .parquet",
+    b"ARROW1": "is Arrow; rename it to end in .arrow",
+}
+_LFS = "version https://git-lfs.github.com/spec/"
 _NULLS = pa.array(pacsv.ConvertOptions().null_values)
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _WHOLE = r"^(0|-?[1-9][0-9]*)$"
@@ -30,7 +38,9 @@ _EXACT = 2**53
 
 
 class Csv(Format):
-    """Comma-separated values with a header; also ``;`` or tabs if the header has no comma.
+    """Comma-separated values with a header; also ``;``, tabs or ``|`` if the header has no comma outside quotes.
+
+    A first line ``sep=;``, as Excel writes it, names the delimiter.
 
     A column is bool, int64, uint64 or double if every value is, and text otherwise: numbers with leading zeros, integers
     that a double would round, dates and times. A decimal number becomes the nearest double. Missing values are spelt as pyarrow does
@@ -73,21 +83,24 @@ class Csv(Format):
     ) -> Iterator[pa.RecordBatch]:
         """Yield every column as text; the header's columns even if there are no rows."""
         with reading(file.path, "CSV file", lambda error: text_hint(file, encoding, error)):
-            header, delimiter = self._header(file, encoding)
+            header, delimiter, told = self._header(file, encoding)
             names = header if wanted is None else [name for name in header if name in set(wanted)]
             block, done = _BLOCK, 0
             while True:
                 try:
-                    for batch in self._read(file, encoding, header, names, delimiter, block, done):
+                    for batch in self._read(file, encoding, header, names, delimiter, told, block, done):
                         done += len(batch)
                         yield batch
                     return
-                except pa.ArrowInvalid as error:  # a row is longer than a block
+                except pa.ArrowInvalid as error:
+                    if "Empty CSV file" in str(error):  # nothing follows the header
+                        return
                     if "straddling object" not in str(error) or block >= _LARGEST:
                         raise
-                    block *= 8
+                    block *= 8  # a row is longer than a block
 
-    def _header(self, file: File, encoding: str | None) -> tuple[list[str], str]:
+    def _header(self, file: File, encoding: str | None) -> tuple[list[str], str, bool]:
+        """Return the names of the columns, the delimiter, and whether a line before them names it."""
         size = 1 << 16
         with file.stream() as stream:
             raw = b""
@@ -95,12 +108,16 @@ class Csv(Format):
                 part = stream.read(size)
                 raw += part
                 text = codecs.getincrementaldecoder(encoding or "utf-8-sig")().decode(raw, final=not part)
-                ends = (match.start() for match in re.finditer("\n", text))
-                end = next((end for end in ends if text.count('"', 0, end) % 2 == 0), None)
+                told = re.match("\ufeff?sep=([^\r\n])\r?\n", text)
+                begin = told.end() if told else 0
+                ends = (match.start() for match in re.compile("\n").finditer(text, begin))
+                end = next((end for end in ends if text.count('"', begin, end) % 2 == 0), None)
                 if not part or end is not None:
                     break
-        header = f"{text[:end]}\n"  # alone: a value further down is no error of the header
-        delimiter = next((mark for mark in (",", ";", "\t") if mark in header), ",")
+        if text.startswith(_LFS):
+            raise DataError(f"{file.path} is a pointer of Git LFS to the file; fetch it with 'git lfs pull'.")
+        header = f"{text[begin:end]}\n"  # alone: a value further down is no error of the header
+        delimiter = told[1] if told else _delimiter(header, file.suffix == ".tsv")
         with pacsv.open_csv(
             io.BytesIO(header.encode()),
             read_options=pacsv.ReadOptions(block_size=max(2 * len(raw), 1024)),
@@ -112,7 +129,7 @@ class Csv(Format):
             raise DataError(
                 f"{file.path} has several columns named {first(map(repr, twice))}; every column needs a name of its own."
             )
-        return names, delimiter
+        return names, delimiter, told is not None
 
     def _read(
         self,
@@ -121,22 +138,25 @@ class Csv(Format):
         header: list[str],
         names: list[str],
         delimiter: str,
+        told: bool,
         block: int,
         skip: int,
     ) -> Iterator[pa.RecordBatch]:
         """Yield the rows after the first ``skip``; raise if a quoted value does not end before the file does."""
         with file.stream() as stream:
             source = _Quotes(stream)
+            yield pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(names), names=names)
             reader = pacsv.open_csv(
                 pa.PythonFile(source, mode="r"),
-                read_options=pacsv.ReadOptions(block_size=block, encoding=encoding or "utf8"),
+                read_options=pacsv.ReadOptions(
+                    block_size=block, encoding=encoding or "utf8", skip_rows=int(told)
+                ),
                 parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 convert_options=pacsv.ConvertOptions(
                     column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
                 ),
             )
             last: Any = None
-            yield pa.RecordBatch.from_arrays([pa.array([], pa.string())] * len(names), names=names)
             for batch in reader:
                 last = batch[-1][-1].as_py() if len(batch) else last
                 drop = min(skip, len(batch))
@@ -147,6 +167,12 @@ class Csv(Format):
                     f"{file.path} ends within a quoted value that begins with {last[:40]!r}; close the quotes, or "
                     "restore the end of the file."
                 )
+
+
+def _delimiter(header: str, tabs: bool) -> str:
+    """Return the delimiter of a header: the first of several that occurs outside quotes."""
+    bare = re.sub('"[^"]*"', "", header)
+    return next((mark for mark in ("\t,;|" if tabs else ",;\t|") if mark in bare), ",")
 
 
 class _Quotes(io.RawIOBase):
@@ -207,8 +233,12 @@ def _fits(values: pa.Array, kind: str) -> bool:
     if kind == "double":
         if not pc.all(pc.match_substring_regex(values, _NUMBER)).as_py():
             return False
-        large = pc.abs(values.filter(whole).cast(pa.float64()))
-        return not pc.any(pc.greater_equal(large, float(_EXACT))).as_py()
+        size = pc.abs(values.cast(pa.float64()))
+        changed = pc.or_(
+            pc.and_(whole, pc.greater_equal(size, float(_EXACT))),
+            pc.and_(pc.is_inf(size), pc.match_substring_regex(values, "[0-9]")),
+        )
+        return not pc.any(changed).as_py()
     if not pc.all(whole).as_py():
         return False
     try:
@@ -228,20 +258,18 @@ def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def text_hint(file: File, encoding: str | None, error: Exception) -> str | None:
-    """Return a sentence for text that is compressed or in another encoding, None for other errors."""
-    if isinstance(error, LookupError) and encoding is not None and "encoding" in str(error):
-        return f"encoding: '{encoding}' is no encoding that Python has; write for example latin-1."
+    """Return a sentence for files that are no text, and for text in another encoding; None for other errors."""
+    try:
+        head = file.head(8)
+    except OSError:
+        head = b""
+    for start, words in _STARTS.items():
+        if head.startswith(start):
+            return f"{file.path} {words}."
     if not (
         isinstance(error, UnicodeError) or "invalid UTF8" in str(error) or "codec can't decode" in str(error)
     ):
         return None
-    try:
-        head = file.head(4)
-    except OSError:
-        head = b""
-    for suffix, start in _PACKED.items():
-        if head.startswith(start):
-            return f"{file.path} is compressed; rename it to end in {suffix}, or unpack it."
     example = "utf-16" if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin-1"
     return (
         f"{file.path} is not text in {encoding or 'UTF-8'}; name its encoding, for example encoding='{example}' "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -166,19 +167,27 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 def _table(path: str, rows: list[Row], schema: pa.Schema | None) -> dict[str, pa.Array]:
     """Return the columns of some rows, with the types of ``schema`` or those that the values have."""
-    names = dict.fromkeys(name for _, row in rows for name in row) if schema is None else schema.names
+    names = dict.fromkeys(name for _, row in rows for name in row)
+    if any(map(_has_surrogate, names)):
+        if schema is None:
+            logger.warning(
+                "A column of %s has half of a surrogate pair in its name; it is replaced by U+FFFD.", path
+            )
+        rows = [(number, _clean(row)) for number, row in rows]
+        names = dict.fromkeys(name for _, row in rows for name in row)
     columns = {}
-    for name in names:
+    for name in names if schema is None else schema.names:
         values = [row.get(name) for _, row in rows]
         columns[name] = _column(path, name, values, rows, None if schema is None else schema.field(name).type)
-    if any(_has_surrogate(name) for name in columns):
-        columns = {_clean(name): column for name, column in columns.items()}
     return columns
 
 
 def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.DataType | None) -> pa.Array:
     try:
-        return pa.array(values, kind)
+        column = pa.array(values, kind)
+        if _truth_among_numbers(values, column.type):
+            raise TypeError("A truth value is among decimal numbers.")
+        return column
     except UnicodeEncodeError:
         broken = next(
             number for (number, _), value in zip(rows, values, strict=True) if _clean(value) != value
@@ -207,6 +216,20 @@ def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.D
             seen = " and ".join(f"{what} in line {number}" for what, number in list(kinds.items())[:2])
             raise DataError(f"Column '{name}' of {path} holds {seen}; write it with one type.") from None
         raise DataError(f"Column '{name}' of {path} cannot be a column ({reason_of(error)}).") from None
+
+
+def _truth_among_numbers(values: Iterable[Any], kind: pa.DataType) -> bool:
+    """Return whether pyarrow made a number of ``true`` or ``false``, which it does among decimal numbers."""
+    if pa.types.is_floating(kind):
+        return bool in set(map(type, values))
+    if pa.types.is_list(kind):
+        return _truth_among_numbers(
+            itertools.chain.from_iterable(value for value in values if value is not None), kind.value_type
+        )
+    if pa.types.is_struct(kind):
+        rows = [value for value in values if value is not None]
+        return any(_truth_among_numbers((row.get(f.name) for row in rows), f.type) for f in kind)
+    return False
 
 
 def _kind(value: Any) -> str:
@@ -239,5 +262,5 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(entry) for entry in value]
     if isinstance(value, dict):
-        return {_clean(name): _clean(entry) for name, entry in value.items()}
+        return _unique([(_clean(name), _clean(entry)) for name, entry in value.items()])
     return value

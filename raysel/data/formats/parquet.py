@@ -168,7 +168,15 @@ def _tables(
                 if name not in there and name in columns:
                     constant = pa.repeat(value, len(part))
                     part = part.append_column(name, constant)
-            yield conform(checked(part), wanted)
+            part = checked(part)
+            try:
+                part = conform(part, wanted)
+            except pa.ArrowInvalid as error:
+                raise DataError(
+                    f"The values of {piece.path} do not have the types that all files have together ({reason_of(error)}); "
+                    "write the files with one type, or read them separately."
+                ) from error
+            yield part
     if count != piece.rows:
         raise DataError(
             f"Row group {piece.number} of {piece.path} has {count:,}{' or more' if count > piece.rows else ''} rows, but its "
@@ -179,8 +187,11 @@ def _tables(
 def _parts(reader: pq.ParquetFile, piece: Piece, stored: list[str], rows: int | None) -> Iterator[pa.Table]:
     if not stored:
         nothing = pa.table({"": pa.nulls(piece.rows, pa.null())}).select([])
-        for start in range(0, piece.rows, rows or max(piece.rows, 1)):
-            yield nothing.slice(start, rows)
+        step = rows or max(piece.rows, 1)
+        for start in range(
+            0, piece.rows, step
+        ):  # pyarrow does not end the slice of a table without columns at its last row
+            yield nothing.slice(start, min(step, piece.rows - start))
         return
     if rows is None:
         try:
@@ -194,12 +205,15 @@ def _parts(reader: pq.ParquetFile, piece: Piece, stored: list[str], rows: int | 
 
 
 def _int96(reader: pq.ParquetFile) -> list[str]:
-    """Return the columns of 96-bit timestamps, which pyarrow reads as nanoseconds."""
+    """Return the columns with 96-bit timestamps, which pyarrow reads as nanoseconds."""
     schema = reader.metadata.schema
+    paths = {
+        schema.column(at).path for at in range(len(schema)) if schema.column(at).physical_type == "INT96"
+    }
     return [
-        schema.column(at).path
-        for at in range(len(schema))
-        if schema.column(at).physical_type == "INT96" and schema.column(at).path in reader.schema_arrow.names
+        name
+        for name in (reader.schema_arrow.names if paths else [])
+        if any(path == name or path.startswith(f"{name}.") for path in paths)
     ]
 
 
@@ -209,12 +223,28 @@ def _check_int96(piece: Piece, columns: list[str]) -> None:
         again = pq.ParquetFile(source, coerce_int96_timestamp_unit="ms")
         coarse = again.read_row_group(piece.number, columns=columns)
     for name in columns:
-        low, high = pc.min_max(coarse[name].cast(pa.int64())).as_py().values()
-        if low is not None and (low < -(2**63) // 10**6 + 1 or high > 2**63 // 10**6 - 1):
-            raise DataError(
-                f"Column '{name}' of row group {piece.number} of {piece.path} holds a timestamp that nanoseconds cannot "
-                "hold (INT96 beyond the years 1677 to 2262); write the column as TIMESTAMP in microseconds."
-            )
+        for times in _milliseconds(coarse[name].combine_chunks()):
+            low, high = pc.min_max(times.cast(pa.int64())).as_py().values()
+            if low is not None and (low < -(2**63) // 10**6 + 1 or high > 2**63 // 10**6 - 1):
+                raise DataError(
+                    f"Column '{name}' of row group {piece.number} of {piece.path} holds a timestamp that nanoseconds "
+                    "cannot hold (INT96 beyond the years 1677 to 2262); write the column as TIMESTAMP in microseconds."
+                )
+
+
+def _milliseconds(column: pa.Array) -> Iterator[pa.Array]:
+    """Yield the timestamps in a column, also those within lists, maps and records."""
+    if pa.types.is_timestamp(column.type):
+        if column.type.unit == "ms":
+            yield column
+    elif pa.types.is_map(column.type):
+        yield from _milliseconds(column.keys)
+        yield from _milliseconds(column.items)
+    elif pa.types.is_struct(column.type):
+        for part in column.flatten():
+            yield from _milliseconds(part)
+    elif pa.types.is_nested(column.type):
+        yield from _milliseconds(column.flatten())
 
 
 @contextmanager

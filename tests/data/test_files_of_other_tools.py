@@ -1,0 +1,152 @@
+"""Files as spreadsheets, Spark, NumPy and hand-written scripts leave them: their exact values, or a sentence."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysel.data.formats.parquet import read_pieces
+from raysel.data.listing import list_source
+from raysel.data.row_index import index_parquet
+from tests.data.test_formats import refused, table, write
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("\ufeffsep=;\r\na;b\r\n1;2,5\r\n", [{"a": 1, "b": "2,5"}]),  # Excel names the delimiter
+        ("sep=,\na,b\n1,2\n", [{"a": 1, "b": 2}]),
+        ("sep=|\n", None),
+        ('"last, first";age\n"Doe, J";3\n', [{"last, first": "Doe, J", "age": 3}]),
+        ('"a";"b,c"\n"1";"2"\n', [{"a": 1, "b,c": 2}]),
+        ("a|b\n1|x,y\n", [{"a": 1, "b": "x,y"}]),
+        ('"a,x"\tb\n1\t2\n', [{"a,x": 1, "b": 2}]),
+        ("a,b", []),
+        ("a,b\n", []),
+        ("a\n1e400\n1\n", [{"a": "1e400"}, {"a": "1"}]),  # no double holds it
+        ("a\n1e300\n-inf\n", [{"a": 1e300}, {"a": -np.inf}]),
+    ],
+)
+def test_layouts_of_csv(tmp_path, text, rows):
+    path = write(tmp_path / "a.csv", text)
+    if rows is None:
+        assert "a.csv is not a readable CSV file" in refused(path)
+    else:
+        assert table(path).to_pylist() == rows
+
+
+def test_tabs_come_first_in_a_file_of_tabs(tmp_path):
+    assert table(write(tmp_path / "a.tsv", "a,x\tb\n1\t2\n")).to_pylist() == [{"a,x": 1, "b": 2}]
+    assert table(write(tmp_path / "b.tsv", "a,x\n1,2\n")).to_pylist() == [{"a": 1, "x": 2}]
+
+
+def test_other_files_that_are_named_csv(tmp_path):
+    pq.write_table(pa.table({"x": range(999)}), tmp_path / "p.csv")
+    assert "p.csv is Parquet; rename it to end in .parquet." in refused(tmp_path / "p.csv")
+    with pa.ipc.new_file(str(tmp_path / "a.jsonl"), pa.schema([("x", pa.int64())])) as writer:
+        writer.write_table(pa.table({"x": [255]}))
+    assert "a.jsonl is Arrow; rename it to end in .arrow." in refused(tmp_path / "a.jsonl")
+    sheet = write(tmp_path / "sheet.csv", b"PK\x03\x04\x14\x00\x06\x00\xff\xfe\n1")
+    assert "is a zip archive, as the files of spreadsheets are" in refused(sheet)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
+    assert "fetch it with 'git lfs pull'" in refused(write(tmp_path / "lfs.csv", pointer))
+    assert "fetch it with 'git lfs pull'" in refused(
+        write(tmp_path / "l.csv.gz", gzip.compress(pointer.encode()))
+    )
+
+
+@pytest.mark.parametrize("name", ["rot13", "base64", "nonsense", "", 8])
+def test_names_that_are_no_encoding(tmp_path, name):
+    assert "is no encoding that Python has" in refused(write(tmp_path / "a.csv", "a\n1\n"), encoding=name)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("1.5", "true"),
+        ("true", "1.5"),
+        ("[1.5, true]", "null"),
+        ("[1.5]", "[false]"),
+        ('{"b": 1.5}', '{"b": false}'),
+        ('[{"b": [1.5]}, null]', '[{"b": [true]}]'),
+    ],
+)
+def test_truth_values_in_json_do_not_become_numbers(tmp_path, values):
+    rows = "\n".join(f'{{"a": {value}}}' for value in values)
+    assert "Column 'a' of" in refused(write(tmp_path / "a.jsonl", rows))
+
+
+def test_halves_of_surrogate_pairs_in_names_keep_their_values(tmp_path, caplog):
+    path = write(tmp_path / "a.jsonl", '{"\\ud800": 1, "b": {"\\udfff": 2}}\n{"b": null}\n')
+    assert table(path).to_pylist() == [{"\ufffd": 1, "b": {"\ufffd": 2}}, {"\ufffd": None, "b": None}]
+    assert "half of a surrogate pair in its name" in caplog.text
+    assert "occurs more than once" in refused(write(tmp_path / "b.jsonl", '{"\\ud800": 1, "\\ud801": 2}\n'))
+
+
+def test_all_streams_of_a_file_are_read(tmp_path):
+    def stream(values, name="x"):
+        sink = io.BytesIO()
+        column = pa.array(values).dictionary_encode()
+        with pa.ipc.new_stream(sink, pa.schema([(name, column.type)])) as writer:
+            writer.write_table(pa.table({name: column}))
+        return sink.getvalue()
+
+    both = write(tmp_path / "both.arrows", stream(["a", "b"]) + stream(["c", "a"]))
+    assert table(both)["x"].to_pylist() == ["a", "b", "c", "a"]
+    assert table(write(tmp_path / "open.arrows", stream(["a"])[:-8]))["x"].to_pylist() == ["a"]
+    other = write(tmp_path / "other.arrows", stream(["a"]) + stream(["a"], "y"))
+    assert "holds streams with different columns" in refused(other)
+    assert "junk.arrows is not a readable Arrow file" in refused(
+        write(tmp_path / "junk.arrows", stream(["a"]) + b"junk" * 9)
+    )
+
+
+def test_a_second_array_in_a_file_is_not_lost(tmp_path):
+    with open(tmp_path / "two.npy", "wb") as file:
+        np.save(file, np.arange(3))
+        np.save(file, np.arange(3))
+    assert "two.npy has more after its first array" in refused(tmp_path / "two.npy")
+
+
+@pytest.mark.parametrize("year", [1600, 2020, 3000])
+@pytest.mark.parametrize(
+    ("kind", "wrap"),
+    [
+        (pa.list_(pa.timestamp("us")), lambda moment: [moment, None]),
+        (pa.struct([("a", pa.int64()), ("b", pa.timestamp("us"))]), lambda moment: {"a": 1, "b": moment}),
+        (pa.map_(pa.string(), pa.timestamp("us")), lambda moment: [("k", moment)]),
+        (pa.list_(pa.struct([("b", pa.timestamp("us"))])), lambda moment: [{"b": moment}]),
+    ],
+)
+def test_timestamps_of_96_bits_within_other_values(tmp_path, year, kind, wrap):
+    rows = pa.table({"t": pa.array([None, wrap(datetime.datetime(year, 1, 1))], kind)})
+    pq.write_table(rows, tmp_path / "a.parquet", use_deprecated_int96_timestamps=True)
+    if year == 2020:
+        assert len(table(tmp_path / "a.parquet")) == 2
+    else:
+        assert "Column 't' of row group 0 of" in refused(tmp_path / "a.parquet")
+
+
+def test_values_of_directories_alone_have_the_rows_of_the_files(tmp_path):
+    for year in (2024, 2025):
+        write(tmp_path / f"d/year={year}/a.parquet", "")
+        pq.write_table(pa.table({"x": range(10)}), tmp_path / f"d/year={year}/a.parquet", row_group_size=4)
+    index = index_parquet(list_source([tmp_path / "d"]))
+    for rows in (None, 1, 3, 4, 1000):
+        parts = [part for _, part in read_pieces(index.pieces(), ["year"], rows)]
+        assert pa.concat_tables(parts)["year"].to_pylist() == [2024] * 10 + [2025] * 10
+        assert max(map(len, parts)) <= (rows or 4)
+    write(tmp_path / "twice/k=1/k=2/a.parquet", (tmp_path / "d/year=2024/a.parquet").read_bytes())
+    assert "k=1/k=2 give column 'k' two values" in refused(tmp_path / "twice")
+
+
+def test_times_that_the_common_type_cannot_hold(tmp_path):
+    for at, (unit, moment) in enumerate((("ns", 0), ("us", datetime.datetime(3000, 1, 1)))):
+        pq.write_table(pa.table({"t": pa.array([moment], pa.timestamp(unit))}), tmp_path / f"{at}.parquet")
+    assert "1.parquet do not have the types that all files have together" in refused(tmp_path)
