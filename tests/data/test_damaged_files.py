@@ -131,7 +131,7 @@ def read_damaged(folder, seconds, seed):
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
     counts = read_damaged(tmp_path, 2.5, seed=0)
-    assert counts["refused"] > 30 and counts["read"] > 10
+    assert counts["refused"] > counts["read"] > 0
 
 
 @pytest.mark.slow
