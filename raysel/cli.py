@@ -35,8 +35,8 @@ _fresh = click.option(
 )
 _address = click.option(
     "--address",
-    help="Ray cluster to join: HOST:PORT, or auto for the one on this machine.  [default: the environment variable "
-    "RAY_ADDRESS; if it is not set, start Ray on this machine]",
+    help="Ray cluster to join, of which this machine must be a node: HOST:PORT, or auto to find it.  [default: the "
+    "environment variable RAY_ADDRESS; if it is not set, start Ray on this machine]",
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,8 +16,9 @@ import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.arrow import plain
+from raysel.core.markdown import literal
 from raysel.data.row_index import ID
-from raysel.errors import ConfigError, DataError
+from raysel.errors import ConfigError, DataError, shown
 from raysel.version import __version__
 
 if TYPE_CHECKING:
@@ -91,6 +93,13 @@ def _tar(table: pa.Table) -> bytes:
         for name in table.column_names
         if pa.types.is_binary(table[name].type) or pa.types.is_large_binary(table[name].type)
     ]
+    for name in raw:
+        if name == "json" or not re.fullmatch(r"[^/\\\x00-\x1f]+", name):  # a reader may make a path of it
+            raise DataError(
+                f"Column {shown(name)} cannot be a member of a WebDataset shard: its name is the end of a file name, which "
+                "holds no slash, no backslash and no control character, and is not 'json'. Rename the column, or export to "
+                "Parquet."
+            )
     rest = table.drop_columns(raw)
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as tar:
@@ -164,19 +173,19 @@ def card(selection: Selection, format: str, files: int) -> str:
         plain_values = {
             k: v for k, v in step.items() if isinstance(v, (str, int, float, bool)) and k != "method"
         }
-        values = ", ".join(f"{name} = {value}" for name, value in plain_values.items())
-        lines.append(f"{number}. {step.get('method', 'unknown method')}: {values}")
+        values = ", ".join(f"{literal(name)} = {literal(value)}" for name, value in plain_values.items())
+        lines.append(f"{number}. {literal(step.get('method', 'unknown method'))}: {values}")
     lines += ["", "## From which data", ""]
     if selection.pool is None:
         lines.append("The files that the rows are from are not known.")
     else:
         lines += ["| file | rows | digest |", "|---|---|---|"]
         lines += [
-            f"| {file.name.replace('|', ' ')} | {file.rows:,} | {file.digest} |"
+            f"| {literal(file.name)} | {file.rows:,} | {literal(file.digest)} |"
             for file in selection.pool.files
         ]
     lines += ["", "## Why each row was selected", "", "| reason | rows |", "|---|---|"]
-    lines += [f"| {str(reason).replace('|', ' ')} | {rows:,} |" for reason, rows in reasons.most_common(50)]
+    lines += [f"| {literal(reason)} | {rows:,} |" for reason, rows in reasons.most_common(50)]
     lines += [
         "",
         "## Columns",

@@ -270,6 +270,8 @@ class Folder:
                     f"{MARKER} has format {shown(about['format'])}, but this version reads format {_FORMAT}"
                 )
             files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
+            if any("/" in name for name in files):  # would lead out of the folder
+                return f"{MARKER} is damaged"
         except FileNotFoundError:
             return f"{MARKER} is missing, which is written last"
         except OSError as error:

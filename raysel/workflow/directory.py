@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from ray.data import Dataset
 
 import raysel
+from raysel.cluster.shared import check_shared
 from raysel.core.arrays import positions
 from raysel.core.storage import local_output, read_json, remove, write_json
 from raysel.errors import DataError, RunError, first, reason_of
@@ -306,7 +307,8 @@ def open_run(
     ConfigError
         If ``out`` is on an object store.
     RunError
-        If the directory holds something else, was written in another format, or another process is at work in it.
+        If the directory holds something else, was written in another format, another process is at work in it, or a
+        node of the cluster does not see it.
     """
     directory = (Path("runs") / workflow.name if out is None else local_output(out)).resolve()
     _check(directory, fresh)
@@ -324,6 +326,7 @@ def open_run(
                 remove(directory / name)
         run = RunDirectory(workflow, directory, progress or Progress())
         run.created = _claim(directory, workflow)
+        check_shared(directory)
         run.inputs, changed = number(workflow, directory, lambda text: run.progress.note("inputs", text))
         for role, entry in run.inputs.items():
             for sentence in entry.sentences():

@@ -53,7 +53,12 @@ def _selection(run: Path) -> Selection:
     chosen = RunResults.load(run / "results.json").selection
     if chosen is None or not chosen.folder:
         raise RunError(f"The last run in {run} selected no rows: it trained on the complete pool.")
-    return Selection.load(run / chosen.folder)
+    folder = run / chosen.folder
+    if not folder.resolve().is_relative_to(run.resolve()):
+        raise RunError(
+            f"{run / 'results.json'} is damaged: it names a folder outside of {run}; run the workflow again."
+        )
+    return Selection.load(folder)
 
 
 def _sample(selection: Selection, sample: int) -> str:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 import raysel
 from raysel.cluster.connect import connect
+from raysel.cluster.shared import check_shared
 from raysel.core.storage import local_output, make_folder, write_text
 from raysel.data.datasource import parquet_dataset
 from raysel.data.row_index import RowIndex
@@ -69,6 +70,8 @@ def measure(
         For a workflow without the key ``gime``.
     DataError
         If a file that was measured has changed or is missing.
+    RunError
+        If a node of the cluster does not see the directory.
 
     Examples
     --------
@@ -83,6 +86,7 @@ def measure(
     connect(address)
     directory = (Path("runs") / f"{flow.name}-measure" if out is None else local_output(out)).resolve()
     make_folder(directory)
+    check_shared(directory)
     progress = progress or Progress()
     target = None if flow.target is None else raysel.read(flow.target.paths, encoding=flow.target.encoding)
     place = directory / "inputs"

@@ -74,9 +74,9 @@ def run(
     ConfigError, DataError
         For a workflow or rows that cannot be used.
     RunError
-        If the directory holds something else.
+        If the directory holds something else, or a node of the cluster does not see it.
     ResourceError
-        If the cluster cannot place the workers.
+        If the cluster cannot be joined, or cannot place the workers.
 
     Examples
     --------

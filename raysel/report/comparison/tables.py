@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from raysel.core.markdown import literal
 from raysel.report import numbers
 from raysel.report.comparison.findings import findings, headline, many, notes
 from raysel.report.comparison.rows import accuracy_text, points_text, rows
@@ -46,13 +47,11 @@ def markdown(results: CompareResults) -> str:
     """Return the table, the findings and the notes as Markdown."""
     head, *body = table_cells(results, compact=False)
     lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in body]
-    said = "\n".join(f"- {sentence}" for sentence in findings(results))
-    below = "\n\n".join(notes(results))
+    lines += [f"| {' | '.join(literal(cell) for cell in row)} |" for row in body]
+    said = "\n".join(f"- {literal(sentence)}" for sentence in findings(results))
+    below = "\n\n".join(map(literal, notes(results)))
     table = "\n".join(lines)
-    return (
-        f"# {results.name}: comparison of policies\n\n{headline(results)}\n\n{table}\n\n{said}\n\n{below}\n"
-    )
+    return f"# {literal(results.name)}: comparison of policies\n\n{literal(headline(results))}\n\n{table}\n\n{said}\n\n{below}\n"
 
 
 def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:

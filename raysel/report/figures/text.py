@@ -33,9 +33,9 @@ def text_width(text: str, bold: bool = False) -> float:
 def shorten(text: str, room: float, bold: bool = False) -> str:
     """Return text of at most ``room`` points, cut with an ellipsis."""
     """Return text of at most ``room`` points, cut with an ellipsis."""
-    """Return text of at most ``room`` points, cut with an ellipsis."""
-    if text_width(text, bold) <= room:
+    if len(text) <= room and text_width(text, bold) <= room:
         return text
+    text = text[: int(room)]  # a character is wider than a point
     while text and text_width(text + "…", bold) > room:
         text = text[:-1]
     return text.rstrip() + "…"

@@ -42,7 +42,7 @@ class Cell(Step):
     def name(self) -> str:  # type: ignore[override]
         """``cell-POLICY-SEED``."""
         plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.policy_name.rpartition("/")[2])
-        return f"cell-{plain}-{self.seed}"
+        return f"cell-{plain[-60:]}-{self.seed}"
 
     @property
     def about(self) -> str:
