@@ -315,9 +315,10 @@ def numbered(
 
 
 def seen(look: Look, inputs: Mapping[str, Input]) -> Look:
-    """Return what is known after all rows were numbered: every count, and the schemas of converted files."""
+    """Return what is known after all rows were numbered: of converted files, that of the Parquet files."""
     return replace(
         look,
+        listings={role: entry.listing for role, entry in inputs.items()},
         schemas={role: entry.schema for role, entry in inputs.items()},
         counts={role: entry.count for role, entry in inputs.items()},
         indexes={role: entry.index for role, entry in inputs.items()},

@@ -17,6 +17,7 @@ from raysel.data.row_index import ID
 from raysel.errors import ConfigError, DataError
 from raysel.workflow import config, steps
 from raysel.workflow.directory import Progress, open_run
+from raysel.workflow.inputs import seen
 from raysel.workflow.load import load_check
 from raysel.workflow.run import run
 from raysel.workflow.steps import train
@@ -78,6 +79,8 @@ def test_every_format_has_the_rows_and_ids_that_reading_gives(tmp_path):
             assert found.select(rows.column_names).to_pylist() == rows.to_pylist(), place
             assert pool.count == 10 and pool.index.offsets[0] == 0
             first = pool.digest
+            found = steps.check(this.workflow)
+            assert not found.exact and steps.check(this.workflow, found=seen(found, this.inputs)).exact
         with open_run(flow(tmp_path, place), tmp_path / "run") as this:
             assert this.inputs["pool"].digest == first
     saved_dataset(tmp_path / "saved")
