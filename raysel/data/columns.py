@@ -262,7 +262,11 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
             kind = f"{type(value).__name__}{shape}"
             return f"Column '{name}' holds a value of type {kind} in row {row}, which Arrow cannot store."
         if before is not None and type(value) is not type(before[1]):
-            if isinstance(before[1], (int, float, np.number)) and isinstance(value, (int, float, np.number)):
+            numbers = all(
+                isinstance(one, (int, float, np.number)) and not isinstance(one, bool)
+                for one in (before[1], value)
+            )
+            if numbers:
                 return (
                     f"Column '{name}' holds integers beyond 2**53 and numbers with a fraction, in rows {before[0]} and "
                     f"{row}; no type holds both exactly, so write them in two columns."

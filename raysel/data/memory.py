@@ -12,6 +12,7 @@ import pyarrow as pa
 from raysel.data.arrow_types import plain_table
 from raysel.data.columns import columns_table, is_tensor
 from raysel.data.foreign import from_hugging_face, from_torch, is_hugging_face, is_map_style, streamed
+from raysel.data.formats.format import checked
 from raysel.errors import DataError
 
 _ROWS = "the table"
@@ -36,7 +37,7 @@ def as_table(source: Any) -> pa.Table:
         For rows that cannot be columns, or not with the values that they have.
     """
     try:
-        return plain_table(_table(source), _ROWS)
+        return checked(plain_table(_table(source), _ROWS))
     except DataError:
         raise
     except Exception as error:  # of the library that holds the rows

@@ -21,7 +21,7 @@ from raysel.data.content import digest_table
 from raysel.data.datasource import parquet_dataset
 from raysel.data.formats.images import ROWS, Images, list_images, load_images
 from raysel.data.formats.parquet import read_pieces
-from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, mark, short_names
+from raysel.data.identity import POOL_FILE, NumberedFile, PoolIdentity, mark, row_ids, short_names
 from raysel.data.listing import Listing, list_source, warn
 from raysel.data.memory import as_table
 from raysel.data.ray_rows import numbered
@@ -198,12 +198,7 @@ def check_stored_ids(index: RowIndex, where: str) -> None:
         raise DataError(f"Column '{ID}' holds {index.schema.field(ID).type}; ids must be integers.")
     parts = []
     for piece, table in read_pieces(index.pieces(), [ID]):
-        column = table[ID]
-        if column.null_count:
-            raise DataError(
-                f"Column '{ID}' of {piece.path} has no value in {column.null_count} rows; every row needs an id."
-            )
-        parts.append(column.cast(pa.int64()).to_numpy())
+        parts.append(row_ids(table, f"file {piece.path}"))
     check_ids(np.concatenate(parts), where)
 
 
@@ -259,10 +254,9 @@ def _number(table: pa.Table, numbered_by: PoolIdentity | Callable[[], PoolIdenti
     if table.num_rows == 0:
         raise DataError(f"There are no rows in {where}.")
     if ID in table.column_names:
-        if not pa.types.is_integer(table[ID].type) or table[ID].null_count:
-            raise DataError(f"Column '{ID}' of {where} must hold an integer in every row.")
-        table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
-        check_ids(table[ID].to_numpy(), where)
+        ids = row_ids(table, where.removeprefix("the ") if where.startswith("the ") else f"rows of {where}")
+        table = table.set_column(table.column_names.index(ID), ID, pa.array(ids))
+        check_ids(ids, where)
         known = None
     else:
         known = numbered_by() if callable(numbered_by) else numbered_by

@@ -150,3 +150,19 @@ def test_times_that_the_common_type_cannot_hold(tmp_path):
     for at, (unit, moment) in enumerate((("ns", 0), ("us", datetime.datetime(3000, 1, 1)))):
         pq.write_table(pa.table({"t": pa.array([moment], pa.timestamp(unit))}), tmp_path / f"{at}.parquet")
     assert "1.parquet do not have the types that all files have together" in refused(tmp_path)
+
+
+def test_lists_of_classes_that_do_not_match_the_images(tmp_path, caplog):
+    write(tmp_path / "a.png", "x")
+    for lines, words in (
+        ("a.png,1\na.png,2\n", "lists a.png with two classes; keep one of its rows"),
+        ("A.png,1\n", "has no class for 1 images (a.png)"),
+        ("", "has no class for 1 images (a.png)"),
+    ):
+        write(tmp_path / "labels.csv", f"path,label\n{lines}")
+        assert words in refused(tmp_path)
+    write(tmp_path / "labels.csv", "path,label\na.png,größe\n".encode("latin-1"))
+    assert refused(tmp_path).endswith("labels.csv is not text in UTF-8; save it in that encoding.")
+    write(tmp_path / "labels.csv", "path;label\r\na.png;1\r\n./a.png;1\r\nb.png;2\r\n")
+    assert table(tmp_path).select(["path", "label"]).to_pylist() == [{"path": "a.png", "label": 1}]
+    assert "labels.csv lists 1 image that the directory does not hold (b.png)." in caplog.text

@@ -139,6 +139,7 @@ def test_nan_is_a_number_beside_numbers_and_nanoseconds_stay():
         ([2**70], "integers beyond 64 bits"),
         ([2**60 + 1, 0.5], r"integers beyond 2\*\*53 and numbers with a fraction, in rows 0 and 1"),
         ([2**63 + 1, -1], "integers beyond 64 bits"),
+        ([True, 2], "several types: bool in row 0, int in row 1"),
         ([object()], "holds a value of type object in row 0, which Arrow cannot store"),
         (["x", object()], "holds a value of type object in row 1"),
         ([1 + 2j], "holds a value of type complex in row 0"),
@@ -309,6 +310,10 @@ def raises():
             r"Rows cannot be read from this RecordBatchReader \(.*the line is down",
         ),
         (Batch(pa.array([1])), "Rows cannot be read from this Batch"),
+        (
+            pa.table({"a": pa.array([b"\xff"]).view(pa.string())}),
+            "Rows cannot be read from this Table .*UTF8",
+        ),
         (object(), "Rows cannot be read from a object; give a path"),
         ([1, 2], "Rows cannot be read from a list; give a path"),
         ([], "There are no rows"),

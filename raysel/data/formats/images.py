@@ -15,6 +15,7 @@ from raysel.core.fingerprint.files import Trust, stored_digests
 from raysel.data.files import File, Folder, entries_below, hidden
 from raysel.data.formats.csv import Csv
 from raysel.data.formats.format import Format
+from raysel.data.listing import warn
 from raysel.data.schemas import Unified
 from raysel.errors import DataError, first
 
@@ -162,6 +163,11 @@ def _digest(lines: Iterator[str]) -> str:
 def _listed(file: File, paths: list[str]) -> pa.Array:
     """Return the class of each path; paths are compared after Unicode's composition, and backslashes as slashes."""
     reader = Csv()
+    with file.stream() as stream:
+        try:
+            stream.read().decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{file.path} is not text in UTF-8; save it in that encoding.") from None
     schema = reader.schema(file)
     if not {"path", "label"} <= set(schema.names):
         raise DataError(
@@ -170,13 +176,21 @@ def _listed(file: File, paths: list[str]) -> pa.Array:
     wanted = pa.schema([pa.field("path", pa.string()), schema.field("label")])
     tables = [table.select(["path", "label"]) for table in reader.tables(file, wanted)]
     table = pa.concat_tables(tables).combine_chunks()
-    where = {_normal(name): row for row, name in enumerate(table["path"].to_pylist())}
+    names, labels = map(_normal, table["path"].to_pylist()), table["label"].to_pylist()
+    where: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if labels[where.setdefault(name, row)] != labels[row]:
+            raise DataError(f"{file.path} lists {name} with two classes; keep one of its rows.")
     rows = [where.get(_normal(path)) for path in paths]
     missing = [path for path, row in zip(paths, rows, strict=True) if row is None]
     if missing:
         raise DataError(
             f"{file.path} has no class for {len(missing):,} images ({first(missing)}); add a row for each."
         )
+    unused = where.keys() - set(map(_normal, paths))
+    if unused:
+        count = "1 image" if len(unused) == 1 else f"{len(unused):,} images"
+        warn(f"{file.path} lists {count} that the directory does not hold ({first(sorted(unused))}).")
     return table["label"].combine_chunks().take(pa.array(rows))
 
 
