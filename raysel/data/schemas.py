@@ -247,6 +247,10 @@ def _decimals(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 def _nested(one: pa.DataType, other: pa.DataType, loose: bool) -> pa.DataType | None:
     types = pa.types
+    if isinstance(one, pa.FixedShapeTensorType) and isinstance(other, pa.FixedShapeTensorType):
+        inner = common_type(one.value_type, other.value_type, loose)
+        alike = one.shape == other.shape and one.permutation is None and other.permutation is None
+        return pa.fixed_shape_tensor(inner, one.shape) if alike and inner is not None else None
     if types.is_struct(one) and types.is_struct(other):
         fields = {field.name: field.type for field in one}
         for field in other:
@@ -279,4 +283,10 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedAr
         return column
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    if isinstance(kind, pa.FixedShapeTensorType) and isinstance(column.type, pa.FixedShapeTensorType):
+        parts = [
+            pa.ExtensionArray.from_storage(kind, part.storage.cast(kind.storage_type))
+            for part in column.chunks
+        ]
+        return pa.chunked_array(parts, kind)
     return pc.cast(column, kind)

@@ -166,3 +166,17 @@ def test_lists_of_classes_that_do_not_match_the_images(tmp_path, caplog):
     write(tmp_path / "labels.csv", "path;label\r\na.png;1\r\n./a.png;1\r\nb.png;2\r\n")
     assert table(tmp_path).select(["path", "label"]).to_pylist() == [{"path": "a.png", "label": 1}]
     assert "labels.csv lists 1 image that the directory does not hold (b.png)." in caplog.text
+
+
+def test_arrays_of_one_shape_are_unified_in_width(tmp_path):
+    for at, dtype in enumerate((np.float32, np.float64, np.float16)):
+        np.save(tmp_path / f"{at}.npy", np.full((2, 3), at + 0.5, dtype))
+    found = table(tmp_path)
+    assert found["data"].type == pa.fixed_shape_tensor(pa.float64(), (3,))
+    assert found["data"].to_pylist() == [[at + 0.5] * 3 for at in (0, 0, 1, 1, 2, 2)]
+    for at, array in enumerate(
+        (np.zeros((2, 4)), np.zeros((2, 3, 1)), np.zeros(2), np.zeros((2, 3), np.int64))
+    ):
+        write(tmp_path / f"other{at}/0.npy", (tmp_path / "0.npy").read_bytes())
+        np.save(tmp_path / f"other{at}/1.npy", array)
+        assert "which no type holds exactly" in refused(tmp_path / f"other{at}")
