@@ -47,8 +47,12 @@ def render() -> str:
 
 
 def _section(title: str, level: int, name: str) -> str:
-    """A heading, and what the command line prints, without the line that repeats the heading."""
+    """A heading, and what the command line prints, without the line that repeats the heading.
+
+    The purpose of one section is left out where the heading names several, which have the same keys.
+    """
     text = one_method(name).partition("\n\n")[2]
+    text = text.partition("\n\n")[2] if "`, `" in title else text
     return f"{'#' * level} {title}\n\n```text\n{text.rstrip()}\n```\n"
 
 

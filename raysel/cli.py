@@ -20,7 +20,7 @@ def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Set a key of the workflow, for example select.budget=0.2. May be repeated.",
+        help="Set KEY of the workflow to VALUE, for example --set select.budget=0.2. Can be given several times.",
     )(command)
     return click.argument("workflow", type=click.Path(path_type=Path))(command)
 
@@ -28,15 +28,17 @@ def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
 _out = click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Directory for the results.  [default: runs/NAME, with the name in the workflow]",
+    help="Write the results to this directory.  [default: runs/NAME, where NAME is the key 'name' of WORKFLOW]",
 )
 _fresh = click.option(
-    "--fresh", is_flag=True, help="Remove the results in the directory first, and compute everything again."
+    "--fresh",
+    is_flag=True,
+    help="Remove all earlier results from the directory of the results first, and compute everything again.",
 )
 _address = click.option(
     "--address",
-    help="Ray cluster to join, of which this machine must be a node: HOST:PORT, or auto to find it.  [default: the "
-    "environment variable RAY_ADDRESS; if it is not set, start Ray on this machine]",
+    help="Join the Ray cluster at HOST:PORT, or with 'auto' the one that runs on this machine. This machine must be a node "
+    "of it.  [default: the environment variable RAY_ADDRESS; if it is not set, start Ray on this machine]",
 )
 
 
@@ -45,12 +47,12 @@ _address = click.option(
 def cli() -> None:
     """Select training data on Ray, before training and in every epoch.
 
-    A WORKFLOW is a YAML file that names the data, the methods and the model. 'raysel init classify' writes one to start
-    from.
+    WORKFLOW is a YAML file that names the data, the methods and the model. 'raysel init classify' writes a workflow to
+    start from.
     """
 
 
-@cli.command(short_help="Select, train and write a report.")
+@cli.command(short_help="Select rows, train on them and write a report.")
 @_workflow
 @_out
 @_fresh
@@ -58,10 +60,10 @@ def cli() -> None:
 def run(
     workflow: Path, overrides: tuple[str, ...], out: Path | None, fresh: bool, address: str | None
 ) -> None:
-    """Select data, train on it and write a report, as WORKFLOW says.
+    """Select rows of the data in WORKFLOW, train the model on them, and write a report.
 
-    Prints what each training cost and saved. A second call reuses the steps that are finished and resumes an
-    interrupted training.
+    The printed table has the costs of each training, and its savings compared with training on all rows. A second call
+    reuses the results of finished steps and resumes an interrupted training.
     """
     from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
@@ -71,21 +73,21 @@ def run(
     click.echo(f"\nReport: {Path(results.path) / 'report.html'}")
 
 
-@cli.command(short_help="Compare a dynamic policy with controls over several seeds.")
+@cli.command(short_help="Compare the policy of a workflow with controls over several seeds.")
 @_workflow
 @click.option(
     "--policies",
     default="full, full_equal_steps, random_prune, round_robin, infobatch",
     show_default=True,
     metavar="A,B,...",
-    help="Policies to compare with: a name from 'raysel methods', file.py:Name, or full_equal_steps (all the data, for as "
-    "many optimizer steps as the workflow's policy). The workflow's own policy is always included.",
+    help="Compare with these policies. Each is a name from 'raysel methods', file.py:Name, or full_equal_steps (trains on "
+    "all samples, for as many optimizer steps as the policy of WORKFLOW). The policy of WORKFLOW is always included.",
 )
 @click.option(
     "--seeds",
     default=3,
     show_default=True,
-    help="Number of trainings per policy, each with another seed, counting up from the seed in the workflow.",
+    help="Train each policy this many times, each time with another seed, counting up from the seed of WORKFLOW.",
 )
 @_out
 @_fresh
@@ -99,10 +101,11 @@ def compare(
     fresh: bool,
     address: str | None,
 ) -> None:
-    """Compare the dynamic policy in WORKFLOW with controls, over several seeds.
+    """Compare the policy of WORKFLOW (key 'dynamic'), which selects the samples of each epoch, with controls.
 
-    Controls are other policies that train on the same number of samples. Prints a table of accuracies with their
-    differences, and writes a page. Finished trainings are reused.
+    Controls are other policies; most of them train on as many samples as the policy of WORKFLOW. Each policy is trained
+    with several seeds. The command prints a table of the test accuracies and their differences, and writes a report. A
+    second call reuses finished trainings.
     """
     from raysel.report.comparison.tables import text
     from raysel.workflow import config
@@ -118,14 +121,16 @@ def compare(
 @cli.command(short_help="Measure the pool by the eleven metrics of GIME.")
 @_workflow
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Directory for the results.  [default: runs/NAME-measure]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the results to this directory.  [default: runs/NAME-measure]",
 )
 @_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
     """Measure the pool of WORKFLOW by the eleven metrics of GIME, such as volume, variety and delay.
 
-    WORKFLOW needs the section gime, which says what each column means. Files that were measured before are not read
-    again.
+    WORKFLOW needs the section 'gime', which describes what each column means. A second call reads only the
+    files that were not measured before.
     """
     from raysel.report import metrics
     from raysel.workflow import config
@@ -140,12 +145,14 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
 @cli.command(short_help="Check a workflow and its files, without Ray.")
 @_workflow
 @click.option(
-    "--load", is_flag=True, help="Also import the code that WORKFLOW names and try it on a few rows."
+    "--load",
+    is_flag=True,
+    help="Check the code that WORKFLOW names, too: import it and run it on a few rows.",
 )
 def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
     """Check WORKFLOW, its files and their columns, without starting Ray.
 
-    Code that WORKFLOW names, such as the model, runs only with --load.
+    The code that WORKFLOW names, such as that of the model, runs only with --load.
     """
     from raysel.workflow import config, steps
     from raysel.workflow.load import load_check, unloaded
@@ -166,21 +173,21 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
 @cli.command(short_help="Write the report of a finished run again.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write report.html again from the results in RUN, the directory of a finished run."""
+    """Write report.html again, from the results of a finished run in the directory RUN."""
     from raysel.workflow.run import report as write_report
 
     click.echo(f"Report: {write_report(run).resolve()}")
 
 
-@cli.command(short_help="Say why rows were selected or dropped.")
+@cli.command(short_help="Print why rows were selected or dropped.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--sample",
     type=int,
-    help="sample_id of a row of the pool.  [default: all reasons, with the number of rows]",
+    help="Print the reason for this row (its sample_id).  [default: print all reasons, each with its number of rows]",
 )
 def explain(run: Path, sample: int | None) -> None:
-    """Say why the last run in RUN selected or dropped the rows of the pool.
+    """Print why the last run in the directory RUN selected or dropped the rows of the pool.
 
     With --sample, print the reason, the file and the score of one row.
     """
@@ -189,12 +196,13 @@ def explain(run: Path, sample: int | None) -> None:
     click.echo(explain_rows(run, sample))
 
 
-@cli.command(short_help="List the runs in a directory and how they differ.")
+@cli.command(short_help="List the runs in a directory, and how they differ.")
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:
-    """List the results in the run directory RUN, one line per configuration.
+    """List the runs in the directory RUN, one line per configuration.
 
-    Each line has the rows selected, the accuracy, the savings, and the keys in which it differs from the first.
+    Each line has the number of selected rows, the accuracy, the savings compared with training on all rows, and the keys
+    whose values differ from those of the first configuration.
     """
     from raysel.report.tables import runs_text
     from raysel.workflow.run import runs as list_runs
@@ -205,10 +213,10 @@ def runs(run: Path) -> None:
 @cli.command(short_help="List the methods, or describe one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the selectors, policies and embedders that a workflow can name.
+    """List the selectors, policies and embedders that a workflow can name, and its sections.
 
-    With NAME, print the parameters of one and their defaults. NAME can also be a section of a workflow, such as train,
-    or a class of your own as file.py:Name; this runs the code of the file.
+    With NAME, describe one method and print its parameters and their defaults. NAME can also be a section of a workflow,
+    such as 'train', or a class of your own as file.py:Name; the code of this file is then run.
     """
     from raysel.workflow.methods import all_methods, one_method
 
@@ -218,27 +226,31 @@ def methods(name: str | None) -> None:
 @cli.command(short_help="Write a workflow for your own files.")
 @click.argument("template", required=False)
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("."), help="Folder to write to.  [default: .]"
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    help="Write the files to this folder.  [default: .]",
 )
 def init(template: str | None, out: Path) -> None:
-    """Write a commented workflow, and a script that prepares your own files for it.
+    """Write a workflow with comments, and a script that prepares your own files for it.
 
-    Without TEMPLATE, list the templates.
+    TEMPLATE is the name of the workflow to start from. Without TEMPLATE, list the templates.
     """
     from raysel.workflow.init import listed, write
 
     click.echo(listed() if template is None else write(template, out))
 
 
-@cli.command(short_help="Remove what killed runs left on a cluster.")
+@cli.command(short_help="Remove the selection state of killed runs from a cluster.")
 @click.option(
     "--address",
-    help="Ray cluster, as HOST:PORT.  [default: the environment variable RAY_ADDRESS, else the cluster on this machine]",
+    help="Join the Ray cluster at HOST:PORT.  [default: the environment variable RAY_ADDRESS; if it is not set, the cluster "
+    "on this machine]",
 )
 def cleanup(address: str | None) -> None:
-    """Remove the selection state (Ray actors) that killed runs left on a cluster.
+    """Remove the selection state of killed runs, which is kept in Ray actors, from a cluster.
 
-    Runs that are still training there will fail.
+    This removes the state of all runs: those that are still training on this cluster will fail.
     """
     from raysel.cluster.connect import connect
     from raysel.dynamic.service import cleanup as remove

@@ -66,7 +66,8 @@ class Registry:
         if ":" in spec:
             return load(spec, where)
         raise ConfigError(
-            f"{where} is '{spec}', but there is no such name. {nearest(spec, self.names())} Write code of your own as file.py:Name."
+            f"{where} is '{spec}', but there is no such name. {nearest(spec, self.names())} "
+            "To use a class of your own, name it as file.py:Name."
         )
 
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:

@@ -33,7 +33,7 @@ from raysel.errors import ConfigError
 
 @dataclass(frozen=True)
 class FullData:
-    """Train on all samples in every epoch; all weights are 1.
+    """Train on all samples in every epoch. All weights are 1.
 
     Examples
     --------
@@ -66,7 +66,7 @@ class FullData:
 
 @dataclass(frozen=True)
 class RandomPrune:
-    """Skip random samples as often as InfoBatch, with the same weights, but without using the losses.
+    """Skip random samples at the rate of InfoBatch and with its weights, but without using the losses.
 
     InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with
     probability r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the
@@ -76,13 +76,13 @@ class RandomPrune:
     Parameters
     ----------
     prune_ratio : float
-        Probability, in [0, 1), with which InfoBatch would skip a sample below the mean. Each sample is
+        Probability, in [0, 1), with which InfoBatch would skip a sample with a loss below the mean. Each sample is
         skipped with the probability ``prune_ratio * share``.
     share : float
         Assumed share of the samples with a loss below the mean, in [0, 1]: 0.5 if the losses are distributed
         symmetrically, 0.63 if exponentially.
     delta : float
-        Share of the epochs, in [0, 1], in which samples are skipped. The epochs after that train on all samples.
+        Share of the epochs, in [0, 1], in which samples are skipped. The later epochs train on all samples.
 
     Raises
     ------
@@ -151,7 +151,7 @@ class RandomPrune:
 
 @dataclass(frozen=True)
 class RandomSubset:
-    """Train on a new random subset of the samples in every epoch; all weights are 1.
+    """Train on a new random subset of the samples in every epoch. All weights are 1.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ class RandomSubset:
 
 @dataclass(frozen=True)
 class RoundRobin:
-    """Train on the next part of one random order of the samples in every epoch; all weights are 1.
+    """Train in every epoch on the next part of one random order of all samples. All weights are 1.
 
     No sample is trained on more than once more often than another (RS2 without replacement).
 
@@ -215,8 +215,8 @@ class RoundRobin:
     ratio : float
         Share of the samples per epoch, in (0, 1]; at least one sample is selected.
     delta : float
-        Share of the epochs, in [0, 1], in which samples are skipped. The epochs after that train on all
-        samples; 1 for no such epochs.
+        Share of the epochs, in [0, 1], in which samples are skipped. The later epochs train on all
+        samples; with 1, there are no such epochs.
 
     Raises
     ------

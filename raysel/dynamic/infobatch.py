@@ -100,7 +100,7 @@ def _low(
 
 @dataclass(frozen=True)
 class InfoBatch:
-    """Skip random samples with a low loss; weights keep the expected gradient unchanged.
+    """Skip random low-loss samples, and weight the others so that the expected gradient is that of all samples.
 
     A sample whose last loss is strictly below the threshold is left out with probability ``prune_ratio``; if
     it stays, its weight is 1 / (1 - prune_ratio). Samples without a loss so far are kept at weight 1 and do
@@ -112,20 +112,21 @@ class InfoBatch:
     Parameters
     ----------
     prune_ratio : float
-        Probability, in [0, 1), with which a sample below the threshold is skipped in an epoch.
+        Probability, in [0, 1), with which a sample with a loss below the threshold is skipped in an epoch.
     delta : float
-        Share of the epochs, in [0, 1], in which samples are skipped. The epochs after that train on all
+        Share of the epochs, in [0, 1], in which samples are skipped. The later epochs train on all
         samples.
     threshold : str or float
-        Losses below this threshold are low: ``mean`` is the mean of the last losses of all samples, and a
-        number q in (0, 1) is their q-quantile.
+        A loss is low if it is below this threshold: ``mean`` for the mean of the last losses of all samples, or a
+        number q in (0, 1) for their q-quantile.
     target_saving : float, optional
-        Share of all back-propagated samples to save over the run, in (0, 1). Replaces ``prune_ratio``, which
-        is then computed from the losses before every epoch. No weight exceeds 10. If the share cannot be
+        Saving that the run must reach, in (0, 1): the share of the back-propagated samples that it saves compared
+        with training on all samples in every epoch. It replaces ``prune_ratio``, which is then computed from the
+        losses before every epoch. No weight exceeds 10. If the share cannot be
         reached with these weights, the threshold is raised.
     ema : float
-        Weight of the old value, in [0, 1), when a new loss is recorded (exponential moving average); 0 keeps
-        only the last loss.
+        Weight of the old value, in [0, 1), when a new loss of a sample is recorded (exponential moving average). With
+        0, only the last loss is kept.
     classes : array of int, shape (samples,), optional
         Label per selected sample, in ascending order of their ids. The threshold is then per class, so that
         no class is pruned because it is easy.

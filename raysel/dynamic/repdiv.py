@@ -195,13 +195,13 @@ class RepDiv:
         Share of the epochs, in [0, 1], after which the curriculum is half-way from representativeness to
         diversity.
     k_s : float, optional
-        Slope of the curriculum per epoch; by default 10 divided by the number of epochs.
+        Slope of the curriculum per epoch. By default, it is 10 divided by the number of epochs.
     penalty : float
         Weight of the penalty for samples that were selected often before; 0 for no penalty.
     tail : float
-        Share of the epochs at the end, in [0, 1], that train on all samples.
+        Share of the epochs, in [0, 1], that train on all samples. They are the last epochs.
     alpha : float, optional
-        Constant weight of representativeness, in [0, 1], instead of the curriculum: 1 for representativeness
+        Constant weight of representativeness, in [0, 1], which replaces the curriculum: 1 for representativeness
         alone, 0 for diversity alone.
 
     Raises

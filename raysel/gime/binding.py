@@ -62,14 +62,14 @@ class Binding:
     classes : str or list of str
         Columns that together define the class of a row (the equivalence relation R).
     relation : str or list of str
-        Columns with keys. Two rows are related if they have the same key in one of these columns.
+        Columns that relate rows: two rows are related if they have the same value in one of these columns.
     content : str or list of str
         Columns with the content of a row (the states g). Rows that are equal in all these columns are copies.
         Columns of numbers, or of lists of equal length, are compared with the same columns of the target.
     carrier : str or list of str
         Columns that identify where a row is stored, such as a file or a source (the carrier c).
     reference : mapping of str to str
-        Maps a column to the column with its correct value.
+        Maps a column to another column that holds the correct value in each row.
     bounds : mapping of str to (float or None, float or None)
         Maps a column of numbers to its minimum and maximum valid value; null for no limit.
     target : Target, optional

@@ -37,7 +37,7 @@ _TARGET_ROWS = 20_000  # more target rows are sampled, which bounds the distance
 
 @dataclass(frozen=True)
 class GIO:
-    """Gradient information optimization: select the pool rows that lower KL(target || selection) the most.
+    """Select the pool rows that lower KL(target || selection) the most (gradient information optimization).
 
     Parameters
     ----------
@@ -46,15 +46,16 @@ class GIO:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int, optional
-        Number of k-means clusters. The greedy selection picks cluster centroids instead of rows. With None,
-        or with at least as many clusters as rows, it picks single rows, and all vectors are sent to the
+        Number of k-means clusters. The greedy selection picks cluster centroids instead of rows. With None (null in a
+        workflow), or with at least as many clusters as rows, it picks single rows, and all vectors are sent to the
         driver.
     estimator : {"nearest", "nearest_mean", "average"}
         Estimator of the KL divergence; see `raysel.gio.kl`.
     k : int, optional
-        The estimator uses the distance to the k-th nearest neighbour; see `raysel.gio.kl`.
+        The estimator uses the distance to the k-th nearest neighbour. The default depends on the estimator; see
+        `raysel.gio.kl`.
     solver : {"exact", "gradient"}
-        Exact greedy selection, or the published gradient descent. The latter needs ``estimator: average``.
+        Exact greedy selection, or the published gradient descent. Gradient descent needs ``estimator: average``.
     init : {"mean", "jump", "prev_opt"}
         Start point of each descent of the gradient solver; see `raysel.gio.gradient_select`.
     stop : Stop, optional
@@ -67,7 +68,7 @@ class GIO:
     column : str
         Column with the vectors.
     seed : int
-        Seed of all random numbers; by default the seed of the workflow.
+        Seed of all random numbers. In a workflow, the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ByScore:
-    """Select rows by a numeric column: the highest, lowest or middle values, or a weighted sample.
+    """Select the rows with the highest, lowest or middle values of a numeric column, or a sample weighted by them.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ class ByScore:
         temperature, mostly the highest scores are selected.
     per_class : {"uniform", "pool"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a
-        mapping of class to share. If a class has too few rows, the other classes get more rows. Default: the
-        classes are not used.
+        mapping of class to share. If a class has too few rows, the other classes get more rows. By default,
+        the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``; by default the label of the workflow's pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
     seed : int
-        Seed for ``how: sample``; by default the seed of the workflow.
+        Seed for ``how: sample``. In a workflow, the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

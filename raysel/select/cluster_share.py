@@ -31,17 +31,17 @@ class ClusterShare:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int
-        Number of k-means clusters.
+        Number of k-means clusters into which the pool is divided.
     per_class : {"uniform", "pool", "target"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` or ``target`` for the proportions of the
         pool or of the target, or a mapping of class to share. If a class has too few rows, the other classes
-        get more rows. Default: the classes are not used.
+        get more rows. By default, the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``; by default the label of the workflow's pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
     column : str
         Column with the vectors.
     seed : int
-        Seed of all random numbers; by default the seed of the workflow.
+        Seed of all random numbers. In a workflow, the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

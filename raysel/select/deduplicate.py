@@ -54,17 +54,17 @@ class Deduplicate:
     ----------
     threshold : float, optional
         Two rows are near duplicates if the cosine of their vectors is at least this value, above 0.5 and at
-        most 1. Default: 0.95.
+        most 1. Without ``threshold`` and ``keep``, it is 0.95.
     keep : float or int, optional
-        Number of rows to keep, instead of a threshold: a share of the pool (float) or a number of rows (int).
-        The threshold that keeps at least this number is found by bisection.
+        Number of rows to keep; give it instead of ``threshold``: a share of the pool (float) or a number of rows (int).
+        The threshold that keeps at least this number of rows is found by bisection.
     probes : int
-        Number of k-means cells in which each row is compared with other rows. More cells find more of the
-        duplicates and take longer.
+        Number of k-means clusters with whose rows each row is compared. With more clusters, more of the duplicates
+        are found, but the search takes longer. By default, the number depends on the threshold.
     column : str
         Column with the vectors.
     seed : int
-        Seed of k-means; by default the seed of the workflow.
+        Seed of k-means. In a workflow, the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

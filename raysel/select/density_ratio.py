@@ -26,7 +26,7 @@ _LOST = 0.2  # share of what the target looks like that may be dropped
 
 @dataclass(frozen=True)
 class DensityRatio:
-    """Select the pool rows that look like target rows, by a classifier of target against pool.
+    """Select the pool rows that look most like target rows to a classifier of target rows against pool rows.
 
     The classifier scores every row by the logarithm of the ratio of the target's density to the pool's. If it cannot tell
     pool and target apart, all rows may be selected. Otherwise rows are dropped that score below the lowest 20 % of the
@@ -40,17 +40,17 @@ class DensityRatio:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int
-        Number of k-means clusters. The selected rows are spread over the clusters.
+        Number of k-means clusters into which the pool is divided. The selected rows are spread over the clusters.
     per_class : {"uniform", "pool", "target"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` or ``target`` for the proportions of the
         pool or of the target, or a mapping of class to share. If a class has too few rows, the other classes
-        get more rows. Default: the classes are not used.
+        get more rows. By default, the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``; by default the label of the workflow's pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
     column : str
         Column with the vectors.
     seed : int
-        Seed of all random numbers; by default the seed of the workflow.
+        Seed of all random numbers. In a workflow, the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

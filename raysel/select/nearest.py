@@ -31,7 +31,7 @@ _PAIRS = 1 << 25  # pairs of a target row and a pool row that are kept: 20 bytes
 
 @dataclass(frozen=True)
 class Nearest:
-    """For one target row after another, select the most similar pool row that is left (RDS+).
+    """Select, for one target row after another, the most similar pool row that is not selected yet (RDS+).
 
     In every round each target row takes its most similar pool row (by cosine) that is not taken yet, until the budget
     is spent. A larger budget extends the selection of a smaller one.
@@ -45,14 +45,14 @@ class Nearest:
     per_class : {"uniform", "pool", "target"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` or ``target`` for the proportions of the
         pool or of the target, or a mapping of class to share. If a class has too few rows, the other classes
-        get more rows. Default: the classes are not used.
+        get more rows. By default, the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``; by default the label of the workflow's pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
     column : str
         Column with the vectors.
     seed : int
-        Seed of k-means, which groups the target rows if there are too many to compare all; by default the
-        seed of the workflow.
+        Seed of k-means, which groups the target rows if there are too many to compare all of them. In a workflow,
+        the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

@@ -35,7 +35,7 @@ class Random:
         Column for stratified sampling, such as the label: each value of this column has the same share in the
         selection as in the pool.
     seed : int
-        Seed of the random numbers; by default the seed of the workflow.
+        Seed of the random numbers. In a workflow, the default is the seed of the workflow; in Python, it is 0.
 
     Raises
     ------

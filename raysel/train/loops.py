@@ -25,7 +25,7 @@ def schedule(progress: float, warmup: float = 0.1) -> float:
 
 
 def classify(config: dict[str, Any]) -> dict[str, Any]:
-    """Train a classifier on dynamically selected samples: a ``train_loop_per_worker`` for TorchTrainer.
+    """Train a classifier on dynamically selected samples, as the ``train_loop_per_worker`` of a TorchTrainer.
 
     SGD with Nesterov momentum. One worker of Ray Train and a plain process return the same numbers, to the last bit.
 

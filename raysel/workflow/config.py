@@ -40,10 +40,10 @@ class Rows:
         saved. Paths are relative to the folder of the workflow file. Files that are not Parquet are converted once,
         into the run directory.
     label : str, optional
-        Column with the class of each row. The pool needs this column, and so do the test and validation data.
+        Column with the class of each row. The pool, the validation data and the test data need this column.
     trust : {"content", "mtime"}
-        How a changed file is recognised: by a digest of all its bytes (content), or by its size and
-        modification time alone (mtime).
+        How a changed file is detected: by a digest of all its bytes (content), or only by its size and
+        modification time (mtime).
     encoding : str, optional
         Character encoding of CSV and JSON files. The default is UTF-8.
     """
@@ -61,13 +61,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Embed:
-    """How to compute one vector per row, with the parameters of `raysel.fit_embedder` and `raysel.embed`.
+    """Settings for computing one vector per row; see `raysel.fit_embedder` and `raysel.embed`.
 
     Attributes
     ----------
     embedder : str or mapping
-        Name of an embedder, as in `raysel.fit_embedder`. For an embedder of your own, a mapping with the key
-        ``method`` and the parameters of the embedder.
+        Name of an embedder, as in `raysel.fit_embedder`. If an embedder of your own has parameters, give a mapping: its
+        key ``method`` names the embedder, and the other keys are the parameters.
     column : str
         Column from which the vectors are computed.
     normalize : bool
@@ -76,9 +76,9 @@ class Embed:
         Type in which the vectors are stored.
     on_error : {"raise", "drop", "null"}
         What to do with a row without a usable value: raise an error, drop the row, or keep the row with a
-        null instead of a vector.
+        null in place of the vector.
     version : str, optional
-        Text that identifies the code and the weights of the embedder, if they cannot be hashed. Change it
+        Text that identifies the code and the weights of the embedder. Give it if they cannot be hashed, and change it
         whenever the vectors may change.
     """
 
@@ -98,24 +98,28 @@ class Embed:
 
 @dataclass(frozen=True)
 class Calibrate:
-    """How thresholds are found, with the parameters of `raysel.gime.sensitivity` and `raysel.gime.proxy`. Small proxy models are trained on random subsets of the pool, to find out which metrics of a subset predict the performance.
+    """Settings for finding thresholds by training proxy models; see `raysel.gime.sensitivity` and `raysel.gime.proxy`.
+
+    The proxy models are small. They are trained on random subsets of the pool, to find out which metrics of a subset
+    predict the performance of a model that was trained on it.
 
     Attributes
     ----------
     features : list of str
         Input columns of the proxy model.
     mix : str
-        Column by which the subsets differ: each subset has other shares of the values of this column.
+        Column by which the subsets differ: the values of this column have different shares in each subset.
     rows : float or int
         Size of a subset: a share of the pool (float) or a number of rows (int).
     label : str, optional
-        Column that the proxy model predicts; by default the label of the pool.
+        Column that the proxy model predicts. By default, this is the label of the pool.
     scoring : str, optional
         Name of the scikit-learn scorer that measures the performance of the proxy model.
     count : int
         Number of subsets.
     statistics : list of str, optional
-        Statistics of the metrics to consider; by default all that vary between the subsets.
+        Statistics of the metrics for which thresholds are sought. By default, these are all statistics that vary between the
+        subsets.
     tolerance : float
         Largest accepted loss of performance: how much lower the performance on a subset may be than on the
         complete pool.
@@ -123,7 +127,7 @@ class Calibrate:
         A threshold is accepted if at least this share of the subsets within the threshold has an accepted
         performance.
     confidence : float
-        Confidence level for this share, for all thresholds together.
+        Confidence level with which ``share`` must be reached, for all thresholds together.
     false_discoveries : float
         Upper limit for the expected share of false discoveries: statistics that are chosen although the
         performance does not depend on them.
@@ -144,20 +148,22 @@ class Calibrate:
 
 @dataclass(frozen=True)
 class Gime:
-    """Metrics of the pool, and a selection of rows by these metrics, before all other selectors.
+    """Metrics of the pool, and a selection of rows by these metrics that runs before all selectors under ``select``.
 
     Attributes
     ----------
     binding : mapping
-        The meaning of each column, with the parameters of `raysel.gime.Binding`.
+        The meaning of each column; see `raysel.gime.Binding`.
     by : str, optional
-        Column that divides the pool into groups. Each group is measured. Either all rows of a group are selected, or none.
+        Column that divides the pool into groups: rows with the same value are one group. Each group is measured. Either all
+        rows of a group are selected, or none.
     days : float, optional
-        Length of a time window in days, if the groups are windows of the event time.
+        Length of a time window in days. Instead of ``by``: the groups are then windows of the event time.
     metrics : list of str
-        Metrics of your own as ``file.py:Name``, measured next to the eleven.
+        Metrics of your own, named as ``file.py:Name``. They are measured in addition to the eleven metrics of GIME.
     thresholds : mapping of str to [float or null, float or null]
-        Minimum and maximum value for each statistic that the selected rows must meet; null for no limit.
+        Minimum and maximum value of a statistic, for each statistic that has limits; null for no limit. The selected rows
+        together must be within these limits.
     floors : mapping of str to int
         Minimum number of selected rows per class.
     calibrate : mapping, optional
@@ -182,12 +188,12 @@ class Gime:
 
 @dataclass(frozen=True)
 class Factors:
-    """The sparse autoencoder with which RepDiv scores the samples.
+    """Settings of the sparse autoencoder with which RepDiv scores the samples.
 
     Attributes
     ----------
     units : int, optional
-        Number of units of the autoencoder; by default 8 per dimension of the vectors.
+        Number of units of the autoencoder. By default, there are 8 units per dimension of the vectors.
     k : int
         Number of units that are active for each sample.
     mode : {"topk", "paper"}
@@ -210,7 +216,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Train:
-    """Training of the model on Ray Train.
+    """Model to train, and settings of its training on Ray Train.
 
     Attributes
     ----------
@@ -223,7 +229,7 @@ class Train:
     epochs : int
         Number of epochs.
     batch_size : int
-        Batch size: rows per worker and optimizer step.
+        Number of rows per worker in each optimizer step.
     learning_rate : float
         Highest learning rate of SGD with Nesterov momentum. The rate rises linearly during the first tenth of
         the training, and then falls to zero along a cosine.
@@ -240,10 +246,10 @@ class Train:
     max_failures : int
         How many times the training may restart from its last checkpoint after a failure.
     task : str
-        Training loop: ``classification``, or ``file.py:Name`` for a loop of your own. Your loop takes the
-        same argument as ``raysel.train.loops.classify`` and returns the same result.
+        Training loop: ``classification``, or ``file.py:Name`` for a loop of your own. Your loop takes the same argument
+        as ``raysel.train.loops.classify`` and returns a result of the same form.
     version : str, optional
-        Text that identifies the code of the model, if this code cannot be hashed or reads files. Change it
+        Text that identifies the code of the model. Give it if this code cannot be hashed or reads files, and change it
         whenever the model may change.
     """
 
@@ -298,7 +304,7 @@ class Method:
             given = "missing" if spec is None else shown(spec)
             raise ConfigError(
                 f"'{where}.method' is {given}. The known names are {', '.join(registry.names())}. "
-                "Write code of your own as file.py:Name."
+                "To use a class of your own, name it as file.py:Name."
             )
         found = cls(spec, parameters, registry, where)
         if not found.builtin and registry is not EMBEDDERS and "version" in parameters:
@@ -403,20 +409,20 @@ class Workflow:
         or of the pool rows if the target has no labels. These rows are chosen by a hash of their ids, and are
         removed from the target or the pool.
     gime : Gime, optional
-        Metrics of the pool, and a selection of rows by these metrics.
+        Metrics of the pool, and a selection of rows by these metrics that runs before all selectors under ``select``.
     embed : Embed
-        How to compute one vector per row.
+        Settings for computing one vector per row.
     factors : Factors
-        Settings of the autoencoder of RepDiv.
+        Settings of the sparse autoencoder with which RepDiv scores the samples.
     train : Train
-        Model and training settings.
+        Model to train, and settings of its training on Ray Train.
     select : Method or list of Method
-        Selectors, applied one after another; null for all rows.
+        Selector, or a list of selectors that are applied one after another. With null, all rows are selected.
     dynamic : Method
-        Policy that selects the samples of each epoch.
+        Policy that selects the samples of each epoch from the selected rows. By default, each epoch trains on all of them.
     controls : list of {"full", "random"}
-        Further training runs to compare with: full (the complete pool) and random (a random subset of equal
-        size).
+        Further trainings, to compare with: full (on the complete pool), and random (on a random subset of the pool with as
+        many rows as the workflow selects).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

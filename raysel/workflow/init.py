@@ -64,7 +64,7 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
     names = [workflow, *found.files]
     if there := [str(folder / name) for name in names if os.path.lexists(folder / name)]:
         raise ConfigError(
-            f"These files exist and are not overwritten: {first(there, 5)}. Give another folder as --out."
+            f"These files exist already and would be overwritten: {first(there, 5)}. Give another folder as --out."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,10 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
         *(f"raysel {command.format(place)}" for command in found.commands),
     ]
     lines = [f"Wrote {folder / name}" for name in names]
-    lines += ["", "Next commands (prepare.py generates data until you edit its lines marked EDIT):"]
+    lines += [
+        "",
+        "Run these commands next. Until you edit the lines marked EDIT in prepare.py, it generates data:",
+    ]
     return "\n".join([*lines, *(f"  {step}" for step in steps)])
 
 

@@ -21,6 +21,7 @@ from raysel.registry import EMBEDDERS, METRICS, POLICIES, SELECTORS, TASKS
 from raysel.workflow.config import Workflow
 
 _WIDTH = 100
+_QUOTED = re.compile(r'"[^"]*"')
 _EXAMPLES = {"budget": 0.3}  # values of required parameters in the examples
 
 
@@ -57,7 +58,7 @@ def all_methods() -> str:
     for kind in _KINDS:
         heading = f"{kind.registry.kind.capitalize()} (key '{kind.key}'):"
         groups.append((heading, {name: _summary(kind, name) for name in kind.registry.names()}))
-    lines = {name: docstrings.summary(cls) for name, cls in _sections().items()}
+    lines = {name: _purpose(name, cls) for name, cls in _sections().items()}
     groups.append(("Sections of a workflow:", lines))
     width = max(len(name) for _, lines in groups for name in lines) + 4
     blocks = [
@@ -65,8 +66,8 @@ def all_methods() -> str:
         for heading, lines in groups
     ]
     end = (
-        "'raysel methods NAME' prints the parameters of a method or the keys of a section. Write a class of your own "
-        "as file.py:Name, here and in a workflow."
+        "'raysel methods NAME' prints the parameters of a method or the keys of a section. To use a class of your own, "
+        "name it as file.py:Name, here and in a workflow."
     )
     return "\n\n".join([*blocks, textwrap.fill(end, _WIDTH)])
 
@@ -105,8 +106,8 @@ def one_method(name: str) -> str:
         return _method(_kind_of(made, name), name, made)
     known = list(dict.fromkeys([*(n for kind in _KINDS for n in kind.registry.names()), *sections]))
     raise ConfigError(
-        f"'{name}' is neither a method nor a section of a workflow. {nearest(name, known)} Write a class of your own "
-        "as file.py:Name."
+        f"'{name}' is neither a method nor a section of a workflow. {nearest(name, known)} To use a class of "
+        "your own, name it as file.py:Name."
     )
 
 
@@ -187,14 +188,21 @@ def _sections() -> dict[str, Any]:
     return {"workflow": Workflow, **{name: found[name] for name in keys(Workflow) if found[name] is not None}}
 
 
+def _purpose(name: str, cls: Any) -> str:
+    """Return in one sentence what a section is for; sections of the same dataclass differ only in this."""
+    if cls is Workflow:
+        return docstrings.summary(cls)
+    return docstrings.parameters(Workflow)[name].partition(". ")[0].rstrip(".") + "."
+
+
 def _section(name: str, cls: Any) -> str:
     where = "the keys of a workflow" if cls is Workflow else f"section '{name}' of a workflow"
-    lines = [f"{name} ({where})", "", textwrap.fill(_plain(docstrings.summary(cls)), _WIDTH), ""]
+    lines = [f"{name} ({where})", "", textwrap.fill(_plain(_purpose(name, cls)), _WIDTH), ""]
     parameters = _parameters(cls, nested=cls is not Workflow)
     if cls is Workflow:
         texts = docstrings.parameters(cls)
         for kind in (_SELECTOR, _POLICY):
-            text = f"{texts[kind.key]} See 'raysel methods' for the {kind.registry.kind}."
+            text = f"{texts[kind.key]} 'raysel methods' lists the {kind.registry.kind}."
             parameters.append(_Parameter(kind.key, "mapping with the key 'method'", "optional", text))
     return "\n".join([*lines, *_table(parameters, "Keys:")]).rstrip()
 
@@ -269,5 +277,6 @@ def _entry(name: str, text: str, width: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without the markup of docstrings."""
-    return text.replace('``"', '"').replace('"``', '"').replace("``", "'").replace("`", "")
+    """Text without the markup of docstrings: code in quotes, which text in quotes has already."""
+    text = re.sub(r"``(.+?)``", lambda code: code[1] if _QUOTED.fullmatch(code[1]) else f"'{code[1]}'", text)
+    return re.sub(r"(:\w+:)?`(.+?)`", r"\2", text)

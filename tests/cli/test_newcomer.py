@@ -33,7 +33,7 @@ def test_methods(raysel):
     assert raysel("methods", "gio") == (0, one_method("gio") + "\n", "")
     code, out, err = raysel("methods", "goi")
     assert (code, out) == (1, "") and err.count("\n") == 1 and "Did you mean 'gio'?" in err
-    assert "runs the code of the file" in " ".join(raysel("methods", "-h")[1].split())
+    assert "the code of this file is then run" in " ".join(raysel("methods", "-h")[1].split())
 
 
 def test_init(raysel, tmp_path):
@@ -42,7 +42,7 @@ def test_init(raysel, tmp_path):
     code, out, err = raysel("init", "dynamic", "--out", tmp_path)
     assert (code, err) == (0, "") and f"raysel compare {tmp_path / 'dynamic.yaml'}" in out
     code, out, err = raysel("init", "dynamic", "--out", tmp_path)
-    assert (code, out) == (1, "") and err.count("\n") == 1 and "not overwritten" in err
+    assert (code, out) == (1, "") and err.count("\n") == 1 and "would be overwritten" in err
 
 
 def test_runs(raysel, tmp_path):

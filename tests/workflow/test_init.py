@@ -69,7 +69,7 @@ def test_a_template_runs_as_it_stands(template, tmp_path, monkeypatch, capsys):
 
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "models.py").write_text("precious")
-    with pytest.raises(ConfigError, match=r"not overwritten: .*models\.py\. Give another folder"):
+    with pytest.raises(ConfigError, match=r"would be overwritten: .*models\.py\. Give another folder"):
         write("classify", tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["models.py"]
     assert (tmp_path / "models.py").read_text() == "precious"

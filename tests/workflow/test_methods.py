@@ -15,7 +15,7 @@ from raysel.core.parameters import keys
 from raysel.errors import ConfigError
 from raysel.registry import EMBEDDERS, METRICS, POLICIES, SELECTORS
 from raysel.workflow.config import parse
-from raysel.workflow.methods import all_methods, one_method
+from raysel.workflow.methods import _plain, all_methods, one_method
 
 REGISTERED = [(registry, name) for registry in (SELECTORS, POLICIES, EMBEDDERS) for name in registry.builtin]
 METRIC_NAMES = [(METRICS, name) for name in METRICS.builtin]
@@ -63,7 +63,7 @@ def test_every_key_of_a_section_is_documented(name):
 
 def test_types_and_defaults_are_those_of_the_dataclass():
     gio = one_method("gio")
-    assert gio.startswith("gio (selector, key 'select')\n\nGradient information optimization: ")
+    assert gio.startswith("gio (selector, key 'select')\n\nSelect the pool rows that lower KL")
     lines = [" ".join(line.split()) for line in gio.splitlines()]
     assert "budget float or int or text, required" in lines
     assert "clusters int or null, default 1500" in lines
@@ -161,6 +161,16 @@ def test_a_class_of_the_users_own(mine):
         "Bounds of the score.",
     ]
     assert text.endswith(f"  select:\n    method: {mine('Best')}\n    budget: 0.3")
+
+
+def test_sections_of_the_same_keys_say_what_each_is_for():
+    told = {name: one_method(name).split("\n\n")[1] for name in ("pool", "target", "validation", "test")}
+    assert told["pool"] == "Rows to select from." and len(set(told.values())) == 4
+
+
+def test_code_in_docstrings_is_printed_in_one_pair_of_quotes():
+    text = 'Only for ``how="sample"``, ``"200MB"`` or ``low``; see `raysel.read` and :func:`raysel.run`.'
+    assert _plain(text) == ("Only for 'how=\"sample\"', \"200MB\" or 'low'; see raysel.read and raysel.run.")
 
 
 def test_a_class_that_is_no_dataclass_and_a_function(mine):

@@ -27,7 +27,7 @@ class ColumnEmbedder:
 
 
 def stored_column(spec: str, argument: str) -> ColumnEmbedder:
-    """Numbers of the column as vectors, without any change.
+    """Use the numbers in the column as vectors, without changing them.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ class HashEmbedder:
 
 
 def hashed_text(spec: str, argument: str) -> HashEmbedder:
-    """Words and pairs of words of a text, hashed into a vector of fixed length.
+    """Hash the words and the pairs of words of a text into a vector of fixed length.
 
     Parameters
     ----------

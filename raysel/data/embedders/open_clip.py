@@ -26,7 +26,7 @@ _WITH_WEIGHTS = ("hf-hub:", _LOCAL)
 
 @dataclass(frozen=True)
 class OpenClip(NetworkName):
-    """Vectors of images, from a CLIP network of open_clip.
+    """Compute vectors of images with a CLIP network of open_clip.
 
     Parameters
     ----------

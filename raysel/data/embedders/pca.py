@@ -59,7 +59,7 @@ class PCAEmbedder:
 
 @dataclass(frozen=True)
 class PCA:
-    """Principal components (PCA) of a numeric column, fitted on the pool.
+    """Project a numeric column onto its principal components (PCA), which are fitted on the pool.
 
     Parameters
     ----------

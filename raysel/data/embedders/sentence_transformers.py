@@ -20,7 +20,7 @@ _TILE = 1024  # sorted by length inside: wide enough that a batch holds texts of
 
 @dataclass(frozen=True)
 class SentenceTransformers(NetworkName):
-    """Vectors of texts, from a sentence-transformers model with local weights.
+    """Compute vectors of texts with a sentence-transformers model whose weights are on disk.
 
     Parameters
     ----------

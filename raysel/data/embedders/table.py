@@ -76,7 +76,7 @@ class TableEmbedder:
 
 @dataclass(frozen=True)
 class TableFeatures:
-    """Features of several columns: numbers scaled to 0..1 and hashed categories, fitted on the pool.
+    """Join several columns into one vector: scale numbers by their range in the pool to 0..1, and hash categories.
 
     Parameters
     ----------

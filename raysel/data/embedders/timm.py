@@ -23,7 +23,7 @@ _LOCAL = "local-dir:"
 
 @dataclass(frozen=True)
 class Timm(NetworkName):
-    """Pooled features of images, from a pretrained network of timm.
+    """Compute the pooled features of images with a pretrained network of timm.
 
     Parameters
     ----------

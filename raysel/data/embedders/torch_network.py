@@ -25,7 +25,7 @@ _LIBRARIES = ("timm", "torchvision", "open_clip_torch", "transformers")  # that 
 
 @dataclass(frozen=True)
 class TorchNetwork(NetworkName):
-    """Output of a torch network of your own, or the input of its last linear layer.
+    """Compute vectors with a torch network of your own: its output, or the input of its last linear layer.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from raysel.data.embedders.network import (
 
 @dataclass(frozen=True)
 class Torchvision(NetworkName):
-    """Features of images, from the input of the classifier of a torchvision network with default weights.
+    """Compute features of images with a torchvision network and its default weights: the input of its classifier.
 
     Parameters
     ----------
