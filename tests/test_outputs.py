@@ -64,6 +64,12 @@ def template(place):
 WRITERS = [selection, state, autoencoder, checkpoints, run_directory, template]
 
 
+def test_an_index_on_an_object_store_is_refused(tmp_path):
+    pq.write_table(pa.table({"x": [1.0]}), tmp_path / "pool.parquet")
+    with pytest.raises(ConfigError, match=r"^s3://bucket/index.json cannot be written to"):
+        raysel.read(tmp_path / "pool.parquet", index="s3://bucket/index.json")
+
+
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 def test_outputs_by_uri(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
