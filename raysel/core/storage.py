@@ -47,6 +47,8 @@ def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
             return pafs.LocalFileSystem(), str(local_output(text))
         except ConfigError as error:
             raise DataError(str(error)) from None
+    if scheme is not None and not scheme[0].endswith("//"):  # pathlib turns :// into :/
+        text = f"{scheme[1]}://{text[scheme.end() :]}"
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:

@@ -15,6 +15,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import check_columns, materialized, plain_errors
 from raysel.core.fingerprint.files import cache_root
+from raysel.core.storage import local_output
 from raysel.data import pipeline, shards
 from raysel.data.datasource import parquet_rows
 from raysel.data.decode import decode
@@ -60,7 +61,7 @@ def embed(
         What happens to a row without a value, or whose image or vector cannot be used: raise DataError, leave
         the row out, or give it a null vector. The last two list the row with the reason in
         ``_rejected.parquet`` next to the vectors.
-    directory : path or URI, optional
+    directory : path, optional
         Where vectors are written; every node must be able to reach it. Networks, and ``on_error`` other than
         "raise", always write. Default: under ``$RAYSEL_CACHE`` or ``~/.cache/raysel``, by content, so that
         the same rows are not embedded twice. An interrupted call is resumed from there.
@@ -105,6 +106,7 @@ def embed(
     check_dataset(dataset, "dataset to embed")
     if version is not None and not (isinstance(version, str) and version):
         raise ConfigError(f'version: {version!r} is not text; write version="1", for example.')
+    place = None if directory is None else str(local_output(directory))
     written = directory is not None or hasattr(made, "load") or on_error != "raise"
     if not written:
         schema = dataset.schema(fetch_if_missing=False)
@@ -123,7 +125,7 @@ def embed(
             check_columns(schema.names, columns, "dataset to embed")
         dataset = materialized(dataset)  # its steps run here, and never again
     source = pipeline.source_of(dataset, columns)
-    place = os.fspath(directory) if directory is not None else _cache(source, made, columns, options, version)
+    place = place or _cache(source, made, columns, options, version)
     watch = _show_progress if sys.stderr.isatty() else None
     report = pipeline.compute(source, made, columns, place, options, watch, version)
     if sys.stderr.isatty():
