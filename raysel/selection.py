@@ -607,7 +607,7 @@ def _keep(table: pa.Table, chosen: Any) -> pa.Table:
 
     ids, weights = ray.get(chosen) if isinstance(chosen, ray.ObjectRef) else chosen
     _check_columns(table.column_names, weights is not None)
-    place, found = positions(ids, row_ids(table, "dataset"))
+    place, found = positions(ids, row_ids(table, "the dataset"))
     taken = np.flatnonzero(found)
     kept = table.take(pa.array(taken))
     return kept if weights is None else kept.append_column(_WEIGHT, pa.array(weights[place[taken]]))
@@ -625,4 +625,4 @@ def _check_columns(names: list[str], weight: bool) -> None:
 
 def _chosen(table: pa.Table, ids: np.ndarray) -> np.ndarray:
     """Return the ids that the table holds."""
-    return np.intersect1d(row_ids(table, "dataset"), ids)
+    return np.intersect1d(row_ids(table, "the dataset"), ids)

@@ -110,16 +110,16 @@ def check_dataset(value: object, what: str, arrays: str = "") -> None:
 def row_ids(table: pa.Table, where: str) -> np.ndarray:
     """Return the ids of a table's rows, int64; DataError if the column is missing or cannot hold ids."""
     if table.column_names.count(ID) != 1:
-        raise DataError(f"The {where} has no column '{ID}'; read it with raysel.read.")
+        raise DataError(f"There is no column '{ID}' in {where}; read it with raysel.read.")
     ids = table[ID]
     if not pa.types.is_integer(ids.type) or ids.null_count:
         held = f"{ids.type} with {ids.null_count:,} nulls" if ids.null_count else str(ids.type)
-        raise DataError(f"Column '{ID}' of the {where} holds {held}; every row needs an integer.")
+        raise DataError(f"Column '{ID}' of {where} holds {held}; every row needs an integer.")
     try:
         return ids.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid:
         raise DataError(
-            f"Column '{ID}' of the {where} holds integers above 2^63 - 1; number the rows from 0."
+            f"Column '{ID}' of {where} holds integers above 2^63 - 1; number the rows from 0."
         ) from None
 
 

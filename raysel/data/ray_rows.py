@@ -47,7 +47,7 @@ def numbered(dataset: Dataset) -> tuple[Dataset, pa.Schema, str]:
         spans.append((start, start + rows - 1))
         start += rows
     if has_ids:
-        check_ids(np.concatenate(map_blocks(row_ids, blocks, "Ray Dataset")), _WHERE)
+        check_ids(np.concatenate(map_blocks(row_ids, blocks, _WHERE)), _WHERE)
         return mark(ray.data.from_arrow_refs(blocks), identity(dataset)), schema, _WHERE
     map_blocks(len, blocks)  # raises what a cast raised
     file = NumberedFile("a Ray Dataset", digest_blocks(blocks, spans), start)

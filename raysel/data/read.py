@@ -195,11 +195,7 @@ def carried_identity(listing: Listing) -> PoolIdentity | None:
 
 def check_stored_ids(index: RowIndex, where: str) -> None:
     """Raise DataError unless the column ``sample_id`` holds a different integer, 0 or more, in every row."""
-    if not pa.types.is_integer(index.schema.field(ID).type):
-        raise DataError(f"Column '{ID}' holds {index.schema.field(ID).type}; ids must be integers.")
-    parts = []
-    for piece, table in read_pieces(index.pieces(), [ID]):
-        parts.append(row_ids(table, f"file {piece.path}"))
+    parts = [row_ids(table, piece.path) for piece, table in read_pieces(index.pieces(), [ID])]
     check_ids(np.concatenate(parts), where)
 
 
@@ -255,9 +251,9 @@ def _number(table: pa.Table, numbered_by: PoolIdentity | Callable[[], PoolIdenti
     if table.num_rows == 0:
         raise DataError(f"There are no rows in {where}.")
     if ID in table.column_names:
-        ids = row_ids(table, where.removeprefix("the ") if where.startswith("the ") else f"rows of {where}")
-        table = table.set_column(table.column_names.index(ID), ID, pa.array(ids))
+        ids = row_ids(table, where)
         check_ids(ids, where)
+        table = table.set_column(table.column_names.index(ID), ID, pa.array(ids))
         known = None
     else:
         known = numbered_by() if callable(numbered_by) else numbered_by

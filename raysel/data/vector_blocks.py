@@ -110,7 +110,7 @@ def _check_block(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, i
     if not table.num_rows:  # an empty block may come without its columns
         none = np.empty(0, np.int64)
         return none, 0, none
-    ids = row_ids(table, what)
+    ids = row_ids(table, f"the {what}")
     vectors = as_matrix(table[column], column, ids)
     return ids, vectors.shape[1], ids[not_finite(vectors)]
 

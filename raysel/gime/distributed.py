@@ -227,7 +227,7 @@ class GIME:
         groups, seed = "rows" if by is None else str(by), whole("seed", seed, 0)
         if by is None:
             table = gather(pool, list(dict.fromkeys([ID, *self.binding.columns])), "pool").sort_by(ID)
-            check_ids(row_ids(table, "pool"), "the pool")
+            check_ids(row_ids(table, "the pool"), "the pool")
             names = pieces(table, self.binding, thresholds, self.floors, seed)
             by = _PIECE
             while by in table.column_names:
@@ -239,8 +239,8 @@ class GIME:
             choice = select_groups(self.state(pool, by), thresholds, self.floors, metrics=self.metrics)
             column = by if isinstance(by, str) else str(self.binding.event_time)
             table = gather(pool, list(dict.fromkeys([ID, column])), "pool")
-            check_ids(row_ids(table, "pool"), "the pool")
-        ids = row_ids(table, "pool")
+            check_ids(row_ids(table, "the pool"), "the pool")
+        ids = row_ids(table, "the pool")
         labels, codes = grouping(table, 0, self.binding, by)
         assert codes is not None
         place = {label: at + 1 for at, label in enumerate(choice.groups)}

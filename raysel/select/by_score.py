@@ -114,7 +114,7 @@ class ByScore:
 
         check_dataset(pool, "pool")
         table = gather(pool, list(dict.fromkeys([ID, self.score])), "pool")
-        ids = row_ids(table, "pool")
+        ids = row_ids(table, "the pool")
         check_ids(ids, "the pool")
         kind = table[self.score].type
         if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):

@@ -90,7 +90,7 @@ class Random:
         check_dataset(pool, "pool")
         wanted = [ID] if self.stratify is None else [ID, self.stratify]
         table = gather(pool, list(dict.fromkeys(wanted)), "pool")
-        ids = row_ids(table, "pool")
+        ids = row_ids(table, "the pool")
         check_ids(ids, "the pool")
         groups = np.zeros(len(ids), np.int64) if self.stratify is None else strata(table, self.stratify)
         chosen = choose(ids, groups, budget_rows(self.budget, len(ids)), self.seed)

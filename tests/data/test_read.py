@@ -142,7 +142,7 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
         ({"a": [1]}, {"columns": ["b"]}, "no column 'b'"),
         ({"a": [1]}, {"index": "i.json"}, "not a Parquet path"),
         ({ID: [1, 1]}, {}, "more than once"),
-        ({ID: [0.5]}, {}, "must hold an integer"),
+        ({ID: [0.5]}, {}, "holds double; every row needs an integer"),
         (pd.DataFrame({"a": []}), {}, "no rows"),
     ],
 )
