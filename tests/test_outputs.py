@@ -64,9 +64,15 @@ def template(place):
 WRITERS = [selection, state, autoencoder, checkpoints, run_directory, template]
 
 
+class Rows:
+    """What counts as a Ray Dataset until its rows are needed."""
+
+    context = map_batches = None
+
+
 def test_an_index_and_vectors_on_an_object_store_are_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"^s3://bucket/vectors cannot be written to"):
-        raysel.embed(None, "column", column="x", directory=Path("s3://bucket/vectors"))
+        raysel.embed(Rows(), "column", column="x", directory=Path("s3://bucket/vectors"))
     pq.write_table(pa.table({"x": [1.0]}), tmp_path / "pool.parquet")
     with pytest.raises(ConfigError, match=r"^s3://bucket/index.json cannot be written to"):
         raysel.read(tmp_path / "pool.parquet", index="s3://bucket/index.json")

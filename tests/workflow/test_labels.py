@@ -59,7 +59,7 @@ def write(tmp_path, monkeypatch):
         ({"test": {**GOOD, "sample_id": list("abcdef")}}, "test.path: Column 'sample_id' holds string, but ids must be integers"),
         ({"test": {**GOOD, "sample_id": np.arange(6.0)}}, "test.path: Column 'sample_id' holds double, but ids must be integers"),
         ({"pool": {**GOOD, "x": ["a"] * 6}}, "train.input: Column 'x' holds string, not numbers"),
-        ({"test": {**GOOD, "x": [[["a"]]] * 6}}, "train.input: Column 'x' holds list"),
+        ({"test": {**GOOD, "x": [[["a"]]] * 6}}, "train.input: Column 'x' holds string, not numbers"),
         ({"pool": {**GOOD, "x": [b"a"] * 6}}, "train.input: Column 'x' holds binary, not numbers"),
         ({"flow": FLOW.replace("input: x", "input: y")}, "train.input: Column 'y' holds the labels that the model is to learn"),
         ({"pool": {**GOOD, "sample_id": np.arange(6)}, "test": {**GOOD, "sample_id": np.arange(6)},
