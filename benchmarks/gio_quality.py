@@ -497,8 +497,9 @@ def tables(_: argparse.Namespace) -> None:
         seeds = len({c["seed"] for c in some})
         for scene in [s for s in SCENES if any(c["scene"] == s for c in some)]:
             print(
-                f"\n**{setting[0]}, scene `{scene}`, K = {setting[1]:,}, {setting[2]}.** Test accuracy in %, mean ± standard "
-                f"deviation over {seeds} seeds (in parentheses: on-target share in %, held-out KL in nats) [number of seeds if fewer]\n"
+                f"\n**{setting[0]}, scene `{scene}`, K = {setting[1]:,}, {setting[2]}.** Each entry is the test accuracy in % "
+                f"(mean ± standard deviation over {seeds} seeds), then in parentheses the on-target share in % and the held-out KL "
+                "in nats, then in brackets the number of seeds if it is smaller.\n"
             )
             print("| arm | " + " | ".join(f"{b:.0%} of the pool" for b in BUDGETS) + " |")
             print("|---" * (len(BUDGETS) + 1) + "|")
