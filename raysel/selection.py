@@ -354,14 +354,14 @@ class Selection:
     def _apply(self, dataset: Dataset, weight: bool) -> Dataset:
         import ray
 
-        from raysel.cluster.blocks import plain_errors
+        from raysel.cluster.blocks import column_names, plain_errors
 
         self.check_pool(dataset)
         schema = dataset.schema(fetch_if_missing=False)
-        if schema is None and weight and dataset.context.get_config(_APPLIED):
-            schema = dataset.schema()  # runs the first block; a later step may have dropped the weights
         if schema is not None:
             _check_columns(schema.names, weight)
+        elif weight and dataset.context.get_config(_APPLIED):  # a later step may have dropped the weights
+            _check_columns(column_names(dataset), weight)
         chosen = ray.put((self.ids, self.weights if weight else None))
         applied = dataset.map_batches(_keep, fn_args=(chosen,), batch_format="pyarrow", batch_size=None)
         if weight:

@@ -51,6 +51,15 @@ def materialized(dataset: Dataset) -> MaterializedDataset:
         context.execution_options.preserve_order = before
 
 
+def column_names(dataset: Dataset) -> list[str]:
+    """Return the columns of ``dataset``; none if it is known to be empty.
+
+    Run the first block of what is still lazy, and raise raysel's own errors.
+    """
+    with unwrap_errors():
+        return list(dataset.columns() or [])
+
+
 def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
     """Return a few narrow columns of every row, on the driver: ids, labels, group keys."""
     tables = ray.get(arrow_blocks(pick(dataset, columns, what)))

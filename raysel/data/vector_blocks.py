@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 from ray.data import Dataset
 
-from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks
+from raysel.cluster.blocks import arrow_blocks, check_columns, column_names, map_blocks
 from raysel.core.hashing import hash_ids
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
@@ -79,7 +79,7 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
         raise DataError(
             f"Column '{ID}' of the {what} holds ids, not vectors; name the column of the vectors."
         )
-    names = dataset.columns()
+    names = column_names(dataset)
     if not names:  # as a filter leaves it that keeps no row
         raise DataError(f"The {what} is empty: it has no rows.")
     check_columns(names, [ID, column], what)

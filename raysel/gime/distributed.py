@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.cluster.blocks import gather, plain_errors, stream_blocks
+from raysel.cluster.blocks import column_names, gather, plain_errors, stream_blocks
 from raysel.cluster.errors import unwrap_errors
 from raysel.core.numbers import whole
 from raysel.data.identity import check_dataset, row_ids
@@ -102,7 +102,7 @@ class GIME:
         10
         """
         check_dataset(target, "target", "raysel.gime.with_target")
-        there = target.columns()
+        there = column_names(target)
         if not there:
             raise DataError("The target is empty: it has no rows.")
         names = [name for name in self.binding.columns if name in there]

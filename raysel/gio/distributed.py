@@ -14,7 +14,7 @@ import ray
 from ray.data import Dataset
 from ray.util import ActorPool
 
-from raysel.cluster.blocks import map_blocks, stream_blocks
+from raysel.cluster.blocks import column_names, map_blocks, stream_blocks
 from raysel.cluster.errors import unwrap_errors
 from raysel.core.budgets import arrow_bytes, budget_rows, check_budget, parse_bytes
 from raysel.core.parameters import check_fields
@@ -300,7 +300,7 @@ def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
     ConfigError
         If that is no row.
     """
-    total = sum(stream_blocks(pool, pool.columns() or [], "pool", arrow_bytes))
+    total = sum(stream_blocks(pool, column_names(pool), "pool", arrow_bytes))
     count = parse_bytes(budget) * rows // max(total, 1)
     if count < 1:
         raise ConfigError(

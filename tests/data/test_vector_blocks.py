@@ -72,3 +72,20 @@ def test_blocks_of_different_widths(cluster):
 def test_read_rows_reach_the_blocks(cluster):
     held = vector_blocks(raysel.read({"v": np.ones((5, 2), np.float32)}), "v", "pool")
     assert held.ids.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_the_error_of_a_lazy_step_is_one_sentence():
+    rows = raysel.read({"v": [[1.0, 2.0], [1.0]], "text": ["a", "b"]})
+    vectors = raysel.embed(rows, "column", column="v")
+    pca = raysel.embed(rows, "hash:8", column="v")
+    for use in (
+        lambda: vector_blocks(vectors, "embedding", "pool"),
+        lambda: raysel.GIO(budget=1).select(vectors, vectors),
+        lambda: raysel.GIO(budget="10 B").select(pca, pca),
+        lambda: raysel.fit_embedder("pca:1", vectors, column="embedding"),
+        lambda: raysel.GIME(raysel.gime.Binding(classes="text")).aim(vectors),
+        lambda: raysel.read(vectors),
+    ):
+        with pytest.raises(DataError) as caught:
+            use()
+        assert type(caught.value) is DataError and "\n" not in str(caught.value)

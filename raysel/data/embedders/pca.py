@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
-from raysel.cluster.blocks import stream_blocks
+from raysel.cluster.blocks import column_names, stream_blocks
 from raysel.core.fingerprint import library_versions
 from raysel.data import shards
 from raysel.data.decode import Takes, decode
@@ -101,7 +101,7 @@ class PCA:
                 "takes several."
             )
         name = columns[0]
-        wanted = [ID, name] if ID in (dataset.columns() or []) else [name]
+        wanted = [ID, name] if ID in column_names(dataset) else [name]
         span = _range_of(dataset, wanted, name)
         self.check(len(span.low), span.rows)
         grid = Grid.over(span)
