@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import raysel
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, DataError, RayselError
 from raysel.workflow import config, init
 from raysel.workflow.directory import open_run
 
@@ -88,3 +89,39 @@ def test_outputs_by_uri(write, tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match=r"^\w\w://bucket/out cannot be written to, since .*\.$"):
             write(remote)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_outputs_that_no_folder_can_have(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for place in (
+        tmp_path / ("n" * 300),
+        "file/below",
+        f"file://{tmp_path}/%ff",
+        "file://host/x",
+        "a\0b",
+        "",
+    ):
+        with pytest.raises(RayselError):
+            write(place)
+    assert set(os.listdir(tmp_path)) <= {"file", "pool.parquet", "flow.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("nothing", "nothing is not a saved selection (it does not exist)."),
+        ("empty", "empty is not a saved selection (_done.json is missing, which is written last)."),
+        ("file://host/x", "names the machine 'host'; write file:///host/x for a local path."),
+        ("file:///x?y", "is not the URI of a local file; write %3F for ? and %23 for #."),
+        ("file:///%ff", "is not the URI of a local file, because its % signs do not write UTF-8."),
+        ("nonsense://x", "cannot be opened (Protocol not known: nonsense)."),
+    ],
+)
+def test_selections_that_are_not_there(place, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        raysel.Selection.load(place)
+    assert str(caught.value).endswith(words)

@@ -162,6 +162,8 @@ def _problem(error: ValidationError, cls: type, tree: Mapping[str, Any], where: 
 
 def _expected(problem: Mapping[str, Any]) -> str:
     """Return what pydantic expected, in the words of YAML."""
+    if problem["type"] == "string_pattern_mismatch":
+        return f"text that matches {problem['ctx']['pattern']}"
     said = _lower(problem["msg"]).removeprefix("input should be ").removeprefix("string should ")
     words = {
         "an object": "a mapping",

@@ -105,6 +105,8 @@ def local_output(path: str | os.PathLike[str]) -> Path:
     place = unquote(f"/{rest.removeprefix('localhost/') if host else rest}")
     if "?" in rest or "#" in rest or "\0" in place:
         raise ConfigError(f"{text} is not the URI of a local file; write %3F for ? and %23 for #.")
+    if place.count("\ufffd") > rest.count("\ufffd"):
+        raise ConfigError(f"{text} is not the URI of a local file, because its % signs do not write UTF-8.")
     return Path(os.path.abspath(place))
 
 
@@ -172,7 +174,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def exists(path: str | os.PathLike[str]) -> bool:
     """Return whether there is a file or a folder at ``path``."""
     filesystem, place = resolve(path)
-    return bool(filesystem.get_file_info(place).type != pafs.FileType.NotFound)
+    try:
+        return bool(filesystem.get_file_info(place).type != pafs.FileType.NotFound)
+    except OSError as error:
+        raise DataError(f"{os.fspath(path)} cannot be looked up ({reason_of(error)}).") from error
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -265,6 +270,8 @@ class Folder:
 
         Every file is read.
         """
+        if not exists(self.path):
+            return "it does not exist"
         try:
             about = read_json(self.file(MARKER))
             if about["format"] != _FORMAT:

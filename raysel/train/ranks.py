@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,7 +89,7 @@ class LocalRanks:
         if self._directory is None:
             return [] if self._found is None else [self._found]
         places = [self._directory / name for name in ("last", "before")]
-        return [place for place in places if place.exists()]
+        return [place for place in places if os.path.exists(place)]
 
     def without_newer(self, place: Any) -> Any:
         """Remove a damaged checkpoint newer than ``place``; the next one must not replace ``place``."""

@@ -370,7 +370,7 @@ def _read_manifest(path: Path) -> dict[str, Any] | None:
 
 def _check(directory: Path, fresh: bool) -> None:
     """Raise RunError unless the directory is empty, missing, or a run's."""
-    if not directory.exists():
+    if not os.path.exists(directory):  # pathlib raises for a name that is too long
         return
     if directory.is_dir() and _read_manifest(directory / _MANIFEST) is not None:
         if not fresh:

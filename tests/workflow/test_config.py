@@ -210,6 +210,7 @@ def test_several_selectors_are_a_list(tmp_path):
         ("pool.path=2024-01-01", "'pool.path' is .*which YAML reads as a date; write it in quotes"),
         ("pool.path=[]", "'pool.path' is an empty list"),
         ("pool.path=''", "'pool.path' is empty"),
+        ("name=a/b", "'name' is 'a/b'; it should be text that matches "),
         (
             "select.stop={min_kk: 1}",
             r"The key 'select.stop.min_kk' is unknown. Did you mean 'select.stop.min_kl'",
