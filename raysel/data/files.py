@@ -116,7 +116,7 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
         if not re.search(r"[*?[]", path):
             raise DataError(f"{os.fspath(source)} does not exist.")
         return _matching(filesystem, path, os.fspath(source))
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, re.error) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{os.fspath(source)} cannot be read ({reason_of(error)}).") from error

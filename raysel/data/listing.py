@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import logging
 import os
@@ -216,6 +217,12 @@ def _of_folder(folder: Folder) -> tuple[Format, list[File], list[str]]:
         if form.holds(folder):
             names = [name for name in form.left_out(folder) if not is_marker(name)]
             return form, form.files(folder), _sentences(folder, form, [], names)
+    for kind, inside in (("Hudi", ".hoodie/*"), ("Iceberg", "metadata/*.metadata.json")):
+        if fnmatch.filter(folder.files, inside):
+            raise DataError(
+                f"The directory {folder.path} is a table of {kind}, whose files also hold rows that were changed or deleted; "
+                "write its present rows to Parquet, and read those."
+            )
     visible, masked = [], []
     for name in folder.files:
         if not hidden(name):

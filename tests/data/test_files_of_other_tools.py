@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import io
+import tarfile
 
 import numpy as np
 import pyarrow as pa
@@ -180,3 +181,20 @@ def test_arrays_of_one_shape_are_unified_in_width(tmp_path):
         write(tmp_path / f"other{at}/0.npy", (tmp_path / "0.npy").read_bytes())
         np.save(tmp_path / f"other{at}/1.npy", array)
         assert "which no type holds exactly" in refused(tmp_path / f"other{at}")
+
+
+def test_tables_whose_files_hold_old_rows(tmp_path):
+    for name, inside in (("Hudi", ".hoodie/hoodie.properties"), ("Iceberg", "metadata/v1.metadata.json")):
+        write(tmp_path / name / inside, "{}")
+        pq.write_table(pa.table({"x": [1]}), write(tmp_path / name / "data/a.parquet", ""))
+        assert f"is a table of {name}, whose files also hold rows" in refused(tmp_path / name)
+
+
+def test_links_in_archives_and_patterns_that_are_none(tmp_path):
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+        with tarfile.open(tmp_path / "a.tar", "w") as archive:
+            entry = tarfile.TarInfo("1.txt")
+            entry.type, entry.linkname = kind, "0.txt"
+            archive.addfile(entry)
+        assert "The member 1.txt of" in refused(tmp_path / "a.tar")
+    assert "cannot be read (bad character range" in refused(f"{tmp_path}/[z-a].csv")

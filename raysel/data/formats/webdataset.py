@@ -79,6 +79,10 @@ class WebDataset(Format):
         ):
             for member in archive:
                 name = member.name.removeprefix("./")
+                if member.issym() or member.islnk():
+                    raise DataError(
+                        f"The member {name} of {file.path} is a link; write the archive with the files that links lead to."
+                    )
                 if not member.isfile() or hidden(name, underscores=False):
                     continue
                 folder, base = posixpath.split(name)
