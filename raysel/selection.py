@@ -189,7 +189,7 @@ class Selection:
         for name, values in (columns or {}).items():
             if name in _COLUMNS:
                 raise DataError(
-                    f"columns: Every selection has a column '{name}' already; give yours another name."
+                    f"columns: Every selection has a column '{name}' already; give your column another name."
                 )
             table[name] = pa.array(_per_row(values, f"columns['{name}']", None, len(ids))[order])
         known = pool if pool is None or isinstance(pool, PoolIdentity) else identity(pool)

@@ -44,7 +44,9 @@ def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: flo
     """
     done = ready(min(_WARN_S, seconds))
     if not done and seconds > _WARN_S:
-        logger.warning(f"{what} within {_WARN_S:g} s: {_free()}. Waiting for up to {seconds:g} s in all.")
+        logger.warning(
+            f"{what} within {_WARN_S:g} s: {_free()}. raysel waits for up to {seconds:g} s in all."
+        )
         done = ready(seconds - _WARN_S)
     if not done:
         raise ResourceError(f"{what} within {seconds:g} s: {_free()}. {advice}.")

@@ -126,7 +126,7 @@ def _field_adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
 def _check_values(value: Any, where: str, depth: int = 0) -> None:
     """Raise ConfigError for what JSON cannot hold."""
     if depth > 50:
-        raise ConfigError(f"'{where}' contains itself through a YAML anchor; remove the anchor.")
+        raise ConfigError(f"'{where}' contains itself through an anchor (&name) of YAML; remove the anchor.")
     if isinstance(value, Mapping):
         for name, item in value.items():
             _check_values(item, _join(where, name), depth + 1)

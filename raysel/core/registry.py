@@ -60,7 +60,7 @@ class Registry:
                 return plugin.load()
             except Exception as error:  # code of an installed package: anything can happen
                 raise ConfigError(
-                    f"{where}: '{spec}' of the package {plugin.value} cannot be loaded "
+                    f"{where}: '{spec}' from the installed package ({plugin.value}) cannot be loaded "
                     f"({type(error).__name__}: {error})."
                 ) from error
         if ":" in spec:

@@ -37,14 +37,16 @@ def plain_type(kind: pa.DataType, name: str) -> pa.DataType:
     if types.is_struct(kind):
         return pa.struct([pa.field(field.name, plain_type(field.type, name)) for field in kind])
     if types.is_union(kind):
-        raise DataError(f"Column '{name}' holds values of several types ({kind}); write one column per type.")
+        raise DataError(
+            f"Column '{name}' holds values of several types ({kind}); convert them to one type, or write one column per type."
+        )
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.bool8":
             return pa.bool_()
         if kind.extension_name in ("pandas.period", "pandas.interval"):
             what = kind.extension_name.removeprefix("pandas.")
             raise DataError(
-                f"Column '{name}' holds {what}s of pandas, which have no other form; write them as text or timestamps."
+                f"Column '{name}' holds {what}s of pandas, which raysel cannot store; write them as text or timestamps."
             )
         kept = ("arrow.fixed_shape_tensor", "ray.")
         return kind if kind.extension_name.startswith(kept) else plain_type(kind.storage_type, name)

@@ -96,7 +96,7 @@ def embed(
     named = make_embedder(embedder) if isinstance(embedder, str) else embedder
     if hasattr(named, "fit"):
         raise ConfigError(
-            f"embedder: '{embedder}' learns from data. Fit it once with "
+            f"embedder: '{embedder}' must be fitted on data first. Fit it once with "
             f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for both pool and target."
         )
     made = as_embedder(named)

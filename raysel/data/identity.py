@@ -59,7 +59,7 @@ class PoolIdentity:
         for name, digest, rows in found:
             if not (isinstance(name, str) and isinstance(digest, str) and type(rows) is int and rows >= 0):
                 raise ValueError(
-                    f"The entry of the file {shown(name)} is not its name, digest and number of rows."
+                    f"The entry of the file {shown(name)} does not consist of the name, digest and number of rows of the file."
                 )
         return cls(found)
 

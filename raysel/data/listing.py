@@ -162,7 +162,7 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
     assert form is not None
     if encoding is not None and not form.takes_encoding:
         raise DataError(
-            f"encoding: {os.fspath(sources[0])} is read as {form.name}, which is not text; leave encoding out."
+            f"encoding: {os.fspath(sources[0])} is read as {form.name}, and only CSV and JSON files have an encoding; leave it out."
         )
     twice = sorted(path for path, count in Counter(file.path for file in files).items() if count > 1)
     if twice:
@@ -201,7 +201,7 @@ def _of_file(file: File) -> Format:
         found = next((form for form in formats() if form.recognises(head)), None)
     if found is not None and found.is_parquet and file.compression:
         raise DataError(
-            f"{file.path} is compressed as a whole; unpack it, since Parquet compresses its own pages."
+            f"{file.path} is a compressed Parquet file; unpack it, because Parquet compresses its content itself."
         )
     if found is not None:
         return found

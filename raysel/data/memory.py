@@ -74,7 +74,7 @@ def _table(source: Any) -> pa.Table:
         raise DataError(streamed(type(source).__name__))
     if hasattr(source, "collect"):
         raise DataError(
-            f"A {type(source).__name__} has no rows yet; give its result, {_name(source)}.collect()."
+            f"A {type(source).__name__} is only a query; give its result, {_name(source)}.collect()."
         )
     raise DataError(
         f"Rows cannot be read from a {type(source).__name__}; give a path, a DataFrame, an Arrow table, a list of dicts, "
@@ -86,7 +86,7 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     """Return a data frame's columns, the named levels of its index first; an index without a name only counts rows."""
     if isinstance(frame.columns, pd.MultiIndex):
         raise DataError(
-            "The columns of the DataFrame have names of several levels; join them into one text each, and read it again."
+            "The columns of the DataFrame have names of several levels (a MultiIndex); join the levels of each name into one text, and read the DataFrame again."
         )
     index = frame.index
     levels = [(name, index.get_level_values(i)) for i, name in enumerate(index.names) if name is not None]

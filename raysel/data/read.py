@@ -102,11 +102,11 @@ def read(
     listing = list_source(_paths(source), encoding) if _is_path(source) else None
     if index is not None and (listing is None or not listing.format.is_parquet):
         raise DataError(
-            "index: Only Parquet files can be read with an index, and this source is not a Parquet path."
+            "index: Only Parquet files can be read with an index, but this source is not one; leave index out, or write the rows to Parquet files."
         )
     if listing is None and encoding is not None:
         raise DataError(
-            "encoding: It is that of CSV and JSON files, and this source is in memory; leave it out."
+            "encoding: This source is in memory, and only CSV and JSON files have an encoding; leave it out."
         )
     if listing is not None:
         for sentence in listing.left_out:

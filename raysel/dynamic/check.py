@@ -61,7 +61,7 @@ def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
         if len(plan) == 0 and epoch == 0:
             raise ConfigError(
                 f"{name}.plan returned an empty plan for epoch 0 of {samples:,} samples; it must plan at least one of them. "
-                "No sample has a loss then: its loss in the state is NaN."
+                "Before epoch 0, no sample has a loss: all losses in the state are NaN."
             )
         if len(plan) and plan.slots[-1] >= samples:
             raise ConfigError(

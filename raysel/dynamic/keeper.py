@@ -168,7 +168,9 @@ class Keeper:
             )
         epoch = whole("The number of committed epochs", epoch, 0)
         if epoch > self._num_epochs:
-            raise StateError(f"The checkpoint has {epoch} epochs, but the run only {self._num_epochs}.")
+            raise StateError(
+                f"The checkpoint was saved after {epoch} epochs, but the run has only {self._num_epochs}."
+            )
         if state is None and epoch > 0:
             raise StateError(
                 f"Resuming after {epoch} epochs needs the selection state after these epochs; pass it as state."

@@ -100,7 +100,7 @@ def select_groups(
     """
     if state.by is None:
         raise ConfigError(
-            "These metrics describe one set; measure with by=, so that there are groups to select from."
+            "These metrics describe one set of rows, not groups; measure with by=, so that there are groups to select from."
         )
     if not state.groups:
         raise DataError("There are no groups to select from: the data are empty.")

@@ -108,7 +108,7 @@ class GIO:
         check_fields(self)
         if self.clusters is not None and self.clusters < 1:
             raise ConfigError(
-                f"clusters: {self.clusters} is not a number of clusters; give at least 1, or None to keep every row on its own."
+                f"clusters: {self.clusters} is not a number of clusters; give at least 1, or None to select single rows."
             )
         check_rank(self.estimator, self.k, 2**62)
         if self.solver == "gradient" and self.estimator != "average":

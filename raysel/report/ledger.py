@@ -71,7 +71,7 @@ class LedgerEntry:
         unknown = [stage for stage in self.seconds if stage not in STAGES]
         if unknown:
             raise DataError(
-                f"Ledger arm {self.arm!r} has seconds for unknown stages ({first(unknown)}); "
+                f"Ledger arm {self.arm!r}: 'seconds' names unknown stages ({first(unknown)}); "
                 f"the stages are {', '.join(STAGES)}."
             )
         spent = {
@@ -104,12 +104,16 @@ class LedgerEntry:
         Total and savings are ignored. Raise DataError if the entry is damaged.
         """
         if not isinstance(values, Mapping):
-            raise DataError(f"A ledger entry must be a mapping, not {type(values).__name__}.")
+            raise DataError(f"An entry of a ledger must be a mapping, not a {type(values).__name__}.")
         missing = [name for name in ("arm", "title", *_REQUIRED) if name not in values]
         if missing:
-            raise DataError(f"Ledger entry {values.get('arm', '?')!r} lacks {first(missing)}.")
+            raise DataError(
+                f"Ledger arm {values.get('arm', '?')!r}: The entry lacks the keys {first(missing)}."
+            )
         if not isinstance(values.get("seconds", {}), Mapping):
-            raise DataError(f"Ledger arm {values['arm']!r}: seconds must map stages to numbers.")
+            raise DataError(
+                f"Ledger arm {values['arm']!r}: 'seconds' must be a mapping from the name of a stage, such as 'selection', to a number."
+            )
         return cls(
             arm=str(values["arm"]),
             title=str(values["title"]),
@@ -133,7 +137,9 @@ class Ledger:
         arms = [entry.arm for entry in self.entries]
         twice = sorted({arm for arm in arms if arms.count(arm) > 1})
         if twice:
-            raise DataError(f"The ledger has more than one entry for {first(twice)}; arms must differ.")
+            raise DataError(
+                f"The ledger has more than one entry for the arm {first(twice)}; give each arm one entry."
+            )
 
     def entry(self, arm: str) -> LedgerEntry | None:
         """Return the entry of an arm, or None."""
@@ -175,7 +181,7 @@ class Ledger:
         """Return the ledger that ``to_dict`` wrote; raise DataError if it is not one."""
         entries = values.get("entries") if isinstance(values, Mapping) else None
         if not isinstance(entries, (list, tuple)):
-            raise DataError("A ledger must be a mapping with a list called entries.")
+            raise DataError("A ledger must be a mapping with the key 'entries', which holds a list.")
         return cls([LedgerEntry.from_dict(entry) for entry in entries])
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -12,8 +12,8 @@ from raysel.report.results import Metric, Metrics, statistic
 
 MOST_GROUPS = 8  # side by side in a figure
 LEAD = (
-    "The eleven metrics of GIME describe a set of rows before training. The binding in the workflow says which column each "
-    "metric reads."
+    "The eleven metrics of GIME describe a set of rows before training. The binding in the workflow (key gime.binding) declares "
+    "which columns each metric reads."
 )
 
 
@@ -53,10 +53,10 @@ def card(sets: Metrics, title: str) -> str:
     return html.card(
         metric_bars(sets),
         title,
-        "Each panel shows one metric; its statistic and unit are next to its name. Every panel has its own scale, which "
-        "starts at 0. “kept” are the rows that the thresholds kept. A line across the end of a bar is the error bound of an "
-        "estimate; a bar without a line is exact. “null” means that the value could not be computed, for the reason given. "
-        "A higher value is not better in itself.",
+        "Each panel shows one metric. The statistic that is drawn, and its unit, are next to the name of the metric. Every "
+        "panel has its own scale, which includes 0. “kept” are the rows that remain after the thresholds are applied. A line across the end of a bar is the error bound of an "
+        "estimate; a bar without a line is exact. “null” means that the value could not be computed; the reason "
+        "is next to it. A higher value is not better in itself.",
     )
 
 

@@ -289,7 +289,7 @@ def check_threshold(threshold: Any) -> None:
     number = isinstance(threshold, (int, float, np.floating)) and not isinstance(threshold, bool)
     if not number or not _LOWEST < threshold <= 1:
         raise ConfigError(
-            f"threshold: {threshold!r} is not a cosine above {_LOWEST} and at most 1; 0.95 finds what looks the same."
+            f"threshold: {threshold!r} is not a cosine above {_LOWEST} and at most 1; start with 0.95."
         )
 
 

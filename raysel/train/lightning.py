@@ -202,7 +202,7 @@ def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterat
     yield (
         trainer.reload_dataloaders_every_n_epochs != 1,
         ConfigError(
-            "Selecting: Give the Trainer reload_dataloaders_every_n_epochs=1; epochs have different lengths."
+            "Selecting: Give the Trainer reload_dataloaders_every_n_epochs=1, because the number of samples differs from epoch to epoch."
         ),
     )
     yield (

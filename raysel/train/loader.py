@@ -173,9 +173,9 @@ def check_map_style(dataset: Any, where: str) -> int:
         except (TypeError, NotImplementedError):
             pass
     raise DataError(
-        f"{where}: A {type(dataset).__name__} cannot be read by sample_id, as the plan requires; give a map-style dataset, "
-        "which has len() and [sample_id]. Put rows that can only be read in order into a list, or into files for "
-        "raysel.read and session.stream."
+        f"{where}: A {type(dataset).__name__} does not support dataset[sample_id], by which the samples of the "
+        "plan are read. Give a map-style dataset, which has len() and [sample_id]. If your rows can only be read in order, "
+        "collect them in a list, or write them to files and use raysel.read and session.stream."
     )
 
 

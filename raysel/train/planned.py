@@ -288,7 +288,9 @@ class CollateRows(NumpyBatchCollateFn):
     def __call__(self, columns: dict[str, np.ndarray]) -> Arrived:
         """Return the collated columns with the ids and the first row."""
         if ID not in columns:
-            raise DataError(f"stream: The rows have no column '{ID}'; the steps after planned must keep it.")
+            raise DataError(
+                f"stream: The rows have no column '{ID}'; the transformations after dynamic.planned must keep it."
+            )
         ids = np.array(columns[ID], np.int64)
         row = {name: column[:1].copy() for name, column in columns.items()}
         return Arrived(ids, row, self.pad(columns) if len(ids) < self._least else self._collate(columns))

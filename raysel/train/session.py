@@ -217,7 +217,7 @@ class Session:
         )
         if self._open:
             raise StateError(
-                f"Epoch {self.epoch} of this session was left before session.report, so the model may have been trained on "
+                f"Epoch {self.epoch} of this session ended before session.report was called, so the model may have been trained on "
                 f"a part of it. {again}"
             )
         if self._begun and self._is_over():
@@ -644,7 +644,7 @@ class Session:
                 if saved < mine["num_epochs"] and about["within"]:
                     raise StateError(
                         f"The checkpoint {directory} lies within epoch {about['epoch']}, which was planned for a run of {saved} "
-                        f"epochs. Finish it with num_epochs={saved}; then {mine['num_epochs']} can be asked for."
+                        f"epochs. Finish this epoch with num_epochs={saved}, and then resume with num_epochs={mine['num_epochs']}."
                     )
                 if saved > mine["num_epochs"]:
                     raise StateError(
@@ -693,7 +693,7 @@ class Session:
         self._started, self._planning = began, time.perf_counter() - began
         if len(self.plan) == 0:
             raise StateError(
-                f"The policy planned no samples for epoch {self.epoch}; it must keep at least one."
+                f"The policy planned no samples for epoch {self.epoch}; a policy must plan at least one sample per epoch."
             )
         self._skip = self._done = 0
         if self._midway:
@@ -791,7 +791,7 @@ class _EpochLoader:
             if ids.numpy().tobytes() != rows.marks.tobytes():  # a tenth of array_equal's time
                 raise StateError(
                     "The DataLoader returned batches in another order than requested; "
-                    "do not set its option in_order."
+                    "do not set the option in_order of the DataLoader."
                 )
             if rows.slots[-1] < 0:
                 ids = torch.where(ids < 0, -1, ids)

@@ -206,13 +206,13 @@ class EpochStream:
         said = f"stream: Epoch {session.epoch} planned {len(ids):,} samples, but"
         if len(never):
             raise DataError(
-                f"{said} {len(never):,} did not arrive (sample_id {first(never.tolist())}). A step after dynamic.planned must keep "
+                f"{said} {len(never):,} did not arrive (sample_id {first(never.tolist())}). A transformation after dynamic.planned must keep "
                 "every row: for one that cannot be decoded, return a placeholder and leave it out with session.loss(batch, "
                 "losses, mask), or select without it. The dataset must hold each sample_id."
             )
         raise DataError(
             f"{said} {len(again):,} arrived more than once (sample_id {first(again.tolist())}). The dataset must hold each "
-            "sample_id once, and no step after dynamic.planned may repeat rows."
+            "sample_id once, and no transformation after dynamic.planned may repeat rows."
         )
 
 

@@ -145,7 +145,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
         raise ConfigError("The key 'test' is missing: a comparison needs test rows to score the policies on.")
     if workflow.dynamic.spec == "full":
         raise ConfigError(
-            "The key 'dynamic' names a policy that saves nothing, so there is no budget to compare at; "
+            "The key 'dynamic' names a policy that trains on all samples, so there is no smaller budget at which to compare it; "
             "give another one, for example with --set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
@@ -314,5 +314,5 @@ def _get(ref: Any, cell: Cell) -> tuple[dict[str, Any], float]:
     except ray.exceptions.RayError as error:
         raise RunError(
             f"The process that trained {cell.policy_name} with seed {cell.seed} died ({str(error).splitlines()[0]}); "
-            "run the comparison again to train what is missing."
+            "run the comparison again, which reuses the finished trainings."
         ) from error

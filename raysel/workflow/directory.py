@@ -414,7 +414,7 @@ def _alone(directory: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise RunError(
-                    f"{directory} is in use by another process; wait for it, or choose another --out."
+                    f"{directory} is in use by another process; wait until that process ends, or choose another --out."
                 ) from error
             raise RunError(
                 f"{directory} is on a file system without locks ({error.strerror}), so two runs could mix there; choose "

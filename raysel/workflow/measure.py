@@ -81,7 +81,9 @@ def measure(
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     if flow.gime is None:
-        raise ConfigError("The key 'gime' is missing: it says which columns the metrics use, and as what.")
+        raise ConfigError(
+            "The key 'gime' is missing: it declares which columns the metrics use, and what each of them means."
+        )
     steps.check(flow)
     connect(address)
     directory = (Path("runs") / f"{flow.name}-measure" if out is None else local_output(out)).resolve()

@@ -443,7 +443,7 @@ def test_what_pca_cannot_be_fitted_on():
     ):
         with pytest.raises((ConfigError, DataError), match=sentence):
             raysel.fit_embedder(spec, raysel.read({"v": rows}), column="v")
-    with pytest.raises(ConfigError, match="learns from data; give the dataset"):
+    with pytest.raises(ConfigError, match="must be fitted on data; give the dataset"):
         raysel.fit_embedder("pca:2")
     with pytest.raises(ConfigError, match="Fit it once"):
         raysel.embed(raysel.read({"v": [1.0]}), "pca:2", column="v")

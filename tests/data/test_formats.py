@@ -245,7 +245,7 @@ def test_json_that_cannot_be_read(tmp_path):
             ),
             ("[1, 2]", "{} is one array, and its entry 0 is an integer"),
             ('{"a":1,"a":2}\n', "Line 1 of {} is not JSON (The name 'a' occurs more than once"),
-            (f'{{"a":{2**70}}}\n', "Column 'a' of {} holds integers that no 64 bits hold"),
+            (f'{{"a":{2**70}}}\n', "Column 'a' of {} holds integers that do not all fit one 64-bit type"),
             (f'{{"a":{2**53 + 1}}}\n{{"a":0.5}}\n', "Column 'a' of {} "),
             ("[" * 100_000, "{} is not a readable JSON file"),
         )
@@ -587,7 +587,7 @@ def test_names_and_places(tmp_path):
         (f"{tmp_path}/none*", "No file is named like"),
         (f"{tmp_path}/none", "none does not exist."),
         (str(write(tmp_path / "what", "hello")), "The format of"),
-        (str(write(tmp_path / "p.parquet.gz", gzip.compress(b"x"))), "is compressed as a whole"),
+        (str(write(tmp_path / "p.parquet.gz", gzip.compress(b"x"))), "is a compressed Parquet file"),
     ):
         message = refused(uri)
         assert words in message and "\n" not in message

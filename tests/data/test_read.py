@@ -140,7 +140,7 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
             r"label column 'a' of the table holds list<.*; a class must be",
         ),
         ({"a": [1]}, {"columns": ["b"]}, "no column 'b'"),
-        ({"a": [1]}, {"index": "i.json"}, "not a Parquet path"),
+        ({"a": [1]}, {"index": "i.json"}, "but this source is not one"),
         ({ID: [1, 1]}, {}, "more than once"),
         ({ID: [0.5]}, {}, "holds double; every row needs an integer"),
         (pd.DataFrame({"a": []}), {}, "no rows"),

@@ -117,7 +117,7 @@ def test_a_replaced_attempt_cannot_come_back():
     [
         (("b", 2), "needs the selection state after these epochs"),
         (("b", 1, SampleState.empty(N + 1)), "another data set: it has 401 samples, the run has 400"),
-        (("b", EPOCHS + 1, SampleState.empty(N)), "7 epochs, but the run only 6"),
+        (("b", EPOCHS + 1, SampleState.empty(N)), "7 epochs, but the run has only 6"),
         (("",), "name of an attempt must be a non-empty string"),
         ((None,), "name of an attempt must be a non-empty string"),
     ],

@@ -146,7 +146,7 @@ def test_what_is_not_beaten_is_said():
         and "±" not in findings.notes(one)[1]
     )
     alone = sample({"infobatch": ENDS["infobatch"]})
-    assert findings.findings(alone) == [] and "no control" in findings.headline(alone)
+    assert findings.findings(alone) == [] and "No control" in findings.headline(alone)
 
 
 def test_the_terminal_table_fits_and_says_everything():
@@ -220,7 +220,7 @@ def test_the_table_is_of_test_rows_and_the_curves_are_of_validation_rows():
     page = render(results)
     assert (
         "Accuracy on the validation rows after each epoch, against" in page
-        and "There are no validation rows" not in page
+        and "has no validation rows" not in page
     )
     assert "accuracy on the validation rows" in page and "test accuracy after the last epoch" in page
     assert "500 validation rows, drawn from the pool" in page.replace("\u00a0", " ")
@@ -236,8 +236,8 @@ def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
     assert page.count("<svg") == 2 and "accuracy on the validation rows" not in page
     assert "accuracy on the test rows</text>" in page
     assert (
-        "There are no validation rows, so there is no curve over the epochs; to get one, set the key "
-        "<code>validation:</code> in the workflow." in page
+        "The workflow has no validation rows, so there is no curve over the epochs. To get one, set the key "
+        "<code>validation</code> in the workflow." in page
     )
 
 
@@ -247,7 +247,7 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
     assert len(said) == len(findings.notes(sample())) + 1
     assert said[-1] == (
         "The files of these inputs are identified by size and modification time instead of their content, because the "
-        'workflow sets "trust: mtime": pool, test. A file that changed without changing these would not be noticed.'
+        'workflow sets "trust: mtime": pool, test. A change of a file that leaves both unchanged would not be noticed.'
     )
 
 
@@ -264,7 +264,7 @@ def test_the_notes_say_what_the_built_in_policies_do():
     }
     said = findings.notes(replace(results, policies=renamed))[0]
     assert (
-        "full data at equal steps trains on all rows, and stops after as many optimizer steps as InfoBatch took"
+        "full data at equal steps trains on all rows, but stops after as many optimizer steps as InfoBatch takes"
         in said
     )
     own = replace(results, policies={"mine.py:Own": results.policies["infobatch"]}, own="mine.py:Own")

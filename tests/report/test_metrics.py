@@ -81,8 +81,8 @@ def test_the_page_shows_the_largest_groups_and_the_report_the_thresholds(results
     )
     page = render(replace(results, metrics=measured))
     assert (
-        "Threshold mismatch.labels ≤ 0.25: the selected rows have 0.125." in page
-        and "Threshold 3 ≤ variety.classes: the selected rows have 4." in page
+        "Threshold mismatch.labels ≤ 0.25: for the selected rows, mismatch.labels is 0.125." in page
+        and "Threshold 3 ≤ variety.classes: for the selected rows, variety.classes is 4." in page
     )
     assert "2 ≤ volume.rows ≤ 9" in page and "7,000 rows in all" in page.replace("\u00a0", " ")
     assert page.index("<h2>Metrics</h2>") < page.index("<h2>Selection</h2>")

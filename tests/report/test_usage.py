@@ -129,7 +129,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
     plain = page.replace("\u00a0", " ")
     assert (
-        "where a factor that occurs in n of the 3 classes counts 1/n" in plain
+        "where a factor that is active in n of the 3 classes counts 1/n" in plain
         and "12.3 % of the variance" in plain
     )
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page

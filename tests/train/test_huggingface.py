@@ -216,7 +216,7 @@ def test_data_that_can_only_be_read_in_order_is_refused_at_once(make):
             return N
 
     for more in ({}, {"max_steps": 5}):
-        with pytest.raises(DataError, match="SelectingTrainer: A InOrder cannot be read by sample_id"):
+        with pytest.raises(DataError, match="SelectingTrainer: A InOrder does not support dataset"):
             make(of={"train_dataset": InOrder()}, **more)
 
 

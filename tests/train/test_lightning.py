@@ -134,7 +134,7 @@ def test_data_that_can_only_be_read_in_order_is_refused_at_once(fit):
         def __iter__(self):
             return iter(range(N))
 
-    with pytest.raises(DataError, match="Selecting: A InOrder cannot be read by sample_id"):
+    with pytest.raises(DataError, match="Selecting: A InOrder does not support dataset"):
         fit(dataset=InOrder())
 
 

@@ -129,5 +129,7 @@ def test_batches_that_come_in_another_order_are_said():
     session = DynamicSelection.local(InfoBatch(), 70, num_epochs=1).session()
     next(session.epochs())
     loader = session.loader(Late(), batch_size=8, shuffle=False, num_workers=2, in_order=False)
-    with pytest.raises(StateError, match="another order than requested; do not set its option in_order"):
+    with pytest.raises(
+        StateError, match="another order than requested; do not set the option in_order of the DataLoader"
+    ):
         next(iter(loader))

@@ -72,7 +72,7 @@ def test_a_session_is_used_once(tmp_path, caplog):
     session = train(
         DynamicSelection.local(FullData(), 8, num_epochs=3), stop=1
     )  # a cell that was interrupted
-    with pytest.raises(StateError, match=r"Epoch 1 of this session was left before session.report"):
+    with pytest.raises(StateError, match=r"Epoch 1 of this session ended before session\.report"):
         next(session.epochs())
     fresh = DynamicSelection.local(FullData(), 8, num_epochs=2)
     for _ in range(2):  # without checkpoints a new session starts again
@@ -147,7 +147,7 @@ def test_data_that_cannot_be_read_by_number():
         some_rows(),
     ):
         with pytest.raises(
-            DataError, match=rf"A {type(data).__name__} cannot be read by sample_id.*into a list"
+            DataError, match=rf"A {type(data).__name__} does not support dataset\[sample_id\].*in a list"
         ):
             session.loader(data, batch_size=2)
 
@@ -398,7 +398,8 @@ def test_more_epochs_are_not_asked_for_within_an_epoch(tmp_path):
             break
         break
     with pytest.raises(
-        StateError, match=r"within epoch 0.* Finish it with num_epochs=2; then 5 can be asked for"
+        StateError,
+        match=r"within epoch 0.* Finish this epoch with num_epochs=2, and then resume with num_epochs=5",
     ):
         dynamic(5).session()
     assert len(train(dynamic(2)).history) == 2 and len(train(dynamic(5)).history) == 5

@@ -309,7 +309,7 @@ def test_misuse_gets_one_sentence(tmp_path):
     for epoch in session.epochs():
         for data, sentence in (
             (Pairs(7), "has 7 samples, but the selection was made from 8"),
-            (iter([]), "A list_iterator cannot be read by sample_id"),
+            (iter([]), "A list_iterator does not support dataset\\[sample_id\\]"),
         ):
             with pytest.raises(DataError, match=sentence):
                 session.loader(data, batch_size=2)

@@ -310,7 +310,9 @@ def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
 def test_what_the_filter_finds_comes_through_ray_data(cluster, tmp_path):
     rows = raysel.read(write_rows(tmp_path / "rows", 60))
     streamed(rows, lambda planned: planned)
-    with pytest.raises(DataError, match="no column 'sample_id'; the steps after planned must keep it"):
+    with pytest.raises(
+        DataError, match=r"no column 'sample_id'; the transformations after dynamic\.planned must keep it"
+    ):
         streamed(rows, lambda planned: planned.drop_columns(["sample_id"]))
     with pytest.raises(DataError, match="sample_id 59 is not one of the 50 samples of the run"):
         streamed(rows, lambda planned: planned, samples=50)

@@ -269,7 +269,7 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
             "full",
             1,
             ["dynamic={method: full}"],
-            r"names a policy that saves nothing.*--set dynamic.method=infobatch",
+            r"names a policy that trains on all samples.*--set dynamic.method=infobatch",
         ),
         (
             "full",

@@ -99,7 +99,10 @@ def test_a_step_without_a_digest_runs_again(run):
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        (errno.EWOULDBLOCK, "is in use by another process; wait for it, or choose another --out"),
+        (
+            errno.EWOULDBLOCK,
+            "is in use by another process; wait until that process ends, or choose another --out",
+        ),
         (errno.EACCES, "is in use by another process"),
         (errno.ENOSYS, r"file system .*\(Function not implemented\)"),
         (errno.ENOLCK, r"file system .*\(No locks available\)"),

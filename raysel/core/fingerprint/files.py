@@ -226,7 +226,9 @@ def _read(path: str) -> tuple[_Stamp, str, bool]:
                 return before, f"xxh3:{whole.hexdigest()}", began - max(before[1], before[2]) > _SETTLED_NS
     except OSError as error:
         raise DataError(f"{path} cannot be read ({_line(error)}).") from error
-    raise DataError(f"{path} changed {_TRIES} times while it was read; run again when nothing writes to it.")
+    raise DataError(
+        f"{path} changed during each of {_TRIES} attempts to read it; run again when no program writes to it."
+    )
 
 
 def _walk(

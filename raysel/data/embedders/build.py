@@ -105,7 +105,7 @@ def _fitted_on(
 ) -> tuple[Dataset, list[str]]:
     if dataset is None or column is None:
         raise ConfigError(
-            f"embedder: '{spec}' learns from data; give the dataset and the column to fit it on."
+            f"embedder: '{spec}' must be fitted on data; give the dataset and the column to fit it on."
         )
     names = column_names(column)
     check_dataset(dataset, "dataset to fit on")

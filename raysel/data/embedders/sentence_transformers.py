@@ -79,7 +79,7 @@ def _refuse_code(spec: str, folder: Path) -> None:
     code = sorted(set(_code_of(spec, folder)))
     if code:
         raise ConfigError(
-            f"embedder: '{spec}' brings code of its own ({first(code)}), which is not run. Write a function that returns "
+            f"embedder: '{spec}' contains Python code ({first(code)}), which raysel does not run. Write a function that returns "
             "the network in a file of your own, and name it as torch:file.py:function."
         )
 

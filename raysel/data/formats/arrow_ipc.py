@@ -99,7 +99,7 @@ class SavedDataset(ArrowIpc):
             indexed = state.get("_indices_files")
         if indexed:
             raise DataError(
-                f"{folder.path} has a separate order of its rows; save it again after flatten_indices()."
+                f"{folder.path} stores the order of its rows separately (it was saved after select, shuffle or sort); call flatten_indices() and save it again."
             )
         missing = [name for name in names if name not in folder.files]
         if missing:

@@ -205,7 +205,7 @@ def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.D
         if all(isinstance(value, int) and 0 <= value < 2**64 for value in numbers) and kind is None:
             return pa.array(values, pa.uint64())
         raise DataError(
-            f"Column '{name}' of {path} holds integers that no 64 bits hold with the others; write them as text."
+            f"Column '{name}' of {path} holds integers that do not all fit one 64-bit type; write them as text."
         ) from None
     except (pa.ArrowException, TypeError, ValueError) as error:
         kinds: dict[str, int] = {}

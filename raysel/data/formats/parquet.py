@@ -78,7 +78,9 @@ def footer(file: File) -> Footer:
         groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
         rows = tuple(group.num_rows for group in groups)
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
-            raise DataError(f"The footer of {file.path} is damaged: its row groups do not have its rows.")
+            raise DataError(
+                f"The footer of {file.path} is damaged: its number of rows is not that of its row groups together; write the file again."
+            )
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         str(schema)  # raises for a name that is not UTF-8
         return Footer(

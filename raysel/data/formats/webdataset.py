@@ -89,7 +89,7 @@ class WebDataset(Format):
                 stem, dot, suffix = base.partition(".")
                 if not dot:
                     raise DataError(
-                        f"The member {name} of {file.path} has no suffix, which names its column."
+                        f"The member {name} of {file.path} has no suffix; add one such as .jpg, because the suffix is the name of the column."
                     )
                 here = posixpath.join(folder, stem)
                 suffix = suffix.lower()

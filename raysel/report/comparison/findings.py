@@ -12,10 +12,11 @@ from raysel.report.sections.reading import trusted_files
 
 _MEANINGS = {  # what the policies of raysel do, by their names in a comparison
     "full": "trains on all rows in every epoch",
-    "full_equal_steps": "trains on all rows, and stops after as many optimizer steps as {own} took",
+    "full_equal_steps": "trains on all rows, but stops after as many optimizer steps as {own} takes",
     "random_prune": "skips random samples and rescales the losses of the others",
-    "random_subset": "draws a new random subset for every epoch, without rescaling and without epochs on full data at the end",
-    "round_robin": "takes the samples one after another in one random order, without rescaling",
+    "random_subset": "trains on a new random subset in every epoch, without rescaling the losses and without epochs on all "
+    "rows at the end",
+    "round_robin": "takes the samples one after another in one random order, without rescaling the losses",
     "infobatch": "skips samples with a low loss at random and rescales the losses of the others",
     "repdiv": "selects representative samples first and diverse ones later",
 }
@@ -28,7 +29,7 @@ def headline(results: CompareResults) -> str:
     start = f"With {numbers.percent(own.share)} of the training samples of full data, {own.title}"
     held = [row for row in table if row.budget == "held" and row.difference]
     if not held:
-        return f"{start} reached a test accuracy of {accuracy_text(own)} %; no control used as many samples."
+        return f"{start} reached a test accuracy of {accuracy_text(own)} %. No control was held to this number of samples."
     words = {"better": "is more accurate than", "tie": "ties with", "worse": "is less accurate than"}
     parts = []
     for verdict, verb in words.items():
@@ -59,7 +60,7 @@ def findings(results: CompareResults) -> list[str]:
             ends = {
                 "better": f"is more accurate: {points}.",
                 "worse": f"is less accurate: {points}.",
-                "tie": f"ties: {points}.",
+                "tie": f"ties with it: {points}.",
                 "one seed": f"differs by {points}; one seed does not show whether that is chance.",
             }
             sentences.append(f"With {spent} than {row.title}, {own.title} {ends[found.verdict]}")
@@ -83,7 +84,7 @@ def notes(results: CompareResults) -> list[str]:
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
     accuracy = f"Accuracy: share of the {numbers.count(results.data.test)} test rows that the model gets right after the last epoch"
-    minus = f"Difference: accuracy of {own.title} minus that of the row, in percentage points"
+    minus = f"Difference: accuracy of {own.title} minus that of the policy of the row, in percentage points"
     meanings = [
         f"{row.title} {_MEANINGS[row.name].format(own=own.title)}" for row in table if row.name in _MEANINGS
     ]
@@ -94,16 +95,17 @@ def notes(results: CompareResults) -> list[str]:
         if seeds > 1
         else f"Every policy was trained with one seed ({results.seeds[0]}). {accuracy}. {minus}.",
         "Samples: back-propagated samples; a row counts once for each epoch that used it. Of full: their share of all rows "
-        f"in all epochs. For each seed, the controls use as many samples as {own.title} did, which is their budget"
-        + (f". Held to this budget: {', '.join(held)}" if held else "")
-        + (f". Not held to it: {', '.join(free)}" if free else "")
+        f"in all epochs. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
+        + (f". Controls held to this budget: {', '.join(held)}" if held else "")
+        + (f". Controls not held to it: {', '.join(free)}" if free else "")
         + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy decays to "
         "zero at its own last step.",
         "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over the pairs). Each "
-        "verdict is computed separately. All policies are scored on the same test rows, which are only a sample: each "
-        f"accuracy has a standard error of up to {error:.2f} points from this, which the spread over seeds does not include.",
-        "Seconds: training and planning in one process with one thread, without start-up. They depend on what else the "
-        "machine was doing, so compare samples and steps rather than seconds.",
+        "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test rows, which are only a sample of all "
+        f"possible rows: because of this, each accuracy has a standard error of up to {error:.2f} points, which the standard "
+        "deviation over the seeds does not include.",
+        "Seconds: time of training and planning in one process with one thread, without start-up. It depends on what else "
+        "the machine was doing, so compare the numbers of samples and steps instead.",
     ]
     if results.trusted:
         sentences.append(trusted_files(results.trusted))

@@ -45,23 +45,23 @@ def render(results: CompareResults) -> str:
         html.card(
             accuracy_against_samples(drawn),
             "Accuracy against samples",
-            "Accuracy on the validation rows after each epoch, against the number of samples back-propagated by then. One thin "
-            "line per seed, one colour per policy; the first epochs may lie below the axis. Compare only the ends of the "
-            "lines, because before them the learning rate is still high."
+            "Accuracy on the validation rows after each epoch, against the number of samples back-propagated until then. Each "
+            "thin line is one seed, and each colour one policy; accuracies of the first epochs that are below the range of the axis are "
+            "not shown. Compare only the ends of the lines, because the learning rate is still high before them."
             if any(one.curves for one in drawn)
-            else "Accuracy on the test rows after the last epoch, against the number of samples back-propagated. One dot per "
-            f"seed, one colour per policy. {NO_VALIDATION}",
+            else "Accuracy on the test rows after the last epoch, against the number of samples back-propagated in all. Each "
+            f"dot is one seed, and each colour one policy. {NO_VALIDATION}",
         ),
         html.card(
             final_accuracies(drawn),
             "Final accuracy",
             "Accuracy on the test rows after the last epoch. Open dots: one per seed. Bar: mean over the seeds ± one standard "
-            f"deviation. Vertical line: mean of {html.text(own)}. The table has the differences and their verdicts.",
+            f"deviation. Vertical line: mean of {html.text(own)}. The table under “Policies” has the differences between the means.",
         ),
     ]
     lead = (
         "A policy decides which samples each epoch trains on. "
-        f"{html.text(own)} is the policy of the workflow; the others are controls to compare it with."
+        f"{html.text(own)} is the policy of the workflow. The others are controls to compare it with."
     )
     said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
     read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))

@@ -13,7 +13,7 @@ def costs_section(ledger: Ledger) -> str:
         return ""
     drawn = cost_bars(ledger)
     if not drawn:
-        return html.section("Costs", '<p class="missing">Seconds were not measured.</p>')
+        return html.section("Costs", '<p class="missing">The seconds were not measured.</p>')
     stages = [stage for stage in STAGES if any(entry.seconds[stage] != 0 for entry in ledger.entries)]
     heads = ["Stage, seconds", *(html.text(entry.title) for entry in ledger.entries)]
     rows = [
@@ -27,16 +27,17 @@ def costs_section(ledger: Ledger) -> str:
         f"{html.text(entry.title)}{html.NBSP}{numbers.count(entry.samples_forward)}"
         for entry in ledger.entries
     )
-    note = f'<figcaption class="text">Samples in forward passes of training: {forward}.</figcaption>'
+    note = f'<figcaption class="text">Number of samples in the forward passes of the training: {forward}.</figcaption>'
     wide = " wide" if len(ledger.entries) > 3 else ""
     cards = [
         html.card(
             drawn,
             "Time per stage",
-            "Wall-clock seconds per arm, divided into stages. Embedding: computing the vectors. Metrics: measuring, and finding "
-            "thresholds or factors. Selection: selecting rows before training. Planning: selecting the samples of each "
-            "epoch. Other: starting the workers, evaluation, checkpoints, and epochs repeated after a failure. Measured once, "
-            "so there are no error bars.",
+            "Wall-clock seconds of each arm, divided into stages. Embedding: computing the vectors. Metrics: measuring the "
+            "metrics of GIME and finding thresholds on them, or training the autoencoder of RepDiv and scoring the samples. "
+            "Selection: selecting rows before training. Planning: selecting the samples of each epoch. Other: starting the "
+            "workers, evaluation, checkpoints, and epochs repeated after a failure. Each arm was measured once, so there are "
+            "no error bars.",
         ),
         f'<figure class="card plain{wide}">{html.table(heads, rows, stack=False)}{note}</figure>',
     ]

@@ -8,7 +8,8 @@ from raysel.report.ledger import REFERENCE, Ledger
 
 _MEANINGS = {
     "full": "trains on every pool row in every epoch",
-    "random": "trains on as many random rows as the workflow selected, for as many optimizer steps",
+    "random": "trains on random rows of the pool, as many as the workflow selected, for as many optimizer steps as the arm "
+    "with the methods of the workflow",
     "chain": "uses the methods of the workflow",
 }
 
@@ -16,7 +17,7 @@ _MEANINGS = {
 def ledger_section(ledger: Ledger) -> str:
     """Return the section with the ledger as a table."""
     if not ledger.entries:
-        return html.section("Ledger", '<p class="missing">Not measured.</p>')
+        return html.section("Ledger", '<p class="missing">The costs of the arms were not measured.</p>')
     heads = [
         "Arm",
         "Rows",
@@ -55,15 +56,15 @@ def ledger_section(ledger: Ledger) -> str:
     note = (
         "<strong>Rows</strong>: rows that the arm could train on. <strong>Steps</strong>: optimizer steps. "
         "<strong>Samples</strong>: samples that were back-propagated; a row counts once for each epoch that used it. "
-        "<strong>Seconds</strong>: wall-clock time of all steps, including selection and start-up. "
+        "<strong>Seconds</strong>: wall-clock time of the complete arm, including selection and start-up. "
     )
     if full := ledger.entry(REFERENCE):
         note += (
-            f"<strong>Saved</strong>: 1 − cost of the arm ÷ cost of “{html.text(full.title)}”. A negative number means that "
-            "the arm cost more."
+            f"<strong>Saved</strong>: 1 − (cost of the arm) ÷ (cost of “{html.text(full.title)}”). A negative number means that "
+            f"the arm cost more than “{html.text(full.title)}”."
         )
     else:
-        note += "No arm was trained on the full pool, so there is no cost to compare with, and no saving is given."
+        note += "No saving is given, because no arm was trained on the full pool, whose cost a saving is compared with."
     table = html.table(heads, rows)
     return html.section("Ledger", f'<p class="lead">{lead}</p>\n{table}<p class="note">{note}</p>')
 

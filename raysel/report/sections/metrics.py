@@ -14,10 +14,10 @@ def metrics_section(results: RunResults) -> str:
     said = []
     if calibration := measured.calibration:
         said.append(
-            "A calibration found the thresholds below: it trained small models on "
+            "A calibration determined the thresholds below: it trained small models on "
             f"{html.many(calibration.count, 'subset')} of {html.many(calibration.rows, 'row')} each "
             f"({numbers.count(calibration.rows_trained)} rows in all). This took {numbers.seconds(calibration.seconds)} s, "
-            "which the ledger counts as metrics."
+            "which are part of the stage “metrics” under “Costs”."
         )
     for name, ends in measured.thresholds.items():
         low, high = ("" if end is None else numbers.digits(end) for end in ends)
@@ -29,7 +29,7 @@ def metrics_section(results: RunResults) -> str:
             else f"{low} ≤ {name} ≤ {high}"
         )
         reached = numbers.digits(measured.reached[name])
-        said.append(f"Threshold {html.text(asked)}: the selected rows have {reached}.")
+        said.append(f"Threshold {html.text(asked)}: for the selected rows, {html.text(name)} is {reached}.")
     lines = "".join(f'<p class="note">{html.bound(text)}</p>' for text in said)
     return html.section(
         "Metrics",

@@ -27,7 +27,7 @@ def headline(results: RunResults) -> str:
         epochs = html.many(arm.epochs, "epoch")
         samples = "" if arm.samples_backward is None else f"{numbers.count(arm.samples_backward)} samples in "
         parts.append(f"{arm.title} trained on {samples}{epochs}{_reached(arm, full)}")
-        parts.append("this run did not train on the full pool, so the savings are not known")
+        parts.append("no arm of this run was trained on the full pool, so the savings are not known")
     elif arm is full:
         parts.append(
             f"training used the full pool, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
@@ -50,8 +50,8 @@ def overhead(results: RunResults) -> str:
         return ""
     selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
     sentences = (
-        f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s to select samples "
-        f"(embedding, metrics, selection and planning), {numbers.seconds(arm.seconds['training'])} s to train, and "
+        f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s for the selection of samples "
+        f"(embedding, metrics, selection and planning), {numbers.seconds(arm.seconds['training'])} s for training, and "
         f"{numbers.seconds(arm.seconds['other'])} s for other work (starting the workers, evaluation, checkpoints, and epochs "
         "repeated after a failure)."
     )
@@ -100,10 +100,18 @@ def rows_per_role(data: Data) -> list[str]:
 def roles(data: Data) -> str:
     """Return what each role is for, as HTML; roles without rows are left out."""
     meanings = [
-        (data.pool, "pool", "the rows that can be selected and trained on"),
+        (data.pool, "pool", "the rows to select from and to train on"),
         (data.target, "target", "a sample of the data that the model is meant for"),
-        (data.validation, "validation rows", "rows for the accuracy after each epoch, not trained on"),
-        (data.test, "test rows", "rows for the final accuracy, not trained on"),
+        (
+            data.validation,
+            "validation rows",
+            "rows that measure the accuracy after each epoch; no model is trained on them",
+        ),
+        (
+            data.test,
+            "test rows",
+            "rows that measure the accuracy after the last epoch; no model is trained on them",
+        ),
     ]
     known = [f"<strong>{name}</strong>: {words}" for rows, name, words in meanings if rows]
     return f"What the words mean: {'; '.join(known)}." if known else ""
@@ -125,12 +133,12 @@ def _tiles(results: RunResults) -> str:
             tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
         if time is not None:
             spent, reference = numbers.seconds(arm.total_seconds), numbers.seconds(full.total_seconds)
-            below = f"{spent} s instead of {reference} s, all steps included"
+            below = f"{spent} s instead of {reference} s, with selection and start-up"
             tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
     if arm and arm.accuracy is not None:
-        below = "share of the test rows that the model gets right"
+        below = "share of the test rows that the model classifies correctly"
         if full and full is not arm and full.accuracy is not None:
-            below = f"{numbers.percent(full.accuracy)} with the full pool; one seed"
+            below = f"{numbers.percent(full.accuracy)} when trained on the full pool; one seed each"
         tiles.append(("Test accuracy", numbers.percent(arm.accuracy), below, False))
     if not tiles:
         return ""
@@ -155,16 +163,16 @@ def subject(ledger: Ledger) -> LedgerEntry | None:
 def _spent(samples: float | None, time: float | None) -> str:
     """Return the savings of an arm against training on the full pool, as a clause without its subject."""
     if samples is None and time is None:
-        return "was trained, but its samples and its time were not measured"
+        return "was trained, but its training samples and its time were not measured"
     used = None if samples is None else _less(samples, "training samples", "fewer", "more")
     took = None if time is None else _less(time, "time", "less", "more")
     if used is None:
-        return (
-            f"used, all steps included, {took} than training on the full pool; its samples were not measured"
-        )
+        return f"used {took}, including that for selection and start-up, than training on the full pool; its samples were not measured"
     if took is None:
         return f"used {used} than training on the full pool; its time was not measured"
-    return f"used {used} and, all steps included, {took} than training on the full pool"
+    return (
+        f"used {used} and {took}, including that for selection and start-up, than training on the full pool"
+    )
 
 
 def _less(saving: float, unit: str, less: str, more: str) -> str:

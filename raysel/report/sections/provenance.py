@@ -15,7 +15,7 @@ def configuration(results: RunResults | CompareResults) -> str:
     text = json.dumps(results.config, indent=2, ensure_ascii=False, default=str)
     return html.section(
         "Configuration",
-        f"<details>\n<summary>Complete configuration of this run</summary>\n<pre>{html.text(text, lines=True)}</pre>\n</details>",
+        f"<details>\n<summary>Show the complete configuration</summary>\n<pre>{html.text(text, lines=True)}</pre>\n</details>",
     )
 
 

@@ -15,20 +15,22 @@ def reading_section(results: RunResults) -> str:
     items = [
         (
             f"One seed ({html.text(results.seed)}) does not show which arm is better.",
-            "Each arm was trained once, so a difference in accuracy may be due to chance, and another seed can reverse it. "
-            f"{error} Before you decide, compare over several seeds with <code>raysel compare</code>.",
+            "Each arm was trained once, so a difference in accuracy between two arms may be due to chance, and another seed can "
+            "reverse it. "
+            f"{error} Before you decide for a policy, compare it with controls over several seeds with <code>raysel compare</code>.",
         ),
         (
             "Savings count all costs.",
-            "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). Time includes embedding, metrics, "
-            "selection, planning and start-up. Samples are counted when they are back-propagated, which takes most of "
-            "the computation. A negative saving means that the arm cost more. No saving is given if the full pool was not "
-            "trained on, or if a number for it was not measured.",
+            "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). The cost is time or samples. Time includes "
+            "embedding, metrics, selection, planning and start-up. Samples are counted when they are back-propagated, "
+            "because this takes most of the computation. A negative saving means that the arm cost more than training on "
+            "the full pool. No saving is given if no arm was trained on the full pool, or if a number for the saving was "
+            "not measured.",
         ),
         (
             "Timings are from one run on one machine.",
-            "They depend on what else the machine was doing, and in a short run start-up can take longer than training. "
-            "The numbers of samples and steps do not depend on the machine.",
+            "They depend on what else the machine was doing, and in a short run, start-up can take longer than training. "
+            "The numbers of samples and of optimizer steps do not depend on the machine.",
         ),
     ]
     if results.trusted:
@@ -40,16 +42,16 @@ def reading_section(results: RunResults) -> str:
         items[1:1] = [
             (
                 "Selection changes the distribution.",
-                f"The rows selected by {method} are not a random sample of the pool, by design, so training on them is not "
-                "an unbiased estimate of training on the full pool. Where InfoBatch runs on the selected rows, its gradient is "
-                "unbiased <em>with respect to the selected rows</em>, not to the pool.",
+                f"The rows selected by {method} are not a random sample of the pool, by design, so a gradient computed on "
+                "them is not an unbiased estimate of the gradient on the full pool. If InfoBatch trains on the selected rows, its "
+                "gradient is an unbiased estimate of that on <em>the selected rows</em>, not of that on the pool.",
             ),
             (
                 "The divergence is an estimate.",
-                "It is computed from distances to nearest neighbours, in nats (units of the natural logarithm). Its bias "
-                "depends on the number of rows and dimensions, and it can be negative. Read the shape of the curve, and "
-                "compare values only between selections from the same pool for the same target. It measures how well the "
-                "selected rows cover the target, not how well a model will perform.",
+                "It is computed from distances to nearest neighbours, in nats (units of the natural logarithm). The bias "
+                "of this estimate depends on the number of rows and of dimensions, and the estimate can be negative. Read the "
+                "shape of the curve, and compare values only between selections from the same pool for the same target. The "
+                "divergence measures how well the selected rows cover the target, not how accurate a model trained on them is.",
             ),
         ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
@@ -61,7 +63,7 @@ def trusted_files(roles: Sequence[str]) -> str:
     listed = ", ".join(roles)
     return (
         "The files of these inputs are identified by size and modification time instead of their content, because the "
-        f'workflow sets "trust: mtime": {listed}. A file that changed without changing these would not be noticed.'
+        f'workflow sets "trust: mtime": {listed}. A change of a file that leaves both unchanged would not be noticed.'
     )
 
 

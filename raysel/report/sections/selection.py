@@ -20,8 +20,9 @@ def selection_section(results: RunResults) -> str:
                 drawn,
                 "Divergence from the target",
                 "Estimated Kullback-Leibler divergence between the target and the rows selected so far, computed from their "
-                "embedding vectors, in nats, after each step of the selection. Lower means that the selected rows are more like the target. Where the curve is "
-                "flat, further rows change little. There are no error bars; the estimate can be negative.",
+                "embedding vectors, in nats. The curve shows the estimate after each row or cluster that was selected. A lower value means that the "
+                "selected rows are more like the target. Where the curve is flat, further rows change the divergence little. The "
+                "estimate can be negative, and it has no error bars.",
             )
         )
     if drawn := kept_share_per_class(selection.classes):
@@ -35,9 +36,9 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Selected share of each class",
-                f"{'Left: the' if known else 'The'} percentage of the class’s pool rows that was selected. The vertical line "
-                "is the percentage for all classes together. A class whose bar crosses the line is more frequent among "
-                f"the selected rows than in the pool.{right}",
+                f"{'Left: the' if known else 'The'} percentage of the pool rows of each class that was selected. The vertical line "
+                "is this percentage for all classes together. A class whose bar crosses the line has a larger share of the "
+                f"selected rows than of the pool rows.{right}",
             )
         )
     share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
@@ -46,5 +47,8 @@ def selection_section(results: RunResults) -> str:
         f"{html.bound(share)} once, before training. The arm that uses the methods of the workflow trains only on these rows."
     )
     notes = "".join(f"<p>{html.text(note)}</p>\n" for note in selection.notes)
-    figures = html.grid(cards) or '<p class="missing">The steps of the selection were not recorded.</p>'
+    figures = (
+        html.grid(cards)
+        or '<p class="missing">The selector recorded neither a divergence nor the classes of the rows, so there is no figure.</p>'
+    )
     return html.section("Selection", f'<p class="lead">{lead}</p>\n{notes}{figures}')

@@ -12,8 +12,8 @@ from raysel.report.results import Arm, RunResults
 from raysel.report.sections.reading import standard_error
 
 NO_VALIDATION = (
-    "There are no validation rows, so there is no curve over the epochs; to get one, set the key <code>validation:</code> "
-    "in the workflow."
+    "The workflow has no validation rows, so there is no curve over the epochs. To get one, set the key "
+    "<code>validation</code> in the workflow."
 )
 """The sentence below a figure that shows final accuracies in place of curves, as HTML."""
 
@@ -22,7 +22,7 @@ def training_section(results: RunResults) -> str:
     """Return the section of the training of all arms."""
     arms = results.arms
     if not arms:
-        return html.section("Training", '<p class="missing">Not measured.</p>')
+        return html.section("Training", '<p class="missing">The training of the arms was not measured.</p>')
     cards = []
     missing = []
     if drawn := accuracy_curves(arms):
@@ -31,8 +31,8 @@ def training_section(results: RunResults) -> str:
                 drawn,
                 "Accuracy against samples",
                 "Accuracy on the validation rows after each epoch, one line per arm, against the number of samples that the "
-                "arm had back-propagated by then. A line that ends further left cost fewer samples; one that ends higher is "
-                "more accurate. One seed, so there are no error bars.",
+                "arm had back-propagated by then. An arm whose line ends further left than that of another arm used fewer samples; an arm "
+                "whose line ends higher is more accurate. Each arm was trained with one seed, so there are no error bars.",
             )
         )
     elif drawn := final_test_accuracies(arms):
@@ -41,8 +41,9 @@ def training_section(results: RunResults) -> str:
                 drawn,
                 "Accuracy against samples",
                 "Accuracy on the test rows after the last epoch, one dot per arm, against the number of samples that the "
-                "arm back-propagated in all. A dot further left cost fewer samples; a higher dot is more accurate. One seed, "
-                f"so there are no error bars. {NO_VALIDATION}",
+                "arm back-propagated in all. An arm whose dot is further left than that of another arm used fewer samples; an "
+                "arm whose dot is higher is more accurate. Each arm was trained with one seed, so there are no error bars. "
+                f"{NO_VALIDATION}",
             )
         )
     else:
@@ -56,8 +57,8 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Training loss",
-                "Mean loss of the samples that the arm trained on in each epoch, one line per arm. Arms train on different "
-                "samples, so a higher line does not mean a worse model; compare the test accuracies instead.",
+                "Mean loss of the samples that the arm trained on in each epoch, one line per arm. The arms train on "
+                "different samples, so a higher line does not mean a worse model; compare the test accuracies instead.",
             )
         )
     else:
@@ -69,8 +70,8 @@ def training_section(results: RunResults) -> str:
         odd = sum(epoch.nonfinite for epoch in arm.epochs)
         if odd:
             notes.append(
-                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. These samples were still "
-                "used, but their losses did not count towards the threshold below which samples are skipped."
+                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. Training still used these "
+                "samples, but the policy kept the earlier losses of these samples, if there were any."
             )
     tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
     return html.section("Training", html.grid(cards) + tail)
@@ -85,11 +86,11 @@ def _planned(arms: Mapping[str, Arm]) -> str:
         if sizes and every and min(sizes) != max(sizes):
             share = numbers.percent(sum(sizes) / every)
             parts.append(
-                f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs, {html.bound(share)} of the "
-                f"{numbers.count(every)} that training on all its rows in every epoch would take."
+                f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs together, which is {html.bound(share)} "
+                f"of the {numbers.count(every)} samples that training on all rows of this arm in every epoch would use."
             )
     lead = "Number of samples that each arm planned to train on in each epoch, one line per arm."
-    return " ".join([lead, *(parts or ["Each arm planned the same number in every epoch."])])
+    return " ".join([lead, *(parts or ["No arm planned fewer samples in one epoch than in another."])])
 
 
 def _finals(results: RunResults) -> str:

@@ -14,7 +14,7 @@ def usage_section(results: RunResults) -> str:
         return ""
     scored, classes = usage.scored, usage.scored.classes
     shared = (
-        f", where a factor that occurs in n of the {html.many(classes, 'class', 'classes')} counts 1/n"
+        f", where a factor that is active in n of the {html.many(classes, 'class', 'classes')} counts 1/n"
         if classes is not None
         else ""
     )
@@ -24,11 +24,11 @@ def usage_section(results: RunResults) -> str:
         else f" The factors leave {numbers.percent(usage.unexplained)} of the variance of the vectors unexplained."
     )
     lead = (
-        f"RepDiv selected the samples of each epoch by two scores, Rep and Div. Both come from the "
+        f"RepDiv selected the samples of each epoch by two scores, Rep (representative) and Div (diverse). Both come from the "
         f"{html.many(scored.units, 'factor')} of a sparse autoencoder, {numbers.count(scored.live_units)} of which are active on some "
-        f"sample; a sample has {scored.active:.1f} active factors on average.{html.bound(left)} Rep is high for a sample with many frequent factors"
-        f"{shared}; Div is high for a sample with rare factors. Every weight in the loss is 1, so the gradient is not an "
-        "unbiased estimate of that of the full data."
+        f"sample; on average, {scored.active:.1f} of them are active on a sample.{html.bound(left)} Rep is high for a sample with many frequent factors"
+        f"{shared}; Div is high for a sample with rare factors. Every selected sample has the weight 1 in the loss, so the "
+        "gradient is not an unbiased estimate of the gradient on all samples."
     )
     policies = usage.policies
     if not policies:
@@ -42,32 +42,32 @@ def usage_section(results: RunResults) -> str:
         html.card(
             usage_histogram(policies),
             "How often samples were used",
-            "Number of samples by the number of epochs in which they were selected, one line per policy. The Gini "
-            "coefficient is 0 if all samples were selected equally often, and near 1 if few samples took all places. A "
-            f"larger total variation from a uniform draw allows a larger bias of the gradient: {uneven}. The epochs on all "
-            "the data at the end are included.",
+            "Number of samples that were selected in so many epochs, one line per policy. The epochs on all the data at the end "
+            "count as well. The Gini coefficient is 0 if all samples were selected equally often, and near 1 if almost all "
+            f"selections were of a few samples. Total variation distance from selecting all samples equally often: {uneven}. "
+            "The larger it is, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),
             "Rare factors",
-            f"Of the {html.many(usage.rare_units, 'factor')} that occur on the fewest samples, the share that training had "
-            "seen on at least one sample by the end of each epoch, one line per policy. Higher means that rare samples "
-            "came earlier.",
+            f"Of the {html.many(usage.rare_units, 'factor')} that are active on the fewest samples, the share that was "
+            "active on at least one sample selected until the end of each epoch, one line per policy. A higher line means "
+            "that samples with rare factors were selected earlier.",
         ),
         html.card(
             alpha_curve(usage.alpha, len(policies[0].rare)),
             "From representative to diverse",
-            "Weight of the score Rep in each epoch (alpha); the weight of Div is 1 − alpha. A falling line means that "
-            "representative samples come first and diverse ones later.",
+            "Alpha, the weight of the score Rep, in each epoch; the score Div has the weight 1 − alpha. Rep is high for "
+            "representative samples, Div for diverse ones. A falling line means that representative samples come first.",
         ),
     ]
     if usage.extremes:
         cards.append(_extremes(usage.extremes))
     note = (
-        '<p class="note">Two controls stand next to RepDiv. “random” draws another random subset in every epoch; “round '
-        "robin” takes the samples one after another and, like RepDiv, ends with epochs on all the data. Both use as many "
-        "samples as RepDiv. No model was trained with them: all three plans depend on no loss, so they were computed "
-        "after the run.</p>"
+        '<p class="note">The figures compare RepDiv with two controls. “random” selects another random subset in every '
+        "epoch; “round robin” takes the samples one after another and, like RepDiv, ends with epochs on all the data. Both "
+        "select as many samples as RepDiv. No model was trained with the controls: their selections do not depend on "
+        "losses, so they were computed after the run.</p>"
     )
     return html.section("Use of the samples", f'<p class="lead">{lead}</p>\n{html.grid(cards)}{note}')
 
@@ -89,8 +89,8 @@ def _extremes(extremes: Extremes) -> str:
         rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
     caption = (
         f"Samples of the class {html.text(extremes.label)} and the number of epochs in which RepDiv selected them. Of all "
-        "classes, this one was used most unevenly. Among samples that were used equally often, those with the lowest ids "
-        "are shown."
+        "classes, this is the one whose samples were selected most unevenly. Of samples that were selected equally often, "
+        "those with the lowest ids are shown."
     )
     body = "\n".join(rows)
     return f'<figure class="card wide">\n<h3>Used most and least often</h3>\n{body}\n<figcaption>{caption}</figcaption>\n</figure>'
