@@ -87,14 +87,14 @@ def _check(where: str) -> None:
         )
     if colon and scheme in ("http", "https"):
         raise ResourceError(
-            f"The address {where} is one of the Ray dashboard. Give HOST:PORT of the head (its port is 6379 by default), "
+            f"The address {where} is that of the Ray dashboard. Give HOST:PORT of the head (its port is 6379 by default), "
             f"or {_JOB}."
         )
     host, _, port = where.rpartition(":")
     if where != "auto":
         if colon or not host or not port.isdecimal() or not 0 < int(port) < 65536:
             raise ResourceError(
-                f"{where!r} is not the address of a Ray cluster. Give 'auto', 'local' or HOST:PORT, as 10.0.0.1:6379."
+                f"{where!r} is not the address of a Ray cluster. Give 'auto', 'local' or HOST:PORT, such as 10.0.0.1:6379."
             )
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()

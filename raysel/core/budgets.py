@@ -61,7 +61,9 @@ def budget_rows(budget: float | int, rows: int) -> int:
         return max(1, round(found * rows))
     assert isinstance(found, int)
     if found > rows:
-        raise ConfigError(f"budget: {found:,} rows are more than the {rows:,} of the pool; ask for fewer.")
+        raise ConfigError(
+            f"budget: {found:,} rows are more than the {rows:,} rows of the pool; select fewer."
+        )
     return found
 
 

@@ -311,8 +311,8 @@ def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
     yield (
         args.dataloader_drop_last,
         ConfigError(
-            "SelectingTrainer: Leave dataloader_drop_last unset in TrainingArguments; every planned row is trained on, and no "
-            "batch has a single row."
+            "SelectingTrainer: Leave dataloader_drop_last unset in TrainingArguments, because every planned row must be "
+            "trained on. No batch of the plan has a single row."
         ),
     )
     yield (

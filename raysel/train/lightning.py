@@ -175,8 +175,8 @@ class Selecting(Callback):
     def _batches(self) -> Any:
         if self._trainer is None:
             raise ConfigError(
-                "Selecting: The loader is used by a Trainer that does not have the callback; give it "
-                "Trainer(callbacks=[selecting], ...), with the object whose loader this is."
+                "Selecting: The Trainer that uses selecting.loader does not have the callback; give the callback to the Trainer, "
+                "as Trainer(callbacks=[selecting], ...)."
             )
         accumulate = self._trainer.accumulate_grad_batches
         return self._driven().loader(self.dataset, accumulate=accumulate, **self._options)
@@ -195,8 +195,8 @@ def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterat
         yield (
             trainer.limit_train_batches not in (None, 1.0),
             ConfigError(
-                "Selecting: Give the Trainer no limit_train_batches and no overfit_batches; every planned row is trained on "
-                "(to end earlier, give max_steps to DynamicSelection)."
+                "Selecting: Give the Trainer no limit_train_batches and no overfit_batches, because every planned row must be "
+                "trained on (to end earlier, give max_steps to DynamicSelection)."
             ),
         )
     yield (

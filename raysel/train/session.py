@@ -669,7 +669,7 @@ class Session:
             if damaged:
                 step = f", step {about['within']['steps']}" if about["within"] else ""
                 log.warning(
-                    f"{damaged[0]} The run resumes from the checkpoint before it, model included, at epoch {epoch}{step}."
+                    f"{damaged[0]} The run resumes from the checkpoint before the damaged one, which also holds the model, at epoch {epoch}{step}."
                 )
                 place = self._ranks.without_newer(place)
             return place, about

@@ -81,7 +81,7 @@ def check_input(look: Look, column: str) -> None:
         if column in (ID, getattr(look.workflow, role).label):
             what = "the ids of the rows" if column == ID else "the labels that the model is to learn"
             raise ConfigError(
-                f"train.input: Column '{column}' holds {what}; name the column that the model is fed with."
+                f"train.input: Column '{column}' holds {what}; name the column with the input of the model."
             )
         try:
             to_numpy(pa.schema([look.schemas[role].field(column)]).empty_table()[column], column)

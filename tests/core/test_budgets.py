@@ -15,7 +15,7 @@ def test_a_budget_is_a_share_or_a_number_of_rows():
     assert [budget_rows(budget, 100) for budget, _ in given] == [rows for _, rows in given]
     assert type(check_budget(np.float32(0.5))) is float and type(check_budget(np.int64(3))) is int
     with pytest.raises(
-        ConfigError, match="budget: 101 rows are more than the 100 of the pool; ask for fewer"
+        ConfigError, match="budget: 101 rows are more than the 100 rows of the pool; select fewer"
     ):
         budget_rows(101, 100)
 

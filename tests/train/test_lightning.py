@@ -73,7 +73,8 @@ def history(selecting):
 
 def test_a_callback_that_was_forgotten(fit):
     with pytest.raises(
-        ConfigError, match=r"does not have the callback; give it Trainer\(callbacks=\[selecting\]"
+        ConfigError,
+        match=r"does not have the callback; give the callback to the Trainer, as Trainer\(callbacks=\[selecting\]",
     ):
         fit(forget=True)
 

@@ -215,7 +215,9 @@ def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.D
         if len(kinds) > 1:
             seen = " and ".join(f"{what} in line {number}" for what, number in list(kinds.items())[:2])
             raise DataError(f"Column '{name}' of {path} holds {seen}; write it with one type.") from None
-        raise DataError(f"Column '{name}' of {path} cannot be a column ({reason_of(error)}).") from None
+        raise DataError(
+            f"Column '{name}' of {path} cannot be stored as a column ({reason_of(error)})."
+        ) from None
 
 
 def _truth_among_numbers(values: Iterable[Any], kind: pa.DataType) -> bool:
