@@ -39,7 +39,7 @@ class ByScore:
         temperature, mostly the highest scores are selected.
     per_class : {"uniform", "pool"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a
-        mapping of class to share. If a class has too few rows, the other classes get more rows. By default,
+        mapping from each class to its share. If a class has too few rows, the other classes get more rows. By default,
         the classes are not used.
     label : str, optional
         Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.

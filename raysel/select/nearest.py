@@ -44,7 +44,7 @@ class Nearest:
         columns included, in Arrow format.
     per_class : {"uniform", "pool", "target"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` or ``target`` for the proportions of the
-        pool or of the target, or a mapping of class to share. If a class has too few rows, the other classes
+        pool or of the target, or a mapping from each class to its share. If a class has too few rows, the other classes
         get more rows. By default, the classes are not used.
     label : str, optional
         Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.

@@ -131,7 +131,7 @@ def quotas_of(
             shares[known[str(name)]] = share
     elif per_class == "target":
         if target is None:
-            raise ConfigError("per_class: 'target' needs a target.")
+            raise ConfigError("per_class: 'target' needs the target; pass its rows as the second argument.")
         theirs, of = _labels(target, label, "target", None)
         counts = dict(zip(theirs, np.bincount(of, minlength=len(theirs)).tolist(), strict=True))
         shares = np.array([counts.get(name, 0) for name in names], np.float64)

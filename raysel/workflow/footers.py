@@ -40,7 +40,7 @@ def check_labels(look: Look) -> None:
         label = str(getattr(flow, role).label)
         if label == ID:
             raise ConfigError(
-                f"{role}.label: '{ID}' holds the ids of the rows, so every row would be a class of its own."
+                f"{role}.label: '{ID}' holds the ids of the rows, so every row would be a class of its own; name the column with the class."
             )
         of = look.schemas[role].field(label).type
         if _kind(of) != kind:

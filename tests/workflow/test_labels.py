@@ -65,7 +65,7 @@ def write(tmp_path, monkeypatch):
         ({"pool": {**GOOD, "sample_id": np.arange(6)}, "test": {**GOOD, "sample_id": np.arange(6)},
           "flow": FLOW.replace("input: x", "input: sample_id")}, "train.input: Column 'sample_id' holds the ids of the rows"),
         ({"test": {**GOOD, "sample_id": np.arange(6)}, "flow": FLOW.replace("test.parquet, label: y", "test.parquet, label: sample_id")},
-         "test.label: 'sample_id' holds the ids of the rows, so every row would be a class of its own."),
+         "test.label: 'sample_id' holds the ids of the rows, so every row would be a class of its own; name the column with the class."),
     ],
 )  # fmt: skip
 def test_footers_show_what_no_training_can_use(write, given, says):
