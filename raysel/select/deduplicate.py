@@ -134,8 +134,8 @@ class Deduplicate:
 
         Examples
         --------
-        >>> raysel.Deduplicate(keep=5).select(rows).info["threshold"] > 0.5
-        True
+        >>> len(raysel.Deduplicate(keep=9).select(rows))
+        9
         """
         from raysel.data.vector_blocks import vector_blocks
 

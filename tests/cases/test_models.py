@@ -23,10 +23,10 @@ def text_model(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", stub)
     folder = tmp_path / "model"
     (folder / "1_Pooling").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text('{"a": 1}')
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "tokenizer.json").write_text('{"lower": true}')
-    (folder / "1_Pooling" / "config.json").write_text('{"mean": true}')
+    (folder / "1_Pooling" / "config.json").write_text('{"mean": 1}')
     (tmp_path / "elsewhere").mkdir()
     return folder, lambda: raysel.fit_embedder(f"sentence-transformers:{folder}").digest
 

@@ -104,7 +104,8 @@ def test_a_text_model_that_brings_code_is_refused(folder):
         (folder / file).write_text(json.dumps(text))
         (folder / "own.py").write_text("raise AssertionError")
         with pytest.raises(
-            ConfigError, match=rf"brings code of its own \({named}\), which is not run\. Write a function"
+            ConfigError,
+            match=rf"contains Python code \({named}\), which raysel does not run\. Write a function",
         ):
             raysel.fit_embedder(spec)
         (folder / file).write_text(before)

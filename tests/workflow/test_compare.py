@@ -311,7 +311,7 @@ def test_the_command_line_compares_the_same_policies():
     from raysel import cli
 
     option = next(option for option in cli.compare.params if option.name == "policies")
-    assert tuple(option.default.split(",")) == comparing.CONTROLS
+    assert tuple(name.strip() for name in option.default.split(",")) == comparing.CONTROLS
 
 
 def test_a_workflow_can_say_what_python_can(digits):
