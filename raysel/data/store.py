@@ -12,8 +12,9 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
 from raysel.core.storage import read_json, write_json
+from raysel.data.listing import warn
 from raysel.data.row_index import ID, check_ids
-from raysel.data.vectors import to_numpy
+from raysel.data.vectors import not_finite, to_numpy
 from raysel.errors import DataError, first, reason_of
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def write_arrays(
 ) -> list[Any]:
     """Write ``inputs`` and the labels of every row, at the row of its ``sample_id``; return the classes.
 
-    One block after another passes through the driver.
+    One block after another passes through the driver. Rows with NaN or infinite numbers are written, since a selection may
+    leave them out, and a warning names them.
 
     Parameters
     ----------
@@ -77,6 +79,12 @@ def write_arrays(
         raise DataError(
             f"The label {first(strange)} does not occur in the pool, whose classes are {first(known, 10)}; remove its rows, or add the class to the pool."
         )
+    bad = np.sort(np.concatenate([part[4] for part in parts]))
+    if len(bad):
+        warn(
+            f"Column '{inputs}' holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows (sample_id {first(bad)}). A "
+            "model that trains on such a row usually learns nothing; repair the rows, or drop them."
+        )
     target = Path(directory)
     target.mkdir(parents=True, exist_ok=True)
     rows = np.lib.format.open_memmap(target / "inputs.npy", "w+", np.dtype(dtype), (len(ids), *shape))
@@ -95,7 +103,10 @@ def write_arrays(
     return known
 
 
-def _block_stats(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple[int, ...], str, list[Any]]:
+def _block_stats(
+    table: Any, inputs: str, label: str
+) -> tuple[np.ndarray, tuple[int, ...], str, list[Any], np.ndarray]:
+    """Return ids, shape and type of a row, labels, and the ids of rows with NaN or infinite numbers."""
     ids = table[ID].to_numpy()
     if table[label].null_count:
         where = ids[table[label].is_null().to_numpy(zero_copy_only=False)]
@@ -103,7 +114,10 @@ def _block_stats(table: Any, inputs: str, label: str) -> tuple[np.ndarray, tuple
             f"{len(where):,} rows have no label in column '{label}' (sample_id {first(where)}); label or drop them first."
         )
     values = to_numpy(table[inputs], inputs, ids)
-    return ids, values.shape[1:], str(values.dtype), table[label].unique().to_pylist()
+    bad = ids[:0]
+    if values.dtype.kind == "f":
+        bad = ids[not_finite(values.reshape(len(values), int(np.prod(values.shape[1:]))))]
+    return ids, values.shape[1:], str(values.dtype), table[label].unique().to_pylist(), bad
 
 
 class ArrayDataset:

@@ -68,3 +68,11 @@ def test_what_cannot_be_trained_on(tmp_path, changes, classes, sentence):
     base = {"pixels": pa.array(PIXELS.reshape(5, -1).tolist()), "label": pa.array(LABELS)}
     with pytest.raises(DataError, match=sentence):
         write_arrays(raysel.read(pa.table(base | changes)), tmp_path, "pixels", "label", classes)
+
+
+def test_rows_that_are_not_finite_are_named_and_written(tmp_path, caplog):
+    x = np.ones((6, 2), np.float32)
+    x[1, 0], x[4, 1] = np.nan, np.inf
+    write_arrays(raysel.read({"v": x, "label": [0, 1] * 3}), tmp_path, "v", "label")
+    assert "Column 'v' holds NaN or infinite values in 2 of 6 rows (sample_id 1, 4)." in caplog.text
+    assert np.array_equal(ArrayDataset(tmp_path).inputs, x, equal_nan=True)
