@@ -46,7 +46,7 @@ def pairs(sample: Sample, rows: int) -> Estimate:
 
 
 def aggregation(view: View) -> list[Figure]:
-    """Compute how closely states are related (OIT: relations by states).
+    """Count the pairs of rows that are related by a common key (OIT: relations by states).
 
     ``pairs``: pairs of rows that share a key, summed over relation columns, from 0 up. ``pairs_per_row``:
     divided by all rows, from 0 to (rows - 1) / 2 per column. ``linked_share[column]``: share of all rows that
@@ -75,7 +75,7 @@ def aggregation(view: View) -> list[Figure]:
 
 
 def coverage(view: View) -> list[Figure]:
-    """Compute in how many copies states are kept (OIT: the sum of carriers over all copies).
+    """Count the copies of each content (OIT: the sum of carriers over all copies).
 
     ``copies_per_content``: rows divided by distinct contents, from 1 up; ``duplicate_share``: 1 less its
     inverse, in [0, 1). ``carriers``: distinct (content, carrier) pairs, from 1 up, and

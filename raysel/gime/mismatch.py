@@ -130,7 +130,7 @@ def mismatch(view: View) -> list[Figure]:
 
 
 def coverage(view: View) -> list[Figure]:
-    """Compute in how many copies states are kept, and how much of the target's support they cover."""
+    """Count the copies of each content, and the share of the target's rows whose class occurs in the pool."""
     return [*links.coverage(view), *support_coverage(view)]
 
 

@@ -148,9 +148,13 @@ class State:
             )
             whole = metadata["raysel.digest"] == state.digest()
         except Exception as error:  # what is damaged may raise anything
-            raise StateError(f"This state is damaged ({reason_of(error)}); measure again.") from error
+            raise StateError(
+                f"This saved state of GIME is damaged ({reason_of(error)}); measure its rows again."
+            ) from error
         if not whole:
-            raise StateError("This state is damaged: its content does not match its digest; measure again.")
+            raise StateError(
+                "This saved state of GIME is damaged: its content does not match its digest; measure its rows again."
+            )
         return state
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -279,7 +283,7 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
         if binding.event_time is None:
             raise ConfigError("by: A window of time needs event_time in the binding.")
         if by <= timedelta(0):
-            raise ConfigError(f"by: A window of {by} is empty; give a positive one.")
+            raise ConfigError(f"by: The window must be longer than zero, got {by}.")
         if _nanoseconds(by) > MOST:
             raise ConfigError(
                 f"by: A window of {by} is longer than 292 years, the range of nanoseconds; give a shorter one."

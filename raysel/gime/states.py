@@ -74,7 +74,7 @@ def volume(view: View) -> list[Figure]:
 
 
 def variety(view: View) -> list[Figure]:
-    """Compute how many kinds of states there are (OIT: classes under an equivalence R).
+    """Count the classes of the rows (OIT: classes under an equivalence R).
 
     ``classes``: distinct classes, from 1 up. ``effective_classes``: exp of the Shannon entropy (nats) of
     their shares, from 1 to ``classes``: as many equally frequent classes would be as hard to predict. Rows

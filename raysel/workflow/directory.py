@@ -210,8 +210,8 @@ class RunDirectory:
         strange = chosen.ids[~known]
         if len(strange):
             raise DataError(
-                f"The selector returned {len(strange):,} rows that are not among the rows it was given "
-                f"(sample_id {first(strange)}); it must select from these."
+                f"The selector returned {len(strange):,} rows that it was not given (sample_id {first(strange)}); it must "
+                "select only from the rows that it was given."
             )
         info = {"method": "own", **chosen.info, "pool_rows": pool.count}
         chosen = replace(chosen, pool=pool.identity, info=info)

@@ -337,9 +337,7 @@ def test_a_selection_of_other_rows_is_refused_and_one_without_further_words_is_f
     results, _ = go(f"select={{method: {name}}}")
     assert (results.selection.kept, results.selection.pool, results.selection.method) == (50, 300, "own")
     both = f"select=[{{method: random, budget: 200}}, {{method: {name}}}]"
-    with pytest.raises(
-        DataError, match=r"The selector returned \d+ rows that are not among the rows it was given"
-    ):
+    with pytest.raises(DataError, match=r"The selector returned \d+ rows that it was not given"):
         go(both)
     with pytest.raises(DataError, match=r"The selector returned 50 rows that are not among .*sample_id 300"):
         go(f"select={{method: {name}, first: 300}}")

@@ -103,7 +103,7 @@ def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | Non
         )
     if vectors.shape[1] == 0:
         raise DataError(
-            f"Embedder {name} returned vectors without elements for {where}; it must return at least one."
+            f"Embedder {name} returned vectors without elements for {where}; a vector must have at least one element."
         )
     if dimension is not None and vectors.shape[1] != dimension:
         raise DataError(
