@@ -54,7 +54,11 @@ def reason_of(error: BaseException) -> str:
 
 
 def first(values: object, limit: int = 3) -> str:
-    """Return the first few of many ids or names, for a sentence: ``"3, 17, 20 and 41 more"``."""
+    """Return the first few of many ids or names, for a sentence: ``"3, 17, 20 and 41 more"``.
+
+    A name that cannot be printed, such as one with a line break, is escaped.
+    """
     items = list(values)  # type: ignore[call-overload]
-    shown = ", ".join(str(item) for item in items[:limit])
+    texts = [str(item) for item in items[:limit]]
+    shown = ", ".join(text if text.isprintable() else repr(text) for text in texts)
     return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown

@@ -749,6 +749,7 @@ def _part(directory: str, number: int, stamp: str) -> pa.Table | None:
         with folder.reading_part(number) as source:
             table = pq.read_table(source, page_checksum_verification=True).replace_schema_metadata(None)
             table.validate(full=True)
+            shards.check_columns_of_part(table.schema)
     except FileNotFoundError as error:
         if number not in folder.parts():
             raise DataError(f"{folder.part(number)} was removed; embed the data set again.") from error

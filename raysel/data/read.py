@@ -26,7 +26,7 @@ from raysel.data.listing import Listing, list_source, warn
 from raysel.data.memory import as_table
 from raysel.data.ray_rows import numbered
 from raysel.data.row_index import ID, RowIndex, check_ids, index_parquet, with_ids
-from raysel.errors import DataError
+from raysel.errors import COLUMNS, DataError, first
 
 _BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
 
@@ -133,7 +133,7 @@ def read(
         missing = [name for name in columns if name not in names]
         if missing:
             raise DataError(
-                f"There is no column {', '.join(map(repr, missing))} in {where}; the columns are {', '.join(schema.names)}."
+                f"There is no column {', '.join(map(repr, missing))} in {where}; the columns are {first(schema.names, COLUMNS)}."
             )
         wanted = {ID, *columns, *([label] if label else [])}
         dataset = dataset.select_columns([name for name in names if name in wanted])
@@ -144,7 +144,7 @@ def check_label(schema: pa.Schema, label: str, where: str) -> None:
     """Raise DataError unless the column ``label`` exists and holds classes: integers, booleans or text."""
     if label not in schema.names:
         raise DataError(
-            f"There is no label column '{label}' in {where}; the columns are {', '.join(schema.names)}."
+            f"There is no label column '{label}' in {where}; the columns are {first(schema.names, COLUMNS)}."
         )
     kind = schema.field(label).type
     of = kind.value_type if pa.types.is_dictionary(kind) else kind

@@ -331,6 +331,17 @@ def part_name(number: int) -> str:
     return f"part-{number:012d}.parquet"
 
 
+def check_columns_of_part(schema: pa.Schema) -> None:
+    """Raise ValueError unless the columns are those that :func:`table_of` makes, whose types a damaged footer can change."""
+    kinds = {name: schema.field(name).type for name in (ID, EMBEDDING) if name in schema.names}
+    vector = kinds.get(EMBEDDING)
+    known = isinstance(vector, pa.FixedShapeTensorType) and pa.types.is_floating(vector.value_type)
+    if kinds.get(ID) != pa.int64() or not known:
+        raise ValueError(
+            f"The columns of vectors are {ID} and {EMBEDDING}, not {first(map(str, schema), 10)}."
+        )
+
+
 def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int, int, list[Any]]]:
     """Return for each part: vectors, the sum of ids, the dimension, the first id, and rejected rows."""
     folder = VectorFolder(directory)
@@ -342,10 +353,11 @@ def check_parts(directory: str, numbers: list[int]) -> list[tuple[int, int, int,
             continue
         with folder.reading_part(number) as source:
             file = pq.ParquetFile(source)
-            ids = file.read(columns=[ID])[ID].to_numpy()
             schema = file.schema_arrow
+            check_columns_of_part(schema)
+            ids = file.read(columns=[ID])[ID].to_numpy()
             rejected = json.loads(schema.metadata[b"rejected"])
             ids = np.setdiff1d(ids, [number for number, _ in rejected], assume_unique=True)
             width = schema.field(EMBEDDING).type.shape[0]
-        found.append((len(ids), int(ids.sum()), width, int(ids[0]) if len(ids) else -1, rejected))
+            found.append((len(ids), int(ids.sum()), width, int(ids[0]) if len(ids) else -1, rejected))
     return found

@@ -18,7 +18,7 @@ from raysel.data.identity import PoolIdentity, index_identity, mark
 from raysel.data.listing import Listing, list_source
 from raysel.data.read import carried_identity, check_label, check_stored_ids, listing_identity
 from raysel.data.row_index import ID, RowIndex, index_parquet, with_ids
-from raysel.errors import DataError, RunError
+from raysel.errors import COLUMNS, DataError, RunError, first
 from raysel.workflow.config import Rows, Workflow
 
 
@@ -54,7 +54,7 @@ class Look:
         names = self.schemas[role].names
         if column not in names:
             raise DataError(
-                f"{key}: There is no column '{column}' in the files of {role}.path; the columns are {', '.join(names)}."
+                f"{key}: There is no column '{column}' in the files of {role}.path; the columns are {first(names, COLUMNS)}."
             )
 
     def elements(self, role: str, column: str) -> int | None:

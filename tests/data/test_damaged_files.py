@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
@@ -118,7 +119,8 @@ def read_damaged(folder, seconds, seed):
             try:
                 found = read(path)
                 if isinstance(found, pa.Table):
-                    found.to_pylist()
+                    with contextlib.suppress(OverflowError):  # Arrow's dates reach farther than Python's
+                        found.to_pylist()
                 counts["read"] += 1
             except DataError as error:
                 assert "\n" not in str(error) and str(error).endswith("."), (name, str(error))
@@ -136,5 +138,5 @@ def test_damaged_files_are_refused_in_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_many_damaged_files_are_refused_in_one_line(tmp_path):
-    counts = read_damaged(tmp_path, 240, seed=1)
+    counts = read_damaged(tmp_path, 120, seed=1)
     assert counts["refused"] > 3000 and counts["read"] > 1000

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ class ArrowIpc(Format):
     def schema(self, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
         """Return the schema that the file stores."""
         with self._opened(file) as (schema, _):
+            _decode_names(schema)
             return schema.remove_metadata()
 
     def tables(self, file: File, schema: pa.Schema, encoding: str | None = None) -> Iterator[pa.Table]:
@@ -54,6 +55,13 @@ class ArrowIpc(Format):
             else:
                 stream = pa.ipc.open_stream(source)
                 yield stream.schema, _streams(file.path, source, stream)
+
+
+def _decode_names(fields: Iterable[pa.Field]) -> None:
+    """Raise UnicodeDecodeError for a name that is not UTF-8, in nested types too; pyarrow decodes names when they are read."""
+    for field in fields:
+        assert isinstance(field.name, str)
+        _decode_names(field.type.field(at) for at in range(field.type.num_fields))
 
 
 def _streams(

@@ -17,7 +17,7 @@ from raysel.data.formats.csv import Csv
 from raysel.data.formats.format import Format
 from raysel.data.listing import warn
 from raysel.data.schemas import Unified
-from raysel.errors import DataError, first
+from raysel.errors import COLUMNS, DataError, first
 
 SUFFIXES = (
     *(
@@ -171,7 +171,7 @@ def _listed(file: File, paths: list[str]) -> pa.Array:
     schema = reader.schema(file)
     if not {"path", "label"} <= set(schema.names):
         raise DataError(
-            f"{file.path} must have the columns path and label; its columns are {', '.join(schema.names)}."
+            f"{file.path} must have the columns path and label; its columns are {first(schema.names, COLUMNS)}."
         )
     wanted = pa.schema([pa.field("path", pa.string()), schema.field("label")])
     tables = [table.select(["path", "label"]) for table in reader.tables(file, wanted)]

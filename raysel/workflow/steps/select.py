@@ -16,7 +16,7 @@ from raysel.core.arrays import positions
 from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import library_versions
 from raysel.data.row_index import ID
-from raysel.errors import ConfigError, DataError, RayselError
+from raysel.errors import COLUMNS, ConfigError, DataError, RayselError, first
 from raysel.gio.distributed import rows_of_bytes
 from raysel.selection import Selection
 from raysel.workflow.config import Method
@@ -58,7 +58,7 @@ class Select(Step):
             if column is not None and column not in look.schemas["pool"].names:
                 raise DataError(
                     f"{self.method.where}.{field}: The pool has no column '{column}'; its columns are "
-                    f"{', '.join(sorted(look.schemas['pool'].names))}."
+                    f"{first(sorted(look.schemas['pool'].names), COLUMNS)}."
                 )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
