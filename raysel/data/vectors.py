@@ -165,7 +165,9 @@ def not_finite(vectors: np.ndarray) -> np.ndarray:
 def _tensor_shape(kind: Any, name: str) -> tuple[int, ...]:
     if isinstance(kind, pa.FixedShapeTensorType):
         if kind.permutation is not None and list(kind.permutation) != sorted(kind.permutation):
-            raise DataError(f"Column '{name}' is a tensor column with permuted axes; store its tensors in row-major (C) order.")
+            raise DataError(
+                f"Column '{name}' is a tensor column with permuted axes; store its tensors in row-major (C) order."
+            )
         return tuple(kind.shape)
     if str(kind.extension_name).startswith("ray.data.arrow_tensor"):
         return tuple(kind.shape)

@@ -485,7 +485,9 @@ class Keepers:
         """See :meth:`Keeper.state`."""
         found = self._all("state", attempt, start, stop)
         if len({epoch for epoch, _ in found}) > 1:
-            raise StateError("The shards of the selection state are in different epochs; restore all of them from the same checkpoint.")
+            raise StateError(
+                "The shards of the selection state are in different epochs; restore all of them from the same checkpoint."
+            )
         parts = [part for _, part in found if len(part)]
         if len(parts) == 1:
             return found[0][0], parts[0]
