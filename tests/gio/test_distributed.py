@@ -97,7 +97,7 @@ def test_input_that_cannot_be_used_gets_one_sentence(cluster, vectors):
         raysel.GIO(0.1).select(dataset(pool), dataset(target[:, :4]))
     with pytest.raises(DataError, match="pool has no column 'embedding'"):
         raysel.GIO(0.1).select(raysel.read({"x": pool}), dataset(target))
-    with pytest.raises(ConfigError, match="1,000 rows are more than the 900 of the pool"):
+    with pytest.raises(ConfigError, match="1,000 rows are more than the 900 rows of the pool"):
         raysel.GIO(1000).select(dataset(pool), dataset(target))
     broken = pool.copy()
     broken[[3, 7, 8, 500], 2] = [np.nan, np.inf, -np.inf, np.nan]

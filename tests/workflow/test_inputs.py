@@ -159,7 +159,7 @@ def test_a_csv_runs_as_its_rows_read_by_hand(cluster, tmp_path, monkeypatch):
     assert sorted((row[ID], row["v"]) for row in got) == [
         (i, rows["v"][i].as_py()) for i in chosen.ids.tolist()
     ]
-    with pytest.raises(ConfigError, match=r"select\.budget: 11 rows are more than the 10 of the pool"):
+    with pytest.raises(ConfigError, match=r"select\.budget: 11 rows are more than the 10 rows of the pool"):
         run(flow(tmp_path, place, FLOW.replace("budget: 4", "budget: 11")), tmp_path / "run")
 
 

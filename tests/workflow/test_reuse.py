@@ -339,7 +339,9 @@ def test_a_selection_of_other_rows_is_refused_and_one_without_further_words_is_f
     both = f"select=[{{method: random, budget: 200}}, {{method: {name}}}]"
     with pytest.raises(DataError, match=r"The selector returned \d+ rows that it was not given"):
         go(both)
-    with pytest.raises(DataError, match=r"The selector returned 50 rows that are not among .*sample_id 300"):
+    with pytest.raises(
+        DataError, match=r"The selector returned 50 rows that it was not given \(sample_id 300"
+    ):
         go(f"select={{method: {name}, first: 300}}")
     pq.write_table(rows(90, 5), folder / "other.parquet")
     raysel.Random(20).select(raysel.read(folder / "other.parquet")).save(folder / "saved")

@@ -269,7 +269,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("embed.column=vector", r"embed.column: There is no column 'vector'"),
         ("train.input=image", r"train.input: There is no column 'image'"),
         ("select.budget=1.5", r"select.budget: 1.5 is not a share"),
-        ("select.budget=5000", r"select.budget: 5,000 rows are more than the 1,517 of the pool"),
+        ("select.budget=5000", r"select.budget: 5,000 rows are more than the 1,517 rows of the pool"),
         ("target=null", r"'target' is missing"),
         ("train.model=models.py", r"train.model: 'models.py' does not name a function"),
         ("train.model=none.py:mlp", r"train.model: The file .*none.py does not exist"),
