@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raysel.data import pipeline, shards
@@ -150,3 +151,21 @@ class TiledEmbedder(FunctionEmbedder):
 
     def __init__(self, name):
         super().__init__(name, len)
+
+
+@pytest.mark.parametrize("column", ["sample_id", "embedding"])
+def test_a_part_whose_footer_names_other_types_is_damaged(folder, tmp_path, column):
+    path = tmp_path / shards.part_name(0)
+    table = pq.read_table(path)
+    kept = table.schema.metadata
+    other = pa.array(range(len(table)), pa.duration("us"))
+    table = table.set_column(table.column_names.index(column), column, other).replace_schema_metadata(kept)
+    pq.write_table(table, path)
+    pipeline._part.cache_clear()
+    for read in (
+        lambda: shards.check_parts(str(tmp_path), [0]),
+        lambda: pipeline._part(str(tmp_path), 0, pipeline._stamp(folder)),
+    ):
+        with pytest.raises(DataError, match=r"part-0+\.parquet is damaged \(The columns of vectors are"):
+            read()
+    pipeline._part.cache_clear()

@@ -104,7 +104,7 @@ def test_the_run_by_hand_leaves_samples_out_and_ends_with_a_short_step():
     assert history[0]["nonfinite"] == 1 and history[-1]["nonfinite"] == 2  # the last epoch leaves nothing out
     assert min(entry["planned"] for entry in history) < 0.8 * job.N
     assert sum(entry["planned"] % 24 > 0 for entry in history) >= 3
-    # With 28 rows a step, the first and the last epoch would end with a single row.
+    # With 28 rows per step, the first and the last epoch would end with a single row.
     assert [entry["planned"] % 28 for entry in by_hand(rows=28)[0]][:: job.EPOCHS - 1] == [1, 1]
 
 
