@@ -104,7 +104,7 @@ def compare(
     """Compare the policy of WORKFLOW (key 'dynamic'), which selects the samples of each epoch, with controls.
 
     Controls are other policies; most of them train on as many samples as the policy of WORKFLOW. Each policy is trained
-    with several seeds. The command prints a table of the test accuracies and their differences, and writes a report. A
+    with several seeds. The command prints a table of the test metrics and their differences, and writes a report. A
     second call reuses finished trainings.
     """
     from raysel.report.comparison.tables import text
@@ -201,7 +201,7 @@ def explain(run: Path, sample: int | None) -> None:
 def runs(run: Path) -> None:
     """List the runs in the directory RUN, one line per configuration.
 
-    Each line has the number of selected rows, the accuracy, the savings compared with training on all rows, and the keys
+    Each line has the number of selected rows, the reported metric, the savings compared with training on all rows, and the keys
     whose values differ from those of the first configuration.
     """
     from raysel.report.tables import runs_text

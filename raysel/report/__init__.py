@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from raysel.report.goal import Goal
 from raysel.report.ledger import STAGES, Ledger, LedgerEntry
 
-__all__ = ["STAGES", "Ledger", "LedgerEntry"]
+__all__ = ["STAGES", "Goal", "Ledger", "LedgerEntry"]

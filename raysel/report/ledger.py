@@ -8,13 +8,14 @@ import operator
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from raysel.core.storage import write_text
 from raysel.errors import DataError, RunError, first
 from raysel.report import numbers
+from raysel.report.goal import Goal, checked
 
 STAGES = ("embedding", "metrics", "selection", "planning", "training", "other")
 REFERENCE = "full"
@@ -45,13 +46,13 @@ class LedgerEntry:
     seconds : mapping of str to float or None
         Wall-clock seconds of each of STAGES, 0.0 for a stage that the arm does not have. ``other`` is the time of
         starting workers, evaluation, checkpoints, and epochs repeated after a failure.
-    accuracy : float or None
-        Accuracy on the test rows, in [0, 1].
+    metrics : mapping of str to float or None
+        Metrics of the task on the test rows; empty without test rows.
 
     Raises
     ------
     DataError
-        For a number that is negative or not finite.
+        For a number that is not finite, a cost that is negative, and a share that is not between 0 and 1.
     """
 
     arm: str
@@ -63,11 +64,11 @@ class LedgerEntry:
     samples_proxy: int | None = 0
     steps: int | None = None
     seconds: Mapping[str, float | None] = field(default_factory=dict)
-    accuracy: float | None = None
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            object.__setattr__(self, name, _count(self.arm, name, getattr(self, name)))
+            object.__setattr__(self, name, _count(f"Ledger arm {self.arm!r}", name, getattr(self, name)))
         unknown = [stage for stage in self.seconds if stage not in STAGES]
         if unknown:
             raise DataError(
@@ -75,11 +76,11 @@ class LedgerEntry:
                 f"the stages are {', '.join(STAGES)}."
             )
         spent = {
-            stage: _share_or_time(self.arm, f"seconds of {stage}", self.seconds.get(stage), math.inf)
+            stage: _time(f"Ledger arm {self.arm!r}", f"seconds of {stage}", self.seconds.get(stage))
             for stage in STAGES
         }
         object.__setattr__(self, "seconds", spent)
-        object.__setattr__(self, "accuracy", _share_or_time(self.arm, "accuracy", self.accuracy, 1.0))
+        object.__setattr__(self, "metrics", checked(self.metrics, f"Ledger arm {self.arm!r}"))
 
     @property
     def total_seconds(self) -> float | None:
@@ -94,7 +95,7 @@ class LedgerEntry:
             "title": self.title,
             **{name: getattr(self, name) for name in _COUNTS},
             "seconds": dict(self.seconds),
-            "accuracy": self.accuracy,
+            "metrics": dict(self.metrics),
         }
 
     @classmethod
@@ -119,7 +120,7 @@ class LedgerEntry:
             title=str(values["title"]),
             **{name: values.get(name, 0 if name == "samples_proxy" else None) for name in _COUNTS},
             seconds=values.get("seconds", {}),
-            accuracy=values.get("accuracy"),
+            metrics=values.get("metrics", {}),
         )
 
 
@@ -127,13 +128,28 @@ class LedgerEntry:
 class Ledger:
     """Entries, one per arm, in the order they are shown; the reference is the arm called ``full``.
 
-    Raises DataError if two entries have the same arm.
+    Attributes
+    ----------
+    entries : sequence of LedgerEntry
+        Costs of the arms.
+    goal : Goal
+        The metric that the table shows.
+    full_samples : int or None
+        Number of pool rows times number of epochs. The savings in samples refer to it if there is no arm ``full``.
+
+    Raises
+    ------
+    DataError
+        If two entries have the same arm.
     """
 
     entries: Sequence[LedgerEntry] = ()
+    goal: Goal = field(default_factory=Goal)
+    full_samples: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "entries", tuple(self.entries))
+        object.__setattr__(self, "full_samples", _count("Ledger", "full_samples", self.full_samples))
         arms = [entry.arm for entry in self.entries]
         twice = sorted({arm for arm in arms if arms.count(arm) > 1})
         if twice:
@@ -146,25 +162,34 @@ class Ledger:
         return next((entry for entry in self.entries if entry.arm == arm), None)
 
     def saving_samples(self, arm: str) -> float | None:
-        """Return 1 - samples of the arm / samples of the arm ``full``, back-propagated; negative for more samples.
+        """Return 1 - samples of the arm / samples of training on the full pool; negative for more samples.
 
-        None if one of the two arms is missing, or a number was not measured.
+        Samples are back-propagated samples. Those of the full pool are the samples of the arm ``full``, or
+        ``full_samples`` without this arm. None if the arm is missing, or a number is not known.
         """
-        entry, full = self.entry(arm), self.entry(REFERENCE)
-        return None if not entry or not full else _saving(entry.samples_backward, full.samples_backward)
+        entry = self.entry(arm)
+        return None if not entry else _saving(entry.samples_backward, self.reference_samples)
 
     def saving_seconds(self, arm: str) -> float | None:
         """Return 1 - seconds of the arm / seconds of the arm ``full``, all stages included; negative for more time.
 
-        None as in :meth:`saving_samples`.
+        None if one of the two arms is missing, or a number was not measured.
         """
         entry, full = self.entry(arm), self.entry(REFERENCE)
         return None if not entry or not full else _saving(entry.total_seconds, full.total_seconds)
+
+    @property
+    def reference_samples(self) -> int | None:
+        """Back-propagated samples of training on the full pool: those of the arm ``full``, else ``full_samples``."""
+        full = self.entry(REFERENCE)
+        return self.full_samples if full is None else full.samples_backward
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types. Totals and savings are included for readers, and computed again by :meth:`from_dict`."""
         return {
             "reference": REFERENCE,
+            "goal": asdict(self.goal),
+            "full_samples": self.full_samples,
             "entries": [
                 {
                     **entry.to_dict(),
@@ -182,7 +207,16 @@ class Ledger:
         entries = values.get("entries") if isinstance(values, Mapping) else None
         if not isinstance(entries, (list, tuple)):
             raise DataError("A ledger must be a mapping with the key 'entries', which holds a list.")
-        return cls([LedgerEntry.from_dict(entry) for entry in entries])
+        goal = values.get("goal")
+        if not isinstance(goal, Mapping) or goal.get("direction") not in ("max", "min"):
+            raise DataError(
+                "The key 'goal' of a ledger must hold a metric, and the direction 'max' or 'min'."
+            )
+        return cls(
+            [LedgerEntry.from_dict(entry) for entry in entries],
+            Goal(str(goal.get("metric")), goal["direction"]),
+            values.get("full_samples"),
+        )
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the ledger as JSON, completely or not at all. Raises RunError when it cannot be written."""
@@ -212,7 +246,7 @@ class Ledger:
         return _table(self)
 
 
-def _count(arm: str, name: str, value: Any) -> int | None:
+def _count(where: str, name: str, value: Any) -> int | None:
     if value is None and name not in _REQUIRED:
         return None
     try:
@@ -220,20 +254,19 @@ def _count(arm: str, name: str, value: Any) -> int | None:
     except TypeError:
         number = -1
     if number < 0:
-        raise DataError(f"Ledger arm {arm!r}: {name} must be a whole number of at least 0, not {value!r}.")
+        raise DataError(f"{where}: {name} must be a whole number of at least 0, not {value!r}.")
     return number
 
 
-def _share_or_time(arm: str, name: str, value: Any, limit: float) -> float | None:
+def _time(where: str, name: str, value: Any) -> float | None:
     if value is None:
         return None
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not (0 <= number <= limit and math.isfinite(number)):
-        allowed = "between 0 and 1" if limit == 1 else "finite and at least 0"
-        raise DataError(f"Ledger arm {arm!r}: {name} must be {allowed}, not {value!r}.")
+    if not (number >= 0 and math.isfinite(number)):
+        raise DataError(f"{where}: {name} must be finite and at least 0, not {value!r}.")
     return number
 
 
@@ -289,7 +322,10 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
             column("samples", [numbers.saving(ledger.saving_samples(e.arm)) for e in entries]),
             column("time", [numbers.saving(ledger.saving_seconds(e.arm)) for e in entries]),
         ),
-        block("test", column("acc.", [numbers.percent(e.accuracy) for e in entries])),
+        block(
+            "test",
+            column(ledger.goal.short, [ledger.goal.text(ledger.goal.value(e.metrics)) for e in entries]),
+        ),
     ]
 
 
@@ -329,11 +365,18 @@ def _fit(ledger: Ledger, compact: bool) -> tuple[list[tuple[str, list[str]]], in
 
 def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
-    if full is None:
+    if full is None and ledger.full_samples is not None:
+        words = (
+            f"Saving in samples: 1 - samples / {numbers.count(ledger.full_samples)}, the pool rows times the epochs. The "
+            f"saving in time is {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
+        )
+    elif full is None:
         words = (
             f"Savings are {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
         )
     else:
         words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "
         words += "Other: start-up, evaluation, checkpoints."
+    if ledger.goal != Goal():
+        words += f" {ledger.goal.head}: {ledger.goal.rule}."
     return "\n".join(textwrap.wrap(words, WIDTH))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 MISSING = "n/a"
 
 
@@ -35,6 +37,20 @@ def seconds(value: float | None) -> str:
 def percent(share: float | None) -> str:
     """Return a share in [0, 1] with one decimal: ``97.1 %``."""
     return MISSING if share is None else f"{100 * share:.1f} %"
+
+
+def metric(value: float | None) -> str:
+    """Return a value of a metric with four digits: ``0.1234``, ``38.21``, ``1,523``."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value and not 1e-4 <= abs(value) < 1e7:
+        return f"{value:.3e}"
+    return f"{value:,.{decimals(value)}f}"
+
+
+def decimals(value: float) -> int:
+    """Return the number of decimals with which a number has four digits."""
+    return min(max(3 - math.floor(math.log10(abs(value))), 0), 8) if value else 0
 
 
 def saving(share: float | None) -> str:

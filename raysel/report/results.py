@@ -11,11 +11,37 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from raysel.core.storage import write_text
-from raysel.errors import RunError
+from raysel.errors import DataError, RunError
+from raysel.report.goal import Goal
 from raysel.report.ledger import Ledger
 
+__all__ = [
+    "Arm",
+    "CalibrationCost",
+    "Cell",
+    "Chosen",
+    "ClassCount",
+    "CompareResults",
+    "ComparedPolicy",
+    "Curve",
+    "Data",
+    "Epoch",
+    "Extremes",
+    "Goal",
+    "MeasureResults",
+    "Measured",
+    "Metric",
+    "Metrics",
+    "PolicyUse",
+    "RunResults",
+    "Scored",
+    "ShownSample",
+    "Usage",
+    "statistic",
+]
+
 R = TypeVar("R", bound="_Saved")
-FORMAT = 2
+FORMAT = 3
 """Version of the files ``results.json``, ``compare.json`` and ``measure.json``."""
 
 
@@ -86,8 +112,9 @@ class Epoch:
         Samples in the plan, samples back-propagated, and optimizer steps.
     loss : float or None
         Mean loss over the samples that the arm trained on.
-    accuracy : float or None
-        Accuracy on the validation rows; None without validation rows.
+    metrics : dict of str to float or None
+        Metrics of the task on the validation rows; empty without validation rows. None stands for a value that is not
+        finite.
     seconds, planning_seconds, evaluation_seconds : float
         Wall-clock time of the epoch, and the parts of it spent on planning and on evaluation.
     nonfinite : int
@@ -101,7 +128,7 @@ class Epoch:
     trained: int
     steps: int
     loss: float | None = None
-    accuracy: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
     seconds: float = 0.0
     planning_seconds: float = 0.0
     evaluation_seconds: float = 0.0
@@ -111,13 +138,16 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Arm:
-    """One training of a run: title, number of rows, epochs, and accuracy on the test rows."""
+    """One training of a run: title, number of rows, epochs, and the metrics of the task on the test rows.
+
+    ``metrics`` is empty without test rows. None stands for a value that is not finite.
+    """
 
     name: str
     title: str
     rows: int
     epochs: tuple[Epoch, ...] = ()
-    accuracy: float | None = None
+    metrics: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -302,6 +332,8 @@ class RunResults(_Saved):
         Arms by name.
     ledger : Ledger
         Costs of every arm.
+    goal : Goal
+        The metric that the report compares the arms by.
     path : str
         The run directory.
     format : int
@@ -322,7 +354,17 @@ class RunResults(_Saved):
     selection: Chosen | None = None
     metrics: Measured | None = None
     usage: Usage | None = None
+    goal: Goal = field(default_factory=Goal)
     finished: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        if self.ledger.entries and self.ledger.goal != self.goal:
+            raise DataError("The ledger is about another metric or direction than 'goal'.")
+
+    def score(self, arm: str) -> float | None:
+        """Return the reported metric of an arm on the test rows; None if there is no such arm or number."""
+        found = self.arms.get(arm)
+        return None if found is None else self.goal.value(found.metrics)
 
 
 # ---- a comparison --------------------------------------------------------------------------------------------
@@ -338,14 +380,14 @@ class Cell:
         The policy's name and parameters.
     max_steps : int or None
         Optimizer steps after which training stopped.
-    accuracy : float
-        Accuracy on the test rows after the last epoch.
+    metrics : dict of str to float or None
+        Metrics of the task on the test rows after the last epoch. None stands for a value that is not finite.
     """
 
     seed: int
     policy: dict[str, Any]
     epochs: tuple[Epoch, ...]
-    accuracy: float
+    metrics: dict[str, float | None]
     max_steps: int | None = None
     seconds: float = 0.0
 
@@ -379,6 +421,8 @@ class CompareResults(_Saved):
         Name of the workflow's own policy in ``policies``.
     policies : dict
         The compared policies by name, in the order of the table.
+    goal : Goal
+        The metric that the policies are compared by.
     """
 
     name: str
@@ -394,6 +438,7 @@ class CompareResults(_Saved):
     own: str
     policies: dict[str, ComparedPolicy]
     trusted: tuple[str, ...] = ()
+    goal: Goal = field(default_factory=Goal)
 
 
 # ---- a measurement -------------------------------------------------------------------------------------------

@@ -27,14 +27,16 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
     Returns
     -------
     str
-        One row per configuration: when it was run, the rows it selected from the pool, the accuracy of the workflow's own
-        training on the test rows, its savings against training on all data, and the keys that differ. Long
+        One row per configuration: when it was run, the rows it selected from the pool, the reported metric of the workflow's
+        own training on the test rows, its savings against training on all data, and the keys that differ. Long
         differences continue below.
     """
     if not runs:
         return "No configuration has finished in this directory."
-    header = ["when (UTC)", "rows selected", "accuracy", "samples", "time", "differs from the first in"]
-    cells = [_row(results) for results, _ in runs]
+    goals = {results.goal for results, _ in runs}
+    metric = next(iter(goals)).label if len(goals) == 1 else "metric"
+    header = ["when (UTC)", "rows selected", metric, "samples", "time", "differs from the first in"]
+    cells = [_row(results, named=len(goals) > 1) for results, _ in runs]
     widths = [max(map(len, column)) for column in zip(header[:-1], *cells, strict=True)]
     indent = sum(widths) + 2 * len(widths)
     saving = "- saving ".ljust(widths[3] + widths[4] + 2, "-")
@@ -50,14 +52,14 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
     return "\n".join(lines)
 
 
-def _row(results: RunResults) -> list[str]:
+def _row(results: RunResults, named: bool) -> list[str]:
     arm, ledger = results.arms.get(_ARM), results.ledger
     kept = results.data.pool if arm is None else arm.rows
     when = (results.finished or results.created).replace("T", " ")[:16]
     return [
         when,
         f"{numbers.count(kept)} / {numbers.count(results.data.pool)}",
-        numbers.percent(None if arm is None else arm.accuracy),
+        (f"{results.goal.label} " if named else "") + results.goal.text(results.score(_ARM)),
         numbers.saving(ledger.saving_samples(_ARM)),
         numbers.saving(ledger.saving_seconds(_ARM)),
     ]

@@ -41,8 +41,9 @@ def classify(config: dict[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``history`` is that of the session, with ``accuracy`` on the validation rows per epoch. ``accuracy`` is on the
-        test rows, which are scored once, after the last epoch. Both are None without such rows.
+        ``history`` is that of the session, with ``metrics`` on the validation rows per epoch. ``metrics`` are on the
+        test rows, which are scored once, after the last epoch. Both hold the ``accuracy``, and are empty without such
+        rows. ``goal`` has the ``metric`` to report and its ``direction``, "max" or "min".
     """
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])  # the same weights on every rank and in every arm
@@ -80,15 +81,18 @@ def classify(config: dict[str, Any]) -> dict[str, Any]:
             loss.backward()
             optimizer.step()
         began = time.perf_counter()
-        accuracy = None
+        metrics = {}
         if validation is not None:
             ids = config["validation_ids"]
-            accuracy = evaluate(model, validation, device, session.rank, session.world, ids)
-        metrics = {"accuracy": accuracy, "evaluation_seconds": time.perf_counter() - began}
-        session.report(metrics, state={"model": model, "optimizer": optimizer})
+            metrics["accuracy"] = evaluate(model, validation, device, session.rank, session.world, ids)
+        spent = time.perf_counter() - began
+        session.report(
+            {"metrics": metrics, "evaluation_seconds": spent}, state={"model": model, "optimizer": optimizer}
+        )
     test = ArrayDataset(config["test"]) if config["test"] else None
-    accuracy = None if test is None else evaluate(model, test, device, session.rank, session.world)
-    return {"history": session.history, "accuracy": accuracy}
+    metrics = {} if test is None else {"accuracy": evaluate(model, test, device, session.rank, session.world)}
+    goal = {"metric": "accuracy", "direction": "max"}
+    return {"history": session.history, "metrics": metrics, "goal": goal}
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from raysel.registry import POLICIES
 from raysel.report.comparison import page as comparison_page
 from raysel.report.comparison.tables import markdown
 from raysel.report.results import Cell as CellResult
-from raysel.report.results import ComparedPolicy, CompareResults, Epoch
+from raysel.report.results import ComparedPolicy, CompareResults, Epoch, Goal
 from raysel.workflow import config, steps
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.directory import Done, Progress, RunDirectory, open_run, versions
@@ -55,7 +55,7 @@ def compare(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> CompareResults:
-    """Train the workflow's own policy and others with several seeds, and compare their test accuracies.
+    """Train the workflow's own policy and others with several seeds, and compare their metrics on the test rows.
 
     The other policies train on as many samples as the workflow's own policy did with the same seed, which is the budget.
 
@@ -128,6 +128,7 @@ def compare(
             own=own,
             policies={name: _compared(name, own, flow, methods, cells[name]) for name in names},
             trusted=trusted(run),
+            goal=Goal(**cells[own][0].answer["goal"]),
             path=str(run.out),
         )
         write(results, run.out)
@@ -225,7 +226,7 @@ def _cell(done: Done) -> CellResult:
         seed=answer["seed"],
         policy=answer["policy"],
         epochs=tuple(Epoch(**epoch) for epoch in answer["epochs"]),
-        accuracy=answer["accuracy"],
+        metrics=answer["metrics"],
         max_steps=answer["max_steps"],
         seconds=done.seconds,
     )
@@ -292,7 +293,8 @@ def _train(
                 run.keep(done)
                 finish(cell, done)
                 trained = sum(map(len, found.values()))
-                ended = f"accuracy {answer['accuracy']:.1%}, {seconds:.1f} s"
+                goal = Goal(**answer["goal"])
+                ended = f"{goal.label} {goal.text(goal.value(answer['metrics']))}, {seconds:.1f} s"
                 name = cell.policy_name
                 run.progress.done("compare", f"{trained} of {total}: {name}, seed {cell.seed}, {ended}")
     finally:

@@ -22,6 +22,7 @@ from raysel.report.results import (
     Data,
     Epoch,
     Extremes,
+    Goal,
     Measured,
     Metric,
     PolicyUse,
@@ -142,6 +143,7 @@ def results(run: RunDirectory) -> RunResults:
     flow = run.workflow
     order = [name for name in ("full", "random", "chain") if f"train-{name}" in run.finished]
     arms = {name: arm(name, run.finished[f"train-{name}"]) for name in order}
+    goal = Goal(**run.finished[f"train-{order[0]}"].answer["goal"]) if order else Goal()
     return RunResults(
         name=flow.name,
         created=run.created,
@@ -156,7 +158,12 @@ def results(run: RunDirectory) -> RunResults:
         metrics=measured(run),
         usage=_usage(run),
         arms=arms,
-        ledger=Ledger([_entry(run, arms[name], run.finished[f"train-{name}"]) for name in order]),
+        ledger=Ledger(
+            [_entry(run, arms[name], run.finished[f"train-{name}"]) for name in order],
+            goal=goal,
+            full_samples=run.count(run.base) * flow.train.epochs,
+        ),
+        goal=goal,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=str(run.out),
     )
@@ -184,7 +191,7 @@ def arm(name: str, done: Done) -> Arm:
     """Return the results of one training."""
     answer = done.answer
     epochs = tuple(Epoch(**epoch) for epoch in answer["epochs"])
-    return Arm(name, answer["title"], answer["rows"], epochs, answer["accuracy"])
+    return Arm(name, answer["title"], answer["rows"], epochs, answer["metrics"])
 
 
 def measured(run: RunDirectory) -> Measured | None:
@@ -292,5 +299,5 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
             # All the rest of the arm's wall time: starting workers, evaluation, checkpoints, epochs done twice.
             "other": max(0.0, done.seconds - planning - training),
         },
-        accuracy=arm.accuracy,
+        metrics=arm.metrics,
     )

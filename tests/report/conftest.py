@@ -37,13 +37,15 @@ def _arm(
                 trained=count,
                 steps=math.ceil(count / BATCH),
                 loss=round(floor + (2.3 - floor) * left + 3 * abs(ripple), 4),
-                accuracy=round(
-                    ceiling if last else ceiling - (ceiling - 0.35) * left + ripple * (1 - left), 4
-                ),
+                metrics={
+                    "accuracy": round(
+                        ceiling if last else ceiling - (ceiling - 0.35) * left + ripple * (1 - left), 4
+                    )
+                },
                 seconds=round(0.4 + count / 900, 3),
             )
         )
-    return Arm(name, title, rows, tuple(epochs), accuracy)
+    return Arm(name, title, rows, tuple(epochs), {"accuracy": accuracy})
 
 
 def _plan() -> list[int]:
@@ -77,7 +79,7 @@ def sample_results() -> RunResults:
                 samples_backward=backward,
                 steps=sum(epoch.steps for epoch in arm.epochs),
                 seconds={**dict.fromkeys(STAGES, 0.0), **overhead[arm.name], "training": training},
-                accuracy=arm.accuracy,
+                metrics=arm.metrics,
             )
         )
     rows = [min(KEPT, 7 * (i + 1)) for i in range(62)]

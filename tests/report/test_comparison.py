@@ -11,7 +11,7 @@ import pytest
 
 from raysel.report.comparison import findings, rows, tables
 from raysel.report.comparison.page import _drawn, render, write_png
-from raysel.report.results import Cell, ComparedPolicy, CompareResults, Data, Epoch
+from raysel.report.results import Cell, ComparedPolicy, CompareResults, Data, Epoch, Goal
 
 TITLES = {
     "full": "full data",
@@ -44,13 +44,13 @@ def sample(
                 planned,
                 trained=planned,
                 steps=planned // 100,
-                accuracy=share if validation else None,
+                metrics={"accuracy": share} if validation else {},
                 seconds=2.0,
                 evaluation_seconds=0.5,
             )
             for epoch, share in enumerate(course)
         )
-        return Cell(seed, {}, epochs, accuracy=end, seconds=21.0)
+        return Cell(seed, {}, epochs, {"accuracy": end}, seconds=21.0)
 
     budgets = {"infobatch": "sets", "full": "free"}
     return CompareResults(
@@ -90,7 +90,7 @@ def test_means_spreads_and_paired_differences():
     full, random, own = table["full"], table["random"], table["infobatch"]
     assert (full.samples, full.share, full.steps, full.seconds) == (10_000, 1.0, 100, 15.0)
     assert (own.samples, own.share, own.steps) == (7000, 0.7, 70) and own.difference is None
-    assert own.accuracy == pytest.approx((0.901 + 0.902 + 0.904) / 3)
+    assert own.value == pytest.approx((0.901 + 0.902 + 0.904) / 3)
     assert full.deviation == pytest.approx(0.002)
     # Pairs in points: -0.1, 0.3, -0.2: mean 0, deviation sqrt(0.07), over sqrt(3).
     assert random.difference.mean == pytest.approx(0.0)
@@ -111,7 +111,7 @@ def test_means_spreads_and_paired_differences():
     ],
 )
 def test_a_verdict_is_the_interval_of_student(pairs, verdict):
-    found = rows.difference([0.9 + p / 100 for p in pairs], [0.9] * len(pairs), 10_000)
+    found = rows.difference([0.9 + p / 100 for p in pairs], [0.9] * len(pairs), Goal(), 10_000)
     assert found.verdict == verdict and found.mean == pytest.approx(sum(pairs) / len(pairs))
 
 
@@ -211,7 +211,7 @@ def test_the_png_is_an_image_of_one_and_of_many(tmp_path):
 
 def test_the_table_is_of_test_rows_and_the_curves_are_of_validation_rows():
     results = sample()
-    assert {row.name: row.accuracies for row in rows.rows(results)} == ENDS
+    assert {row.name: row.values for row in rows.rows(results)} == ENDS
     own = next(drawn for drawn in _drawn(results) if drawn.own)
     assert own.title == "InfoBatch" and own.ends == tuple((7000, end) for end in ENDS["infobatch"])
     assert [len(curve) for curve in own.curves] == [10] * 3

@@ -12,8 +12,8 @@ import matplotlib
 import pytest
 
 from raysel.report import Ledger
-from raysel.report.figures import colours, comparison, costs, line_labels, selection, training
-from raysel.report.results import Arm, ClassCount, Epoch, RunResults
+from raysel.report.figures import axis, colours, comparison, costs, line_labels, selection, training
+from raysel.report.results import Arm, ClassCount, Epoch, Goal, RunResults
 
 
 def draw_all(results: RunResults) -> dict[str, str]:
@@ -24,7 +24,7 @@ def draw_all(results: RunResults) -> dict[str, str]:
         "kept": selection.kept_share_per_class(chosen.classes),
         "plans": training.plan_sizes(arms),
         "loss": training.loss_curves(arms),
-        "accuracy": training.accuracy_curves(arms),
+        "accuracy": training.metric_curves(arms, Goal()),
         "costs": costs.cost_bars(results.ledger),
     }
 
@@ -83,12 +83,17 @@ def test_names_stand_in_the_figures_as_they_are(results: RunResults) -> None:
         lambda: training.plan_sizes({"full": Arm("full", "Full", 3)}),
         lambda: training.loss_curves({"full": Arm("full", "Full", 3)}),
         lambda: training.loss_curves({"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1, loss=float("nan")),))}),
-        lambda: training.accuracy_curves({"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1),), accuracy=0.5)}),
-        lambda: training.final_test_accuracies(
-            {"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1, accuracy=0.5),))}
+        lambda: training.metric_curves(
+            {"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1),), {"accuracy": 0.5})}, Goal()
         ),
-        lambda: comparison.accuracy_against_samples([]),
-        lambda: comparison.final_accuracies([]),
+        lambda: training.metric_curves(
+            {"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1, metrics={"loss": 0.5}),))}, Goal()
+        ),
+        lambda: training.final_metrics(
+            {"full": Arm("full", "", 3, (Epoch(0, 3, 3, 1, metrics={"accuracy": 0.5}),))}, Goal()
+        ),
+        lambda: comparison.metric_against_samples([], Goal()),
+        lambda: comparison.final_metrics([], Goal()),
         lambda: costs.cost_bars(Ledger()),
     ],
 )
@@ -97,16 +102,16 @@ def test_nothing_to_draw_is_an_empty_string(draw: Callable[[], str]) -> None:
 
 
 def test_small_and_extreme_data() -> None:
-    epoch = Epoch(0, 0, 0, 0, loss=0.0, accuracy=1.0)
-    one = {"full": Arm("full", "", 0, (epoch,), accuracy=1.0)}
-    big = [Epoch(e, 10**9, 10**9, 10**7, loss=-2.0, accuracy=0.0) for e in range(3)]
-    worse = {"chain": Arm("chain", "", 10**9, tuple(big), accuracy=0.0)}
+    epoch = Epoch(0, 0, 0, 0, loss=0.0, metrics={"accuracy": 1.0})
+    one = {"full": Arm("full", "", 0, (epoch,), {"accuracy": 1.0})}
+    big = [Epoch(e, 10**9, 10**9, 10**7, loss=-2.0, metrics={"accuracy": 0.0}) for e in range(3)]
+    worse = {"chain": Arm("chain", "", 10**9, tuple(big), {"accuracy": 0.0})}
     for arms in (one, worse, {**one, **worse}):
         for draw in (
             training.plan_sizes,
             training.loss_curves,
-            training.accuracy_curves,
-            training.final_test_accuracies,
+            lambda arms: training.metric_curves(arms, Goal()),
+            lambda arms: training.final_metrics(arms, Goal()),
         ):
             ET.fromstring(draw(arms))
     ET.fromstring(selection.kl_curve([5], [-0.3]))
@@ -143,19 +148,23 @@ def test_an_arm_has_the_same_colour_in_every_company() -> None:
 
 def test_the_spent_axis_counts_what_was_trained_not_what_was_planned():
     """An epoch that max_steps cut short planned more than it trained."""
-    epoch = Epoch(0, planned=900, trained=450, steps=9, accuracy=0.5)
-    cut = {"random": Arm("random", "random", 900, (epoch,), accuracy=0.6)}
-    assert training._series(cut, lambda epoch: epoch.accuracy) == {"random": [(epoch, 450, 0.5)]}
+    epoch = Epoch(0, planned=900, trained=450, steps=9, metrics={"accuracy": 0.5})
+    cut = {"random": Arm("random", "random", 900, (epoch,), {"accuracy": 0.6})}
+    assert training._series(cut, lambda epoch: epoch.metrics["accuracy"]) == {"random": [(epoch, 450, 0.5)]}
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_accuracies", lambda arms, points, rows: drawn.append((points, rows)) or "")
-        training.accuracy_curves(cut)
-        training.final_test_accuracies(cut)
+        patch.setattr(
+            training, "_metrics", lambda arms, points, rows, goal: drawn.append((points, rows)) or ""
+        )
+        training.metric_curves(cut, Goal())
+        training.final_metrics(cut, Goal())
     assert drawn == [({"random": [(450, 0.5)]}, "validation"), ({"random": [(450, 0.6)]}, "test")]
 
 
 def test_curves_are_of_validation_rows_and_single_dots_of_test_rows(results: RunResults) -> None:
-    curves, dots = training.accuracy_curves(results.arms), training.final_test_accuracies(results.arms)
+    curves, dots = (
+        draw(results.arms, results.goal) for draw in (training.metric_curves, training.final_metrics)
+    )
     assert "accuracy on the validation rows" in curves and "test rows" not in curves
     assert "accuracy on the test rows" in dots and "validation" not in dots
     # The sample's accuracy is 97.11 % on the test rows and 96.61 % on the validation rows.
@@ -169,7 +178,7 @@ def test_an_end_is_drawn_even_where_a_policy_spent_little() -> None:
     drawn = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            comparison, "set_y_range", lambda axes, low, high, within: drawn.append((low, high)) or (0.0, 1.0)
+            axis, "set_y_range", lambda axes, low, high, within: drawn.append((low, high)) or (0.0, 1.0)
         )
         for curves in ((long, few), ((), ())):
             policies = [
@@ -178,5 +187,5 @@ def test_an_end_is_drawn_even_where_a_policy_spent_little() -> None:
                     zip((((1000, 0.8),), ((100, 0.4),)), curves, strict=True)
                 )
             ]
-            comparison.accuracy_against_samples(policies)
+            comparison.metric_against_samples(policies, Goal())
     assert drawn == [(0.5, 0.9), (0.4, 0.8)]

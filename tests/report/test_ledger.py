@@ -22,7 +22,7 @@ def entry(arm: str, **given: Any) -> LedgerEntry:
         "samples_backward": 10_000,
         "steps": 100,
         "seconds": {**NONE, "training": 50.0},
-        "accuracy": 0.9,
+        "metrics": {"accuracy": 0.9},
     }
     return LedgerEntry(arm, **{**values, **given})
 
@@ -73,9 +73,7 @@ def test_nothing_is_guessed_without_a_full_arm_or_a_figure() -> None:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    ledger = Ledger(
-        [entry("full"), CHAIN, entry("odd", seconds={"training": None}, accuracy=None, steps=None)]
-    )
+    ledger = Ledger([entry("full"), CHAIN, entry("odd", seconds={"training": None}, metrics={}, steps=None)])
     path = tmp_path / "ledger.json"
     ledger.save(path)
     assert Ledger.load(path) == ledger
@@ -103,8 +101,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     [
         ({"rows": -1}, "rows"),
         ({"steps": 1.5}, "steps"),
-        ({"accuracy": 97.1}, "accuracy must be between 0 and 1"),
-        ({"accuracy": float("nan")}, "accuracy"),
+        ({"metrics": {"accuracy": 97.1}}, "accuracy must be between 0 and 1"),
+        ({"metrics": {"rmse": float("nan")}}, "rmse must be a finite number"),
+        ({"metrics": 0.9}, "'metrics' must be a mapping"),
         ({"seconds": {"training": float("inf")}}, "seconds of training"),
         ({"seconds": {"traning": 1.0}}, "traning"),
     ],

@@ -177,7 +177,9 @@ def test_the_headline_states_the_change_of_the_accuracy(results: RunResults) -> 
         (0.9861, "98.6 %, 1.0 points higher."),
         (0.9764, "97.6 %, as with the full pool."),
     ):
-        entry = with_entry(with_entry(results, "chain", accuracy=accuracy), "full", accuracy=0.9764)
+        entry = with_entry(
+            with_entry(results, "chain", metrics={"accuracy": accuracy}), "full", metrics={"accuracy": 0.9764}
+        )
         assert headline(entry).endswith(f"; its test accuracy is {says}")
     spent = results.ledger.entry("full").samples_backward
     assert "used 0 % fewer training samples" in headline(with_entry(results, "chain", samples_backward=spent))
@@ -261,9 +263,9 @@ def test_only_full_data(results: RunResults) -> None:
 
 
 def test_no_accuracy_and_no_losses(results: RunResults) -> None:
-    results = with_epochs(results, accuracy=None, loss=None)
+    results = with_epochs(results, metrics={}, loss=None)
     for name in results.arms:
-        results = with_entry(with_arm(results, name, accuracy=None), name, accuracy=None)
+        results = with_entry(with_arm(results, name, metrics={}), name, metrics={})
     page = render(results)
     assert "Not measured: accuracy, training loss." in page
     assert "accuracy" not in headline(results)
@@ -301,7 +303,7 @@ def test_validation_rows_give_curves_and_test_rows_the_final_accuracy(results: R
 
 def test_without_validation_rows_the_final_test_accuracies_are_drawn(results: RunResults) -> None:
     data = replace(results.data, validation=0, validation_from=None)
-    page = render(with_epochs(replace(results, data=data), accuracy=None))
+    page = render(with_epochs(replace(results, data=data), metrics={}))
     Checker(page)
     section = training(page)
     assert page.count("<svg") == 6 and "ot measured" not in section

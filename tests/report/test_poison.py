@@ -20,6 +20,7 @@ from raysel.report.results import (
     ComparedPolicy,
     CompareResults,
     Extremes,
+    Goal,
     Measured,
     Metric,
     PolicyUse,
@@ -55,7 +56,13 @@ def poisoned(value: Any) -> Any:
     if isinstance(value, str):
         return POISON + value
     if isinstance(value, Ledger):
-        return Ledger([replace(one, title=POISON + one.title) for one in value.entries])
+        entries = [
+            replace(one, title=POISON + one.title, metrics=poisoned(dict(one.metrics)))
+            for one in value.entries
+        ]
+        return Ledger(entries, poisoned(value.goal), value.full_samples)
+    if isinstance(value, Goal):
+        return replace(value, metric=POISON + value.metric)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kept = ("format", "path", "own", "budget", "folder", "image", "metric", "statistic")
         names = [field.name for field in dataclasses.fields(value) if field.init and field.name not in kept]
@@ -116,7 +123,7 @@ def test_metrics() -> None:
 @pytest.fixture
 def compared(results: RunResults) -> CompareResults:
     epochs = results.arms["chain"].epochs
-    cells = tuple(Cell(seed, {}, epochs, accuracy=0.9, seconds=1.0) for seed in range(2))
+    cells = tuple(Cell(seed, {}, epochs, {"accuracy": 0.9}, seconds=1.0) for seed in range(2))
     return CompareResults(
         name="name",
         created=results.created,

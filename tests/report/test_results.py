@@ -52,9 +52,19 @@ COMPARED = CompareResults(
             "InfoBatch",
             "sets",
             (
-                Cell(3, {"policy": "InfoBatch", "prune_ratio": 0.5}, (Epoch(0, 8, 8, 2, accuracy=0.5),), 0.6),
                 Cell(
-                    4, {"policy": "InfoBatch"}, (Epoch(0, 8, 6, 2, loss=0.1),), 0.8, max_steps=7, seconds=1.5
+                    3,
+                    {"policy": "InfoBatch", "prune_ratio": 0.5},
+                    (Epoch(0, 8, 8, 2, metrics={"accuracy": 0.5}),),
+                    {"accuracy": 0.6},
+                ),
+                Cell(
+                    4,
+                    {"policy": "InfoBatch"},
+                    (Epoch(0, 8, 6, 2, loss=0.1),),
+                    {"accuracy": 0.8},
+                    max_steps=7,
+                    seconds=1.5,
                 ),
             ),
         )
@@ -99,7 +109,7 @@ def test_each_kind_comes_back_equal_with_its_directory(
     assert loaded == saved and type(loaded) is kind
     assert loaded.path == str(tmp_path.resolve())
     written = json.loads(path.read_text())
-    assert written["format"] == 2 and "path" not in written  # a moved directory keeps its results
+    assert written["format"] == 3 and "path" not in written  # a moved directory keeps its results
     assert loaded.save(tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
@@ -135,10 +145,10 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('{"name": "a", "ledger": {"entries": []}}', "format 1, but this version of raysel reads format 2"),
+        ('{"name": "a", "ledger": {"entries": []}}', "format 1, but this version of raysel reads format 3"),
         ('{"name": "a", "ledger": {"entries": [{"arm": "full"}]}}', "the file has format 1"),
-        ('{"format": 3}', "the file has format 3"),
-        ('{"format": 2}', ": name is damaged"),
+        ('{"format": 2}', "the file has format 2"),
+        ('{"format": 3}', ": name is damaged"),
         ('{"format": "two"}', ": format is damaged"),
         ('{"name": "a", "led', ": the file is damaged"),
         ("[]", ": the file is damaged"),
@@ -159,7 +169,7 @@ def test_what_is_no_file_of_this_format_is_refused(text: str, says: str, tmp_pat
     [
         (("arms", "full", "epochs", 3, "trained"), "many", "arms.full.epochs.3.trained is damaged"),
         (("data", "pool"), 1.5, "data.pool is damaged"),
-        (("ledger", "entries", 0, "accuracy"), 97.6, "accuracy must be between 0 and 1"),
+        (("ledger", "entries", 0, "metrics", "accuracy"), 97.6, "accuracy must be between 0 and 1"),
         (
             ("ledger", "entries", 1, "arm"),
             "full",

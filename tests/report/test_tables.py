@@ -10,7 +10,9 @@ from raysel.report.tables import runs_text
 def results(kept=300, accuracy=0.9, samples=3_000, finished="2026-03-14T09:26:53+00:00", full=True):
     def entry(arm, rows, backward, seconds):
         spent = {**dict.fromkeys(STAGES, 0.0), "training": seconds}
-        return LedgerEntry(arm, arm, rows, 10, samples_backward=backward, seconds=spent, accuracy=accuracy)
+        return LedgerEntry(
+            arm, arm, rows, 10, samples_backward=backward, seconds=spent, metrics={"accuracy": accuracy}
+        )
 
     entries = [entry("full", 1_000, 10_000, 40.0)] if full else []
     entries.append(entry("chain", kept, samples, 10.0))
@@ -22,7 +24,7 @@ def results(kept=300, accuracy=0.9, samples=3_000, finished="2026-03-14T09:26:53
         seed=0,
         config={},
         data=Data(pool=1_000, test=100),
-        arms={"chain": Arm("chain", "GIO", kept, (), accuracy)},
+        arms={"chain": Arm("chain", "GIO", kept, (), {"accuracy": accuracy})},
         ledger=Ledger(entries),
         finished=finished,
     )

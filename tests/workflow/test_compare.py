@@ -109,7 +109,7 @@ def test_a_killed_comparison_does_only_what_is_missing(compared, digits, tmp_pat
 
 def numbers(cell):
     """Everything but the seconds."""
-    return [(e.epoch, e.planned, e.trained, e.steps, e.loss, e.digest) for e in cell.epochs], cell.accuracy
+    return [(e.epoch, e.planned, e.trained, e.steps, e.loss, e.digest) for e in cell.epochs], cell.metrics
 
 
 def fit(flow, out, name):

@@ -22,7 +22,7 @@ ANSWER = {
     "kept": 3,
     "title": "GIO",
     "epochs": [{"loss": 0.25, "digest": "ab"}],
-    "accuracy": None,
+    "metrics": {"accuracy": None},
     "é": float("nan"),
 }
 

@@ -13,7 +13,7 @@ from raysel import Selection
 from raysel.errors import ConfigError, DataError, RunError, StateError
 from raysel.gime import State, measure
 from raysel.report.ledger import Ledger
-from raysel.report.results import Epoch
+from raysel.report.results import Epoch, Goal
 from raysel.workflow import config, steps
 from raysel.workflow.run import run
 from raysel.workflow.steps import train
@@ -81,7 +81,8 @@ def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""
     return {
         "rows": count,
         "epochs": [asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))],
-        "accuracy": None,
+        "metrics": {},
+        "goal": asdict(Goal()),
     }
 
 

@@ -16,7 +16,7 @@ import pytest
 import raysel
 from raysel.data.vectors import to_column
 from raysel.errors import ConfigError, DataError, RunError
-from raysel.report.results import Epoch
+from raysel.report.results import Epoch, Goal
 from raysel.workflow import config, steps
 from raysel.workflow.explain import explain
 from raysel.workflow.run import Progress, run, runs
@@ -55,7 +55,7 @@ def folder(tmp_path):
 def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""):
     count = this.count(rows)
     epoch = asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))
-    return {"rows": count, "epochs": [epoch], "accuracy": 0.5}
+    return {"rows": count, "epochs": [epoch], "metrics": {"accuracy": 0.5}, "goal": asdict(Goal())}
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def test_the_quickstart_does_what_it_says(finished, quickstart):
         chain.seconds["embedding"] > 0 and chain.seconds["selection"] > 0 and full.seconds["embedding"] == 0
     )
     # It learns, and the choice is aimed at the target: the classes 0 to 4.
-    assert full.accuracy > 0.85 and chain.accuracy > 0.85
+    assert full.metrics["accuracy"] > 0.85 and chain.metrics["accuracy"] > 0.85
     kept = {c.label: c.kept for c in results.selection.classes}
     assert sum(kept[str(i)] for i in range(5)) > 3 * sum(kept[str(i)] for i in range(5, 10))
     assert json.loads((out / "ledger.json").read_text()) and "quickstart" in (out / "report.html").read_text()

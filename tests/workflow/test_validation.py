@@ -117,7 +117,7 @@ def test_every_row_that_is_trained_on_is_no_validation_row(cluster, folder):
 
 def accuracies(results):
     return {
-        name: ([epoch.accuracy for epoch in cell.epochs], cell.accuracy)
+        name: ([epoch.metrics.get("accuracy") for epoch in cell.epochs], cell.metrics["accuracy"])
         for name, policy in results.policies.items()
         for cell in policy.cells
     }
@@ -127,7 +127,7 @@ def without_accuracy(results):
     """Everything that was trained, without seconds and test metrics."""
     return {
         name: [
-            (e.planned, e.trained, e.steps, e.loss, e.digest, e.accuracy)
+            (e.planned, e.trained, e.steps, e.loss, e.digest, e.metrics)
             for cell in policy.cells
             for e in cell.epochs
         ]

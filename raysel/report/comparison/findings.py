@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from raysel.report import numbers
-from raysel.report.comparison.rows import accuracy_text, points_text, rows
+from raysel.report.comparison.rows import Row, difference_text, rows, value_text
+from raysel.report.goal import Goal
 from raysel.report.results import CompareResults
 from raysel.report.sections.reading import trusted_files
 
@@ -29,8 +30,16 @@ def headline(results: CompareResults) -> str:
     start = f"With {numbers.percent(own.share)} of the training samples of full data, {own.title}"
     held = [row for row in table if row.budget == "held" and row.difference]
     if not held:
-        return f"{start} reached a test accuracy of {accuracy_text(own)} %. No control was held to this number of samples."
-    words = {"better": "is more accurate than", "tie": "ties with", "worse": "is less accurate than"}
+        reached = value_text(own, results.goal) + (" %" if results.goal.share else "")
+        return (
+            f"{start} reached a test {results.goal.label} of {reached}{results.goal.hint}. No control was held to this "
+            "number of samples."
+        )
+    words = {
+        "better": f"{_is(results.goal, 'better')} than",
+        "tie": "ties with",
+        "worse": f"{_is(results.goal, 'worse')} than",
+    }
     parts = []
     for verdict, verb in words.items():
         titles = [row.title for row in held if row.difference and row.difference.verdict == verdict]
@@ -44,34 +53,62 @@ def headline(results: CompareResults) -> str:
     return f"{start} {_listed(parts)} at the same number of samples."
 
 
+def _is(goal: Goal, verdict: str) -> str:
+    """Return "is more accurate", or "has a better" and the name of another metric."""
+    if goal.metric == "accuracy":
+        return f"is {'more' if verdict == 'better' else 'less'} accurate"
+    return f"has a {verdict} {goal.label}"
+
+
+def _away(row: Row, goal: Goal) -> str:
+    """Return the difference of a row as text, in points for a share, else with the relative difference."""
+    found, words = row.difference, difference_text(row)
+    if goal.share or found is None:
+        return f"{words} points"
+    if found.relative is None:
+        return words
+    return f"{words} ({100 * found.relative:+.1f} %)".replace("-", "\u2212")
+
+
 def findings(results: CompareResults) -> list[str]:
     """Return a sentence per policy compared with the workflow's own, the controls at its budget first."""
-    table = rows(results)
+    table, goal = rows(results), results.goal
     own = next(row for row in table if row.name == results.own)
+    better, worse = _is(goal, "better"), _is(goal, "worse")
+    no_better = (
+        "is not more accurate" if goal.metric == "accuracy" else f"does not have a better {goal.label}"
+    )
     sentences = []
     for row in sorted(table, key=lambda row: row.budget != "held"):
         found = row.difference
         if found is None:
             continue
-        points = f"{points_text(found)} points"
+        points = _away(row, goal)
         if row.budget != "held":
             fewer = 1 - own.samples / row.samples
             spent = f"{numbers.saving(abs(fewer))} {'fewer' if fewer >= 0 else 'more'} samples"
             ends = {
-                "better": f"is more accurate: {points}.",
-                "worse": f"is less accurate: {points}.",
+                "better": f"{better}: {points}.",
+                "worse": f"{worse}: {points}.",
                 "tie": f"ties with it: {points}.",
                 "one seed": f"differs by {points}; one seed does not show whether that is chance.",
             }
             sentences.append(f"With {spent} than {row.title}, {own.title} {ends[found.verdict]}")
         else:
             ends = {
-                "better": f"is more accurate than {row.title}: {points}.",
-                "worse": f"is less accurate than {row.title}: {points}.",
-                "tie": f"is not more accurate than {row.title}: {points}, a tie.",
+                "better": f"{better} than {row.title}: {points}.",
+                "worse": f"{worse} than {row.title}: {points}.",
+                "tie": f"{no_better} than {row.title}: {points}, a tie.",
                 "one seed": f"differs from {row.title} by {points}; one seed does not show whether that is chance.",
             }
             sentences.append(f"At the same number of samples, {own.title} {ends[found.verdict]}")
+    for row in table:
+        odd = [str(seed) for seed, value in zip(results.seeds, row.values, strict=True) if value is None]
+        if odd:
+            sentences.append(
+                f"The test {goal.label} of {row.title} is not a finite number with the {'seed' if len(odd) == 1 else 'seeds'} "
+                f"{', '.join(odd)}, so {row.title} is not compared."
+            )
     return sentences
 
 
@@ -80,20 +117,25 @@ def notes(results: CompareResults) -> list[str]:
     table = rows(results)
     own = next(row for row in table if row.name == results.own)
     seeds = len(results.seeds)
-    error = max(100 * math.sqrt(row.accuracy * (1 - row.accuracy) / results.data.test) for row in table)
+    goal = results.goal
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
-    accuracy = f"Accuracy: share of the {numbers.count(results.data.test)} test rows that the model gets right after the last epoch"
-    minus = f"Difference: accuracy of {own.title} minus that of the policy of the row, in percentage points"
+    test = numbers.count(results.data.test)
+    if goal.metric == "accuracy":
+        metric = f"Accuracy: share of the {test} test rows that the model gets right after the last epoch"
+    else:
+        metric = f"{goal.head}: metric of the model on the {test} test rows after the last epoch; {goal.rule}"
+    minus = f"Difference: {goal.label} of {own.title} minus that of the policy of the row"
+    minus += ", in percentage points" if goal.share else ""
     meanings = [
         f"{row.title} {_MEANINGS[row.name].format(own=own.title)}" for row in table if row.name in _MEANINGS
     ]
     sentences = [
         *([f"What the policies do: {'; '.join(meanings)}."] if meanings else []),
-        f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). {accuracy}, ± standard "
+        f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). {metric}, ± standard "
         f"deviation over the seeds. {minus}, ± standard error over pairs with the same seed."
         if seeds > 1
-        else f"Every policy was trained with one seed ({results.seeds[0]}). {accuracy}. {minus}.",
+        else f"Every policy was trained with one seed ({results.seeds[0]}). {metric}. {minus}.",
         "Samples: back-propagated samples; a row counts once for each epoch that used it. Of full: their share of all rows "
         f"in all epochs. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
         + (f". Controls held to this budget: {', '.join(held)}" if held else "")
@@ -101,15 +143,26 @@ def notes(results: CompareResults) -> list[str]:
         + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy decays to "
         "zero at its own last step.",
         "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over the pairs). Each "
-        "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test rows, which are only a sample of all "
-        f"possible rows: because of this, each accuracy has a standard error of up to {error:.2f} points, which the standard "
-        "deviation over the seeds does not include.",
+        "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test "
+        f"rows, which are only a sample of all possible rows: {_error(table, goal, results.data.test)}.",
         "Seconds: time of training and planning in one process with one thread, without start-up. It depends on what else "
         "the machine was doing, so compare the numbers of samples and steps instead.",
     ]
     if results.trusted:
         sentences.append(trusted_files(results.trusted))
     return sentences
+
+
+def _error(table: Sequence[Row], goal: Goal, test_rows: int) -> str:
+    """Return a clause about the error that results from the choice of the test rows."""
+    values = [row.value for row in table if row.value is not None]
+    if goal.metric != "accuracy" or not values:
+        return "the standard deviation over the seeds does not include the error that results from this"
+    found = max(100 * math.sqrt(value * (1 - value) / test_rows) for value in values)
+    return (
+        f"because of this, each accuracy has a standard error of up to {found:.2f} points, which the standard deviation over "
+        "the seeds does not include"
+    )
 
 
 def _listed(parts: Sequence[str]) -> str:

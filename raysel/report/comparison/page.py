@@ -14,9 +14,9 @@ from raysel.report.comparison.tables import table_cells
 from raysel.report.figures.colours import arm_colours
 from raysel.report.figures.comparison import (
     PolicyCurves,
-    accuracy_against_samples,
     comparison_png,
-    final_accuracies,
+    final_metrics,
+    metric_against_samples,
 )
 from raysel.report.results import CompareResults
 from raysel.report.sections.opening import roles, rows_per_role
@@ -26,7 +26,7 @@ from raysel.report.sections.training import NO_VALIDATION
 
 def write_png(results: CompareResults, path: str | os.PathLike[str]) -> Path:
     """Write the two figures of the page side by side as one PNG, completely or not at all."""
-    write_bytes(path, comparison_png(_drawn(results), results.name))
+    write_bytes(path, comparison_png(_drawn(results), results.name, results.goal, len(results.seeds)))
     return Path(path)
 
 
@@ -34,8 +34,11 @@ def render(results: CompareResults) -> str:
     """Return the comparison as one HTML page that fetches nothing; the same results make the same text."""
     drawn = _drawn(results)
     table = rows(results)
+    goal = results.goal
+    label, heading = html.text(goal.label), html.text(goal.head)
+    odd = "below" if goal.direction == "max" else "above"
     colours = dict(zip(results.policies, (one.colour for one in drawn), strict=True))
-    head, *body = table_cells(results, compact=False)
+    (*head, value, minus), *body = table_cells(results, compact=False)
     for cells, row in zip(body, table, strict=True):
         tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
         tag = ' <span class="tag">not held to the budget</span>' if row.budget == "free" else tag
@@ -43,19 +46,19 @@ def render(results: CompareResults) -> str:
     own = results.policies[results.own].title
     cards = [
         html.card(
-            accuracy_against_samples(drawn),
-            "Accuracy against samples",
-            "Accuracy on the validation rows after each epoch, against the number of samples back-propagated until then. Each "
-            "thin line is one seed, and each colour one policy; accuracies of the first epochs that are below the range of the axis are "
-            "not shown. Compare only the ends of the lines, because the learning rate is still high before them."
+            metric_against_samples(drawn, goal),
+            f"{heading} against samples",
+            f"{heading} on the validation rows after each epoch, against the number of samples back-propagated until then. Each "
+            f"thin line is one seed, and each colour one policy; {html.text(goal.plural)} after the first epochs that are {odd} the "
+            "range of the axis are not shown. Compare only the ends of the lines, because the learning rate is still high before them."
             if any(one.curves for one in drawn)
-            else "Accuracy on the test rows after the last epoch, against the number of samples back-propagated in all. Each "
+            else f"{heading} on the test rows after the last epoch, against the number of samples back-propagated in all. Each "
             f"dot is one seed, and each colour one policy. {NO_VALIDATION}",
         ),
         html.card(
-            final_accuracies(drawn),
-            "Final accuracy",
-            "Accuracy on the test rows after the last epoch. Open dots: one per seed. Bar: mean over the seeds ± one standard "
+            final_metrics(drawn, goal),
+            f"Final {label}",
+            f"{heading} on the test rows after the last epoch. Open dots: one per seed. Bar: mean over the seeds ± one standard "
             f"deviation. Vertical line: mean of {html.text(own)}. The table under “Policies” has the differences between the means.",
         ),
     ]
@@ -77,9 +80,13 @@ def render(results: CompareResults) -> str:
     opening = (
         f'<header>\n<p class="kicker">raysel compare</p>\n<h1>{name.replace("_", "_<wbr>")}</h1>\n'
         f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
-        f'<p class="facts">{" · ".join(facts)}</p>\n<p class="note">{roles(results.data)}</p>\n</header>'
+        f'<p class="facts">{" · ".join(facts)}</p>\n<p class="note">{roles(results.data, goal)}</p>\n</header>'
     )
-    heads = [name[0].upper() + name[1:].removesuffix(", points") for name in head]
+    heads = [
+        *(name[0].upper() + name[1:] for name in head),
+        f"{html.text(value[:1].upper() + value[1:])}{goal.hint}",
+        minus[0].upper() + minus[1:].removesuffix(", points"),
+    ]
     sections = [
         opening,
         html.section("Policies", f'<p class="lead">{lead}</p>\n{html.table(heads, body)}'),
@@ -101,12 +108,13 @@ def _drawn(results: CompareResults) -> list[PolicyCurves]:
         ends, curves = [], []
         for cell in policy.cells:
             spent = list(accumulate(epoch.trained for epoch in cell.epochs))
-            ends.append((spent[-1], cell.accuracy))
+            end = results.goal.value(cell.metrics)
+            ends += [] if end is None else [(spent[-1], end)]
             curves.append(
                 tuple(
-                    (samples, epoch.accuracy)
+                    (samples, value)
                     for samples, epoch in zip(spent, cell.epochs, strict=True)
-                    if epoch.accuracy is not None
+                    if (value := results.goal.value(epoch.metrics)) is not None
                 )
             )
         drawn.append(

@@ -7,7 +7,7 @@ import textwrap
 from raysel.core.markdown import literal
 from raysel.report import numbers
 from raysel.report.comparison.findings import findings, headline, many, notes
-from raysel.report.comparison.rows import accuracy_text, points_text, rows
+from raysel.report.comparison.rows import difference_text, rows, value_text
 from raysel.report.results import CompareResults
 
 WIDTH = 100
@@ -28,10 +28,10 @@ def text(results: CompareResults) -> str:
         lines.append("  ".join([first.ljust(widths[0]), *numbers_]).rstrip())
         lines += rest
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    own = results.policies[results.own].title
+    own, goal = results.policies[results.own].title, results.goal
     several = len(results.seeds) > 1
     meaning = [
-        "Samples: back-propagated. Accuracy: on the test rows"
+        f"Samples: back-propagated. {goal.head}: on the test rows{goal.hint}"
         + (f", ± standard deviation over {many(len(results.seeds), 'seed')}" if several else "")
         + f". Difference: {own} minus the policy of the row"
         + (", ± standard error over pairs with the same seed." if several else "."),
@@ -46,7 +46,7 @@ def text(results: CompareResults) -> str:
 def markdown(results: CompareResults) -> str:
     """Return the table, the findings and the notes as Markdown."""
     head, *body = table_cells(results, compact=False)
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    lines = [f"| {' | '.join(map(literal, head))} |", "|---|" + "---:|" * (len(head) - 1)]
     lines += [f"| {' | '.join(literal(cell) for cell in row)} |" for row in body]
     said = "\n".join(f"- {literal(sentence)}" for sentence in findings(results))
     below = "\n\n".join(map(literal, notes(results)))
@@ -57,7 +57,17 @@ def markdown(results: CompareResults) -> str:
 def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
     """Return header and rows as text."""
     number = numbers.compact if compact else numbers.count
-    head = ["policy", "samples", "of full", "steps", "seconds", "accuracy, %", "difference, points"]
+    goal = results.goal
+    units = (", %", ", points") if goal.share else ("", "")
+    head = [
+        "policy",
+        "samples",
+        "of full",
+        "steps",
+        "seconds",
+        goal.label + units[0],
+        "difference" + units[1],
+    ]
     return [
         head,
         *(
@@ -67,8 +77,8 @@ def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
                 numbers.percent(row.share),
                 number(round(row.steps)),
                 numbers.seconds(row.seconds),
-                accuracy_text(row),
-                points_text(row.difference) if row.difference else "",
+                value_text(row, goal),
+                difference_text(row),
             ]
             for row in rows(results)
         ),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from raysel.report.figures.colours import MUTED
+from raysel.report.goal import Goal
 
 TICK_STEPS = (1, 2, 2.5, 5, 10)  # ticks people count in
 
 
 def set_titles(axes: Any, *, x: str, y: str, above: float = 12) -> None:
-    """Write the title of x below its axis and that of y above the axes, ``above`` points higher."""
-    """Write the title of x below its axis and that of y above the axes, ``above`` points higher."""
     """Write the title of x below its axis and that of y above the axes, ``above`` points higher."""
     axes.set_xlabel(x, labelpad=5)
     axes.annotate(
@@ -29,8 +29,6 @@ def set_titles(axes: Any, *, x: str, y: str, above: float = 12) -> None:
 
 
 def set_ticks(axes: Any, *, x: Any, y: Any, integers: bool = False) -> None:
-    """Set about five ticks per axis, written by the functions ``x`` and ``y``; ``integers`` is about x."""
-    """Set about five ticks per axis, written by the functions ``x`` and ``y``; ``integers`` is about x."""
     """Set about five ticks per axis, written by the functions ``x`` and ``y``; ``integers`` is about x."""
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS, integer=integers))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
@@ -51,9 +49,19 @@ def set_y_range(
     return low, high
 
 
+def set_metric_range(
+    axes: Any, curves: Sequence[Sequence[tuple[float, float]]], goal: Goal, begin: float
+) -> tuple[float, float]:
+    """Let the y axis show the points (x, y) of the curves from ``begin`` on, and the last point of every curve.
+
+    The values of an untrained network would press the rest into a line, so the points before ``begin`` may be outside.
+    """
+    shown = [y for curve in curves for x, y in curve if x >= begin or (x, y) == curve[-1]]
+    within = (0.0, 1.0) if goal.share else (-math.inf, math.inf)
+    return set_y_range(axes, min(shown), max(shown), within=within)
+
+
 def thousands(value: float) -> str:
-    """Return a number with thousands separators, from a million on in millions."""
-    """Return a number with thousands separators, from a million on in millions."""
     """Return a number with thousands separators, from a million on in millions."""
     return (
         f"{value:,.0f}"
@@ -73,3 +81,8 @@ def signed(value: float) -> str:
 def percent(value: float) -> str:
     """Return a share as a percentage with the digits it needs."""
     return f"{100 * value:g} %"
+
+
+def plain_number(value: float) -> str:
+    """Return a number with the digits it needs and a true minus."""
+    return f"{value:,.6g}".replace("-", "\u2212")

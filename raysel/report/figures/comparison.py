@@ -10,10 +10,19 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from raysel.report.figures.axis import TICK_STEPS, percent, set_ticks, set_titles, set_y_range, thousands
+from raysel.report.figures.axis import (
+    TICK_STEPS,
+    percent,
+    plain_number,
+    set_metric_range,
+    set_ticks,
+    set_titles,
+    thousands,
+)
 from raysel.report.figures.canvas import WIDTH, add_axes, new_figure, to_png, to_svg
 from raysel.report.figures.colours import MUTED
-from raysel.report.figures.text import SIZE, draw_words, plain, shorten, text_width
+from raysel.report.figures.text import SIZE, draw_words, metric_name, plain, shorten, text_width
+from raysel.report.goal import Goal
 
 
 @dataclass(frozen=True)
@@ -27,10 +36,10 @@ class PolicyCurves:
     own : bool
         Whether it is the workflow's own policy.
     ends : tuple of (int, float)
-        Per seed, the number of back-propagated samples and the accuracy on the test rows after the last epoch.
+        Per seed, the number of back-propagated samples and the reported metric on the test rows after the last epoch.
     curves : tuple of tuple of (int, float)
-        Per seed, the number of back-propagated samples and the accuracy on the validation rows after each epoch; empty without
-        validation rows.
+        Per seed, the number of back-propagated samples and the reported metric on the validation rows after each epoch;
+        empty without validation rows.
     """
 
     title: str
@@ -40,45 +49,47 @@ class PolicyCurves:
     curves: tuple[tuple[tuple[int, float], ...], ...] = ()
 
 
-def accuracy_against_samples(policies: Sequence[PolicyCurves]) -> str:
-    """Draw the accuracy against the samples back-propagated in a comparison.
+def metric_against_samples(policies: Sequence[PolicyCurves], goal: Goal) -> str:
+    """Draw the reported metric against the samples back-propagated in a comparison.
 
-    A thin line per seed shows the accuracy on the validation rows. Without validation rows, a dot per seed shows
-    the accuracy on the test rows after the last epoch.
+    A thin line per seed shows the metric on the validation rows. Without validation rows, a dot per seed shows
+    the metric on the test rows after the last epoch.
     """
-    if not policies:
+    if not any(policy.ends for policy in policies):
         return ""
     with new_figure(height=250 + 15.0 * len(_key_rows(policies))) as figure:
-        _courses(figure, policies)
-        return to_svg(figure, "courses", "Accuracy against samples back-propagated, by policy and seed")
+        _courses(figure, policies, goal)
+        return to_svg(figure, "courses", f"{goal.head} against samples back-propagated, by policy and seed")
 
 
-def final_accuracies(policies: Sequence[PolicyCurves]) -> str:
-    """Draw the accuracies on the test rows in a comparison: seeds, mean and standard deviation of each policy.
+def final_metrics(policies: Sequence[PolicyCurves], goal: Goal) -> str:
+    """Draw the reported metric on the test rows in a comparison: seeds, mean and standard deviation of each policy.
 
     A line marks the mean of the workflow's own policy.
     """
+    policies = [policy for policy in policies if policy.ends]
     if not policies:
         return ""
     with new_figure(height=58 + 44.0 * len(policies)) as figure:
-        _ends(figure, policies)
-        return to_svg(figure, "ends", "Final accuracy by policy")
+        _ends(figure, policies, goal)
+        return to_svg(figure, "ends", f"Final {goal.label} by policy")
 
 
-def comparison_png(policies: Sequence[PolicyCurves], name: str) -> bytes:
+def comparison_png(policies: Sequence[PolicyCurves], name: str, goal: Goal, seeds: int) -> bytes:
     """Return both figures of a comparison side by side under the workflow's name, as PNG."""
     head = 34.0
+    policies = [policy for policy in policies if policy.ends]
     tall = max(250 + 15.0 * len(_key_rows(policies)), 58 + 44.0 * len(policies))
     with new_figure(tall + head, width=2 * WIDTH + 24) as figure:
-        seeds = len(policies[0].ends)
         title = f"{plain(name)}: {seeds} seed{'' if seeds == 1 else 's'}"
         figure.text(8 / figure.bbox.width, 1 - 22 / figure.bbox.height, title, fontweight="bold", fontsize=12)
-        _courses(figure, policies, above=head)
-        _ends(figure, policies, before=WIDTH + 24, above=head)
+        if policies:
+            _courses(figure, policies, goal, above=head)
+            _ends(figure, policies, goal, before=WIDTH + 24, above=head)
         return to_png(figure)
 
 
-def _courses(figure: Figure, policies: Sequence[PolicyCurves], above: float = 0.0) -> None:
+def _courses(figure: Figure, policies: Sequence[PolicyCurves], goal: Goal, above: float = 0.0) -> None:
     """In the figure's left ``WIDTH`` points, ``above`` points below its top."""
     key = _key_rows(policies)
     for line, words in enumerate(key):
@@ -98,19 +109,21 @@ def _courses(figure: Figure, policies: Sequence[PolicyCurves], above: float = 0.
     ]
     most = max(x for _, curve in curves for x, _ in curve)
     axes.set_xlim(0, 1.03 * most)
-    # An untrained network's accuracy would press the rest into a line: the first quarter may run out below.
-    shown = [y for _, curve in curves for x, y in curve if x >= most / 4 or (x, y) == curve[-1]]
-    set_y_range(axes, min(shown), max(shown), within=(0.0, 1.0))
+    set_metric_range(axes, [curve for _, curve in curves], goal, most / 4)
     for colour, curve in curves:
         xs, ys = zip(*curve, strict=True)
         axes.plot(xs, ys, color=colour, linewidth=0.9, alpha=0.7)
         axes.plot(xs[-1:], ys[-1:], "o", color=colour, markersize=3.5, clip_on=False, zorder=3)
-    set_ticks(axes, x=thousands, y=percent)
+    set_ticks(axes, x=thousands, y=percent if goal.share else plain_number)
     so_far, rows = (" so far", "validation") if validated else ("", "test")
-    set_titles(axes, x=f"samples back-propagated{so_far}", y=f"accuracy on the {rows} rows")
+    set_titles(
+        axes, x=f"samples back-propagated{so_far}", y=f"{metric_name(goal)} on the {rows} rows{goal.hint}"
+    )
 
 
-def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0, above: float = 0.0) -> None:
+def _ends(
+    figure: Figure, policies: Sequence[PolicyCurves], goal: Goal, before: float = 0.0, above: float = 0.0
+) -> None:
     """From ``before`` points on the left, ``above`` points below the figure's top."""
     room = 0.45 * WIDTH
     step = 44.0
@@ -127,7 +140,7 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
     means = [math.fsum(y for _, y in end) / len(end) for end in ends]
     low = min(*everything, *(m - s for m, s in zip(means, spreads, strict=True)))
     high = max(*everything, *(m + s for m, s in zip(means, spreads, strict=True)))
-    margin = 0.06 * (high - low) or 0.002
+    margin = 0.06 * (high - low) or 0.002 * (abs(high) or 1.0)
     axes.set_xlim(low - margin, high + margin)
     for place, (policy, end) in enumerate(zip(policies, ends, strict=True)):
         y, colour = step * (place + 0.5), policy.colour
@@ -137,7 +150,7 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
             means[place], y + 5, xerr=spreads[place], color=colour, marker="|", markersize=11, capsize=0, zorder=3
         )  # fmt: skip
         axes.plot(
-            [share for _, share in end],
+            [value for _, value in end],
             [y - 7] * len(end),
             "o",
             markersize=5,
@@ -153,8 +166,11 @@ def _ends(figure: Figure, policies: Sequence[PolicyCurves], before: float = 0.0,
         axes.annotate(samples, (0, y), (-12, -1), color=MUTED, fontsize=SIZE - 1, va="top", **look)
     axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(5, steps=TICK_STEPS))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
-    axes.set_xlabel("test accuracy after the last epoch\ndots: seeds; bar: mean ± SD", labelpad=5)
+    write = (lambda value: f"{100 * value:.4g} %") if goal.share else plain_number
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    axes.set_xlabel(
+        f"test {metric_name(goal)} after the last epoch{goal.hint}\ndots: seeds; bar: mean ± SD", labelpad=5
+    )
 
 
 def _key_rows(policies: Sequence[PolicyCurves]) -> list[list[tuple[str, str]]]:

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextToPath
 
 from raysel.report.figures.colours import INK
+from raysel.report.goal import Goal
 
 SIZE = 10.2  # points; labels
 
@@ -32,13 +33,17 @@ def text_width(text: str, bold: bool = False) -> float:
 
 def shorten(text: str, room: float, bold: bool = False) -> str:
     """Return text of at most ``room`` points, cut with an ellipsis."""
-    """Return text of at most ``room`` points, cut with an ellipsis."""
     if len(text) <= room and text_width(text, bold) <= room:
         return text
     text = text[: int(room)]  # a character is wider than a point
     while text and text_width(text + "…", bold) > room:
         text = text[:-1]
     return text.rstrip() + "…"
+
+
+def metric_name(goal: Goal) -> str:
+    """Return the label of the reported metric, cut where it would not fit above a figure."""
+    return shorten(plain(goal.label), 130)
 
 
 def draw_words(

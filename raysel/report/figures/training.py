@@ -1,4 +1,4 @@
-"""Figures of the arms of a run: planned samples, training loss and accuracy."""
+"""Figures of the arms of a run: planned samples, training loss and the reported metric."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 from typing import Literal
 
-from raysel.report import numbers
-from raysel.report.figures.axis import percent, set_ticks, set_titles, set_y_range, signed, thousands
+from raysel.report.figures.axis import (
+    percent,
+    plain_number,
+    set_metric_range,
+    set_ticks,
+    set_titles,
+    set_y_range,
+    signed,
+    thousands,
+)
 from raysel.report.figures.canvas import WIDTH, add_axes, new_figure, to_svg
 from raysel.report.figures.colours import arm_colours
 from raysel.report.figures.line_labels import axes_with_labels, label_ends
-from raysel.report.figures.text import plain, shorten, text_width
+from raysel.report.figures.text import metric_name, plain, shorten, text_width
+from raysel.report.goal import Goal
 from raysel.report.results import Arm, Epoch
 
 
@@ -72,32 +81,33 @@ def loss_curves(arms: Mapping[str, Arm]) -> str:
         return to_svg(figure, "loss", "Training loss in each epoch")
 
 
-def accuracy_curves(arms: Mapping[str, Arm]) -> str:
-    """Draw the accuracy on the validation rows against the samples back-propagated so far.
+def metric_curves(arms: Mapping[str, Arm], goal: Goal) -> str:
+    """Draw the reported metric on the validation rows against the samples back-propagated so far.
 
     An arm's line ends at the number of samples that it spent.
     """
-    series = _series(arms, lambda epoch: epoch.accuracy)
-    points = {arm: [(spent, share) for _, spent, share in found] for arm, found in series.items()}
-    return _accuracies(arms, points, "validation")
+    series = _series(arms, lambda epoch: goal.value(epoch.metrics))
+    points = {arm: [(spent, value) for _, spent, value in found] for arm, found in series.items()}
+    return _metrics(arms, points, "validation", goal)
 
 
-def final_test_accuracies(arms: Mapping[str, Arm]) -> str:
-    """Draw the accuracy on the test rows after the last epoch against the samples back-propagated, one dot per arm."""
+def final_metrics(arms: Mapping[str, Arm], goal: Goal) -> str:
+    """Draw the reported metric on the test rows after the last epoch against the samples back-propagated, one dot per arm."""
     points = {
-        name: [(sum(epoch.trained for epoch in arm.epochs), arm.accuracy)]
+        name: [(sum(epoch.trained for epoch in arm.epochs), value)]
         for name, arm in arms.items()
-        if arm.accuracy is not None and math.isfinite(arm.accuracy)
+        if (value := goal.value(arm.metrics)) is not None
     }
-    return _accuracies(arms, points, "test")
+    return _metrics(arms, points, "test", goal)
 
 
-def _accuracies(
+def _metrics(
     arms: Mapping[str, Arm],
     series: Mapping[str, Sequence[tuple[int, float]]],
     rows: Literal["validation", "test"],
+    goal: Goal,
 ) -> str:
-    """Draw lines or single dots through the points (samples back-propagated, accuracy) of each arm."""
+    """Draw lines or single dots through the points (samples back-propagated, metric) of each arm."""
     if not series:
         return ""
     colours = arm_colours(list(arms))
@@ -112,14 +122,19 @@ def _accuracies(
     with new_figure(height=226 + row * len(order)) as figure:
         axes = add_axes(figure, left=44, right=18, top=34 + row * len(order), bottom=38)
         tall = axes.get_position().height * figure.bbox.height
-        everything = [y for points in series.values() for _, y in points]
-        low, high = set_y_range(axes, min(everything), max(everything), within=(0.0, 1.0))
         most = max(x for x, _ in ends.values()) or 1
+        begin = 0 if goal.share else most / 4
+        low, high = set_metric_range(axes, list(series.values()), goal, begin)
         axes.set_xlim(0, most * 1.02)
         for arm, points in series.items():
             xs, ys = zip(*points, strict=True)
             axes.plot(
-                xs, ys, color=colours[arm], marker="o" if len(xs) == 1 else "", markersize=5, clip_on=False
+                xs,
+                ys,
+                color=colours[arm],
+                marker="o" if len(xs) == 1 else "",
+                markersize=5,
+                clip_on=not goal.share and len(xs) > 1,
             )
         for place, arm in enumerate(order):
             x, y = ends[arm]
@@ -129,7 +144,7 @@ def _accuracies(
             )
             axes.plot([x], [y], "o", color=colours[arm], markersize=5, clip_on=False, zorder=3)
             right = x > middle
-            ending = f" {numbers.percent(y)}"
+            ending = f" {goal.text(y)}"
             place_x = 44 + (WIDTH - 44 - 18) * x / (most * 1.02)
             room = (place_x if right else WIDTH - place_x) - 10 - text_width(ending, bold=True)
             axes.annotate(
@@ -144,13 +159,18 @@ def _accuracies(
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
                 annotation_clip=False,
             )
-        set_ticks(axes, x=thousands, y=percent)
+        set_ticks(axes, x=thousands, y=percent if goal.share else plain_number)
         so_far = " so far" if rows == "validation" else ""
         # Above the names, since a stem from an end near the left would cross it elsewhere.
         above = 24 + row * (len(order) - 1) + 13
-        set_titles(axes, x=f"samples back-propagated{so_far}", y=f"accuracy on the {rows} rows", above=above)
-        title = f"Accuracy on the {rows} rows against samples back-propagated"
-        return to_svg(figure, "accuracy", title)
+        set_titles(
+            axes,
+            x=f"samples back-propagated{so_far}",
+            y=f"{metric_name(goal)} on the {rows} rows{goal.hint}",
+            above=above,
+        )
+        title = f"{goal.head} on the {rows} rows against samples back-propagated"
+        return to_svg(figure, "metric", title)
 
 
 def _series(

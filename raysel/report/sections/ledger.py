@@ -27,7 +27,7 @@ def ledger_section(ledger: Ledger) -> str:
         "Seconds",
         "Saved in samples",
         "Saved in time",
-        "Test accuracy",
+        f"Test {html.text(ledger.goal.label)}",
     ]
     rows = [
         [
@@ -40,7 +40,7 @@ def ledger_section(ledger: Ledger) -> str:
             numbers.seconds(entry.total_seconds),
             _saved(entry.arm, ledger.saving_samples(entry.arm)),
             _saved(entry.arm, ledger.saving_seconds(entry.arm)),
-            numbers.percent(entry.accuracy),
+            ledger.goal.text(ledger.goal.value(entry.metrics)),
         ]
         for entry in ledger.entries
     ]
@@ -63,8 +63,16 @@ def ledger_section(ledger: Ledger) -> str:
             f"<strong>Saved</strong>: 1 − (cost of the arm) ÷ (cost of “{html.text(full.title)}”). A negative number means that "
             f"the arm cost more than “{html.text(full.title)}”."
         )
+    elif ledger.full_samples is not None:
+        note += (
+            f"<strong>Saved in samples</strong>: 1 − (samples of the arm) ÷ {numbers.count(ledger.full_samples)}, which is the "
+            "number of pool rows times the number of epochs. The saving in time is not known, because no arm was trained on the "
+            "full pool."
+        )
     else:
         note += "No saving is given, because no arm was trained on the full pool, whose cost a saving is compared with."
+    if ledger.goal.direction == "min":
+        note += f" <strong>Test {html.text(ledger.goal.label)}</strong>: lower is better."
     table = html.table(heads, rows)
     return html.section("Ledger", f'<p class="lead">{lead}</p>\n{table}<p class="note">{note}</p>')
 

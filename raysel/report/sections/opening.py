@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from raysel.report import html, numbers
+from raysel.report.goal import Goal
 from raysel.report.ledger import REFERENCE, Ledger, LedgerEntry
 from raysel.report.results import Data, RunResults
 from raysel.report.sections.ledger import arm_name
@@ -13,8 +14,8 @@ _SELECTING = ("embedding", "metrics", "selection", "planning")  # stages of the 
 
 
 def headline(results: RunResults) -> str:
-    """Return the results of a run in one sentence of plain text: rows selected, savings, change of the accuracy."""
-    ledger, selection = results.ledger, results.selection
+    """Return the results of a run in one sentence of plain text: rows selected, savings, change of the metric."""
+    ledger, selection, goal = results.ledger, results.selection, results.goal
     parts = []
     if selection:
         kept, pool = numbers.count(selection.kept), numbers.count(selection.pool)
@@ -26,16 +27,26 @@ def headline(results: RunResults) -> str:
     elif full is None:
         epochs = html.many(arm.epochs, "epoch")
         samples = "" if arm.samples_backward is None else f"{numbers.count(arm.samples_backward)} samples in "
-        parts.append(f"{arm.title} trained on {samples}{epochs}{_reached(arm, full)}")
-        parts.append("no arm of this run was trained on the full pool, so the savings are not known")
+        parts.append(f"{arm.title} trained on {samples}{epochs}{_reached(goal, arm, full)}")
+        saved = ledger.saving_samples(arm.arm)
+        if saved is None:
+            parts.append("no arm of this run was trained on the full pool, so the savings are not known")
+        else:
+            parts.append(
+                f"this is {_less(saved, 'samples', 'fewer', 'more')} than the {numbers.count(ledger.full_samples)} of all "
+                "pool rows in all epochs"
+            )
+            parts.append(
+                "no arm of this run was trained on the full pool, so the saving in time is not known"
+            )
     elif arm is full:
         parts.append(
             f"training used the full pool, {html.many(arm.rows, 'row')} for {html.many(arm.epochs, 'epoch')}"
-            f"{_reached(arm, full)}"
+            f"{_reached(goal, arm, full)}"
         )
     else:
         parts.append(f"{arm.title} {_spent(ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm))}")
-        parts += [_reached(arm, full)] if arm.accuracy is not None else []
+        parts += [_reached(goal, arm, full)] if goal.value(arm.metrics) is not None else []
     sentence = "; ".join(parts) + "."
     return sentence[0].upper() + sentence[1:]
 
@@ -74,7 +85,7 @@ def opening_section(results: RunResults, name: str) -> str:
     title = name.replace("_", "_<wbr>")  # where a long name may break
     below = "".join(
         f'<p class="note">{words}</p>\n'
-        for words in (html.bound(html.text(overhead(results))), roles(results.data))
+        for words in (html.bound(html.text(overhead(results))), roles(results.data, results.goal))
         if words
     )
     return (
@@ -97,7 +108,7 @@ def rows_per_role(data: Data) -> list[str]:
     ]
 
 
-def roles(data: Data) -> str:
+def roles(data: Data, goal: Goal) -> str:
     """Return what each role is for, as HTML; roles without rows are left out."""
     meanings = [
         (data.pool, "pool", "the rows to select from and to train on"),
@@ -105,12 +116,12 @@ def roles(data: Data) -> str:
         (
             data.validation,
             "validation rows",
-            "rows that measure the accuracy after each epoch; no model is trained on them",
+            f"rows that measure the {html.text(goal.label)} after each epoch; no model is trained on them",
         ),
         (
             data.test,
             "test rows",
-            "rows that measure the accuracy after the last epoch; no model is trained on them",
+            f"rows that measure the {html.text(goal.label)} after the last epoch; no model is trained on them",
         ),
     ]
     known = [f"<strong>{name}</strong>: {words}" for rows, name, words in meanings if rows]
@@ -118,7 +129,7 @@ def roles(data: Data) -> str:
 
 
 def _tiles(results: RunResults) -> str:
-    ledger = results.ledger
+    ledger, goal = results.ledger, results.goal
     arm, full = subject(ledger), ledger.entry(REFERENCE)
     tiles = []
     selection = results.selection
@@ -126,20 +137,25 @@ def _tiles(results: RunResults) -> str:
         kept, pool = selection.kept, selection.pool
         below = f"{numbers.count(kept)} of {numbers.count(pool)} pool rows"
         tiles.append(("Rows selected", numbers.percent(kept / pool), below, False))
-    if arm and full and arm is not full:
+    if arm and arm is not full:
         samples, time = ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)
         if samples is not None:
-            below = f"{numbers.count(arm.samples_backward)} instead of {numbers.count(full.samples_backward)} samples"
+            below = f"{numbers.count(arm.samples_backward)} instead of {numbers.count(ledger.reference_samples)} samples"
+            below += "" if full else ", those of all pool rows in all epochs"
             tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
-        if time is not None:
+        if full and time is not None:
             spent, reference = numbers.seconds(arm.total_seconds), numbers.seconds(full.total_seconds)
             below = f"{spent} s instead of {reference} s, with selection and start-up"
             tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
-    if arm and arm.accuracy is not None:
-        below = "share of the test rows that the model classifies correctly"
-        if full and full is not arm and full.accuracy is not None:
-            below = f"{numbers.percent(full.accuracy)} when trained on the full pool; one seed each"
-        tiles.append(("Test accuracy", numbers.percent(arm.accuracy), below, False))
+    reached = goal.value(arm.metrics) if arm else None
+    if arm and reached is not None:
+        plain = goal.metric == "accuracy"
+        below = "share of the test rows that the model classifies correctly" if plain else goal.rule
+        fulls = goal.value(full.metrics) if full and full is not arm else None
+        if fulls is not None:
+            below = f"{goal.text(fulls)} when trained on the full pool; one seed each"
+            below += "" if plain else f"; {goal.rule}"
+        tiles.append((f"Test {html.text(goal.label)}", goal.text(reached), below, False))
     if not tiles:
         return ""
     items = "\n".join(
@@ -180,16 +196,15 @@ def _less(saving: float, unit: str, less: str, more: str) -> str:
     return f"{amount} {less if saving >= 0 else more} {unit}"
 
 
-def _reached(arm: LedgerEntry, full: LedgerEntry | None) -> str:
-    """Return the test accuracy of an arm, and its difference from that of the full pool, as a clause."""
-    if arm.accuracy is None:
+def _reached(goal: Goal, arm: LedgerEntry, full: LedgerEntry | None) -> str:
+    """Return the test metric of an arm, and its difference from that of the full pool, as a clause."""
+    reached = goal.value(arm.metrics)
+    if reached is None:
         return ""
-    accuracy = numbers.percent(arm.accuracy)
     if full is None or full is arm:
-        return f" and reached a test accuracy of {accuracy}"
-    if full.accuracy is None:
-        return f"its test accuracy is {accuracy}"
-    points = 100 * (arm.accuracy - full.accuracy)
-    if abs(points) < 0.05:
-        return f"its test accuracy is {accuracy}, as with the full pool"
-    return f"its test accuracy is {accuracy}, {abs(points):.1f} points {'higher' if points > 0 else 'lower'}"
+        return f" and reached a test {goal.label} of {goal.text(reached)}{goal.hint}"
+    words = f"its test {goal.label} is {goal.text(reached)}"
+    reference = goal.value(full.metrics)
+    if reference is None:
+        return words
+    return f"{words}, {goal.change(reached, reference) or 'as with the full pool'}"

@@ -6,16 +6,20 @@ import math
 from collections.abc import Iterable, Sequence
 
 from raysel.report import html
+from raysel.report.goal import Goal
 from raysel.report.results import Data, RunResults
 
 
 def reading_section(results: RunResults) -> str:
     """Return the section that says how to read the page."""
-    error = standard_error(results.data, (entry.accuracy for entry in results.ledger.entries))
+    goal = results.goal
+    error = standard_error(
+        results.data, goal, (goal.value(entry.metrics) for entry in results.ledger.entries)
+    )
     items = [
         (
             f"One seed ({html.text(results.seed)}) does not show which arm is better.",
-            "Each arm was trained once, so a difference in accuracy between two arms may be due to chance, and another seed can "
+            f"Each arm was trained once, so a difference in {html.text(goal.label)} between two arms may be due to chance, and another seed can "
             "reverse it. "
             f"{error} Before you decide for a policy, compare it with controls over several seeds with <code>raysel compare</code>.",
         ),
@@ -24,8 +28,8 @@ def reading_section(results: RunResults) -> str:
             "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). The cost is time or samples. Time includes "
             "embedding, metrics, selection, planning and start-up. Samples are counted when they are back-propagated, "
             "because this takes most of the computation. A negative saving means that the arm cost more than training on "
-            "the full pool. No saving is given if no arm was trained on the full pool, or if a number for the saving was "
-            "not measured.",
+            "the full pool. Without an arm that was trained on the full pool, the saving in samples is measured from the "
+            "number of pool rows times the number of epochs, and the saving in time is not known.",
         ),
         (
             "Timings are from one run on one machine.",
@@ -51,7 +55,7 @@ def reading_section(results: RunResults) -> str:
                 "It is computed from distances to nearest neighbours, in nats (units of the natural logarithm). The bias "
                 "of this estimate depends on the number of rows and of dimensions, and the estimate can be negative. Read the "
                 "shape of the curve, and compare values only between selections from the same pool for the same target. The "
-                "divergence measures how well the selected rows cover the target, not how accurate a model trained on them is.",
+                "divergence measures how well the selected rows cover the target, not how good a model trained on them is.",
             ),
         ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
@@ -67,10 +71,13 @@ def trusted_files(roles: Sequence[str]) -> str:
     )
 
 
-def standard_error(data: Data, accuracies: Iterable[float | None]) -> str:
-    """Return how far an accuracy moves with the choice of the test rows alone (binomial, the widest of the arms)."""
-    shares = [share for share in accuracies if share is not None]
-    if not data.test or not shares:
+def standard_error(data: Data, goal: Goal, values: Iterable[float | None]) -> str:
+    """Return how far an accuracy moves with the choice of the test rows alone (binomial, the widest of the arms).
+
+    It is empty for another metric, whose standard error does not follow from its value.
+    """
+    shares = [share for share in values if share is not None]
+    if not data.test or not shares or goal.metric != "accuracy":
         return ""
     points = 100 * max(math.sqrt(share * (1 - share) / data.test) for share in shares)
     if not points:

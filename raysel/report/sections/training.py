@@ -1,4 +1,4 @@
-"""The training of every arm: accuracy, planned samples and loss."""
+"""The training of every arm: the reported metric, planned samples and loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from raysel.report import html, numbers
 from raysel.report.figures.colours import arm_colours
-from raysel.report.figures.training import accuracy_curves, final_test_accuracies, loss_curves, plan_sizes
+from raysel.report.figures.training import final_metrics, loss_curves, metric_curves, plan_sizes
+from raysel.report.goal import Goal, label_of, metric_text
 from raysel.report.results import Arm, RunResults
 from raysel.report.sections.reading import standard_error
 
@@ -15,39 +16,40 @@ NO_VALIDATION = (
     "The workflow has no validation rows, so there is no curve over the epochs. To get one, set the key "
     "<code>validation</code> in the workflow."
 )
-"""The sentence below a figure that shows final accuracies in place of curves, as HTML."""
+"""The sentence below a figure that shows final values in place of curves, as HTML."""
 
 
 def training_section(results: RunResults) -> str:
     """Return the section of the training of all arms."""
-    arms = results.arms
+    arms, goal = results.arms, results.goal
     if not arms:
         return html.section("Training", '<p class="missing">The training of the arms was not measured.</p>')
     cards = []
     missing = []
-    if drawn := accuracy_curves(arms):
+    head = html.text(goal.head)
+    if drawn := metric_curves(arms, goal):
         cards.append(
             html.card(
                 drawn,
-                "Accuracy against samples",
-                "Accuracy on the validation rows after each epoch, one line per arm, against the number of samples that the "
+                f"{head} against samples",
+                f"{head} on the validation rows after each epoch, one line per arm, against the number of samples that the "
                 "arm had back-propagated by then. An arm whose line ends further left than that of another arm used fewer samples; an arm "
-                "whose line ends higher is more accurate. Each arm was trained with one seed, so there are no error bars.",
+                f"whose line ends {_ahead(goal)}. Each arm was trained with one seed, so there are no error bars.",
             )
         )
-    elif drawn := final_test_accuracies(arms):
+    elif drawn := final_metrics(arms, goal):
         cards.append(
             html.card(
                 drawn,
-                "Accuracy against samples",
-                "Accuracy on the test rows after the last epoch, one dot per arm, against the number of samples that the "
+                f"{head} against samples",
+                f"{head} on the test rows after the last epoch, one dot per arm, against the number of samples that the "
                 "arm back-propagated in all. An arm whose dot is further left than that of another arm used fewer samples; an "
-                "arm whose dot is higher is more accurate. Each arm was trained with one seed, so there are no error bars. "
+                f"arm whose dot is {_ahead(goal)}. Each arm was trained with one seed, so there are no error bars. "
                 f"{NO_VALIDATION}",
             )
         )
     else:
-        missing.append("accuracy")
+        missing.append(html.text(goal.label))
     if drawn := plan_sizes(arms):
         cards.append(html.card(drawn, "Samples planned in each epoch", _planned(arms)))
     else:
@@ -58,7 +60,7 @@ def training_section(results: RunResults) -> str:
                 drawn,
                 "Training loss",
                 "Mean loss of the samples that the arm trained on in each epoch, one line per arm. The arms train on "
-                "different samples, so a higher line does not mean a worse model; compare the test accuracies instead.",
+                f"different samples, so a higher line does not mean a worse model; compare the {html.text(goal.plural)} on the test rows instead.",
             )
         )
     else:
@@ -93,30 +95,42 @@ def _planned(arms: Mapping[str, Arm]) -> str:
     return " ".join([lead, *(parts or ["No arm planned fewer samples in one epoch than in another."])])
 
 
+def _ahead(goal: Goal) -> str:
+    """Return where a better arm is in the figure, as the end of a clause about a line or a dot."""
+    side = "higher" if goal.direction == "max" else "lower"
+    return f"{side} {'is more accurate' if goal.metric == 'accuracy' else 'is better'}"
+
+
 def _finals(results: RunResults) -> str:
-    """Return a card with each arm's last values."""
+    """Return a card with each arm's last values: the reported metric first, then the other metrics of the task."""
     rows = []
+    goal = results.goal
     colours = arm_colours(list(results.arms))
-    validated = any(epoch.accuracy is not None for arm in results.arms.values() for epoch in arm.epochs)
+    validated = any(
+        goal.value(epoch.metrics) is not None for arm in results.arms.values() for epoch in arm.epochs
+    )
+    others = sorted({name for arm in results.arms.values() for name in arm.metrics} - {goal.metric})
     for name, arm in results.arms.items():
         last = arm.epochs[-1] if arm.epochs else None
         loss = None if last is None else last.loss
         rows.append(
             [
                 html.dot(colours[name]) + html.text(arm.title),
-                numbers.percent(arm.accuracy),
-                *([numbers.percent(None if last is None else last.accuracy)] if validated else []),
+                goal.text(goal.value(arm.metrics)),
+                *([goal.text(None if last is None else goal.value(last.metrics))] if validated else []),
+                *(metric_text(name, arm.metrics.get(name)) for name in others),
                 numbers.MISSING if loss is None or not math.isfinite(loss) else f"{loss:.3f}",
             ]
         )
     heads = [
         "After the last epoch",
-        "Test accuracy",
-        *(["Validation accuracy"] if validated else []),
+        f"Test {html.text(goal.label)}",
+        *([f"Validation {html.text(goal.label)}"] if validated else []),
+        *(f"Test {html.text(label_of(name))}" for name in others),
         "Training loss",
     ]
     table = html.table(heads, rows, stack=False)
-    error = standard_error(results.data, (arm.accuracy for arm in results.arms.values()))
+    error = standard_error(results.data, goal, (goal.value(arm.metrics) for arm in results.arms.values()))
     how = '<a href="#reading">How to read this</a>'
     note = f'<figcaption class="text">{error} Each arm was trained with one seed; see {how}.</figcaption>'
     return f'<figure class="card plain">{table}{note}</figure>'

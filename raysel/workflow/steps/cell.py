@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ray
 
@@ -37,6 +37,7 @@ class Cell(Step):
     epochs: int
     max_steps: int | None = None
     code: Any = None
+    version: ClassVar[int] = 2
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -16,6 +16,7 @@ from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RunError
 from raysel.registry import TASKS
+from raysel.report.goal import finite
 from raysel.report.results import Epoch
 from raysel.selection import Selection
 from raysel.workflow.config import Method, Workflow
@@ -39,6 +40,7 @@ class Train(Step):
 
     arm: str
     settings: Settings
+    version: ClassVar[int] = 2
     resumable: ClassVar[tuple[str, ...]] = ("ray",)
 
     @property
@@ -220,7 +222,7 @@ def fit(
     Returns
     -------
     dict
-        ``rows``, ``epochs`` (an entry per epoch) and ``accuracy`` on the test rows.
+        ``rows``, ``epochs`` (an entry per epoch), ``metrics`` on the test rows, and ``goal``.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -274,23 +276,24 @@ def fit(
 
 
 def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
-    """Return what a step keeps of the result of a training loop."""
+    """Return what a step keeps of the result of a training loop. Metrics that are not finite become None."""
     epochs = [
         asdict(
             Epoch(
                 **{
                     name: entry[name]
                     for name in (
-                        "epoch", "planned", "trained", "steps", "accuracy", "seconds", "planning_seconds",
+                        "epoch", "planned", "trained", "steps", "seconds", "planning_seconds",
                         "evaluation_seconds", "nonfinite", "digest",
                     )
                 },
                 loss=entry["mean_loss"],
+                metrics=finite(entry["metrics"]),
             )
         )
         for entry in trained["history"]
     ]  # fmt: skip
-    return {"epochs": epochs, "accuracy": trained["accuracy"]}
+    return {"epochs": epochs, "metrics": finite(trained["metrics"]), "goal": trained["goal"]}
 
 
 def _follow(dynamic: Any, epochs: int, run: RunDirectory, title: str, done: threading.Event) -> None:
