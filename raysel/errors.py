@@ -4,6 +4,7 @@ from __future__ import annotations
 
 COLUMNS = 20  # names of columns in a message
 _SHOWN = 80  # characters of a value in a message
+_REASON = 400  # characters of another library's message in ours
 
 
 class RayselError(Exception):
@@ -50,7 +51,10 @@ def shown(value: object) -> str:
 def reason_of(error: BaseException) -> str:
     """Return the first line of an error of a library, without its full stop; its type if it has no text."""
     text = (getattr(error, "strerror", None) or str(error)).strip()
-    return text.splitlines()[0].rstrip(". ") if text else type(error).__name__
+    if not text:
+        return type(error).__name__
+    line = text.splitlines()[0].rstrip(". ")
+    return line if len(line) <= _REASON else f"{line[:_REASON]}..."
 
 
 def first(values: object, limit: int = 3) -> str:

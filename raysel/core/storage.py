@@ -28,6 +28,7 @@ _FORMAT = 1
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters or more: C:/ is a drive
 _OF_ARROW = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # file systems that pyarrow has itself
 _PART = 1 << 20  # bytes read at once for a digest
+_RETRY_S = 6  # of Google's client, which otherwise tries for 15 minutes to reach a server
 
 
 def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
@@ -53,7 +54,10 @@ def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
         if scheme is not None and scheme[1].lower() in _OF_ARROW:
-            return pafs.FileSystem.from_uri(text.replace(" ", "%20"))
+            uri = text.replace(" ", "%20")
+            if scheme[1].lower() in ("gs", "gcs") and "retry_limit_seconds=" not in uri:
+                uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_RETRY_S}"
+            return pafs.FileSystem.from_uri(uri)
         return _through_fsspec(text)
     except ImportError as error:
         raise DataError(

@@ -25,11 +25,14 @@ def plain_type(kind: pa.DataType, name: str) -> pa.DataType:
     if types.is_run_end_encoded(kind):
         return plain_type(kind.value_type, name)
     if types.is_dictionary(kind):
-        return pa.dictionary(kind.index_type, plain_type(kind.value_type, name), kind.ordered)
+        values = plain_type(kind.value_type, name)
+        return values if types.is_nested(values) else pa.dictionary(kind.index_type, values, kind.ordered)
     if types.is_map(kind):
         return pa.map_(plain_type(kind.key_type, name), plain_type(kind.item_type, name), kind.keys_sorted)
-    if types.is_fixed_size_list(kind):
-        return pa.list_(plain_type(kind.value_type, name), kind.list_size)
+    if types.is_fixed_size_list(kind):  # without elements it has no values that Parquet can tell apart
+        return pa.list_(plain_type(kind.value_type, name), kind.list_size or -1)
+    if types.is_fixed_size_binary(kind) and not kind.byte_width:
+        return pa.binary()
     if types.is_list(kind) or types.is_list_view(kind):
         return pa.list_(plain_type(kind.value_type, name))
     if types.is_large_list(kind) or types.is_large_list_view(kind):
@@ -56,16 +59,28 @@ def plain_type(kind: pa.DataType, name: str) -> pa.DataType:
 def plain_column(column: pa.Array | pa.ChunkedArray, name: str) -> Any:
     """Return the values of a column in their plain type; see :func:`plain_type`."""
     kind = plain_type(column.type, name)
-    if kind.equals(column.type):
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    if kind.equals(column.type) and not any(map(_has_null_category, chunks)):
         return column
     if isinstance(column, pa.ChunkedArray):
         return pa.chunked_array([plain_column(chunk, name) for chunk in column.chunks], kind)
     return _plain_array(column, kind, name)
 
 
+def _has_null_category(column: pa.Array) -> bool:
+    return pa.types.is_dictionary(column.type) and bool(column.dictionary.null_count)
+
+
 def _plain_array(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
     """Return ``column`` in the plain type ``kind``. Arrow casts the rest, but not these, or not rightly."""
     types, old = pa.types, column.type
+    if types.is_dictionary(old) and not types.is_dictionary(kind):
+        return _plain_array(column.dictionary, kind, name).take(column.indices)
+    if types.is_dictionary(old) and _has_null_category(
+        column
+    ):  # a null that neither Parquet nor null_count has
+        values = _plain_array(column.dictionary, kind.value_type, name)
+        return values.take(column.indices).dictionary_encode().cast(kind)
     if kind.equals(old):
         return column
     if types.is_run_end_encoded(old):

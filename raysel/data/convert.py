@@ -37,7 +37,7 @@ class Converted:
     digests : tuple of str
         Digests of the source's files.
     notes : tuple of str
-        Sentences about columns that some files of the source lack.
+        Sentences about columns that some files of the source lack, and about objects without names, which are left out.
     written : int
         Number of files that were written now; the others were there.
     bytes : int
@@ -82,18 +82,18 @@ def convert(
     """
     digests = [source.digest(file, trust) for file in source.files]
     note("reading the columns")
-    unified = source.unified
+    schema, left = _storable(source.unified.schema, source.where)
     storage.make_folder(directory)
     filesystem = pafs.LocalFileSystem()
     files, written = [], 0
     for at, (file, digest) in enumerate(zip(source.files, digests, strict=True)):
-        about = [_VERSION, type(source.format).__name__, file.path, digest, str(unified.schema)]
+        about = [_VERSION, type(source.format).__name__, file.path, digest, str(schema)]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         name = re.sub(r"[^A-Za-z0-9.-]", "-", posixpath.basename(file.path))[:60]
         place = directory / f"{name}-{key}.parquet"
         if not place.exists():
             note(f"file {at + 1} of {len(digests)}")
-            _write(source, file, unified.schema, place)
+            _write(source, file, schema, place)
             if source.digest(file, trust) != digest:
                 storage.remove(place)
                 raise DataError(
@@ -107,7 +107,46 @@ def convert(
             storage.remove(other)
     size = sum(os.stat(path).st_size for path in kept)
     listing = Listing(Parquet(), tuple(files), source.where, left_out=source.left_out)
-    return Converted(listing, tuple(digests), unified.notes, written, size)
+    notes = (*source.unified.notes, *left)
+    return Converted(listing, tuple(digests), notes, written, size)
+
+
+def _storable(schema: pa.Schema, where: str) -> tuple[pa.Schema, list[str]]:
+    """Return the columns without objects that have no names, which Parquet does not hold, and a sentence about each."""
+    fields, empty = [], list[str]()
+    for field in schema:
+        kind = _storable_type(field.type, field.name, where, empty)
+        if kind is not None:
+            fields.append(field.with_type(kind))
+    sentences = [
+        f"'{name}' of {where} is left out, because all of its values are empty objects." for name in empty
+    ]
+    return pa.schema(fields), sentences
+
+
+def _storable_type(kind: pa.DataType, name: str, where: str, empty: list[str]) -> pa.DataType | None:
+    """Return a type without objects that have no names, None if none of it remains; add the names of these to ``empty``."""
+    types = pa.types
+    if types.is_interval(kind):
+        raise DataError(
+            f"Column '{name}' of {where} holds {kind}, which Parquet cannot store; write it as a duration or as numbers."
+        )
+    if types.is_struct(kind):
+        if not kind.num_fields:
+            empty.append(name)
+            return None
+        inner = [(field, _storable_type(field.type, f"{name}.{field.name}", where, empty)) for field in kind]
+        kept = [field.with_type(found) for field, found in inner if found is not None]
+        return pa.struct(kept) if kept else None
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        found = _storable_type(kind.value_type, f"{name}[]", where, empty)
+        if found is None or found.equals(kind.value_type):
+            return None if found is None else kind
+        return pa.large_list(found) if types.is_large_list(kind) else pa.list_(found)
+    if types.is_map(kind):
+        found = _storable_type(kind.item_type, f"{name}[]", where, empty)
+        return None if found is None else pa.map_(kind.key_type, found)
+    return kind
 
 
 def _write(source: Listing, file: File, schema: pa.Schema, place: Path) -> None:

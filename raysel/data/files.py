@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
@@ -18,12 +18,13 @@ from raysel.core.fingerprint.files import Trust, stored_digest
 from raysel.core.storage import resolve
 from raysel.errors import DataError, reason_of
 
-_COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 _MARKERS = {  # files that say something about others, and hold no rows
     *("_SUCCESS", "_metadata", "_common_metadata", ".DS_Store", "Thumbs.db", "desktop.ini"),
     *("_done.json", "_key.json", "_pool.json", "_rejected.parquet"),
 }
 _INT32 = 2**31
+SPECIAL = -1  # instead of a size, for what is neither a file nor a directory
 Partition = tuple[tuple[str, pa.Scalar], ...]
 
 
@@ -79,12 +80,16 @@ class File:
 
 @dataclass(frozen=True)
 class Folder:
-    """A directory and all files in and below it, sorted; ``files`` are paths below the directory."""
+    """A directory and all files in and below it, sorted; ``files`` are paths below the directory.
+
+    ``special`` are pipes, sockets and devices, which are not read.
+    """
 
     filesystem: pafs.FileSystem
     path: str
     files: tuple[str, ...]
     partition: Partition = ()
+    special: tuple[str, ...] = ()
 
     def file(self, name: str) -> File:
         """Return a file with the values in the names of its directories."""
@@ -112,9 +117,11 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
             if info.type == pafs.FileType.Directory:
                 return [_folder(filesystem, form)]
             if info.type == pafs.FileType.Unknown:
-                raise DataError(f"{os.fspath(source)} is neither a file nor a directory, and cannot be read.")
+                raise _special(os.fspath(source))
         if not re.search(r"[*?[]", path):
-            raise DataError(f"{os.fspath(source)} does not exist.")
+            # fsspec does not tell a server without the file from one that cannot be reached.
+            or_else = ", or cannot be reached" if isinstance(filesystem, pafs.PyFileSystem) else ""
+            raise DataError(f"{os.fspath(source)} does not exist{or_else}.")
         return _matching(filesystem, path, os.fspath(source))
     except (pa.ArrowException, OSError, ValueError, re.error) as error:
         if isinstance(error, DataError):
@@ -122,15 +129,22 @@ def find(source: str | os.PathLike[str]) -> list[File | Folder]:
         raise DataError(f"{os.fspath(source)} cannot be read ({reason_of(error)}).") from error
 
 
+def _special(path: str) -> DataError:
+    return DataError(f"{path} is neither a file nor a directory, and cannot be read.")
+
+
 def _folder(filesystem: pafs.FileSystem, path: str, partition: Partition = ()) -> Folder:
-    names = (name for name, size in entries_below(filesystem, path) if size is not None)
-    return Folder(filesystem, path, tuple(sorted(names)), partition)
+    entries = sorted(entries_below(filesystem, path))
+    names = (name for name, size in entries if size is not None and size != SPECIAL)
+    special = (name for name, size in entries if size == SPECIAL)
+    return Folder(filesystem, path, tuple(names), partition, tuple(special))
 
 
 def entries_below(filesystem: pafs.FileSystem, root: str, deep: bool = True) -> list[tuple[str, int | None]]:
     """Return the path below a directory of everything in it, with the size of a file and None for a directory.
 
-    A link to a directory that contains it is not followed. A link to nothing counts as a file: reading it fails.
+    A link to a directory that contains it is not followed. A link to nothing counts as a file: reading it fails. The
+    size of a pipe, a socket or a device is :data:`SPECIAL`.
     """
     if isinstance(filesystem, pafs.LocalFileSystem):
         return _local_entries(root, deep)
@@ -160,8 +174,8 @@ def _local_entries(root: str, deep: bool) -> list[tuple[str, int | None]]:
                     waiting.append((f"{name}/", entry.path, above | {place}))
             elif entry.is_file():
                 found.append((name, entry.stat().st_size))
-            elif entry.is_symlink():
-                found.append((name, 0))
+            else:
+                found.append((name, 0 if entry.is_symlink() and not os.path.exists(entry.path) else SPECIAL))
     return found
 
 
@@ -176,6 +190,9 @@ def _matching(filesystem: pafs.FileSystem, pattern: str, source: str) -> list[Fi
     if not root or filesystem.get_file_info(root).type == pafs.FileType.Directory:
         entries = entries_below(filesystem, root, deep)
     named = [(name, size) for name, size in entries if wanted.fullmatch(name)]
+    special = sorted(name for name, size in named if size == SPECIAL)
+    if special:
+        raise _special(posixpath.join(root, special[0]))
     files = sorted(name for name, size in named if size is not None)
     if files:  # directories above them match "**" too
         here = Folder(filesystem, root, tuple(files))
@@ -205,6 +222,19 @@ def _name_regex(part: str) -> str:
         else special.get(piece, re.escape(piece))
         for piece in pieces
     )
+
+
+def same_files(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield each pair of local paths that lead to one file, through links; the second is the link if only one is."""
+    places: dict[tuple[int, int], str] = {}
+    for path in sorted(paths, key=lambda path: (os.path.islink(path), path)):
+        try:
+            found = os.stat(path)
+        except OSError:  # a link to nothing, which is said when it is read
+            continue
+        other = places.setdefault((found.st_dev, found.st_ino), path)
+        if other != path:
+            yield other, path
 
 
 def suffix_of(name: str) -> str:

@@ -23,6 +23,7 @@ from raysel.data.files import (
     find,
     hidden,
     is_marker,
+    same_files,
     suffix_of,
     typed_partitions,
 )
@@ -30,6 +31,8 @@ from raysel.data.formats.format import Format, reading
 from raysel.data.schemas import Fits, Unified, conform, unify
 from raysel.errors import DataError, first, shown
 from raysel.registry import FORMATS
+
+_PACKED = (".xz", ".lzma", ".zip", ".br", ".snappy", ".7z", ".rar", ".z", ".lzo")
 
 logger = logging.getLogger(__name__)
 
@@ -164,13 +167,33 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
         raise DataError(
             f"encoding: {os.fspath(sources[0])} is read as {form.name}, and only CSV and JSON files have an encoding; leave it out."
         )
-    twice = sorted(path for path, count in Counter(file.path for file in files).items() if count > 1)
-    if twice:
-        raise DataError(f"These files are named more than once; name each once: {first(twice)}.")
+    _check_once(files)
     if len(sources) > 1:
         files = sorted(files, key=lambda file: file.path)
     where = os.fspath(sources[0]) if len(sources) == 1 else f"{len(files)} files from {files[0].path}"
     return Listing(form, tuple(typed_partitions(files)), where, encoding, tuple(sentences))
+
+
+def _check_once(files: Sequence[File]) -> None:
+    """Raise DataError if the rows of a file would be read more than once."""
+    twice = sorted(path for path, count in Counter(file.path for file in files).items() if count > 1)
+    if twice:
+        raise DataError(f"These files are named more than once; name each once: {first(twice)}.")
+    unpacked: dict[str, str] = {}
+    for file in files:
+        stem = os.path.splitext(file.path)[0] if file.compression else file.path
+        other = unpacked.setdefault(stem, file.path)
+        if other != file.path:
+            raise DataError(
+                f"{other} and {file.path} are by their names one file, plain and compressed, so that its rows would be read "
+                "twice; remove one of them, or rename it if its rows are others."
+            )
+    if len(files) > 1 and isinstance(files[0].filesystem, pafs.LocalFileSystem):
+        for one, other in same_files([file.path for file in files]):
+            raise DataError(
+                f"{other} is a link to the same file as {one}, whose rows would be read twice; remove it, or name the files "
+                "to read."
+            )
 
 
 def _check_encoding(encoding: str) -> None:
@@ -205,6 +228,11 @@ def _of_file(file: File) -> Format:
         )
     if found is not None:
         return found
+    if file.path.lower().endswith(_PACKED):
+        raise DataError(
+            f"{file.path} is compressed in a way that raysel does not read; unpack it, or compress it with gzip, bzip2, zstd "
+            "or lz4 (.gz, .bz2, .zst, .lz4)."
+        )
     raise DataError(
         f"The format of {file.path} is unknown, by its name and by its first bytes; raysel reads files named "
         f"{', '.join(suffix for form in formats() for suffix in form.suffixes)}, and directories of them or of images."
@@ -264,6 +292,7 @@ def _sentences(folder: Folder, form: Format, masked: list[str], others: list[str
     for names, why in (
         (masked, "a part of the name begins with '.' or '_'"),
         (others, f"the directory is read as {form.name}"),
+        (list(folder.special), "pipes, sockets and devices hold no rows"),
     ):
         if names:
             count = "1 file is" if len(names) == 1 else f"{len(names):,} files are"

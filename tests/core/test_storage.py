@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import pytest
 import xxhash
 
 from raysel.core import storage
-from raysel.core.storage import Folder
+from raysel.core.storage import Folder, resolve
 from raysel.errors import ConfigError, DataError, RunError
 
 
@@ -107,6 +108,14 @@ def test_what_is_missing_or_damaged_is_said(place, tmp_path):
             storage.read_json(f"{place}/x")
     with pytest.raises(DataError, match="cannot be opened"):
         storage.read_bytes("nowhere://x")
+
+
+def test_a_store_of_google_is_not_tried_for_a_quarter_of_an_hour():
+    for uri in ("gs://b/p", "gcs://b/a b?anonymous=true"):
+        limit = resolve(uri)[0].__reduce__()[1][0]["retry_time_limit"]
+        assert limit == datetime.timedelta(seconds=6)
+    own = resolve("gs://b/p?retry_limit_seconds=60")[0].__reduce__()[1][0]["retry_time_limit"]
+    assert own == datetime.timedelta(seconds=60)
 
 
 def test_a_digest_of_a_file_larger_than_what_is_read_at_once(tmp_path):

@@ -65,11 +65,55 @@ def test_images_with_their_bytes(tmp_path):
     }
 
 
+def converted(path, columns):
+    table = pa.table(columns)
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+    return convert(list_source([path]), path.with_suffix(".out"))
+
+
+def test_values_that_parquet_holds_otherwise(tmp_path):
+    categories = {
+        "null": pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["x", None])),
+        "view": pa.DictionaryArray.from_arrays(
+            pa.array([0, 1, None]), pa.array(["x", None], pa.string_view())
+        ),
+        "list": pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array([[1], [2]])),
+        "struct": pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array([{"x": 1}, {"x": 2}])),
+        "narrow": pa.array([[], None, []], pa.list_(pa.int32(), 0)),
+        "nothing": pa.array([b"", None, b""], pa.binary(0)),
+    }
+    found = rows_of(converted(tmp_path / "a.arrow", categories))
+    assert found.to_pylist() == pa.table(categories).to_pylist()
+    assert found["null"].null_count == 2
+
+
+def test_values_that_parquet_does_not_hold(tmp_path):
+    interval = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
+    for column in (interval, pa.array([[interval[0]]]), pa.StructArray.from_arrays([interval], ["i"])):
+        with pytest.raises(
+            DataError, match=r"^Column 'a.*' of .*a\.arrow holds month_day_nano_interval, which"
+        ):
+            converted(tmp_path / "a.arrow", {"a": column})
+
+
+def test_objects_without_names_are_left_out_and_said(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"a": {}, "b": {"c": {}, "d": 1}, "e": [{}], "f": [{"g": {}, "h": 2}]}\n{"b": {"d": 2}}\n'
+    )
+    found = convert(list_source([tmp_path / "a.jsonl"]), tmp_path / "out")
+    assert rows_of(found).to_pylist() == [{"b": {"d": 1}, "f": [{"h": 2}]}, {"b": {"d": 2}, "f": None}]
+    assert found.notes == tuple(
+        f"'{name}' of {tmp_path}/a.jsonl is left out, because all of its values are empty objects."
+        for name in ("a", "b.c", "e[]", "f[].g")
+    )
+
+
 def test_nothing_is_left_of_a_conversion_that_failed(tmp_path, monkeypatch):
-    (tmp_path / "a.jsonl").write_text('{"a": 1, "nothing": {}}\n')
-    with pytest.raises(DataError, match=r"The rows of .*a\.jsonl cannot be written as Parquet \("):
-        convert(list_source([tmp_path / "a.jsonl"]), tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    union = pa.UnionArray.from_dense(pa.array([0], pa.int8()), pa.array([0], pa.int32()), [pa.array([1])])
+    with pytest.raises(DataError, match="Column 'a' holds values of several types"):
+        converted(tmp_path / "a.arrow", {"a": union})
+    assert not (tmp_path / "a.out").exists()
     (tmp_path / "b.csv").write_text("a\n" + "1\n" * 100)
     source = list_source([tmp_path / "b.csv"])
 

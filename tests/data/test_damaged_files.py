@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import time
 
 import numpy as np
 import pyarrow as pa
@@ -107,13 +106,12 @@ def damaged(raw, rng):
     return bytes(raw)
 
 
-def read_damaged(folder, seconds, seed):
-    """Read damaged copies of every file until the time is up; return how many were refused and read."""
+def read_damaged(folder, rounds, seed):
+    """Read damaged copies of every file several times; return how many were refused and read, of how many."""
     rng = np.random.default_rng(seed)
     counts = {"refused": 0, "read": 0}
     intact = {name: (path, path.read_bytes(), read) for name, (path, read) in files(folder).items()}
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    for _ in range(rounds):
         for name, (path, raw, read) in intact.items():
             path.write_bytes(damaged(raw, rng))
             try:
@@ -128,15 +126,15 @@ def read_damaged(folder, seconds, seed):
                 counts["refused"] += 1
             finally:
                 path.write_bytes(raw)
-    return counts
+    return counts["refused"], counts["read"], rounds * len(intact)
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
-    counts = read_damaged(tmp_path, 2.5, seed=0)
-    assert counts["refused"] > counts["read"] > 0
+    refused, read, copies = read_damaged(tmp_path, 25, seed=0)
+    assert refused + read == copies and 0.88 * copies < refused < 0.96 * copies
 
 
 @pytest.mark.slow
 def test_many_damaged_files_are_refused_in_one_line(tmp_path):
-    counts = read_damaged(tmp_path, 120, seed=1)
-    assert counts["refused"] > 3000 and counts["read"] > 1000
+    refused, read, copies = read_damaged(tmp_path, 1000, seed=1)
+    assert refused + read == copies and 0.88 * copies < refused < 0.96 * copies

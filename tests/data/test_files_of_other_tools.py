@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import gzip
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -13,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysel.data.formats.parquet import read_pieces
-from raysel.data.listing import list_source
+from raysel.data.listing import list_source, warn
 from raysel.data.row_index import index_parquet
-from tests.data.test_formats import refused, table, write
+from tests.data.test_formats import refused, table, tar, write
 
 
 @pytest.mark.parametrize(
@@ -198,3 +199,183 @@ def test_links_in_archives_and_patterns_that_are_none(tmp_path):
             archive.addfile(entry)
         assert "The member 1.txt of" in refused(tmp_path / "a.tar")
     assert "cannot be read (bad character range" in refused(f"{tmp_path}/[z-a].csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("x\n1\n\n3\n", [1, None, 3]),  # as duckdb and polars write a missing value
+        ("x\r\n\r\n3\r\n", [None, 3]),
+        ('x\n1\n""\n', [1, None]),  # as pandas writes it
+        ("x\na\n\nb", ["a", "", "b"]),
+        ("x,y\n1,2\n\n3,4\n", [1, 3]),  # no row of two columns is blank
+    ],
+)
+def test_a_blank_line_of_one_column_is_a_row(tmp_path, text, values):
+    assert table(write(tmp_path / "a.csv", text))["x"].to_pylist() == values
+
+
+def test_a_header_that_is_blank(tmp_path):
+    for text in ("\nx\n1\n", "  \nx,y\n1,2\n", "\r\nx;y\r\n1;2\r\n"):
+        assert refused(write(tmp_path / "a.csv", text)).endswith(
+            "a.csv is blank; it must hold the names of the columns."
+        )
+
+
+def test_numbers_that_no_double_holds(tmp_path):
+    assert refused(write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": [-1e999]}\n')).endswith(
+        "a.jsonl holds the number -1e999, which no double holds; write it as text."
+    )
+    assert "holds the number 1e400" in refused(write(tmp_path / "b.json", '[{"a": 1e400}]'))
+    path = write(tmp_path / "c.jsonl", '{"a": -Infinity}\n{"a": 1e308}\n{"a": 1e-400}\n')
+    assert table(path)["a"].to_pylist() == [-np.inf, 1e308, 0.0]
+
+
+def test_values_within_lists_and_objects_are_named_with_their_lines(tmp_path):
+    for text, words in (
+        (
+            '{"a": [1]}\n{"a": null}\n\n{"a": [2, "x"]}',
+            "holds an integer in line 1 and text in line 4 at a[]",
+        ),
+        ('{"a": {"b": [1]}}\n{"a": {"b": 1}}', "holds a list in line 1 and an integer in line 2 at a.b"),
+        ('[{"a": [{"b": true}]},\n {"a": [{"b": "x"}]}]', "a truth value in entry 0 and text in entry 1 at"),
+        ('{"a": [1, 9007199254740993]}\n{"a": [0.5]}', "an integer in line 1 and a decimal number in line 2"),
+    ):
+        path = write(tmp_path / "a.jsonl", text)
+        message = refused(path)
+        assert message.startswith(f"Column 'a' of {path} holds") and words in message
+
+
+def test_objects_that_take_several_lines(tmp_path):
+    one = write(tmp_path / "d/0.json", '{\n  "a": 1,\n  "b": {\n    "c": [1, 2]\n  }\n}')
+    write(tmp_path / "d/1.json", '\n{"a": 2,\n "b": null}\n\n{\n"a": 3\n}\n{"a": 4}\n')
+    assert table(one).to_pylist() == [{"a": 1, "b": {"c": [1, 2]}}]
+    assert table(tmp_path / "d")["a"].to_pylist() == [1, 2, 3, 4]
+    assert "Line 4 of" in refused(write(tmp_path / "a.json", '{\n"a": 1\n}\n{"a": }\n'))
+    assert "Line 5 of" in refused(write(tmp_path / "b.json", '\n{\n"a": 1\n}\n7\n'))
+    assert "Line 1 of" in refused(write(tmp_path / "d.json", '{"a": 1} {"a": 2}\n'))
+
+
+def test_tables_that_are_one_object(tmp_path):
+    for text in (
+        '{"columns": ["a"], "index": [0], "data": [[1]]}',
+        '{"schema": {"fields": []}, "data": []}',
+        '{"a":\n{"0": 1, "1": 2}}',
+        '{"0": {"a": 1, "b": "x"}, "1": {"a": 2, "b": "y"}}',
+        '{"0": 1.5, "1": null, "2": 2}',
+    ):
+        assert "holds a complete table in one object" in refused(write(tmp_path / "a.json", text))
+    assert len(table(write(tmp_path / "a.json", '{"schema": null, "data": []}'))) == 1
+
+
+def test_a_file_is_read_once(tmp_path):
+    for other in ("a.csv.gz", "a.csv.zst"):
+        write(tmp_path / other / "a.csv", "x\n1\n")
+        write(tmp_path / other / other, "")
+        assert "are by their names one file, plain and compressed" in refused(tmp_path / other)
+        assert "would be read twice" in refused(f"{tmp_path}/{other}/*")
+    write(tmp_path / "d/a.csv", "x\n1\n")
+    write(tmp_path / "d/sub/a.csv", "x\n2\n")  # another file of the same name
+    (tmp_path / "d/0.csv").symlink_to("a.csv")
+    assert "d/0.csv is a link to the same file as" in refused(tmp_path / "d")
+    assert "is a link to the same file" in refused(tmp_path / "d/a.csv", tmp_path / "d/0.csv")
+    assert table(tmp_path / "d/0.csv", tmp_path / "d/sub")["x"].to_pylist() == [1, 2]
+    (tmp_path / "d/0.csv").unlink()
+    (tmp_path / "d/linked").symlink_to("sub")
+    assert "is a link to the same file as" in refused(tmp_path / "d")
+    (tmp_path / "d/linked").unlink()
+    (tmp_path / "d/b.csv").hardlink_to(tmp_path / "d/a.csv")
+    assert "is a link to the same file as" in refused(tmp_path / "d")
+
+
+def test_images_that_are_links_are_said(tmp_path, caplog):
+    write(tmp_path / "cat/a.png", "x")
+    (tmp_path / "cat/b.png").symlink_to("a.png")
+    assert table(tmp_path)["path"].to_pylist() == ["cat/a.png", "cat/b.png"]
+    assert "1 image is a link to an image that is read too (cat/b.png)" in caplog.text
+
+
+def test_pipes_and_sockets_are_not_read_and_said(tmp_path):
+    write(tmp_path / "d/a.csv", "x\n1\n")
+    os.mkfifo(tmp_path / "d/b.csv")
+    (tmp_path / "d/c.csv").symlink_to("b.csv")
+    assert table(tmp_path / "d")["x"].to_pylist() == [1]
+    assert list_source([tmp_path / "d"]).left_out == (
+        f"{tmp_path}/d: 2 files are not read, because pipes, sockets and devices hold no rows (b.csv, c.csv).",
+    )
+    assert "d/b.csv is neither a file nor a directory" in refused(f"{tmp_path}/d/*.csv")
+    write(tmp_path / "p/cat/a.png", "x")
+    os.mkfifo(tmp_path / "p/cat/b.png")
+    assert table(tmp_path / "p")["path"].to_pylist() == ["cat/a.png"]
+    assert "pipes, sockets and devices" in list_source([tmp_path / "p"]).left_out[0]
+
+
+def test_members_of_archives_that_are_not_read_are_said(tmp_path, caplog):
+    names = (".x/0.jpg", ".1.txt", "._2.jpg", ".DS_Store", "3.jpg")
+    place = tar(tmp_path / "a.tar", [(name, b"x") for name in names])
+    assert table(place)["__key__"].to_pylist() == ["3"]
+    assert caplog.messages == [
+        f"{place}: 2 members are not read, because a part of the name begins with '.', or it is no file (.x/0.jpg, .1.txt)."
+    ]
+
+
+def test_integers_of_archives_that_do_not_fit(tmp_path):
+    for text in (b"9223372036854775808", b"1.5", b"", b"x", b"\xff"):
+        place = tar(tmp_path / "a.tar", [("0.cls", b"-9223372036854775808"), ("1.cls", text)])
+        assert refused(place) == f"The member 1.cls of {place} is not an integer of at most 64 bits."
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (("train/cat/x.png", "test/cat/y.png"), "(test, train); read one of them ({}/test)"),
+        (("Train/cat/x.png", "Train/dog/y.png"), "(Train); read one of them ({}/Train)"),
+        (("val/x.png", "train/y.png"), "(train, val); read one"),
+    ],
+)
+def test_parts_of_a_data_set_are_not_classes(tmp_path, names, words):
+    for name in names:
+        write(tmp_path / name, "x")
+    message = refused(tmp_path)
+    assert "are named like the parts of a data set, not like classes" in message
+    assert words.format(tmp_path) in message
+    write(tmp_path / "bus/z.png", "x")  # vehicles
+    assert len(table(tmp_path)) == 3
+
+
+def test_one_folder_around_the_classes_is_said(tmp_path, caplog):
+    for name in ("pets/cat/x.png", "pets/dog/y.png"):
+        write(tmp_path / name, "x")
+    assert table(tmp_path)["label"].to_pylist() == ["pets", "pets"]
+    assert f"if the folders in it are the classes (cat, dog), read {tmp_path}/pets." in caplog.text
+    assert table(tmp_path / "pets")["label"].to_pylist() == ["cat", "dog"]
+
+
+def test_a_server_that_cannot_be_reached(tmp_path):
+    pytest.importorskip("aiohttp", reason="needs a package that fsspec reads http:// with")
+    assert (
+        refused("http://127.0.0.1:9/a.csv")
+        == "http://127.0.0.1:9/a.csv does not exist, or cannot be reached."
+    )
+
+
+def test_what_a_csv_is_likely_to_mean_is_said(tmp_path, caplog):
+    for text, words in (
+        ("a;b;c\n1,5;x;1\n2;y;2\n", "read as text (column 'a'); write them with a point"),
+        ('a,b\n"1,234","-2,5"\n12,NA\n', "read as text (column 'a', 'b');"),
+        (
+            "5.1,3.5\n4.9,3.0\n",
+            "The first line holds only numbers (5.1, 3.5), and they are taken as the names",
+        ),
+        ("2019\n1\n", "holds only numbers (2019)"),
+    ):
+        caplog.clear()
+        path = write(tmp_path / "a.csv", text)
+        warn.cache_clear()
+        assert len(table(path)) == text.count("\n") - 1
+        assert [message.startswith(f"{path}: ") and words in message for message in caplog.messages] == [True]
+    caplog.clear()
+    warn.cache_clear()
+    for text in ("a\n007\n012\n", 'a\n"1,5"\nx\n', "0,1\n1,2\n", ",0\n0,1\n", "a,2\n1,2\n", 'a\n"1,,5"\n'):
+        table(write(tmp_path / "a.csv", text))
+    assert not caplog.messages

@@ -176,8 +176,9 @@ def test_compressed_text_and_other_encodings_are_told_apart(tmp_path):
     plain = (tmp_path / "c.feather").read_bytes()
     assert table(write(tmp_path / "c.feather.gz", gzip.compress(plain))).equals(rows)
     assert table(write(tmp_path / "d.gz", gzip.compress(b'{"x": 1}\n{"x": 2}'))).equals(rows)
-    zstd = pa.compress(b"x\n1\n2\n", codec="zstd", asbytes=True)
-    assert table(write(tmp_path / "e.csv.zst", zstd)).equals(rows)
+    for codec, suffix in (("zstd", "zst"), ("lz4", "lz4")):
+        packed = pa.compress(b"x\n1\n2\n", codec=codec, asbytes=True)
+        assert table(write(tmp_path / f"e.csv.{suffix}", packed)).equals(rows)
 
 
 def test_json_values_are_those_that_are_written(tmp_path, caplog, monkeypatch):
@@ -241,7 +242,7 @@ def test_json_that_cannot_be_read(tmp_path):
             ('{"a":1}\n[1]\n', "Line 2 of {} holds a list"),
             (
                 '{"a":{"0":1,"1":2},"b":{"0":"x","1":"y"}}',
-                "{} holds one object with a table's columns by row number",
+                "{} holds a complete table in one object; write it with one object per row",
             ),
             ("[1, 2]", "{} is one array, and its entry 0 is an integer"),
             ('{"a":1,"a":2}\n', "Line 1 of {} is not JSON (The name 'a' occurs more than once"),
@@ -310,6 +311,8 @@ def test_numpy_arrays(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{}, 1], dtype=object))
     assert "o.npy is not a readable .npy file (Object arrays" in refused(tmp_path / "o.npy")
     assert "c.npy is not a NumPy file" in refused(write(tmp_path / "c.npy", "no"))
+    np.savez(tmp_path / "none.npz")
+    assert "none.npz is an archive without arrays" in refused(tmp_path / "none.npz")
 
 
 def tar(path, members, mode="w"):
@@ -621,7 +624,12 @@ def test_a_zip_of_something_else_is_not_taken_for_arrays(tmp_path):
 
     with zipfile.ZipFile(tmp_path / "rows.csv.zip", "w") as archive:
         archive.writestr("rows.csv", "x\n1\n")
-    assert "The format of" in refused(tmp_path / "rows.csv.zip")
+    assert "rows.csv.zip is compressed in a way that raysel does not read; unpack it" in refused(
+        tmp_path / "rows.csv.zip"
+    )
+    with zipfile.ZipFile(tmp_path / "rows", "w") as archive:
+        archive.writestr("rows.csv", "x\n1\n")
+    assert "The format of" in refused(tmp_path / "rows")
     np.savez(tmp_path / "b.npz", x=np.arange(2))
     assert table((tmp_path / "b.npz").rename(tmp_path / "arrays")).to_pylist() == [{"x": 0}, {"x": 1}]
 
@@ -701,10 +709,16 @@ def test_delta_without_its_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_object_store_that_cannot_be_reached(tmp_path):
-    message = refused("s3://bucket/pool?endpoint_override=http://127.0.0.1:9&region=us-east-1")
-    assert message.startswith("s3://bucket/pool?endpoint_override=") and "cannot be read (" in message
-    assert "\n" not in message and message.endswith(").")
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/pool?endpoint_override=http://127.0.0.1:9&region=us-east-1",
+        "gs://anonymous@bucket/pool?endpoint_override=127.0.0.1:9&scheme=http",
+    ],
+)
+def test_an_object_store_that_cannot_be_reached(uri):
+    message = refused(uri)
+    assert message.startswith(f"{uri} cannot be read (") and "\n" not in message and message.endswith(").")
 
 
 def test_a_file_system_of_fsspec(tmp_path):

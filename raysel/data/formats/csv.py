@@ -14,6 +14,7 @@ import pyarrow.csv as pacsv
 
 from raysel.data.files import File
 from raysel.data.formats.format import Format, reading
+from raysel.data.listing import warn
 from raysel.data.schemas import Unified, unify
 from raysel.errors import DataError, first
 
@@ -34,6 +35,7 @@ _WHOLE = r"^(0|-?[1-9][0-9]*)$"
 _NUMBER = (
     r"^[-+]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^[-+]?(inf|Inf|INF|infinity|Infinity)$"
 )
+_COMMA = r"^[-+]?[0-9]+(,[0-9]+)?$"
 _EXACT = 2**53
 
 
@@ -44,7 +46,8 @@ class Csv(Format):
 
     A column is bool, int64, uint64 or double if every value is, and text otherwise: numbers with leading zeros, integers
     that a double would round, dates and times. A decimal number becomes the nearest double. Missing values are spelt as pyarrow does
-    (``""``, ``NA``, ``null``, ...); in a column of text they are text.
+    (``""``, ``NA``, ``null``, ...); in a column of text they are text. A blank line is a row without a value if the file
+    has one column, and is skipped otherwise.
     """
 
     name = "CSV"
@@ -59,6 +62,8 @@ class Csv(Format):
                 columns.setdefault(name, _Column()).see(values)
             if sample and len(batch):
                 break
+        if not sample:
+            _warn(file.path, columns)
         return pa.schema([column.field(name) for name, column in columns.items()])
 
     def tables(self, file: File, schema: pa.Schema, encoding: str | None = None) -> Iterator[pa.Table]:
@@ -117,6 +122,8 @@ class Csv(Format):
         if text.startswith(_LFS):
             raise DataError(f"{file.path} is a pointer of Git LFS to the file; fetch it with 'git lfs pull'.")
         header = f"{text[begin:end]}\n"  # alone: a value further down is no error of the header
+        if end is not None and not header.strip():
+            raise DataError(f"The first line of {file.path} is blank; it must hold the names of the columns.")
         delimiter = told[1] if told else _delimiter(header, file.suffix == ".tsv")
         with pacsv.open_csv(
             io.BytesIO(header.encode()),
@@ -151,7 +158,9 @@ class Csv(Format):
                 read_options=pacsv.ReadOptions(
                     block_size=block, encoding=encoding or "utf8", skip_rows=int(told)
                 ),
-                parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                parse_options=pacsv.ParseOptions(
+                    delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(header) > 1
+                ),
                 convert_options=pacsv.ConvertOptions(
                     column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
                 ),
@@ -205,10 +214,11 @@ class _Column:
     def __init__(self) -> None:
         self._kinds = ["bool", "int64", "uint64", "double"]
         self._empty = True
+        self._commas: bool | None = None  # None: every number is without one so far
 
     def see(self, values: pa.Array) -> None:
         """Drop the types that a value does not fit."""
-        if not self._kinds or not len(values):
+        if (not self._kinds and self._commas is False) or not len(values):
             return
         given = values.filter(pc.invert(pc.is_in(values, _NULLS)))
         if not len(given):
@@ -216,6 +226,16 @@ class _Column:
         self._empty = False
         trimmed = pc.utf8_trim_whitespace(given)
         self._kinds = [kind for kind in self._kinds if _fits(trimmed, kind)]
+        if self._commas is not False:
+            numbers = pc.all(pc.match_substring_regex(trimmed, _COMMA)).as_py()
+            self._commas = numbers and (
+                self._commas or pc.any(pc.match_substring(trimmed, ",")).as_py() or None
+            )
+
+    @property
+    def has_commas(self) -> bool:
+        """Whether all values are numbers, and some are written with a comma."""
+        return bool(self._commas)
 
     def field(self, name: str) -> pa.Field:
         """Return the column with the first type that fits: text if none does, null without a value."""
@@ -224,6 +244,22 @@ class _Column:
         names = {"bool": pa.bool_(), "int64": pa.int64(), "uint64": pa.uint64(), "double": pa.float64()}
         fitting = dict.fromkeys(self._kinds, "")  # what the values also are, should another file need it
         return pa.field(name, names[self._kinds[0]] if self._kinds else pa.string(), metadata=fitting)
+
+
+def _warn(path: str, columns: dict[str, _Column]) -> None:
+    """Log what is likely to be meant otherwise than it is read."""
+    commas = [name for name, column in columns.items() if column.has_commas]
+    if commas:
+        warn(
+            f"{path}: Numbers that are written with a comma are read as text (column {first(map(repr, commas))}); write "
+            "them with a point and without separators of thousands."
+        )
+    counted = list(columns) == list(map(str, range(len(columns))))  # as pandas names them
+    if columns and not counted and all(re.fullmatch(_NUMBER, name.strip()) for name in columns):
+        warn(
+            f"{path}: The first line holds only numbers ({first(columns)}), and they are taken as the names of the columns; "
+            "if that line is a row, write a line with names before it."
+        )
 
 
 def _fits(values: pa.Array, kind: str) -> bool:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raysel.core.fingerprint.files import Trust, stored_digests
-from raysel.data.files import File, Folder, entries_below, hidden
+from raysel.data.files import SPECIAL, File, Folder, entries_below, hidden, same_files
 from raysel.data.formats.csv import Csv
 from raysel.data.formats.format import Format
 from raysel.data.listing import warn
@@ -38,6 +38,9 @@ SUFFIXES = (
     *(".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
 LABELS = "labels.csv"
+_PARTS = frozenset(
+    ("train", "training", "val", "valid", "validation", "dev", "eval", "test", "testing", "holdout")
+)
 ROWS = 256  # images that are read together
 _THREADS = 16
 
@@ -105,17 +108,25 @@ def list_images(filesystem: pafs.FileSystem, root: str) -> pa.Table:
     """Return ``path`` (below the directory, sorted) of every image in it, and ``label`` if classes are known.
 
     The class is that of ``labels.csv`` (columns path and label) if there is one, else the first folder of the
-    path.
+    path, as in torchvision's ``ImageFolder``.
 
     Raises
     ------
     DataError
-        If there are no images, or some have a class and others have none.
+        If there are no images, some have a class and others have none, or the first folders are the parts of a data
+        set, such as ``train`` and ``test``.
     """
     sizes = _sizes(filesystem, root)
     paths = _images(list(sizes))
     if not paths:
         raise DataError(f"The directory {root} holds no images ({', '.join(SUFFIXES)}).")
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        linked = [posixpath.relpath(link, root) for _, link in same_files(f"{root}/{path}" for path in paths)]
+        if linked:
+            count = "1 image is a link" if len(linked) == 1 else f"{len(linked):,} images are links"
+            warn(
+                f"In {root}, {count} to an image that is read too ({first(linked)}); each is a row of its own."
+            )
     if LABELS in sizes:
         return pa.table({"path": paths, "label": _listed(File(filesystem, f"{root}/{LABELS}"), paths)})
     classes = [path.split("/")[0] if "/" in path else None for path in paths]
@@ -126,6 +137,18 @@ def list_images(filesystem: pafs.FileSystem, root: str) -> pa.Table:
         raise DataError(
             f"In {root}, {len(loose):,} images are outside the folders of the classes ({first(loose)}); move them into one, or "
             f"list the class of every image in {LABELS}."
+        )
+    names = sorted(set(filter(None, classes)))
+    if _PARTS.issuperset(name.lower() for name in names):
+        raise DataError(
+            f"The folders of {root} are named like the parts of a data set, not like classes ({first(names)}); read one of "
+            f"them ({root}/{names[0]}), or list the class of every image in {LABELS}."
+        )
+    below = sorted({path.split("/")[1] for path in paths if path.count("/") > 1})
+    if len(names) == 1 and len(below) > 1:
+        warn(
+            f"All images of {root} are in the folder {names[0]}, which is the label of each; if the folders in it are the "
+            f"classes ({first(below)}), read {root}/{names[0]}."
         )
     return pa.table({"path": paths, "label": classes})
 
@@ -147,7 +170,8 @@ def load_images(table: pa.Table, filesystem: pafs.FileSystem, root: str) -> pa.T
 
 def _sizes(filesystem: pafs.FileSystem, root: str) -> dict[str, int]:
     """Return the size of every file in and below the directory, by its path below."""
-    return {name: size for name, size in entries_below(filesystem, root) if size is not None}
+    entries = entries_below(filesystem, root)
+    return {name: size for name, size in entries if size is not None and size != SPECIAL}
 
 
 def _images(names: Sequence[str]) -> list[str]:

@@ -6,8 +6,10 @@ import codecs
 import itertools
 import json
 import logging
+import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -22,7 +24,18 @@ _ENTRIES = 65_536  # of an array that become one table
 _CHARACTERS = 16 << 20  # of lines that become one table
 
 logger = logging.getLogger(__name__)
-Row = tuple[int, dict[str, Any]]  # its line, and its values
+
+
+class Rows(NamedTuple):
+    """Some rows, and where each is: the number of its line, or of its entry in an array."""
+
+    unit: str
+    numbers: list[int]
+    values: list[dict[str, Any]]
+
+    def place(self, at: int) -> str:
+        """Return where a row is, for messages."""
+        return f"{self.unit} {self.numbers[at]}"
 
 
 class JsonLines(Format):
@@ -48,7 +61,7 @@ class JsonLines(Format):
                 merged = column.type if known is None else common_type(known, column.type, loose=True)
                 if merged is None:
                     raise DataError(
-                        f"Column '{name}' of {file.path} holds {column.type} in line {rows[0][0]} or after it, but {known} "
+                        f"Column '{name}' of {file.path} holds {column.type} in {rows.place(0)} or after it, but {known} "
                         "before; write it with one type."
                     )
                 kinds[name] = merged
@@ -60,34 +73,40 @@ class JsonLines(Format):
         """Yield the rows in blocks."""
         for rows in self._rows(file, encoding):
             columns = _table(file.path, rows, schema)
-            yield pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows))}).select([])
+            yield pa.table(columns) if columns else pa.table({"": pa.nulls(len(rows.values))}).select([])
 
     def unify(self, names: Sequence[str], schemas: Sequence[pa.Schema]) -> Unified:
         """Return the schema of several files; an integer that the type of another file cannot hold is refused when it is read."""
         return unify(names, schemas, loose=True)
 
-    def _rows(self, file: File, encoding: str | None) -> Iterator[list[Row]]:
+    def _rows(self, file: File, encoding: str | None) -> Iterator[Rows]:
         with reading(file.path, "JSON file", lambda error: text_hint(file, encoding, error)):
-            held: list[Row] = []
-            size, first = 0, True
+            held = Rows("line", [], [])
+            size, count = 0, 0
             for number, line in _lines(file, encoding):
                 text = line.strip()
-                if first and text.startswith("["):
-                    entries = _array(file, encoding)
-                    for start in range(0, len(entries), _ENTRIES):
-                        yield entries[start : start + _ENTRIES]
-                    return
                 if not text:
                     continue
-                first = False
-                held.append((number, _object(file.path, number, text)))
+                if not count and text.startswith("["):
+                    yield from _array(file, encoding)
+                    return
+                try:
+                    value = _object(file.path, number, text)
+                except DataError as error:
+                    if count or not _goes_on(error.__cause__, text):
+                        raise
+                    yield _spread(file, encoding)
+                    return
+                count += 1
+                held.numbers.append(number)
+                held.values.append(value)
                 size += len(text)
                 if size >= _CHARACTERS:
                     yield held
-                    held, size = [], 0
-            if len(held) == 1 and held[0][0] == 1:
-                _check_orientation(file.path, held[0][1])
-            if held:
+                    held, size = Rows("line", [], []), 0
+            if count == 1 and held.values:
+                _check_orientation(file.path, held.values[0])
+            if held.values:
                 yield held
 
 
@@ -111,41 +130,86 @@ def _lines(file: File, encoding: str | None) -> Iterator[tuple[int, str]]:
 
 
 def _check_orientation(path: str, row: dict[str, Any]) -> None:
-    """Raise DataError for an object that pandas wrote column by column, which would be one row."""
+    """Raise DataError for a table that pandas wrote in one object, which would be one row."""
     values = list(row.values())
     names = values[0].keys() if values and isinstance(values[0], dict) else {}
-    if (
-        names
+    by_column = (
+        bool(names)
         and all(map(str.isdecimal, names))
         and all(isinstance(v, dict) and v.keys() == names for v in values)
-    ):
+    )
+    by_row = len(row) > 1 and all(map(str.isdecimal, row))
+    split = {"columns", "data"} <= row.keys() <= {"columns", "data", "index"}
+    described = row.keys() == {"schema", "data"} and "fields" in (row["schema"] or ())
+    if by_column or by_row or split or described:
         raise DataError(
-            f"{path} holds one object with a table's columns by row number; write it with one object per row, in pandas by "
+            f"{path} holds a complete table in one object; write it with one object per row, in pandas by "
             "to_json(orient='records')."
         )
 
 
-def _array(file: File, encoding: str | None) -> list[Row]:
+def _array(file: File, encoding: str | None) -> Iterator[Rows]:
     with file.stream() as stream:
         text = codecs.decode(stream.read(), encoding or "utf-8-sig")
-    found = _DECODER.decode(text)
+    try:
+        found = _DECODER.decode(text)
+    except _BeyondDouble as error:
+        raise DataError(error.sentence(file.path)) from error
     odd = next((at for at, value in enumerate(found) if not isinstance(value, dict)), None)
     if odd is not None:
         raise DataError(
             f"{file.path} is one array, and its entry {odd} is {_kind(found[odd])}; every entry must be an object with a "
             "name for each value."
         )
-    return list(enumerate(found, 1))
+    for start in range(0, len(found), _ENTRIES):
+        part = found[start : start + _ENTRIES]
+        yield Rows("entry", list(range(start, start + len(part))), part)
+
+
+def _goes_on(error: BaseException | None, text: str) -> bool:
+    """Return whether a line is no JSON because its object does not end in it."""
+    return isinstance(error, json.JSONDecodeError) and error.pos >= len(text) and text.startswith("{")
+
+
+def _spread(file: File, encoding: str | None) -> Rows:
+    """Return objects that take several lines each."""
+    with file.stream() as stream:
+        text = codecs.decode(stream.read(), encoding or "utf-8-sig")
+    rows = Rows("line", [], [])
+    at = number = 0
+    while rest := re.compile(r"\S").search(text, at):
+        number += text.count("\n", at, rest.start()) + (not rows.values)
+        try:
+            value, end = _DECODER.raw_decode(text, rest.start())
+        except (ValueError, RecursionError) as error:
+            raise _no_json(file.path, number, error) from error
+        rows.values.append(_as_object(file.path, number, value))
+        rows.numbers.append(number)
+        number += text.count("\n", rest.start(), end)
+        at = end
+    if len(rows.values) == 1:
+        _check_orientation(file.path, rows.values[0])
+    return rows
 
 
 def _object(path: str, number: int, text: str) -> dict[str, Any]:
     try:
-        found = _DECODER.decode(text)
+        return _as_object(path, number, _DECODER.decode(text))
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"Line {number} of {path} is not JSON ({reason_of(error)}); a file holds one object per line, or one array of "
-            "objects."
-        ) from error
+        if isinstance(error, DataError):
+            raise
+        raise _no_json(path, number, error) from error
+
+
+def _no_json(path: str, number: int, error: Exception) -> DataError:
+    if isinstance(error, _BeyondDouble):
+        return DataError(error.sentence(f"Line {number} of {path}"))
+    return DataError(
+        f"Line {number} of {path} is not JSON ({reason_of(error)}); a file holds one object per line, or one array of objects."
+    )
+
+
+def _as_object(path: str, number: int, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(
             f"Line {number} of {path} holds {_kind(found)}; every line must be an object with a name for each value."
@@ -162,40 +226,53 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+class _BeyondDouble(ValueError):
+    """Raised with a number that would become infinite."""
+
+    def sentence(self, where: str) -> str:
+        """Return a sentence that names the place of the number."""
+        return f"{where} holds the number {str(self)[:40]}, which no double holds; write it as text."
 
 
-def _table(path: str, rows: list[Row], schema: pa.Schema | None) -> dict[str, pa.Array]:
+def _double(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise _BeyondDouble(text)
+    return number
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_double)
+
+
+def _table(path: str, rows: Rows, schema: pa.Schema | None) -> dict[str, pa.Array]:
     """Return the columns of some rows, with the types of ``schema`` or those that the values have."""
-    names = dict.fromkeys(name for _, row in rows for name in row)
+    names = dict.fromkeys(name for row in rows.values for name in row)
     if any(map(_has_surrogate, names)):
         if schema is None:
             logger.warning(
                 "A column of %s has half of a surrogate pair in its name; it is replaced by U+FFFD.", path
             )
-        rows = [(number, _clean(row)) for number, row in rows]
-        names = dict.fromkeys(name for _, row in rows for name in row)
+        rows = rows._replace(values=[_clean(row) for row in rows.values])
+        names = dict.fromkeys(name for row in rows.values for name in row)
     columns = {}
     for name in names if schema is None else schema.names:
-        values = [row.get(name) for _, row in rows]
+        values = [row.get(name) for row in rows.values]
         columns[name] = _column(path, name, values, rows, None if schema is None else schema.field(name).type)
     return columns
 
 
-def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.DataType | None) -> pa.Array:
+def _column(path: str, name: str, values: list[Any], rows: Rows, kind: pa.DataType | None) -> pa.Array:
     try:
         column = pa.array(values, kind)
         if _truth_among_numbers(values, column.type):
             raise TypeError("A truth value is among decimal numbers.")
         return column
     except UnicodeEncodeError:
-        broken = next(
-            number for (number, _), value in zip(rows, values, strict=True) if _clean(value) != value
-        )
+        broken = next(at for at, value in enumerate(values) if _clean(value) != value)
         if kind is None:  # said once, by the first pass
             logger.warning(
-                "Line %d of %s holds half of a surrogate pair in column '%s'; it is replaced by U+FFFD.",
-                broken,
+                "%s of %s holds half of a surrogate pair in column '%s'; it is replaced by U+FFFD.",
+                rows.place(broken).capitalize(),
                 path,
                 name,
             )
@@ -208,16 +285,35 @@ def _column(path: str, name: str, values: list[Any], rows: list[Row], kind: pa.D
             f"Column '{name}' of {path} holds integers that do not all fit one 64-bit type; write them as text."
         ) from None
     except (pa.ArrowException, TypeError, ValueError) as error:
-        kinds: dict[str, int] = {}
-        for (number, _), value in zip(rows, values, strict=True):
-            kinds.setdefault(_kind(value), number)
-        kinds.pop("null", None)
-        if len(kinds) > 1:
-            seen = " and ".join(f"{what} in line {number}" for what, number in list(kinds.items())[:2])
-            raise DataError(f"Column '{name}' of {path} holds {seen}; write it with one type.") from None
-        raise DataError(
-            f"Column '{name}' of {path} cannot be stored as a column ({reason_of(error)})."
-        ) from None
+        raise DataError(_odd(path, name, values, rows, error)) from None
+
+
+def _odd(path: str, name: str, values: list[Any], rows: Rows, error: Exception) -> str:
+    """Return a sentence about the first values that do not fit each other, also within lists and objects."""
+    seen: dict[str, dict[str, int]] = {}
+    for at, value in enumerate(values):
+        for leaf, kind in _kinds_within(value, name):
+            seen.setdefault(leaf, {}).setdefault(kind, at)
+    mixed = [(leaf, kinds) for leaf, kinds in seen.items() if len(kinds) > 1]
+    mixed.sort(key=lambda found: found[1].keys() == {"an integer", "a decimal number"})  # these often fit
+    if not mixed:
+        return f"Column '{name}' of {path} cannot be stored as a column ({reason_of(error)})."
+    leaf, kinds = mixed[0]
+    places = " and ".join(f"{kind} in {rows.place(at)}" for kind, at in list(kinds.items())[:2])
+    within = "" if leaf == name else f" at {leaf}"
+    return f"Column '{name}' of {path} holds {places}{within}; write it with one type."
+
+
+def _kinds_within(value: Any, leaf: str) -> Iterator[tuple[str, str]]:
+    """Yield the place and kind of a value and of those within it; missing values have no kind."""
+    if value is not None:
+        yield leaf, _kind(value)
+    if isinstance(value, list):
+        for entry in value:
+            yield from _kinds_within(entry, f"{leaf}[]")
+    elif isinstance(value, dict):
+        for name, entry in value.items():
+            yield from _kinds_within(entry, f"{leaf}.{name}")
 
 
 def _truth_among_numbers(values: Iterable[Any], kind: pa.DataType) -> bool:

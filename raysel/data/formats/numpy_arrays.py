@@ -38,7 +38,10 @@ class NumpyArrays(Format):
 
     def _table(self, file: File) -> pa.Table:
         with reading(file.path, f"{file.suffix or 'NumPy'} file"), file.open() as source:
-            if not self.recognises(bytes(source.read(300))):
+            head = bytes(source.read(300))
+            if head.startswith(b"PK\x05\x06"):
+                raise DataError(f"{file.path} is an archive without arrays; write at least one into it.")
+            if not self.recognises(head):
                 raise DataError(
                     f"{file.path} is not a NumPy file: its first bytes are those of another format."
                 )

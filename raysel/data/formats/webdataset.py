@@ -9,9 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysel.data.files import File, hidden
+from raysel.data.files import File, hidden, is_marker
 from raysel.data.formats.format import Format, reading
-from raysel.errors import DataError
+from raysel.data.listing import warn
+from raysel.errors import DataError, first
 
 _ROWS = 256
 _TEXT = {"txt", "text", "json", "transcript", "caption"}
@@ -68,6 +69,7 @@ class WebDataset(Format):
     def _rows(self, file: File, wanted: tuple[str, ...]) -> Iterator[tuple[str, dict[str, bytes]]]:
         """Yield the key of each row and its members by suffix, empty if the suffix is not wanted."""
         key, seen = "", set[str]()
+        skipped: list[str] = []
         members: dict[str, bytes] = {}
         with (
             reading(file.path, "tar archive", lambda error: _hint(file, error)),
@@ -84,6 +86,8 @@ class WebDataset(Format):
                         f"The member {name} of {file.path} is a link; write the archive with the files that links lead to."
                     )
                 if not member.isfile() or hidden(name, underscores=False):
+                    if not (member.isdir() or is_marker(name) or posixpath.basename(name).startswith("._")):
+                        skipped.append(name)
                     continue
                 folder, base = posixpath.split(name)
                 stem, dot, suffix = base.partition(".")
@@ -108,6 +112,12 @@ class WebDataset(Format):
                 content = archive.extractfile(member) if suffix in wanted else None
                 members[suffix] = b"" if content is None else content.read()
             _check_end(file, source, archive)
+        if skipped:
+            count = "1 member is" if len(skipped) == 1 else f"{len(skipped):,} members are"
+            warn(
+                f"{file.path}: {count} not read, because a part of the name begins with '.', or it is no file "
+                f"({first(skipped)})."
+            )
         if members:
             yield key, members
 
@@ -132,8 +142,7 @@ def _value(file: File, field: pa.Field, key: str, value: bytes | None) -> Any:
         return value
     try:
         text = value.decode()
-        return text if pa.types.is_string(field.type) else int(text)
-    except ValueError:
-        raise DataError(
-            f"The member {key}.{field.name} of {file.path} is not {'text in UTF-8' if pa.types.is_string(field.type) else 'an integer'}."
-        ) from None
+        return text if pa.types.is_string(field.type) else pa.scalar(int(text), field.type).as_py()
+    except (ValueError, OverflowError):
+        wanted = "text in UTF-8" if pa.types.is_string(field.type) else "an integer of at most 64 bits"
+        raise DataError(f"The member {key}.{field.name} of {file.path} is not {wanted}.") from None
