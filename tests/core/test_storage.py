@@ -111,7 +111,7 @@ def test_what_is_missing_or_damaged_is_said(place, tmp_path):
 
 
 def test_a_store_of_google_is_not_tried_for_a_quarter_of_an_hour():
-    for uri in ("gs://b/p", "gcs://b/a b?anonymous=true"):
+    for uri in ("gs://b/p", "gcs://b/a b?scheme=http"):
         limit = resolve(uri)[0].__reduce__()[1][0]["retry_time_limit"]
         assert limit == datetime.timedelta(seconds=6)
     own = resolve("gs://b/p?retry_limit_seconds=60")[0].__reduce__()[1][0]["retry_time_limit"]
