@@ -403,7 +403,7 @@ class Workflow:
     target : Rows, optional
         Sample of the data that the model is for.
     test : Rows, optional
-        Rows that measure the accuracy of the trained model and are used for nothing else.
+        Rows that measure the metrics of the trained model and are used for nothing else.
     validation : Rows or float, optional
         Rows for decisions during the training, such as early stopping. A float is a share of the target rows,
         or of the pool rows if the target has no labels. These rows are chosen by a hash of their ids, and are

@@ -25,20 +25,21 @@ _MEANINGS = {  # what the policies of raysel do, by their names in a comparison
 
 def headline(results: CompareResults) -> str:
     """Return what the comparison found, in one sentence."""
-    table = rows(results)
+    table, goal = rows(results), results.goal
     own = next(row for row in table if row.name == results.own)
     start = f"With {numbers.percent(own.share)} of the training samples of full data, {own.title}"
-    held = [row for row in table if row.budget == "held" and row.difference]
+    held = [row for row in table if row.budget == "held" and row is not own]
+    reached = f"reached a test {goal.label} of {value_text(own, goal)}{' %' if goal.share else ''}{goal.hint}"
+    if own.value is None:
+        return f"{start} did not reach a test {goal.label} that is a finite number with every seed, so it is not compared."
     if not held:
-        reached = value_text(own, results.goal) + (" %" if results.goal.share else "")
-        return (
-            f"{start} reached a test {results.goal.label} of {reached}{results.goal.hint}. No control was held to this "
-            "number of samples."
-        )
+        return f"{start} {reached}. No control was held to this number of samples."
+    if not any(row.difference for row in held):
+        return f"{start} {reached}. No control at this number of samples has a test {goal.label} that is a finite number."
     words = {
-        "better": f"{_is(results.goal, 'better')} than",
+        "better": f"{_is(goal, 'better')} than",
         "tie": "ties with",
-        "worse": f"{_is(results.goal, 'worse')} than",
+        "worse": f"{_is(goal, 'worse')} than",
     }
     parts = []
     for verdict, verb in words.items():
@@ -124,7 +125,9 @@ def notes(results: CompareResults) -> list[str]:
     if goal.metric == "accuracy":
         metric = f"Accuracy: share of the {test} test rows that the model gets right after the last epoch"
     else:
-        metric = f"{goal.head}: metric of the model on the {test} test rows after the last epoch; {goal.rule}"
+        metric = (
+            f"{goal.head} ({goal.rule}): metric of the model on the {test} test rows after the last epoch"
+        )
     minus = f"Difference: {goal.label} of {own.title} minus that of the policy of the row"
     minus += ", in percentage points" if goal.share else ""
     meanings = [

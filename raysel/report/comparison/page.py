@@ -44,8 +44,8 @@ def render(results: CompareResults) -> str:
         tag = ' <span class="tag">not held to the budget</span>' if row.budget == "free" else tag
         cells[0] = html.dot(colours[row.name]) + html.text(cells[0]) + tag
     own = results.policies[results.own].title
-    cards = [
-        html.card(
+    figures = [
+        (
             metric_against_samples(drawn, goal),
             f"{heading} against samples",
             f"{heading} on the validation rows after each epoch, against the number of samples back-propagated until then. Each "
@@ -55,13 +55,14 @@ def render(results: CompareResults) -> str:
             else f"{heading} on the test rows after the last epoch, against the number of samples back-propagated in all. Each "
             f"dot is one seed, and each colour one policy. {NO_VALIDATION}",
         ),
-        html.card(
+        (
             final_metrics(drawn, goal),
             f"Final {label}",
             f"{heading} on the test rows after the last epoch. Open dots: one per seed. Bar: mean over the seeds ± one standard "
             f"deviation. Vertical line: mean of {html.text(own)}. The table under “Policies” has the differences between the means.",
         ),
     ]
+    cards = [html.card(*figure) for figure in figures if figure[0]]
     lead = (
         "A policy decides which samples each epoch trains on. "
         f"{html.text(own)} is the policy of the workflow. The others are controls to compare it with."
@@ -91,7 +92,7 @@ def render(results: CompareResults) -> str:
         opening,
         html.section("Policies", f'<p class="lead">{lead}</p>\n{html.table(heads, body)}'),
         html.section("Findings", f'<ul class="said">\n{said}\n</ul>'),
-        html.section("Figures", html.grid(cards)),
+        html.section("Figures", html.grid(cards)) if cards else "",
         html.section("How to read this", read),
         configuration(results),
         versions(results),

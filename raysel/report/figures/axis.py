@@ -50,13 +50,13 @@ def set_y_range(
 
 
 def set_metric_range(
-    axes: Any, curves: Sequence[Sequence[tuple[float, float]]], goal: Goal, begin: float
+    axes: Any, curves: Sequence[Sequence[tuple[float, float]]], goal: Goal, skip: float
 ) -> tuple[float, float]:
-    """Let the y axis show the points (x, y) of the curves from ``begin`` on, and the last point of every curve.
+    """Let the y axis show the points (x, y) of each curve but those in the first share ``skip`` of its samples.
 
-    The values of an untrained network would press the rest into a line, so the points before ``begin`` may be outside.
+    The values of an untrained network would press the rest into a line, so these points may be outside.
     """
-    shown = [y for curve in curves for x, y in curve if x >= begin or (x, y) == curve[-1]]
+    shown = [y for curve in curves for x, y in curve if x >= skip * curve[-1][0]]
     within = (0.0, 1.0) if goal.share else (-math.inf, math.inf)
     return set_y_range(axes, min(shown), max(shown), within=within)
 

@@ -67,8 +67,7 @@ def final_metrics(policies: Sequence[PolicyCurves], goal: Goal) -> str:
 
     A line marks the mean of the workflow's own policy.
     """
-    policies = [policy for policy in policies if policy.ends]
-    if not policies:
+    if not any(policy.ends for policy in policies):
         return ""
     with new_figure(height=58 + 44.0 * len(policies)) as figure:
         _ends(figure, policies, goal)
@@ -78,12 +77,11 @@ def final_metrics(policies: Sequence[PolicyCurves], goal: Goal) -> str:
 def comparison_png(policies: Sequence[PolicyCurves], name: str, goal: Goal, seeds: int) -> bytes:
     """Return both figures of a comparison side by side under the workflow's name, as PNG."""
     head = 34.0
-    policies = [policy for policy in policies if policy.ends]
     tall = max(250 + 15.0 * len(_key_rows(policies)), 58 + 44.0 * len(policies))
     with new_figure(tall + head, width=2 * WIDTH + 24) as figure:
         title = f"{plain(name)}: {seeds} seed{'' if seeds == 1 else 's'}"
         figure.text(8 / figure.bbox.width, 1 - 22 / figure.bbox.height, title, fontweight="bold", fontsize=12)
-        if policies:
+        if any(policy.ends for policy in policies):
             _courses(figure, policies, goal, above=head)
             _ends(figure, policies, goal, before=WIDTH + 24, above=head)
         return to_png(figure)
@@ -109,7 +107,7 @@ def _courses(figure: Figure, policies: Sequence[PolicyCurves], goal: Goal, above
     ]
     most = max(x for _, curve in curves for x, _ in curve)
     axes.set_xlim(0, 1.03 * most)
-    set_metric_range(axes, [curve for _, curve in curves], goal, most / 4)
+    set_metric_range(axes, [curve for _, curve in curves], goal, skip=0.25)
     for colour, curve in curves:
         xs, ys = zip(*curve, strict=True)
         axes.plot(xs, ys, color=colour, linewidth=0.9, alpha=0.7)
@@ -127,6 +125,7 @@ def _ends(
     """From ``before`` points on the left, ``above`` points below the figure's top."""
     room = 0.45 * WIDTH
     step = 44.0
+    policies = [policy for policy in policies if policy.ends]
     ends = [policy.ends for policy in policies]
     left = 8 + max(
         *(text_width(shorten(plain(policy.title), room, bold=True), bold=True) for policy in policies),
@@ -169,7 +168,9 @@ def _ends(
     write = (lambda value: f"{100 * value:.4g} %") if goal.share else plain_number
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
     axes.set_xlabel(
-        f"test {metric_name(goal)} after the last epoch{goal.hint}\ndots: seeds; bar: mean ± SD", labelpad=5
+        f"test {metric_name(goal)} after the last epoch{goal.hint}\ndots: seeds; bar: mean ± SD",
+        labelpad=5,
+        loc="right",  # a long name runs to the left
     )
 
 

@@ -123,8 +123,7 @@ def _metrics(
         axes = add_axes(figure, left=44, right=18, top=34 + row * len(order), bottom=38)
         tall = axes.get_position().height * figure.bbox.height
         most = max(x for x, _ in ends.values()) or 1
-        begin = 0 if goal.share else most / 4
-        low, high = set_metric_range(axes, list(series.values()), goal, begin)
+        low, high = set_metric_range(axes, list(series.values()), goal, skip=0.0 if goal.share else 0.25)
         axes.set_xlim(0, most * 1.02)
         for arm, points in series.items():
             xs, ys = zip(*points, strict=True)

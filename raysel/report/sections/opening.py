@@ -32,9 +32,9 @@ def headline(results: RunResults) -> str:
         if saved is None:
             parts.append("no arm of this run was trained on the full pool, so the savings are not known")
         else:
+            part = "as many as" if saved == 0 else f"{_less(saved, '', 'fewer', 'more').rstrip()} than"
             parts.append(
-                f"this is {_less(saved, 'samples', 'fewer', 'more')} than the {numbers.count(ledger.full_samples)} of all "
-                "pool rows in all epochs"
+                f"these are {part} the {numbers.count(ledger.full_samples)} of all pool rows in every epoch"
             )
             parts.append(
                 "no arm of this run was trained on the full pool, so the saving in time is not known"
@@ -46,7 +46,7 @@ def headline(results: RunResults) -> str:
         )
     else:
         parts.append(f"{arm.title} {_spent(ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm))}")
-        parts += [_reached(goal, arm, full)] if goal.value(arm.metrics) is not None else []
+        parts += [_reached(goal, arm, full)] if goal.metric in arm.metrics else []
     sentence = "; ".join(parts) + "."
     return sentence[0].upper() + sentence[1:]
 
@@ -141,7 +141,7 @@ def _tiles(results: RunResults) -> str:
         samples, time = ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)
         if samples is not None:
             below = f"{numbers.count(arm.samples_backward)} instead of {numbers.count(ledger.reference_samples)} samples"
-            below += "" if full else ", those of all pool rows in all epochs"
+            below += "" if full else ", those of all pool rows in every epoch"
             tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
         if full and time is not None:
             spent, reference = numbers.seconds(arm.total_seconds), numbers.seconds(full.total_seconds)
@@ -198,9 +198,12 @@ def _less(saving: float, unit: str, less: str, more: str) -> str:
 
 def _reached(goal: Goal, arm: LedgerEntry, full: LedgerEntry | None) -> str:
     """Return the test metric of an arm, and its difference from that of the full pool, as a clause."""
+    if goal.metric not in arm.metrics:
+        return ""
+    alone = full is None or full is arm
     reached = goal.value(arm.metrics)
     if reached is None:
-        return ""
+        return f"{', but ' if alone else ''}its test {goal.label} is not a finite number"
     if full is None or full is arm:
         return f" and reached a test {goal.label} of {goal.text(reached)}{goal.hint}"
     words = f"its test {goal.label} is {goal.text(reached)}"

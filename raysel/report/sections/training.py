@@ -34,7 +34,7 @@ def training_section(results: RunResults) -> str:
                 f"{head} against samples",
                 f"{head} on the validation rows after each epoch, one line per arm, against the number of samples that the "
                 "arm had back-propagated by then. An arm whose line ends further left than that of another arm used fewer samples; an arm "
-                f"whose line ends {_ahead(goal)}. Each arm was trained with one seed, so there are no error bars.",
+                f"whose line ends {_ahead(goal)}. {_outside(goal)}Each arm was trained with one seed, so there are no error bars.",
             )
         )
     elif drawn := final_metrics(arms, goal):
@@ -75,6 +75,8 @@ def training_section(results: RunResults) -> str:
                 f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. Training still used these "
                 "samples, but the policy kept the earlier losses of these samples, if there were any."
             )
+        if goal.metric in arm.metrics and goal.value(arm.metrics) is None:
+            notes.append(f"{html.text(arm.title)}: The test {html.text(goal.label)} is not a finite number.")
     tail = "".join(f'<p class="missing">{note}</p>' for note in notes)
     return html.section("Training", html.grid(cards) + tail)
 
@@ -99,6 +101,16 @@ def _ahead(goal: Goal) -> str:
     """Return where a better arm is in the figure, as the end of a clause about a line or a dot."""
     side = "higher" if goal.direction == "max" else "lower"
     return f"{side} {'is more accurate' if goal.metric == 'accuracy' else 'is better'}"
+
+
+def _outside(goal: Goal) -> str:
+    """Return a sentence about values that the figure leaves out; shares are all in it."""
+    side = "below" if goal.direction == "max" else "above"
+    return (
+        ""
+        if goal.share
+        else f"Values after the first epochs that are {side} the range of the axis are not shown. "
+    )
 
 
 def _finals(results: RunResults) -> str:

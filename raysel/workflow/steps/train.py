@@ -14,7 +14,7 @@ from raysel.cluster.wait import wait_for_workers
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
-from raysel.errors import ConfigError, RunError
+from raysel.errors import ConfigError, RunError, first
 from raysel.registry import TASKS
 from raysel.report.goal import finite
 from raysel.report.results import Epoch
@@ -293,7 +293,13 @@ def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
         )
         for entry in trained["history"]
     ]  # fmt: skip
-    return {"epochs": epochs, "metrics": finite(trained["metrics"]), "goal": trained["goal"]}
+    metrics, goal = finite(trained["metrics"]), trained["goal"]
+    if metrics and goal["metric"] not in metrics:
+        raise RunError(
+            f"The training returned the metrics {first(metrics)}, but not '{goal['metric']}', which is the one to report; return "
+            "it from the evaluation."
+        )
+    return {"epochs": epochs, "metrics": metrics, "goal": goal}
 
 
 def _follow(dynamic: Any, epochs: int, run: RunDirectory, title: str, done: threading.Event) -> None:
