@@ -22,6 +22,9 @@ _HOME = {
     "DensityRatio": "raysel.select.density_ratio",
     "ClusterShare": "raysel.select.cluster_share",
     "Nearest": "raysel.select.nearest",
+    "KCenter": "raysel.select.coverage",
+    "FacilityLocation": "raysel.select.coverage",
+    "Herding": "raysel.select.coverage",
     "ByScore": "raysel.select.by_score",
     "Deduplicate": "raysel.select.deduplicate",
     "leakage": "raysel.select.deduplicate",
@@ -57,6 +60,9 @@ if TYPE_CHECKING:
     from raysel.gio.distributed import GIO as GIO
     from raysel.select.by_score import ByScore as ByScore
     from raysel.select.cluster_share import ClusterShare as ClusterShare
+    from raysel.select.coverage import FacilityLocation as FacilityLocation
+    from raysel.select.coverage import Herding as Herding
+    from raysel.select.coverage import KCenter as KCenter
     from raysel.select.deduplicate import Deduplicate as Deduplicate
     from raysel.select.deduplicate import leakage as leakage
     from raysel.select.density_ratio import DensityRatio as DensityRatio

@@ -107,7 +107,7 @@ class ClusterShare:
         from raysel.gio.quantize import assign, draw_to_budget
         from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
 
-        inputs = open_inputs(self, pool, target, start)
+        inputs = open_inputs(self, pool, start, target)
         groups = quantise(inputs.pool, self.clusters, self.seed)
         _, aims = inputs.target.sample(TARGET_ROWS, self.seed)
         share = np.bincount(assign(aims, groups.centroids)[0], minlength=len(groups.centroids))

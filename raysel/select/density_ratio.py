@@ -132,7 +132,7 @@ class DensityRatio:
         from raysel.gio.quantize import assign
         from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
 
-        inputs = open_inputs(self, pool, target, start)
+        inputs = open_inputs(self, pool, start, target)
         aims = inputs.target.sample(TARGET_ROWS, self.seed)
         some = inputs.pool.sample(_FITTED_ON, self.seed)
         model = map_blocks(_fit, [ray.put((*some, *aims))], self.seed)[0]

@@ -28,8 +28,10 @@ class Inputs:
 
     Attributes
     ----------
-    pool, target : VectorBlocks
-        The vectors.
+    pool : VectorBlocks
+        Vectors of the pool.
+    aim : VectorBlocks or None
+        Vectors of the target; None for a selector without a target.
     data : ray.data.Dataset
         The pool, whose identity the Selection carries.
     ids : array of int64
@@ -43,7 +45,7 @@ class Inputs:
     """
 
     pool: VectorBlocks
-    target: VectorBlocks
+    aim: VectorBlocks | None
     data: Dataset
     ids: np.ndarray
     count: int
@@ -51,13 +53,19 @@ class Inputs:
     quotas: Quotas
 
     @property
+    def target(self) -> VectorBlocks:
+        """Vectors of the target."""
+        assert self.aim is not None
+        return self.aim
+
+    @property
     def kept(self) -> np.ndarray:
         """Whether ``start`` has each of ``ids``."""
         return np.zeros(len(self.ids), bool) if self.start is None else np.isin(self.ids, self.start.ids)
 
 
-class ForTarget(Protocol):
-    """The fields that selectors with a target have in common."""
+class OnVectors(Protocol):
+    """The fields that selectors on vectors have in common."""
 
     @property
     def budget(self) -> float | int | str: ...  # noqa: D102
@@ -69,29 +77,29 @@ class ForTarget(Protocol):
     def label(self) -> str | None: ...  # noqa: D102
 
 
-def open_inputs(
-    selector: ForTarget, pool: Dataset, target: Dataset | None, start: Selection | None
-) -> Inputs:
-    """Check the vectors of pool and target, the budget and the selection to extend.
+def open_inputs(selector: OnVectors, pool: Dataset, start: Selection | None, *targets: Dataset) -> Inputs:
+    """Check the vectors of the pool, and of a target if the selector has one, the budget and the selection to extend.
 
     Raises
     ------
     ConfigError
-        Without a target, and for a budget that the pool does not allow.
+        If the target is None, and for a budget that the pool does not allow.
     DataError
         For vectors that cannot be used, and a ``start`` from another pool.
     """
-    if target is None:
-        raise ConfigError("target: This selector needs the target; pass its rows as the second argument.")
     check_dataset(pool, "pool")
-    check_dataset(target, "target")
-    column, budget = selector.column, selector.budget
-    source, aim = vector_blocks(pool, column, "pool"), vector_blocks(target, column, "target")
-    if source.dimension != aim.dimension:
-        raise DataError(
-            f"The pool's vectors have {source.dimension} dimensions, but the target's {aim.dimension}; "
-            "embed both with the same embedder."
-        )
+    source, aim = vector_blocks(pool, selector.column, "pool"), None
+    for target in targets:
+        if target is None:
+            raise ConfigError("target: This selector needs the target; pass its rows as the second argument.")
+        check_dataset(target, "target")
+        aim = vector_blocks(target, selector.column, "target")
+        if source.dimension != aim.dimension:
+            raise DataError(
+                f"The pool's vectors have {source.dimension} dimensions, but the target's {aim.dimension}; "
+                "embed both with the same embedder."
+            )
+    budget = selector.budget
     count = (
         rows_of_bytes(budget, pool, source.rows)
         if isinstance(budget, str)
@@ -100,6 +108,7 @@ def open_inputs(
     check_start(start, pool, source.ids, count)
     ids = np.sort(source.ids)
     kept = np.zeros(len(ids), bool) if start is None else np.isin(ids, start.ids)
+    target = targets[0] if targets else None
     quotas = quotas_of(selector.per_class, selector.label, pool, target, ids, count, kept)
     return Inputs(source, aim, pool, ids, count, start, quotas)
 

@@ -75,7 +75,7 @@ class Matches:
         self._sort_out()
         ids = np.full((len(self.targets), self.k), -1, np.int64)
         score = np.full(ids.shape, -np.inf)
-        rank = _ranks(self._target)
+        rank = ranks(self._target)
         ids[self._target, rank] = self._ids
         score[self._target, rank] = self._score
         return ids, score
@@ -89,9 +89,9 @@ class Matches:
 
     def _sort_out(self) -> None:
         order = np.lexsort((self._ids, -self._score, self._target))
-        order = order[_ranks(self._target[order]) < self.k]
+        order = order[ranks(self._target[order]) < self.k]
         self._target, self._ids, self._score = self._target[order], self._ids[order], self._score[order]
-        last = np.flatnonzero(_ranks(self._target) == self.k - 1)
+        last = np.flatnonzero(ranks(self._target) == self.k - 1)
         self._limit = self._limit.copy()  # one that came through the object store cannot be written to
         self._limit[self._target[last]] = (self._score[last] - self._slack).astype(np.float32)
 
@@ -106,7 +106,7 @@ def _cosines(rows: Array, row: Array, targets: Array, target: Array) -> NDArray[
     return found
 
 
-def _ranks(groups: Array) -> NDArray[np.int64]:
+def ranks(groups: Array) -> NDArray[np.int64]:
     """Return the position of every element within its group; groups lie together, in ascending order."""
     if not len(groups):
         return np.empty(0, np.int64)

@@ -126,7 +126,7 @@ class Nearest:
         """
         from raysel.select.inputs import make_selection, open_inputs
 
-        inputs = open_inputs(self, pool, target, start)
+        inputs = open_inputs(self, pool, start, target)
         ids, vectors = inputs.target.sample(inputs.target.rows, self.seed)
         share, thinned = np.ones(len(ids), np.int64), False
         before = np.empty(0, np.int64) if start is None else start.ids
