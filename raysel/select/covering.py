@@ -206,7 +206,7 @@ def herding(points: Array, weight: NDArray[np.int64], held: NDArray[np.int64], c
         score = np.empty(len(order))
         taken = held.copy()
         for at in range(len(order)):
-            # whole numbers below 2**53 for up to 50,000 rows
+            # integers below 2**53 for up to 50,000 rows
             value = (chosen + 1) * mean - total * near
             value[left <= 0] = -np.inf
             point = int(value.argmax())
@@ -222,7 +222,7 @@ def herding(points: Array, weight: NDArray[np.int64], held: NDArray[np.int64], c
 
 
 class _Kernel:
-    """A Gaussian kernel between points, in whole units of its grid."""
+    """A Gaussian kernel between points, as integers in units of its grid."""
 
     def __init__(self, points: Array) -> None:
         moved = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
