@@ -36,6 +36,11 @@ class Goal:
         return is_share(self.metric)
 
     @property
+    def accuracy(self) -> bool:
+        """Whether the goal is a higher accuracy, for which there are words of its own."""
+        return self == Goal()
+
+    @property
     def label(self) -> str:
         """The name of the metric within a sentence, such as "accuracy" or "RMSE"."""
         return label_of(self.metric)
@@ -48,13 +53,11 @@ class Goal:
     @property
     def plural(self) -> str:
         """The name of several values of the metric within a sentence."""
-        return "accuracies" if self.metric == "accuracy" else f"values of the {self.label}"
+        return "accuracies" if self.accuracy else f"values of the {self.label}"
 
     @property
     def short(self) -> str:
         """The name of the metric in at most 12 characters."""
-        if self.metric == "accuracy":
-            return "acc."
         return self.label if len(self.label) <= 12 else f"{self.label[:11].rstrip()}."
 
     @property

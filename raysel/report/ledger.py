@@ -324,7 +324,10 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
         ),
         block(
             "test",
-            column(ledger.goal.short, [ledger.goal.text(ledger.goal.value(e.metrics)) for e in entries]),
+            column(
+                "acc." if ledger.goal.accuracy else ledger.goal.short,
+                [ledger.goal.text(ledger.goal.value(e.metrics)) for e in entries],
+            ),
         ),
     ]
 
@@ -377,6 +380,6 @@ def _meaning(ledger: Ledger) -> str:
     else:
         words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "
         words += "Other: start-up, evaluation, checkpoints."
-    if ledger.goal != Goal():
+    if not ledger.goal.accuracy:
         words += f" {ledger.goal.head}: {ledger.goal.rule}."
     return "\n".join(textwrap.wrap(words, WIDTH))

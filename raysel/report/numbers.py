@@ -41,16 +41,20 @@ def percent(share: float | None) -> str:
 
 def metric(value: float | None) -> str:
     """Return a value of a metric with four digits: ``0.1234``, ``38.21``, ``1,523``."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    if value and not 1e-4 <= abs(value) < 1e7:
-        return f"{value:.3e}"
-    return f"{value:,.{decimals(value)}f}"
+    return MISSING if value is None or not math.isfinite(value) else fixed(value, decimals(value))
 
 
-def decimals(value: float) -> int:
-    """Return the number of decimals with which a number has four digits."""
-    return min(max(3 - math.floor(math.log10(abs(value))), 0), 8) if value else 0
+def decimals(value: float) -> int | None:
+    """Return the number of decimals with which a number has four digits; None if it needs scientific notation."""
+    if value == 0:
+        return 0
+    size = math.floor(math.log10(abs(value)))
+    return max(3 - size, 0) if -5 < size < 7 else None
+
+
+def fixed(value: float, digits: int | None) -> str:
+    """Return a number with so many decimals, or in scientific notation."""
+    return f"{value:.3e}" if digits is None else f"{value:,.{digits}f}"
 
 
 def saving(share: float | None) -> str:

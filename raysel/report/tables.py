@@ -34,7 +34,7 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
     if not runs:
         return "No configuration has finished in this directory."
     goals = {results.goal for results, _ in runs}
-    metric = next(iter(goals)).label if len(goals) == 1 else "metric"
+    metric = next(iter(goals)).short if len(goals) == 1 else "metric"
     header = ["when (UTC)", "rows selected", metric, "samples", "time", "differs from the first in"]
     cells = [_row(results, named=len(goals) > 1) for results, _ in runs]
     widths = [max(map(len, column)) for column in zip(header[:-1], *cells, strict=True)]
@@ -59,7 +59,7 @@ def _row(results: RunResults, named: bool) -> list[str]:
     return [
         when,
         f"{numbers.count(kept)} / {numbers.count(results.data.pool)}",
-        (f"{results.goal.label} " if named else "") + results.goal.text(results.score(_ARM)),
+        (f"{results.goal.short} " if named else "") + results.goal.text(results.score(_ARM)),
         numbers.saving(ledger.saving_samples(_ARM)),
         numbers.saving(ledger.saving_seconds(_ARM)),
     ]

@@ -157,7 +157,9 @@ def test_names_within_and_at_the_start_of_a_sentence() -> None:
         "top 5 error of the batch",
     ]
     assert [Goal(name).head for name in names[:4]] == ["Accuracy", "RMSE", "Mean IoU", "Perplexity"]
-    assert [Goal(name).short for name in names] == ["acc.", "RMSE", "mean IoU", "perplexity", "top 5 error."]
+    assert [Goal(name).short for name in names] == [
+        "accuracy", "RMSE", "mean IoU", "perplexity", "top 5 error.",
+    ]  # fmt: skip
     assert (Goal().rule, Goal().hint) == ("higher is better", "")
     assert (RMSE.rule, RMSE.hint) == ("lower is better", " (lower is better)")
 
@@ -368,6 +370,30 @@ def test_the_table_and_the_notes_of_an_error(compared: CompareResults) -> None:
     )
     only = turned(sample({"infobatch": ENDS["infobatch"]}))
     assert "reached a test RMSE of 9.767 ± 0.153 (lower is better). No control" in findings.headline(only)
+
+
+def test_a_long_name_and_numbers_of_any_size_fit_in_the_tables(run: RunResults) -> None:
+    name = "mean_of_the_squared_errors_of_the_arrival_delays_in_minutes_over_all_flights"
+    for size in (1e-9, 1.0, 1e5, 1e12):
+        made = turned(
+            sample(), Goal(name, "min"), lambda metrics, size=size: {name: size * (1 - metrics["accuracy"])}
+        )
+        text = tables.text(made)
+        assert max(map(len, text.splitlines())) <= 100 and "mean of the." in text.splitlines()[0]
+        assert name.replace("_", " ") in findings.headline(made)
+        one = turned(run, Goal(name, "min"), lambda metrics, size=size: {name: size * metrics["rmse"]})
+        for text in (one.ledger.text(), runs_text([(one, []), (run, [])]), runs_text([(one, [])])):
+            assert max(map(len, text.splitlines())) <= 100
+        assert "mean of the." in one.ledger.text().splitlines()[1] and render(one).count("<svg") == 6
+    assert "3.256e+10 ± 5.092e+08" in tables.text(
+        turned(sample(), RMSE, lambda m: {"rmse": (1 - m["accuracy"]) / 3e-12})
+    )
+
+
+def test_fewer_right_answers_can_be_the_goal() -> None:
+    made = turned(sample(), Goal("accuracy", "min"), dict)
+    said = " ".join(findings.findings(made))
+    assert "InfoBatch has a worse accuracy than full data at equal steps: +2.03 ± 0.03 points" in said
 
 
 def test_a_share_other_than_the_accuracy_is_compared_in_points() -> None:

@@ -17,7 +17,7 @@ from raysel.dynamic.budget import Budget, ratio_of
 from raysel.dynamic.plan import part
 from raysel.errors import ConfigError
 from raysel.report.comparison import tables
-from raysel.report.results import CompareResults
+from raysel.report.results import CompareResults, Goal
 from raysel.train import loops
 from raysel.workflow import compare as comparing
 from raysel.workflow import config, run, steps
@@ -326,7 +326,9 @@ from raysel.train import loops
 
 def mine(config):
     assert config["loop"] is not loops.classify
-    return loops.classify({**config, "learning_rate": RATE})
+    trained = loops.classify({**config, "learning_rate": RATE})
+    wrong = {"rmse": 100 * (1 - trained["metrics"]["accuracy"])}
+    return {**trained, "metrics": wrong, "goal": {"metric": "rmse", "direction": "min"}}
 """
 
 
@@ -341,6 +343,10 @@ def test_a_training_loop_of_the_users_own_is_a_task(cluster, digits, tmp_path):
     assert (
         after.epochs[0].loss < 0.9 * before.epochs[0].loss
     )  # the changed loop was not taken for the old one
+    assert fast.goal == Goal("rmse", "min") and after.metrics["rmse"] < before.metrics["rmse"] < 100
+    assert (
+        "lower is better" in tables.text(fast) and "accura" not in (tmp_path / "run/compare.html").read_text()
+    )
     with pytest.raises(
         ConfigError, match=r"'train.task' is 'clasification'|train.task is 'clasification'.*Did you mean"
     ):

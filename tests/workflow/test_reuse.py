@@ -55,7 +55,7 @@ def folder(tmp_path):
 def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""):
     count = this.count(rows)
     epoch = asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))
-    return {"rows": count, "epochs": [epoch], "metrics": {"accuracy": 0.5}, "goal": asdict(Goal())}
+    return {"rows": count, "epochs": [epoch], "metrics": {"rmse": 0.5}, "goal": asdict(Goal("rmse", "min"))}
 
 
 @pytest.fixture
@@ -77,6 +77,10 @@ def go(cluster, folder, monkeypatch, capsys):
 def test_another_value_runs_what_depends_on_it(go, folder):
     first, ran = go()
     assert ran == {"embed", "select", "random", "classes", "arrays", "train-chain", "train-random"}
+    assert first.goal == first.ledger.goal == Goal("rmse", "min") and first.score("chain") == 0.5
+    # 40 % of 300 rows in one epoch, against all rows in the two epochs of the workflow.
+    assert first.ledger.full_samples == 600 and first.ledger.saving_samples("chain") == 0.8
+    assert "test RMSE of 0.5000 (lower is better)" in (folder / "run/report.html").read_text()
     assert go()[1] == set()
     again, ran = go("select.budget=0.2")
     assert ran == {"select", "random", "classes", "train-chain", "train-random"}

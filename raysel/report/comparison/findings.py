@@ -56,7 +56,7 @@ def headline(results: CompareResults) -> str:
 
 def _is(goal: Goal, verdict: str) -> str:
     """Return "is more accurate", or "has a better" and the name of another metric."""
-    if goal.metric == "accuracy":
+    if goal.accuracy:
         return f"is {'more' if verdict == 'better' else 'less'} accurate"
     return f"has a {verdict} {goal.label}"
 
@@ -76,9 +76,7 @@ def findings(results: CompareResults) -> list[str]:
     table, goal = rows(results), results.goal
     own = next(row for row in table if row.name == results.own)
     better, worse = _is(goal, "better"), _is(goal, "worse")
-    no_better = (
-        "is not more accurate" if goal.metric == "accuracy" else f"does not have a better {goal.label}"
-    )
+    no_better = "is not more accurate" if goal.accuracy else f"does not have a better {goal.label}"
     sentences = []
     for row in sorted(table, key=lambda row: row.budget != "held"):
         found = row.difference
@@ -122,7 +120,7 @@ def notes(results: CompareResults) -> list[str]:
     held = [row.title for row in table if row.budget == "held"]
     free = [row.title for row in table if row.budget == "free"]
     test = numbers.count(results.data.test)
-    if goal.metric == "accuracy":
+    if goal.accuracy:
         metric = f"Accuracy: share of the {test} test rows that the model gets right after the last epoch"
     else:
         metric = (
@@ -159,7 +157,7 @@ def notes(results: CompareResults) -> list[str]:
 def _error(table: Sequence[Row], goal: Goal, test_rows: int) -> str:
     """Return a clause about the error that results from the choice of the test rows."""
     values = [row.value for row in table if row.value is not None]
-    if goal.metric != "accuracy" or not values:
+    if not goal.accuracy or not values:
         return "the standard deviation over the seeds does not include the error that results from this"
     found = max(100 * math.sqrt(value * (1 - value) / test_rows) for value in values)
     return (

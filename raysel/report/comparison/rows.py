@@ -37,7 +37,7 @@ class Row:
     """One policy: means over seeds; seconds are of training and planning.
 
     values, value, deviation: the reported metric per seed, its mean and its standard deviation; value is None if the metric of
-    a seed is not finite. digits: decimals of the numbers of the table. difference: None for the workflow's own policy, and if
+    a seed is not finite. digits: decimals of the metrics in the table, None for scientific notation. difference: None for the workflow's own policy, and if
     a value of one of the two is not finite.
     """
 
@@ -52,7 +52,7 @@ class Row:
     value: float | None
     deviation: float | None
     difference: Difference | None
-    digits: int
+    digits: int | None
 
 
 def rows(results: CompareResults) -> list[Row]:
@@ -114,8 +114,12 @@ def value_text(row: Row, goal: Goal) -> str:
     """Return the mean of the metric, ± the standard deviation if there are several seeds; shares without the % sign."""
     if row.value is None:
         return numbers.MISSING
-    spread = "" if row.deviation is None else f" ± {_scale(goal) * row.deviation:,.{row.digits}f}"
-    return f"{_scale(goal) * row.value:,.{row.digits}f}{spread}"
+    value = numbers.fixed(_scale(goal) * row.value, row.digits)
+    return (
+        value
+        if row.deviation is None
+        else f"{value} ± {numbers.fixed(_scale(goal) * row.deviation, row.digits)}"
+    )
 
 
 def difference_text(row: Row) -> str:
@@ -123,8 +127,9 @@ def difference_text(row: Row) -> str:
     found = row.difference
     if found is None:
         return ""
-    error = "" if found.error is None else f" ± {found.error:,.{row.digits}f}"
-    return f"{found.mean:+,.{row.digits}f}{error}".replace("-", _MINUS)
+    error = "" if found.error is None else f" ± {numbers.fixed(found.error, row.digits)}"
+    sign = "" if found.mean < 0 else "+"
+    return f"{sign}{numbers.fixed(found.mean, row.digits)}{error}".replace("-", _MINUS)
 
 
 def _scale(goal: Goal) -> float:

@@ -58,6 +58,7 @@ def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
     """Return header and rows as text."""
     number = numbers.compact if compact else numbers.count
     goal = results.goal
+    name = goal.short if compact else goal.label
     units = (", %", ", points") if goal.share else ("", "")
     head = [
         "policy",
@@ -65,7 +66,7 @@ def table_cells(results: CompareResults, compact: bool) -> list[list[str]]:
         "of full",
         "steps",
         "seconds",
-        goal.label + units[0],
+        name + units[0],
         "difference" + units[1],
     ]
     return [

@@ -149,12 +149,11 @@ def _tiles(results: RunResults) -> str:
             tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
     reached = goal.value(arm.metrics) if arm else None
     if arm and reached is not None:
-        plain = goal.metric == "accuracy"
-        below = "share of the test rows that the model classifies correctly" if plain else goal.rule
+        below = "share of the test rows that the model classifies correctly" if goal.accuracy else goal.rule
         fulls = goal.value(full.metrics) if full and full is not arm else None
         if fulls is not None:
             below = f"{goal.text(fulls)} when trained on the full pool; one seed each"
-            below += "" if plain else f"; {goal.rule}"
+            below += "" if goal.accuracy else f"; {goal.rule}"
         tiles.append((f"Test {html.text(goal.label)}", goal.text(reached), below, False))
     if not tiles:
         return ""

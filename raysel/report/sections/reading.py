@@ -77,7 +77,7 @@ def standard_error(data: Data, goal: Goal, values: Iterable[float | None]) -> st
     It is empty for another metric, whose standard error does not follow from its value.
     """
     shares = [share for share in values if share is not None]
-    if not data.test or not shares or goal.metric != "accuracy":
+    if not data.test or not shares or not goal.accuracy:
         return ""
     points = 100 * max(math.sqrt(share * (1 - share) / data.test) for share in shares)
     if not points:

@@ -100,7 +100,7 @@ def _planned(arms: Mapping[str, Arm]) -> str:
 def _ahead(goal: Goal) -> str:
     """Return where a better arm is in the figure, as the end of a clause about a line or a dot."""
     side = "higher" if goal.direction == "max" else "lower"
-    return f"{side} {'is more accurate' if goal.metric == 'accuracy' else 'is better'}"
+    return f"{side} {'is more accurate' if goal.accuracy else 'is better'}"
 
 
 def _outside(goal: Goal) -> str:
