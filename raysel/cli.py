@@ -33,7 +33,7 @@ _out = click.option(
 _fresh = click.option(
     "--fresh",
     is_flag=True,
-    help="Remove all earlier results from the directory of the results first, and compute everything again.",
+    help="First remove all earlier results from the directory of the results, then compute everything again.",
 )
 _address = click.option(
     "--address",
@@ -213,7 +213,7 @@ def runs(run: Path) -> None:
 @cli.command(short_help="List the methods, or describe one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the selectors, policies and embedders that a workflow can name, and its sections.
+    """List the methods that a workflow can name, such as selectors and policies, and the sections of a workflow.
 
     With NAME, describe one method and print its parameters and their defaults. NAME can also be a section of a workflow,
     such as 'train', or a class of your own as file.py:Name; the code of this file is then run.
@@ -241,16 +241,17 @@ def init(template: str | None, out: Path) -> None:
     click.echo(listed() if template is None else write(template, out))
 
 
-@cli.command(short_help="Remove the selection state of killed runs from a cluster.")
+@cli.command(short_help="Remove the Ray actors that killed runs have left on a cluster.")
 @click.option(
     "--address",
     help="Join the Ray cluster at HOST:PORT.  [default: the environment variable RAY_ADDRESS; if it is not set, the cluster "
     "on this machine]",
 )
 def cleanup(address: str | None) -> None:
-    """Remove the selection state of killed runs, which is kept in Ray actors, from a cluster.
+    """Remove the Ray actors that killed runs have left on a cluster.
 
-    This removes the state of all runs: those that are still training on this cluster will fail.
+    Each run keeps its selection state, such as the last loss of every sample, in Ray actors. The command removes the
+    actors of all runs, so runs that are still training on this cluster fail.
     """
     from raysel.cluster.connect import connect
     from raysel.dynamic.service import cleanup as remove

@@ -112,10 +112,19 @@ def test_outputs_that_no_folder_can_have(write, tmp_path, monkeypatch):
     ("place", "words"),
     [
         ("nothing", "nothing is not a saved selection (it does not exist)."),
-        ("empty", "empty is not a saved selection (_done.json is missing, which is written last)."),
+        (
+            "empty",
+            "empty is not a saved selection (_done.json is missing; it is written last, so the folder is incomplete).",
+        ),
         ("file://host/x", "names the machine 'host'; write file:///host/x for a local path."),
-        ("file:///x?y", "is not the URI of a local file; write %3F for ? and %23 for #."),
-        ("file:///%ff", "is not the URI of a local file, because its % signs do not write UTF-8."),
+        (
+            "file:///x?y",
+            "is not the URI of a local file, because ? and # separate the parts of a URI; write %3F for ? and %23 for #.",
+        ),
+        (
+            "file:///%ff",
+            "is not the URI of a local file, because the bytes written with % are not UTF-8; write the path without file://.",
+        ),
         ("nonsense://x", "cannot be opened (Protocol not known: nonsense)."),
     ],
 )

@@ -108,9 +108,15 @@ def local_output(path: str | os.PathLike[str]) -> Path:
         raise ConfigError(f"{uri} names the machine '{host}'; write file:///{rest} for a local path.")
     place = unquote(f"/{rest.removeprefix('localhost/') if host else rest}")
     if "?" in rest or "#" in rest or "\0" in place:
-        raise ConfigError(f"{text} is not the URI of a local file; write %3F for ? and %23 for #.")
+        raise ConfigError(
+            f"{text} is not the URI of a local file, because ? and # separate the parts of a URI; write %3F "
+            "for ? and %23 for #."
+        )
     if place.count("\ufffd") > rest.count("\ufffd"):
-        raise ConfigError(f"{text} is not the URI of a local file, because its % signs do not write UTF-8.")
+        raise ConfigError(
+            f"{text} is not the URI of a local file, because the bytes written with % are not UTF-8; write "
+            "the path without file://."
+        )
     return Path(os.path.abspath(place))
 
 
@@ -286,7 +292,7 @@ class Folder:
             if any("/" in name for name in files):  # would lead out of the folder
                 return f"{MARKER} is damaged"
         except FileNotFoundError:
-            return f"{MARKER} is missing, which is written last"
+            return f"{MARKER} is missing; it is written last, so the folder is incomplete"
         except OSError as error:
             return f"{MARKER} cannot be read: {reason_of(error)}"
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
@@ -297,7 +303,7 @@ class Folder:
             except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
                 return f"{name} cannot be read: {reason_of(error)}"
             if found != expected:
-                cut = f"has {found[0]:,} bytes, {expected[0]:,} were written"
+                cut = f"has {found[0]:,} bytes instead of {expected[0]:,}"
                 return f"{name} {'has been changed' if found[0] == expected[0] else cut}"
         return None
 

@@ -126,7 +126,10 @@ def _array(values: np.ndarray, name: str) -> Any:
     if values.ndim == 1:
         return pa.array(values)
     if 0 in values.shape[1:]:
-        raise DataError(f"Column '{name}' has rows without elements: its shape is {values.shape}.")
+        raise DataError(
+            f"Column '{name}' has rows without elements, because its shape is {values.shape}; leave the "
+            "column out, or give every row at least one element."
+        )
     return _tensors(values)
 
 
@@ -140,7 +143,10 @@ def _dates(values: np.ndarray, name: str) -> np.ndarray:
     if wanted == "D":
         exact &= bool((np.abs(same[~missing].astype(np.int64)) < _DAYS).all())
     if not exact or (kind == "m" and unit in ("Y", "M")):
-        raise DataError(f"Column '{name}' holds {values.dtype} values, which Arrow cannot store exactly.")
+        raise DataError(
+            f"Column '{name}' holds {values.dtype} values, which Arrow cannot store exactly; convert them to "
+            "a type of at most 64 bits."
+        )
     return same
 
 

@@ -180,7 +180,10 @@ def as_rgb(image: Any) -> Any:
         upright = Image.fromarray(((wide + 128) // 257).clip(0, 255).astype(np.uint8))
     elif upright.mode in ("I", "F"):
         kind = "floating-point" if upright.mode == "F" else "32-bit"
-        raise ValueError(f"Its {kind} pixels have no fixed range; store it with 8 or 16 bits per channel.")
+        raise ValueError(
+            f"The {kind} pixels of the image have no fixed range; store the image with 8 or 16 bits per "
+            "channel."
+        )
     return upright.convert("RGB")
 
 

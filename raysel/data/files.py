@@ -198,7 +198,7 @@ def _matching(filesystem: pafs.FileSystem, pattern: str, source: str) -> list[Fi
         here = Folder(filesystem, root, tuple(files))
         return [here.file(name) for name in files]
     if not named:
-        raise DataError(f"No file is named like {source}.")
+        raise DataError(f"No file matches the pattern {source}; check the path.")
     return [_folder(filesystem, posixpath.join(root, name), partition_of(name)) for name, _ in sorted(named)]
 
 
@@ -277,7 +277,8 @@ def partition_of(directory: str) -> Partition:
             name, value = unquote(name), unquote(value)
             if name in found:
                 raise DataError(
-                    f"The directories {directory} give column '{name}' two values; name one of them differently."
+                    f"The path {directory} gives column '{name}' two values, each by a directory named "
+                    f"{name}=...; rename one of the two directories."
                 )
             held = None if value == "__HIVE_DEFAULT_PARTITION__" else value
             found[name] = pa.scalar(held, pa.string())

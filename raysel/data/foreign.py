@@ -58,7 +58,8 @@ def from_torch(dataset: Any) -> pa.Table:
             ) from error
         if list(rows[-1]) != list(rows[0]):
             raise DataError(
-                f"The items of the {name} differ: item {number} has {list(rows[-1])}, item 0 has {list(rows[0])}."
+                f"The items of the {name} differ: item {number} has {list(rows[-1])}, item 0 has "
+                f"{list(rows[0])}; give every item the same names."
             )
     if not rows:
         raise DataError(f"The {name} has no rows.")

@@ -230,7 +230,7 @@ def digest(embedder: Embedder, version: str | None = None) -> str:
     return fingerprint(
         held,
         f"embedder '{embedder.name}'",
-        'give version=, for example version="1", and change it with the embedder',
+        'give version=, for example version="1", and change it whenever the embedder changes',
     )
 
 
@@ -250,7 +250,10 @@ class _ParquetSource:
     def of(cls, dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | None:
         found = parquet_rows(dataset)
         if found is None or found[0].stores_ids or found[1].get(ID) != ID:
-            logger.debug("The rows to embed are not plain Parquet: they are copied into the object store.")
+            logger.debug(
+                "The rows to embed are not exactly the rows of Parquet files, so they are copied into Ray's "
+                "object store."
+            )
             return None
         check_columns(list(found[1]), columns, "dataset to embed")
         kinds = {

@@ -102,7 +102,8 @@ def read(
     listing = list_source(_paths(source), encoding) if _is_path(source) else None
     if index is not None and (listing is None or not listing.format.is_parquet):
         raise DataError(
-            "index: Only Parquet files can be read with an index, but this source is not one; leave index out, or write the rows to Parquet files."
+            "index: Only Parquet files can be read with an index, but this source is not a Parquet file; "
+            "leave index out, or write the rows to Parquet files."
         )
     if listing is None and encoding is not None:
         raise DataError(

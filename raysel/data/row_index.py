@@ -313,8 +313,8 @@ def index_parquet(listing: Listing, known: RowIndex | None = None, trust: Trust 
                 raise _changed(before.path)
     ranges = {found.range_index: file.path for file, found in zip(ordered, footers, strict=True)}
     notes = tuple(
-        f"The index '{name}' of a pandas frame is not read, because {path} holds only its range; call reset_index() before "
-        "writing the frame."
+        f"The index '{name}' of a pandas frame is not read, because {path} holds only the range of the index "
+        "(RangeIndex), not its values; call reset_index() before writing the frame."
         for name, path in ranges.items()
         if name is not None and name not in unified.schema.names
     )

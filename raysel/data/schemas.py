@@ -156,8 +156,9 @@ def _common(
             return pa.string()
         if merged is None:
             raise DataError(
-                f"Column '{column}' holds {kind} in {names[places[0]]} and {found} in {names[before]}, which no type "
-                "holds exactly; write the files with one type, or read them separately."
+                f"Column '{column}' holds {kind} in {names[places[0]]} and {found} in {names[before]}, and no "
+                "type represents the values of both exactly; write the files with one type, or read them "
+                "separately."
             )
         found = merged
     assert found is not None

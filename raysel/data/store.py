@@ -69,7 +69,8 @@ def write_arrays(
     shapes = {part[1:3] for part in parts if len(part[0])}
     if len(shapes) > 1:
         raise DataError(
-            f"Column '{inputs}' holds rows of different shapes or types ({first(sorted(shapes))}); training needs the same in every row."
+            f"Column '{inputs}' holds rows of different shapes or types ({first(sorted(shapes))}); training "
+            "needs the same shape and type in every row."
         )
     shape, dtype = next(iter(shapes))
     found = sorted({name for part in parts for name in part[3]}, key=lambda v: (str(type(v)), v))

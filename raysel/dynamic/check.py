@@ -65,8 +65,8 @@ def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
             )
         if len(plan) and plan.slots[-1] >= samples:
             raise ConfigError(
-                f"{name}.plan returned the slot {plan.slots[-1]} in epoch {epoch}, but there are {samples:,} samples; "
-                "slots are positions in the state, counted from 0."
+                f"{name}.plan returned the slot {plan.slots[-1]} in epoch {epoch}, but there are {samples:,} "
+                "samples; a slot is the position of a sample, counted from 0."
             )
         state = policy.update(state, plan, plan.slots, np.linspace(0.5, 1.5, len(plan), dtype=np.float32))
         if not isinstance(state, SampleState) or len(state) != samples:
@@ -75,7 +75,7 @@ def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
             )
             raise ConfigError(
                 f"{name}.update must return a SampleState of {samples:,} samples, got {found}; "
-                "raysel.dynamic.state.observe makes it."
+                "raysel.dynamic.state.observe returns one."
             )
     described = python_numbers(policy.parameters())
     try:
@@ -94,5 +94,6 @@ def _check_signature(policy: Any, method: str, signature: str, *arguments: Any, 
         inspect.signature(getattr(policy, method)).bind(*arguments, **named)
     except TypeError as error:
         raise ConfigError(
-            f"{type(policy).__name__}.{method} must be defined as {method}{signature}; it cannot be called so ({error})."
+            f"{type(policy).__name__}.{method} must be defined as {method}{signature}; it cannot be called "
+            f"with these arguments ({error})."
         ) from None

@@ -66,7 +66,7 @@ class FullData:
 
 @dataclass(frozen=True)
 class RandomPrune:
-    """Skip random samples at the rate of InfoBatch without using losses, and give the others its weights.
+    """Skip as many random samples as InfoBatch, without using losses, and weight the others as InfoBatch does.
 
     InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with
     probability r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the

@@ -244,7 +244,8 @@ class InfoBatch:
         if self.target_saving > reachable + 1e-12:
             raise ConfigError(
                 f"InfoBatch.target_saving of {self.target_saving:g} is out of reach: {num_epochs} epochs with "
-                f"delta {self.delta:g} can save at most {reachable:.4g}. Lower it, raise delta or train longer."
+                f"delta {self.delta:g} can save at most {reachable:.4g} of the samples. Lower target_saving, "
+                "raise delta, or train for more epochs."
             )
         return self.target_saving * num_epochs / pruning
 

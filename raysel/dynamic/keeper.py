@@ -164,12 +164,14 @@ class Keeper:
             raise StateError(f"The name of an attempt must be a non-empty string, got {attempt!r}.")
         if attempt in self._past:
             raise StateError(
-                f"Training attempt {attempt!r} was replaced by {self._attempt!r}, so it can no longer restore the state."
+                f"Training attempt {attempt!r} was replaced by {self._attempt!r}, so it can no longer restore "
+                "the selection state."
             )
         epoch = whole("The number of committed epochs", epoch, 0)
         if epoch > self._num_epochs:
             raise StateError(
-                f"The checkpoint was saved after {epoch} epochs, but the run has only {self._num_epochs}."
+                f"The checkpoint was saved after {epoch} epochs, but the run has only {self._num_epochs}; "
+                "give a larger num_epochs."
             )
         if state is None and epoch > 0:
             raise StateError(
@@ -217,7 +219,8 @@ class Keeper:
             return True, None
         if number > len(yielded) or self._open is not None:
             raise StateError(
-                f"Round {number} of the plan of epoch {epoch} was requested, but round {len(yielded)} is next."
+                f"Round {number} of the plan of epoch {epoch} was requested, but round {len(yielded)} is "
+                "next; the shards compute a plan together, one round after another."
             )
         try:
             yielded.append(generator.send(joined if number else None))
@@ -334,7 +337,8 @@ class Keeper:
         self._opened(attempt, epoch)
         if self._ready is None:
             raise StateError(
-                f"Epoch {epoch} cannot be committed, because it is not prepared; call prepare on all shards first."
+                f"The losses of epoch {epoch} cannot be committed to the selection state yet; call prepare on "
+                "all shards first."
             )
         self._state, outcome = self._ready
         self._last = epoch, outcome
@@ -380,7 +384,8 @@ class Keeper:
             raise StateError("The selection state has not been restored; call restore first.")
         if attempt != self._attempt:
             raise StateError(
-                f"Training attempt {attempt!r} was replaced by {self._attempt!r}; only the newest attempt can use the state."
+                f"Training attempt {attempt!r} was replaced by {self._attempt!r}; only the newest attempt can "
+                "use the selection state."
             )
 
     def _current(self, attempt: str, epoch: int) -> None:
@@ -396,7 +401,10 @@ class Keeper:
         self._current(attempt, epoch)
         if self._open is None:
             if self._total != self._size:
-                raise StateError(f"Epoch {epoch} has no plan yet: the shards compute it together, in rounds.")
+                raise StateError(
+                    f"Epoch {epoch} has no plan yet, because the shards have not finished computing it "
+                    "together."
+                )
             number, joined = 0, None
             while not (answer := self.plan_round(attempt, epoch, number, joined))[0]:
                 number, joined = number + 1, join([answer[1]])
@@ -417,7 +425,10 @@ class Keeper:
         if not isinstance(plan, Plan) or (len(plan) and not start <= plan.slots[0] <= plan.slots[-1] < stop):
             name = type(self._policy).__name__
             where = f"below {stop}" if start == 0 else f"in {start}..{stop - 1}"
-            raise StateError(f"{name}.plan must return a Plan of slots {where}; it did not in epoch {epoch}.")
+            raise StateError(
+                f"{name}.plan must return a Plan whose slots (positions of samples) are {where}; it did not "
+                f"in epoch {epoch}."
+            )
         staging = np.full(self._size, _UNPLANNED)
         staging[plan.slots - start if start else plan.slots] = _WAITING
         self._open = _Open(plan, staging)

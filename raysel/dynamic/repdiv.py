@@ -139,7 +139,8 @@ class Scores:
         """
         if self.ids is None:
             raise DataError(
-                "These scores are already aligned with the slots of a run; align the original scores, which have ids."
+                "These scores are already in the order of the samples of a run and have no ids; give the "
+                "original scores, which have ids."
             )
         wanted = np.arange(ids, dtype=np.int64) if isinstance(ids, (int, np.integer)) else np.asarray(ids)
         if np.array_equal(wanted, self.ids):
@@ -189,13 +190,13 @@ class RepDiv:
     ratio : float
         Share of the samples per epoch, in (0, 1].
     a_min : float
-        Weight of representativeness at the end of the curriculum, in [0, 1]. Diversity has the weight 1 -
-        a_min.
+        Weight of representativeness at the end, in [0, 1]. Over the epochs, the weight falls from about 1 to about
+        this value along a sigmoid. The weight of diversity is 1 minus this weight.
     t_mid : float
-        Share of the epochs, in [0, 1], after which the curriculum is half-way from representativeness to
-        diversity.
+        Share of the epochs, in [0, 1], after which the weight of representativeness is half-way between 1 and
+        a_min.
     k_s : float, optional
-        Slope of the curriculum per epoch. By default, it is 10 divided by the number of epochs.
+        Slope of this sigmoid per epoch. By default, it is 10 divided by the number of epochs.
     penalty : float
         Weight of the penalty for samples that were selected often before; 0 for no penalty.
     tail : float
@@ -454,8 +455,8 @@ class RepDiv:
         count, number = min(max(part(self.ratio, n), 1), n), self._scores().number
         if count < number:
             raise ConfigError(
-                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes. Raise it "
-                f"to {number / n:.3g} or more, or leave the labels out of the scores."
+                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes. Raise "
+                f"ratio to {number / n:.3g} or more, or leave the labels out of the scores."
             )
         return count
 

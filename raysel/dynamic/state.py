@@ -65,11 +65,14 @@ class SampleState:
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
                 found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array)
-                raise StateError(f"A state's {name} must be a {np.dtype(dtype)} vector, got {found}.")
+                raise StateError(
+                    f"The {name} of a SampleState must be a {np.dtype(dtype)} vector, got {found}."
+                )
             object.__setattr__(self, name, frozen(array))
         if len(self.loss) != len(self.selected):
             raise StateError(
-                f"A state must have one loss and one count per sample; it has {len(self.loss)} losses but {len(self.selected)} counts."
+                f"A SampleState must have one loss and one count per sample; it has {len(self.loss)} losses "
+                f"but {len(self.selected)} counts."
             )
 
     def __len__(self) -> int:
@@ -193,7 +196,8 @@ def pairs(
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if slots.ndim != 1 or slots.shape != losses.shape:
         raise DataError(
-            f"Give one loss per slot; the slots have shape {slots.shape}, the losses {losses.shape}."
+            f"Give one loss per slot, the position of a sample; the slots have shape {slots.shape}, the "
+            f"losses {losses.shape}."
         )
     if slots.dtype.kind not in "iu":
         raise DataError(f"slots must be of an integer type, got {slots.dtype}.")
@@ -202,7 +206,10 @@ def pairs(
     if int(slots.min()) < start or int(slots.max()) >= start + n:
         wrong = slots[(slots < start) | (slots >= start + n)]
         hint = " Remove padding (-1) before losses are recorded." if (wrong == -1).any() else ""
-        raise DataError(f"These slots are outside {start}..{start + n - 1}: {first(wrong.tolist())}.{hint}")
+        raise DataError(
+            f"These slots (positions of samples) are outside {start}..{start + n - 1}: "
+            f"{first(wrong.tolist())}.{hint}"
+        )
     with np.errstate(
         over="ignore"
     ):  # a float64 loss beyond float32's range becomes inf: not finite either way
@@ -241,7 +248,8 @@ def observe(
     slots, losses = pairs(slots, losses, len(state))
     if len(planned) and (planned[0] < 0 or planned[-1] >= len(state)):
         raise DataError(
-            f"The plan has slots outside 0..{len(state) - 1}: they are in {planned[0]}..{planned[-1]}."
+            f"The plan has slots (positions of samples) outside 0..{len(state) - 1}: they are in "
+            f"{planned[0]}..{planned[-1]}."
         )
     finite = np.isfinite(losses)
     if not finite.all():

@@ -199,7 +199,8 @@ class Weights:
         if matrix.shape[1] > units:
             if len(matrix.indices) and int(matrix.indices.max()) >= units:
                 raise DataError(
-                    f"Unit {int(matrix.indices.max())} is active in this block, but only {units} units were counted; count every block before it is scored."
+                    f"Unit {int(matrix.indices.max())} of the autoencoder is active in this block, but the "
+                    f"counts cover only {units} units; count every block before it is scored."
                 )
             matrix = sparse.csr_array((matrix.data, matrix.indices, matrix.indptr), (matrix.shape[0], units))
         return RawScores(matrix @ self.rep[: matrix.shape[1]], matrix @ self.div[: matrix.shape[1]])

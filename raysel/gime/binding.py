@@ -50,24 +50,24 @@ class Binding:
     Parameters
     ----------
     entity : str or list of str
-        Columns that identify the entity that a row describes, such as a customer (o in the theory).
+        Columns that identify the entity that a row describes, such as a customer.
     event_time : str, optional
-        Column with the time of the event (T_h): timestamps, dates or ISO 8601 text.
+        Column with the time of the event: timestamps, dates or ISO 8601 text.
     record_time : str, optional
-        Column with the time when the event was recorded (T_m): timestamps, dates or ISO 8601 text.
+        Column with the time when the event was recorded: timestamps, dates or ISO 8601 text.
     reference_time : str, optional
         Time in ISO 8601 format that is used as the recording time of every row, instead of ``record_time``.
     size : str, optional
         Column with the size of the entity, a number of at least 0.
     classes : str or list of str
-        Columns that together define the class of a row (the equivalence relation R).
+        Columns that together define the class of a row.
     relation : str or list of str
         Columns that relate rows: two rows are related if they have the same value in one of these columns.
     content : str or list of str
-        Columns with the content of a row (the states g). Rows that are equal in all these columns are copies.
-        Columns of numbers, or of lists of equal length, are compared with the same columns of the target.
+        Columns with the content of a row. Rows that are equal in all these columns are copies. Columns of
+        numbers, or of lists of equal length, are compared with the same columns of the target.
     carrier : str or list of str
-        Columns that identify where a row is stored, such as a file or a source (the carrier c).
+        Columns that identify where a row is stored, such as a file or a source.
     reference : mapping of str to str
         Maps a column to another column that holds the correct value in each row.
     bounds : mapping of str to (float or None, float or None)
@@ -78,7 +78,12 @@ class Binding:
     Raises
     ------
     ConfigError
-        For a value of another form, and if nothing is bound.
+        For a value of another form, and if no column is named.
+
+    Notes
+    -----
+    Objective Information Theory calls the entity o, the event time T_h, the record time T_m, the content g (the
+    states), the carrier c, and the relation that defines the classes R.
 
     Examples
     --------
@@ -134,7 +139,7 @@ class Binding:
             )
         if not self.columns:
             raise ConfigError(
-                "binding: No column is bound, so there is nothing to measure; bind at least one."
+                "binding: The binding names no column, so there is nothing to measure; name at least one."
             )
 
     @property
@@ -191,7 +196,7 @@ class Binding:
         known = [f.name for f in fields(cls)]
         for name in raw:
             if name not in known:
-                raise ConfigError(f"binding.{name}: There is no such role{did_you_mean(name, known)}.")
+                raise ConfigError(f"binding.{name}: There is no such key{did_you_mean(name, known)}.")
         if isinstance(kept := raw.get("target"), dict):
             try:
                 scale = {n: (tuple(map(float, c)), float(s)) for n, (c, s) in kept["scale"].items()}
@@ -219,8 +224,8 @@ class Binding:
             holds = kind(schema.field(name).type, name)
             if role in ("event_time", "record_time") and holds not in (ZONED, UNZONED, "text", NOTHING):
                 raise DataError(
-                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}. Cast it to a timestamp: the "
-                    "unit and the origin are not guessed."
+                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}. Convert the column "
+                    "to timestamps, because raysel does not guess the unit and the origin of the values."
                 )
             if (
                 role in ("size", "bounds")
@@ -228,15 +233,16 @@ class Binding:
                 and not holds.startswith("decimal")
             ):
                 raise DataError(
-                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; bind another column or cast it."
+                    f"The {what}'s column '{name}' is bound as {role} but holds {holds}, not numbers; name "
+                    "another column, or convert this one."
                 )
 
         for name, other in self.reference.items():
             one, two = (kind(schema.field(column).type, column) for column in (name, other))
             if one_kind(one, two) is None:
                 raise DataError(
-                    f"The {what}'s column '{name}' holds {one}, but its reference '{other}' holds {two}, so they can never "
-                    "agree; cast one to the other."
+                    f"The {what}'s column '{name}' holds {one}, but its reference '{other}' holds {two}, so "
+                    "they can never agree; convert one to the type of the other."
                 )
 
     def within(self, names: Sequence[str]) -> Binding | None:

@@ -67,8 +67,8 @@ def kind(of: Any, name: str) -> str:
     if is_.is_struct(of):
         return f"struct of {', '.join(f'{f.name} {kind(f.type, name)}' for f in of)}"
     raise DataError(
-        f"Column '{name}' is of type {of}, which cannot be compared or counted; "
-        "bind a column of numbers, text, times, lists or structs."
+        f"Column '{name}' is of type {of}, which cannot be compared or counted; use a column of numbers, "
+        "text, times, lists or structs."
     )
 
 
@@ -369,7 +369,8 @@ def times(
         array, what = _parse(array, name, first_row)
     elif what not in (ZONED, UNZONED):
         raise DataError(
-            f"Column '{name}' holds {what}, not times. Cast it to a timestamp: the unit and the origin are not guessed."
+            f"Column '{name}' holds {what}, not times. Convert the column to timestamps, because raysel does "
+            "not guess the unit and the origin of the values."
         )
     array = nanoseconds(array, name, first_row)
     good = valid(array)

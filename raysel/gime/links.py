@@ -46,13 +46,19 @@ def pairs(sample: Sample, rows: int) -> Estimate:
 
 
 def aggregation(view: View) -> list[Figure]:
-    """Count the pairs of rows that are related by a common key (OIT: relations by states).
+    """Count the pairs of rows that have the same value in a relation column.
 
-    ``pairs``: pairs of rows that share a key, summed over relation columns, from 0 up. ``pairs_per_row``:
-    divided by all rows, from 0 to (rows - 1) / 2 per column. ``linked_share[column]``: share of all rows that
-    share their key with another, in [0, 1]. A null relates to nothing. Beyond 2,048 keys, pairs are estimated
-    with an absolute error of 9 % of the sum of squared counts, which means little if keys are nearly unique:
-    see the bound.
+    ``pairs``: Number of such pairs, summed over the relation columns.
+
+    ``pairs_per_row``: ``pairs`` divided by the number of rows. The theory behind GIME (Objective Information
+    Theory, OIT) defines the aggregation in this way: the number of relations divided by the number of states.
+
+    ``linked_share[column]``: Share of the rows that have the same value in this column as at least one other row.
+
+    Rows with a null are not related to other rows. If a column has more than 2,048 different values, the number
+    of pairs is an estimate: count the rows of each value, and add up the squares of these counts; the error is up
+    to 9 % of this sum. If almost every value occurs only once, the error is larger than the number of pairs. The
+    column ``bound`` of the result contains the error.
     """
     names = view.binding.relation
     statistics = (("pairs", "pairs"), ("pairs_per_row", "pairs/row"))

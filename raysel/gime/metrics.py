@@ -74,8 +74,8 @@ def _figures(name: str, function: Metric, view: View) -> list[Figure]:
         raise
     except Exception as error:  # it is the user's code
         raise ConfigError(
-            f"metrics: '{name}' raised {type(error).__name__} ({reason_of(error)}); a metric can read only what the built-in "
-            "metrics of the binding collect."
+            f"metrics: '{name}' raised {type(error).__name__} ({reason_of(error)}); a metric can read only "
+            "what the columns of the binding provide, see raysel.gime.View."
         ) from error
     for at, figure in enumerate(found):
         if not isinstance(figure, Figure):

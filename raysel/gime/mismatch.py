@@ -101,15 +101,27 @@ def scale_of(block: Block) -> dict[str, tuple[tuple[float, ...], float]]:
 
 
 def mismatch(view: View) -> list[Figure]:
-    """Compute how far the table is from the target (OIT: d(I, I_0)), by component; 0 if they agree.
+    """Measure how different the rows are from the target; 0 if they agree.
 
-    ``entities``: 1 - |common entities| / |all entities|, in [0, 1]. ``time``: Kolmogorov-Smirnov distance of
-    event times, in [0, 1]. ``states``: maximum mean discrepancy (MMD) of the numeric content, each column
-    scaled by the target's mean and standard deviation, kernel exp(-|x - y|^2 / 2d) in d dimensions by 64
-    random Fourier features, in [0, sqrt 2]; rows that lack one of the columns are left out. ``labels``: total
-    variation of the shares of classes, in [0, 1]. ``schema``: share of the bound columns that the target
-    lacks or that have another kind there, in [0, 1]. ``overall`` (our own): the mean of the components that
-    could be computed, states divided by sqrt 2, in [0, 1]. Each has its ``bound``.
+    ``entities``: 1 - (number of common entities) / (number of all entities), the Jaccard distance.
+
+    ``time``: Kolmogorov-Smirnov distance of the event times.
+
+    ``states``: Maximum mean discrepancy (MMD) of the numeric content columns, in [0, sqrt 2]. Each column is
+    scaled by the mean and the standard deviation of the target. The kernel is exp(-|x - y|^2 / 2d) for d
+    dimensions, approximated by 64 random Fourier features. Rows without a value in one of the columns are left
+    out.
+
+    ``labels``: Total variation distance of the class shares.
+
+    ``schema``: Share of the columns named by the binding that the target lacks or has with another type.
+
+    ``overall``: Mean of the statistics above that could be computed, with ``states`` divided by sqrt 2. This
+    mean is our own choice.
+
+    All of them except ``states`` are in [0, 1]. The column ``bound`` of the result contains the error of each.
+    The theory behind GIME (Objective Information Theory, OIT) defines the mismatch as the distance d(I, I_0) of
+    the information I from the target information I_0.
     """
     target = view.target
     if target is None:
@@ -130,7 +142,22 @@ def mismatch(view: View) -> list[Figure]:
 
 
 def coverage(view: View) -> list[Figure]:
-    """Count the copies of each content, and the share of the target's rows whose class occurs in the pool."""
+    """Count the copies of each content, and the share of the target's rows whose class occurs in the pool.
+
+    The content of a row is its values in all content columns. Two nulls are equal.
+
+    ``copies_per_content``: Number of rows divided by the number of different contents.
+
+    ``duplicate_share``: 1 - 1 / ``copies_per_content``.
+
+    ``carriers``: Number of different pairs of a content and a carrier. The carrier is where a row is stored, such
+    as a file.
+
+    ``carriers_per_content``: ``carriers`` divided by the number of different contents.
+
+    ``support_coverage``: Share of the target's rows whose class occurs in the pool, in [0, 1]. The theory behind
+    GIME (Objective Information Theory, OIT) defines coverage by the copies and their carriers, not in this way.
+    """
     return [*links.coverage(view), *support_coverage(view)]
 
 
@@ -239,7 +266,8 @@ def _uneven(*views: View) -> str | None:
     if not any(view.keys("classes").uneven(view.count("classed")) for view in views):
         return None
     return (
-        "a few classes have a large part of the rows, and may be missing from the sample and from the bound"
+        "estimated from a sample of the classes; a few classes have a large part of the rows, and if the "
+        "sample lacks them, the error is larger than the bound"
     )
 
 

@@ -45,12 +45,17 @@ def cells(block: Block) -> list[str]:
 
 
 def scope(view: View) -> list[Figure]:
-    """Compute what the rows are about (OIT: sigma(o)).
+    """Measure what the rows describe: the number of entities, and the sum of their sizes.
 
-    ``entities``: distinct entities, from 0 up. ``size``: if ``size`` is bound, the sum over entities of their
-    size (the greatest, if an entity has several), in the unit of that column, from 0 up. Rows without an
-    entity are left out. If there are more than 2,048 entities, the greatest size and the sum of all rows'
-    sizes are known, and the bound does not contradict them.
+    ``entities``: Number of different entities.
+
+    ``size``: Sum of the sizes of the entities, in the unit of the column that the binding names as ``size``. If
+    an entity has several sizes, the largest one counts. Rows without an entity are left out. With more than
+    2,048 entities, the sum is an estimate that agrees with two exact numbers: the largest size of an entity, and
+    the sum of the sizes of all rows.
+
+    Both are at least 0. The theory behind GIME (Objective Information Theory, OIT) defines the scope as sigma(o),
+    a measure of the entities o.
     """
     binding = view.binding
     if not binding.entity:
@@ -76,17 +81,26 @@ def scope(view: View) -> list[Figure]:
             total = Estimate(total.value + greatest, total.low, most)
         total = total.clip(greatest, most)
         if greatest > LARGE * total.value:
-            large = f"one entity's {greatest:g} is a large part, and others like it may be missing from the sample and from the bound"
+            large = (
+                f"one entity's {greatest:g} is a large part of the estimate, which is made from a sample; if "
+                "the sample lacks others like it, the error is larger than the bound"
+            )
             remark = "; ".join(filter(None, (remark, large)))
     return [*found, Figure("size", total, "size", remark)]
 
 
 def granularity(view: View) -> list[Figure]:
-    """Compute how large the object of one row is (OIT: mean sigma of an atom's object; larger is coarser).
+    """Measure how large the entity is that one row describes; larger is coarser.
 
-    ``mean_size``: mean of ``size`` over rows, in its unit, from 0 up. ``scope_per_row``: entities divided by
-    rows that name one, in (0, 1], the fallback if no size is known. ``completeness``: share of cells that are
-    not null, of the content columns or, if none is bound, of all bound columns, in [0, 1].
+    ``mean_size``: Mean size over the rows, in the unit of the column that the binding names as ``size``. The
+    theory behind GIME (Objective Information Theory, OIT) defines the granularity in this way: the mean of
+    sigma(o) over the smallest parts of the information, which are here the rows.
+
+    ``scope_per_row``: Number of different entities divided by the number of rows with an entity, in (0, 1], for
+    data without sizes.
+
+    ``completeness``: Share of the values that are not null, in [0, 1]: in the content columns or, without them,
+    in all columns that the binding names.
     """
     binding = view.binding
     size, scope_per_row = ("mean_size", "size"), ("scope_per_row", "entities/row")

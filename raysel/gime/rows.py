@@ -118,7 +118,10 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
 def _roles(binding: Binding) -> list[str]:
     roles = [role for role in _SCORES if getattr(binding, role)]
     if not roles:
-        raise ConfigError("binding: Rows can be scored only by entity or classes; bind one of them.")
+        raise ConfigError(
+            "binding: Rows are scored by their entity and their class, but the binding names neither; name "
+            "entity or classes."
+        )
     return roles
 
 

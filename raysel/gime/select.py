@@ -240,7 +240,8 @@ class _Search:
             sample = view.keys("classes")
             if sample.cut:
                 raise DataError(
-                    "floors: There are more than 2,048 classes, and not all of their rows are counted; bind coarser classes."
+                    "floors: The class column has more than 2,048 different values, so raysel does not count "
+                    "the rows of each class; name a column with fewer classes in the binding."
                 )
             for name, key in self._classes.items():
                 found[name] = exact(float(sample.columns["count"][sample.hash == key].sum()))

@@ -165,8 +165,9 @@ def sensitivity(
     needed = math.ceil(math.log(1 - confidence) / math.log(share))
     if count - first < needed:
         raise ConfigError(
-            f"count: {count} subsets leave {max(count - first, 0)} for the test. Even if all of them succeed, they cannot show a share "
-            f"of {share} with confidence {confidence}; give at least {first + needed}."
+            f"count: Of {count} subsets, {max(count - first, 0)} are left to test the thresholds. Even if all "
+            f"of these are successful, they cannot show a share of {share} with confidence {confidence}; give "
+            f"at least {first + needed} subsets."
         )
     started = time.perf_counter()
     parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)
@@ -264,7 +265,8 @@ def mixed_subsets(keys: Array, count: int, rows: int, seed: int) -> list[Positio
     """
     if not 1 <= rows <= len(keys) // 2:
         raise ConfigError(
-            f"rows: Subsets of {rows:,} of {len(keys):,} rows cannot differ enough; give at least 1 row and at most half of them."
+            f"rows: Subsets of {rows:,} of {len(keys):,} rows cannot differ enough; give at least 1 row, and "
+            "at most half of the rows."
         )
     group = np.unique(keys, return_inverse=True)[1]
     members = [np.flatnonzero(group == g) for g in range(int(group.max()) + 1)]
@@ -336,7 +338,8 @@ def _correlations(
     varying = [name for name, v in values.items() if np.ptp(v) > 0]
     if not varying:
         raise DataError(
-            "Every metric has the same value on all subsets. Choose another column as mix, or bind more columns."
+            "Every metric has the same value on all subsets. Choose another column as mix, or name more "
+            "columns in the binding."
         )
     if np.ptp(scores) == 0:
         raise DataError(
@@ -360,7 +363,9 @@ def _correlations(
                 }
             )
         else:
-            why = f"moves with {twins[name]}" if name in twins else "does not vary"
+            why = (
+                f"left out, because it is correlated with {twins[name]}" if name in twins else "does not vary"
+            )
             rows.append({"statistic": name, "sensitive": False, "reason": why})
     return rows
 

@@ -123,19 +123,23 @@ class State:
         Raise StateError if the table is damaged or something else.
         """
         if not isinstance(table, pa.Table):
-            raise StateError(f"This is not a table of a state but {shown(table)}.")
+            raise StateError(
+                f"A state of the GIME metrics is read from an Arrow table, not from {shown(table)}."
+            )
         metadata = {
             key.decode(errors="replace"): value.decode(errors="replace")
             for key, value in (table.schema.metadata or {}).items()
         }
         if metadata.get("raysel.format") != FORMAT:
             raise StateError(
-                f"This table is not a state of the metrics that this version can read: its format is "
-                f"{shown(metadata.get('raysel.format', 'not named'))}, but {FORMAT!r} is expected; measure again."
+                "This table is not a state of the GIME metrics that this version can read: its format is "
+                f"{shown(metadata.get('raysel.format', 'not named'))}, but {FORMAT!r} is expected; measure "
+                "again."
             )
         if metadata.get("raysel.sizes") != json.dumps(_sizes()):
             raise StateError(
-                f"This state was made with sketches of other sizes ({shown(metadata.get('raysel.sizes'))}); measure again."
+                "This state of the GIME metrics was made with sketches of other sizes "
+                f"({shown(metadata.get('raysel.sizes'))}); measure again."
             )
         try:
             table.validate(full=True)
@@ -171,7 +175,9 @@ class State:
         except StateError as error:
             raise StateError(f"{path}: {error}") from error
         except OSError as error:
-            raise StateError(f"{path}: The state cannot be read ({reason_of(error)}).") from error
+            raise StateError(
+                f"{path}: The state of the GIME metrics cannot be read ({reason_of(error)})."
+            ) from error
 
 
 def measure(table: pa.Table, binding: Binding, by: By = None, metrics: Own = ()) -> pa.Table:
@@ -371,11 +377,13 @@ def merge(one: State, other: State) -> State:
     """
     if one.binding != other.binding:
         raise StateError(
-            "These states were made with different bindings, so they cannot be joined; measure again."
+            "These states of the GIME metrics were made with different bindings, so they cannot be joined; "
+            "measure again."
         )
     if one.by != other.by:
         raise StateError(
-            f"These states are grouped differently ({_by_text(one.by)}, {_by_text(other.by)}); measure again."
+            f"These states of the GIME metrics are grouped differently ({_by_text(one.by)}, "
+            f"{_by_text(other.by)}); measure again."
         )
     kinds = {name: _one_kind(name, one.kinds[name], other.kinds[name]) for name in one.kinds}
     if one.groups == other.groups:

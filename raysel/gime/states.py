@@ -50,12 +50,18 @@ def collect(block: Block) -> None:
 
 
 def volume(view: View) -> list[Figure]:
-    """Compute how much is stored (OIT: sigma(g)), by three measures, each from 0 up.
+    """Measure how much data there is: number of rows, size in bytes, and entropy.
 
-    ``rows``; ``bytes``: Arrow bytes of the bound columns, values and offsets; ``entropy``: bits, the sum over
-    content columns of their rows with a value times the Shannon entropy of their values. The entropy of a
-    column of more than 2,048 different values is an estimate between its collision entropy and the logarithm
-    of their number.
+    ``rows``: Number of rows.
+
+    ``bytes``: Size of the columns that the binding names, in bytes, as Arrow stores their values and offsets.
+
+    ``entropy``: Sum over the content columns of the number of rows with a value, times the Shannon entropy of
+    the values in bits. For a column with more than 2,048 different values, the entropy is an estimate. It lies
+    between the collision entropy of the values and the logarithm of their number.
+
+    All three are at least 0. The theory behind GIME (Objective Information Theory, OIT) defines the volume as
+    sigma(g), a measure of the stored content g.
     """
     found = [
         Figure("rows", exact(view.rows), "rows"),
@@ -74,11 +80,16 @@ def volume(view: View) -> list[Figure]:
 
 
 def variety(view: View) -> list[Figure]:
-    """Count the classes of the rows (OIT: classes under an equivalence R).
+    """Count the classes of the rows.
 
-    ``classes``: distinct classes, from 1 up. ``effective_classes``: exp of the Shannon entropy (nats) of
-    their shares, from 1 to ``classes``: as many equally frequent classes would be as hard to predict. Rows
-    without a class are left out.
+    ``classes``: Number of different classes.
+
+    ``effective_classes``: Number of equally frequent classes that would have the same Shannon entropy as the
+    classes of the rows, between 1 and ``classes``. It is exp of this entropy in nats.
+
+    Rows without a class are left out. The theory behind GIME (Objective Information Theory, OIT) defines the
+    variety as the number of classes of an equivalence relation R: here, two rows are equivalent if they have the
+    same values in the columns that the binding names as ``classes``.
     """
     statistics = (("classes", "classes"), ("effective_classes", "classes"))
     if not view.binding.classes:
@@ -94,13 +105,19 @@ def variety(view: View) -> list[Figure]:
 
 
 def distortion(view: View) -> list[Figure]:
-    """Compute how far what is read back is from what was (OIT: d(f, g')). Shares in [0, 1].
+    """Measure the share of wrong values: values that differ from their reference, and invalid values.
 
-    ``disagreement``: of the cells whose ``reference`` column has a value, those that differ from it; no value
-    differs from one. This is OIT's distortion; with out-of-fold predictions as reference it is an out-of-fold
-    error. Without a reference the substitute is ``invalid``: of the cells of content and bounded columns,
-    those that are null (``null``), NaN or infinite (``not_finite``) or outside their bounds
-    (``out_of_bounds``).
+    ``disagreement``: Share of the values that differ from the value of their reference column in the same row.
+    Rows in which the reference is missing are left out; a missing value counts as different from its reference.
+    If the reference holds out-of-fold predictions, this share is the out-of-fold error. The theory behind GIME
+    (Objective Information Theory, OIT) defines the distortion as this distance d(f, g') between the values and
+    what they should be.
+
+    ``invalid``: Share of the invalid values in the content columns and in the columns with bounds, for data
+    without a reference. It is the sum of ``null`` (missing values), ``not_finite`` (NaN and infinite values) and
+    ``out_of_bounds`` (values outside of the bounds of their column).
+
+    All shares are in [0, 1].
     """
     found = []
     if not view.binding.reference:

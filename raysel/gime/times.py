@@ -75,7 +75,7 @@ def _delays(block: Block, happened: Array, recorded: Array, where: Mask) -> None
         block,
         str(block.binding.event_time),
         over,
-        "is more than 292 years from its record; replace placeholders with null",
+        "is more than 292 years from the record time of the row; replace placeholders with null",
     )
     good = where & (delay >= 0)
     block.count("delays", good)
@@ -96,13 +96,18 @@ def _per_second(per_nanosecond: float) -> float:
 
 
 def delay(view: View) -> list[Figure]:
-    """Compute how long after things happened they were recorded (OIT: sup T_m - sup T_h), in seconds.
+    """Measure how long after the events the rows were recorded, in seconds.
 
-    ``as_defined``: max(record_time) - max(event_time), or reference_time - max(event_time); may be negative.
-    In addition, of the rows' own record - event that are not negative, from 0 up: ``max``, ``mean``, ``p50``
-    and ``p95`` (the least delay that such a share of rows does not exceed; exact up to 2,048 different
-    delays, else the middle of its bin). ``negative_rows`` counts the other rows, from 0 up: a record before
-    its event is an alarm, and is not in any of these four.
+    ``as_defined``: Latest record time minus latest event time. If the binding has a reference time, the reference
+    time replaces the latest record time. The value may be negative. The theory behind GIME (Objective Information
+    Theory, OIT) defines the delay in this way: sup T_m - sup T_h, for record times T_m and event times T_h.
+
+    ``max``, ``mean``, ``p50``, ``p95``: Maximum, mean, median and 95 % quantile of the delay of a row (its record
+    time minus its event time), over the rows with a delay of at least 0. With more than 2,048 different delays,
+    ``p50`` and ``p95`` are estimates: each is the middle of a bin of a histogram.
+
+    ``negative_rows``: Number of rows whose record time is before their event time. Such rows cause a warning, and
+    the four statistics above leave them out.
     """
     binding = view.binding
     if binding.event_time is None or (binding.record_time is None and binding.reference_time is None):
@@ -123,7 +128,7 @@ def delay(view: View) -> list[Figure]:
         found.append(Figure("as_defined", _seconds(recorded - last), "s", early))
     rows, negative = view.count("delays"), view.count("negative delays")
     if not rows:
-        why = "no row has both times" if not negative else "every record is before its event"
+        why = "no row has both times" if not negative else "every record time is before the event time"
         found += absent(why, *_DELAY[1:])
     else:
         remark = view.left_out(rows, "a delay of 0 or more")
@@ -138,7 +143,8 @@ def delay(view: View) -> list[Figure]:
         }
         found += [Figure(name, value, "s", remark) for name, value in figures.items()]
     alarm = (
-        f"Warning: {negative:,} rows have a record time before their event time, which may leak the future"
+        f"Warning: {negative:,} rows have a record time before their event time, so they may contain "
+        "information from the future"
         if negative
         else None
     )
@@ -148,10 +154,13 @@ def delay(view: View) -> list[Figure]:
 
 
 def duration(view: View) -> list[Figure]:
-    """Compute how much time is covered (OIT: sup T_h - inf T_h).
+    """Measure how much time the events cover.
 
-    ``span``: max(event_time) - min(event_time), seconds, from 0 up. ``occupied_days``: days of the calendar
-    (in UTC if times have a zone) with at least one event, from 1 up.
+    ``span``: Latest event time minus earliest event time, in seconds. The theory behind GIME (Objective
+    Information Theory, OIT) defines the duration in this way: sup T_h - inf T_h, for event times T_h.
+
+    ``occupied_days``: Number of calendar days with at least one event. If the times have a zone, the days are
+    those of UTC.
     """
     statistics = (("span", "s"), ("occupied_days", "days"))
     column = view.binding.event_time
@@ -168,11 +177,16 @@ def duration(view: View) -> list[Figure]:
 
 
 def sampling_rate(view: View) -> list[Figure]:
-    """Compute how densely time is sampled (OIT: gaps per unit of gap time), in 1/s, above 0.
+    """Measure how many events there are per second, in 1/s.
 
-    ``rate``: (distinct event times - 1) / span. ``rate_per_entity``: all gaps within entities by all their
-    time, that is the sum over entities of (distinct times - 1) by the sum of their spans. Null if there is no
-    gap.
+    ``rate``: (Number of different event times - 1) divided by the seconds between the first and the last event.
+
+    ``rate_per_entity``: The same rate within the entities: the sum over the entities of (number of different
+    event times of the entity - 1), divided by the sum of the seconds between its first and its last event.
+
+    Both are null if there are no two events at different times. The theory behind GIME (Objective Information
+    Theory, OIT) defines the sampling rate as the number of gaps between the events, divided by the total length
+    of the gaps.
     """
     rate, each = ("rate", "1/s"), ("rate_per_entity", "1/s")
     column = view.binding.event_time
@@ -200,5 +214,8 @@ def sampling_rate(view: View) -> list[Figure]:
     gaps = view.keys("entity moments").distinct() + -entities.total(timed.astype(np.float64))
     remark = None
     if entities.cut and spans.max() > LARGE * time.value:
-        remark = "one entity's time is a large part, and others like it may be missing from the sample and from the bound"
+        remark = (
+            "estimated from a sample of the entities; one entity has a large part of the time, and if the "
+            "sample lacks others like it, the error is larger than the bound"
+        )
     return [*found, Figure("rate_per_entity", gaps.clip(0, math.inf) / time, "1/s", remark)]

@@ -282,7 +282,8 @@ def exact_select(
     check_count(count, len(rows) if sizes is None else int(sizes.sum()))
     if stop is not None and stop.max_resets is not None:
         raise ConfigError(
-            "stop.max_resets can only be used with the gradient solver; an exact selection never gains from a reset."
+            "stop.max_resets can only be used with the gradient solver, because the exact solver never "
+            "restarts the selection; remove it."
         )
     picks, kl_start = _greedy(rows, target, estimator, k, start, target_weights, device)
     return collect(picks, Watch(stop, len(rows), kl_start, count, sizes, onward))
@@ -369,7 +370,7 @@ def _greedy(
     if len(pool) * n > _LARGEST_MATRIX:
         raise ConfigError(
             f"Exact selection from {len(pool)} pool rows against {n} target rows needs a matrix of "
-            f"{4 * len(pool) * n / 2**30:.0f} GiB; quantise to fewer clusters, or use estimator='average'."
+            f"{4 * len(pool) * n / 2**30:.0f} GiB; use fewer clusters, or estimator='average'."
         )
     nu, m = np.empty((0, n)), 0
     if begin is not None:

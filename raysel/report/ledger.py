@@ -72,8 +72,8 @@ class LedgerEntry:
         unknown = [stage for stage in self.seconds if stage not in STAGES]
         if unknown:
             raise DataError(
-                f"Ledger arm {self.arm!r}: 'seconds' names unknown stages ({first(unknown)}); "
-                f"the stages are {', '.join(STAGES)}."
+                f"The entry of the arm {self.arm!r} in the ledger has unknown stages under 'seconds' "
+                f"({first(unknown)}); the stages are {', '.join(STAGES)}."
             )
         spent = {
             stage: _time(f"Ledger arm {self.arm!r}", f"seconds of {stage}", self.seconds.get(stage))
@@ -109,11 +109,13 @@ class LedgerEntry:
         missing = [name for name in ("arm", "title", *_REQUIRED) if name not in values]
         if missing:
             raise DataError(
-                f"Ledger arm {values.get('arm', '?')!r}: The entry lacks the keys {first(missing)}."
+                f"The entry of the arm {values.get('arm', '?')!r} in the ledger lacks the keys "
+                f"{first(missing)}."
             )
         if not isinstance(values.get("seconds", {}), Mapping):
             raise DataError(
-                f"Ledger arm {values['arm']!r}: 'seconds' must be a mapping from the name of a stage, such as 'selection', to a number."
+                f"In the entry of the arm {values['arm']!r} in the ledger, 'seconds' must be a mapping from "
+                "the name of a stage, such as 'selection', to a number."
             )
         return cls(
             arm=str(values["arm"]),
@@ -154,7 +156,8 @@ class Ledger:
         twice = sorted({arm for arm in arms if arms.count(arm) > 1})
         if twice:
             raise DataError(
-                f"The ledger has more than one entry for the arm {first(twice)}; give each arm one entry."
+                f"The ledger has more than one entry for the arm {first(twice)}; give each arm, which is one "
+                "training of the run, one entry."
             )
 
     def entry(self, arm: str) -> LedgerEntry | None:
@@ -334,7 +337,7 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
 
 def _table(ledger: Ledger) -> str:
     if not ledger.entries:
-        return "The ledger is empty: no arm was trained."
+        return "The ledger is empty, because no model was trained."
     longest = max(len(entry.title) for entry in ledger.entries)
     blocks, room = _fit(ledger, compact=False)
     if room < min(longest, 14):
@@ -371,11 +374,12 @@ def _meaning(ledger: Ledger) -> str:
     if full is None and ledger.full_samples is not None:
         words = (
             f"Saving in samples: 1 - samples / {numbers.count(ledger.full_samples)}, the pool rows times the epochs. The "
-            f"saving in time is {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
+            f"saving in time is {numbers.MISSING}, because no model was trained on the full pool (set controls: [full])."
         )
     elif full is None:
         words = (
-            f"Savings are {numbers.MISSING}, because no arm was trained on the full pool (controls: [full])."
+            "No savings are given, because no model was trained on the full pool, with which they compare; "
+            "set controls: [full] in the workflow."
         )
     else:
         words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "

@@ -59,8 +59,8 @@ class Deduplicate:
         Number of rows to keep; give it instead of ``threshold``: a share of the pool (float) or a number of rows (int).
         The threshold that keeps at least this number of rows is found by bisection.
     probes : int
-        Number of k-means clusters with whose rows each row is compared. With more clusters, more of the duplicates
-        are found, but the search takes longer. By default, the number depends on the threshold.
+        Number of k-means clusters that are searched for each row: the row is compared only with the rows of its
+        nearest clusters. With more clusters, more duplicates are found, but the search takes longer. By default, the number depends on the threshold.
     column : str
         Column with the vectors.
     seed : int

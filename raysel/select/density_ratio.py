@@ -26,7 +26,7 @@ _LOST = 0.2  # share of what the target looks like that may be dropped
 
 @dataclass(frozen=True)
 class DensityRatio:
-    """Select the pool rows that look most like target rows to a classifier of target rows against pool rows.
+    """Train a classifier to tell target rows from pool rows, and select the pool rows most similar to the target.
 
     The classifier scores every row by the logarithm of the ratio of the target's density to the pool's. If it cannot tell
     pool and target apart, all rows may be selected. Otherwise rows are dropped that score below the lowest 20 % of the

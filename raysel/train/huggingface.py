@@ -318,8 +318,8 @@ def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
     yield (
         args.data_seed is not None,
         ConfigError(
-            "SelectingTrainer: Leave data_seed unset in TrainingArguments and give the seed to DynamicSelection, by which the "
-            "order of the rows is drawn."
+            "SelectingTrainer: Leave data_seed unset in TrainingArguments and give the seed to "
+            "DynamicSelection, which orders the rows at random."
         ),
     )
     yield (

@@ -25,9 +25,9 @@ def schedule(progress: float, warmup: float = 0.1) -> float:
 
 
 def classify(config: dict[str, Any]) -> dict[str, Any]:
-    """Train a classifier on dynamically selected samples, as the ``train_loop_per_worker`` of a TorchTrainer.
+    """Train a classifier in the workers of a TorchTrainer, in each epoch on the samples that the policy selects.
 
-    SGD with Nesterov momentum. One worker of Ray Train and a plain process return the same numbers, to the last bit.
+    Pass it as ``train_loop_per_worker``. It uses SGD with Nesterov momentum. One worker of Ray Train and a plain process return the same numbers, to the last bit.
 
     Parameters
     ----------

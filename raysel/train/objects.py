@@ -23,8 +23,8 @@ def state_dicts(objects: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in objects.items():
         if not callable(getattr(value, "state_dict", None)):
             raise StateError(
-                f"The state's '{name}' is a {type(value).__name__}, which has no state_dict(); give objects such as the "
-                "model and the optimizer, and numbers among the metrics."
+                f"The state's '{name}' is a {type(value).__name__}, which has no state_dict(); give objects "
+                "such as the model and the optimizer as state, and numbers as metrics."
             )
         if _sharded(value):
             whole, options = _whole(value)

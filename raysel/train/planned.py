@@ -175,7 +175,8 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     reader, names = parquet_rows(dataset) or (None, {})
     if reader is None or len(set(names.values())) < len(names):
         logger.info(
-            "The rows to plan are not plain Parquet: they come in the order of their steps in each epoch."
+            "The rows of the planned dataset are not exactly the rows of Parquet files, so every epoch reads "
+            "them in the same order."
         )
         return dataset
     # As if all columns were as wide.

@@ -674,7 +674,10 @@ class Session:
                 place = self._ranks.without_newer(place)
             return place, about
         if damaged:
-            raise StateError(f"{damaged[0]} No earlier checkpoint is complete; remove it to start again.")
+            raise StateError(
+                f"{damaged[0]} There is no earlier complete checkpoint from which the run could resume; "
+                "remove the damaged checkpoint to train from the beginning."
+            )
         return None, None
 
     def _about(self) -> dict[str, Any]:

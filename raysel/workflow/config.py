@@ -106,26 +106,25 @@ class Calibrate:
     Attributes
     ----------
     features : list of str
-        Input columns of the proxy model.
+        Input columns of the proxy models, the small models that are trained on the subsets.
     mix : str
         Column by which the subsets differ: the values of this column have different shares in each subset.
     rows : float or int
         Size of a subset: a share of the pool (float) or a number of rows (int).
     label : str, optional
-        Column that the proxy model predicts. By default, this is the label of the pool.
+        Column that the proxy models predict. By default, this is the label of the pool.
     scoring : str, optional
-        Name of the scikit-learn scorer that measures the performance of the proxy model.
+        Name of the scikit-learn scorer that measures the performance of a proxy model.
     count : int
         Number of subsets.
     statistics : list of str, optional
-        Statistics of the metrics for which thresholds are sought. By default, these are all statistics that vary between the
-        subsets.
+        Statistics of the metrics for which a calibration looks for thresholds, such as "variety.classes". By default,
+        these are all statistics that differ between the subsets.
     tolerance : float
-        Largest accepted loss of performance: how much lower the performance on a subset may be than on the
-        complete pool.
+        Largest accepted loss of performance: how much worse a model trained on a subset may be than a model trained on
+        the complete pool.
     share : float
-        A threshold is accepted if at least this share of the subsets within the threshold has an accepted
-        performance.
+        A threshold is accepted if, of the subsets that satisfy it, at least this share has an accepted performance.
     confidence : float
         Confidence level with which ``share`` must be reached, for all thresholds together.
     false_discoveries : float
@@ -158,16 +157,17 @@ class Gime:
         Column that divides the pool into groups: rows with the same value are one group. Each group is measured. Either all
         rows of a group are selected, or none.
     days : float, optional
-        Length of a time window in days. Instead of ``by``: the groups are then windows of the event time.
+        Length of a time window in days, to be given instead of ``by``. Each group then consists of the rows whose event
+        time is in one window.
     metrics : list of str
         Metrics of your own, named as ``file.py:Name``. They are measured in addition to the eleven metrics of GIME.
     thresholds : mapping of str to [float or null, float or null]
-        Minimum and maximum value of a statistic, for each statistic that has limits; null for no limit. The selected rows
-        together must be within these limits.
+        Maps a statistic of the metrics, such as "variety.classes", to its minimum and maximum; null for no limit. The
+        selected rows together must be within these limits.
     floors : mapping of str to int
         Minimum number of selected rows per class.
     calibrate : mapping, optional
-        Settings for finding thresholds by training proxy models.
+        Settings of a calibration, which finds thresholds by training small models on subsets of the pool.
 
     Without thresholds, floors and calibrate the metrics are measured and no row is left out.
     """
@@ -193,9 +193,9 @@ class Factors:
     Attributes
     ----------
     units : int, optional
-        Number of units of the autoencoder. By default, there are 8 units per dimension of the vectors.
+        Number of hidden units of the autoencoder. By default, there are 8 units per dimension of the vectors.
     k : int
-        Number of units that are active for each sample.
+        Number of hidden units that are active for each sample.
     mode : {"topk", "paper"}
         Variant of the autoencoder; see `raysel.fit_factors`.
     epochs : int
@@ -203,7 +203,7 @@ class Factors:
     rows : int, optional
         Number of rows that the autoencoder is trained on; null for all rows.
     top_fraction : float
-        Share of the units that are regarded as the most frequent; see `raysel.factor_scores`.
+        Share of the hidden units that count as frequent, those that are active for the most samples; see `raysel.factor_scores`.
     """
 
     units: Positive | None = None

@@ -146,6 +146,7 @@ def _method(kind: _Kind, name: str, made: Any) -> str:
     lines += [textwrap.fill(_plain(docstrings.summary(made)) or "It has no docstring.", _WIDTH), ""]
     if kind is _METRIC:
         about = (inspect.getdoc(made) or "").split("\n\n")[1:]
+        about.append("The binding is the key 'gime.binding' of the workflow; see 'raysel methods gime'.")
         return "\n".join([*lines, *(textwrap.fill(_plain(part), _WIDTH) for part in about)]).rstrip()
     lines += _table(parameters)
     return "\n".join([*lines, "Example:", textwrap.indent(_example(kind, written, parameters), "  ")])

@@ -536,7 +536,7 @@ class HoldsLock:
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: reads_conn, r"Embedder 'e' reads the global 'conn' \(sqlite3\.Connection\)\. .* cannot detect whether its content changes; give version="),
+        (lambda: reads_conn, r"Embedder 'e' reads the global 'conn' \(sqlite3\.Connection\)\. .* cannot detect whether the content of this object changes; give version="),
         (lambda: calls_reads_conn, r"reads the global 'conn' of the global 'reads_conn' \(sqlite3\.Connection\)"),
         (lambda: HoldsLock(lock), r"reads the value of 'guard' of the attribute 'x' of the attribute 'inner' \(_thread\.lock\)"),
         (lambda: functools.partial(len, lock), r"reads the partial argument 0 \(_thread\.lock\)"),

@@ -86,7 +86,10 @@ def test_outputs_are_local(tmp_path, monkeypatch):
         ConfigError, match=r"^file://tmp/x names the machine 'tmp'; write file:///tmp/x for a local path"
     ):
         storage.local_output("file://tmp/x")
-    with pytest.raises(ConfigError, match="is not the URI of a local file; write %3F for"):
+    with pytest.raises(
+        ConfigError,
+        match="is not the URI of a local file, because .* separate the parts of a URI; write %3F for",
+    ):
         storage.local_output("file:///tmp/a?b")
     for none in (None, 3, "", "a\0b", b"x", ["x"], Path):
         with pytest.raises(ConfigError, match=r"is not a path\.$"):
@@ -171,7 +174,7 @@ def test_a_folder_is_complete_only_with_its_marker(place, tmp_path):
         assert folder.names() == ["a", "b"]
         assert Folder(f"{place}/f").fault() in (
             "it does not exist",
-            "_done.json is missing, which is written last",
+            "_done.json is missing; it is written last, so the folder is incomplete",
         )
     done = Folder(f"{place}/f")
     assert done.fault() is None and done.names() == ["a", "b"]
@@ -185,7 +188,7 @@ def test_a_folder_is_complete_only_with_its_marker(place, tmp_path):
     [
         (lambda f: (f / "a").unlink(), "a cannot be read: No such file"),
         (lambda f: (f / "a").write_bytes(b"2"), "a has been changed"),
-        (lambda f: (f / "b").write_bytes(b"1"), "b has 1 bytes, 2 were written"),
+        (lambda f: (f / "b").write_bytes(b"1"), "b has 1 bytes instead of 2"),
         (lambda f: (f / "_done.json").unlink(), "_done.json is missing"),
         (lambda f: (f / "_done.json").write_bytes(b'{"files'), "_done.json is damaged"),
         (lambda f: (f / "_done.json").write_bytes(b"[]"), "_done.json is damaged"),

@@ -203,7 +203,7 @@ def test_columns_that_a_table_embedder_does_not_take():
             fitted(c=values)
     embedder, _ = fitted(c=pa.array([1, 2]))
     with pytest.raises(
-        DataError, match="Column 'c' holds string, but numbers in the rows that the embedder was fitted on"
+        DataError, match="Column 'c' holds string, but held numbers when the embedder was fitted"
     ):
         embedder(pa.table({"c": ["x"]}))
     assert embedder(pa.table({"c": pa.nulls(2)})).tolist() == [[0.5, 1], [0.5, 1]]

@@ -113,7 +113,7 @@ def test_a_second_array_in_a_file_is_not_lost(tmp_path):
     with open(tmp_path / "two.npy", "wb") as file:
         np.save(file, np.arange(3))
         np.save(file, np.arange(3))
-    assert "two.npy has more after its first array" in refused(tmp_path / "two.npy")
+    assert "two.npy holds more data after its first array" in refused(tmp_path / "two.npy")
 
 
 @pytest.mark.parametrize("year", [1600, 2020, 3000])
@@ -145,13 +145,15 @@ def test_values_of_directories_alone_have_the_rows_of_the_files(tmp_path):
         assert pa.concat_tables(parts)["year"].to_pylist() == [2024] * 10 + [2025] * 10
         assert max(map(len, parts)) <= (rows or 4)
     write(tmp_path / "twice/k=1/k=2/a.parquet", (tmp_path / "d/year=2024/a.parquet").read_bytes())
-    assert "k=1/k=2 give column 'k' two values" in refused(tmp_path / "twice")
+    assert "k=1/k=2 gives column 'k' two values" in refused(tmp_path / "twice")
 
 
 def test_times_that_the_common_type_cannot_hold(tmp_path):
     for at, (unit, moment) in enumerate((("ns", 0), ("us", datetime.datetime(3000, 1, 1)))):
         pq.write_table(pa.table({"t": pa.array([moment], pa.timestamp(unit))}), tmp_path / f"{at}.parquet")
-    assert "1.parquet do not have the types that all files have together" in refused(tmp_path)
+    assert "1.parquet cannot be converted to the types that were found for all files together" in refused(
+        tmp_path
+    )
 
 
 def test_lists_of_classes_that_do_not_match_the_images(tmp_path, caplog):
@@ -181,7 +183,7 @@ def test_arrays_of_one_shape_are_unified_in_width(tmp_path):
     ):
         write(tmp_path / f"other{at}/0.npy", (tmp_path / "0.npy").read_bytes())
         np.save(tmp_path / f"other{at}/1.npy", array)
-        assert "which no type holds exactly" in refused(tmp_path / f"other{at}")
+        assert "no type represents the values of both exactly" in refused(tmp_path / f"other{at}")
 
 
 def test_tables_whose_files_hold_old_rows(tmp_path):

@@ -587,7 +587,7 @@ def test_names_and_places(tmp_path):
         ("file://elsewhere/x", "names the machine 'elsewhere'"),
         (f"file://{tmp_path}/a.pq?x=1", "is not the URI of a local file"),
         ("nothing://x/y", "nothing://x/y cannot be opened"),
-        (f"{tmp_path}/none*", "No file is named like"),
+        (f"{tmp_path}/none*", "No file matches the pattern"),
         (f"{tmp_path}/none", "none does not exist."),
         (str(write(tmp_path / "what", "hello")), "The format of"),
         (str(write(tmp_path / "p.parquet.gz", gzip.compress(b"x"))), "is a compressed Parquet file"),

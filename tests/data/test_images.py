@@ -156,7 +156,7 @@ def test_pixels_without_a_range_are_left_out_with_the_reason():
     ):
         got = one(saved(image, "TIFF"))
         assert not got.rows and got.rejected[0] == (
-            f"not a readable image (Its {kind} pixels have no fixed range; store it with 8 or 16 bits per channel)"
+            f"not a readable image (The {kind} pixels of the image have no fixed range; store the image with 8 or 16 bits per channel)"
         )
 
 

@@ -299,7 +299,10 @@ class Wrong(FullData):
 def test_a_policy_that_answers_nonsense_is_named():
     beyond = Plan(np.array([0, N]), np.ones(2, np.float32))
     for answer in (beyond, [0, 1]):
-        with pytest.raises(StateError, match=r"Wrong\.plan must return a Plan of slots below 400"):
+        with pytest.raises(
+            StateError,
+            match=r"Wrong\.plan must return a Plan whose slots \(positions of samples\) are below 400",
+        ):
             keeper(Wrong(plan=answer)).plan("a", 0)
     for answer in (None, SampleState.empty(N + 1)):
         with pytest.raises(StateError, match=r"Wrong\.update must return a SampleState of 400"):

@@ -291,7 +291,7 @@ def test_ids_that_do_not_match():
         policy.for_ids(np.array([1, 2, 11]))
     with pytest.raises(DataError, match=r"5 of 10 samples have no score \(sample_id 1, 3, 5 and 2 more\)"):
         policy.for_ids(10)
-    with pytest.raises(DataError, match="already aligned with the slots of a run"):
+    with pytest.raises(DataError, match="already in the order of the samples of a run"):
         policy.for_ids(np.array([0])).for_ids(np.array([0]))
     with pytest.raises(ConfigError, match="scores are those of 6 samples, but there are 7"):
         policy.plan(SampleState.empty(7), epoch=0, num_epochs=5, seed=0)
@@ -302,7 +302,7 @@ def test_ids_that_do_not_match():
 def test_more_classes_than_the_quota_serves():
     policy = RepDiv(table(REP, DIV, list("abcdef")), ratio=0.5)
     with pytest.raises(
-        ConfigError, match=r"selects 3 of 6 samples, fewer than the 6 classes. Raise it to 1 or"
+        ConfigError, match=r"selects 3 of 6 samples, fewer than the 6 classes. Raise ratio to 1 or"
     ):
         policy.plan(SampleState.empty(6), epoch=0, num_epochs=5, seed=0)
     with pytest.raises(ConfigError, match="fewer than the 6 classes"):

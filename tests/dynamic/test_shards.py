@@ -405,7 +405,7 @@ def test_every_worker_may_make_the_rounds_and_each_is_worked_out_once():
 def test_a_shard_alone_cannot_plan():
     shard = keepers(FullData(), 2)._keepers[0]
     for call in (lambda: shard.plan("a", 0), lambda: shard.update("a", 0, np.array([0]), np.array([1.0]))):
-        with pytest.raises(StateError, match="compute it together, in rounds"):
+        with pytest.raises(StateError, match="have not finished computing it together"):
             call()
     with pytest.raises(StateError, match="Round 1 of the plan of epoch 0 was requested, but round 0 is next"):
         shard.plan_round("a", 0, 1)
@@ -416,12 +416,12 @@ def test_a_commit_has_two_phases():
     slots = made.plan("a", 0).slots
     made.update("a", 0, slots, losses(slots, 0))
     first, second = made._keepers
-    with pytest.raises(StateError, match="not prepared"):
+    with pytest.raises(StateError, match="cannot be committed to the selection state yet"):
         first.fold("a", 0)
     prepared = first.prepare("a", 0)
     assert first.state("a")[0] == 0 and first.prepare("a", 0) is prepared
     made.update("a", 0, slots[:10], np.full(10, 9.0))  # makes what was prepared void
-    with pytest.raises(StateError, match="not prepared"):
+    with pytest.raises(StateError, match="cannot be committed to the selection state yet"):
         first.fold("a", 0)
     first.prepare("a", 0), second.prepare("a", 0)
     first.fold("a", 0)  # and whoever folded died: some shards are an epoch ahead
@@ -456,7 +456,7 @@ def test_bad_observations_are_said_with_the_runs_own_slots():
     with pytest.raises(DataError, match=f"not planned in epoch 1: {wrong[0]}"):
         made.update("a", 1, wrong, np.ones(1))
     for slot in (-1, N):
-        with pytest.raises(DataError, match=rf"slots are outside .*: {slot}"):
+        with pytest.raises(DataError, match=rf"slots \(positions of samples\) are outside .*: {slot}"):
             made.update("a", 1, np.array([slot]), np.ones(1))
     twice = plan.slots[plan.slots > 4 * CHUNK][:1].repeat(2)
     with pytest.raises(
@@ -475,5 +475,8 @@ def test_a_shards_plan_that_leaves_it_is_refused():
             yield from ()
             return Plan(np.array([0]), np.ones(1, np.float32))
 
-    with pytest.raises(StateError, match=r"Astray.plan must return a Plan of slots in \d+\.\.\d+"):
+    with pytest.raises(
+        StateError,
+        match=r"Astray.plan must return a Plan whose slots \(positions of samples\) are in \d+\.\.\d+",
+    ):
         keepers(Astray(), 2).plan("a", 0)

@@ -167,7 +167,7 @@ def test_observe_ema_mixes_only_what_had_been_seen():
 @pytest.mark.parametrize(
     ("slots", "losses", "sentence"),
     [
-        ([0, 4], [1.0, 1.0], "slots are outside 0..3: 4.$"),
+        ([0, 4], [1.0, 1.0], r"slots \(positions of samples\) are outside 0..3: 4.$"),
         ([0, -1], [1.0, 1.0], "-1. Remove padding"),
         ([9, 8, 7, 6, 5], [1.0] * 5, "9, 8, 7 and 2 more"),
         ([0, 1], [1.0], "one loss per slot"),
@@ -184,7 +184,7 @@ def test_observe_refuses_what_cannot_be_used(slots, losses, sentence):
 
 
 def test_observe_refuses_a_plan_of_another_data_set():
-    with pytest.raises(DataError, match="plan has slots outside"):
+    with pytest.raises(DataError, match=r"plan has slots \(positions of samples\) outside"):
         observe(SOME, np.array([2, 4]), np.array([2]), np.array([1.0]))
 
 

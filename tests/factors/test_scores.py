@@ -154,7 +154,10 @@ def test_bad_input():
     with pytest.raises(DataError, match="labels for all or none"):
         FactorCounts.of(active, [0, 1]) + FactorCounts.of(active)
     weights = FactorCounts.of(active).weights()
-    with pytest.raises(DataError, match="Unit 7 is active in this block, but only 2 units were counted"):
+    with pytest.raises(
+        DataError,
+        match="Unit 7 of the autoencoder is active in this block, but the counts cover only 2 units",
+    ):
         weights.score(np.array([[7]]))
 
 

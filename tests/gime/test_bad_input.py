@@ -26,7 +26,7 @@ def column(values, kind=None):
         ),
         (["2024-01-01", "yesterday"], "row 1: 'yesterday' is not a time in ISO 8601"),
         (["2024-01-01", "9999-12-31"], "row 1: '9999-12-31' is not a time in ISO 8601 between 1677 and 2262"),
-        ([1, 2], "holds number. Cast it to a timestamp"),
+        ([1, 2], "holds number. Convert the column to timestamps"),
         ([[1], [2]], "holds list of number"),
         (
             pa.array([0, 253_402_214_400, 0], pa.timestamp("s")),
@@ -94,7 +94,10 @@ def test_negative_delays_are_an_alarm_and_nothing_else():
         Binding(event_time="t", record_time="r"),
     )
     found = {r["statistic"]: r for r in late.to_pylist() if r["metric"] == "delay"}
-    assert found["max"]["value"] is None and found["max"]["reason"] == "every record is before its event"
+    assert (
+        found["max"]["value"] is None
+        and found["max"]["reason"] == "every record time is before the event time"
+    )
     assert found["negative_rows"]["value"] == 4
 
 
@@ -102,7 +105,9 @@ def test_delays_beyond_int64():
     data = pa.table(
         {"t": pa.array([-(2**62) - 5], pa.timestamp("ns")), "r": pa.array([2**62], pa.timestamp("ns"))}
     )
-    with pytest.raises(DataError, match=r"row 0: 18.* is more than 292 years from its record"):
+    with pytest.raises(
+        DataError, match=r"row 0: 18.* is more than 292 years from the record time of the row"
+    ):
         measure(data, Binding(event_time="t", record_time="r"))
     two = pa.table({"t": pa.array([-(2**63) + 1, 2**63 - 1], pa.timestamp("ns"))})
     found = {r["statistic"]: r["value"] for r in measure(two, Binding(event_time="t")).to_pylist()}
@@ -159,7 +164,7 @@ def test_nested_content_is_compared_by_its_elements(name):
 
 def test_content_without_one_meaning_is_refused():
     data = pa.table({"m": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))})
-    with pytest.raises(DataError, match=r"Column 'm' is of type map<.*cannot be compared or counted; bind"):
+    with pytest.raises(DataError, match=r"Column 'm' is of type map<.*cannot be compared or counted; use"):
         measure(data, Binding(content="m"))
     with pytest.raises(DataError, match="which cannot define groups"):
         measure(pa.table({"x": [1], "g": [[1]]}), Binding(content="x"), by="g")
@@ -213,7 +218,7 @@ def test_vectors_of_another_width_than_the_targets():
 @pytest.mark.parametrize(
     "roles,says",
     [
-        ({}, "No column is bound"),
+        ({}, "The binding names no column"),
         ({"entity": 3}, "binding.entity: 3 is not a column"),
         ({"entity": ["a", "a"]}, "contains a column twice"),
         ({"event_time": ["a"]}, r"binding.event_time: \['a'\] is not a column"),
@@ -286,7 +291,7 @@ def test_bindings_go_through_json(table, full):
     for text, says in (
         ("{", "not JSON"),
         ("[]", "A JSON object is needed"),
-        ('{"entitty": "a"}', r"binding.entitty: There is no such role \(did you mean 'entity'\?\)"),
+        ('{"entitty": "a"}', r"binding.entitty: There is no such key \(did you mean 'entity'\?\)"),
         ('{"entity": "a", "target": {"rows": 1}}', "not a saved target"),
         ('{"entity": "a", "target": 3}', "binding.target"),
     ):

@@ -72,7 +72,9 @@ def test_metadata_of_other_types_is_refused(table, full, tmp_path, change):
             continue
         with pytest.raises(StateError):
             State.from_arrow(good.replace_schema_metadata(metadata))
-    with pytest.raises(StateError, match=r"This is not a table of a state but \[1\]"):
+    with pytest.raises(
+        StateError, match=r"A state of the GIME metrics is read from an Arrow table, not from \[1\]"
+    ):
         State.from_arrow([1])
     with pytest.raises(StateError):
         State.from_arrow(pa.table({"x": [1, 2]}).replace_schema_metadata(good.schema.metadata))

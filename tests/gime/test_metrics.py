@@ -101,7 +101,7 @@ def returning(found):
     [
         (
             lambda: {}["state x"],
-            r"'mine' raised KeyError \('state x'\); a metric can read only what the built-in",
+            r"'mine' raised KeyError \('state x'\); a metric can read only what the columns of the binding provide",
         ),
         (None, r"'mine' raised TypeError"),
         ([1.0], "'mine' returned 1.0, not a raysel.gime.Figure"),
@@ -162,7 +162,7 @@ train: {model: "m.py:make", input: v}
         ("thresholds: {variety.classes: [2, 1]}", "gime: thresholds.variety.classes: The least value 2 is above the greatest, 1"),
         ("target: other", "gime: The target has none of the columns that the binding names as"),
         ("target: typed", "gime: Column 'c' is of type map"),
-        ("binding: {entity: c}, floors: {a: 1}", "gime: floors: The binding must name exactly one class column"),
+        ("binding: {entity: c}, floors: {a: 1}", "gime: floors: Floors are numbers of rows per class, so the binding must name exactly one class column"),
     ],
 )  # fmt: skip
 def test_a_section_that_no_run_can_use_is_found_before_it(tmp_path, monkeypatch, keys, says):

@@ -52,7 +52,7 @@ def test_counts_that_do_not_belong(table, full):
         row_scores(data, Binding(entity="who"), key_counts(data.slice(0, 1), Binding(entity="who")))
     with pytest.raises(StateError, match="different bindings"):
         merge_key_counts([key_counts(data, full), key_counts(data, Binding(entity="who"))])
-    with pytest.raises(ConfigError, match="only by entity or classes"):
+    with pytest.raises(ConfigError, match="the binding names neither; name entity or classes"):
         row_scores(data, Binding(content="x"))
 
 

@@ -271,7 +271,7 @@ def test_damaged_files_are_refused(table, full, tmp_path, monkeypatch):
     monkeypatch.setattr(rooms, "KEYS", 4096)
     with pytest.raises(StateError, match="sketches of other sizes"):
         State.load(path)
-    with pytest.raises(StateError, match="not a state of the metrics"):
+    with pytest.raises(StateError, match="not a state of the GIME metrics"):
         State.from_arrow(pa.table({"a": [1]}))
     broken = with_target(full, table(0, 9)).to_json().replace('"summary": "', '"summary": "!')
     with pytest.raises(ConfigError, match="not a saved target"):

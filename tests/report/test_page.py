@@ -199,7 +199,7 @@ def test_start_up_is_said_apart_from_selecting(results: RunResults) -> None:
     assert overhead(results) == (
         "GIO + InfoBatch took 13.8 s: 3.8 s for the selection of samples (embedding, metrics, selection and planning), 4.0 s for training, "
         "and 6.0 s for other work (starting the workers, evaluation, checkpoints, and epochs repeated after a failure). "
-        "Training on the full pool took 13.5 s, 5.5 s of them for other work."
+        "Training on the full pool took 13.5 s, including 5.5 s for such other work."
     )
     page = plain(render(results))
     assert (

@@ -173,7 +173,7 @@ def test_what_is_no_file_of_this_format_is_refused(text: str, says: str, tmp_pat
         (
             ("ledger", "entries", 1, "arm"),
             "full",
-            "ledger is damaged (The ledger has more than one entry for the arm full; give each arm one entry);",
+            "ledger is damaged (The ledger has more than one entry for the arm full; give each arm, which is one training of the run, one entry);",
         ),
         (("selection", "curve", "rows"), None, "selection.curve.rows is damaged"),
     ],

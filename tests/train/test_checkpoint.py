@@ -195,7 +195,7 @@ def test_with_no_whole_checkpoint_it_fails_and_says_so(tmp_path):
     for place in ("last", "before"):
         spoil(tmp_path / place / "objects.pt", "cut")
     with pytest.raises(
-        StateError, match=r"damaged \(objects.pt has \d+ bytes instead of \d+\). No earlier checkpoint"
+        StateError, match=r"damaged \(objects.pt has \d+ bytes instead of \d+\). There is no earlier complete"
     ):
         weights(tmp_path)
 

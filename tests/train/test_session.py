@@ -247,7 +247,7 @@ def test_a_damaged_checkpoint_is_said(tmp_path, name, damage):
     path = tmp_path / "last" / name
     path.unlink() if damage == "gone" else path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(
-        StateError, match=r"The checkpoint .* is damaged \(.*No earlier checkpoint is complete"
+        StateError, match=r"The checkpoint .* is damaged \(.*There is no earlier complete checkpoint"
     ):
         make().session()
 

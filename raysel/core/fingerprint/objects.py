@@ -235,7 +235,9 @@ class Graph:
         )
         what = f"{self.what[:1].upper()}{self.what[1:]}"
         reads = f"{what} reads {' of '.join(steps)} ({name})." if steps else f"{what} is a {name}."
-        return ConfigError(f"{reads} raysel cannot detect whether its content changes; {self.remedy}.")
+        return ConfigError(
+            f"{reads} raysel cannot detect whether the content of this object changes; {self.remedy}."
+        )
 
     # ---- trees -------------------------------------------------------------------------------------------------------
 

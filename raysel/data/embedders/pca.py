@@ -49,7 +49,8 @@ class PCAEmbedder:
         """Return the projections of the rows."""
         if rows.shape[1] != len(self.mean):
             raise DataError(
-                f"Embedder {self.name} was fitted on {len(self.mean)} columns, but these rows have {rows.shape[1]}; embed rows with the same columns."
+                f"Embedder {self.name} was fitted on rows of {len(self.mean)} elements, but these rows have "
+                f"{rows.shape[1]}; embed the same columns as in the fit."
             )
         return project(rows, self.mean, self.components.T)
 

@@ -132,8 +132,8 @@ def _kind_of(kind: pa.DataType, name: str) -> Literal["number", "category"]:
     ):  # Arrow counts truth values and dates as such
         return "category"
     raise DataError(
-        f"Column '{name}' holds {kind}, which is neither a number nor a category (text, truth value, date or time); leave "
-        "it out, or make one of it."
+        f"Column '{name}' holds {kind}, which is neither a number nor a category (text, truth value, date or "
+        "time); leave the column out, or convert it to one of these types."
     )
 
 
@@ -141,7 +141,8 @@ def numbers(column: pa.ChunkedArray, name: str) -> np.ndarray:
     """Return a numeric column as float64 (n,), NaN if there is no finite value."""
     if _kind_of(column.type, name) != "number" and not pa.types.is_null(column.type):
         raise DataError(
-            f"Column '{name}' holds {column.type}, but numbers in the rows that the embedder was fitted on."
+            f"Column '{name}' holds {column.type}, but held numbers when the embedder was fitted; convert the "
+            "column to numbers, or fit the embedder again."
         )
     values = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False).copy()
     values[~np.isfinite(values)] = np.nan

@@ -49,8 +49,8 @@ class NumpyArrays(Format):
             found = np.load(source, allow_pickle=False)
             if isinstance(found, np.ndarray) and source.read(1):
                 raise DataError(
-                    f"{file.path} has more after its first array; write several arrays with numpy.savez, or to files of "
-                    "their own."
+                    f"{file.path} holds more data after its first array; write several arrays with "
+                    "numpy.savez, or to files of their own."
                 )
             try:
                 return checked(as_table(found if isinstance(found, np.ndarray) else dict(found)))

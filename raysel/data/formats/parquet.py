@@ -79,7 +79,8 @@ def footer(file: File) -> Footer:
         rows = tuple(group.num_rows for group in groups)
         if min(rows, default=0) < 0 or sum(rows) != metadata.num_rows:
             raise DataError(
-                f"The footer of {file.path} is damaged: its number of rows is not that of its row groups together; write the file again."
+                f"The footer of {file.path} is damaged: the number of rows of the file is not the sum of the "
+                "rows of its row groups; write the file again."
             )
         schema = metadata.schema.to_arrow_schema().remove_metadata()
         str(schema)  # raises for a name that is not UTF-8
@@ -175,8 +176,9 @@ def _tables(
                 part = conform(part, wanted)
             except pa.ArrowInvalid as error:
                 raise DataError(
-                    f"The values of {piece.path} do not have the types that all files have together ({reason_of(error)}); "
-                    "write the files with one type, or read them separately."
+                    f"The values of {piece.path} cannot be converted to the types that were found for all "
+                    f"files together ({reason_of(error)}); write the files with one type, or read them "
+                    "separately."
                 ) from error
             yield part
     if count != piece.rows:

@@ -33,7 +33,7 @@ def headline(results: CompareResults) -> str:
     if own.value is None:
         return f"{start} did not reach a test {goal.label} that is a finite number with every seed, so it is not compared."
     if not held:
-        return f"{start} {reached}. No control was held to this number of samples."
+        return f"{start} {reached}. No control was trained on the same number of samples."
     if not any(row.difference for row in held):
         return f"{start} {reached}. No control at this number of samples has a test {goal.label} that is a finite number."
     words = {
@@ -137,10 +137,10 @@ def notes(results: CompareResults) -> list[str]:
         f"deviation over the seeds. {minus}, ± standard error over pairs with the same seed."
         if seeds > 1
         else f"Every policy was trained with one seed ({results.seeds[0]}). {metric}. {minus}.",
-        "Samples: back-propagated samples; a row counts once for each epoch that used it. Of full: their share of all rows "
-        f"in all epochs. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
-        + (f". Controls held to this budget: {', '.join(held)}" if held else "")
-        + (f". Controls not held to it: {', '.join(free)}" if free else "")
+        "Samples: back-propagated samples; a row counts once for each epoch that used it. Of full: this number, "
+        f"divided by the number of samples that training on all rows in every epoch uses. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
+        + (f". Controls that keep to this budget: {', '.join(held)}" if held else "")
+        + (f". Controls that do not: {', '.join(free)}" if free else "")
         + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy decays to "
         "zero at its own last step.",
         "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over the pairs). Each "

@@ -41,7 +41,7 @@ def render(results: CompareResults) -> str:
     (*head, value, minus), *body = table_cells(results, compact=False)
     for cells, row in zip(body, table, strict=True):
         tag = ' <span class="tag">sets the budget</span>' if row.budget == "sets" else ""
-        tag = ' <span class="tag">not held to the budget</span>' if row.budget == "free" else tag
+        tag = ' <span class="tag">does not keep to the budget</span>' if row.budget == "free" else tag
         cells[0] = html.dot(colours[row.name]) + html.text(cells[0]) + tag
     own = results.policies[results.own].title
     figures = [

@@ -68,8 +68,8 @@ def overhead(results: RunResults) -> str:
     )
     if full is not None and full is not arm and full.total_seconds is not None:
         sentences += (
-            f" Training on the full pool took {numbers.seconds(full.total_seconds)} s, "
-            f"{numbers.seconds(full.seconds['other'])} s of them for other work."
+            f" Training on the full pool took {numbers.seconds(full.total_seconds)} s, including "
+            f"{numbers.seconds(full.seconds['other'])} s for such other work."
         )
     return sentences[0].upper() + sentences[1:]
 

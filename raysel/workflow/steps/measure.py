@@ -70,7 +70,8 @@ class Measure(Step):
                 check_target(rule.binding, empty(target, here))
             if settings.floors and len(rule.binding.classes) != 1:
                 raise ConfigError(
-                    "floors: The binding must name exactly one class column, whose rows floors count."
+                    "floors: Floors are numbers of rows per class, so the binding must name exactly one "
+                    "class column."
                 )
         except (ConfigError, DataError) as error:
             raise type(error)(f"gime: {error}") from None
