@@ -88,7 +88,7 @@ def test_outputs_are_local(tmp_path, monkeypatch):
         storage.local_output("file://tmp/x")
     with pytest.raises(
         ConfigError,
-        match="is not the URI of a local file, because .* separate the parts of a URI; write %3F for",
+        match=r"is not the URI of a local file, because .* separate the parts of a URI; write %3F for",
     ):
         storage.local_output("file:///tmp/a?b")
     for none in (None, 3, "", "a\0b", b"x", ["x"], Path):
