@@ -236,7 +236,7 @@ def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
     assert page.count("<svg") == 2 and "accuracy on the validation rows" not in page
     assert "accuracy on the test rows</text>" in page
     assert (
-        "The workflow has no validation rows, so there is no curve over the epochs. To get one, set the key "
+        "The workflow has no validation rows, so there is no curve over the epochs. To get such a curve, set the key "
         "<code>validation</code> in the workflow." in page
     )
 
@@ -247,7 +247,7 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
     assert len(said) == len(findings.notes(sample())) + 1
     assert said[-1] == (
         "The files of these inputs are identified by size and modification time instead of their content, because the "
-        'workflow sets "trust: mtime": pool, test. A change of a file that leaves both unchanged would not be noticed.'
+        'workflow sets "trust: mtime": pool, test. A change of a file that leaves its size and its modification time unchanged would not be noticed.'
     )
 
 

@@ -80,7 +80,7 @@ def test_every_section_is_there(results: RunResults) -> None:
         "Versions",
     ]
     assert page.count("<svg") == 6
-    assert "an unbiased estimate of that on <em>the selected rows</em>" in page
+    assert "an unbiased estimate of the gradient on <em>the selected rows</em>" in page
     assert "does not show which arm is better" in page
     assert plain(page).index("<strong>pool</strong>: the rows") < page.index("<h2>Ledger</h2>")
     assert (
@@ -309,7 +309,7 @@ def test_without_validation_rows_the_final_test_accuracies_are_drawn(results: Ru
     assert page.count("<svg") == 6 and "ot measured" not in section
     assert "accuracy on the test rows" in section and "accuracy on the validation rows" not in section
     assert (
-        "The workflow has no validation rows, so there is no curve over the epochs. To get one, set the key "
+        "The workflow has no validation rows, so there is no curve over the epochs. To get such a curve, set the key "
         "<code>validation</code> in the workflow." in section
     )
     assert "Validation accuracy" not in section and "GIO + InfoBatch 97.1 %" in section
@@ -335,6 +335,6 @@ def test_trusted_roles_are_said_where_the_reading_is_explained(results: RunResul
     reading = page[page.index("<h2>How to read this</h2>") : page.index("<h2>Configuration</h2>")]
     assert (
         "The files of these inputs are identified by size and modification time instead of their content, because the "
-        'workflow sets "trust: mtime": pool, test. A change of a file that leaves both unchanged would not be noticed.'
+        'workflow sets "trust: mtime": pool, test. A change of a file that leaves its size and its modification time unchanged would not be noticed.'
         in unescape(reading)
     )

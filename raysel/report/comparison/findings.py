@@ -146,8 +146,8 @@ def notes(results: CompareResults) -> list[str]:
         "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over the pairs). Each "
         "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test "
         f"rows, which are only a sample of all possible rows: {_error(table, goal, results.data.test)}.",
-        "Seconds: time of training and planning in one process with one thread, without start-up. It depends on what else "
-        "the machine was doing, so compare the numbers of samples and steps instead.",
+        "Seconds: time of training and planning in one process with one thread, without start-up. The time "
+        "depends on what else the machine was doing, so compare the numbers of samples and steps instead.",
     ]
     if results.trusted:
         sentences.append(trusted_files(results.trusted))

@@ -48,9 +48,11 @@ def render(results: CompareResults) -> str:
         (
             metric_against_samples(drawn, goal),
             f"{heading} against samples",
-            f"{heading} on the validation rows after each epoch, against the number of samples back-propagated until then. Each "
-            f"thin line is one seed, and each colour one policy; {html.text(goal.plural)} after the first epochs that are {odd} the "
-            "range of the axis are not shown. Compare only the ends of the lines, because the learning rate is still high before them."
+            f"{heading} on the validation rows after each epoch, against the number of samples "
+            "back-propagated until then. Each thin line is one seed, and each colour one policy; "
+            f"{html.text(goal.plural)} after the first epochs that are {odd} the range of the axis are not "
+            "shown. Compare only the ends of the lines, because the learning rate is still high in earlier "
+            "epochs."
             if any(one.curves for one in drawn)
             else f"{heading} on the test rows after the last epoch, against the number of samples back-propagated in all. Each "
             f"dot is one seed, and each colour one policy. {NO_VALIDATION}",
@@ -64,8 +66,8 @@ def render(results: CompareResults) -> str:
     ]
     cards = [html.card(*figure) for figure in figures if figure[0]]
     lead = (
-        "A policy decides which samples each epoch trains on. "
-        f"{html.text(own)} is the policy of the workflow. The others are controls to compare it with."
+        f"A policy decides which samples each epoch trains on. {html.text(own)} is the policy of the "
+        f"workflow. The other policies are controls to compare {html.text(own)} with."
     )
     said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
     read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))

@@ -70,7 +70,10 @@ def ledger_section(ledger: Ledger) -> str:
             "full pool."
         )
     else:
-        note += "No saving is given, because no arm was trained on the full pool, whose cost a saving is compared with."
+        note += (
+            "No saving is given, because no arm was trained on the full pool; a saving compares the cost of "
+            "an arm with the cost of training on the full pool."
+        )
     if ledger.goal.direction == "min":
         note += f" <strong>Test {html.text(ledger.goal.label)}</strong>: lower is better."
     table = html.table(heads, rows)

@@ -16,8 +16,8 @@ def metrics_section(results: RunResults) -> str:
         said.append(
             "A calibration determined the thresholds below: it trained small models on "
             f"{html.many(calibration.count, 'subset')} of {html.many(calibration.rows, 'row')} each "
-            f"({numbers.count(calibration.rows_trained)} rows in all). This took {numbers.seconds(calibration.seconds)} s, "
-            "which are part of the stage “metrics” under “Costs”."
+            f"({numbers.count(calibration.rows_trained)} rows in all). The calibration took "
+            f"{numbers.seconds(calibration.seconds)} s, which are part of the stage “metrics” under “Costs”."
         )
     for name, ends in measured.thresholds.items():
         low, high = ("" if end is None else numbers.digits(end) for end in ends)

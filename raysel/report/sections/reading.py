@@ -25,16 +25,17 @@ def reading_section(results: RunResults) -> str:
         ),
         (
             "Savings count all costs.",
-            "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). The cost is time or samples. Time includes "
-            "embedding, metrics, selection, planning and start-up. Samples are counted when they are back-propagated, "
-            "because this takes most of the computation. A negative saving means that the arm cost more than training on "
-            "the full pool. Without an arm that was trained on the full pool, the saving in samples is measured from the "
-            "number of pool rows times the number of epochs, and the saving in time is not known.",
+            "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). The cost is time or "
+            "samples. Time includes embedding, metrics, selection, planning and start-up. Samples are "
+            "counted when they are back-propagated, because back-propagation takes most of the computation. "
+            "A negative saving means that the arm cost more than training on the full pool. Without an arm "
+            "that was trained on the full pool, the saving in samples is measured from the number of pool "
+            "rows times the number of epochs, and the saving in time is not known.",
         ),
         (
             "Timings are from one run on one machine.",
-            "They depend on what else the machine was doing, and in a short run, start-up can take longer than training. "
-            "The numbers of samples and of optimizer steps do not depend on the machine.",
+            "Timings depend on what else the machine was doing, and in a short run, start-up can take longer "
+            "than training. The numbers of samples and of optimizer steps do not depend on the machine.",
         ),
     ]
     if results.trusted:
@@ -46,16 +47,19 @@ def reading_section(results: RunResults) -> str:
         items[1:1] = [
             (
                 "Selection changes the distribution.",
-                f"The rows selected by {method} are not a random sample of the pool, by design, so a gradient computed on "
-                "them is not an unbiased estimate of the gradient on the full pool. If InfoBatch trains on the selected rows, its "
-                "gradient is an unbiased estimate of that on <em>the selected rows</em>, not of that on the pool.",
+                f"The rows selected by {method} are not a random sample of the pool, by design, so a gradient "
+                "computed on them is not an unbiased estimate of the gradient on the full pool. If InfoBatch "
+                "trains on the selected rows, its gradient is an unbiased estimate of the gradient on "
+                "<em>the selected rows</em>, not of the gradient on the pool.",
             ),
             (
                 "The divergence is an estimate.",
-                "It is computed from distances to nearest neighbours, in nats (units of the natural logarithm). The bias "
-                "of this estimate depends on the number of rows and of dimensions, and the estimate can be negative. Read the "
-                "shape of the curve, and compare values only between selections from the same pool for the same target. The "
-                "divergence measures how well the selected rows cover the target, not how good a model trained on them is.",
+                "The divergence is computed from distances to nearest neighbours, in nats (units of the "
+                "natural logarithm). The bias of this estimate depends on the number of rows and of "
+                "dimensions, and the estimate can be negative. Read the shape of the curve, and compare "
+                "values only between selections from the same pool for the same target. The divergence "
+                "measures how well the selected rows cover the target, not how good a model trained on them "
+                "is.",
             ),
         ]
     words = "\n".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in items)
@@ -66,8 +70,9 @@ def trusted_files(roles: Sequence[str]) -> str:
     """Return one sentence of plain text about the roles in ``trusted`` of the results."""
     listed = ", ".join(roles)
     return (
-        "The files of these inputs are identified by size and modification time instead of their content, because the "
-        f'workflow sets "trust: mtime": {listed}. A change of a file that leaves both unchanged would not be noticed.'
+        "The files of these inputs are identified by size and modification time instead of their content, "
+        f'because the workflow sets "trust: mtime": {listed}. A change of a file that leaves its size and its '
+        "modification time unchanged would not be noticed."
     )
 
 

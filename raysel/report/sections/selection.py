@@ -36,15 +36,16 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Selected share of each class",
-                f"{'Left: the' if known else 'The'} percentage of the pool rows of each class that was selected. The vertical line "
-                "is this percentage for all classes together. A class whose bar crosses the line has a larger share of the "
-                f"selected rows than of the pool rows.{right}",
+                f"{'Left: the' if known else 'The'} percentage of the pool rows of each class that was "
+                "selected. The vertical line shows the percentage for all classes together. A class whose "
+                f"bar crosses the line has a larger share of the selected rows than of the pool rows.{right}",
             )
         )
     share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
     lead = (
-        f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} pool rows"
-        f"{html.bound(share)} once, before training. The arm that uses the methods of the workflow trains only on these rows."
+        f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} "
+        f"pool rows{html.bound(share)} once, before training. The arm that uses the methods of the workflow "
+        "trains only on the selected rows."
     )
     notes = "".join(f"<p>{html.text(note)}</p>\n" for note in selection.notes)
     figures = (

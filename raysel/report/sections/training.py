@@ -13,8 +13,8 @@ from raysel.report.results import Arm, RunResults
 from raysel.report.sections.reading import standard_error
 
 NO_VALIDATION = (
-    "The workflow has no validation rows, so there is no curve over the epochs. To get one, set the key "
-    "<code>validation</code> in the workflow."
+    "The workflow has no validation rows, so there is no curve over the epochs. To get such a curve, set the "
+    "key <code>validation</code> in the workflow."
 )
 """The sentence below a figure that shows final values in place of curves, as HTML."""
 

@@ -24,11 +24,13 @@ def usage_section(results: RunResults) -> str:
         else f" The factors leave {numbers.percent(usage.unexplained)} of the variance of the vectors unexplained."
     )
     lead = (
-        f"RepDiv selected the samples of each epoch by two scores, Rep (representative) and Div (diverse). Both come from the "
-        f"{html.many(scored.units, 'factor')} of a sparse autoencoder, {numbers.count(scored.live_units)} of which are active on some "
-        f"sample; on average, {scored.active:.1f} of them are active on a sample.{html.bound(left)} Rep is high for a sample with many frequent factors"
-        f"{shared}; Div is high for a sample with rare factors. Every selected sample has the weight 1 in the loss, so the "
-        "gradient is not an unbiased estimate of the gradient on all samples."
+        "RepDiv selected the samples of each epoch by two scores, Rep (representative) and Div (diverse). "
+        f"Both scores come from the {html.many(scored.units, 'factor')} of a sparse autoencoder, "
+        f"{numbers.count(scored.live_units)} of which are active on some sample; on average, "
+        f"{scored.active:.1f} of them are active on a sample.{html.bound(left)} Rep is high for a sample with "
+        f"many frequent factors{shared}; Div is high for a sample with rare factors. Every selected sample "
+        "has the weight 1 in the loss, so the gradient is not an unbiased estimate of the gradient on all "
+        "samples."
     )
     policies = usage.policies
     if not policies:
@@ -42,17 +44,19 @@ def usage_section(results: RunResults) -> str:
         html.card(
             usage_histogram(policies),
             "How often samples were used",
-            "Number of samples that were selected in so many epochs, one line per policy. The epochs on all the data at the end "
-            "count as well. The Gini coefficient is 0 if all samples were selected equally often, and near 1 if almost all "
-            f"selections were of a few samples. Total variation distance from selecting all samples equally often: {uneven}. "
-            "The larger it is, the larger the bias of the gradient can be.",
+            "Number of samples by the number of epochs that selected them, one line per policy. The epochs "
+            "on all the data at the end count as well. The Gini coefficient is 0 if all samples were "
+            "selected equally often, and near 1 if almost all selections were of a few samples. Total "
+            f"variation distance from selecting all samples equally often: {uneven}. The larger this distance "
+            "is, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),
             "Rare factors",
-            f"Of the {html.many(usage.rare_units, 'factor')} that are active on the fewest samples, the share that was "
-            "active on at least one sample selected until the end of each epoch, one line per policy. A higher line means "
-            "that samples with rare factors were selected earlier.",
+            "Share of the rare factors that were active on at least one sample selected until the end of "
+            "each epoch, one line per policy. The rare factors are the "
+            f"{html.many(usage.rare_units, 'factor')} that are active on the fewest samples. A higher line "
+            "means that samples with rare factors were selected earlier.",
         ),
         html.card(
             alpha_curve(usage.alpha, len(policies[0].rare)),
