@@ -50,7 +50,18 @@ EMBEDDERS = Registry(
 TASKS = Registry(
     "tasks",
     {
-        "classification": "raysel.train.loops:classify",
+        "classification": "raysel.train.tasks.classification:Classification",
+        "regression": "raysel.train.tasks.regression:Regression",
+        "language_model": "raysel.train.tasks.language_model:LanguageModel",
+        "segmentation": "raysel.train.tasks.segmentation:Segmentation",
+    },
+)
+
+OPTIMIZERS = Registry(
+    "optimizers",
+    {
+        name: f"torch.optim:{name}"
+        for name in ("SGD", "AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
     },
 )
 

@@ -122,6 +122,8 @@ class DynamicSelection:
         self._board: Any = None  # where the tasks that read look up the epoch's plan
         self._local = False
         self._directory: Path | None = None
+        self.made: Session | None = None
+        """The last session of this process."""
 
     @classmethod
     def local(
@@ -210,7 +212,7 @@ class DynamicSelection:
     def __getstate__(self) -> dict[str, Any]:
         # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.
         started = {"_policy": None} if self._keeper is not None else {}
-        return {**self.__dict__, "_chosen": None, **started}
+        return {**self.__dict__, "_chosen": None, "made": None, **started}
 
     def planned(self, dataset: Dataset) -> Dataset:
         """Return ``dataset`` without the rows that the epoch's plan leaves out, for ``session.stream``.
@@ -324,7 +326,8 @@ class DynamicSelection:
 
             if isinstance(ids, ray.ObjectRef):
                 ids, weights = ray.get([ids, weights])
-        return Session(self.run, keeper, processes, ids, weights, lambda: self._board)
+        self.made = Session(self.run, keeper, processes, ids, weights, lambda: self._board)
+        return self.made
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
         """Return how far the run is, for a driver that watches while workers train.

@@ -57,7 +57,7 @@ class Batch:
             dataclasses of these; anything else is left as it is. ``ids`` stay on the CPU.
         """
         weights = self.weights.to(device, non_blocking=True)
-        return Batch(_to(self.data, device), self.ids, weights, self.slots, self.share)
+        return Batch(moved(self.data, device), self.ids, weights, self.slots, self.share)
 
 
 class WithIds(torch.utils.data.Dataset):
@@ -193,25 +193,26 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         )
 
 
-def _to(data: Any, device: torch.device | str) -> Any:
+def moved(data: Any, device: torch.device | str) -> Any:
+    """Return tensors, and what is nested in tuples, lists, mappings and dataclasses, on a device; see :meth:`Batch.to`."""
     if isinstance(data, torch.Tensor):
         return data.to(device, non_blocking=True)
     if callable(getattr(data, "to", None)) and not isinstance(data, type):
         return data.to(device)
     if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(_to(value, device) for value in data))
+        return type(data)(*(moved(value, device) for value in data))
     if isinstance(data, (list, tuple)):
-        return type(data)(_to(value, device) for value in data)
+        return type(data)(moved(value, device) for value in data)
     if isinstance(data, MutableMapping):
-        moved = copy.copy(data)  # keeps its class, and whatever else it holds
+        copied = copy.copy(data)  # keeps its class, and whatever else it holds
         for key, value in data.items():
-            moved[key] = _to(value, device)
-        return moved
-    if isinstance(data, Mapping):
-        return {key: _to(value, device) for key, value in data.items()}
-    if is_dataclass(data) and not isinstance(data, type):
-        copied = copy.copy(data)
-        for field in fields(data):
-            object.__setattr__(copied, field.name, _to(getattr(data, field.name), device))
+            copied[key] = moved(value, device)
         return copied
+    if isinstance(data, Mapping):
+        return {key: moved(value, device) for key, value in data.items()}
+    if is_dataclass(data) and not isinstance(data, type):
+        other = copy.copy(data)
+        for field in fields(data):
+            object.__setattr__(other, field.name, moved(getattr(data, field.name), device))
+        return other
     return data

@@ -1,128 +1,285 @@
-"""Training loops to run as they are or to copy."""
+"""The training loop of workflows, to run as it is or to copy."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import safetensors.torch
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from raysel.data.store import ArrayDataset
+from raysel.core import storage
+from raysel.errors import RunError
+from raysel.train.data import TrainingData
+from raysel.train.loader import Batch, moved
+from raysel.train.objects import load_state_dicts, state_dicts
+from raysel.train.optimizers import schedule
 
-
-def schedule(progress: float, warmup: float = 0.1) -> float:
-    """Return the learning-rate factor at ``progress`` in [0, 1]: linear warm-up, then a cosine to zero.
-
-    It depends on progress, not on steps, since dynamic epochs differ in length.
-    """
-    if progress < warmup:
-        return max(progress, 1e-3) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+WEIGHTS = "model.safetensors"
 
 
-def classify(config: dict[str, Any]) -> dict[str, Any]:
-    """Train a classifier in the workers of a TorchTrainer, in each epoch on the samples that the policy selects.
+def train(config: dict[str, Any]) -> dict[str, Any]:
+    """Train a task on dynamically selected samples, as the ``train_loop_per_worker`` of a TorchTrainer.
 
-    Pass it as ``train_loop_per_worker``. It uses SGD with Nesterov momentum. One worker of Ray Train and a plain process return the same numbers, to the last bit.
+    One worker of Ray Train and a plain process return the same numbers, to the last bit.
 
     Parameters
     ----------
     config : dict
-        ``dynamic`` (DynamicSelection); ``train`` (a directory of `raysel.data.store.write_arrays`), ``test`` and
-        ``validation`` (such directories or None) and ``validation_ids`` (rows of it, None for all); ``model``
-        (``factory(input_shape, classes) -> module``); ``batch_size`` (per worker), ``learning_rate``, ``momentum``,
-        ``weight_decay``, ``seed``, ``threads``; ``alone``: true in a plain process, where ``dynamic`` is
+        ``dynamic`` (DynamicSelection), ``data`` (arguments of TrainingData), ``task`` (Task), ``settings`` (Train),
+        ``optimizer`` and ``schedule`` (what their names stand for), ``seed``, ``threads``; ``model_folder`` (where the
+        trained model is saved, or None); ``alone``: true in a plain process, where ``dynamic`` is
         ``DynamicSelection.local(...)``.
 
     Returns
     -------
     dict
-        ``history`` is that of the session, with ``metrics`` on the validation rows per epoch. ``metrics`` are on the
-        test rows, which are scored once, after the last epoch. Both hold the ``accuracy``, and are empty without such
-        rows. ``goal`` has the ``metric`` to report and its ``direction``, "max" or "min".
+        ``history`` is that of the session, with the ``metrics`` on the validation rows per epoch. ``metrics`` are those
+        on the test rows, which are scored once, after the last epoch. Both are empty without such rows. ``goal`` has the
+        ``metric`` of the task and its ``direction``.
     """
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])  # the same weights on every rank and in every arm
-    train = ArrayDataset(config["train"])
-    validation = ArrayDataset(config["validation"]) if config["validation"] else None
-    shape = tuple(train.inputs.shape[1:])
-    model = config["model"](shape, len(train.classes))
-    if config["alone"]:
+    task, settings = config["task"], config["settings"]
+    data = TrainingData(**config["data"], seed=config["seed"])
+    model, device = _placed(task.model(data.facts), settings, config["alone"])
+    optimizer = config["optimizer"](model.parameters())
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+    best = Best(task.direction)
+    objects: dict[str, Any] = {"model": model, "optimizer": optimizer}
+    objects |= {"scaler": scaler} if settings.precision == "fp16" else {}
+    objects |= {"best": best} if settings.keep == "best" or settings.patience else {}
+
+    session = config["dynamic"].session()
+    session.restore(objects)
+    for epoch in session.epochs():
+        if best.waited >= (settings.patience or math.inf):  # before the attempt that this one resumes ended
+            break
+        model.train()
+        batches = data.batches(
+            session, task.collate, batch_size=settings.batch_size, accumulate=settings.accumulate
+        )
+        for number, batch in enumerate(batches, start=1):
+            steps = number % settings.accumulate == 0
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * schedule(
+                    session.progress, settings.warmup, config["schedule"]
+                )
+            with nullcontext() if steps else _unsynchronised(model):
+                with _precision(settings.precision, device):
+                    losses = task.losses(model, batch.to(device).data)
+                loss = _mean(session, batch, losses) / settings.accumulate
+                scaler.scale(loss).backward()
+            if steps:
+                if settings.clip is not None:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+        began = time.perf_counter()
+        metrics: dict[str, float | None] = {}
+        due = (epoch + 1) % settings.evaluate_every == 0 or session.progress >= 1
+        if due and data.has("validation"):
+            metrics = evaluate(task, model, data, "validation", settings, device, session.rank, session.world)
+            if "best" in objects:
+                best.offer(epoch, metrics[task.metric], model, weights=settings.keep == "best")
+        seconds = time.perf_counter() - began
+        session.report({**metrics, "evaluation_seconds": seconds}, state=objects)
+        if best.waited >= (settings.patience or math.inf):
+            break
+    if settings.keep == "best":
+        best.restore(model, session.world)
+    tested = data.has("test")
+    metrics = (
+        evaluate(task, model, data, "test", settings, device, session.rank, session.world) if tested else {}
+    )
+    if config["model_folder"] is not None:
+        save_model(model, Path(config["model_folder"]), session.rank)
+    return {"history": session.history, "metrics": metrics, "goal": goal_of(task)}
+
+
+def own(config: dict[str, Any]) -> dict[str, Any]:
+    """Run a training loop of the user's own, and return what :func:`train` returns.
+
+    Raises
+    ------
+    RunError
+        If the loop did not use a session, ended within an epoch or before the last one, or returned no metrics.
+    """
+    torch.set_num_threads(config["threads"])
+    torch.manual_seed(config["seed"])
+    settings, dynamic = config["settings"], config["dynamic"]
+    data = TrainingData(**config["data"], seed=config["seed"])
+    given = {"dynamic": dynamic, "data": data, "task": config["task"], "options": settings.options}
+    given |= {name: getattr(settings, name) for name in ("epochs", "batch_size", "learning_rate")}
+    returned = config["loop"]({**given, "seed": config["seed"], "model_folder": config["model_folder"]})
+    session, name = dynamic.made, settings.loop
+    if session is None:
+        raise RunError(
+            f"train.loop: {name} has trained without a session, so no sample of it is known; call config['dynamic'].session()."
+        )
+    if session.plan is not None or not session.history:
+        raise RunError(
+            f"train.loop: {name} returned within epoch {session.epoch}; call session.report() at the end of every epoch."
+        )
+    if not isinstance(returned, Mapping):
+        raise RunError(
+            f"train.loop: {name} returned a {type(returned).__name__}; return a dict of the metrics on the test rows, which "
+            "may be empty."
+        )
+    if data.has("test") and config["task"].metric not in returned:
+        raise RunError(
+            f"train.loop: {name} returned no metric '{config['task'].metric}', but this is the metric of the task; return it, "
+            "computed on the test rows."
+        )
+    metrics = {key: _finite(value) for key, value in returned.items()}
+    return {"history": session.history, "metrics": metrics, "goal": goal_of(config["task"])}
+
+
+def goal_of(task: Any) -> dict[str, str]:
+    """Return the metric that a task reports and its direction."""
+    return {"metric": task.metric, "direction": task.direction}
+
+
+@torch.no_grad()
+def evaluate(
+    task: Any,
+    model: torch.nn.Module,
+    data: TrainingData,
+    role: str,
+    settings: Any,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> dict[str, float | None]:
+    """Return the task's metrics on the "validation" or "test" rows; None for one that is not finite.
+
+    Each rank scores its part and all ranks get the result.
+    """
+    model.eval()
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    total: dict[str, torch.Tensor] = {}
+    size = max(settings.batch_size, 64)
+    for batch, counts in data.scored(role, task.collate, batch_size=size, rank=rank, world=world):
+        with _precision(settings.precision, device):
+            sums = task.sums(bare, moved(batch, device))
+        for name, value in sums.items():
+            value = value.detach().cpu().double() * counts
+            total[name] = total[name] + value if name in total else value
+    if world > 1:
+        for name in sorted(total):
+            there = total[name].to(device)
+            dist.all_reduce(there)
+            total[name] = there.cpu()
+    return {name: _finite(value) for name, value in task.metrics(total).items()}
+
+
+class Best:
+    """The best value of the metric so far, and the weights that reached it; part of every checkpoint."""
+
+    def __init__(self, direction: str) -> None:
+        self._sign = 1.0 if direction == "max" else -1.0
+        self.epoch, self.score, self.waited = -1, -math.inf, 0
+        self._weights: dict[str, Any] = {}
+
+    def offer(self, epoch: int, value: float | None, model: torch.nn.Module, weights: bool) -> None:
+        """Compare the value after an epoch. Every rank calls it; the first of equal values stays."""
+        score = -math.inf if value is None else self._sign * value
+        if self.epoch >= 0 and score <= self.score:
+            self.waited += 1
+            return
+        self.epoch, self.score, self.waited = epoch, score, 0
+        if weights:
+            found = state_dicts({"model": model})["model"]
+            self._weights = {name: value.detach().cpu().clone() for name, value in found.items()}
+
+    def restore(self, model: torch.nn.Module, world: int) -> None:
+        """Give the model its best weights, which rank 0 has, if there are any. Every rank calls it."""
+        if self.epoch < 0:
+            return
+        told = [self._weights]
+        if world > 1:
+            dist.broadcast_object_list(told, src=0)
+        load_state_dicts({"model": model}, {"model": told[0]})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything."""
+        numbers = {"epoch": self.epoch, "score": self.score, "waited": self.waited}
+        return {**numbers, "weights": self._weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take everything over."""
+        self.epoch, self.score, self.waited = state["epoch"], state["score"], state["waited"]
+        self._weights = dict(state["weights"])
+
+
+def save_model(model: torch.nn.Module, folder: Path, rank: int) -> None:
+    """Save the trained model in ``folder``, from rank 0; every rank calls it.
+
+    A model of Hugging Face is saved with ``save_pretrained``, another one's weights as ``model.safetensors``.
+    """
+    weights = state_dicts({"model": model})["model"]
+    if rank != 0:
+        return
+    bare: Any = model.module if isinstance(model, DistributedDataParallel) else model
+    storage.remove(folder)
+    place = storage.stage(folder)
+    if callable(getattr(bare, "save_pretrained", None)):
+        bare.save_pretrained(place, state_dict=weights)
+    else:
+        plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+        storage.write_bytes(place / WEIGHTS, safetensors.torch.save(plain))
+    storage.publish(folder, folder)
+
+
+def _placed(model: torch.nn.Module, settings: Any, alone: bool) -> tuple[torch.nn.Module, torch.device]:
+    """Return the model on its device, wrapped for several workers, and the device."""
+    if alone:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model = model.to(device)
     else:
         import ray.train.torch
 
         device = ray.train.torch.get_device()
-        model = ray.train.torch.prepare_model(model)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=config["learning_rate"],
-        momentum=config["momentum"],
-        weight_decay=config["weight_decay"],
-        nesterov=config["momentum"] > 0,
+        if settings.parallel == "fsdp":
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+            fully_shard(model.to(device), mesh=mesh)
+        else:
+            model = ray.train.torch.prepare_model(model)
+    if settings.compile:
+        model.compile()
+    return model, device
+
+
+def _precision(name: str, device: torch.device) -> Any:
+    if name == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if name == "bf16" else torch.float16)
+
+
+def _unsynchronised(model: torch.nn.Module) -> Any:
+    """Return a context in which gradients stay on each rank."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+
+def _mean(session: Any, batch: Batch, losses: Any) -> torch.Tensor:
+    """Record the losses of a task, with or without a mask."""
+    found: torch.Tensor = (
+        session.loss(batch, *losses) if isinstance(losses, tuple) else session.loss(batch, losses)
     )
-
-    session = config["dynamic"].session()
-    session.restore({"model": model, "optimizer": optimizer})
-    for _ in session.epochs():
-        model.train()
-        for batch in session.loader(train, batch_size=config["batch_size"]):
-            for group in optimizer.param_groups:
-                group["lr"] = config["learning_rate"] * schedule(session.progress)
-            inputs, labels = batch.to(device).data
-            losses = F.cross_entropy(model(inputs), labels, reduction="none")
-            loss = session.loss(batch, losses)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        began = time.perf_counter()
-        metrics = {}
-        if validation is not None:
-            ids = config["validation_ids"]
-            metrics["accuracy"] = evaluate(model, validation, device, session.rank, session.world, ids)
-        spent = time.perf_counter() - began
-        session.report(
-            {"metrics": metrics, "evaluation_seconds": spent}, state={"model": model, "optimizer": optimizer}
-        )
-    test = ArrayDataset(config["test"]) if config["test"] else None
-    metrics = {} if test is None else {"accuracy": evaluate(model, test, device, session.rank, session.world)}
-    goal = {"metric": "accuracy", "direction": "max"}
-    return {"history": session.history, "metrics": metrics, "goal": goal}
+    return found
 
 
-@torch.no_grad()
-def evaluate(
-    model: torch.nn.Module,
-    data: ArrayDataset,
-    device: torch.device,
-    rank: int = 0,
-    world: int = 1,
-    ids: np.ndarray | None = None,
-) -> float:
-    """Return the share of rows that the model classifies correctly.
-
-    Each rank scores its part and all ranks get the result.
-
-    Parameters
-    ----------
-    ids : numpy.ndarray, optional
-        Rows to score, by their ids; by default all of ``data``.
-    """
-    model.eval()
-    bare = model.module if isinstance(model, torch.nn.parallel.DistributedDataParallel) else model
-    rows = np.arange(len(data)) if ids is None else ids
-    right = torch.zeros((), dtype=torch.float64)
-    for start in range(rank * 512, len(rows), world * 512):
-        these = rows[start : start + 512]
-        inputs = torch.from_numpy(data.inputs[these]).to(device)
-        labels = torch.from_numpy(data.labels[these]).to(device)
-        right += (bare(inputs).argmax(dim=1) == labels).sum().cpu()
-    if world > 1:
-        right = right.to(device)
-        dist.all_reduce(right)
-    return float(right) / len(rows)
+def _finite(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

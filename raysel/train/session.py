@@ -806,7 +806,7 @@ class _EpochLoader:
             yield Batch(data, ids, torch.from_numpy(rows.weights), rows.slots, share)
 
 
-_OURS = frozenset(
+RESERVED = frozenset(
     [
         "epoch",
         "planned",
@@ -831,7 +831,7 @@ def _check_named(where: str, value: object) -> None:
 
 def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return the user's metrics as JSON holds them."""
-    taken = sorted(_OURS & set(metrics))
+    taken = sorted(RESERVED & set(metrics))
     if taken:
         raise ConfigError(
             f"report: The metric name '{taken[0]}' is reserved by the session; use another name."

@@ -2,7 +2,7 @@
 
 The workflow's policy is trained first, seed by seed. The number of samples that it back-propagates is the
 budget of every control with the same seed. Each (policy, seed) is one process with one thread: a Ray task
-that runs ``raysel.train.loops.classify`` without Ray Train, in batches as large as those of all the
+that runs the training loop without Ray Train, in batches as large as those of all the
 workflow's workers together. Finished trainings are kept in the run directory, which is the one that ``raysel
 run`` uses, and are not repeated.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,9 @@ def compare(
     raysel.errors.ConfigError: policies: 'infobach' is not known; did you mean 'infobatch'?
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    flow = replace(
+        flow, train=replace(flow.train, data="arrays")
+    )  # which every process of one core reads at once
     seeds = plain(seeds)
     found = check(flow, policies, seeds)
     own, names = policy_names(flow, policies)
@@ -240,8 +244,9 @@ def _train(
 ) -> dict[str, list[Done]]:
     """Every policy's cells, one per seed; the workflow's own policy comes first, the others spend what it spent."""
     flow, epochs = run.workflow, run.workflow.train.epochs
-    settings = loop_config(run)
-    settings |= {"batch_size": flow.train.batch_size * flow.train.workers, "threads": 1, "alone": True}
+    batch = flow.train.batch_size * flow.train.workers
+    settings = loop_config(run) | {"threads": 1, "alone": True}
+    settings["settings"] = replace(flow.train, batch_size=batch)
     samples, own_policy, table = run.count(run.rows), policy(run), scores(run)
 
     def scored(made: Any) -> Policy:
@@ -253,7 +258,7 @@ def _train(
         budget = Budget(samples, epochs, passes, tail_delta(own_policy, epochs))
         for name in names:
             if name == EQUAL_STEPS:
-                rounds = epochs_for(samples, settings["batch_size"], taken)
+                rounds = epochs_for(samples, batch * flow.train.accumulate, taken)
                 yield Cell(name, seed, raysel.FullData(), rounds, taken)
             elif name != own and hasattr(methods[name].type, "at_budget"):
                 made = scored(methods[name].type.at_budget(budget))

@@ -20,7 +20,8 @@ from raysel.core.parameters import build, default_of, describe, keys
 from raysel.core.registry import Registry, nearest
 from raysel.errors import ConfigError, shown
 from raysel.gime import Binding
-from raysel.registry import EMBEDDERS, POLICIES, SELECTORS
+from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS
+from raysel.train.settings import Train
 from raysel.workflow import yaml_file
 
 Positive = Annotated[int, Field(ge=1)]
@@ -215,60 +216,6 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Train:
-    """Model to train, and settings of its training on Ray Train.
-
-    Attributes
-    ----------
-    model : str
-        Function ``(input_shape, classes)`` that returns the model, named as ``file.py:factory`` (relative to
-        the folder of the workflow file) or ``package.module:factory``. The code of this file or module is
-        run.
-    input : str
-        Column with the input of the model.
-    epochs : int
-        Number of epochs.
-    batch_size : int
-        Number of rows per worker in each optimizer step.
-    learning_rate : float
-        Highest learning rate of SGD with Nesterov momentum. The rate rises linearly during the first tenth of
-        the training, and then falls to zero along a cosine.
-    momentum : float
-        Momentum of SGD.
-    weight_decay : float
-        Weight decay of SGD.
-    workers : int
-        Number of Ray Train workers.
-    cpus_per_worker : float
-        CPUs per worker.
-    gpus_per_worker : float
-        GPUs per worker; 0 for training on CPUs.
-    max_failures : int
-        How many times the training may restart from its last checkpoint after a failure.
-    task : str
-        Training loop: ``classification``, or ``file.py:Name`` for a loop of your own. Your loop takes the same argument
-        as ``raysel.train.loops.classify`` and returns a result of the same form.
-    version : str, optional
-        Text that identifies the code of the model. Give it if this code cannot be hashed or reads files, and change it
-        whenever the model may change.
-    """
-
-    model: str
-    input: str
-    epochs: Positive = 20
-    batch_size: Positive = 128
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NotNegative = 5e-4
-    workers: Positive = 2
-    cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_worker: NotNegative = 0.0
-    max_failures: Annotated[int, Field(ge=0)] = 2
-    task: str = "classification"
-    version: str | None = None
-
-
-@dataclass(frozen=True)
 class Method:
     """A component that the workflow names, with its parameters. It is built when it is first needed.
 
@@ -292,10 +239,14 @@ class Method:
     registry: Registry = field(compare=False)
     where: str = field(compare=False)
     version: str | None = None
+    defaults: dict[str, Any] = field(default_factory=dict, compare=False)
 
     @classmethod
-    def of(cls, tree: Any, registry: Registry, where: str) -> Method:
-        """Take ``method:`` out of a mapping. Raises ConfigError for anything else."""
+    def of(cls, tree: Any, registry: Registry, where: str, **defaults: Any) -> Method:
+        """Take ``method:`` out of a mapping. Raises ConfigError for anything else.
+
+        ``defaults`` are values of fields that the mapping leaves out, if the class has such fields.
+        """
         if not isinstance(tree, Mapping):
             raise ConfigError(f"'{where}' is {shown(tree)}; it should be a mapping with the key 'method'.")
         parameters = dict(tree)
@@ -306,7 +257,7 @@ class Method:
                 f"'{where}.method' is {given}. The known names are {', '.join(registry.names())}. "
                 "To use a class of your own, name it as file.py:Name."
             )
-        found = cls(spec, parameters, registry, where)
+        found = cls(spec, parameters, registry, where, defaults=defaults)
         if not found.builtin and registry is not EMBEDDERS and "version" in parameters:
             version = parameters.pop("version")
             if version is not None and not isinstance(version, str):
@@ -318,7 +269,9 @@ class Method:
                 "parameters besides those in its name; remove them."
             )
         if found.builtin and registry is not EMBEDDERS:
-            found.make()  # its parameters are checked at once; code of the user's own is not run yet
+            found.make(
+                **defaults
+            )  # its parameters are checked at once; code of the user's own is not run yet
         elif not found.builtin and ":" not in spec and spec not in registry.names():
             registry.find(spec, f"'{where}'" if registry is EMBEDDERS else f"'{where}.method'", load_object)
         return found
@@ -346,7 +299,7 @@ class Method:
         if isinstance(made, type) and dataclasses.is_dataclass(made):
             missing = {
                 name: value
-                for name, value in defaults.items()
+                for name, value in {**self.defaults, **defaults}.items()
                 if name in keys(made) and name not in self.parameters
             }
             return build(made, {**self.parameters, **missing}, where)
@@ -444,6 +397,25 @@ class Workflow:
         found = getattr(self, role)
         return found if isinstance(found, Rows) else None
 
+    @cached_property
+    def task(self) -> Method:
+        """The task as a method of the registry; ``train.input`` and ``pool.label`` are defaults of its fields."""
+        given = self.train.task
+        tree = given if isinstance(given, dict) else {"method": given}
+        if isinstance(tree.get("method"), str) and tree["method"] in TASKS.builtin:
+            needs = keys(TASKS.find(tree["method"], "train.task", load_object))
+            if "label" in needs and "label" not in tree and self.pool.label is None:
+                raise ConfigError(
+                    "The key 'pool.label' is missing: training needs the column that holds the class or the number to predict."
+                )
+            if "input" in needs and "input" not in tree and self.train.input is None:
+                raise ConfigError(
+                    "The key 'train.input' is missing: training needs the column with the input of the model."
+                )
+        given = {"input": self.train.input, "label": self.pool.label}
+        given = {name: value for name, value in given.items() if value is not None}
+        return Method.of(tree, TASKS, "train.task", **given)
+
     @property
     def roles(self) -> list[str]:
         """Roles that have files of their own."""
@@ -453,6 +425,7 @@ class Workflow:
         """Return the complete configuration as JSON types."""
         found = describe(self)
         found["embed"]["embedder"] = self.embed.embedder
+        found["train"]["task"] = self.train.task
         found["select"] = [method.describe() for method in self.select]
         found["dynamic"] = self.dynamic.describe()
         return found
@@ -537,6 +510,8 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     else:
         methods = [] if select is None else [Method.of(select, SELECTORS, "select")]
     flow.embed.method  # noqa: B018 (raises for an embedder that is not known)
+    if flow.pool.label is not None:  # without one, steps.check says what is missing
+        flow.task  # noqa: B018 (and for a task)
     return dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
 
 
@@ -592,11 +567,21 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
             moved = [place(p) if isinstance(p, str) else p for p in (paths if many else [paths])]
             tree[role] = {**rows, "path": moved if many else moved[0]}
     if isinstance(tree.get("train"), Mapping):
-        tree["train"] = {**tree["train"], "model": spec(tree["train"].get("model"))}
-        if tree["train"]["model"] is None:
-            del tree["train"]["model"]
-        if "task" in tree["train"]:
-            tree["train"]["task"] = spec(tree["train"]["task"])
+        train = {
+            name: value for name, value in tree["train"].items() if not (name == "model" and value is None)
+        }
+        for name in ("model", "loop", "schedule"):
+            if name in train:
+                train[name] = spec(train[name])
+        if isinstance(train.get("optimizer"), Mapping):
+            train["optimizer"] = method(train["optimizer"])
+        elif "optimizer" in train:
+            train["optimizer"] = spec(train["optimizer"])
+        if isinstance(train.get("task"), Mapping):
+            train["task"] = _task(method(train["task"]), place)
+        elif "task" in train:
+            train["task"] = spec(train["task"])
+        tree["train"] = train
     if isinstance(tree.get("gime"), Mapping) and isinstance(tree["gime"].get("metrics"), list):
         tree["gime"] = {**tree["gime"], "metrics": list(map(spec, tree["gime"]["metrics"]))}
     if isinstance(tree.get("embed"), Mapping):
@@ -617,6 +602,17 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
     else:
         tree["dynamic"] = method(tree["dynamic"])
     return {name: value for name, value in tree.items() if value is not None}
+
+
+def _task(tree: dict[str, Any], place: Any) -> dict[str, Any]:
+    """Return the keys of a built-in task with the folders that they name made absolute."""
+    if tree.get("method") not in TASKS.builtin:
+        return tree
+    names = getattr(TASKS.find(tree["method"], "train.task", load_object), "paths", ())
+    kept = ("bytes",)  # a name and no folder
+    return {
+        k: place(v) if k in names and isinstance(v, str) and v not in kept else v for k, v in tree.items()
+    }
 
 
 def _embedder(given: Any, place: Any, spec: Any) -> Any:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysel.data.row_index import ID
-from raysel.data.vectors import to_numpy
+from raysel.data.store import Column, column_of
 from raysel.errors import ConfigError, DataError
 from raysel.workflow.inputs import Look
 from raysel.workflow.validation import drawn_role
@@ -74,21 +74,21 @@ def check_ids(look: Look) -> None:
             )
 
 
-def check_input(look: Look, column: str) -> None:
-    """Raise an error for a column that a model cannot be fed with."""
-    for role in trained_roles(look):
-        look.check_column(role, column, "train.input")
-        if column in (ID, getattr(look.workflow, role).label):
-            what = "the ids of the rows" if column == ID else "the labels that the model is to learn"
-            raise ConfigError(
-                f"train.input: Column '{column}' holds {what}; name the column with the input of the model."
-            )
-        try:
-            to_numpy(pa.schema([look.schemas[role].field(column)]).empty_table()[column], column)
-        except DataError as error:
-            raise DataError(
-                f"train.input: {error} The model is fed with numbers, vectors or tensors; prepare such a column of {role}.path."
-            ) from None
+def check_column(look: Look, role: str, column: str, key: str) -> Column:
+    """Return what a column holds; raise an error for one that a training cannot read."""
+    look.check_column(role, column, key)
+    if column in (ID, getattr(look.workflow, role).label):
+        what = "the ids of the rows" if column == ID else "the labels that the model is to learn"
+        raise ConfigError(
+            f"{key}: Column '{column}' holds {what}; name the column with the input of the model."
+        )
+    try:
+        return column_of(pa.schema([look.schemas[role].field(column)]).empty_table()[column], column)
+    except DataError as error:
+        raise DataError(
+            f"{key}: {error} A training reads numbers, vectors, tensors, text and encoded images; prepare such a column of "
+            f"{role}.path."
+        ) from None
 
 
 def _kind(of: pa.DataType) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,18 +15,21 @@ from raysel.data.decode import decode
 from raysel.data.embedders.build import as_embedder, named_embedder
 from raysel.data.embedders.embedder import check_vectors
 from raysel.data.row_index import ID
-from raysel.data.vectors import to_numpy
+from raysel.data.store import Column, column_of, values_of
 from raysel.dynamic.check import check_policy
-from raysel.errors import ConfigError, DataError, RayselError, first, reason_of
+from raysel.errors import ConfigError, DataError, RayselError, first, reason_of, shown
 from raysel.gime import measure
-from raysel.registry import TASKS
-from raysel.train.loops import classify
+from raysel.train.optimizers import load_optimizer, load_schedule
+from raysel.train.reduce import per_sample
+from raysel.train.session import RESERVED
+from raysel.train.tasks.task import Facts
 from raysel.workflow.config import Gime, Method, Workflow
 from raysel.workflow.footers import trained_roles
 from raysel.workflow.inputs import Look, look
 from raysel.workflow.steps import plan
+from raysel.workflow.steps.arrays import class_column, made
 from raysel.workflow.steps.embed import Embed
-from raysel.workflow.steps.train import load_factory, load_loop, model_code
+from raysel.workflow.steps.train import load_factory, load_loop, own_code
 
 _ROWS = 8
 _SAMPLES = 100_000  # that a policy is tried on, at most
@@ -57,6 +60,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             )
         method.key()  # raises for what cannot be fingerprinted
     found = look(workflow)
+    workflow.task.type  # noqa: B018 (runs the code of a task of the user's own)
     rows, (labels, count) = _sample(found, "pool"), _labels(found)
     if workflow.gime is not None and workflow.gime.metrics:
         _check_metrics(workflow.gime, rows)
@@ -65,9 +69,13 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
     for step in plan(workflow):
         if isinstance(step, Embed):
             _check_embedder(step, rows)
-    loop = load_loop(workflow.train)
-    if loop is classify:  # what another loop does with a batch is its own
-        _check_training(found, rows, labels)
+    load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)
+    load_schedule(workflow.train.schedule)
+    load_loop(workflow.train)
+    own_code(workflow.train)  # raises for what cannot be fingerprinted
+    task = _check_task(workflow)
+    if workflow.train.loop is None:  # what another loop does with a batch is its own
+        _check_training(found, task, rows, labels)
 
 
 def unloaded(workflow: Workflow) -> list[str]:
@@ -79,9 +87,14 @@ def unloaded(workflow: Workflow) -> list[str]:
         found.append(f"embed.embedder: {method.spec}")
     if workflow.gime is not None:
         found += [f"gime.metrics: {spec}" for spec in workflow.gime.metrics]
-    if workflow.train.task not in TASKS.builtin:
-        found.append(f"train.task: {workflow.train.task}")
-    return [*found, f"train.model: {workflow.train.model}"]
+    train = workflow.train
+    if not workflow.task.builtin:
+        found.append(f"train.task: {workflow.task.spec}")
+    named = {"model": train.model, "loop": train.loop, "schedule": train.schedule}
+    return [
+        *found,
+        *(f"train.{key}: {spec}" for key, spec in named.items() if spec is not None and ":" in spec),
+    ]
 
 
 def _sample(found: Look, role: str) -> pa.Table:
@@ -104,6 +117,8 @@ def _labels(found: Look) -> tuple[list[Any], int]:
     """
     known: list[Any] = []
     count = 0
+    if class_column(made(found.workflow)) is None:
+        return known, sum(len(table) for table in found.scan("pool", [], 1 << 20))
     for role in trained_roles(found):
         label = str(getattr(found.workflow, role).label)
         labels: set[Any] = set()
@@ -192,64 +207,140 @@ def _check_embedder(step: Embed, rows: pa.Table) -> None:
         check_vectors(embedder(few.rows), few.ids, embedder.name)
 
 
-def _check_training(found: Look, rows: pa.Table, labels: list[Any]) -> None:
-    """One batch through the model: its losses, their gradient, and the metric; and inputs of another kind than the pool's."""
+def _check_task(workflow: Workflow) -> Any:
+    """Return the task. Raises ConfigError for one that lacks what a task must have."""
+    task, spec = made(workflow), workflow.task.spec
+    workflow.task.key()
+    wanted = ["columns", "metric", "direction"]
+    if workflow.train.loop is None:
+        wanted += ["model", "collate", "losses", "sums", "metrics"]
+    missing = [name for name in wanted if not hasattr(task, name)]
+    if missing:
+        raise ConfigError(
+            f"train.task: {spec} has no '{missing[0]}', so it is not a task; see the guide 'A task of your own'."
+        )
+    if task.direction not in ("max", "min"):
+        raise ConfigError(
+            f"train.task: {spec}.direction is {shown(task.direction)}; it should be 'max' or 'min'."
+        )
+    return task
+
+
+def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -> None:
+    """One batch through the task: losses, their gradient and the metrics; and rows of other roles that differ from the pool's."""
     import torch
-    import torch.nn.functional as F
 
     workflow = found.workflow
-    train, label = workflow.train, str(workflow.pool.label)
-    inputs = to_numpy(rows[train.input], train.input, rows[ID].to_numpy())
-    code = {name: number for number, name in enumerate(labels)}
-    codes = torch.tensor([code.get(name, 0) for name in rows[label].to_pylist()])
-    factory = load_factory(train)
-    model_code(train)
+    name = workflow.train.model or workflow.task.spec
+    key = "train.model" if workflow.train.model else "train.task"
+    column = class_column(task)
+    classes = {} if column is None else {column: labels}
+    columns, values = _columns(task, rows, classes)
+    facts = Facts(columns, classes, load_factory(workflow.train))
     state = torch.random.get_rng_state()
     try:
-        with _naming("train.model", train.model):
-            model: Any = factory(tuple(inputs.shape[1:]), len(labels))
+        with _naming(key, name):
+            model: Any = task.model(facts)
             if not isinstance(model, torch.nn.Module):
-                raise ConfigError(
-                    f"train.model: {train.model} returned a {type(model).__name__}, not a torch.nn.Module."
-                )
-            logits = model(torch.from_numpy(np.array(inputs)))
-            if not isinstance(logits, torch.Tensor) or logits.shape != (len(rows), len(labels)):
-                got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-                raise ConfigError(
-                    f"train.model: {train.model} returned {got} for {len(rows)} rows and {len(labels)} classes; "
-                    "it must return one logit per row and class."
-                )
-            losses = F.cross_entropy(logits, codes, reduction="none")
-            losses.mean().backward()
-            first = float(losses.detach().mean())
+                raise ConfigError(f"{key}: {name} returned a {type(model).__name__}, not a torch.nn.Module.")
+            batch = task.collate(values, torch.Generator().manual_seed(workflow.seed))
+            if hasattr(task, "check"):
+                task.check(model, batch, facts)
+            given = task.losses(model, batch)
+            losses, mask = given if isinstance(given, tuple) else (given, None)
+            try:
+                each, _ = per_sample(losses, len(rows), mask)
+            except DataError as error:
+                raise ConfigError(f"train.task: {workflow.task.spec}.losses: {error}") from None
+            each.mean().backward()
+            first = float(each.detach().mean())
+            numbers = [array for array in values.values() if array.dtype.kind == "f"]
             # What is wrong with rows is said by the steps that read them all.
-            if not math.isfinite(first) and np.isfinite(inputs).all():
+            if not math.isfinite(first) and all(np.isfinite(array).all() for array in numbers):
                 raise ConfigError(
-                    f"train.model: The first loss of {train.model} is {first}; check the column "
-                    f"'{train.input}' and the model's initial weights."
+                    f"{key}: The first loss of {name} is {first}; check the columns {', '.join(map(repr, task.columns))} and the "
+                    "model's initial weights."
                 )
             model.eval()
+            _check_metrics_of(task, workflow, model, task.collate(values, None))
             for role in trained_roles(found):
                 if role != "pool":
-                    _check_other_inputs(found, role, model, inputs)
+                    _check_other_rows(found, task, role, model, columns, classes)
     finally:
         torch.random.set_rng_state(state)
 
 
-def _check_other_inputs(found: Look, role: str, model: Any, inputs: np.ndarray) -> None:
-    """Raise DataError if the model fails on a role whose inputs have another shape or type than the pool's."""
+def _check_metrics_of(task: Any, workflow: Workflow, model: Any, batch: Any) -> None:
     import torch
 
-    column, rows = found.workflow.train.input, _sample(found, role)
-    own = to_numpy(rows[column], column, rows[ID].to_numpy())
-    if (own.shape[1:], own.dtype) == (inputs.shape[1:], inputs.dtype):
+    spec = workflow.task.spec
+    with torch.no_grad():
+        sums = task.sums(model, batch)
+    if not isinstance(sums, Mapping) or not all(isinstance(value, torch.Tensor) for value in sums.values()):
+        raise ConfigError(f"train.task: {spec}.sums must return a dict of tensors, got {shown(sums)}.")
+    metrics = task.metrics({name: value.cpu().double() for name, value in sums.items()})
+    if not isinstance(metrics, Mapping) or task.metric not in metrics:
+        names = ", ".join(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
+        raise ConfigError(
+            f"train.task: {spec}.metrics returned no '{task.metric}', which is its metric, but {names or 'nothing'}."
+        )
+    for name, value in metrics.items():
+        if name in RESERVED:
+            raise ConfigError(
+                f"train.task: The metric name '{name}' of {spec} is reserved by raysel; use another name."
+            )
+        try:
+            float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"train.task: The metric '{name}' of {spec} is {shown(value)}; return a number."
+            ) from None
+
+
+def _columns(
+    task: Any, rows: pa.Table, classes: Mapping[str, list[Any]], names: Mapping[str, str] | None = None
+) -> tuple[dict[str, Column], dict[str, np.ndarray]]:
+    """Return what the task's columns hold, and the values of a few rows; a class that is not known is the first one."""
+    ids = rows[ID].to_numpy()
+    columns, values = dict[str, Column](), {ID: ids}
+    for name in task.columns:
+        column = rows[(names or {}).get(name, name)]
+        if name in classes:
+            code = {value: number for number, value in enumerate(classes[name])}
+            columns[name] = Column("array", "int64")
+            values[name] = np.array([code.get(value, 0) for value in column.to_pylist()], np.int64)
+        else:
+            columns[name], values[name] = column_of(column, name), values_of(column, name, ids)
+    return columns, values
+
+
+def _check_other_rows(
+    found: Look,
+    task: Any,
+    role: str,
+    model: Any,
+    columns: Mapping[str, Column],
+    classes: Mapping[str, list[Any]],
+) -> None:
+    """Raise DataError if the model fails on a role whose columns hold another shape or type than the pool's."""
+    import torch
+
+    flow = found.workflow
+    names = {str(flow.pool.label): str(getattr(flow, role).label)}
+    own, values = _columns(task, _sample(found, role), classes, names)
+    other = [name for name in columns if own[name] != columns[name]]
+    if not other:
         return
     try:
         with torch.no_grad():
-            model(torch.from_numpy(np.array(own)))
+            task.sums(model, task.collate(values, None))
     except Exception as error:  # of the model's code
-        kinds = [f"{array.dtype} of shape {tuple(array.shape[1:])}" for array in (own, inputs)]
+        name = other[0]
+        kinds = [
+            f"{held.dtype} of shape {held.shape}" if held.kind == "array" else held.kind
+            for held in (own[name], columns[name])
+        ]
         raise DataError(
-            f"{role}.path: Column '{column}' holds {kinds[0]}, but the pool's holds {kinds[1]}, and the model cannot take "
+            f"{role}.path: Column '{name}' holds {kinds[0]}, but the pool's holds {kinds[1]}, and the model cannot take "
             f"both ({reason_of(error)}); write the columns with one type."
         ) from error

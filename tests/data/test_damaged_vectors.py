@@ -14,8 +14,9 @@ from raysel.data.content import _digest
 from raysel.data.decode import Rows, join
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import FunctionEmbedder
-from raysel.data.store import ArrayDataset
+from raysel.data.store import ColumnStore
 from raysel.errors import DataError
+from tests.data import arrays
 
 
 @pytest.fixture
@@ -88,20 +89,15 @@ def test_a_damaged_report_or_array_is_named(folder, tmp_path):
     folder.write("_done.json", json.dumps({"report": {"rows": 1}}).encode())
     with pytest.raises(DataError, match=r"_done\.json is damaged"), shards.intact(folder.file("_done.json")):
         pipeline.Report(**folder.read("_done.json")["report"])
-    for name, data in (
-        ("arrays.json", b"{"),
-        ("arrays.json", b"{}"),
-        ("arrays.json", b'{"classes": [], "rows": 3}'),
-    ):
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(DataError, match=r"The arrays in .* are damaged"):
-            ArrayDataset(tmp_path)
-    for name in ("inputs.npy", "labels.npy"):
-        np.save(tmp_path / name, np.arange(3))
-    assert len(ArrayDataset(tmp_path)) == 3
-    (tmp_path / "labels.npy").write_bytes((tmp_path / "labels.npy").read_bytes()[:-5])
-    with pytest.raises(DataError, match=r"The arrays in .* are damaged"):
-        ArrayDataset(tmp_path)
+    files = arrays.write(tmp_path)
+    assert len(ColumnStore(tmp_path)) == 3
+    for name in files:
+        content = (tmp_path / name).read_bytes()
+        for damaged in (b"", content[:-5], b"{}"):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(DataError, match=r"The arrays in .* are damaged"):
+                ColumnStore(tmp_path)
+        (tmp_path / name).write_bytes(content)
 
 
 # ---- rows of several tables ------------------------------------------------------------------------------------------

@@ -144,7 +144,9 @@ def test_two_workers_take_the_same_batches_and_differ_in_the_last_bits(compared,
 def test_the_learning_rate_ends_with_the_steps_really_taken(compared, digits, monkeypatch, rule, limit):
     out, _ = compared
     seen, schedule = [], loops.schedule
-    monkeypatch.setattr(loops, "schedule", lambda progress: seen.append(progress) or schedule(progress))
+    monkeypatch.setattr(
+        loops, "schedule", lambda progress, *more: seen.append(progress) or schedule(progress)
+    )
     flow = digits()
     with run.open_run(flow, out) as this:
         this.do(steps.arrays(flow))
@@ -321,32 +323,53 @@ def test_a_workflow_can_say_what_python_can(digits):
     assert flow.dynamic.make() == raysel.RoundRobin(0.25, 0.5)
 
 
-TASK = """
-from raysel.train import loops
+OWN = """
+import torch
+from raysel.train.tasks import Classification
 
-def mine(config):
-    assert config["loop"] is not loops.classify
-    trained = loops.classify({**config, "learning_rate": RATE})
-    wrong = {"rmse": 100 * (1 - trained["metrics"]["accuracy"])}
-    return {**trained, "metrics": wrong, "goal": {"metric": "rmse", "direction": "min"}}
+class Mine(Classification):
+    metric, direction = "rmse", "min"
+
+    def metrics(self, sums):
+        return {"rmse": 100 * (1 - float(sums["right"] / sums["rows"]))}
+
+def loop(given):
+    session, data, task = given["dynamic"].session(), given["data"], given["task"]
+    model = task.model(data.facts)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9)
+    for epoch in session.epochs():
+        for batch in data.batches(session, task.collate, batch_size=given["batch_size"]):
+            optimizer.zero_grad()
+            session.loss(batch, task.losses(model, batch.data)).backward()
+            optimizer.step()
+        session.report()
+    wrong, rows = 0, 0
+    for batch, counts in data.scored("test", task.collate, batch_size=64):
+        sums = task.sums(model, batch)
+        wrong, rows = wrong + sums["rows"] - sums["right"], rows + sums["rows"]
+    return {"rmse": 100 * float(wrong / rows)}
 """
 
 
-def test_a_training_loop_of_the_users_own_is_a_task(cluster, digits, tmp_path):
-    (tmp_path / "mine.py").write_text(TASK.replace("RATE", "1e-6"))
-    flow = digits(f"train.task={tmp_path}/mine.py:mine", "train.epochs=1")
+def test_a_task_and_a_loop_of_the_users_own(cluster, digits, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.replace("RATE", "1e-6"))
+    flow = digits(f"train.task={file}:Mine", f"train.loop={file}:loop", "train.epochs=1")
     slow = compare(flow, ("infobatch",), 1, tmp_path / "run")
     assert compare(flow, ("infobatch",), 1, tmp_path / "run") == slow
-    (tmp_path / "mine.py").write_text(TASK.replace("RATE", "0.05"))
+    file.write_text(OWN.replace("RATE", "0.05"))
     fast = compare(flow, ("infobatch",), 1, tmp_path / "run")
     ((before,), (after,)) = (r.policies["infobatch"].cells for r in (slow, fast))
-    assert (
-        after.epochs[0].loss < 0.9 * before.epochs[0].loss
-    )  # the changed loop was not taken for the old one
+    # The changed loop was not taken for the old one.
+    assert after.epochs[0].loss < 0.9 * before.epochs[0].loss
     assert fast.goal == Goal("rmse", "min") and after.metrics["rmse"] < before.metrics["rmse"] < 100
     assert (
         "lower is better" in tables.text(fast) and "accura" not in (tmp_path / "run/compare.html").read_text()
     )
+    built_in = compare(
+        digits(f"train.task={file}:Mine", "train.epochs=1"), ("infobatch",), 1, tmp_path / "run"
+    )
+    assert built_in.goal == fast.goal and built_in.policies["infobatch"].cells[0].metrics["rmse"] < 80
     with pytest.raises(
         ConfigError, match=r"'train.task' is 'clasification'|train.task is 'clasification'.*Did you mean"
     ):

@@ -16,7 +16,7 @@ from raysel.core.parameters import build, default_of, describe, keys
 from raysel.errors import ConfigError
 from raysel.registry import POLICIES, SELECTORS
 from raysel.workflow.config import Method, Train, difference, load
-from raysel.workflow.steps.train import model_code
+from raysel.workflow.steps.train import own_code
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = """
@@ -127,9 +127,9 @@ def test_a_file_that_is_no_workflow(tmp_path):
 
 
 def test_numbers_are_read_as_everybody_writes_them(tmp_path):
-    text = GOOD.replace("input: pixels", "input: pixels, weight_decay: 5e-4, learning_rate: 1E-2")
-    train = load(write(tmp_path, text), ["train.momentum=9e-1"]).train
-    assert (train.weight_decay, train.learning_rate, train.momentum) == (5e-4, 1e-2, 0.9)
+    text = GOOD.replace("input: pixels", "input: pixels, warmup: 5e-4, learning_rate: 1E-2")
+    train = load(write(tmp_path, text), ["train.clip=9e-1"]).train
+    assert (train.warmup, train.learning_rate, train.clip) == (5e-4, 1e-2, 0.9)
     with pytest.raises(ConfigError, match=r"'train\.learning_rate' is inf"):
         load(write(tmp_path, GOOD), ["train.learning_rate=.inf"])
     with pytest.raises(ConfigError, match="'seed' is 1000"):
@@ -324,11 +324,11 @@ def test_a_version_is_described_and_is_text(tmp_path):
 
 def test_a_version_stands_for_the_code_of_the_model(tmp_path):
     (tmp_path / "m.py").write_text("import threading\nlock = threading.Lock()\ndef net(s, c): return lock\n")
-    settings = Train(f"{tmp_path}/m.py:net", "x")
+    settings = Train(model=f"{tmp_path}/m.py:net", input="x")
     with pytest.raises(ConfigError, match=r"Model '.*m\.py:net' reads.*'lock'.*give train\.version\."):
-        model_code(settings)
+        own_code(settings)
     versions = [dataclasses.replace(settings, version=one) for one in ("1", "1", "2")]
-    one, again, other = map(model_code, versions)
+    one, again, other = map(own_code, versions)
     assert one == again != other
 
 

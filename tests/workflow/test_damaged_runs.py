@@ -7,16 +7,16 @@ import os
 import random
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysel.data.store import ArrayDataset
+from raysel.data.store import ColumnStore
 from raysel.errors import DataError, RayselError, RunError
 from raysel.report.results import RunResults
 from raysel.workflow import config
 from raysel.workflow.directory import Done, Progress, _finished, open_run, read_table
+from tests.data import arrays
 
 ANSWER = {
     "kept": 3,
@@ -127,25 +127,17 @@ def test_other_files_of_a_step(tmp_path):
         table.write_bytes(content)
         with pytest.raises(RunError, match=r"scores.parquet is damaged \(.*\); remove the folder"):
             read_table(table)
-    np.save(tmp_path / "inputs.npy", np.zeros((2, 3), np.float32))
-    np.save(tmp_path / "labels.npy", np.zeros(2, np.int64))
-    (tmp_path / "arrays.json").write_text('{"rows": 2, "classes": [0]}')
-    assert len(ArrayDataset(tmp_path)) == 2
-    good = {name: (tmp_path / name).read_bytes() for name in ("inputs.npy", "labels.npy", "arrays.json")}
+    files = arrays.write(tmp_path, rows=2)
+    assert len(ColumnStore(tmp_path)) == 2
     rng = random.Random(0)
-    for name, content in good.items():
-        for damaged in (
-            b"",
-            content[:9],
-            b"\x93NUMPY",
-            b"[",
-            b"{}",
-            b'{"rows": 3, "classes": [0]}',
-            changed(content[:60], rng),
-        ):
+    for name in files:
+        content = (tmp_path / name).read_bytes()
+        tried = [b"", content[:2], b"\x93NUMPY", b"[", b"{}"]
+        tried += [changed(content[:60], rng)] if name != "1.bin" else []
+        for damaged in tried:
             (tmp_path / name).write_bytes(damaged)
             with pytest.raises(DataError, match=r"The arrays in .* are damaged \(.*\); remove the folder"):
-                ArrayDataset(tmp_path)
+                ColumnStore(tmp_path)
         (tmp_path / name).write_bytes(content)
 
 

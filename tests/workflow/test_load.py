@@ -112,7 +112,7 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
 @pytest.mark.parametrize(
     ("changes", "policies", "sentence"),
     [
-        (["train.model=model"], [], "train.model: 'model' does not name a function; write file.py:factory"),
+        (["train.model=model"], [], "train.model: 'model' does not name a function; write file.py:function"),
         (["train.model=HERE/none.py:make"], [], "train.model: The file .*none.py does not exist"),
         (["dynamic={method: HERE/none.py:Half}"], [], "dynamic: The file .*none.py does not exist"),
         (["embed.embedder=torch:HERE/none.py:net"], [], "embed.embedder: The file .*none.py does not exist"),

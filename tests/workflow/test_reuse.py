@@ -83,14 +83,14 @@ def test_another_value_runs_what_depends_on_it(go, folder):
     assert "test RMSE of 0.5000 (lower is better)" in (folder / "run/report.html").read_text()
     assert go()[1] == set()
     again, ran = go("select.budget=0.2")
-    assert ran == {"select", "random", "classes", "train-chain", "train-random"}
+    assert ran == {"select", "random", "classes", "arrays", "train-chain", "train-random"}
     assert (first.arms["chain"].rows, again.arms["chain"].rows) == (120, 60)
-    assert go("controls=[random, full]")[1] == {"train-full"}
+    assert go("controls=[random, full]")[1] == {"arrays", "train-full"}  # and no other arm again
     assert go("train.epochs=3")[1] == {"train-chain", "train-random"}
     assert go("dynamic.prune_ratio=0.4")[1] == {"train-chain"}
     assert go("train.max_failures=5")[1] == set()  # decides no result
-    assert go("embed.normalize=true")[1] == {"embed", "select", "classes", "train-chain"}
-    assert go("seed=1")[1] == {"select", "random", "classes", "train-chain", "train-random"}
+    assert go("embed.normalize=true")[1] == {"embed", "select", "classes", "arrays", "train-chain"}
+    assert go("seed=1")[1] == {"select", "random", "classes", "arrays", "train-chain", "train-random"}
     assert go()[1] == set()  # the first one is still there
     # Nothing was left out of a key: the results of a configuration do not depend on what was run before it.
     assert go()[0] == first

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from raysel.errors import ConfigError
-from raysel.registry import TASKS
-from raysel.workflow.config import Train as TrainSettings
+from raysel.train.settings import Train as TrainSettings
 from raysel.workflow.config import Workflow
 from raysel.workflow.footers import check_id_types
 from raysel.workflow.inputs import Look, look
-from raysel.workflow.steps.arrays import Arrays
+from raysel.workflow.steps.arrays import Arrays, loaded
 from raysel.workflow.steps.classes import Classes
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, check_room, load_loop, model_code, needs_scores
+from raysel.workflow.steps.train import Train, check_room, needs_scores, own_code
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
 
@@ -40,7 +39,7 @@ def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
 
 def arrays(workflow: Workflow) -> Arrays:
     """Return the step that writes what training reads."""
-    return Arrays(workflow.train.input)
+    return Arrays(workflow.task)
 
 
 def plan(workflow: Workflow) -> list[Step]:
@@ -48,7 +47,7 @@ def plan(workflow: Workflow) -> list[Step]:
     steps = choosing(workflow)
     if "random" in workflow.controls:
         steps.append(RandomRows())
-    if any(step.selects for step in steps):
+    if any(step.selects for step in steps) and workflow.pool.label is not None and has_classes(workflow):
         steps.append(Classes())
     steps.append(arrays(workflow))
     # The chain comes first, since the random control takes as many steps as it did.
@@ -57,6 +56,11 @@ def plan(workflow: Workflow) -> list[Step]:
     if any(isinstance(step, Factors) for step in steps):
         steps.append(Usage())
     return steps
+
+
+def has_classes(workflow: Workflow) -> bool:
+    """Return whether the pool's label is a class; False for a task whose code was not loaded."""
+    return loaded(workflow.task) and getattr(workflow.task.type, "classes", None) is not None
 
 
 def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -> Look:
@@ -80,20 +84,17 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         With the workflow's key.
     """
     found = found or look(workflow)
-    for where, spec in named_files(workflow).items():
-        if not Path(spec.rpartition(":")[0]).is_file():
-            raise ConfigError(f"{where}: The file {spec.rpartition(':')[0]} does not exist.")
-    if ":" not in workflow.train.model:
-        raise ConfigError(
-            f"train.model: '{workflow.train.model}' does not name a function; write file.py:factory or module:factory."
-        )
-    if ":" not in workflow.train.task and workflow.train.task not in TASKS.names():
-        load_loop(workflow.train)  # raises, with the nearest name
+    for where, named in named_files(workflow).items():
+        if not Path(named.rpartition(":")[0]).is_file():
+            raise ConfigError(f"{where}: The file {named.rpartition(':')[0]} does not exist.")
+    for key, spec in (("model", workflow.train.model), ("loop", workflow.train.loop)):
+        if spec is not None and ":" not in spec:
+            raise ConfigError(
+                f"train.{key}: '{spec}' does not name a function; write file.py:function or module:function."
+            )
     if (role := drawn_role(workflow)) in found.counts:
         assert role is not None
         draw_ids(workflow, role, found.counts[role])
-    if workflow.pool.label is None:
-        raise ConfigError("The key 'pool.label' is missing: training needs the column that holds the class.")
     check_id_types(found)
     steps = choosing(workflow, scores) + plan(workflow) if scores else plan(workflow)
     for step in steps:
@@ -107,7 +108,14 @@ def named_files(workflow: Workflow) -> dict[str, str]:
     named = {
         method.where: method.spec.removeprefix("torch:").removesuffix(":penultimate") for method in methods
     }
-    named |= {"train.model": workflow.train.model, "train.task": workflow.train.task}
+    train = workflow.train
+    optimizer = train.optimizer if isinstance(train.optimizer, str) else train.optimizer.get("method", "")
+    named |= {
+        "train.task": workflow.task.spec,
+        "train.schedule": train.schedule,
+        "train.optimizer": str(optimizer),
+    }
+    named |= {f"train.{key}": spec for key, spec in (("model", train.model), ("loop", train.loop)) if spec}
     own = workflow.gime.metrics if workflow.gime is not None else []
     named |= {f"gime.metrics.{at}": spec for at, spec in enumerate(own)}
     return {where: spec for where, spec in named.items() if ".py:" in spec}
@@ -115,7 +123,7 @@ def named_files(workflow: Workflow) -> dict[str, str]:
 
 def model_digest(spec: str) -> str:
     """Digest of the code of the model that ``spec`` names, with everything of the user's own that it reaches."""
-    return model_code(TrainSettings(spec, ""))
+    return own_code(TrainSettings(model=spec))["model"]  # type: ignore[index]
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from raysel.dynamic.plan import Policy
 from raysel.selection import Selection
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import answer_of, train_key
+from raysel.workflow.steps.train import answer_of, loop, train_key
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train_cell(shared: tuple[dict[str, Any], Selection | int], cell: Cell) -> tu
     dynamic = raysel.DynamicSelection.local(
         cell.policy, rows, num_epochs=cell.epochs, seed=cell.seed, max_steps=cell.max_steps
     )
-    trained = settings["loop"]({**settings, "dynamic": dynamic, "seed": cell.seed})
+    trained = loop(settings["settings"])({**settings, "dynamic": dynamic, "seed": cell.seed})
     answer = {
         "seed": cell.seed,
         "policy": cell.policy.parameters(),

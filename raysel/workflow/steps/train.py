@@ -11,18 +11,22 @@ from typing import Any, ClassVar
 import raysel
 from raysel.cluster.code import load_function, load_object
 from raysel.cluster.wait import wait_for_workers
-from raysel.core.fingerprint import fingerprint, library_versions
+from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
+from raysel.data.row_index import ID
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, RunError, first
-from raysel.registry import TASKS
 from raysel.report.goal import finite
 from raysel.report.results import Epoch
 from raysel.selection import Selection
+from raysel.train import loops
+from raysel.train.optimizers import load_optimizer, load_schedule
+from raysel.train.session import RESERVED
+from raysel.train.settings import Train as Settings
 from raysel.workflow.config import Method, Workflow
-from raysel.workflow.config import Train as Settings
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
+from raysel.workflow.steps.arrays import Arrays, facts, made, streams
 from raysel.workflow.steps.factors import scores
 from raysel.workflow.steps.step import Step
 
@@ -40,7 +44,7 @@ class Train(Step):
 
     arm: str
     settings: Settings
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     resumable: ClassVar[tuple[str, ...]] = ("ray",)
 
     @property
@@ -58,7 +62,8 @@ class Train(Step):
         }[self.arm]
 
     def check(self, look: Look) -> None:
-        """Check what a built-in policy can be asked without its scores."""
+        """Check which settings go together, and what a built-in policy can be asked without its scores."""
+        check_settings(look.workflow)
         method, epochs = look.workflow.dynamic, self.settings.epochs
         if self.arm != "chain" or not method.builtin or needs_scores(look.workflow):
             return
@@ -119,17 +124,32 @@ def policy(run: RunDirectory) -> Policy:
     return made if table is None or not needs_scores(run.workflow) else made.with_scores(table)
 
 
-def load_factory(settings: Settings) -> Callable[[tuple[int, ...], int], Any]:
-    """Return the function that makes the model; raise ConfigError if there is none."""
-    return load_function(settings.model, "train.model")
+def check_settings(workflow: Workflow) -> None:
+    """Raise ConfigError for settings of a training that do not go together."""
+    settings = workflow.train
+    for name, wanted in (("patience", settings.patience is not None), ("keep", settings.keep == "best")):
+        if wanted and workflow.validation is None:
+            raise ConfigError(
+                f"train.{name}: This needs validation rows, but the key 'validation' is missing; give it a share, such as 0.1."
+            )
+    if settings.data == "stream" and settings.accumulate > 1:
+        raise ConfigError(
+            "train.accumulate: Streamed rows cannot be accumulated over several forward passes; use train.data: arrays."
+        )
+    if settings.loop is None and settings.options:
+        raise ConfigError(
+            "train.options: Only a training loop of your own reads options; give train.loop, or remove them."
+        )
 
 
-def load_loop(settings: Settings) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return the training loop of the task. Raises ConfigError if there is none."""
-    found: Callable[[dict[str, Any]], dict[str, Any]] = TASKS.find(settings.task, "train.task", load_object)
-    if not callable(found):
-        raise ConfigError(f"train.task: {settings.task} is a {type(found).__name__}, not a training loop.")
-    return found
+def load_factory(settings: Settings) -> Callable[..., Any] | None:
+    """Return the function that makes the model, None if the task makes it; raise ConfigError if it is not there."""
+    return None if settings.model is None else load_function(settings.model, "train.model")
+
+
+def load_loop(settings: Settings) -> Callable[[dict[str, Any]], Any]:
+    """Return the user's training loop, or the built-in one."""
+    return loops.train if settings.loop is None else load_function(settings.loop, "train.loop")
 
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
@@ -139,27 +159,56 @@ def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) ->
 
 
 def train_key(run: RunDirectory) -> dict[str, Any]:
-    """Part of the key of every training: settings, the model's code, the arrays and the validation rows."""
-    settings = asdict(run.workflow.train)
-    del settings["max_failures"], settings["version"]  # and of the CPUs the threads alone decide a result
-    settings["cpus_per_worker"] = threads(run.workflow.train)
+    """Part of the key of every training: settings, the code of model, task and loop, and the rows."""
+    flow = run.workflow
+    settings = asdict(flow.train)
+    for name in (
+        "max_failures",
+        "version",
+        "task",
+        "data",
+    ):  # and of the CPUs the threads alone decide a result
+        del settings[name]
+    settings["cpus_per_worker"] = threads(flow.train)
     return {
         "train": settings,
-        "task": None
-        if run.workflow.train.task in TASKS.builtin
-        else fingerprint(load_loop(run.workflow.train), "train.task"),
-        "model": model_code(run.workflow.train),
-        "arrays": run.finished["arrays"].directory.name,
-        "validation": run.drawn and run.drawn.key,
+        "task": flow.task.key() if flow.train.version is None else flow.task.spec,
+        "files": folders(flow),
+        "own": own_code(flow.train),
+        "arrays": Arrays(flow.task).content(run),
         "versions": library_versions("numpy", "torch"),
     }
 
 
-def model_code(settings: Settings) -> str:
-    """Return what identifies the code of the model: its version if there is one, else its fingerprint."""
+def own_code(settings: Settings) -> dict[str, str] | str:
+    """Return what identifies the user's code under ``train``: its version if there is one, else its fingerprints."""
     if settings.version is not None:
         return f"version {settings.version}"
-    return fingerprint(load_factory(settings), f"model '{settings.model}'", "give train.version")
+    optimizer = (
+        settings.optimizer if isinstance(settings.optimizer, str) else settings.optimizer.get("method", "")
+    )
+    named = {
+        "model": settings.model,
+        "loop": settings.loop,
+        "schedule": settings.schedule,
+        "optimizer": optimizer,
+    }
+    return {
+        name: fingerprint(
+            (load_object if name == "optimizer" else load_function)(spec, f"train.{name}"),
+            f"{name} '{spec}'",
+            "give train.version",
+        )
+        for name, spec in named.items()
+        if spec is not None and ":" in spec
+    }
+
+
+def folders(workflow: Workflow) -> dict[str, str]:
+    """Return a digest of every folder that the task names, such as a tokenizer or a pretrained model."""
+    task = made(workflow)
+    named = {name: getattr(task, name) for name in getattr(task, "paths", ())}
+    return {name: folder_digest(place) for name, place in named.items() if place and Path(place).is_dir()}
 
 
 def threads(settings: Settings) -> int:
@@ -177,20 +226,24 @@ def policy_code(run: RunDirectory, method: Method) -> Any:
 
 
 def loop_config(run: RunDirectory) -> dict[str, Any]:
-    """Return the training loop and its settings, wherever it runs."""
-    settings, data = run.workflow.train, run.finished["arrays"].directory
-    validation = run.drawn.role if run.drawn is not None else "validation"
+    """Return what the training loop gets wherever it runs, apart from the selection and the seed."""
+    settings, folder = run.workflow.train, run.finished["arrays"].directory
+    places = {role: folder / role for role in ("pool", "validation", "test")}
+    data = {role: place if place.is_dir() else None for role, place in places.items()}
     return {
-        "train": str(data / "pool"),
-        "test": str(data / "test") if "test" in run.inputs else None,
-        "validation": str(data / validation) if validation in run.inputs else None,
-        "validation_ids": None if run.drawn is None else run.drawn.ids,
+        "data": {"facts": facts(run, load_factory(settings)), **data},
+        "task": made(run.workflow),
+        "settings": settings,
+        "optimizer": load_optimizer(settings.optimizer, settings.learning_rate),
+        "schedule": load_schedule(settings.schedule),
         "loop": load_loop(settings),
-        "model": load_factory(settings),
-        "learning_rate": settings.learning_rate,
-        "momentum": settings.momentum,
-        "weight_decay": settings.weight_decay,
+        "model_folder": None,
     }
+
+
+def loop(settings: Settings) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what a worker runs."""
+    return loops.train if settings.loop is None else loops.own
 
 
 def epochs_for(rows: int, batch: int, max_steps: int) -> int:
@@ -229,9 +282,10 @@ def fit(
 
     flow, settings = run.workflow, run.workflow.train
     check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
+    streamed = streams(run)
     count, epochs = run.count(rows), settings.epochs
     if max_steps is not None:
-        epochs = epochs_for(count, settings.batch_size * settings.workers, max_steps)
+        epochs = epochs_for(count, settings.batch_size * settings.workers * settings.accumulate, max_steps)
     config = loop_config(run)
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
@@ -240,15 +294,17 @@ def fit(
         policy, count if rows is None else rows, num_epochs=epochs, seed=flow.seed, max_steps=max_steps
     ) as dynamic:
         trainer = TorchTrainer(
-            config["loop"],
+            loop(settings),
             train_loop_config={
                 **config,
                 "dynamic": dynamic,
                 "alone": False,
-                "batch_size": settings.batch_size,
                 "seed": flow.seed,
                 "threads": threads(settings),
+                "model_folder": str(directory / "model"),
             },
+            **({"datasets": {"train": planned(run, dynamic, rows)}} if streamed else {}),
+            dataset_config=raysel.WholeRows(),
             scaling_config=ScalingConfig(
                 num_workers=settings.workers,
                 use_gpu=settings.gpus_per_worker > 0,
@@ -275,6 +331,17 @@ def fit(
     return {"rows": count, **answer_of(trained)}
 
 
+def planned(run: RunDirectory, dynamic: Any, rows: Selection | None) -> Any:
+    """Return the rows of each epoch's plan as a Ray Dataset, prepared by the task on the cluster's CPUs."""
+    task = made(run.workflow)
+    found = dynamic.planned(run.among(rows).select_columns([ID, *task.columns]))
+    prepare = getattr(task, "prepare", None)
+    return found if prepare is None else found.map_batches(prepare, batch_format="numpy")
+
+
+_OTHER = RESERVED | {"evaluation_seconds"}
+
+
 def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
     """Return what a step keeps of the result of a training loop. Metrics that are not finite become None."""
     epochs = [
@@ -283,12 +350,12 @@ def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
                 **{
                     name: entry[name]
                     for name in (
-                        "epoch", "planned", "trained", "steps", "seconds", "planning_seconds",
-                        "evaluation_seconds", "nonfinite", "digest",
+                        "epoch", "planned", "trained", "steps", "seconds", "planning_seconds", "nonfinite", "digest",
                     )
                 },
+                evaluation_seconds=entry.get("evaluation_seconds", 0.0),
                 loss=entry["mean_loss"],
-                metrics=finite(entry["metrics"]),
+                metrics=finite({name: value for name, value in entry.items() if name not in _OTHER}),
             )
         )
         for entry in trained["history"]

@@ -13,12 +13,13 @@ import raysel
 from raysel.cluster.blocks import gather
 from raysel.core.arrays import positions
 from raysel.data.row_index import ID
-from raysel.data.store import ArrayDataset
+from raysel.data.store import ColumnStore
 from raysel.dynamic.plan import Policy
 from raysel.report.results import Extremes, PolicyUse, ShownSample
 from raysel.report.usage import gini, images, replay, times, total_variation
 from raysel.selection import Selection
 from raysel.workflow.directory import RunDirectory, read_table
+from raysel.workflow.steps.arrays import class_column, made
 from raysel.workflow.steps.factors import RARE
 from raysel.workflow.steps.step import Step
 from raysel.workflow.steps.train import policy
@@ -100,15 +101,21 @@ def _extremes(run: RunDirectory, ids: np.ndarray, selected: np.ndarray) -> Extre
 
     None if they are neither images nor texts.
     """
-    arrays = ArrayDataset(run.finished["arrays"].directory / "pool")
-    labels = arrays.labels[ids]
+    folder = run.finished["arrays"].directory / "pool"
+    task = made(run.workflow)
+    column = class_column(task)
+    if column is None or not folder.is_dir():  # of streamed rows nothing is at hand
+        return None
+    arrays = ColumnStore(folder)
+    labels = arrays.column(column, ids)
     here = max(np.unique(labels), key=lambda code: gini(selected[labels == code]))
     mine = np.flatnonzero(labels == here)
     count = min(_SHOWN, len(mine) // 2)
     most, least = (mine[np.argsort(by, kind="stable")[:count]] for by in (-selected[mine], selected[mine]))
     slots = np.concatenate([most, least])
     wanted = ids[slots]
-    pictures = images(np.array(arrays.inputs[wanted]))
+    inputs = [name for name in task.columns if name != column and arrays.columns[name].kind == "array"]
+    pictures = images(arrays.column(inputs[0], wanted)) if len(inputs) == 1 else None
     texts = None if pictures is not None else texts_of(run, wanted)
     if (pictures is None and texts is None) or count == 0:
         return None
@@ -121,7 +128,7 @@ def _extremes(run: RunDirectory, ids: np.ndarray, selected: np.ndarray) -> Extre
         )
         for at, slot in enumerate(slots)
     ]
-    return Extremes(str(arrays.classes[here]), tuple(samples[:count]), tuple(samples[count:]))
+    return Extremes(str(arrays.classes[column][here]), tuple(samples[:count]), tuple(samples[count:]))
 
 
 def texts_of(run: RunDirectory, ids: np.ndarray) -> list[str] | None:

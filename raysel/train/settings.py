@@ -1,0 +1,108 @@
+"""Settings of a training: the keys of a workflow under ``train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+def _sgd() -> dict[str, Any]:
+    return {"method": "SGD", "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+@dataclass(frozen=True)
+class Train:
+    """Model to train, and settings of its training on Ray Train.
+
+    Attributes
+    ----------
+    task : str or mapping
+        What is trained: ``classification``, ``regression``, ``language_model``, ``segmentation``, or ``file.py:Name`` for a
+        task of your own. If it has further keys, give a mapping: its key ``method`` names the task.
+    model : str, optional
+        Function that returns the model, named as ``file.py:factory`` (relative to the folder of the workflow file) or
+        ``package.module:factory``. The code of this file or module is run. The task says how the function is called:
+        ``(shape, classes)`` for classification.
+    input : str or list of str, optional
+        Column with the input of the model, or several columns.
+    loop : str, optional
+        Training loop of your own, named as ``file.py:function``, in place of the built-in one; see the guide "A training loop
+        of your own".
+    options : mapping
+        Anything that your own training loop reads from its configuration.
+    epochs : int
+        Number of epochs.
+    batch_size : int
+        Number of rows per worker in each forward pass.
+    accumulate : int
+        Number of forward passes per worker whose gradients make one optimizer step.
+    learning_rate : float
+        Highest learning rate.
+    optimizer : str or mapping
+        Optimizer of torch.optim (``AdamW``), or ``package.module:Class``. To pass arguments, give a mapping: its key
+        ``method`` names the optimizer.
+    schedule : str
+        How the learning rate falls after the warm-up: ``cosine``, ``linear``, ``constant``, or ``file.py:function`` for a
+        function of the share of the training that is done.
+    warmup : float
+        Share of the training during which the learning rate rises linearly.
+    clip : float, optional
+        Largest norm of the gradient; a larger gradient is scaled down to it.
+    precision : {"fp32", "bf16", "fp16"}
+        Number format of the forward pass. With bf16 and fp16, weights and optimizer stay in fp32.
+    compile : bool
+        Whether the model is compiled with torch.compile.
+    parallel : {"ddp", "fsdp"}
+        Whether each worker holds the complete model (ddp) or a part of it (fsdp).
+    data : {"auto", "arrays", "stream"}
+        How training rows reach the workers: ``arrays`` writes them once as memory-mapped files into the run directory;
+        ``stream`` reads the planned rows of each epoch with Ray Data, on the CPUs that the workers leave free; ``auto``
+        takes arrays if they fill less than half of the free disk space.
+    evaluate_every : int
+        Number of epochs after which the validation rows are scored. They are also scored after the last epoch.
+    patience : int, optional
+        Stop if the metric on the validation rows has not become better in this number of evaluations.
+    keep : {"last", "best"}
+        Weights that are tested and saved: those after the last epoch, or those with the best metric on the validation rows.
+    workers : int
+        Number of Ray Train workers.
+    cpus_per_worker : float
+        CPUs per worker.
+    gpus_per_worker : float
+        GPUs per worker; 0 for training on CPUs.
+    max_failures : int
+        How many times the training may restart from its last checkpoint after a failure.
+    version : str, optional
+        Text that identifies the code of the model, the task and the loop. Give it if this code cannot be hashed or reads
+        files, and change it whenever the code may change.
+    """
+
+    task: str | dict[str, Any] = "classification"
+    model: str | None = None
+    input: str | list[str] | None = None
+    loop: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    epochs: Positive = 20
+    batch_size: Positive = 128
+    accumulate: Positive = 1
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    optimizer: str | dict[str, Any] = field(default_factory=_sgd)
+    schedule: str = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    data: Literal["auto", "arrays", "stream"] = "auto"
+    evaluate_every: Positive = 1
+    patience: Positive | None = None
+    keep: Literal["last", "best"] = "last"
+    workers: Positive = 2
+    cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_failures: Annotated[int, Field(ge=0)] = 2
+    version: str | None = None
