@@ -60,9 +60,11 @@ def reason_of(error: BaseException) -> str:
 def first(values: object, limit: int = 3) -> str:
     """Return the first few of many ids or names, for a sentence: ``"3, 17, 20 and 41 more"``.
 
-    A name that cannot be printed, such as one with a line break, is escaped.
+    A name that would not be seen as it is, such as one with a line break or a space at its end, is quoted.
     """
     items = list(values)  # type: ignore[call-overload]
     texts = [str(item) for item in items[:limit]]
-    shown = ", ".join(text if text.isprintable() else repr(text) for text in texts)
+    shown = ", ".join(
+        text if text.isprintable() and text and text == text.strip() else repr(text) for text in texts
+    )
     return f"{shown} and {len(items) - limit} more" if len(items) > limit else shown

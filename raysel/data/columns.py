@@ -83,6 +83,8 @@ def _pandas(values: Any, name: str) -> Any:
         series = series.sparse.to_dense()
     if series.dtype == object:
         return _list(series.tolist(), name, nan_is_missing=True)
+    if series.dtype.kind == "c":
+        return _array(series.to_numpy(), name)
     return pa.array(series, from_pandas=True)
 
 

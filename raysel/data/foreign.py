@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysel.data.columns import columns_table
+from raysel.data.listing import warn
 from raysel.errors import DataError
 
 
@@ -31,6 +32,11 @@ def from_hugging_face(dataset: Any) -> pa.Table:
         )
     if not hasattr(dataset, "num_rows"):
         raise DataError(streamed(name))
+    if (getattr(dataset, "format", None) or {}).get("type") == "custom":
+        warn(
+            f"The transform of this {name} is not applied; its stored rows are read. Use map() to store the rows that the "
+            "transform returns."
+        )
     return dataset.with_format("arrow")[:]
 
 

@@ -13,7 +13,7 @@ from raysel.data.arrow_types import plain_table
 from raysel.data.columns import columns_table, is_tensor
 from raysel.data.foreign import from_hugging_face, from_torch, is_hugging_face, is_map_style, streamed
 from raysel.data.formats.format import checked
-from raysel.errors import DataError
+from raysel.errors import DataError, shown
 
 _ROWS = "the table"
 
@@ -77,7 +77,7 @@ def _table(source: Any) -> pa.Table:
             f"A {type(source).__name__} is only a query; give its result, {_name(source)}.collect()."
         )
     raise DataError(
-        f"Rows cannot be read from a {type(source).__name__}; give a path, a DataFrame, an Arrow table, a list of dicts, "
+        f"Rows cannot be read from {shown(source) if source is None else f'the type {type(source).__name__}'}; give a path, a DataFrame, an Arrow table, a list of dicts, "
         "NumPy arrays, a Ray Dataset, a Hugging Face dataset or a map-style torch Dataset."
     )
 
@@ -103,9 +103,10 @@ def _from_stream(source: Any) -> pa.Table:
     """Return the rows of a data frame, or of one series as the column ``data``."""
     if type(source).__module__.startswith("polars"):  # whose objects go through Arrow as addresses in memory
         for name, kind in dict(getattr(source, "schema", {})).items():
-            if str(kind) == "Object":
+            if str(kind) in ("Object", "Int128", "UInt128"):
+                what = "Python objects" if str(kind) == "Object" else f"{kind} integers"
                 raise DataError(
-                    f"Column '{name}' holds Python objects, which Arrow cannot store; convert them to numbers or text."
+                    f"Column '{name}' holds {what}, which Arrow cannot store; convert them to other numbers or text."
                 )
     rows = pa.chunked_array(source)
     return (

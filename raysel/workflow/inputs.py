@@ -124,13 +124,25 @@ def look(workflow: Workflow) -> Look:
                 index = found.indexes[role] = index_parquet(listing)
                 found.schemas[role], found.counts[role] = index.schema, index.rows
             else:
-                found.schemas[role] = listing.sample_schema()
+                found.schemas[role] = _schema(listing)
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
         if found.counts.get(role) == 0:
             raise DataError(f"{role}.path: There are no rows in {listing.where}.")
         _check_label(found.schemas[role], role, rows)
     return found
+
+
+def _schema(listing: Listing) -> pa.Schema:
+    """Return the columns of files that are not Parquet: of all values, if a column has none in the beginning."""
+    schema = listing.sample_schema()
+    if not any(map(pa.types.is_null, schema.types)):
+        return schema
+    schema = listing.unified.schema
+    tables = (table for file in listing.files for table in listing.tables(file, schema))
+    if all(map(pa.types.is_null, schema.types)) and not any(map(len, tables)):
+        raise DataError(f"There are no rows in {listing.where}.")
+    return schema
 
 
 def _check_label(schema: pa.Schema, role: str, rows: Rows) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysel.core.registry import nearest
-from raysel.data.decode import decode
+from raysel.data.decode import decode, is_text
 from raysel.data.embedders.build import as_embedder, named_embedder
 from raysel.data.embedders.embedder import check_vectors
+from raysel.data.listing import warn
 from raysel.data.row_index import ID
 from raysel.data.store import Column, column_of, values_of
 from raysel.dynamic.check import check_policy
@@ -32,6 +34,7 @@ from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.train import load_factory, load_loop, own_code
 
 _ROWS = 8
+_ABSENT = frozenset(("na", "n/a", "#n/a", "nan", "null", "none", "nil", "-", "?"))
 _SAMPLES = 100_000  # that a policy is tried on, at most
 
 
@@ -125,7 +128,7 @@ def _labels(found: Look) -> tuple[list[Any], int]:
         rows, missing = 0, list[int]()
         for table in found.scan(role, [label], 1 << 20):
             labels.update(table[label].unique().to_pylist())
-            missing += table[ID].filter(table[label].is_null()).to_pylist()
+            missing += table[ID].filter(_without_label(table[label])).to_pylist()
             rows += len(table)
         if missing:
             raise DataError(
@@ -133,6 +136,7 @@ def _labels(found: Look) -> tuple[list[Any], int]:
                 "them first."
             )
         ordered = sorted(labels, key=lambda value: (str(type(value)), value))
+        _say_odd_labels(role, label, ordered)
         if role == "pool":
             known, count = ordered, rows
         elif strange := [each for each in ordered if each not in set(known)]:
@@ -141,6 +145,36 @@ def _labels(found: Look) -> tuple[list[Any], int]:
                 f"{first(known, 10)}; add rows of that class to the pool, or drop it."
             )
     return known, count
+
+
+def _without_label(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return which rows have no label: none is stored, or a blank text."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not is_text(kind):
+        return column.is_null()
+    text = column.cast(pa.large_string())
+    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(text), ""), True)
+
+
+def _say_odd_labels(role: str, label: str, labels: Sequence[Any]) -> None:
+    """Log labels that are likely to be no classes, or one class in two spellings."""
+    texts = [text for text in labels if isinstance(text, str)]
+    absent = [text for text in texts if text.strip().lower() in _ABSENT]
+    if absent:
+        warn(
+            f"{role}.label: The text {first(map(repr, absent))} in column '{label}' is a class like any other; if it stands for a "
+            "missing label, drop these rows."
+        )
+    spellings: dict[str, str] = {}
+    for text in texts:
+        plain = " ".join(text.split())
+        other = spellings.setdefault(plain.lower() if len(plain) > 1 else plain, text)
+        if other != text:
+            warn(
+                f"{role}.label: {other!r} and {text!r} in column '{label}' are two classes, although they differ only in spaces or "
+                "in upper and lower case."
+            )
+            break
 
 
 @contextmanager

@@ -314,8 +314,8 @@ def raises():
             pa.table({"a": pa.array([b"\xff"]).view(pa.string())}),
             "Rows cannot be read from this Table .*UTF8",
         ),
-        (object(), "Rows cannot be read from a object; give a path"),
-        ([1, 2], "Rows cannot be read from a list; give a path"),
+        (object(), "Rows cannot be read from the type object; give a path"),
+        ([1, 2], "Rows cannot be read from the type list; give a path"),
         ([], "There are no rows"),
         ([{"a": 1}, {"a": "x"}], "Column 'a' holds values of several types"),
         ([{0: 1}], "A column has the name 0"),
@@ -341,6 +341,30 @@ def test_arrays_records_dicts_and_frames():
     assert as_table(frame.rename_axis(None)).to_pylist() == [{"x": 1}, {"x": 2}]
     levels = frame.set_index("x", append=True).assign(z=5)
     assert as_table(levels).column_names == ["key", "x", "z"]
+
+
+def test_integers_of_polars_that_arrow_lacks():
+    class Frame:  # without the package
+        schema = {"a": "Int64", "b": "Int128"}
+
+        def __arrow_c_stream__(self, requested=None):
+            raise AssertionError
+
+    Frame.__module__ = "polars.dataframe"
+    with pytest.raises(DataError, match="^Column 'b' holds Int128 integers, which Arrow cannot store"):
+        as_table(Frame())
+
+
+def test_a_transform_of_hugging_face_is_said_not_to_be_applied(caplog):
+    class Dataset:
+        num_rows, format = 1, {"type": "custom"}
+
+        def with_format(self, kind):
+            return pa.table({"a": [1]})
+
+    Dataset.__module__ = "datasets.arrow_dataset"
+    assert as_table(Dataset()).to_pylist() == [{"a": 1}]
+    assert "The transform of this Dataset is not applied; its stored rows are read." in caplog.text
 
 
 def test_one_long_text_takes_the_memory_of_its_characters():

@@ -127,7 +127,7 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
     [
         ({"a": [1, 2], "b": [1]}, {}, "columns have different lengths"),
         ({"a": []}, {}, "no rows"),
-        (object(), {}, "Rows cannot be read from a object"),
+        (object(), {}, "Rows cannot be read from the type object"),
         ({"a": [1]}, {"label": "b"}, "no label column 'b' in the table; the columns are a"),
         (
             {"a": [0.5]},

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raysel.data.listing import warn
 from raysel.data.vectors import to_column
 from raysel.errors import DataError, RayselError
 from raysel.workflow import config, steps
@@ -89,6 +90,43 @@ def test_labels_that_footers_do_not_show_are_read_before_anything_starts(write, 
     with pytest.raises(RayselError) as caught:
         load_check(flow)
     assert str(caught.value).startswith(says)
+
+
+def test_blank_labels_are_none_and_odd_ones_are_said(write, caplog):
+    blank = {**TEXT, "y": pa.array(["a", "", "b", " ", None, "a"]).dictionary_encode()}
+    with pytest.raises(
+        DataError, match=r"^pool.label: 6 rows have no label in column 'y' \(sample_id 1, 3, 4 and 3 more\)"
+    ):
+        load_check(write(blank, TEXT, write_statistics=False))
+    warn.cache_clear()
+    flow = write({**TEXT, "y": ["cat", "Cat ", "NA", "N/A", "a", "A"]}, {**TEXT, "y": ["cat", "a", "A"] * 2})
+    load_check(flow)
+    assert caplog.messages == [
+        "pool.label: The text 'N/A', 'NA' in column 'y' is a class like any other; if it stands for a missing label, drop these rows.",
+        "pool.label: 'Cat ' and 'cat' in column 'y' are two classes, although they differ only in spaces or in upper and lower case.",
+    ]
+    with pytest.raises(
+        DataError,
+        match=r"The label cat in column 'y' does not occur in the pool, whose classes are b, 'cat '",
+    ):
+        load_check(write({**TEXT, "y": ["cat ", "b"] * 3}, {**TEXT, "y": ["cat", "b"] * 3}))
+
+
+def test_labels_that_the_first_rows_of_a_text_file_lack(write):
+    flow = write(
+        flow=FLOW.replace("path: pool,", "path: pool.csv,").replace("path: test.parquet", "path: test.jsonl")
+    )
+    Path("test.jsonl").write_text('{"x": 1, "y": 0}')
+    for text, says in (
+        ("x,y\n", "pool.path: There are no rows in "),
+        ("x,y\n1,\n2,0\n", "pool.label: 1 rows have no label in column 'y' (sample_id 0)"),
+        ("x,y\n1,\n2,\n", "pool.label: The label column 'y' of the files of pool.path holds null"),
+    ):
+        Path("pool.csv").write_text(text)
+        with pytest.raises(DataError) as caught:
+            steps.check(flow)
+            load_check(flow)
+        assert str(caught.value).startswith(says)
 
 
 def test_labels_that_can_be_used_pass(write):
