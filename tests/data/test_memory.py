@@ -345,13 +345,14 @@ def test_arrays_records_dicts_and_frames():
 
 def test_integers_of_polars_that_arrow_lacks():
     class Frame:  # without the package
-        schema = {"a": "Int64", "b": "Int128"}
+        def __init__(self):
+            self.schema = {"a": "Int64", "b": "Int128"}
 
         def __arrow_c_stream__(self, requested=None):
             raise AssertionError
 
     Frame.__module__ = "polars.dataframe"
-    with pytest.raises(DataError, match="^Column 'b' holds Int128 integers, which Arrow cannot store"):
+    with pytest.raises(DataError, match=r"^Column 'b' holds Int128 integers, which Arrow cannot store"):
         as_table(Frame())
 
 
