@@ -6,8 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from raysel.dynamic.plan import steps
-from raysel.errors import StateError
+from raysel.errors import ConfigError, StateError, shown
 from raysel.train.dynamic import DynamicSelection
+
+
+def check_dynamic(dynamic: Any, where: str) -> None:
+    """Raise ConfigError, which begins with ``where``, for anything but a DynamicSelection."""
+    if not isinstance(dynamic, DynamicSelection):
+        raise ConfigError(
+            f"{where}: The argument dynamic must be a DynamicSelection, got {shown(dynamic)}; give for example "
+            "DynamicSelection(InfoBatch(), len(dataset), num_epochs=20)."
+        )
 
 
 class Driven:

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import RandomSampler, SequentialSampler
 
-from raysel.errors import ConfigError, DataError, StateError, first
-from raysel.train.driven import Driven
+from raysel.errors import ConfigError, DataError, StateError, first, reason_of
+from raysel.train.driven import Driven, check_dynamic
 from raysel.train.dynamic import DynamicSelection
 from raysel.train.loader import Batch, check_map_style
 from raysel.train.reduce import per_sample
@@ -99,6 +99,7 @@ class SelectingTrainer(Trainer):
         dataset = given.get("train_dataset", more.get("train_dataset"))
         if dataset is not None:  # checked before the Trainer, which requires max_steps for other data
             check_map_style(dataset, "SelectingTrainer")
+        check_dynamic(dynamic, "SelectingTrainer")
         super().__init__(*arguments, **more)
         self.dynamic = dynamic
         self._found: Path | None = None  # the selection in the checkpoint to resume from
@@ -110,6 +111,14 @@ class SelectingTrainer(Trainer):
                 "SelectingTrainer: The argument compute_loss_func is missing; give a function of (outputs, labels) that "
                 "returns unreduced losses, such as raysel.train.huggingface.language_model_losses."
             )
+        try:
+            inspect.signature(self.compute_loss_func).bind(None, None)
+        except TypeError as refused:
+            raise ConfigError(
+                f"SelectingTrainer: The function compute_loss_func is called with (outputs, labels) alone, and cannot be ({reason_of(refused)})."
+            ) from refused
+        except ValueError:  # a function of C has no signature
+            pass
         if args.num_train_epochs != epochs or args.max_steps > 0:
             raise ConfigError(
                 f"SelectingTrainer: The selection plans {epochs} epochs. Set num_train_epochs={epochs} in "
@@ -131,6 +140,8 @@ class SelectingTrainer(Trainer):
         if found is True:
             found = get_last_checkpoint(self.args.output_dir)
         place = Path(found) / _FOLDER if found else None
+        if found and not Path(found).is_dir():
+            raise StateError(f"There is no checkpoint {found} to resume from.")
         if place is not None and not place.is_dir():
             raise StateError(
                 f"{found} holds no selection state; remove it to resume from the checkpoint before it, or start again."
@@ -188,6 +199,11 @@ class SelectingTrainer(Trainer):
         labels = self._labels(inputs)
         outputs = model(**inputs)
         answer = self.compute_loss_func(outputs, labels)
+        if isinstance(answer, tuple) and len(answer) != 2:
+            raise DataError(
+                f"SelectingTrainer: compute_loss_func returned {len(answer)} values; return the losses, or the losses and their "
+                "mask."
+            )
         losses, mask = answer if isinstance(answer, tuple) else (answer, None)
         if (
             self._batch is None or self.driven is None
@@ -306,6 +322,13 @@ def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
         ConfigError(
             f'SelectingTrainer: The plan cannot be visited in the order of train_sampling_strategy="{strategy}"; use "random", '
             '"sequential" or "group_by_length" in TrainingArguments.'
+        ),
+    )
+    yield (
+        bool(args.label_smoothing_factor),
+        ConfigError(
+            "SelectingTrainer: Leave label_smoothing_factor unset in TrainingArguments, because the losses are those of "
+            "compute_loss_func; smooth the labels there, for example with F.cross_entropy(..., label_smoothing=0.1)."
         ),
     )
     yield (

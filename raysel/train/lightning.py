@@ -13,7 +13,7 @@ import torch
 
 from raysel.core.arrays import positions
 from raysel.errors import ConfigError, StateError
-from raysel.train.driven import Driven
+from raysel.train.driven import Driven, check_dynamic
 from raysel.train.dynamic import DynamicSelection
 from raysel.train.loader import Batch, check_map_style
 from raysel.train.processes import ProcessRanks
@@ -55,6 +55,7 @@ class Selecting(Callback):
     """
 
     def __init__(self, dynamic: DynamicSelection, dataset: Any, *, batch_size: int, **options: Any) -> None:
+        check_dynamic(dynamic, "Selecting")
         check_map_style(dataset, "Selecting")
         self.dynamic, self.dataset = dynamic, dataset
         self.loader = _Batches(self)

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from raysel.errors import DataError
+from raysel.errors import DataError, reason_of, shown
+
+_OF_COLUMNS = ("pandas", "polars", "pyarrow")  # packages whose objects are columns, or have labels
 
 
 @dataclass
@@ -134,8 +136,15 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
         raise DataError(
             f"loader: The argument {taken[0]}= cannot be given, because the plan decides which samples are in each batch. Remove it."
         )
+    if collate is not None and not callable(collate):
+        raise DataError(f"loader: collate_fn must be a function of a list of samples, got {shown(collate)}.")
     both: Any = CollateWithIds(collate)  # of what WithIds makes, which is no list of samples
-    return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
+    try:
+        return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"loader: The DataLoader does not accept its options ({reason_of(error)})."
+        ) from error
 
 
 def without_padding(positions: np.ndarray) -> list[np.ndarray]:
@@ -166,6 +175,13 @@ def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, 
 
 def check_map_style(dataset: Any, where: str) -> int:
     """Return the length of a map-style dataset; raise DataError, which begins with ``where``, for anything else."""
+    kind = type(dataset)
+    columns = kind.__module__.partition(".")[0] in _OF_COLUMNS
+    if columns or (isinstance(dataset, Mapping) and 0 not in dataset):
+        raise DataError(
+            f"{where}: {kind.__name__}[sample_id] is not the sample with that id, but a column, a part or a value by a label; give "
+            "a list of the rows, or a torch Dataset whose __getitem__ returns the row at a position."
+        )
     indexed = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
     if indexed and not isinstance(dataset, torch.utils.data.IterableDataset):
         try:

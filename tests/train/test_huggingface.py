@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from itertools import chain
 
 import numpy as np
@@ -205,6 +206,34 @@ def test_arguments_that_cannot_be_honoured_are_refused(make):
     ):
         with pytest.raises(ConfigError, match=f"SelectingTrainer: .*{sentence}"):
             make(of={"eval_dataset": rows(8)}, **wrong)
+
+
+def test_label_smoothing_that_would_be_ignored_is_refused(make, monkeypatch):
+    monkeypatch.setattr(Net, "config", types.SimpleNamespace(), raising=False)
+    with pytest.raises(ConfigError, match="SelectingTrainer: Leave label_smoothing_factor unset"):
+        make(label_smoothing_factor=0.1)
+
+
+def test_a_loss_function_of_another_form_is_refused(make):
+    for function in (lambda outputs: 0, lambda outputs, labels, num_items_in_batch: 0):
+        with pytest.raises(ConfigError, match=r"called with \(outputs, labels\) alone, and cannot be"):
+            make(of={"compute_loss_func": function})
+    with pytest.raises(DataError, match="compute_loss_func returned 3 values"):
+        make(of={"compute_loss_func": lambda outputs, labels: (1, 2, 3)}).train()
+
+
+def test_what_is_no_selection_and_no_checkpoint(make):
+    from transformers import TrainingArguments
+
+    from raysel.train.huggingface import SelectingTrainer
+
+    for dynamic in (InfoBatch(), None):
+        with pytest.raises(
+            ConfigError, match="SelectingTrainer: The argument dynamic must be a DynamicSelection, got"
+        ):
+            SelectingTrainer(Net(), TrainingArguments("out"), dynamic=dynamic)
+    with pytest.raises(StateError, match="There is no checkpoint /nowhere to resume from"):
+        make().train("/nowhere")
 
 
 def test_data_that_can_only_be_read_in_order_is_refused_at_once(make):

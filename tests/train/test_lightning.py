@@ -139,6 +139,16 @@ def test_data_that_can_only_be_read_in_order_is_refused_at_once(fit):
         fit(dataset=InOrder())
 
 
+def test_what_is_no_selection():
+    pytest.importorskip("lightning")
+    from raysel.train.lightning import Selecting
+
+    with pytest.raises(
+        ConfigError, match="Selecting: The argument dynamic must be a DynamicSelection, got None"
+    ):
+        Selecting(None, range(N), batch_size=4)
+
+
 def test_batches_and_losses_that_do_not_reach_the_selection(fit):
     class Plain(fit.Module):
         def training_step(self, batch, number):

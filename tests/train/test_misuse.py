@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 import ray.data
 import torch
@@ -150,6 +152,37 @@ def test_data_that_cannot_be_read_by_number():
             DataError, match=rf"A {type(data).__name__} does not support dataset\[sample_id\].*in a list"
         ):
             session.loader(data, batch_size=2)
+
+
+def test_data_whose_items_are_not_samples():
+    session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
+    next(session.epochs())
+    for data in (
+        pd.DataFrame(np.zeros((8, 8))),  # whose items are its columns
+        pd.Series(range(8), index=range(8)[::-1]),  # whose items have labels
+        pa.table({str(at): range(8) for at in range(8)}),
+        {"x": range(8), "y": range(8)},
+    ):
+        with pytest.raises(
+            DataError, match=rf"^loader: {type(data).__name__}\[sample_id\] is not the sample"
+        ):
+            session.loader(data, batch_size=2)
+    assert len(session.loader({at: float(at) for at in range(8)}, batch_size=2)) == 4
+
+
+def test_options_that_a_data_loader_does_not_take():
+    session = DynamicSelection.local(FullData(), 8, num_epochs=1).session()
+    next(session.epochs())
+    for more, sentence in (
+        (
+            {"num_workers": -1},
+            r"loader: The DataLoader does not accept its options \(num_workers option should",
+        ),
+        ({"workers": 2}, r"does not accept its options \(DataLoader.__init__\(\) got an unexpected"),
+        ({"collate_fn": "stack"}, "loader: collate_fn must be a function of a list of samples, got 'stack'"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            session.loader(Numbers(8), batch_size=2, **more)
 
 
 @pytest.mark.parametrize(
