@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from raysel.dynamic.plan import Plan
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, StateError
 from raysel.train.ranks import LocalRanks
+
+if dist.is_available():
+    # Before there are process groups. If DistributedDataParallel imports it later, its default arguments hold the group
+    # of all processes. The threads of the group then survive destroy_process_group, and the process is aborted if one
+    # of them releases a tensor while the interpreter ends.
+    import torch.distributed.nn.functional  # noqa: F401
 
 
 def ranks(directory: Path | None, found: Path | None = None) -> LocalRanks:
@@ -40,18 +47,18 @@ class ProcessRanks(LocalRanks):
     def __init__(self, directory: Path | None, found: Path | None = None) -> None:
         super().__init__(directory, found)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+        self._group = gloo_group(dist.get_backend() == "gloo")
 
     def broadcast(self, value: Any) -> Any:
         """Return the value of rank 0, on every rank."""
         told = [value]
-        dist.broadcast_object_list(told, src=0, group=self._group)
+        dist.broadcast_object_list(told, src=0, group=self._group())
         return told[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Return all values, on rank 0, in the order of the ranks; an empty list elsewhere."""
         values = [None] * self.world if self.rank == 0 else None
-        dist.gather_object(value, values, dst=0, group=self._group)
+        dist.gather_object(value, values, dst=0, group=self._group())
         return values or []
 
     def of_zero(self, call: Callable[[], Any]) -> Any:
@@ -72,7 +79,7 @@ class ProcessRanks(LocalRanks):
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier(group=self._group)
+        dist.barrier(group=self._group())
 
     def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
         """Save a checkpoint: every rank writes its part."""
@@ -82,6 +89,14 @@ class ProcessRanks(LocalRanks):
         save(self.of_zero(lambda: storage.stage(last)))
         self.barrier()
         self.of_zero(lambda: storage.publish(last, before))
+
+
+def gloo_group(default: bool = False) -> Callable[[], Any]:
+    """Return a function that returns a gloo group of all processes, new or the ``default`` group.
+
+    Only torch.distributed holds the group, so that destroy_process_group ends its threads.
+    """
+    return (lambda: None) if default else weakref.ref(dist.new_group(backend="gloo"))
 
 
 def _portable(error: Exception | None) -> Exception | None:

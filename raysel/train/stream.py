@@ -12,6 +12,7 @@ import torch.distributed as dist
 from raysel.dynamic.plan import Plan
 from raysel.errors import ConfigError, DataError, StateError, first
 from raysel.train.loader import Batch
+from raysel.train.processes import gloo_group
 
 if TYPE_CHECKING:
     from raysel.train.planned import Arrived, Board
@@ -27,13 +28,12 @@ class Counts:
 
     def __init__(self, rank: int, world: int) -> None:
         self._rank, self._world = rank, world
-        self._group: Any = None
         if world > 1:
             if not dist.is_initialized():
                 raise ConfigError(
                     f"stream: There are {world} workers but no torch.distributed process group; use TorchTrainer."
                 )
-            self._group = dist.new_group(backend="gloo")
+            self._group = gloo_group()
 
     def start(self, rows: int, mark: int) -> Callable[[], tuple[np.ndarray, int]]:
         """Start the exchange; return a function that waits for it.
@@ -42,7 +42,7 @@ class Counts:
         """
         told = torch.zeros(self._world + 1, dtype=torch.int64)
         told[self._rank], told[-1] = rows, mark
-        work = None if self._group is None else dist.all_reduce(told, group=self._group, async_op=True)
+        work = dist.all_reduce(told, group=self._group(), async_op=True) if self._world > 1 else None
 
         def wait() -> tuple[np.ndarray, int]:
             if work is not None:
@@ -54,16 +54,16 @@ class Counts:
     def add(self, counts: np.ndarray) -> np.ndarray:
         """Return the sum of the ranks' counts, on every rank."""
         told = torch.from_numpy(counts)
-        if self._group is not None:
-            dist.all_reduce(told, group=self._group)
+        if self._world > 1:
+            dist.all_reduce(told, group=self._group())
         return told.numpy()
 
     def share(self, value: Any, source: int) -> Any:
         """Return ``value`` of rank ``source``, on every rank."""
-        if self._group is None:
+        if self._world == 1:
             return value
         values = [value]
-        dist.broadcast_object_list(values, src=dist.get_global_rank(self._group, source), group=self._group)
+        dist.broadcast_object_list(values, src=source, group=self._group())
         return values[0]
 
 
@@ -142,8 +142,10 @@ class EpochStream:
                 if first and not rows.all():  # who starts without a row has none to pad with
                     streams.row = counts.share(streams.row, int(np.flatnonzero(rows)[0]))
                 first = False
-                following = self._next(coming) if now is not None else None
-                wait = counts.start(*_told(following))
+                following = None
+                if session.step + 1 - session._done < left:  # no exchange may be under way when the run ends
+                    following = self._next(coming) if now is not None else None
+                    wait = counts.start(*_told(following))
                 session.step, session._handed = session.step + 1, session._handed + 1
                 session._trained = min(len(plan), session._skip + came)
                 session._within = session._trained / len(plan)

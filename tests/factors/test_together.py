@@ -9,6 +9,7 @@ import torch.multiprocessing as mp
 
 from raysel.errors import ConfigError
 from raysel.factors import Autoencoder, fit_autoencoder
+from tests.train.common import leave
 
 WORLD = 2
 # One batch of all rows a step: the order that they are drawn in has no say. Many units, so that some die and are woken.
@@ -31,7 +32,7 @@ def work(rank: int, place: str) -> None:
         fit_autoencoder(uneven, mode="paper", together=True)
     with pytest.raises(ConfigError, match="batch_size = 7 cannot be divided equally among 2 processes"):
         fit_autoencoder(uneven, batch_size=7, together=True)
-    dist.destroy_process_group()
+    leave()
 
 
 def test_two_processes_train_what_one_does(tmp_path):

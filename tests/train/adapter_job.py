@@ -250,6 +250,10 @@ def main() -> None:
         dist.all_gather_object(weights, model.weight.item())
     if not dist.is_initialized() or dist.get_rank() == 0:
         (options.directory / "result.json").write_text(json.dumps({"history": history, "weights": weights}))
+    if dist.is_initialized():
+        from common import leave  # next to this script
+
+        leave()
 
 
 if __name__ == "__main__":

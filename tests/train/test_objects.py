@@ -9,8 +9,9 @@ import torch.multiprocessing as mp
 
 from raysel.errors import StateError
 from raysel.train.objects import load_state_dicts, state_dicts
+from tests.train.common import leave
 
-WORLD, KINDS = 2, ("ddp", "fsdp1", "fsdp2")
+WORLD, KINDS = 2, ("fsdp2", "fsdp1", "ddp")
 
 
 def build(kind, seed):
@@ -45,29 +46,41 @@ def train(objects, steps, rank, world):
 
 
 def work(rank, place):
-    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=WORLD)
-    for kind in KINDS:
-        whole = build(kind, seed=0)
-        train(whole, range(4), rank, WORLD)
-        saved = state_dicts(whole)
-        if rank == 0:
-            torch.save(saved, f"{place}/{kind}.pt")
-        dist.barrier()
-        train(whole, range(4, 6), rank, WORLD)
-        again = build(kind, seed=9)
-        load_state_dicts(again, torch.load(f"{place}/{kind}.pt", weights_only=True))
-        train(again, range(4, 6), rank, WORLD)
-        one, other = (state_dicts(objects)["model"] for objects in (whole, again))
-        if rank == 0:
-            assert all(torch.equal(one[name], other[name]) for name in one)
-            torch.save(one, f"{place}/{kind}-end.pt")
+    for kind in (
+        KINDS
+    ):  # fsdp2 first: PyTorch's caches never release its group, whose threads are idle long before the exit
+        meet = f"file://{place}/{kind}-meet"
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=WORLD)
+        save_and_resume(kind, rank, place)
+        if kind == "fsdp2":
+            refuse()
+        leave(2)
+
+
+def save_and_resume(kind, rank, place):
+    whole = build(kind, seed=0)
+    train(whole, range(4), rank, WORLD)
+    saved = state_dicts(whole)
+    if rank == 0:
+        torch.save(saved, f"{place}/{kind}.pt")
+    dist.barrier()
+    train(whole, range(4, 6), rank, WORLD)
+    again = build(kind, seed=9)
+    load_state_dicts(again, torch.load(f"{place}/{kind}.pt", weights_only=True))
+    train(again, range(4, 6), rank, WORLD)
+    one, other = (state_dicts(objects)["model"] for objects in (whole, again))
+    if rank == 0:
+        assert all(torch.equal(one[name], other[name]) for name in one)
+        torch.save(one, f"{place}/{kind}-end.pt")
+
+
+def refuse():
     sharded = build("fsdp2", seed=9)
     with pytest.raises(StateError, match="its model is not in the state"):
         state_dicts({"optimizer": sharded["optimizer"]})
     with pytest.raises(StateError, match="saved without a sharded model"):
         plain = build("plain", seed=0)
         load_state_dicts(sharded, {name: value.state_dict() for name, value in plain.items()})
-    dist.destroy_process_group()
 
 
 def test_training_goes_on_as_if_undisturbed_also_in_one_plain_process(tmp_path):

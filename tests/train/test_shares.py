@@ -22,7 +22,7 @@ class Table:
     """Ranks as threads around one table: what :class:`Counts` does, without processes."""
 
     def __init__(self, world: int) -> None:
-        self.world, self.meet, self.steps = world, threading.Barrier(world), {}
+        self.world, self.meet, self.steps, self.under_way = world, threading.Barrier(world), {}, 0
 
     def at(self, rank, world):
         table, step = self, [0]
@@ -32,8 +32,10 @@ class Table:
                 told = table.steps.setdefault(step[0], {})
                 told[rank] = (rows, mark)
                 step[0] += 1
+                table.under_way += 1
 
                 def wait():
+                    table.under_way -= 1
                     table.meet.wait(10)
                     return np.array([told[r][0] for r in range(world)]), sum(m for _, m in told.values())
 
@@ -65,12 +67,12 @@ def batches(ids, size, collate):
         yield collate({"sample_id": ids[start : start + size], "value": ids[start : start + size] * 10.0})
 
 
-def ranks_of(monkeypatch, n, world):
+def ranks_of(monkeypatch, n, world, table=None, **run):
     """Sessions of as many ranks in their first epoch, each of which streams the ids that it is given."""
     monkeypatch.setattr(planned, "arrivals", lambda ids, world, size, *rest: batches(ids, size, rest[-1]))
     monkeypatch.setattr(planned, "wait_for_cpu", lambda: None)
-    monkeypatch.setattr(train_stream, "Counts", Table(world).at)
-    dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1), []
+    monkeypatch.setattr(train_stream, "Counts", (table or Table(world)).at)
+    dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1, **run), []
     made = [
         Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), None, None, Board) for r in range(world)
     ]
@@ -139,6 +141,13 @@ def test_shares_of_any_length(monkeypatch, shares):
         seen += rows
     assert sorted(seen) == list(range(n))
     assert all(session._trained == n for session in sessions)
+
+
+def test_no_exchange_is_under_way_when_max_steps_ends_the_run(monkeypatch):
+    table = Table(1)
+    (session,) = ranks_of(monkeypatch, 20, 1, table, max_steps=3)
+    steps = [session.step for _ in session.stream(np.arange(20), batch_size=4)]
+    assert steps == [1, 2, 3] and table.under_way == 0
 
 
 def test_rows_are_told_apart_by_their_marks():
