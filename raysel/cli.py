@@ -37,8 +37,9 @@ _fresh = click.option(
 )
 _address = click.option(
     "--address",
-    help="Join the Ray cluster at HOST:PORT, or with 'auto' the one that runs on this machine. This machine must be a node "
-    "of it.  [default: the environment variable RAY_ADDRESS; if it is not set, start Ray on this machine]",
+    help="Join the Ray cluster at HOST:PORT, or with 'auto' the one that runs on this machine. This machine "
+    "must be a node of the cluster.  [default: the environment variable RAY_ADDRESS; if it is not set, "
+    "start Ray on this machine]",
 )
 
 

@@ -120,9 +120,9 @@ class InfoBatch:
         A loss is low if it is below this threshold: ``mean`` for the mean of the last losses of all samples, or a
         number q in (0, 1) for their q-quantile.
     target_saving : float, optional
-        Saving that the run must reach, in (0, 1): the share of the back-propagated samples that it saves compared
-        with training on all samples in every epoch. It replaces ``prune_ratio``, which is then computed from the
-        losses before every epoch. No weight exceeds 10. If the share cannot be
+        Saving that the run must reach, in (0, 1): the share of the back-propagated samples that it saves
+        compared with training on all samples in every epoch. With ``target_saving``, ``prune_ratio`` is not
+        used but computed from the losses before every epoch. No weight exceeds 10. If the share cannot be
         reached with these weights, the threshold is raised.
     ema : float
         Weight of the old value, in [0, 1), when a new loss of a sample is recorded (exponential moving average). With

@@ -196,11 +196,12 @@ class RepDiv:
         Share of the epochs, in [0, 1], after which the weight of representativeness is half-way between 1 and
         a_min.
     k_s : float, optional
-        Slope of this sigmoid per epoch. By default, it is 10 divided by the number of epochs.
+        Slope per epoch of the sigmoid along which the weight of representativeness falls. By default, the
+        slope is 10 divided by the number of epochs.
     penalty : float
         Weight of the penalty for samples that were selected often before; 0 for no penalty.
     tail : float
-        Share of the epochs, in [0, 1], that train on all samples. They are the last epochs.
+        Share of the epochs, in [0, 1], that train on all samples, at the end of the training.
     alpha : float, optional
         Constant weight of representativeness, in [0, 1], which replaces the curriculum: 1 for representativeness
         alone, 0 for diversity alone.

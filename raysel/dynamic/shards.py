@@ -66,8 +66,8 @@ def join(partials: Sequence[Any]) -> Any:
         return [item for partial in partials for item in partial]
     if np.asarray(head).dtype.kind not in "iu":
         raise StateError(
-            f"plan_shard yielded a {type(head).__name__}; it may yield integers, arrays of integers, and tuples or lists. "
-            "Put floats into a list, one per chunk."
+            f"plan_shard yielded a {type(head).__name__}; it may yield integers, arrays of integers, and "
+            "tuples or lists. Put floats into a list, one float per chunk of samples."
         )
     return sum(partials[1:], start=head)
 

@@ -116,12 +116,12 @@ def mismatch(view: View) -> list[Figure]:
 
     ``schema``: Share of the columns named by the binding that the target lacks or has with another type.
 
-    ``overall``: Mean of the statistics above that could be computed, with ``states`` divided by sqrt 2. This
-    mean is our own choice.
+    ``overall``: Mean of the statistics above that could be computed, with ``states`` divided by sqrt 2. The
+    mean is our own choice and not from the publication.
 
-    All of them except ``states`` are in [0, 1]. The column ``bound`` of the result contains the error of each.
-    The theory behind GIME (Objective Information Theory, OIT) defines the mismatch as the distance d(I, I_0) of
-    the information I from the target information I_0.
+    All statistics except ``states`` are in [0, 1]. The column ``bound`` of the result contains the error of
+    each. The theory behind GIME (Objective Information Theory, OIT) defines the mismatch as the distance d(I,
+    I_0) of the information I from the target information I_0.
     """
     target = view.target
     if target is None:

@@ -178,7 +178,8 @@ def sensitivity(
     scores = np.array([score for _, score in results], np.float64)
     if not (np.isfinite(scores).all() and math.isfinite(full)):
         raise DataError(
-            "performance did not return a finite number for some subset; it must return one for every table."
+            "The function performance did not return a finite number for some subset; it must return a "
+            "finite number for every table."
         )
     names = [name for name in results[0][0] if all(name in metrics for metrics, _ in results)]
     values = {name: np.array([metrics[name] for metrics, _ in results]) for name in names}

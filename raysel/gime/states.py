@@ -57,8 +57,8 @@ def volume(view: View) -> list[Figure]:
     ``bytes``: Size of the columns that the binding names, in bytes, as Arrow stores their values and offsets.
 
     ``entropy``: Sum over the content columns of the number of rows with a value, times the Shannon entropy of
-    the values in bits. For a column with more than 2,048 different values, the entropy is an estimate. It lies
-    between the collision entropy of the values and the logarithm of their number.
+    the values in bits. For a column with more than 2,048 different values, the entropy is an estimate, which
+    lies between the collision entropy of the values and the logarithm of their number.
 
     All three are at least 0. The theory behind GIME (Objective Information Theory, OIT) defines the volume as
     sigma(g), a measure of the stored content g.
@@ -85,7 +85,7 @@ def variety(view: View) -> list[Figure]:
     ``classes``: Number of different classes.
 
     ``effective_classes``: Number of equally frequent classes that would have the same Shannon entropy as the
-    classes of the rows, between 1 and ``classes``. It is exp of this entropy in nats.
+    classes of the rows, between 1 and ``classes``: exp of the Shannon entropy in nats.
 
     Rows without a class are left out. The theory behind GIME (Objective Information Theory, OIT) defines the
     variety as the number of classes of an equivalence relation R: here, two rows are equivalent if they have the
@@ -114,8 +114,8 @@ def distortion(view: View) -> list[Figure]:
     what they should be.
 
     ``invalid``: Share of the invalid values in the content columns and in the columns with bounds, for data
-    without a reference. It is the sum of ``null`` (missing values), ``not_finite`` (NaN and infinite values) and
-    ``out_of_bounds`` (values outside of the bounds of their column).
+    without a reference. ``invalid`` is the sum of ``null`` (missing values), ``not_finite`` (NaN and infinite
+    values) and ``out_of_bounds`` (values outside of the bounds of their column).
 
     All shares are in [0, 1].
     """

@@ -184,9 +184,9 @@ def sampling_rate(view: View) -> list[Figure]:
     ``rate_per_entity``: The same rate within the entities: the sum over the entities of (number of different
     event times of the entity - 1), divided by the sum of the seconds between its first and its last event.
 
-    Both are null if there are no two events at different times. The theory behind GIME (Objective Information
-    Theory, OIT) defines the sampling rate as the number of gaps between the events, divided by the total length
-    of the gaps.
+    Both rates are null if there are no two events at different times. The theory behind GIME (Objective
+    Information Theory, OIT) defines the sampling rate as the number of gaps between the events, divided by
+    the total length of the gaps.
     """
     rate, each = ("rate", "1/s"), ("rate_per_entity", "1/s")
     column = view.binding.event_time

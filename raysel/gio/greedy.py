@@ -79,7 +79,7 @@ class Stop:
     min_difference : float, optional
         Stop when a row lowers the KL by less than this value. That row is not selected.
     min_kl : float, optional
-        Stop when the KL falls below this value. The row with which it falls below is still selected.
+        Stop when the KL falls below this value. The row that lowers the KL below the value is still selected.
     data_size : float, optional
         Stop when this share of the pool is selected, in (0, 1].
     sequential_increase_tolerance : int, optional

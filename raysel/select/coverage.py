@@ -48,7 +48,7 @@ class KCenter:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int
-        Number of k-means clusters. It is used only if the pool has more than 50,000 rows.
+        Number of k-means clusters, which are used only if the pool has more than 50,000 rows.
     per_class : {"uniform", "pool"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a mapping from each
         class to its share. The rows of every class are selected separately. If a class has too few rows, the other classes
@@ -156,7 +156,7 @@ class FacilityLocation:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int
-        Number of k-means clusters. It is used only if the pool has more than 50,000 rows.
+        Number of k-means clusters, which are used only if the pool has more than 50,000 rows.
     per_class : {"uniform", "pool"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a mapping from each
         class to its share. The rows of every class are selected separately. If a class has too few rows, the other classes
@@ -266,7 +266,7 @@ class Herding:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int
-        Number of k-means clusters. It is used only if the pool has more than 50,000 rows.
+        Number of k-means clusters, which are used only if the pool has more than 50,000 rows.
     per_class : {"uniform", "pool"} or dict of str to float, optional
         Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a mapping from each
         class to its share. The rows of every class are selected separately. If a class has too few rows, the other classes

@@ -54,7 +54,7 @@ class Deduplicate:
     ----------
     threshold : float, optional
         Two rows are near duplicates if the cosine of their vectors is at least this value, above 0.5 and at
-        most 1. Without ``threshold`` and ``keep``, it is 0.95.
+        most 1. Without ``threshold`` and ``keep``, the threshold is 0.95.
     keep : float or int, optional
         Number of rows to keep; give it instead of ``threshold``: a share of the pool (float) or a number of rows (int).
         The threshold that keeps at least this number of rows is found by bisection.

@@ -144,7 +144,8 @@ class SelectingTrainer(Trainer):
             raise StateError(f"There is no checkpoint {found} to resume from.")
         if place is not None and not place.is_dir():
             raise StateError(
-                f"{found} holds no selection state; remove it to resume from the checkpoint before it, or start again."
+                f"{found} holds no selection state; remove this folder to resume from the checkpoint before "
+                "it, or train from the beginning."
             )
         world = max(1, self.args.world_size)
         rows = self._train_batch_size * self.args.gradient_accumulation_steps * world

@@ -58,7 +58,8 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
             if model is None or not named:
                 raise StateError(
                     f"The checkpoint's '{name}' was saved {'with' if named else 'without'} a sharded model "
-                    f"and cannot be loaded into this one; restore it together with its model, sharded as it was."
+                    "and cannot be loaded into this model; restore the optimizer together with its model, "
+                    "sharded as when it was saved."
                 )
             whole, options = _whole(model)
             whole.set_optimizer_state_dict(_bare(model), value, saved[name], options=options)

@@ -79,8 +79,8 @@ class Embed:
         What to do with a row without a usable value: raise an error, drop the row, or keep the row with a
         null in place of the vector.
     version : str, optional
-        Text that identifies the code and the weights of the embedder. Give it if they cannot be hashed, and change it
-        whenever the vectors may change.
+        Text that identifies the code and the weights of the embedder. Give a version if the code or the
+        weights cannot be hashed, and change it whenever the vectors may change.
     """
 
     embedder: str | dict[str, Any] = "column"
@@ -113,7 +113,7 @@ class Calibrate:
     rows : float or int
         Size of a subset: a share of the pool (float) or a number of rows (int).
     label : str, optional
-        Column that the proxy models predict. By default, this is the label of the pool.
+        Column that the proxy models predict. By default, the proxy models predict the label of the pool.
     scoring : str, optional
         Name of the scikit-learn scorer that measures the performance of a proxy model.
     count : int
@@ -161,7 +161,8 @@ class Gime:
         Length of a time window in days, to be given instead of ``by``. Each group then consists of the rows whose event
         time is in one window.
     metrics : list of str
-        Metrics of your own, named as ``file.py:Name``. They are measured in addition to the eleven metrics of GIME.
+        Metrics of your own, named as ``file.py:Name``. Metrics of your own are measured in addition to the
+        eleven metrics of GIME.
     thresholds : mapping of str to [float or null, float or null]
         Maps a statistic of the metrics, such as "variety.classes", to its minimum and maximum; null for no limit. The
         selected rows together must be within these limits.
@@ -359,8 +360,8 @@ class Workflow:
         Rows that measure the metrics of the trained model and are used for nothing else.
     validation : Rows or float, optional
         Rows for decisions during the training, such as early stopping. A float is a share of the target rows,
-        or of the pool rows if the target has no labels. These rows are chosen by a hash of their ids, and are
-        removed from the target or the pool.
+        or of the pool rows if the target has no labels. The validation rows are chosen by a hash of their
+        ids, and are removed from the target or the pool.
     gime : Gime, optional
         Metrics of the pool, and a selection of rows by these metrics that runs before all selectors under ``select``.
     embed : Embed
