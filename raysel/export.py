@@ -96,9 +96,9 @@ def _tar(table: pa.Table) -> bytes:
     for name in raw:
         if name == "json" or not re.fullmatch(r"[^/\\\x00-\x1f]+", name):  # a reader may make a path of it
             raise DataError(
-                f"Column {shown(name)} cannot be a member of a WebDataset shard: its name is the end of a file name, which "
-                "holds no slash, no backslash and no control character, and is not 'json'. Rename the column, or export to "
-                "Parquet."
+                f"Column {shown(name)} cannot be exported to WebDataset, where its name is the end of a file "
+                "name: the name must hold no slash, no backslash and no control character, and must not be "
+                "'json'. Rename the column, or export to Parquet."
             )
     rest = table.drop_columns(raw)
     sink = io.BytesIO()

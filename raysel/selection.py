@@ -76,7 +76,8 @@ class Selection:
             raise ConfigError(f"info: {shown(self.info)} should be a dict.")
         if not isinstance(self.pool, (PoolIdentity, type(None))):
             raise ConfigError(
-                f"pool: {shown(self.pool)} should be a PoolIdentity; Selection.of(ids, pool=rows) takes a Dataset."
+                f"pool: {shown(self.pool)} should be a PoolIdentity; to give a Dataset, use Selection.of(ids, "
+                "pool=rows)."
             )
         ids = self.ids
         if len(ids) == 0:

@@ -190,7 +190,7 @@ def test_no_column_makes_a_path_in_an_archive(name):
     good = pa.table({"sample_id": [1], "seg.png": [b"x"]})
     with tarfile.open(fileobj=io.BytesIO(export._tar(good))) as tar:
         assert tar.getnames() == ["000000000001.seg.png", "000000000001.json"]
-    with pytest.raises(DataError, match="cannot be a member of a WebDataset shard"):
+    with pytest.raises(DataError, match="cannot be exported to WebDataset"):
         export._tar(pa.table({"sample_id": [1], name: [b"x"]}))
 
 

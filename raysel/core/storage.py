@@ -187,7 +187,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
     try:
         return bool(filesystem.get_file_info(place).type != pafs.FileType.NotFound)
     except OSError as error:
-        raise DataError(f"{os.fspath(path)} cannot be looked up ({reason_of(error)}).") from error
+        raise DataError(f"{os.fspath(path)} cannot be accessed ({reason_of(error)}).") from error
 
 
 def remove(path: str | os.PathLike[str]) -> None:

@@ -107,7 +107,7 @@ def _masked(values: np.ma.MaskedArray, name: str) -> Any:
 def _array(values: np.ndarray, name: str) -> Any:
     kind = values.dtype.kind
     if values.ndim == 0:
-        raise DataError(f"Column '{name}' is one value ({values!r}); give one value per row.")
+        raise DataError(f"Column '{name}' holds a single value ({values!r}); give one value per row.")
     if kind == "c" or values.dtype in _WIDE:
         raise DataError(
             f"Column '{name}' holds {values.dtype} numbers, which Arrow cannot store; write them as one or two columns of float64."

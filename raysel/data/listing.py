@@ -185,14 +185,15 @@ def _check_once(files: Sequence[File]) -> None:
         other = unpacked.setdefault(stem, file.path)
         if other != file.path:
             raise DataError(
-                f"{other} and {file.path} are by their names one file, plain and compressed, so that its rows would be read "
-                "twice; remove one of them, or rename it if its rows are others."
+                f"{other} and {file.path} have the names of one file, once plain and once compressed, so its "
+                "rows would be read twice; remove one of the two files, or rename it if its rows are "
+                "different."
             )
     if len(files) > 1 and isinstance(files[0].filesystem, pafs.LocalFileSystem):
         for one, other in same_files([file.path for file in files]):
             raise DataError(
-                f"{other} is a link to the same file as {one}, whose rows would be read twice; remove it, or name the files "
-                "to read."
+                f"{other} is a link to the same file as {one}, whose rows would be read twice; remove the "
+                "link, or name the files to read."
             )
 
 

@@ -500,7 +500,8 @@ class RepDiv:
     def _check(self, n: int) -> None:
         if len(self._scores()) != n:
             raise ConfigError(
-                f"RepDiv.scores are those of {len(self.scores)} samples, but there are {n}; align them with for_ids."
+                f"RepDiv.scores are those of {len(self.scores)} samples, but the run has {n}; call for_ids "
+                "with the ids of the run."
             )
 
 

@@ -215,7 +215,8 @@ class Autoencoder:
                 about = json.loads((file.metadata() or {})["config"])
                 if about["format"] != FORMAT:
                     raise DataError(
-                        f"This is not an autoencoder of this version: its format is {shown(about['format'])}, but {FORMAT!r} is expected."
+                        "This autoencoder was not saved by this version of raysel: its format is "
+                        f"{shown(about['format'])}, but {FORMAT!r} is expected."
                     )
                 arrays = {name: file.get_tensor(name) for name in _TENSORS}
                 return cls(about["mode"], about["k"], **arrays, training=about["training"])

@@ -56,7 +56,8 @@ def merge_key_counts(tables: Sequence[pa.Table]) -> pa.Table:
     metadata = tables[0].schema.metadata
     if any(table.schema.metadata != metadata for table in tables):
         raise StateError(
-            "These counts were made with different bindings, so they cannot be joined; count again."
+            "These counts of entities and classes were made with different bindings, so they cannot be "
+            "joined; count again."
         )
     joined = pa.concat_tables(tables).combine_chunks()
     found = []
@@ -100,7 +101,7 @@ def row_scores(table: pa.Table, binding: Binding, counts: pa.Table | None = None
     """
     counts = key_counts(table, binding) if counts is None else counts
     if (counts.schema.metadata or {}).get(b"raysel.binding", b"").decode() != binding.to_json():
-        raise StateError("These counts were made with another binding; count again.")
+        raise StateError("These counts of entities and classes were made with another binding; count again.")
     binding.check(table.schema)
     found = {}
     for role in _roles(binding):

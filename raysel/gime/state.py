@@ -614,5 +614,5 @@ def _from_ipc(data: bytes) -> State:
     try:
         table = pa.ipc.open_file(pa.py_buffer(data)).read_all()
     except Exception as error:  # what is damaged may raise anything
-        raise StateError(f"This is not a saved state ({reason_of(error)}).") from error
+        raise StateError(f"This is not a saved state of the GIME metrics ({reason_of(error)}).") from error
     return State.from_arrow(table)

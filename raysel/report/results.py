@@ -359,7 +359,9 @@ class RunResults(_Saved):
 
     def __post_init__(self) -> None:
         if self.ledger.entries and self.ledger.goal != self.goal:
-            raise DataError("The ledger is about another metric or direction than 'goal'.")
+            raise DataError(
+                "The ledger reports another metric, or another direction of the metric, than the key 'goal'."
+            )
 
     def score(self, arm: str) -> float | None:
         """Return the reported metric of an arm on the test rows; None if there is no such arm or number."""

@@ -157,8 +157,9 @@ class Deduplicate:
         else:
             left = different - len(keep_first(pairs, _LOWEST_FOUND).later)
             raise ConfigError(
-                f"keep: {count:,} rows cannot be reached, because {left:,} rows have no near duplicate with a cosine of "
-                f"{_LOWEST_FOUND} or more. Raise keep, or let another selector choose among them."
+                f"keep: {count:,} rows are fewer than Deduplicate can reach, because {left:,} rows have no "
+                f"near duplicate with a cosine of {_LOWEST_FOUND} or more. Raise keep, or let another "
+                "selector choose among them."
             )
         return _selection(self, ids, first_of, found, threshold, pool)
 

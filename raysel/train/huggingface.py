@@ -188,9 +188,9 @@ class SelectingTrainer(Trainer):
             self._batch = None
         if self.driven.session._noted == before:
             raise StateError(
-                f"SelectingTrainer: {type(self).__name__}.compute_loss overrides the one that records each sample's loss. Move "
-                "it into the argument compute_loss_func, a function of (outputs, labels) that returns unreduced losses, or "
-                "return what super().compute_loss(model, inputs) returns."
+                f"SelectingTrainer: {type(self).__name__}.compute_loss overrides the method that records each "
+                "sample's loss. Move it into the argument compute_loss_func, a function of (outputs, labels) "
+                "that returns unreduced losses, or return what super().compute_loss(model, inputs) returns."
             )
         return loss
 

@@ -69,8 +69,9 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
             except (RuntimeError, ValueError, KeyError) as error:  # torch's, of other names or shapes
                 what = " ".join(str(error).split())
                 raise StateError(
-                    f"The checkpoint's '{name}' does not fit the {type(value).__name__} that was given to restore; make it as in "
-                    f"the run that saved it ({what[:300]})."
+                    f"The checkpoint's '{name}' does not fit the {type(value).__name__} that was given to "
+                    "restore; make the object in the same way as the run that saved the checkpoint "
+                    f"({what[:300]})."
                 ) from error
 
 

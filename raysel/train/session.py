@@ -711,7 +711,9 @@ class Session:
 
     def _current(self, caller: str) -> Plan:
         if not self._open or self.plan is None:
-            raise StateError(f"session.{caller} was called outside an epoch; use it inside session.epochs().")
+            raise StateError(
+                f"session.{caller} was called outside an epoch; call it inside the loop over session.epochs()."
+            )
         return self.plan
 
     def _claim(self, ticket: object, plan: Plan) -> None:

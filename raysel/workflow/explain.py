@@ -52,7 +52,7 @@ def _selection(run: Path) -> Selection:
         )
     chosen = RunResults.load(run / "results.json").selection
     if chosen is None or not chosen.folder:
-        raise RunError(f"The last run in {run} selected no rows: it trained on the complete pool.")
+        raise RunError(f"The last run in {run} has no selection, because it trained on the complete pool.")
     folder = run / chosen.folder
     if not folder.resolve().is_relative_to(run.resolve()):
         raise RunError(

@@ -86,8 +86,8 @@ def check_column(look: Look, role: str, column: str, key: str) -> Column:
         return column_of(pa.schema([look.schemas[role].field(column)]).empty_table()[column], column)
     except DataError as error:
         raise DataError(
-            f"{key}: {error} A training reads numbers, vectors, tensors, text and encoded images; prepare such a column of "
-            f"{role}.path."
+            f"{key}: {error} A training reads numbers, vectors, tensors, text and encoded images; prepare such a column in the "
+            f"files of {role}.path."
         ) from None
 
 

@@ -274,7 +274,7 @@ def test_a_file_is_read_once(tmp_path):
     for other in ("a.csv.gz", "a.csv.zst"):
         write(tmp_path / other / "a.csv", "x\n1\n")
         write(tmp_path / other / other, "")
-        assert "are by their names one file, plain and compressed" in refused(tmp_path / other)
+        assert "have the names of one file, once plain and once compressed" in refused(tmp_path / other)
         assert "would be read twice" in refused(f"{tmp_path}/{other}/*")
     write(tmp_path / "d/a.csv", "x\n1\n")
     write(tmp_path / "d/sub/a.csv", "x\n2\n")  # another file of the same name

@@ -293,9 +293,9 @@ def test_ids_that_do_not_match():
         policy.for_ids(10)
     with pytest.raises(DataError, match="already in the order of the samples of a run"):
         policy.for_ids(np.array([0])).for_ids(np.array([0]))
-    with pytest.raises(ConfigError, match="scores are those of 6 samples, but there are 7"):
+    with pytest.raises(ConfigError, match="scores are those of 6 samples, but the run has 7"):
         policy.plan(SampleState.empty(7), epoch=0, num_epochs=5, seed=0)
-    with pytest.raises(ConfigError, match="scores are those of 6 samples, but there are 7"):
+    with pytest.raises(ConfigError, match="scores are those of 6 samples, but the run has 7"):
         policy.shard(0, 3, 7)
 
 

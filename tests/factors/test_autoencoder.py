@@ -270,7 +270,7 @@ def test_files_that_cannot_be_read(fitted, tmp_path):
         with pytest.raises(DataError, match="not a saved autoencoder"):
             Autoencoder.load(path)
     path.write_bytes(whole.replace(b"raysel-autoencoder/1", b"raysel-autoencoder/9"))
-    with pytest.raises(DataError, match="not an autoencoder of this version"):
+    with pytest.raises(DataError, match="not saved by this version of raysel"):
         Autoencoder.load(path)
     with pytest.raises(DataError, match=r"none\.safetensors is not a saved autoencoder"):
         Autoencoder.load(tmp_path / "none.safetensors")

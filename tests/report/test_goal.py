@@ -199,7 +199,7 @@ def test_the_ledger_shows_the_metric_and_its_direction(run: RunResults, tmp_path
             Ledger.from_dict({**run.ledger.to_dict(), "goal": damaged})
     with pytest.raises(DataError, match="full_samples must be a whole number"):
         Ledger.from_dict({**run.ledger.to_dict(), "full_samples": 1.5})
-    with pytest.raises(DataError, match="another metric or direction"):
+    with pytest.raises(DataError, match="another metric, or another direction of the metric"):
         replace(run, goal=Goal("rmse", "max"))
 
 
@@ -454,6 +454,6 @@ def test_the_metrics_of_a_training_are_kept_with_its_goal() -> None:
     assert answer["epochs"][0]["metrics"] == {"rmse": None} and answer["epochs"][0]["loss"] == 0.5
     assert answer_of({"history": [], "metrics": {}, "goal": goal})["metrics"] == {}  # there were no test rows
     with pytest.raises(
-        RunError, match="returned the metrics mae, but not 'rmse', which is the one to report"
+        RunError, match="returned the metrics mae, but not 'rmse', which the workflow reports"
     ):
         answer_of({"history": [], "metrics": {"mae": 1.0}, "goal": goal})

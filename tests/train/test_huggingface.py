@@ -298,7 +298,7 @@ def test_a_loss_that_is_not_recorded_is_found_at_the_first_step(make):
 
     with pytest.raises(
         StateError,
-        match=r"Smoothed.compute_loss overrides the one that records .* argument compute_loss_func",
+        match=r"Smoothed.compute_loss overrides the method that records .* argument compute_loss_func",
     ):
         make(Smoothed).train()
     assert taken == [{"x", "labels"}]

@@ -102,7 +102,7 @@ class SavedDataset(ArrowIpc):
                 f"{folder.path} holds the splits {first(splits)}; read one of them: {folder.path}/{(splits or ['train'])[0]}."
             )
         state = _json(folder, "state.json")
-        with reading(f"{folder.path}/state.json", "state of a Hugging Face data set"):
+        with reading(f"{folder.path}/state.json", "state file of a Hugging Face data set"):
             names = [str(entry["filename"]) for entry in state["_data_files"]]
             indexed = state.get("_indices_files")
         if indexed:
@@ -127,10 +127,12 @@ class SavedDataset(ArrowIpc):
 def _json(folder: Folder, name: str) -> dict[str, Any]:
     path = posixpath.join(folder.path, name)
     with (
-        reading(path, "state of a Hugging Face data set"),
+        reading(path, "state file of a Hugging Face data set"),
         folder.filesystem.open_input_stream(path) as stream,
     ):
         found = json.loads(stream.read())
     if not isinstance(found, dict):
-        raise DataError(f"{path} is not a readable state of a Hugging Face data set (it holds no object).")
+        raise DataError(
+            f"{path} is not a readable state file of a Hugging Face data set (it holds no object)."
+        )
     return found

@@ -363,8 +363,8 @@ def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
     metrics, goal = finite(trained["metrics"]), trained["goal"]
     if metrics and goal["metric"] not in metrics:
         raise RunError(
-            f"The training returned the metrics {first(metrics)}, but not '{goal['metric']}', which is the one to report; return "
-            "it from the evaluation."
+            f"The training returned the metrics {first(metrics)}, but not '{goal['metric']}', which the "
+            "workflow reports; return this metric from the evaluation."
         )
     return {"epochs": epochs, "metrics": metrics, "goal": goal}
 
