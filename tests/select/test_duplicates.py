@@ -149,7 +149,7 @@ def test_degenerate_vectors(cluster):
     assert same.ids.tolist() == [0]
     zero = raysel.Deduplicate(0.9).select(dataset(np.zeros((5, 3), np.float32), 1))
     assert zero.ids.tolist() == [0]
-    with pytest.raises(ConfigError, match="1 rows cannot be reached"):
+    with pytest.raises(ConfigError, match="1 rows are fewer than Deduplicate can reach"):
         raysel.Deduplicate(keep=1).select(dataset(np.eye(3, dtype=np.float32), 1))
 
 
