@@ -446,7 +446,7 @@ def test_a_policy_whose_error_is_not_finite_is_named_and_not_compared(
 def test_the_metrics_of_a_training_are_kept_with_its_goal() -> None:
     entry = {
         "epoch": 0, "planned": 9, "trained": 8, "steps": 2, "seconds": 1.0, "planning_seconds": 0.1, "evaluation_seconds": 0.2,
-        "nonfinite": 0, "digest": "ab", "mean_loss": 0.5, "observed": 8, "metrics": {"rmse": math.inf},
+        "nonfinite": 0, "digest": "ab", "mean_loss": 0.5, "observed": 8, "rmse": math.inf,
     }  # fmt: skip
     goal = {"metric": "rmse", "direction": "min"}
     answer = answer_of({"history": [entry], "metrics": {"rmse": 3.0, "mae": math.nan}, "goal": goal})
