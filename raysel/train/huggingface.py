@@ -115,7 +115,8 @@ class SelectingTrainer(Trainer):
             inspect.signature(self.compute_loss_func).bind(None, None)
         except TypeError as refused:
             raise ConfigError(
-                f"SelectingTrainer: The function compute_loss_func is called with (outputs, labels) alone, and cannot be ({reason_of(refused)})."
+                "SelectingTrainer: The function compute_loss_func must accept exactly the arguments "
+                f"(outputs, labels), but cannot be called with them ({reason_of(refused)})."
             ) from refused
         except ValueError:  # a function of C has no signature
             pass

@@ -123,7 +123,8 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
     session, name = dynamic.made, settings.loop
     if session is None:
         raise RunError(
-            f"train.loop: {name} has trained without a session, so no sample of it is known; call config['dynamic'].session()."
+            f"train.loop: {name} trained without a session, so it did not follow the plans of the policy; "
+            "call config['dynamic'].session()."
         )
     if session.plan is not None or not session.history:
         raise RunError(

@@ -216,7 +216,7 @@ def test_label_smoothing_that_would_be_ignored_is_refused(make, monkeypatch):
 
 def test_a_loss_function_of_another_form_is_refused(make):
     for function in (lambda outputs: 0, lambda outputs, labels, num_items_in_batch: 0):
-        with pytest.raises(ConfigError, match=r"called with \(outputs, labels\) alone, and cannot be"):
+        with pytest.raises(ConfigError, match=r"must accept exactly the arguments \(outputs, labels\)"):
             make(of={"compute_loss_func": function})
     with pytest.raises(DataError, match="compute_loss_func returned 3 values"):
         make(of={"compute_loss_func": lambda outputs, labels: (1, 2, 3)}).train()

@@ -328,7 +328,7 @@ def test_an_own_loop_gets_its_rows_and_is_held_to_its_session(place):
     assert found["metrics"] == {"rmse": 2.0, "other": None}
     assert [(e["epoch"], e["rmse"]) for e in found["history"]] == [(0, 1.0), (1, 1.0)]
     for loop, options, says in (
-        (lambda given: {}, {}, "has trained without a session"),
+        (lambda given: {}, {}, "trained without a session"),
         (ended, {}, "returned within epoch 0"),
         (own, {"returns": 3}, "returned a int"),
         (own, {"returns": {}}, "returned no metric 'rmse'"),

@@ -28,14 +28,15 @@ class Classification:
     Parameters
     ----------
     input : str or list of str
-        Column with the input of the model, or several columns, with which the model is called as keyword arguments. Text
-        becomes the keyword arguments ``input_ids`` and ``attention_mask``.
+        Column with the input of the model, or several columns, which are passed to the model as keyword
+        arguments. Text is passed as the keyword arguments ``input_ids`` and ``attention_mask``.
     label : str
         Column with the class.
     size : int, optional
         Encoded images are scaled and cropped to this number of pixels per side, as uint8 of shape (3, size, size).
     tokenizer : str, optional
-        How text becomes numbers: a local folder with a tokenizer of Hugging Face, or ``bytes`` for the bytes of the text.
+        Tokenizer that converts text to numbers: a local folder with a tokenizer of Hugging Face, or ``bytes``
+        for the bytes of the text.
     max_length : int
         Largest number of tokens of a text; the rest is cut off.
     """

@@ -32,7 +32,8 @@ class LanguageModel:
     input : str
         Column with the text.
     tokenizer : str
-        A local folder with a tokenizer of Hugging Face, or ``bytes`` for the bytes of the text (258 codes).
+        A local folder with a tokenizer of Hugging Face, or ``bytes`` for the bytes of the text (258 different
+        tokens).
     max_length : int
         Largest number of tokens of a text; the rest is cut off.
     pretrained : str, optional

@@ -34,7 +34,7 @@ class Segmentation:
     num_classes : int
         Number of classes; the codes are 0 to ``num_classes`` - 1.
     ignore : int
-        Code of pixels that do not count.
+        Code of the pixels that are ignored.
     """
 
     input: str
