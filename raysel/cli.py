@@ -71,7 +71,7 @@ def run(
 
     results = run_workflow(config.load(workflow, list(overrides)), out, fresh=fresh, address=address)
     click.echo(results.ledger.text())
-    click.echo(f"\nReport: {Path(results.path) / 'report.html'}")
+    click.echo(f"\nReport: {results.path}/report.html")
 
 
 @cli.command(short_help="Compare the policy of a workflow with controls over several seeds.")
@@ -116,7 +116,7 @@ def compare(
     names = [name.strip() for name in policies.split(",")]
     results = compare_policies(loaded, names, seeds, out, fresh=fresh, address=address)
     click.echo(text(results))
-    click.echo(f"\nReport: {Path(results.path) / 'compare.html'}")
+    click.echo(f"\nReport: {results.path}/compare.html")
 
 
 @cli.command(short_help="Measure the pool by the eleven metrics of GIME.")
@@ -140,7 +140,7 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
     results = measure_workflow(config.load(workflow, list(overrides)), out, address=address)
     click.echo(metrics.text(results.sets))
     groups = f", {len(results.groups):,} groups in groups.parquet" if results.groups else ""
-    click.echo(f"\nReport: {Path(results.path) / 'metrics.html'}. Next to it: sets.parquet{groups}")
+    click.echo(f"\nReport: {results.path}/metrics.html. Next to it: sets.parquet{groups}")
 
 
 @cli.command(short_help="Check a workflow and its files, without Ray.")

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 COLUMNS = 20  # names of columns in a message
 _SHOWN = 80  # characters of a value in a message
 _REASON = 400  # characters of another library's message in ours
+_AWS = re.compile(r"AWS Error (\w+) during \w+ operation: ?(.*)", re.DOTALL)
+_AWS_REASONS = {
+    "NO_SUCH_BUCKET": "the bucket does not exist",
+    "ACCESS_DENIED": "access is denied",
+    "INVALID_ACCESS_KEY_ID": "the access key is not known",
+    "SIGNATURE_DOES_NOT_MATCH": "the secret key is not that of the access key",
+    "NETWORK_CONNECTION": "there is no connection, or no reply",
+}
 
 
 class RayselError(Exception):
@@ -53,6 +63,10 @@ def reason_of(error: BaseException) -> str:
     text = (getattr(error, "strerror", None) or str(error)).strip()
     if not text:
         return type(error).__name__
+    if found := _AWS.search(text):
+        known = _AWS_REASONS.get(found[1])
+        detail = found[2].partition(" (Request ID")[0].rpartition("Details: ")[2].strip()
+        return known or f"{found[1].lower().replace('_', ' ')}: {detail[:_REASON]}".rstrip(":. ")
     line = text.splitlines()[0].rstrip(". ")
     return line if len(line) <= _REASON else f"{line[:_REASON]}..."
 

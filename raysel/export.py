@@ -40,7 +40,7 @@ def export(
         raise ConfigError(f"format: {format!r} is unknown; use {', '.join(_SUFFIX)}.")
     write = {"parquet": _parquet, "jsonl": _json_lines, "webdataset": _tar}[format]
     rows = selection.apply(dataset)
-    with storage.new_folder(storage.local_output(path)) as folder:
+    with storage.new_folder(storage.output(path)) as folder:
         files, count = 0, 0
         for table in _tables(rows):
             folder.write(f"data-{files:05d}.{_SUFFIX[format]}", write(table))

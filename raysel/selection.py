@@ -18,7 +18,7 @@ from raysel.core import storage
 from raysel.core.arrays import positions
 from raysel.data.identity import PoolIdentity, identity, row_ids
 from raysel.data.row_index import ID
-from raysel.errors import COLUMNS, ConfigError, DataError, first, reason_of, shown
+from raysel.errors import COLUMNS, ConfigError, DataError, RunError, first, reason_of, shown
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -415,12 +415,12 @@ class Selection:
         Parameters
         ----------
         path : path
-            Directory to create, as a path or a ``file://`` URI.
+            Directory to create, as a path or a URI: ``file://``, ``s3://``, ``gs://`` or ``abfs://``.
 
         Raises
         ------
         ConfigError
-            If ``path`` exists, or is on an object store.
+            If ``path`` exists, or cannot be written to.
         DataError
             If ``info`` holds a value that cannot be written as JSON.
 
@@ -430,7 +430,7 @@ class Selection:
         >>> len(raysel.Selection.load("chosen"))
         3
         """
-        place = storage.local_output(path)
+        place = storage.output(path)
         if storage.exists(place):
             raise ConfigError(f"{place} exists already; remove it, or save the selection under another name.")
         about = {
@@ -494,6 +494,8 @@ class Selection:
             files = about["pool"]
             pool = None if files is None else PoolIdentity.from_list(files)
             return cls(table, dropped[0] if dropped else None, about["info"], pool)
+        except RunError:  # of an object store that cannot be read
+            raise
         except DataError as error:
             text = str(error)
             raise DataError(

@@ -1,8 +1,10 @@
-"""One local Ray cluster for the whole session, started when the first test asks for it."""
+"""One local Ray cluster and one object store for the whole session, started when the first test asks for them."""
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 
 # Before anything imports Ray: no network, quick controller, quiet bars.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -11,6 +13,13 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 # The arrays here are small: a second thread gains little, and spins where its core is another process's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Every process finds the object store here, and no other one.
+with socket.create_server(("127.0.0.1", 0)) as _free:
+    S3_PORT = _free.getsockname()[1]
+os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{S3_PORT}"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
 
 import pytest
 
@@ -33,3 +42,26 @@ def cluster():
     quiet()
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_store():
+    """A server of S3 on the loopback interface, with the bucket ``bucket``."""
+    import pyarrow.fs as pafs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
+    server.start()
+    url = os.environ["AWS_ENDPOINT_URL"]
+    pafs.S3FileSystem(endpoint_override=url, region="us-east-1", allow_bucket_creation=True).create_dir(
+        "bucket"
+    )
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(object_store, request):
+    """URI of a folder of this test alone on the object store."""
+    return f"s3://bucket/{request.node.name}".partition("[")[0] + f"-{id(request)}"

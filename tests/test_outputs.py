@@ -1,4 +1,4 @@
-"""Everything that is written takes a path or a file:// URI, and refuses an object store in one sentence."""
+"""Everything that is written takes a path, a file:// URI or the URI of an object store, or refuses it in one sentence."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import pytest
 import torch
 
 import raysel
+from raysel.core import storage
+from raysel.data.listing import list_source
+from raysel.data.row_index import RowIndex, index_parquet
 from raysel.errors import ConfigError, DataError, RayselError
 from raysel.workflow import config, init
 from raysel.workflow.directory import open_run
@@ -54,7 +57,7 @@ def run_directory(place):
         "name: t\npool: {path: pool.parquet, label: y}\ntrain: {model: 'm.py:f', input: x}\n"
     )
     with open_run(config.load("flow.yaml"), place) as run:
-        return lambda: (run.out / "manifest.json").exists()
+        return lambda: storage.exists(run.out / "manifest.json")
 
 
 def template(place):
@@ -62,7 +65,14 @@ def template(place):
     return lambda: "prepare.py" in written
 
 
-WRITERS = [selection, state, autoencoder, checkpoints, run_directory, template]
+def index(place):
+    pq.write_table(pa.table({"x": [1.0, 2.0]}), "pool.parquet")
+    index_parquet(list_source(["pool.parquet"])).save(place)
+    return lambda: RowIndex.load(place).rows == 2
+
+
+ONLY_LOCAL = [checkpoints, template]
+WRITERS = [selection, state, autoencoder, run_directory, index, *ONLY_LOCAL]
 
 
 class Rows:
@@ -71,12 +81,10 @@ class Rows:
     context = map_batches = None
 
 
-def test_an_index_and_vectors_on_an_object_store_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"^s3://bucket/vectors cannot be written to"):
-        raysel.embed(Rows(), "column", column="x", directory=Path("s3://bucket/vectors"))
-    pq.write_table(pa.table({"x": [1.0]}), tmp_path / "pool.parquet")
-    with pytest.raises(ConfigError, match=r"^s3://bucket/index.json cannot be written to"):
-        raysel.read(tmp_path / "pool.parquet", index="s3://bucket/index.json")
+def test_vectors_are_not_written_where_nothing_can_be_written():
+    for place in (Path("hf://bucket/vectors"), "https://host/vectors"):
+        with pytest.raises(ConfigError, match=r"^\w+://\w+/vectors cannot be written to"):
+            raysel.embed(Rows(), "column", column="x", directory=place)
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -85,10 +93,22 @@ def test_outputs_by_uri(write, tmp_path, monkeypatch):
     assert write(f"file://{tmp_path}/an%20output")()
     assert (tmp_path / "an output").exists()
     before = sorted(tmp_path.iterdir())
-    for remote in ("s3://bucket/out", Path("gs://bucket/out")):
-        with pytest.raises(ConfigError, match=r"^\w\w://bucket/out cannot be written to, since .*\.$"):
+    refused = ["hf://bucket/out", Path("https://bucket/out")]
+    refused += ["s3://bucket/out", Path("gs://bucket/out")] if write in ONLY_LOCAL else []
+    for remote in refused:
+        with pytest.raises(ConfigError, match=r"^\w+://bucket/out cannot be written to, since .*\.$"):
             write(remote)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    "write", [w for w in WRITERS if w not in ONLY_LOCAL], ids=lambda write: write.__name__
+)
+def test_outputs_on_an_object_store(write, s3, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert write(f"{s3}/an%20output")()
+    assert storage.exists(f"{s3}/an output")
+    assert set(os.listdir(tmp_path)) <= {"pool.parquet", "flow.yaml"}
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import time
 import uuid
-from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysel.core.storage import unwritable
-from raysel.errors import ResourceError, RunError, first, reason_of
+from raysel.core.object_store import StorePath
+from raysel.core.storage import Place, entries, read_bytes, remove, write_text
+from raysel.errors import RayselError, ResourceError, RunError, first, reason_of
 
 _REPLY_S = 60.0  # for a node to start a worker process
 _APPEAR_S = 5.0  # for a file of another node to appear, on a network file system
 
 
-def check_shared(directory: Path) -> None:
+def check_shared(directory: Place) -> None:
     """Check that the files of this process in a directory are those of every node, and the reverse.
 
     Nothing happens on a cluster of one node, and without a cluster. Nodes that an autoscaler adds later are not checked.
 
     Parameters
     ----------
-    directory : Path
-        An existing directory, which steps on any node will write to and read from.
+    directory : Place
+        An existing directory, or a folder on an object store, which steps on any node will write to and read from.
 
     Raises
     ------
@@ -45,15 +45,12 @@ def check_shared(directory: Path) -> None:
         return
     name = f".shared-{uuid.uuid4().hex}"  # not seen before, so that no node has cached that it is missing
     ours, limit = directory / name, time.monotonic() + _REPLY_S
-    try:
-        ours.write_text(name)
-    except OSError as error:
-        raise unwritable(directory, error) from error
+    write_text(ours, name)
     try:
         probe = ray.remote(num_cpus=0, max_retries=0)(_probe)
         calls = {
             probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
-                str(directory), name, node
+                directory, name, node
             ): node
             for node in others
         }
@@ -79,33 +76,39 @@ def check_shared(directory: Path) -> None:
             ray.cancel(call, force=True)
             faults[others[calls[call]]] = f"no reply within {_REPLY_S:g} s"
     finally:
-        for left in directory.glob(f"{name}*"):
-            left.unlink(missing_ok=True)
+        for left in entries(directory):
+            if left.startswith(name):
+                remove(directory / left)
     if faults:
         nodes = first([f"{node} ({fault})" for node, fault in sorted(faults.items())], 5)
         raise RunError(
-            f"{directory} is not shared by all nodes of the cluster: {nodes}. Mount the same file system at this path on "
-            "every node, or choose another --out."
+            f"{directory} is not shared by all nodes of the cluster: {nodes}. "
+            + (
+                "Give every node the credentials and the environment variables of the object store"
+                if isinstance(directory, StorePath)
+                else "Mount the same file system at this path on every node"
+            )
+            + ", or choose another --out."
         )
 
 
-def _probe(directory: str, name: str, node: str) -> str:
+def _probe(directory: Place, name: str, node: str) -> str:
     """Return what is wrong on this node, "" if nothing; leaves a file there."""
     try:
-        if not _appears(Path(directory) / name, name):
+        if not _appears(directory / name, name):
             return "it does not see files that were written here"
-        (Path(directory) / f"{name}-{node}").write_text(node)
-    except OSError as error:
+        write_text(directory / f"{name}-{node}", node)
+    except (OSError, RayselError) as error:
         return reason_of(error)
     return ""
 
 
-def _appears(file: Path, text: str) -> bool:
+def _appears(file: Place, text: str) -> bool:
     """Wait for a file with this text."""
     limit = time.monotonic() + _APPEAR_S
     while True:
         try:
-            if file.read_text() == text:
+            if read_bytes(file).decode() == text:
                 return True
         except FileNotFoundError:
             pass

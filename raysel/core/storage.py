@@ -1,8 +1,9 @@
 """The one interface for files: a file or a folder is seen complete or not at all.
 
 A path is local (also ``file://``) or a URI that ``pyarrow.fs`` resolves. A file is written as one complete buffer: a reader
-sees the old content or the new one, also when the writer is killed. Files that belong together are a :class:`Folder`, whose
-marker is written last. Names that begin with "." are never listed: files under construction have such names.
+sees the old content or the new one, also when the writer is killed or loses its connection. Files that belong together are a
+:class:`Folder`, whose marker is written last. Names that begin with "." are not listed: files under construction have such
+names. Nothing is renamed on an object store.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import os
 import re
 import shutil
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,17 +21,23 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import pyarrow as pa
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 import xxhash
 
+from raysel.core.object_store import SCHEMES, StorePath, has_folders, is_transient, open_store, writable
 from raysel.errors import ConfigError, DataError, RunError, reason_of, shown
 
 MARKER = "_done.json"
 _FORMAT = 1
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+")  # of two letters or more: C:/ is a drive
-_OF_ARROW = {"s3", "gs", "gcs", "abfs", "abfss", "hdfs", "viewfs"}  # file systems that pyarrow has itself
+_HADOOP = {"hdfs", "viewfs"}
 _PART = 1 << 20  # bytes read at once for a digest
-_RETRY_S = 6  # of Google's client, which otherwise tries for 15 minutes to reach a server
+_AGAIN_S, _PAUSE_S = 10.0, 1.0  # how long a write to an object store is tried again, and the pause before
+
+Place = Path | StorePath
+"""Where something is written: on this machine or on an object store."""
 
 
 def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
@@ -53,12 +62,13 @@ def resolve(source: str | os.PathLike[str]) -> tuple[pafs.FileSystem, str]:
     if "://" not in text:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text))
     try:
-        if scheme is not None and scheme[1].lower() in _OF_ARROW:
-            uri = text.replace(" ", "%20")
-            if scheme[1].lower() in ("gs", "gcs") and "retry_limit_seconds=" not in uri:
-                uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={_RETRY_S}"
-            return pafs.FileSystem.from_uri(uri)
+        if scheme is not None and scheme[1].lower() in SCHEMES:
+            return open_store(text)
+        if scheme is not None and scheme[1].lower() in _HADOOP:
+            return pafs.FileSystem.from_uri(text.replace(" ", "%20"))
         return _through_fsspec(text)
+    except ConfigError as error:
+        raise DataError(str(error)) from None
     except ImportError as error:
         raise DataError(
             f"{text} cannot be opened, because the package for it is not installed ({reason_of(error)})."
@@ -85,13 +95,28 @@ def path_text(path: object) -> str:
     return text
 
 
-def local_output(path: str | os.PathLike[str]) -> Path:
-    """Return the local path of something that is to be written: a path, or a URI with the scheme ``file``.
+def output(path: str | os.PathLike[str]) -> Place:
+    """Return the place of something that is to be written: a path, a ``file://`` URI, or a URI of an object store.
 
     Raises
     ------
     ConfigError
-        For a URI of an object store, which cannot be written to, and for what is not a path.
+        For a URI that cannot be written to, and for what is not a path.
+    """
+    text = path_text(path)
+    scheme = _SCHEME.match(text)  # pathlib turns :// into :/
+    if scheme is None or scheme[1].lower() == "file":
+        return local_output(text)
+    return writable(f"{scheme[1]}://{text[scheme.end() :]}")
+
+
+def local_output(path: str | os.PathLike[str]) -> Path:
+    """Return the local path of something that can only be written to this machine: a path, or a ``file://`` URI.
+
+    Raises
+    ------
+    ConfigError
+        For a URI with another scheme, and for what is not a path.
     """
     text = path_text(path)
     scheme = _SCHEME.match(text)  # pathlib turns :// into :/
@@ -100,7 +125,7 @@ def local_output(path: str | os.PathLike[str]) -> Path:
     uri = f"{scheme[1]}://{text[scheme.end() :]}"
     if scheme[1].lower() != "file":
         raise ConfigError(
-            f"{uri} cannot be written to, since raysel writes only to local and mounted folders; write there and copy the result."
+            f"{uri} cannot be written to, since this is written only to local and mounted folders; write there and copy the result."
         )
     rest = text[scheme.end() :]
     host = rest.partition("/")[0] if scheme[0].endswith("//") and not scheme[0].endswith("///") else ""
@@ -124,16 +149,26 @@ def local_output(path: str | os.PathLike[str]) -> Path:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file; OSError if it cannot be read (FileNotFoundError if it is missing)."""
+    """Return the content of a file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is missing.
+    OSError
+        If it is local and cannot be read.
+    RunError
+        If it is on an object store that cannot be read.
+    """
     filesystem, place = resolve(path)
     if isinstance(filesystem, pafs.LocalFileSystem):
         return Path(place).read_bytes()
-    with filesystem.open_input_file(place) as source:
+    with _reading(path, filesystem), filesystem.open_input_file(place) as source:
         return bytes(source.read())
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the value that a JSON file holds; OSError if it cannot be read, ValueError if it is not JSON."""
+    """Return the value that a JSON file holds. Raises as :func:`read_bytes`, and ValueError if it is not JSON."""
     try:
         return json.loads(read_bytes(path).decode())
     except RecursionError:
@@ -143,7 +178,41 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def open_file(path: str | os.PathLike[str]) -> Any:
     """Open a file for reading at any position, as Parquet needs it; a context manager. Raises as :func:`read_bytes`."""
     filesystem, place = resolve(path)
-    return filesystem.open_input_file(place)
+    with _reading(path, filesystem):
+        return filesystem.open_input_file(place)
+
+
+def read_table(path: str | os.PathLike[str]) -> pa.Table:
+    """Return the table that a Parquet file holds. Raises as :func:`read_bytes`, and ArrowException if it is not Parquet."""
+    return pq.read_table(pa.BufferReader(read_bytes(path)))
+
+
+@contextmanager
+def on_this_machine(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Return the path of a local file, or of a copy of another one while the block runs. Raises as :func:`read_bytes`."""
+    filesystem, place = resolve(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory(prefix="raysel-") as folder:
+        file = Path(folder) / os.path.basename(place)
+        fetch(path, file)
+        yield file
+
+
+def fetch(path: str | os.PathLike[str], file: Path) -> str:
+    """Copy a file to a local one; return its digest as :func:`digest` does. Raises as :func:`read_bytes`."""
+    filesystem, place = resolve(path)
+    hashed = xxhash.xxh3_128()
+    with (
+        _reading(path, filesystem),
+        filesystem.open_input_stream(place, buffer_size=8 * _PART) as source,
+        open(file, "wb") as sink,
+    ):
+        while part := source.read(8 * _PART):
+            hashed.update(part)
+            sink.write(part)
+    return hashed.hexdigest()
 
 
 def write_bytes(path: str | os.PathLike[str], content: Any) -> None:
@@ -165,10 +234,51 @@ def write_bytes(path: str | os.PathLike[str], content: Any) -> None:
         if isinstance(filesystem, pafs.LocalFileSystem):
             _replace(Path(place), content)
         else:
-            with filesystem.open_output_stream(place) as sink:
-                sink.write(content)
+            _put(path, filesystem, place, content)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+@contextmanager
+def new_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a local file of any size, which appears under its name when the block ends.
+
+    On an object store, it is uploaded then. After an error in the block, nothing appears.
+
+    Yields
+    ------
+    Path
+        Where to write it.
+
+    Raises
+    ------
+    RunError
+        If it cannot be written. What the block raises is raised unchanged.
+    """
+    filesystem, place = resolve(path)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        temporary = Path(place).with_name(f".{os.path.basename(place)}.{uuid.uuid4().hex}.tmp")
+        try:
+            yield temporary
+            try:
+                os.replace(temporary, place)
+            except OSError as error:
+                raise unwritable(path, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="raysel-") as folder:
+        file = Path(folder) / "file"
+        yield file
+        with _mapped(file) as content:
+            write_bytes(path, content)
+
+
+def write_table(path: str | os.PathLike[str], table: pa.Table) -> None:
+    """Write a table as Parquet, as :func:`write_bytes` does."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_bytes(path, sink.getvalue())
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -183,11 +293,30 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Return whether there is a file or a folder at ``path``."""
+    return _kind(path) != pafs.FileType.NotFound
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Return whether there is a folder at ``path``; on an object store, whether there is something in it."""
+    return _kind(path) == pafs.FileType.Directory
+
+
+def _kind(path: str | os.PathLike[str]) -> pafs.FileType:
     filesystem, place = resolve(path)
     try:
-        return bool(filesystem.get_file_info(place).type != pafs.FileType.NotFound)
+        return filesystem.get_file_info(place).type
     except OSError as error:
         raise DataError(f"{os.fspath(path)} cannot be accessed ({reason_of(error)}).") from error
+
+
+def modified(path: str | os.PathLike[str]) -> float:
+    """Return when a file was written, or the latest file in and below a folder; 0 if there is none. In seconds since 1970."""
+    filesystem, place = resolve(path)
+    with _reading(path, filesystem):
+        found = [filesystem.get_file_info(place)]
+        if found[0].type == pafs.FileType.Directory:
+            found = filesystem.get_file_info(pafs.FileSelector(place, recursive=True, allow_not_found=True))
+    return max((entry.mtime_ns / 1e9 for entry in found if entry.type == pafs.FileType.File), default=0.0)
 
 
 def remove(path: str | os.PathLike[str]) -> None:
@@ -216,9 +345,13 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 def unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
     """Return the error for a place that cannot be written."""
-    return RunError(
-        f"{os.fspath(path)} cannot be written ({reason_of(error)}); check that its folder exists and is writable."
+    text = _uri(path)
+    check = (
+        "the connection to the object store, and that your credentials are allowed to write there"
+        if text.partition("://")[0].lower() in SCHEMES
+        else "that its folder exists and is writable"
     )
+    return RunError(f"{text} cannot be written ({reason_of(error)}); check {check}.")
 
 
 # ---- folders -------------------------------------------------------------------------------------------------
@@ -226,22 +359,33 @@ def unwritable(path: str | os.PathLike[str], error: OSError) -> RunError:
 
 def list_files(folder: str | os.PathLike[str]) -> list[str]:
     """Return the names of the files directly in a folder, sorted, without those that begin with "."; [] if it is missing."""
+    found = entries(folder)
+    return [
+        name for name, entry in found.items() if entry.type == pafs.FileType.File and not name.startswith(".")
+    ]
+
+
+def entries(folder: str | os.PathLike[str]) -> dict[str, pafs.FileInfo]:
+    """Return everything directly in a folder by name, sorted, with size and time; {} if the folder is missing."""
     filesystem, place = resolve(folder)
-    found = filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True))
-    return sorted(
-        entry.base_name
-        for entry in found
-        if entry.type == pafs.FileType.File and not entry.base_name.startswith(".")
-    )
+    with _reading(folder, filesystem):
+        found = filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+    return dict(sorted((entry.base_name, entry) for entry in found))
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:
-    """Make a folder and those above it where they are missing. RunError if it cannot be made."""
+    """Make a folder and those above it where they are missing; an object store has none. RunError if it cannot be made."""
     filesystem, place = resolve(folder)
+    if not has_folders(filesystem):
+        return
     try:
         filesystem.create_dir(place, recursive=True)
     except OSError as error:
         raise unwritable(folder, error) from error
+
+
+class _Fault(ValueError):
+    """What is wrong with a marker."""
 
 
 class Folder:
@@ -257,6 +401,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = path_text(path)
+        self._written: dict[str, tuple[int, str]] = {}
 
     def file(self, name: str) -> str:
         """Return the path of a file in the folder."""
@@ -265,6 +410,7 @@ class Folder:
     def write(self, name: str, content: Any) -> None:
         """Write a file as :func:`write_bytes` does."""
         write_bytes(self.file(name), content)
+        self._written[name] = (memoryview(content).nbytes, xxhash.xxh3_128(content).hexdigest())
 
     def names(self) -> list[str]:
         """Return the names of the files, sorted, without the marker."""
@@ -272,8 +418,32 @@ class Folder:
 
     def finish(self) -> None:
         """Write the marker: from here on the folder is complete, and its files must stay as they are."""
-        files = {name: _size_and_digest(self.file(name)) for name in self.names()}
+        files = {name: self._written.get(name) or _size_and_digest(self.file(name)) for name in self.names()}
         write_json(self.file(MARKER), {"format": _FORMAT, "files": files})
+
+    def files(self) -> dict[str, tuple[int, str]]:
+        """Return the size and digest of each file, from the marker.
+
+        Raises
+        ------
+        OSError
+            If the marker is missing or cannot be read.
+        ValueError
+            With what is wrong with it.
+        """
+        try:
+            about = read_json(self.file(MARKER))
+            if about["format"] != _FORMAT:
+                written = shown(about["format"])
+                raise _Fault(f"{MARKER} has format {written}, but this version reads format {_FORMAT}.")
+            files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
+        except _Fault:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            raise _Fault(f"{MARKER} is damaged.") from None
+        if any("/" in name for name in files):  # would lead out of the folder
+            raise _Fault(f"{MARKER} is damaged.")
+        return files
 
     def fault(self) -> str | None:
         """Return why the folder cannot be used, or None if it is complete and every file is as it was written.
@@ -283,20 +453,13 @@ class Folder:
         if not exists(self.path):
             return "it does not exist"
         try:
-            about = read_json(self.file(MARKER))
-            if about["format"] != _FORMAT:
-                return (
-                    f"{MARKER} has format {shown(about['format'])}, but this version reads format {_FORMAT}"
-                )
-            files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
-            if any("/" in name for name in files):  # would lead out of the folder
-                return f"{MARKER} is damaged"
+            files = self.files()
         except FileNotFoundError:
             return f"{MARKER} is missing; it is written last, so the folder is incomplete"
         except OSError as error:
             return f"{MARKER} cannot be read: {reason_of(error)}"
-        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
-            return f"{MARKER} is damaged"
+        except _Fault as error:
+            return str(error).removesuffix(".")
         for name, expected in sorted(files.items()):
             try:
                 found = _size_and_digest(self.file(name))
@@ -346,6 +509,36 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def filled(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Fill a folder with files of any size, on this machine; it takes the place of what is there when the block ends.
+
+    On an object store, the files are uploaded then, and the marker last. After an error in the block, nothing appears.
+
+    Raises
+    ------
+    RunError
+        If the files cannot be written. What the block raises is raised unchanged.
+    """
+    place = output(path)
+    remove(place)
+    if isinstance(place, Path):
+        staged = stage(place)
+        try:
+            yield staged
+            os.replace(staged, place)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="raysel-") as made:
+        yield Path(made)
+        folder = Folder(place)
+        for file in sorted(file for file in Path(made).rglob("*") if file.is_file()):
+            with _mapped(file) as content:
+                folder.write(file.relative_to(made).as_posix(), content)
+        folder.finish()
+
+
 def stage(target: Path) -> Path:
     """Make an empty local folder that several processes fill before :func:`publish` gives it the name ``target``.
 
@@ -388,11 +581,66 @@ def _replace(path: Path, content: Any) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def _mapped(file: Path) -> Iterator[pa.Buffer]:
+    """Return the content of a local file without reading it into memory."""
+    size = file.stat().st_size
+    with pa.memory_map(str(file)) if size else pa.BufferReader(b"") as source:
+        yield source.read_buffer(size)
+
+
+def _put(path: str | os.PathLike[str], filesystem: pafs.FileSystem, place: str, content: Any) -> None:
+    """Write an object in one call, and again for ten seconds if that fails for a reason that may pass.
+
+    Arrow publishes what was written of an object when an exception closes its stream. Nothing is published if the call itself
+    fails, as long as its parts are written in the background, which is Arrow's default.
+    """
+    if isinstance(filesystem, pafs.S3FileSystem):
+        filesystem, place = open_store(_uri(path), attempts=1)
+    limit = time.monotonic() + _AGAIN_S
+    while True:
+        try:
+            with filesystem.open_output_stream(place) as sink:
+                sink.write(content)
+            return
+        except OSError as error:
+            if not is_transient(error) or time.monotonic() > limit:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def _uri(path: str | os.PathLike[str]) -> str:
+    text = path_text(path)
+    scheme = _SCHEME.match(text)
+    return text if scheme is None else f"{scheme[1]}://{text[scheme.end() :]}"
+
+
+@contextmanager
+def _reading(path: str | os.PathLike[str], filesystem: pafs.FileSystem) -> Iterator[None]:
+    """Raise RunError if an object store does not return what is there, so that it is not taken for damaged or missing."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if (
+            has_folders(filesystem) or error.errno is not None
+        ):  # of this machine: no space is left, for example
+            raise
+        raise RunError(
+            f"{_uri(path)} cannot be read ({reason_of(error)}); check the connection to the object store, and that your "
+            "credentials are allowed to read and list there."
+        ) from error
+
+
 def _size_and_digest(path: str | os.PathLike[str]) -> tuple[int, str]:
     hashed, size = xxhash.xxh3_128(), 0
     filesystem, place = resolve(path)
     local = isinstance(filesystem, pafs.LocalFileSystem)
-    with open(place, "rb") if local else filesystem.open_input_file(place) as source:
+    with (
+        _reading(path, filesystem),
+        open(place, "rb") if local else filesystem.open_input_file(place) as source,
+    ):
         while part := source.read(_PART):
             hashed.update(part)
             size += len(part)

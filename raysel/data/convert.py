@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import posixpath
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.fingerprint.files import Trust
+from raysel.core.storage import Place
 from raysel.data.files import File
 from raysel.data.formats.parquet import Parquet
 from raysel.data.listing import Listing
@@ -53,7 +51,7 @@ class Converted:
 
 def convert(
     source: Listing,
-    directory: Path,
+    directory: Place,
     trust: Trust = "content",
     note: Callable[[str], None] = lambda text: None,
 ) -> Converted:
@@ -66,8 +64,8 @@ def convert(
     ----------
     source : Listing
         Files of a format other than Parquet.
-    directory : Path
-        A local directory of this source alone.
+    directory : Place
+        A directory of this source alone.
     trust : {"content", "mtime"}
         What identifies a file of the source.
     note : callable
@@ -84,14 +82,15 @@ def convert(
     note("reading the columns")
     schema, left = _storable(source.unified.schema, source.where)
     storage.make_folder(directory)
-    filesystem = pafs.LocalFileSystem()
+    filesystem, root = storage.resolve(directory)
+    there = storage.entries(directory)
     files, written = [], 0
     for at, (file, digest) in enumerate(zip(source.files, digests, strict=True)):
         about = [_VERSION, type(source.format).__name__, file.path, digest, str(schema)]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-        name = re.sub(r"[^A-Za-z0-9.-]", "-", posixpath.basename(file.path))[:60]
-        place = directory / f"{name}-{key}.parquet"
-        if not place.exists():
+        name = re.sub(r"[^A-Za-z0-9.-]", "-", posixpath.basename(file.path))[:60] + f"-{key}.parquet"
+        place = directory / name
+        if name not in there:
             note(f"file {at + 1} of {len(digests)}")
             _write(source, file, schema, place)
             if source.digest(file, trust) != digest:
@@ -100,12 +99,14 @@ def convert(
                     f"{file.path} changed while it was converted; run again when nothing writes to it."
                 )
             written += 1
-        files.append(File(filesystem, str(place)))
-    kept = {file.path for file in files}
-    for other in directory.iterdir():
-        if str(other) not in kept:
-            storage.remove(other)
-    size = sum(os.stat(path).st_size for path in kept)
+        files.append(File(filesystem, f"{root}/{name}"))
+    kept = {posixpath.basename(file.path) for file in files}
+    size = 0
+    for name, entry in storage.entries(directory).items():
+        if name in kept:
+            size += entry.size
+        else:
+            storage.remove(directory / name)
     listing = Listing(Parquet(), tuple(files), source.where, left_out=source.left_out)
     notes = (*source.unified.notes, *left)
     return Converted(listing, tuple(digests), notes, written, size)
@@ -149,23 +150,19 @@ def _storable_type(kind: pa.DataType, name: str, where: str, empty: list[str]) -
     return kind
 
 
-def _write(source: Listing, file: File, schema: pa.Schema, place: Path) -> None:
-    partial = place.with_name(f".{place.name}.partial")
+def _write(source: Listing, file: File, schema: pa.Schema, place: Place) -> None:
     tables = _groups(source.tables(file, schema))
-    try:
+    with storage.new_file(place) as partial:
         try:
             with pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer:
                 for table in tables:
                     writer.write_table(table, row_group_size=_GROUP_ROWS)
-            os.replace(partial, place)
         except OSError as error:
             raise storage.unwritable(place, error) from error
         except pa.ArrowException as error:
             raise DataError(
                 f"The rows of {file.path} cannot be written as Parquet ({reason_of(error)})."
             ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import check_columns, materialized, plain_errors
 from raysel.core.fingerprint.files import cache_root
-from raysel.core.storage import local_output
+from raysel.core.storage import output
 from raysel.data import pipeline, shards
 from raysel.data.datasource import parquet_rows
 from raysel.data.decode import decode
@@ -106,7 +106,7 @@ def embed(
     check_dataset(dataset, "dataset to embed")
     if version is not None and not (isinstance(version, str) and version):
         raise ConfigError(f'version: {version!r} is not text; write version="1", for example.')
-    place = None if directory is None else str(local_output(directory))
+    place = None if directory is None else str(output(directory))
     written = directory is not None or hasattr(made, "load") or on_error != "raise"
     if not written:
         schema = dataset.schema(fetch_if_missing=False)

@@ -165,7 +165,7 @@ def check_label(schema: pa.Schema, label: str, where: str) -> None:
 def _read_parquet(
     listing: Listing, place: str | os.PathLike[str] | None, trust: Trust
 ) -> tuple[Dataset, pa.Schema, str]:
-    place = None if place is None else storage.local_output(place)
+    place = None if place is None else storage.output(place)
     known = RowIndex.load(place) if place is not None and storage.exists(place) else None
     index = index_parquet(listing, known, trust)
     if index.rows == 0:

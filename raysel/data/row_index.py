@@ -224,8 +224,9 @@ class RowIndex:
             }
             for file, digest in zip(self.files, digests, strict=True)
         ]
-        storage.make_folder(os.path.dirname(os.fspath(path)) or ".")
-        storage.write_json(path, {"format": _FORMAT, "files": files})
+        place = storage.output(path)
+        storage.make_folder(place.parent)
+        storage.write_json(place, {"format": _FORMAT, "files": files})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> RowIndex:

@@ -13,13 +13,14 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
-from raysel.core.storage import read_json, unwritable, write_json
+from raysel.core.storage import filled, output, read_json, unwritable, write_json
 from raysel.data.arrow_types import plain_column
 from raysel.data.decode import is_bytes, is_text
 from raysel.data.listing import warn
+from raysel.data.node_cache import on_this_node
 from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import not_finite, tensor_rows, to_numpy
-from raysel.errors import COLUMNS, DataError, first, reason_of
+from raysel.errors import COLUMNS, DataError, RunError, first, reason_of
 
 _META = "columns.json"
 Kind = Literal["array", "text", "bytes", "lists"]
@@ -73,8 +74,8 @@ def write_columns(
     ----------
     dataset : ray.data.Dataset
         Rows with ``sample_id`` and the columns.
-    directory : path
-        Every worker must be able to reach it.
+    directory : path or URI
+        Every worker must be able to reach it. From an object store, each node copies the files before its workers read them.
     columns : sequence of str
         Names of the columns.
     rows : int, optional
@@ -117,37 +118,36 @@ def write_columns(
                 f"Column '{name}' holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows (sample_id {first(bad)}). A "
                 "model that trains on such a row usually learns nothing; repair the rows, or drop them."
             )
-    target = Path(directory)
-    target.mkdir(parents=True, exist_ok=True)
-    order = np.sort(ids)
-    dense = int(order[-1]) == len(order) - 1
-    writers = [
-        _writer(target, at, about[name], len(ids), sum(part[3][at] for part in parts))
-        for at, name in enumerate(columns)
-    ]
-    if not dense:
-        _save(target / "ids.npy", order)
-    import ray
+    with filled(directory) as target:
+        order = np.sort(ids)
+        dense = int(order[-1]) == len(order) - 1
+        writers = [
+            _writer(target, at, about[name], len(ids), sum(part[3][at] for part in parts))
+            for at, name in enumerate(columns)
+        ]
+        if not dense:
+            _save(target / "ids.npy", order)
+        import ray
 
-    for block in blocks:
-        table = ray.get(block)
-        if not len(table):
-            continue
-        here = table[ID].to_numpy()
-        places = here if dense else np.searchsorted(order, here)
-        for name, writer in zip(columns, writers, strict=True):
-            writer.put(places, _coded(table[name], name, here, classes.get(name)))
-    for writer in writers:
-        writer.close()
-    write_json(
-        target / _META,
-        {
-            "rows": int(rows if rows is not None else len(ids)),
-            "stored": len(ids),
-            "columns": {names.get(name, name): asdict(kind) for name, kind in about.items()},
-            "classes": {names.get(name, name): list(known) for name, known in classes.items()},
-        },
-    )
+        for block in blocks:
+            table = ray.get(block)
+            if not len(table):
+                continue
+            here = table[ID].to_numpy()
+            places = here if dense else np.searchsorted(order, here)
+            for name, writer in zip(columns, writers, strict=True):
+                writer.put(places, _coded(table[name], name, here, classes.get(name)))
+        for writer in writers:
+            writer.close()
+        write_json(
+            target / _META,
+            {
+                "rows": int(rows if rows is not None else len(ids)),
+                "stored": len(ids),
+                "columns": {names.get(name, name): asdict(kind) for name, kind in about.items()},
+                "classes": {names.get(name, name): list(known) for name, known in classes.items()},
+            },
+        )
     return {names.get(name, name): kind for name, kind in about.items()}
 
 
@@ -170,20 +170,23 @@ class ColumnStore:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        self.directory = Path(directory)
+        self.directory = output(directory)
         try:
-            about = read_json(self.directory / _META)
-            self.columns = {name: Column(**_tuple(kind)) for name, kind in about["columns"].items()}
-            self.classes: dict[str, list[Any]] = dict(about["classes"])
-            self._rows, stored = int(about["rows"]), int(about["stored"])
-            sparse = self.directory / "ids.npy"
-            self._ids = np.load(sparse, mmap_mode="r", allow_pickle=False) if sparse.exists() else None
-            self._readers = {
-                name: _reader(self.directory, at, kind, stored)
-                for at, (name, kind) in enumerate(self.columns.items())
-            }
+            with on_this_node(self.directory) as place:
+                about = read_json(place / _META)
+                self.columns = {name: Column(**_tuple(kind)) for name, kind in about["columns"].items()}
+                self.classes: dict[str, list[Any]] = dict(about["classes"])
+                self._rows, stored = int(about["rows"]), int(about["stored"])
+                sparse = place / "ids.npy"
+                self._ids = np.load(sparse, mmap_mode="r", allow_pickle=False) if sparse.exists() else None
+                self._readers = {
+                    name: _reader(place, at, kind, stored)
+                    for at, (name, kind) in enumerate(self.columns.items())
+                }
             if self._ids is not None and len(self._ids) != stored:
                 raise ValueError("They have different numbers of rows.")
+        except RunError:  # of an object store that cannot be read, or a full disk
+            raise
         except Exception as error:  # of damaged files anything
             raise DataError(
                 f"The arrays in {self.directory} are damaged ({reason_of(error)}); remove the folder and run the workflow again."

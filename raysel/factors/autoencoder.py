@@ -26,8 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raysel.core.numbers import whole
-from raysel.core.storage import local_output, write_bytes
-from raysel.errors import ConfigError, DataError, reason_of, shown
+from raysel.core.storage import on_this_machine, output, write_bytes
+from raysel.errors import ConfigError, DataError, RunError, reason_of, shown
 from raysel.gio.distances import vectors as matrix
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class Autoencoder:
         about = {"format": FORMAT, "mode": self.mode, "k": self.k, "training": self.training}
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in _TENSORS}
         # One entry: the library keeps no order among several.
-        write_bytes(local_output(path), save(tensors, {"config": json.dumps(about)}))
+        write_bytes(output(path), save(tensors, {"config": json.dumps(about)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Autoencoder:
@@ -211,7 +211,7 @@ class Autoencoder:
         from safetensors import safe_open
 
         try:
-            with safe_open(local_output(path), framework="np") as file:
+            with on_this_machine(path) as place, safe_open(place, framework="np") as file:
                 about = json.loads((file.metadata() or {})["config"])
                 if about["format"] != FORMAT:
                     raise DataError(
@@ -220,6 +220,8 @@ class Autoencoder:
                     )
                 arrays = {name: file.get_tensor(name) for name in _TENSORS}
                 return cls(about["mode"], about["k"], **arrays, training=about["training"])
+        except RunError:  # of an object store that cannot be read
+            raise
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
         except Exception as error:  # of a file that another program has written, anything can be wrong

@@ -163,7 +163,7 @@ class State:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an Arrow IPC file, which appears under its name only when it is complete."""
-        place = storage.local_output(path)
+        place = storage.output(path)
         storage.make_folder(place.parent)
         storage.write_bytes(place, _to_ipc(self))
 

@@ -9,11 +9,10 @@ import os
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from raysel.core.storage import write_text
-from raysel.errors import DataError, RunError, first
+from raysel.core.storage import Place, output, read_json, write_text
+from raysel.errors import DataError, RunError, first, reason_of
 from raysel.report import numbers
 from raysel.report.goal import Goal, checked
 
@@ -221,19 +220,19 @@ class Ledger:
             values.get("full_samples"),
         )
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Place:
         """Write the ledger as JSON, completely or not at all. Raises RunError when it cannot be written."""
         write_text(path, json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-        return Path(path)
+        return output(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Ledger:
         """Read what ``save`` wrote. Raises RunError when the file is missing or damaged."""
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(read_json(path))
         except OSError as error:
             raise RunError(
-                f"The ledger {os.fspath(path)} cannot be read ({error.strerror or error}); "
+                f"The ledger {os.fspath(path)} cannot be read ({reason_of(error)}); "
                 "check that the run finished."
             ) from error
         except (ValueError, TypeError) as error:  # broken JSON, broken UTF-8 and DataError are ValueErrors

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from raysel.core.storage import write_bytes
+from raysel.core.storage import Place, output, write_bytes
 from raysel.report import html, numbers
 from raysel.report.figures.metrics import metric_bars, metrics_png
 from raysel.report.results import Metric, Metrics, statistic
@@ -42,10 +41,10 @@ def largest(groups: Metrics) -> Metrics:
     return {name: found for name, found in groups.items() if name in kept}
 
 
-def write_png(sets: Metrics, name: str, path: str | os.PathLike[str]) -> Path:
+def write_png(sets: Metrics, name: str, path: str | os.PathLike[str]) -> Place:
     """Write the figure of the sets as PNG, completely or not at all."""
     write_bytes(path, metrics_png(sets, name))
-    return Path(path)
+    return output(path)
 
 
 def card(sets: Metrics, title: str) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from raysel.core.storage import write_text
+from raysel.core.storage import Place, output, write_text
 from raysel.report import html
 from raysel.report.results import RunResults
 from raysel.report.sections.costs import costs_section
@@ -54,7 +53,7 @@ def render(results: RunResults) -> str:
     return html.document(f"{name} · raysel report", body)
 
 
-def write(results: RunResults, path: str | os.PathLike[str]) -> Path:
+def write(results: RunResults, path: str | os.PathLike[str]) -> Place:
     """Write the report of a run to ``path`` and return the path. The file is complete or not there.
 
     Raises
@@ -63,4 +62,4 @@ def write(results: RunResults, path: str | os.PathLike[str]) -> Path:
         If the file cannot be written.
     """
     write_text(path, render(results))
-    return Path(path)
+    return output(path)

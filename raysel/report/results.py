@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from raysel.core.storage import write_text
-from raysel.errors import DataError, RunError
+from raysel.core.storage import Place, output, read_bytes, write_text
+from raysel.errors import DataError, RunError, reason_of
 from raysel.report.goal import Goal
 from raysel.report.ledger import Ledger
 
@@ -57,11 +56,11 @@ class _Saved:
     format: int = field(default=FORMAT, kw_only=True)
     path: str = field(default="", kw_only=True, compare=False)
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str]) -> Place:
         """Write the results as JSON. The file appears under its name only when it is complete."""
         text = TypeAdapter(type(self)).dump_json(self, indent=1, exclude={"path"}).decode()
         write_text(path, text + "\n")
-        return Path(path)
+        return output(path)
 
     @classmethod
     def load(cls: type[R], path: str | os.PathLike[str]) -> R:
@@ -73,7 +72,7 @@ class _Saved:
             If the file is missing, damaged, or was written in another format.
         """
         try:
-            text = Path(path).read_bytes()
+            text = read_bytes(path)
             # The format comes first: in a file of another one, every other field may be missing or differ.
             header = TypeAdapter(_Header).validate_json(text, strict=True)
             if header.format != FORMAT:
@@ -84,7 +83,7 @@ class _Saved:
             found: R = TypeAdapter(cls).validate_json(text, strict=True)
         except OSError as error:
             raise RunError(
-                f"{path} cannot be reported ({error.strerror}); give the directory of a finished run."
+                f"{path} cannot be reported ({reason_of(error)}); give the directory of a finished run."
             ) from error
         except ValidationError as error:
             first = error.errors()[0]
@@ -93,7 +92,7 @@ class _Saved:
             raise RunError(
                 f"{path} cannot be reported: {place} is damaged ({reason}); run the workflow again."
             ) from error
-        object.__setattr__(found, "path", str(Path(path).resolve().parent))
+        object.__setattr__(found, "path", str(output(path).resolve().parent))
         return found
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from raysel.core.storage import Place
 from raysel.data.row_index import ID
 from raysel.data.store import ColumnStore
 from raysel.train.tasks.task import Facts
@@ -35,9 +35,9 @@ class TrainingData:
     def __init__(
         self,
         facts: Facts,
-        pool: Path | None,
-        validation: Path | None = None,
-        test: Path | None = None,
+        pool: Place | None,
+        validation: Place | None = None,
+        test: Place | None = None,
         *,
         seed: int = 0,
     ) -> None:

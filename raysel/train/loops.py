@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import safetensors.torch
@@ -101,7 +101,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         evaluate(task, model, data, "test", settings, device, session.rank, session.world) if tested else {}
     )
     if config["model_folder"] is not None:
-        save_model(model, Path(config["model_folder"]), session.rank)
+        save_model(model, config["model_folder"], session.rank)
     return {"history": session.history, "metrics": metrics, "goal": goal_of(task)}
 
 
@@ -221,7 +221,7 @@ class Best:
         self._weights = dict(state["weights"])
 
 
-def save_model(model: torch.nn.Module, folder: Path, rank: int) -> None:
+def save_model(model: torch.nn.Module, folder: str | os.PathLike[str], rank: int) -> None:
     """Save the trained model in ``folder``, from rank 0; every rank calls it.
 
     A model of Hugging Face is saved with ``save_pretrained``, another one's weights as ``model.safetensors``.
@@ -230,14 +230,12 @@ def save_model(model: torch.nn.Module, folder: Path, rank: int) -> None:
     if rank != 0:
         return
     bare: Any = model.module if isinstance(model, DistributedDataParallel) else model
-    storage.remove(folder)
-    place = storage.stage(folder)
-    if callable(getattr(bare, "save_pretrained", None)):
-        bare.save_pretrained(place, state_dict=weights)
-    else:
-        plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-        storage.write_bytes(place / WEIGHTS, safetensors.torch.save(plain))
-    storage.publish(folder, folder)
+    with storage.filled(folder) as place:
+        if callable(getattr(bare, "save_pretrained", None)):
+            bare.save_pretrained(place, state_dict=weights)
+        else:
+            plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+            storage.write_bytes(place / WEIGHTS, safetensors.torch.save(plain))
 
 
 def _placed(model: torch.nn.Module, settings: Any, alone: bool) -> tuple[torch.nn.Module, torch.device]:

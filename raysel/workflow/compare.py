@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,7 +21,7 @@ from raysel.cluster.connect import connect
 from raysel.cluster.errors import own_error
 from raysel.core.numbers import plain
 from raysel.core.registry import nearest
-from raysel.core.storage import write_text
+from raysel.core.storage import Place, write_text
 from raysel.dynamic.budget import Budget, tail_delta
 from raysel.dynamic.plan import Policy
 from raysel.errors import ConfigError, RunError, shown
@@ -157,7 +156,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
     return steps.check(workflow, _needs_scores(names, builtin), found)
 
 
-def write(results: CompareResults, directory: Path) -> None:
+def write(results: CompareResults, directory: Place) -> None:
     """Write the comparison as JSON, Markdown, PNG and one HTML page."""
     results.save(directory / "compare.json")
     write_text(directory / "compare.md", markdown(results))
@@ -279,7 +278,7 @@ def _train(
 
     work = train_cell.options(num_gpus=flow.train.gpus_per_worker)
     shared = ray.put((settings, samples if run.rows is None else run.rows))
-    running: dict[Any, tuple[Cell, Path]] = {}
+    running: dict[Any, tuple[Cell, Place]] = {}
     try:
         while todo or running:
             while todo:

@@ -12,14 +12,12 @@ run/
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import importlib.metadata
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -27,17 +25,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Dataset
 
 import raysel
 from raysel.cluster.shared import check_shared
 from raysel.core.arrays import positions
-from raysel.core.storage import local_output, read_json, remove, write_json
+from raysel.core.storage import (
+    Place,
+    entries,
+    exists,
+    is_folder,
+    make_folder,
+    modified,
+    output,
+    read_json,
+    remove,
+    write_json,
+)
+from raysel.core.storage import read_table as stored_table
 from raysel.errors import DataError, RunError, first, reason_of
 from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
 from raysel.workflow.inputs import Input, number
+from raysel.workflow.lock import LOCK, alone
 from raysel.workflow.validation import Drawn, draw
 
 if TYPE_CHECKING:
@@ -86,7 +96,7 @@ class Done:
     The seconds include those of interrupted attempts whose work was resumed.
     """
 
-    directory: Path
+    directory: Place
     answer: dict[str, Any]
     seconds: float
 
@@ -107,10 +117,12 @@ class RunDirectory:
         Validation rows that were drawn from the target or the pool.
     base, rows : Selection or None
         Rows of the pool that may be trained on, and those that the selectors have kept so far; None for all.
+    check_held : callable
+        Raises RunError if this process no longer holds the directory.
     """
 
     workflow: Workflow
-    out: Path
+    out: Place
     progress: Progress
     created: str = ""
     inputs: dict[str, Input] = field(default_factory=dict)
@@ -118,8 +130,9 @@ class RunDirectory:
     drawn: Drawn | None = None
     base: Selection | None = None
     rows: Selection | None = None
+    check_held: Callable[[], None] = lambda: None
 
-    def place(self, step: Step) -> tuple[Path, Any, Done | None]:
+    def place(self, step: Step) -> tuple[Place, Any, Done | None]:
         """Folder and key of a step, and what it left there; None if it did not finish."""
         key = {"step": step.name, "version": step.version, "raysel": raysel.__version__, **step.key(self)}
         directory = self.out / "steps" / f"{step.name}-{digest(key)}"
@@ -141,12 +154,13 @@ class RunDirectory:
             self.rows = Selection.load(done.directory / "selection")
         return done
 
-    def _run(self, step: Step, directory: Path, key: Any) -> Done:
+    def _run(self, step: Step, directory: Place, key: Any) -> Done:
+        self.check_held()
         earlier = _spent(directory, step.resumable)
-        for left in directory.glob("*"):
-            if left.name not in step.resumable:  # what an interrupted attempt may continue from
-                remove(left)
-        directory.mkdir(parents=True, exist_ok=True)
+        for left in entries(directory):
+            if left not in step.resumable:  # what an interrupted attempt may continue from
+                remove(directory / left)
+        make_folder(directory)
         write_json(directory / "key.json", key)
         write_json(directory / _STARTED, {"earlier": earlier})
         self.progress.note(step.title, f"{step.about} ...")
@@ -162,7 +176,8 @@ class RunDirectory:
 
     def keep(self, done: Done) -> None:
         """Write a step's answer, after which it counts as finished."""
-        done.directory.mkdir(parents=True, exist_ok=True)
+        self.check_held()
+        make_folder(done.directory)
         found = {"answer": done.answer, "seconds": done.seconds}
         write_json(done.directory / DONE, {**found, "digest": digest([done.answer, done.seconds])})
 
@@ -239,25 +254,21 @@ def digest_of(rows: Selection | None) -> str:
     return "all" if rows is None else rows.digest()
 
 
-def _spent(directory: Path, resumable: Sequence[str]) -> float:
+def _spent(directory: Place, resumable: Sequence[str]) -> float:
     """Return the seconds that interrupted attempts took, up to the last file that the next one resumes from."""
     started = directory / _STARTED
     try:
-        earlier, began = float(read_json(started)["earlier"]), started.stat().st_mtime
+        earlier, began = float(read_json(started)["earlier"]), modified(started)
     except FileNotFoundError:
         return 0.0
     except (OSError, LookupError, TypeError, ValueError, OverflowError) as error:
         raise damaged(started, error) from error
-    times = [began]
-    for name in resumable:
-        times += [file.stat().st_mtime for file in (directory / name).rglob("*") if file.is_file()]
-    return earlier + max(times) - began if len(times) > 1 else 0.0
+    last = max((modified(directory / name) for name in resumable), default=0.0)
+    return earlier + max(last - began, 0.0) if last else 0.0
 
 
-def _finished(directory: Path) -> Done | None:
+def _finished(directory: Place) -> Done | None:
     file = directory / DONE
-    if not file.exists():
-        return None
     try:
         left = read_json(file)
         if "digest" not in left:  # by an earlier version; the step runs again
@@ -265,19 +276,21 @@ def _finished(directory: Path) -> Done | None:
         if left["digest"] != digest([left["answer"], left["seconds"]]):
             raise ValueError("Its content does not match its digest.")
         return Done(directory, left["answer"], left["seconds"])
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise damaged(file, error) from error
 
 
-def damaged(file: Path, error: Exception) -> RunError:
+def damaged(file: Place, error: Exception) -> RunError:
     """Return the error for a file of a step's folder that cannot be read."""
     return RunError(f"{file} is damaged ({reason_of(error)}); remove the folder {file.parent} and run again.")
 
 
-def read_table(file: Path) -> pa.Table:
+def read_table(file: Place) -> pa.Table:
     """Return a Parquet file of a step's folder. Raises RunError if it is damaged."""
     try:
-        return pq.read_table(file)
+        return stored_table(file)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise damaged(file, error) from error
 
@@ -297,7 +310,7 @@ def open_run(
 
     Parameters
     ----------
-    out : path, optional
+    out : path or URI, optional
         By default ``runs/NAME``.
     fresh : bool
         Remove what earlier runs left in it.
@@ -305,18 +318,16 @@ def open_run(
     Raises
     ------
     ConfigError
-        If ``out`` is on an object store.
+        If ``out`` cannot be written to.
     RunError
         If the directory holds something else, was written in another format, another process is at work in it, or a
         node of the cluster does not see it.
     """
-    directory = (Path("runs") / workflow.name if out is None else local_output(out)).resolve()
+    directory = (Path("runs") / workflow.name if out is None else output(out)).resolve()
+    progress = progress or Progress()
     _check(directory, fresh)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
-    with _alone(directory):
+    make_folder(directory)
+    with alone(directory, lambda text: progress.done("waiting", text)) as check_held:
         _check(directory, fresh)  # another process may have come first
         if fresh:
             for name in (
@@ -324,7 +335,7 @@ def open_run(
                 _MANIFEST,
             ):  # the manifest last: the rest of a killed --fresh is still a run's
                 remove(directory / name)
-        run = RunDirectory(workflow, directory, progress or Progress())
+        run = RunDirectory(workflow, directory, progress, check_held=check_held)
         run.created = _claim(directory, workflow)
         check_shared(directory)
         run.inputs, changed = number(workflow, directory, lambda text: run.progress.note("inputs", text))
@@ -339,7 +350,7 @@ def open_run(
         yield run
 
 
-def manifest(directory: Path) -> dict[str, Any] | None:
+def manifest(directory: Place) -> dict[str, Any] | None:
     """Manifest of a run directory, None if it is not one. Raises RunError if it is damaged or of another format."""
     path = directory / _MANIFEST
     found = _read_manifest(path)
@@ -355,36 +366,35 @@ def manifest(directory: Path) -> dict[str, Any] | None:
     return found
 
 
-def _read_manifest(path: Path) -> dict[str, Any] | None:
+def _read_manifest(path: Place) -> dict[str, Any] | None:
     """Return the manifest of a run of raysel; {} for a damaged one, None for another file or none."""
-    if not path.is_file():
-        return None
     try:
         found = read_json(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except (OSError, ValueError):
         # A manifest is written completely or not at all, so that this is one only where a run has left its steps too.
-        return {} if (path.parent / "steps").is_dir() and (path.parent / "index").is_dir() else None
+        return {} if is_folder(path.parent / "steps") and is_folder(path.parent / "index") else None
     ours = isinstance(found, dict) and (found.get("kind") == _KIND or found.keys() >= _FORMAT_1)
     return found if ours else None
 
 
-def _check(directory: Path, fresh: bool) -> None:
+def _check(directory: Place, fresh: bool) -> None:
     """Raise RunError unless the directory is empty, missing, or a run's."""
-    if not os.path.exists(directory):  # pathlib raises for a name that is too long
+    if not exists(directory):
         return
-    if directory.is_dir() and _read_manifest(directory / _MANIFEST) is not None:
+    if is_folder(directory) and _read_manifest(directory / _MANIFEST) is not None:
         if not fresh:
             manifest(directory)
         return
-    left = [] if not directory.is_dir() else [left.name for left in directory.iterdir()]
     # A process that was killed in its first moments leaves no more than this.
-    if not directory.is_dir() or any(
-        name != ".lock" and not name.startswith(f".{_MANIFEST}.") for name in left
+    if not is_folder(directory) or any(
+        not name.startswith((LOCK, f".{_MANIFEST}.")) for name in entries(directory)
     ):
         raise RunError(f"{directory} is not empty and not a run directory of raysel; choose another --out.")
 
 
-def _claim(directory: Path, workflow: Workflow) -> str:
+def _claim(directory: Place, workflow: Workflow) -> str:
     """Make the directory a run's; returns when it was made."""
     found = manifest(directory)
     if found is None:
@@ -397,30 +407,8 @@ def _claim(directory: Path, workflow: Workflow) -> str:
         }
         write_json(directory / _MANIFEST, found)
     for name in ("index", "steps", "results"):
-        (directory / name).mkdir(exist_ok=True)
+        make_folder(directory / name)
     return str(found["created"])
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold the directory's lock, which ends with this process however it ends."""
-    try:
-        lock = open(directory / ".lock", "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise RunError(f"{directory} cannot be written ({error.strerror}); choose another --out.") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise RunError(
-                    f"{directory} is in use by another process; wait until that process ends, or choose another --out."
-                ) from error
-            raise RunError(
-                f"{directory} is on a file system without locks ({error.strerror}), so two runs could mix there; choose "
-                "an --out on a file system with locks."
-            ) from error
-        yield
 
 
 def versions() -> dict[str, str]:

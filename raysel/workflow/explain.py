@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
+from raysel.core.storage import Place, exists, output
 from raysel.data.row_index import ID
 from raysel.errors import ConfigError, RunError
 from raysel.report.results import RunResults
@@ -41,12 +43,12 @@ def explain(run: str | os.PathLike[str], sample: int | None = None) -> str:
     ConfigError
         If the pool has no such row.
     """
-    selection = _selection(Path(run))
+    selection = _selection(output(run))
     return _reasons(selection) if sample is None else _sample(selection, sample)
 
 
-def _selection(run: Path) -> Selection:
-    if manifest(run) is None or not (run / "results.json").exists():
+def _selection(run: Place) -> Selection:
+    if manifest(run) is None or not exists(run / "results.json"):
         raise RunError(
             f"{run} is not the directory of a finished run; give one that 'raysel run' has written."
         )
@@ -54,7 +56,9 @@ def _selection(run: Path) -> Selection:
     if chosen is None or not chosen.folder:
         raise RunError(f"The last run in {run} has no selection, because it trained on the complete pool.")
     folder = run / chosen.folder
-    if not folder.resolve().is_relative_to(run.resolve()):
+    # A link in it could lead out too.
+    inside = not isinstance(run, Path) or Path(folder).resolve().is_relative_to(run.resolve())
+    if not inside or not re.fullmatch(r"steps/(?!\.)[^/]+/selection", chosen.folder):
         raise RunError(
             f"{run / 'results.json'} is damaged: it names a folder outside of {run}; run the workflow again."
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
+from raysel.core.storage import Place, exists
 from raysel.data.convert import Converted, convert
 from raysel.data.datasource import parquet_dataset
 from raysel.data.formats.parquet import read_pieces
@@ -241,7 +241,7 @@ class Input:
 
 
 def number(
-    workflow: Workflow, directory: Path, note: Callable[[str], None] = lambda text: None
+    workflow: Workflow, directory: Place, note: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[str, Input], list[str]]:
     """Fix the ids of every role's rows.
 
@@ -251,7 +251,7 @@ def number(
 
     Parameters
     ----------
-    directory : Path
+    directory : Place
         The run directory. Indexes are in ``index``, converted files in ``inputs``.
     note : callable
         Progress callback; receives a short status string.
@@ -270,7 +270,7 @@ def number(
         # An index per list of paths: what another workflow in the same directory reads changes no id.
         name = f"{role}-{hashlib.sha256(repr(rows.paths).encode()).hexdigest()[:8]}"
         file = directory / "index" / f"{name}.json"
-        known = RowIndex.load(file) if file.exists() else None
+        known = RowIndex.load(file) if exists(file) else None
         try:
             found = numbered(role, rows, directory / "inputs" / name, known, note)
         except DataError as error:
@@ -286,7 +286,7 @@ def number(
 def numbered(
     role: str,
     rows: Rows,
-    place: Path,
+    place: Place,
     known: RowIndex | None,
     note: Callable[[str], None],
     again: bool = True,
@@ -295,7 +295,7 @@ def numbered(
 
     Parameters
     ----------
-    place : Path
+    place : Place
         Folder for converted files.
     known : RowIndex, optional
         Index of an earlier run.

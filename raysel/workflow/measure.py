@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 import raysel
 from raysel.cluster.connect import connect
 from raysel.cluster.shared import check_shared
-from raysel.core.storage import local_output, make_folder, write_text
+from raysel.core.storage import Place, exists, make_folder, output, remove, write_table, write_text
 from raysel.data.datasource import parquet_dataset
 from raysel.data.row_index import RowIndex
 from raysel.errors import ConfigError, DataError, StateError
@@ -86,7 +85,7 @@ def measure(
         )
     steps.check(flow)
     connect(address)
-    directory = (Path("runs") / f"{flow.name}-measure" if out is None else local_output(out)).resolve()
+    directory = (Path("runs") / f"{flow.name}-measure" if out is None else output(out)).resolve()
     make_folder(directory)
     check_shared(directory)
     progress = progress or Progress()
@@ -111,7 +110,7 @@ def measure(
 
     kept = {name: _kept(directory / _STATES[name], rule.binding, group) for name, group in wanted.items()}
     known = None
-    if (directory / "index.json").exists() and all(state is not None for state in kept.values()):
+    if exists(directory / "index.json") and all(state is not None for state in kept.values()):
         known = RowIndex.load(directory / "index.json")
         found = pool(known)
     index = found.index
@@ -128,18 +127,18 @@ def measure(
     progress.done("measure", f"{len(new)} files read{reused}")
 
     states = {name: state for name, state in kept.items() if state is not None}
-    (directory / "index.json").unlink(missing_ok=True)  # what is half written is measured again
+    remove(directory / "index.json")  # what is half written is measured again
     for name, state in states.items():
         state.save(directory / _STATES[name])
     index.save(directory / "index.json")
     sets = {"pool": finalize(states["sets"], rule.metrics)}
     if target is not None:
         sets["target"] = rule.measure(target)
-    pq.write_table(side_by_side(sets), directory / "sets.parquet")
+    write_table(directory / "sets.parquet", side_by_side(sets))
     by_group: dict[str, list[Metric]] = {}
     if "groups" in states:
         table = finalize(states["groups"], rule.metrics)
-        pq.write_table(table.replace_schema_metadata(None), directory / "groups.parquet")
+        write_table(directory / "groups.parquet", table.replace_schema_metadata(None))
         for row in table.to_pylist():
             group = row.pop("group")
             by_group.setdefault("null" if group is None else group, []).append(Metric(**row))
@@ -161,9 +160,9 @@ def _metrics(table: pa.Table) -> tuple[Metric, ...]:
     return tuple(Metric(**row) for row in table.to_pylist())
 
 
-def _kept(path: Path, binding: raysel.gime.Binding, by: Any) -> State | None:
+def _kept(path: Place, binding: raysel.gime.Binding, by: Any) -> State | None:
     """Return an earlier state with the same binding and grouping; None if there is none."""
-    if not path.exists():
+    if not exists(path):
         return None
     try:
         state = State.load(path)

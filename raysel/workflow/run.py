@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import raysel
 from raysel.cluster.connect import connect
-from raysel.core.storage import local_output
+from raysel.core.storage import Place, entries, is_folder, output
 from raysel.errors import RunError
 from raysel.report import page
 from raysel.report.ledger import Ledger, LedgerEntry
@@ -54,9 +53,9 @@ def run(
     ----------
     workflow : Workflow or path
         A workflow file, or what `raysel.workflow.config.load` returned for one.
-    out : path, optional
-        The run directory, by default ``runs/NAME``. Steps that an earlier run finished there with the same
-        settings, code and data are not run again.
+    out : path or URI, optional
+        The run directory, by default ``runs/NAME``; it can be on an object store, as ``s3://bucket/runs``. Steps
+        that an earlier run finished there with the same settings, code and data are not run again.
     fresh : bool
         Remove the results of earlier runs from the directory.
     address : str, optional
@@ -105,9 +104,9 @@ def run(
     return left
 
 
-def report(directory: str | os.PathLike[str]) -> Path:
+def report(directory: str | os.PathLike[str]) -> Place:
     """Write ``report.html`` of a finished run from its ``results.json``. Raises RunError if there is none."""
-    place = local_output(directory)
+    place = output(directory)
     return page.write(RunResults.load(place / "results.json"), place / "report.html")
 
 
@@ -124,11 +123,12 @@ def runs(directory: str | os.PathLike[str]) -> list[tuple[RunResults, list[tuple
     RunError
         If the directory is not a run's.
     """
-    place = local_output(directory)
+    place = output(directory)
     if manifest(place) is None:
         raise RunError(f"{place} is not a run directory; give one that 'raysel run' has written.")
-    files = sorted((place / "results").glob("*.json"), key=lambda file: file.stat().st_mtime_ns)
-    found = [RunResults.load(file) for file in files]
+    there = {name: entry for name, entry in entries(place / "results").items() if name.endswith(".json")}
+    files = sorted((name for name in there if name[0] != "."), key=lambda name: there[name].mtime_ns)
+    found = [RunResults.load(place / "results" / name) for name in files]
     return [
         (one, difference(found[0].config, one.config) if one.config != found[0].config else [])
         for one in found
@@ -239,9 +239,9 @@ def _chosen(run: RunDirectory) -> Chosen | None:
 
 def _folder(run: RunDirectory) -> str:
     """Return the folder of the last step that selected rows, in the run directory."""
-    made = [done.directory for done in run.finished.values() if (done.directory / "selection").is_dir()]
+    made = [done.directory for done in run.finished.values() if is_folder(done.directory / "selection")]
     made = [folder for folder in made if not folder.name.startswith("random-")]
-    return str(made[-1].relative_to(run.out) / "selection") if made else ""
+    return f"steps/{made[-1].name}/selection" if made else ""
 
 
 def _usage(run: RunDirectory) -> Usage | None:

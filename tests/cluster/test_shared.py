@@ -9,17 +9,21 @@ import sys
 import pytest
 
 from raysel.cluster import shared
+from raysel.core import storage
 from raysel.errors import ResourceError, RunError
 
 
 def test_a_node_reads_and_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(shared, "_APPEAR_S", 0.1)
     (tmp_path / "name").write_text("name")
-    assert (
-        shared._probe(str(tmp_path), "name", "node") == "" and (tmp_path / "name-node").read_text() == "node"
-    )
-    assert shared._probe(str(tmp_path), "other", "node") == "it does not see files that were written here"
-    assert shared._probe(str(tmp_path / "name"), "name", "node") == "Not a directory"
+    assert shared._probe(tmp_path, "name", "node") == "" and (tmp_path / "name-node").read_text() == "node"
+    assert shared._probe(tmp_path, "other", "node") == "it does not see files that were written here"
+    assert shared._probe(tmp_path / "name", "name", "node") == "Not a directory"
+    monkeypatch.setenv(
+        "AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9"
+    )  # a node without the settings of the others
+    found = shared._probe(storage.output("s3://bucket/run"), "name", "node")
+    assert "s3://bucket/run/name cannot be read (there is no connection, or no reply)" in found
 
 
 def test_the_nodes_are_named(cluster, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysel import Selection
+from raysel.core import storage
 from raysel.errors import ConfigError, DataError, ResourceError, RunError
 from raysel.report.results import RunResults
-from raysel.workflow import config, steps
+from raysel.workflow import config, lock, steps
+from raysel.workflow.explain import explain
 from raysel.workflow.load import load_check
-from raysel.workflow.run import Progress, report, run
+from raysel.workflow.run import Progress, report, run, runs
 from raysel.workflow.steps import train
 from tests.golden import results as golden
 
@@ -119,6 +122,50 @@ def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
     results = run(flow, tmp_path / "run")
     assert chosen_in(tmp_path / "run").stat().st_mtime_ns == before
     assert list(results.arms) == ["chain"] and len(results.arms["chain"].epochs) == 2
+
+
+def test_a_run_on_an_object_store_makes_the_same_selection_and_resumes(
+    cluster, finished, quickstart, s3, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lock, "_RENEW_S", 0.2)
+    settings = quickstart()
+    for role in ("pool", "target", "test"):
+        storage.write_bytes(f"{s3}/data/{role}.parquet", Path(settings.rows(role).path).read_bytes())
+    paths = [f"{role}.path={s3}/data/{role}.parquet" for role in ("pool", "target", "test")]
+    flow = quickstart(*paths, "train.epochs=2", "controls=[]", "train.workers=1", "train.cpus_per_worker=0.5")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "fit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(flow, f"{s3}/run")
+    results = run(flow, Path(f"{s3}/run"))
+    out = storage.output(f"{s3}/run")
+    assert results.path == str(out) and len(results.arms["chain"].epochs) == 2
+    selection = out / results.selection.folder
+    local, _ = finished
+    for name in ("selection.parquet", "dropped.parquet"):  # the information names the digests of the files
+        assert storage.read_bytes(selection / name) == (chosen_in(local) / name).read_bytes()
+    there = set(storage.entries(out))
+    assert there == {
+        "index",
+        "ledger.json",
+        "manifest.json",
+        "report.html",
+        "results",
+        "results.json",
+        "steps",
+    }
+    steps_there = storage.entries(out / "steps")
+    assert all(storage.exists(out / "steps" / name / "done.json") for name in steps_there)
+    train_step = next(name for name in steps_there if name.startswith("train-chain-"))
+    checkpoints = storage.entries(out / "steps" / train_step / "ray" / train_step)
+    assert [name for name in checkpoints if name.startswith("checkpoint_")]
+    capsys.readouterr()
+    assert run(flow, out) == results == RunResults.load(out / "results.json")
+    lines = capsys.readouterr().err.splitlines()[3:]
+    assert len(lines) == len(steps_there) and all("  reused" in line for line in lines)
+    assert "455" in explain(out) and len(runs(out)) == 1 and storage.exists(report(out))
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_step_that_failed_leaves_nothing_that_looks_finished(cluster, quickstart, tmp_path, monkeypatch):

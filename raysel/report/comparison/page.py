@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from itertools import accumulate
-from pathlib import Path
 
-from raysel.core.storage import write_bytes
+from raysel.core.storage import Place, output, write_bytes
 from raysel.report import html
 from raysel.report.comparison.findings import findings, headline, notes
 from raysel.report.comparison.rows import rows
@@ -24,10 +23,10 @@ from raysel.report.sections.provenance import configuration, versions
 from raysel.report.sections.training import NO_VALIDATION
 
 
-def write_png(results: CompareResults, path: str | os.PathLike[str]) -> Path:
+def write_png(results: CompareResults, path: str | os.PathLike[str]) -> Place:
     """Write the two figures of the page side by side as one PNG, completely or not at all."""
     write_bytes(path, comparison_png(_drawn(results), results.name, results.goal, len(results.seeds)))
-    return Path(path)
+    return output(path)
 
 
 def render(results: CompareResults) -> str:

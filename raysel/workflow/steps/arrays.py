@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from raysel.core.storage import Place, make_folder
+from raysel.data.node_cache import cache_folder
 from raysel.data.store import Column, classes_of, column_of, write_columns
 from raysel.errors import ConfigError
 from raysel.selection import Selection
@@ -69,7 +71,7 @@ class Arrays(Step):
             "validation": run.drawn and run.drawn.key,
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Write a folder of arrays per role; return the classes and what the columns hold."""
         task = made(run.workflow)
         column = class_column(task)
@@ -95,7 +97,7 @@ class Arrays(Step):
         return [role for role in wanted if role in run.inputs]
 
     def _write(
-        self, run: RunDirectory, directory: Path, role: str, columns: list[str], known: dict[str, list[Any]]
+        self, run: RunDirectory, directory: Place, role: str, columns: list[str], known: dict[str, list[Any]]
     ) -> dict[str, Column]:
         """Write the rows of a role, under the pool's name of the label."""
         source = run.drawn.role if role == "validation" and run.drawn is not None else role
@@ -150,7 +152,14 @@ def streams(run: RunDirectory) -> bool:
     wanted = run.workflow.train.data
     if wanted != "auto":
         return wanted == "stream"
-    return size(run) > shutil.disk_usage(run.out).free // 2
+    return size(run) > _disk(run) // 2
+
+
+def _disk(run: RunDirectory) -> int:
+    """Return the free bytes where the files would be: those from an object store are copied to each node."""
+    place = run.out if isinstance(run.out, Path) else cache_folder()
+    make_folder(place)
+    return shutil.disk_usage(place).free
 
 
 def size(run: RunDirectory) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import ray
 
 import raysel
+from raysel.core.storage import Place
 from raysel.dynamic.plan import Policy
 from raysel.selection import Selection
 from raysel.workflow.directory import RunDirectory, digest_of
@@ -62,7 +62,7 @@ class Cell(Step):
             "max_steps": self.max_steps,
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Cells run as Ray tasks, many at once: see :func:`train_cell`."""
         raise NotImplementedError
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raysel.cluster.blocks import gather
+from raysel.core.storage import Place
 from raysel.data.row_index import ID
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.steps.step import Step
@@ -37,7 +37,7 @@ class Classes(Step):
             "validation": run.drawn and run.drawn.key,
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Return ``classes``: label, and rows in the pool, kept and in the target."""
         flow = run.workflow
         label = str(flow.pool.label)

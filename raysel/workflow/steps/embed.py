@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,6 +12,7 @@ import ray
 
 import raysel
 from raysel.core.fingerprint import fingerprint, library_versions
+from raysel.core.storage import Place
 from raysel.data import pipeline
 from raysel.data.decode import decoder_versions, is_bytes, is_text
 from raysel.data.embedders.build import as_embedder, make_embedder, named_embedder
@@ -93,7 +93,7 @@ class Embed(Step):
             | (decoder_versions() if images else {}),
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Fit the embedder on the pool and compute the vectors of every role."""
         settings = self.settings
         inputs = {role: run.pool() if role == "pool" else run.target() for role in self.roles}

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 
 import raysel
 from raysel.cluster.blocks import gather, plain_errors
 from raysel.core.arrays import positions
 from raysel.core.fingerprint import library_versions
+from raysel.core.storage import Place, write_table
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING
 from raysel.errors import ConfigError
@@ -67,7 +66,7 @@ class Factors(Step):
             "versions": library_versions("numpy", "torch", "scipy"),
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Write the autoencoder, the scores and the pairs of rare units and rows."""
         options = asdict(self.settings)
         top_fraction = options.pop("top_fraction")
@@ -82,8 +81,8 @@ class Factors(Step):
             _labelled, fn_args=(ray.put(labels),), batch_format="pyarrow", batch_size=None
         )
         found = scored(plain_errors(labelled), autoencoder, EMBEDDING, _LABEL, top_fraction)
-        pq.write_table(found.table, directory / SCORES)
-        pq.write_table(found.pairs, directory / RARE)
+        write_table(directory / SCORES, found.table)
+        write_table(directory / RARE, found.pairs)
         return {
             "scored": json.loads(found.table.schema.metadata[b"raysel.factors"]),
             "rare_units": found.rare,

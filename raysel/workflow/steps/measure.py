@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Dataset
 
 import raysel
@@ -17,6 +15,7 @@ from raysel.cluster.blocks import gather
 from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.core.parameters import describe
+from raysel.core.storage import Place, write_table
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.gime import Sensitivity, columns, partial, proxy
 from raysel.gime.metrics import metric_functions
@@ -115,7 +114,7 @@ class Measure(Step):
             "versions": library_versions("numpy", "pyarrow", "scikit-learn"),
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Write ``sets.parquet`` and, if rows are selected, the selection.
 
         Raises
@@ -133,7 +132,7 @@ class Measure(Step):
             run.progress.note(self.title, "training small models to find thresholds")
             found = _calibrate(run, settings, rule, pool)
             for name in ("correlations", "evidence", "subsets"):
-                pq.write_table(getattr(found, name), directory / f"{name}.parquet")
+                write_table(directory / f"{name}.parquet", getattr(found, name))
             if not found.thresholds and not settings.thresholds:
                 raise RunError(
                     "gime.calibrate: No threshold was shown to keep the score above "
@@ -156,7 +155,7 @@ class Measure(Step):
             }
         if run.workflow.target is not None:
             sets["target"] = rule.measure(run.target())
-        pq.write_table(side_by_side(sets), directory / "sets.parquet")
+        write_table(directory / "sets.parquet", side_by_side(sets))
         return answer | {"sets": {name: table.to_pylist() for name, table in sets.items()}}
 
 

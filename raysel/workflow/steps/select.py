@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ from raysel.cluster.blocks import gather
 from raysel.core.arrays import positions
 from raysel.core.budgets import budget_rows
 from raysel.core.fingerprint import library_versions
+from raysel.core.storage import Place
 from raysel.data.row_index import ID
 from raysel.errors import COLUMNS, ConfigError, DataError, RayselError, first
 from raysel.gio.distributed import rows_of_bytes
@@ -75,7 +75,7 @@ class Select(Step):
             "versions": library_versions("numpy", "scikit-learn"),
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Save the selection, as one from the complete pool."""
         before = run.rows
         selector = self._make(run)
@@ -140,7 +140,7 @@ class RandomRows(Step):
             "seed": run.workflow.seed,
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Save the random selection."""
         pool = run.among(run.base)
         chosen = raysel.Random(run.count(run.rows), seed=run.workflow.seed).select(pool)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
+from raysel.core.storage import Place
 from raysel.workflow.directory import RunDirectory
 from raysel.workflow.inputs import Look
 
@@ -48,6 +48,6 @@ class Step:
         """Return everything that decides the result, as JSON types."""
         raise NotImplementedError
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Fill the empty folder ``directory`` and return the answer, as JSON types."""
         raise NotImplementedError

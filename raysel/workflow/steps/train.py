@@ -12,6 +12,7 @@ import raysel
 from raysel.cluster.code import load_function, load_object
 from raysel.cluster.wait import wait_for_workers
 from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
+from raysel.core.storage import Place, is_folder, resolve
 from raysel.data.row_index import ID
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
@@ -84,7 +85,7 @@ class Train(Step):
             "seed": run.workflow.seed,
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Train, from the last checkpoint in the folder if there is one."""
         policy, rows, max_steps = self._task(run)
         return fit(
@@ -229,7 +230,7 @@ def loop_config(run: RunDirectory) -> dict[str, Any]:
     """Return what the training loop gets wherever it runs, apart from the selection and the seed."""
     settings, folder = run.workflow.train, run.finished["arrays"].directory
     places = {role: folder / role for role in ("pool", "validation", "test")}
-    data = {role: place if place.is_dir() else None for role, place in places.items()}
+    data = {role: place if is_folder(place) else None for role, place in places.items()}
     return {
         "data": {"facts": facts(run, load_factory(settings)), **data},
         "task": made(run.workflow),
@@ -255,7 +256,7 @@ def fit(
     run: RunDirectory,
     policy: Policy,
     rows: Selection | None,
-    directory: Path,
+    directory: Place,
     *,
     name: str,
     max_steps: int | None = None,
@@ -287,6 +288,7 @@ def fit(
     if max_steps is not None:
         epochs = epochs_for(count, settings.batch_size * settings.workers * settings.accumulate, max_steps)
     config = loop_config(run)
+    filesystem, path_on_it = resolve(directory / "ray")
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
@@ -312,7 +314,8 @@ def fit(
             ),
             run_config=RunConfig(
                 name=name,
-                storage_path=str(directory / "ray"),
+                storage_path=path_on_it,
+                storage_filesystem=filesystem,
                 failure_config=FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=CheckpointConfig(num_to_keep=2),
             ),

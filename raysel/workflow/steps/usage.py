@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 import raysel
 from raysel.cluster.blocks import gather
 from raysel.core.arrays import positions
+from raysel.core.storage import Place, is_folder
 from raysel.data.row_index import ID
 from raysel.data.store import ColumnStore
 from raysel.dynamic.plan import Policy
@@ -54,7 +54,7 @@ class Usage(Step):
             "seed": flow.seed,
         }
 
-    def run(self, run: RunDirectory, directory: Path) -> dict[str, Any]:
+    def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Return ``policies``, ``alpha`` and ``extremes``; nothing where there are too many samples."""
         count = run.count(run.rows)
         ids = np.arange(count) if run.rows is None else run.rows.ids
@@ -104,7 +104,7 @@ def _extremes(run: RunDirectory, ids: np.ndarray, selected: np.ndarray) -> Extre
     folder = run.finished["arrays"].directory / "pool"
     task = made(run.workflow)
     column = class_column(task)
-    if column is None or not folder.is_dir():  # of streamed rows nothing is at hand
+    if column is None or not is_folder(folder):  # of streamed rows nothing is at hand
         return None
     arrays = ColumnStore(folder)
     labels = arrays.column(column, ids)
