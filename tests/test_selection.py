@@ -198,14 +198,14 @@ def test_a_selector_is_made_before_it_selects():
         ):
             cls(1).select(*arguments)
     with pytest.raises(ConfigError, match=r"or use raysel.gio.exact_select, which takes arrays"):
-        GIO(1).select(np.eye(2), np.eye(2))
+        GIO(1.0).select(np.eye(2), np.eye(2))
     for pool, sentence in (
         (example(), "apply the selection"),
         ("pool.parquet", "make one with raysel.read"),
         (None, "None; make"),
     ):
         with pytest.raises(ConfigError, match=f"The pool must be a Ray Dataset, not .*{sentence}"):
-            Random(1).select(pool)
+            Random(1.0).select(pool)
 
 
 def test_random_subsets_are_nested_and_stratified_ones_keep_the_shares():
@@ -254,14 +254,14 @@ def test_a_column_that_cannot_hold_ids_is_refused(cluster):
     ):  # fmt: skip
         odd = ray.data.from_arrow(pa.table({"sample_id": ids, "v": [0.5, 1.0]}))
         for use in (
-            lambda odd=odd: Random(1).select(odd),
+            lambda odd=odd: Random(1.0).select(odd),
             lambda odd=odd: Selection.of([1]).rows(odd),
-            lambda odd=odd: GIO(1, column="v").select(odd, odd),
+            lambda odd=odd: GIO(1.0, column="v").select(odd, odd),
         ):
             with pytest.raises(DataError, match=f"Column 'sample_id' of the (pool|dataset) {sentence}"):
                 use()
     with pytest.raises(DataError, match="Column 'sample_id' of the pool holds ids, not vectors"):
-        GIO(1, column="sample_id").select(narrow, narrow)
+        GIO(1.0, column="sample_id").select(narrow, narrow)
 
 
 def test_values_that_define_no_strata_are_refused():

@@ -1,4 +1,4 @@
-"""Look-ups in sorted arrays."""
+"""Look-ups in sorted arrays, and vectors of unit length."""
 
 from __future__ import annotations
 
@@ -38,3 +38,10 @@ def positions(
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
     places = np.minimum(np.searchsorted(ascending, wanted), len(ascending) - 1)
     return places, ascending[places] == wanted
+
+
+def unit(rows: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return rows (n, d) scaled to unit length as float32; a zero vector stays one."""
+    wide = np.asarray(rows, np.float64)
+    length = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
+    return (wide / np.where(length > 0, length, 1.0)).astype(np.float32)

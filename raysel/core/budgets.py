@@ -15,6 +15,7 @@ from raysel.errors import ConfigError, shown
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_ONE_ROW = 1e-9
 _AMOUNT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+|%)?\s*", re.ASCII)
 
 
@@ -45,7 +46,17 @@ def check_budget(budget: Any, in_bytes: bool = False) -> float | int | str:
             raise ConfigError(f"budget: {budget} is not a share in (0, 1]. {_advice(budget, in_bytes)}")
     elif budget < 1:
         raise ConfigError(f"budget: {budget} rows are too few; select at least 1.")
+    elif budget == 1:
+        raise ConfigError(
+            f"budget: 1 can mean one row or all rows. Write 1.0 for all rows, or {_ONE_ROW:g} for one row: a share that is rounded "
+            "up to one row."
+        )
     return budget
+
+
+def budget_of(rows: int) -> float | int:
+    """Return the budget that selects a number of rows."""
+    return rows if rows > 1 else _ONE_ROW
 
 
 def budget_rows(budget: float | int, rows: int) -> int:

@@ -14,25 +14,26 @@ import ray
 from ray.data import Dataset
 from ray.util import ActorPool
 
-from raysel.cluster.blocks import column_names, map_blocks, stream_blocks
+from raysel.cluster.blocks import map_blocks
 from raysel.cluster.errors import unwrap_errors
-from raysel.core.budgets import arrow_bytes, budget_rows, check_budget, parse_bytes
+from raysel.core.budgets import check_budget
 from raysel.core.parameters import check_fields
-from raysel.data.identity import check_dataset, identity
+from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
-from raysel.data.vector_blocks import VectorBlocks, vector_blocks
+from raysel.data.vector_blocks import VectorBlocks
 from raysel.data.vectors import EMBEDDING, as_matrix
-from raysel.errors import ConfigError, DataError, first
+from raysel.errors import ConfigError
 from raysel.gio.gradient import gradient_select
 from raysel.gio.greedy import Picks, Stop, exact_select
 from raysel.gio.kl import Estimator, check_rank
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids
-from raysel.selection import Selection, check_selection, coded_text, on_instances
+from raysel.quotas import PerClass, check_per_class
+from raysel.selection import Selection, coded_text, on_instances
+from raysel.selector_inputs import AVOIDED, TARGET_ROWS, Inputs, nearer_to_avoid, open_inputs
 
 _POINTS_PER_CENTROID = 256  # k-means learns from so many sampled rows per centroid, as FAISS does by default
 _SAMPLE_ROWS, _SAMPLE_NUMBERS = 1 << 20, 1 << 27  # and from no more than these: 512 MB
 _ARRAYS = "raysel.gio.exact_select"  # takes arrays
-_TARGET_ROWS = 20_000  # more target rows are sampled, which bounds the distance matrix
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class GIO:
         Column with the vectors.
     seed : int
         Seed of all random numbers. In a workflow, the default is the seed of the workflow; in Python, it is 0.
+    per_class : {"uniform", "pool", "target"} or dict of str to float, optional
+        Rows per class: ``uniform`` for equally many rows, ``pool`` or ``target`` for the proportions of the
+        pool or of the target, or a mapping from each class to its share. If a class has too few rows, the other classes
+        get more rows. By default, the classes are not used.
+    label : str, optional
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
 
     Raises
     ------
@@ -98,14 +105,18 @@ class GIO:
     within: Literal["random", "nearest"] = "random"
     column: str = EMBEDDING
     seed: int = 0
+    per_class: PerClass | None = None
+    label: str | None = None
     title: ClassVar[str] = "GIO"
     uses_vectors: ClassVar[bool] = True
     uses_target: ClassVar[bool] = True
+    uses_avoid: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
         object.__setattr__(self, "budget", check_budget(self.budget, in_bytes=True))
         check_fields(self)
+        check_per_class(self.per_class)
         if self.clusters is not None and self.clusters < 1:
             raise ConfigError(
                 f"clusters: {self.clusters} is not a number of clusters; give at least 1, or None to select single rows."
@@ -121,7 +132,9 @@ class GIO:
             )
 
     @on_instances
-    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+    def select(
+        self, pool: Dataset, target: Dataset, *, avoid: Dataset | None = None, start: Selection | None = None
+    ) -> Selection:
         """Select the pool rows that lower the KL divergence from the target the most.
 
         The result depends only on the rows, their ids and the seed, not on blocks or nodes.
@@ -132,6 +145,9 @@ class GIO:
             Rows with ``sample_id`` (int64) and the vector column.
         target : ray.data.Dataset
             Sample of the distribution to match. Labels are not used.
+        avoid : ray.data.Dataset, optional
+            Rows that must not be learned. A pool row is excluded if its nearest row to avoid is at least as close as its
+            nearest target row.
         start : Selection, optional
             Earlier selection from this pool to extend. Its rows are kept and count towards the budget, and
             the centroids of their clusters count as picked.
@@ -159,38 +175,21 @@ class GIO:
         """
         check_dataset(pool, "pool", _ARRAYS)
         check_dataset(target, "target", _ARRAYS)
-        if start is not None:
-            check_selection(start, "start")
-        source = vector_blocks(pool, self.column, "pool")
-        aim = vector_blocks(target, self.column, "target")
-        if source.dimension != aim.dimension:
-            raise DataError(
-                f"The pool's vectors have {source.dimension} dimensions, but the target's {aim.dimension}; "
-                "embed both with the same embedder."
-            )
-        count = self._count(pool, source.rows)
-        before = check_start(start, pool, source.ids, count)
-        _, aims = aim.sample(_TARGET_ROWS, self.seed)
+        limit = 1.0 if self.stop is None else self.stop.data_size or 1.0
+        inputs = open_inputs(self, pool, start, target, avoid=avoid, avoided=nearer_to_avoid, limit=limit)
+        _, aims = inputs.target.sample(TARGET_ROWS, self.seed)
         if len(aims) > 1:
             check_rank(self.estimator, self.k, len(aims))
-        quantised = quantise(source, self.clusters, self.seed)
-        kept = np.isin(quantised.ids, before)
-        picks = self._pick(quantised, kept, aims, count - len(before))
-        new = self._rows(quantised, kept, picks, aims, count - len(before))
-        return replace(self._selection(quantised, kept, picks, new, start), pool=identity(pool))
+        quantised = quantise(inputs.pool, self.clusters, self.seed)
+        picks = self._pick(quantised, inputs, aims)
+        new = self._rows(quantised, inputs, picks, aims)
+        return self._selection(quantised, inputs, picks, new)
 
-    def _count(self, pool: Dataset, rows: int) -> int:
-        """Return the number of rows to select."""
-        if isinstance(self.budget, str):
-            count = rows_of_bytes(self.budget, pool, rows)
-        else:
-            count = budget_rows(self.budget, rows)
-        share = 1.0 if self.stop is None else self.stop.data_size or 1.0
-        return max(1, min(count, int(share * rows + 1e-9)))
-
-    def _pick(self, pool: Quantised, kept: np.ndarray, target: np.ndarray, count: int) -> Picks:
-        """Pick clusters that bring ``count`` new rows; clusters of rows in ``kept`` count as chosen."""
-        sizes = np.bincount(pool.cluster[~kept], minlength=len(pool.centroids))
+    def _pick(self, pool: Quantised, inputs: Inputs, target: np.ndarray) -> Picks:
+        """Pick clusters that bring enough rows; clusters of rows in ``start`` count as chosen."""
+        kept, sizes = inputs.kept, np.bincount(pool.cluster[inputs.free], minlength=len(pool.centroids))
+        # with quotas, any cluster may be needed for the rows of a class
+        count = int(inputs.quotas.rows.sum()) if self.per_class is None else len(inputs.free)
         left = np.flatnonzero(sizes)
         start = pool.centroids[np.unique(pool.cluster[kept])] if kept.any() else None
         stop = None if self.stop is None else replace(self.stop, data_size=None)  # it is in the count
@@ -211,25 +210,34 @@ class GIO:
     def _draws(self, pool: Quantised) -> bool:
         return self.within == "random" and len(pool.centroids) < len(pool.ids)
 
-    def _rows(
-        self, pool: Quantised, kept: np.ndarray, picks: Picks, target: np.ndarray, count: int
-    ) -> np.ndarray:
-        """Return the positions of ``count`` rows from the picked clusters, none of them in ``kept``."""
-        free = np.flatnonzero(~kept)
-        cluster, ids = pool.cluster[free], pool.ids[free]
+    def _rows(self, pool: Quantised, inputs: Inputs, picks: Picks, target: np.ndarray) -> np.ndarray:
+        """Return the positions of the new rows from the picked clusters."""
+        kept = inputs.kept
         order = picks.indices[np.sort(np.unique(picks.indices, return_index=True)[1])]  # resets pick again
         if not self._draws(pool):
-            return free[cut_to_budget(order, cluster, pool.distance[free], ids, count)]
+
+            def cut(rows: np.ndarray, count: int) -> np.ndarray:
+                return rows[
+                    cut_to_budget(order, pool.cluster[rows], pool.distance[rows], pool.ids[rows], count)
+                ]
+
+            return inputs.quotas.take(cut, inputs.free)
         rises = np.flatnonzero(np.diff(picks.kl, prepend=picks.kl_start) > 0)
-        before = np.bincount(pool.cluster[kept], minlength=len(pool.centroids))
-        support = np.union1d(picks.indices[: rises[0]] if len(rises) else order, np.flatnonzero(before))
+        held = np.unique(pool.cluster[kept])
+        support = np.union1d(picks.indices[: rises[0]] if len(rises) else order, held)
         order = np.concatenate([support, order[~np.isin(order, support)]])
         share = np.bincount(assign(target, pool.centroids)[0], minlength=len(pool.centroids))
-        return free[draw_to_budget(order, len(support), share, cluster, ids, count, self.seed, before)]
 
-    def _selection(
-        self, pool: Quantised, kept: np.ndarray, picks: Picks, new: np.ndarray, start: Selection | None
-    ) -> Selection:
+        def draw(rows: np.ndarray, count: int) -> np.ndarray:
+            same = kept & np.isin(inputs.quotas.codes, inputs.quotas.codes[rows[:1]])
+            before = np.bincount(pool.cluster[same], minlength=len(pool.centroids))
+            cluster, ids = pool.cluster[rows], pool.ids[rows]
+            return rows[draw_to_budget(order, len(support), share, cluster, ids, count, self.seed, before)]
+
+        return inputs.quotas.take(draw, inputs.free)
+
+    def _selection(self, pool: Quantised, inputs: Inputs, picks: Picks, new: np.ndarray) -> Selection:
+        kept, start = inputs.kept, inputs.start
         rank_of = np.full(len(pool.centroids), -1, np.int64)
         rank_of[picks.indices[::-1]] = np.arange(len(picks))[::-1]  # the first time, where picked again
         rank = rank_of[pool.cluster]
@@ -250,7 +258,9 @@ class GIO:
             {
                 ID: pa.array(pool.ids[out]),
                 "cluster": pa.array(pool.cluster[out]),
-                "reason": coded_text(reached, [unreached, left_out]),
+                "reason": coded_text(
+                    np.where(inputs.avoided[out], 2, reached), [unreached, left_out, AVOIDED]
+                ),
             }
         )
         texts = [
@@ -269,6 +279,8 @@ class GIO:
             "pool_rows": len(pool.ids),
             "centroids": len(pool.centroids),
             "start_rows": int(kept.sum()),
+            "avoided": int(inputs.avoided.sum()),
+            "notes": inputs.notes,
             "ended": picks.ended,
             "score": "KL(target || chosen centroids) in nats after the row's cluster joined",
             "curve": {
@@ -289,24 +301,8 @@ class GIO:
                 "rank": rank[chosen].astype(np.int32),
                 "distance": pool.distance[chosen],
             },
+            pool=inputs.data,
         )
-
-
-def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
-    """Return how many of the pool's ``rows`` take at most ``budget`` Arrow bytes of all its columns, at the mean row size.
-
-    Raises
-    ------
-    ConfigError
-        If that is no row.
-    """
-    total = sum(stream_blocks(pool, column_names(pool), "pool", arrow_bytes))
-    count = parse_bytes(budget) * rows // max(total, 1)
-    if count < 1:
-        raise ConfigError(
-            f"budget: {budget} is less than one row: the pool's {rows:,} rows take {total:,} bytes. Choose a larger budget."
-        )
-    return min(count, rows)
 
 
 @dataclass(frozen=True)
@@ -337,26 +333,6 @@ def quantise(source: VectorBlocks, clusters: int | None, seed: int) -> Quantised
     distance = np.concatenate([part[2] for part in parts])[order]
     used, cluster = np.unique(cluster, return_inverse=True)  # a centroid without a row is nothing to pick
     return Quantised(ids[order], cluster.astype(np.int32), distance, centroids[used])
-
-
-def check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, count: int) -> np.ndarray:
-    """Return the ids that were selected before."""
-    if start is None:
-        return np.empty(0, np.int64)
-    here = identity(pool)
-    if start.pool is not None and here is not None:
-        start.pool.check(here)
-    strange = np.setdiff1d(start.ids, pool_ids)
-    if len(strange):
-        raise DataError(
-            f"start: {len(strange):,} of its rows are not in the pool (sample_id {first(strange)}); "
-            "extend a selection that was made from the same pool."
-        )
-    if len(start) >= count:
-        raise ConfigError(
-            f"budget: {count:,} rows are too few, because start already holds {len(start):,}; give a larger budget."
-        )
-    return start.ids
 
 
 def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

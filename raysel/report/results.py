@@ -160,6 +160,7 @@ class Data:
     target: int = 0
     validation: int = 0
     test: int = 0
+    avoid: int = 0
     classes: tuple[str, ...] = ()
     validation_from: str | None = None
 

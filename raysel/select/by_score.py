@@ -13,7 +13,7 @@ from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.errors import ConfigError, DataError, first
-from raysel.select.quotas import check_per_class, quotas_of
+from raysel.quotas import check_per_class, quotas_of
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from raysel.core.budgets import check_budget
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.vectors import EMBEDDING
-from raysel.select.quotas import PerClass, check_per_class
+from raysel.quotas import PerClass, check_per_class
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ClusterShare:
         whole("clusters", self.clusters, 1)
 
     @on_instances
-    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+    def select(self, pool: Dataset, target: Dataset, *, start: Selection | None = None) -> Selection:
         """Select rows of every cluster in proportion to the target rows in it.
 
         Parameters
@@ -105,14 +105,13 @@ class ClusterShare:
         """
         from raysel.gio.distributed import quantise
         from raysel.gio.quantize import assign, draw_to_budget
-        from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
+        from raysel.selector_inputs import TARGET_ROWS, make_selection, open_inputs
 
         inputs = open_inputs(self, pool, start, target)
         groups = quantise(inputs.pool, self.clusters, self.seed)
         _, aims = inputs.target.sample(TARGET_ROWS, self.seed)
         share = np.bincount(assign(aims, groups.centroids)[0], minlength=len(groups.centroids))
         kept = inputs.kept
-        free = np.flatnonzero(~kept)
         every = np.arange(len(share))
 
         def draw(rows: np.ndarray, count: int) -> np.ndarray:
@@ -121,7 +120,7 @@ class ClusterShare:
             cluster, ids = groups.cluster[rows], inputs.ids[rows]
             return rows[draw_to_budget(every, len(share), share, cluster, ids, count, self.seed, before)]
 
-        new = inputs.quotas.take(draw, free)
+        new = inputs.quotas.take(draw, inputs.free)
         empty = share[groups.cluster] == 0
         reason = np.where(empty, 3, 2)
         reason[new] = np.where(empty[new], 1, 0)

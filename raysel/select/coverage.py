@@ -13,6 +13,7 @@ from raysel.core.hashing import hash_ids
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.vectors import EMBEDDING
+from raysel.quotas import check_per_class
 from raysel.select.covering import (
     Greedy,
     facility_location,
@@ -22,7 +23,6 @@ from raysel.select.covering import (
     round_robin,
     turns,
 )
-from raysel.select.quotas import check_per_class
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
@@ -389,7 +389,7 @@ def _select(
     note: str,
 ) -> Selection:
     from raysel.gio.distributed import quantise
-    from raysel.select.inputs import make_selection, open_inputs
+    from raysel.selector_inputs import make_selection, open_inputs
 
     inputs = open_inputs(selector, pool, start)
     codes, rows, kept = inputs.quotas.codes, inputs.quotas.rows, inputs.kept

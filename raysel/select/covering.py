@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from raysel.select.matches import ranks, unit
+from raysel.core.arrays import unit
+from raysel.select.matches import ranks
 
 Array = NDArray[Any]
 

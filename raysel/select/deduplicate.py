@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from raysel.core.arrays import unit
 from raysel.core.budgets import budget_rows, check_budget
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
@@ -27,7 +28,7 @@ from raysel.select.duplicates import (
     pairs_across,
     probes_for,
 )
-from raysel.select.matches import Matches, unit
+from raysel.select.matches import Matches
 from raysel.selection import Selection, coded_text, on_instances
 
 if TYPE_CHECKING:

@@ -13,12 +13,14 @@ from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
-from raysel.select.quotas import PerClass, check_per_class
+from raysel.quotas import PerClass, check_per_class
 from raysel.select.ratio import Ratio, draw_by_ratio, fit_ratio
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+    from raysel.data.vector_blocks import VectorBlocks
 
 _FITTED_ON = 20_000  # rows of the pool and of the target that the classifier is fitted on
 _LOST = 0.2  # share of what the target looks like that may be dropped
@@ -83,6 +85,7 @@ class DensityRatio:
     title: ClassVar[str] = "density ratio"
     uses_vectors: ClassVar[bool] = True
     uses_target: ClassVar[bool] = True
+    uses_avoid: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
@@ -92,7 +95,9 @@ class DensityRatio:
         whole("clusters", self.clusters, 1)
 
     @on_instances
-    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+    def select(
+        self, pool: Dataset, target: Dataset, *, avoid: Dataset | None = None, start: Selection | None = None
+    ) -> Selection:
         """Select the pool rows that look like target rows.
 
         Parameters
@@ -101,6 +106,9 @@ class DensityRatio:
             Rows with ``sample_id`` (int64) and the vector column.
         target : ray.data.Dataset
             Sample of the distribution to match. Labels are not used.
+        avoid : ray.data.Dataset, optional
+            Rows that must not be learned. A second classifier is fitted to distinguish target rows from these rows. A pool row
+            is excluded if it looks more like a row to avoid than like a target row.
         start : Selection, optional
             Earlier selection from this pool to extend. Its rows are kept and count towards the budget.
 
@@ -130,9 +138,9 @@ class DensityRatio:
         from raysel.cluster.blocks import map_blocks
         from raysel.gio.distributed import quantise
         from raysel.gio.quantize import assign
-        from raysel.select.inputs import TARGET_ROWS, make_selection, open_inputs
+        from raysel.selector_inputs import TARGET_ROWS, make_selection, open_inputs
 
-        inputs = open_inputs(self, pool, start, target)
+        inputs = open_inputs(self, pool, start, target, avoid=avoid, avoided=self._avoided)
         aims = inputs.target.sample(TARGET_ROWS, self.seed)
         some = inputs.pool.sample(_FITTED_ON, self.seed)
         model = map_blocks(_fit, [ray.put((*some, *aims))], self.seed)[0]
@@ -145,8 +153,7 @@ class DensityRatio:
         place = draw_by_ratio(
             inputs.ids, score, groups.cluster, assign(aims[1], groups.centroids)[0], keep, self.seed
         )
-        free = np.flatnonzero(~inputs.kept)
-        new = inputs.quotas.take(lambda rows, count: rows[np.argsort(place[rows])[:count]], free)
+        new = inputs.quotas.take(lambda rows, count: rows[np.argsort(place[rows])[:count]], inputs.free)
         below = int(np.count_nonzero(~keep[new]))
         texts = [
             "drawn among the rows that look like the target",
@@ -180,6 +187,28 @@ class DensityRatio:
                 "notes": _notes(model, float(keep.mean()), below),
             },
             columns={"cluster": groups.cluster},
+        )
+
+    def _avoided(
+        self, pool: VectorBlocks, target: VectorBlocks, avoid: VectorBlocks
+    ) -> tuple[np.ndarray, str]:
+        """Return which pool rows have a higher density among the rows to avoid than in the target, and a sentence about them."""
+        import ray
+
+        from raysel.cluster.blocks import map_blocks
+
+        sides = [side.sample(_FITTED_ON, self.seed) for side in (avoid, target)]
+        model = map_blocks(_fit, [ray.put((*sides[0], *sides[1]))], self.seed)[0]
+        if not model.separates:
+            return np.zeros(pool.rows, bool), (
+                "A classifier cannot tell target rows from the rows to avoid, so no row was excluded because of them."
+            )
+        parts = map_blocks(_score, pool.blocks, self.column, ray.put(model))
+        ids, score = (np.concatenate(one) for one in zip(*parts, strict=True))
+        out = score[np.argsort(ids, kind="stable")] < 0
+        return out, (
+            f"{np.count_nonzero(out):,} of {len(out):,} pool rows were excluded, because they look more like the rows to avoid "
+            "than like the target."
         )
 
 

@@ -13,17 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from raysel.core.arrays import unit
+
 Array = NDArray[Any]
 
 _SCORES = 1 << 21  # similarities at a time: 8 MB of float32
 _HELD = 4  # candidates are sorted out when there are so many times as many as are kept
-
-
-def unit(rows: Array) -> NDArray[np.float32]:
-    """Return rows (n, d) scaled to unit length as float32; a zero vector stays one."""
-    wide = np.asarray(rows, np.float64)
-    length = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
-    return (wide / np.where(length > 0, length, 1.0)).astype(np.float32)
 
 
 class Matches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,14 +14,14 @@ from raysel.core.budgets import check_budget
 from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
+from raysel.quotas import PerClass, check_per_class
 from raysel.select.matches import Matches, Turns
-from raysel.select.quotas import PerClass, check_per_class
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-    from raysel.select.inputs import Inputs
+    from raysel.selector_inputs import Inputs
 
 _THINNED = (
     "The target rows were replaced by k-means centroids, because the lists of similar rows would be too long."
@@ -84,6 +84,7 @@ class Nearest:
     title: ClassVar[str] = "nearest"
     uses_vectors: ClassVar[bool] = True
     uses_target: ClassVar[bool] = True
+    uses_avoid: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
@@ -92,7 +93,9 @@ class Nearest:
         check_per_class(self.per_class)
 
     @on_instances
-    def select(self, pool: Dataset, target: Dataset, start: Selection | None = None) -> Selection:
+    def select(
+        self, pool: Dataset, target: Dataset, *, avoid: Dataset | None = None, start: Selection | None = None
+    ) -> Selection:
         """Select the pool rows that are most similar to the target rows.
 
         Parameters
@@ -101,6 +104,9 @@ class Nearest:
             Rows with ``sample_id`` (int64) and the vector column.
         target : ray.data.Dataset
             Rows to find similar rows for. Labels are not used.
+        avoid : ray.data.Dataset, optional
+            Rows that must not be learned. A pool row is excluded if its most similar row to avoid is at least as similar as
+            its most similar target row.
         start : Selection, optional
             Earlier selection from this pool to extend. Its rows are kept and count towards the budget.
 
@@ -124,12 +130,13 @@ class Nearest:
         >>> set(first.ids) <= set(raysel.Nearest(budget=4).select(rows, rows).ids)
         True
         """
-        from raysel.select.inputs import make_selection, open_inputs
+        from raysel.selector_inputs import make_selection, nearer_to_avoid, open_inputs
 
-        inputs = open_inputs(self, pool, start, target)
+        rule = partial(nearer_to_avoid, cosine=True)
+        inputs = open_inputs(self, pool, start, target, avoid=avoid, avoided=rule)
         ids, vectors = inputs.target.sample(inputs.target.rows, self.seed)
         share, thinned = np.ones(len(ids), np.int64), False
-        before = np.empty(0, np.int64) if start is None else start.ids
+        before = inputs.ids[inputs.kept | inputs.avoided]
         quotas = inputs.quotas
         by_class: dict[str, Any] = {}
         if self.per_class is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,8 @@ from raysel.core.hashing import hash_ids
 from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
-from raysel.errors import DataError
+from raysel.errors import ConfigError, DataError
+from raysel.quotas import check_per_class, quotas_of
 from raysel.selection import Selection, on_instances
 
 if TYPE_CHECKING:
@@ -36,11 +37,17 @@ class Random:
         selection as in the pool.
     seed : int
         Seed of the random numbers. In a workflow, the default is the seed of the workflow; in Python, it is 0.
+    per_class : {"uniform", "pool"} or dict of str to float, optional
+        Rows per class: ``uniform`` for equally many rows, ``pool`` for the proportions of the pool, or a
+        mapping from each class to its share. If a class has too few rows, the other classes get more rows. By default,
+        the classes are not used.
+    label : str, optional
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
 
     Raises
     ------
     ConfigError
-        For a budget that no pool allows.
+        For a budget that no pool allows, and if both ``stratify`` and ``per_class`` are given.
 
     Examples
     --------
@@ -51,12 +58,17 @@ class Random:
     budget: float | int
     stratify: str | None = None
     seed: int = 0
+    per_class: Literal["uniform", "pool"] | dict[str, float] | None = None
+    label: str | None = None
     title: ClassVar[str] = "random"
 
     def __post_init__(self) -> None:
         """Raise ConfigError for a budget that no pool allows, and for a value of another type."""
         object.__setattr__(self, "budget", check_budget(self.budget))
         check_fields(self)
+        check_per_class(self.per_class)
+        if self.stratify is not None and self.per_class is not None:
+            raise ConfigError("per_class: Give either per_class or stratify to Random, not both.")
 
     @on_instances
     def select(self, pool: Dataset) -> Selection:
@@ -92,16 +104,16 @@ class Random:
         table = gather(pool, list(dict.fromkeys(wanted)), "pool")
         ids = row_ids(table, "the pool")
         check_ids(ids, "the pool")
-        groups = np.zeros(len(ids), np.int64) if self.stratify is None else strata(table, self.stratify)
-        chosen = choose(ids, groups, budget_rows(self.budget, len(ids)), self.seed)
-        info = {
-            "method": "random",
-            "budget": self.budget,
-            "stratify": self.stratify,
-            "seed": self.seed,
-            "pool_rows": len(ids),
-            "score": "none",
-        }
+        count = budget_rows(self.budget, len(ids))
+        if self.per_class is None:
+            groups = np.zeros(len(ids), np.int64) if self.stratify is None else strata(table, self.stratify)
+            chosen = choose(ids, groups, count, self.seed)
+        else:
+            ids, none = np.sort(ids), np.zeros(len(ids), bool)
+            draws = hash_ids(ids, self.seed)
+            quotas = quotas_of(self.per_class, self.label, pool, None, ids, count, none)
+            chosen = quotas.take(lambda rows, some: rows[np.argsort(draws[rows])[:some]], np.arange(len(ids)))
+        info = {"method": "random", **asdict(self), "pool_rows": len(ids), "score": "none"}
         return Selection.of(ids[chosen], reason=f"random, seed {self.seed}", info=info, pool=pool)
 
 

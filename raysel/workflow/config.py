@@ -31,7 +31,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True)
 class Rows:
-    """Files with the rows of the pool, the target, the validation data or the test data.
+    """Files with the rows of the pool, the target, the rows to avoid, the validation data or the test data.
 
     Attributes
     ----------
@@ -356,6 +356,9 @@ class Workflow:
         Rows to select from.
     target : Rows, optional
         Sample of the data that the model is for.
+    avoid : Rows, optional
+        Rows that must not be learned. The selectors ``gio``, ``density_ratio`` and ``nearest`` select no pool row that
+        resembles these rows more than the target rows.
     test : Rows, optional
         Rows that measure the metrics of the trained model and are used for nothing else.
     validation : Rows or float, optional
@@ -384,6 +387,7 @@ class Workflow:
     train: Train
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     target: Rows | None = None
+    avoid: Rows | None = None
     validation: Rows | Share | None = None
     test: Rows | None = None
     gime: Gime | None = None
@@ -420,7 +424,9 @@ class Workflow:
     @property
     def roles(self) -> list[str]:
         """Roles that have files of their own."""
-        return [role for role in ("pool", "target", "validation", "test") if self.rows(role) is not None]
+        return [
+            role for role in ("pool", "target", "avoid", "validation", "test") if self.rows(role) is not None
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Return the complete configuration as JSON types."""
@@ -556,7 +562,7 @@ def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
     def method(part: Any) -> Any:
         return {**part, "method": spec(part.get("method"))} if isinstance(part, Mapping) else part
 
-    for role in ("pool", "target", "validation", "test"):
+    for role in ("pool", "target", "avoid", "validation", "test"):
         rows = {"path": tree[role]} if isinstance(tree.get(role), str) else tree.get(role)
         if isinstance(rows, Mapping) and "path" in rows:
             paths = rows["path"]

@@ -201,8 +201,12 @@ class RunDirectory:
             return target
         return self.drawn.selection().rows(target)
 
+    def selectable(self, role: str) -> Dataset:
+        """Rows of a role as the selectors receive them."""
+        return {"pool": self.pool, "target": self.target}.get(role, lambda: self.read(role))()
+
     def vectors(self, role: str) -> Dataset:
-        """Vectors of the pool rows that are still selected, or of the target."""
+        """Vectors of the pool rows that are still selected, or of another role."""
         found = raysel.read(str(self.finished["embed"].directory / "vectors" / role))
         return self.rows.rows(found) if role == "pool" and self.rows is not None else found
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysel.core.budgets import budget_rows, check_budget, parse_bytes
+from raysel.core.budgets import budget_of, budget_rows, check_budget, parse_bytes
 from raysel.errors import ConfigError
 
 
+@pytest.mark.parametrize("budget", [1, np.int64(1)])
+def test_one_may_mean_a_row_or_all_rows_so_that_both_have_their_spelling(budget):
+    with pytest.raises(
+        ConfigError, match=r"^budget: 1 can mean one row or all rows\. Write 1\.0 .* 1e-09 for one row"
+    ):
+        check_budget(budget)
+    assert budget_rows(1.0, 100) == 100 and budget_rows(1e-9, 100) == 1
+    assert [budget_rows(budget_of(rows), 10**8) for rows in (1, 2, 100)] == [1, 2, 100]
+
+
 def test_a_budget_is_a_share_or_a_number_of_rows():
-    given = [(0.3, 30), (1.0, 100), (1, 1), (100, 100), (0.001, 1), (1e-9, 1), (0.005, 1)]
+    given = [(0.3, 30), (1.0, 100), (100, 100), (0.001, 1), (1e-9, 1), (0.005, 1)]
     given += [(np.float32(0.5), 50), (np.int64(3), 3), (np.uint8(7), 7), (np.array(0.5), 50)]
     assert [budget_rows(budget, 100) for budget, _ in given] == [rows for _, rows in given]
     assert type(check_budget(np.float32(0.5))) is float and type(check_budget(np.int64(3))) is int

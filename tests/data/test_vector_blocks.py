@@ -80,7 +80,7 @@ def test_the_error_of_a_lazy_step_is_one_sentence():
     pca = raysel.embed(rows, "hash:8", column="v")
     for use in (
         lambda: vector_blocks(vectors, "embedding", "pool"),
-        lambda: raysel.GIO(budget=1).select(vectors, vectors),
+        lambda: raysel.GIO(budget=1.0).select(vectors, vectors),
         lambda: raysel.GIO(budget="10 B").select(pca, pca),
         lambda: raysel.fit_embedder("pca:1", vectors, column="embedding"),
         lambda: raysel.GIME(raysel.gime.Binding(classes="text")).aim(vectors),

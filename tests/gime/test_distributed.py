@@ -188,4 +188,4 @@ def test_an_empty_target_is_named_as_the_target():
         with pytest.raises(DataError, match=r"^The dataset is empty"):
             gime.measure(empty)
     with pytest.raises(DataError, match=r"^The target is empty"):
-        raysel.GIO(1, clusters=None, column="v").select(rows, rows.filter(lambda row: False))
+        raysel.GIO(1.0, clusters=None, column="v").select(rows, rows.filter(lambda row: False))

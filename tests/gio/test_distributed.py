@@ -221,7 +221,7 @@ def test_targets_and_pools_at_the_edge(cluster, vectors):
     assert np.isfinite(few.table["score"].to_numpy()).all()
     single = raysel.GIO(5, clusters=None).select(dataset(same), dataset(target))
     assert len(single) == 5 and np.isfinite(single.info["curve"]["kl"]).all()
-    one = raysel.GIO(1, clusters=4).select(dataset(pool[:1]), dataset(target))
+    one = raysel.GIO(1.0, clusters=4).select(dataset(pool[:1]), dataset(target))
     assert one.ids.tolist() == [0] and len(one.dropped) == 0
 
 

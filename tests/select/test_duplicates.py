@@ -150,7 +150,7 @@ def test_degenerate_vectors(cluster):
     zero = raysel.Deduplicate(0.9).select(dataset(np.zeros((5, 3), np.float32), 1))
     assert zero.ids.tolist() == [0]
     with pytest.raises(ConfigError, match="1 rows are fewer than Deduplicate can reach"):
-        raysel.Deduplicate(keep=1).select(dataset(np.eye(3, dtype=np.float32), 1))
+        raysel.Deduplicate(keep=1e-9).select(dataset(np.eye(3, dtype=np.float32), 1))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import dataclasses
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 import ray
 
 import raysel
+from raysel.core.arrays import unit
 from raysel.data.vectors import to_column
 from raysel.errors import ConfigError, DataError
 from raysel.select.matches import Matches, Turns
@@ -95,7 +97,9 @@ def test_density_ratio_takes_rows_below_the_cut_only_where_the_others_run_out(da
 
 
 @pytest.mark.parametrize(
-    "selector", [*SELECTORS, raysel.ByScore(0.2, "quality")], ids=lambda one: type(one).__name__
+    "selector",
+    [*SELECTORS, raysel.GIO(0.2, clusters=12), raysel.ByScore(0.2, "quality"), raysel.Random(0.2)],
+    ids=lambda one: type(one).__name__,
 )
 def test_classes_give_their_quotas(data, selector):
     pool, target = data
@@ -107,7 +111,7 @@ def test_classes_give_their_quotas(data, selector):
     aims = pa.table(
         {"sample_id": np.arange(150), "embedding": to_column(target), "kind": ["often"] * 100 + ["rare"] * 50}
     )
-    others = [] if isinstance(selector, raysel.ByScore) else [ray.data.from_arrow(aims)]
+    others = [] if isinstance(selector, raysel.ByScore | raysel.Random) else [ray.data.from_arrow(aims)]
 
     def counts(per_class, budget, **more):
         chosen = dataclasses.replace(selector, budget=budget, per_class=per_class, label="kind").select(
@@ -127,6 +131,68 @@ def test_classes_give_their_quotas(data, selector):
         counts({"unknown": 1.0}, 30)
     with pytest.raises(ConfigError, match="have only 20 rows"):
         counts({"rare": 1.0}, 30)
+
+
+AVOIDING = [raysel.DensityRatio(0.2, clusters=12), raysel.Nearest(0.2), raysel.GIO(0.2, clusters=12)]
+
+
+@pytest.mark.parametrize("selector", AVOIDING, ids=lambda one: type(one).__name__)
+def test_rows_to_avoid(data, selector):
+    """Rows of the target's distribution, of which those with a high third element must not be learned."""
+    rng = np.random.default_rng(5)
+    pool, target = data
+    pool, target = pool.copy(), target.copy()
+    bad = rng.normal(size=(120, 6)).astype(np.float32)
+    bad[:, 5] += 3.0
+    bad[:, 2] += 6.0
+    pool[1::4, 2] += 6.0  # half of the rows that are like the target
+    target[:30, 2] += 6.0  # some of which the target has too
+    rest = dataset(pool, 3), dataset(target)
+    without = selector.select(*rest)
+    found = selector.select(*rest, avoid=dataset(bad, 2))
+    share = [(one.ids % 4 == 1).mean() for one in (found, without)]
+    assert len(found) == 80 and share[0] < share[1]
+    out = found.dropped.filter(pa.compute.equal(found.dropped["reason"], "similar to a row to avoid"))
+    ids = out["sample_id"].to_numpy()
+    assert found.info["avoided"] == len(ids) > 70 and np.isin(np.arange(1, 400, 4), ids).mean() > 0.7
+    assert any(f"{len(ids)} of 400" in note for note in found.info["notes"])
+    assert found.table.equals(selector.select(dataset(pool), dataset(target, 2), avoid=dataset(bad)).table)
+    more = dataclasses.replace(selector, budget=90).select(*rest, avoid=dataset(bad), start=without)
+    assert set(without.ids) <= set(more.ids)  # rows of the extended selection stay
+    assert not np.isin(np.setdiff1d(more.ids, without.ids), ids).any()
+    with pytest.raises(ConfigError, match=r"budget: 400 rows .* rows to avoid leave"):
+        dataclasses.replace(selector, budget=400).select(*rest, avoid=dataset(bad))
+    with pytest.raises(DataError, match="contain every target row"):
+        selector.select(*rest, avoid=dataset(target, 2))
+    with pytest.raises(DataError, match="6 dimensions, but those of the rows to avoid have 5"):
+        selector.select(*rest, avoid=dataset(bad[:, :5]))
+    with pytest.raises(ConfigError, match="rows to avoid must be a Ray Dataset"):
+        selector.select(*rest, avoid=bad)
+    with pytest.raises(ConfigError, match="start"):
+        selector.select(*rest, start=found.ids)
+
+
+def test_a_row_is_avoided_by_its_nearest_neighbour(data):
+    pool, target = data
+    bad = np.concatenate([pool[:7], pool[40:60] + 0.1])
+    for selector, cosine in ((raysel.Nearest(5), True), (raysel.GIO(5, clusters=None), False)):
+        x, t, b = (unit(side).astype(np.float64) if cosine else side for side in (pool, target, bad))
+        apart = [((x[:, None] - side) ** 2).sum(axis=2).min(axis=1) for side in (t, b)]
+        out = np.flatnonzero(apart[1] <= apart[0])
+        found = selector.select(dataset(pool), dataset(target), avoid=dataset(bad))
+        reasons = found.dropped["reason"].to_numpy(zero_copy_only=False)
+        ids = found.dropped["sample_id"].to_numpy()
+        assert ids[reasons == "similar to a row to avoid"].tolist() == out.tolist()
+
+
+def test_rows_to_avoid_that_look_like_the_target_exclude_nothing():
+    rng = np.random.default_rng(8)
+    pool, target, bad = (dataset(rng.normal(size=(200, 4)).astype(np.float32)) for _ in range(3))
+    found = raysel.DensityRatio(0.5, clusters=5).select(pool, target, avoid=bad)
+    assert (
+        found.info["avoided"] == 0
+        and "cannot tell target rows from the rows to avoid" in found.info["notes"][-1]
+    )
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda one: type(one).__name__)

@@ -103,6 +103,7 @@ def rows_per_role(data: Data) -> list[str]:
     return [
         html.many(data.pool, "pool row"),
         *([html.many(data.target, "target row")] if data.target else []),
+        *([f"{html.many(data.avoid, 'row')} to avoid"] if data.avoid else []),
         *([validation] if data.validation else []),
         *([html.many(data.test, "test row")] if data.test else []),
     ]
@@ -113,6 +114,11 @@ def roles(data: Data, goal: Goal) -> str:
     meanings = [
         (data.pool, "pool", "the rows to select from and to train on"),
         (data.target, "target", "a sample of the data that the model is meant for"),
+        (
+            data.avoid,
+            "rows to avoid",
+            "rows that the model should not learn; no pool row that resembles them is selected",
+        ),
         (
             data.validation,
             "validation rows",

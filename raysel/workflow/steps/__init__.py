@@ -27,9 +27,14 @@ def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
     scores = scores or needs_scores(workflow)
     if workflow.gime is not None:
         steps.append(Measure(workflow.gime))
-    aims = any(uses(method, "vectors") and uses(method, "target") for method in workflow.select)
-    if scores or any(uses(method, "vectors") for method in workflow.select):
-        steps.append(Embed(workflow.embed, ("pool", "target") if aims else ("pool",)))
+    on_vectors = [method for method in workflow.select if uses(method, "vectors")]
+    roles = ["pool"]
+    if any(uses(method, "target") for method in on_vectors):
+        roles.append("target")
+    if workflow.avoid is not None and any(uses(method, "avoid") for method in on_vectors):
+        roles.append("avoid")
+    if scores or on_vectors:
+        steps.append(Embed(workflow.embed, tuple(roles)))
     for number, method in enumerate(workflow.select):
         steps.append(Select(method, f"select-{number + 1}" if number else "select"))
     if scores:
@@ -95,6 +100,12 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
     if (role := drawn_role(workflow)) in found.counts:
         assert role is not None
         draw_ids(workflow, role, found.counts[role])
+    loaded = all(method.builtin or "type" in method.__dict__ for method in workflow.select)
+    if workflow.avoid is not None and loaded and not any(uses(method, "avoid") for method in workflow.select):
+        raise ConfigError(
+            "The key 'avoid' has no effect, because no selector under 'select' uses rows to avoid; remove it, or select by gio, "
+            "density_ratio or nearest."
+        )
     check_id_types(found)
     steps = choosing(workflow, scores) + plan(workflow) if scores else plan(workflow)
     for step in steps:

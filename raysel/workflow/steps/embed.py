@@ -1,4 +1,4 @@
-"""Compute vectors of the pool, and of the target where a selector aims at it."""
+"""Compute vectors of the pool, and of the target and the rows to avoid if a selector uses them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from raysel.data.decode import decoder_versions, is_bytes, is_text
 from raysel.data.embedders.build import as_embedder, make_embedder, named_embedder
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError
+from raysel.selector_inputs import THEIRS
 from raysel.workflow.config import Embed as Settings
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
@@ -44,11 +45,12 @@ class Embed(Step):
         for role in (role for role in self.roles if role in look.schemas):
             look.check_column(role, self.settings.column, "embed.column")
             sizes[role] = look.elements(role, self.settings.column)
-        if None not in sizes.values() and len(set(sizes.values())) > 1:
-            raise DataError(
-                f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
-                f"but the target's {sizes['target']}; the numbers must agree."
-            )
+        for role, size in sizes.items():
+            if None not in (size, sizes["pool"]) and size != sizes["pool"]:
+                raise DataError(
+                    f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
+                    f"but {THEIRS['rows to avoid' if role == 'avoid' else role]} {size}; the numbers must agree."
+                )
         if self.settings.method.builtin:
             with _under_embed():
                 made = named_embedder(self.settings.method.spec)
@@ -96,7 +98,7 @@ class Embed(Step):
     def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Fit the embedder on the pool and compute the vectors of every role."""
         settings = self.settings
-        inputs = {role: run.pool() if role == "pool" else run.target() for role in self.roles}
+        inputs = {role: run.selectable(role) for role in self.roles}
         embedder = raysel.fit_embedder(self.embedder(), inputs["pool"], column=settings.column)
         options = Options(settings.normalize, settings.dtype, settings.on_error)
         explained = getattr(embedder, "explained", None)

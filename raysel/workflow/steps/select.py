@@ -12,13 +12,13 @@ from ray.data import Dataset
 import raysel
 from raysel.cluster.blocks import gather
 from raysel.core.arrays import positions
-from raysel.core.budgets import budget_rows
+from raysel.core.budgets import budget_of, budget_rows
 from raysel.core.fingerprint import library_versions
 from raysel.core.storage import Place
 from raysel.data.row_index import ID
 from raysel.errors import COLUMNS, ConfigError, DataError, RayselError, first
-from raysel.gio.distributed import rows_of_bytes
 from raysel.selection import Selection
+from raysel.selector_inputs import rows_of_bytes
 from raysel.workflow.config import Method
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
@@ -65,9 +65,10 @@ class Select(Step):
         """Return the selector with its parameters and code, the rows, and the vectors if it uses them."""
         vectors = run.finished["embed"].directory.name if uses(self.method, "vectors") else None
         by_class = "per_class" in self.method.parameters
+        roles = ["avoid"] if self._avoids(run) else []
         return {
             "method": self.method.key(),
-            "rows": run.digests("pool", "target") if vectors is None else vectors,
+            "rows": run.digests("pool", "target", *roles) if vectors is None else [vectors, roles],
             "labels": [run.digests("pool", "target"), self._labels(run)] if by_class else None,
             "selected": digest_of(run.rows),
             "validation": run.drawn and run.drawn.key,
@@ -81,9 +82,11 @@ class Select(Step):
         selector = self._make(run)
         run.progress.note(self.title, self.method.title)
         targets = []
+        more: dict[str, Dataset] = {}
         if uses(self.method, "vectors"):
             pool = run.vectors("pool")
             targets = [run.vectors("target")] if uses(self.method, "target") else []
+            more = {"avoid": run.vectors("avoid")} if self._avoids(run) else {}
             if getattr(selector, "per_class", None) is not None:
                 pool = _with_labels(pool, run.pool(), selector.label, selector.label)
                 if selector.per_class == "target":
@@ -96,12 +99,13 @@ class Select(Step):
         else:
             pool = run.pool()
             targets = [run.target()] if uses(self.method, "target") else []
+            more = {"avoid": run.read("avoid")} if self._avoids(run) else {}
         try:
             if uses(self.method, "vectors") and isinstance(getattr(selector, "budget", None), str):
                 # A budget in bytes is one of the pool's rows, not of their vectors.
                 rows = rows_of_bytes(selector.budget, run.pool(), run.count(run.rows))
-                selector = replace(selector, budget=rows)
-            chosen = selector.select(pool, *targets)
+                selector = replace(selector, budget=budget_of(rows))
+            chosen = selector.select(pool, *targets, **more)
         except RayselError as error:
             raise type(error)(_placed(self.method.where, str(error))) from error
         if not isinstance(chosen, Selection):
@@ -111,6 +115,9 @@ class Select(Step):
         chosen = run.of_the_pool(chosen, before)
         chosen.save(directory / "selection")
         return {"kept": len(chosen), "title": self.method.title}
+
+    def _avoids(self, run: RunDirectory) -> bool:
+        return run.workflow.avoid is not None and uses(self.method, "avoid")
 
     def _make(self, run: RunDirectory) -> Any:
         """Return the selector; the classes that it selects by are the labels of the pool."""
@@ -143,14 +150,14 @@ class RandomRows(Step):
     def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Save the random selection."""
         pool = run.among(run.base)
-        chosen = raysel.Random(run.count(run.rows), seed=run.workflow.seed).select(pool)
+        chosen = raysel.Random(budget_of(run.count(run.rows)), seed=run.workflow.seed).select(pool)
         chosen = run.of_the_pool(chosen, run.base)
         chosen.save(directory / "selection")
         return {"kept": len(chosen)}
 
 
 def uses(method: Method, what: str) -> bool:
-    """Whether a selector declares that it uses ``vectors`` or the ``target``; False for code that was not loaded."""
+    """Whether a selector declares that it uses ``vectors``, the ``target`` or the rows to ``avoid``; False for code that was not loaded."""
     if not method.builtin and "type" not in method.__dict__:
         return False
     return bool(getattr(method.type, f"uses_{what}", False))

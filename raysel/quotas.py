@@ -96,6 +96,7 @@ def quotas_of(
     ids: NDArray[np.int64],
     count: int,
     kept: NDArray[np.bool_],
+    avoided: NDArray[np.bool_] | None = None,
 ) -> Quotas:
     """Return the quotas of a selection; one class without ``per_class``.
 
@@ -111,13 +112,15 @@ def quotas_of(
         Rows to select, with those that are kept.
     kept : array of bool, shape (n,)
         Rows that are selected already.
+    avoided : array of bool, shape (n,), optional
+        Rows that must not be selected.
     """
     if per_class is not None and label is None:
         raise ConfigError("label: per_class needs the column of the classes; give label.")
     if per_class is None or label is None:
         return Quotas(np.zeros(len(ids), np.int64), np.array([count - int(kept.sum())]), ["all"])
     names, codes = _labels(pool, label, "pool", ids)
-    sizes = np.bincount(codes, minlength=len(names))
+    sizes = np.bincount(codes if avoided is None else codes[~avoided], minlength=len(names))
     if isinstance(per_class, Mapping):
         known = {str(name): code for code, name in enumerate(names)}
         strange = [name for name in per_class if str(name) not in known]

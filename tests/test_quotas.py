@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysel.errors import ConfigError
-from raysel.select.quotas import Quotas, check_per_class, divide, quotas_of
+from raysel.quotas import Quotas, check_per_class, divide, quotas_of
 
 
 @given(
