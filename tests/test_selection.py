@@ -196,7 +196,7 @@ def test_a_selector_is_made_before_it_selects():
             ConfigError,
             match=r"The pool must be a Ray Dataset, not a numpy ndarray of shape .* make one with",
         ):
-            cls(1).select(*arguments)
+            cls(1.0).select(*arguments)
     with pytest.raises(ConfigError, match=r"or use raysel.gio.exact_select, which takes arrays"):
         GIO(1.0).select(np.eye(2), np.eye(2))
     for pool, sentence in (
