@@ -107,11 +107,11 @@ def variety(view: View) -> list[Figure]:
 def distortion(view: View) -> list[Figure]:
     """Measure the share of wrong values: values that differ from their reference, and invalid values.
 
-    ``disagreement``: Share of the values that differ from the value of their reference column in the same row.
-    Rows in which the reference is missing are left out; a missing value counts as different from its reference.
-    If the reference holds out-of-fold predictions, this share is the out-of-fold error. The theory behind GIME
-    (Objective Information Theory, OIT) defines the distortion as this distance d(f, g') between the values and
-    what they should be.
+    ``disagreement``: Share of the values that differ from the value of their reference column in the same
+    row. Rows in which the reference is missing are left out; a missing value counts as different from its
+    reference. If the reference holds out-of-fold predictions, ``disagreement`` is the out-of-fold error. The
+    theory behind GIME (Objective Information Theory, OIT) defines the distortion as this distance d(f, g')
+    between the values and what they should be.
 
     ``invalid``: Share of the invalid values in the content columns and in the columns with bounds, for data
     without a reference. ``invalid`` is the sum of ``null`` (missing values), ``not_finite`` (NaN and infinite

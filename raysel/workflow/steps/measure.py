@@ -169,7 +169,7 @@ def metrics(settings: Gime, schema: pa.Schema) -> raysel.GIME:
             floors = {pa.scalar(label).cast(of).as_py(): rows for label, rows in floors.items()}
         except pa.ArrowException as error:
             raise ConfigError(
-                f"floors: {', '.join(floors)} must all be {of}, the type of the class column."
+                f"floors: The classes {', '.join(floors)} must all be {of}, the type of the class column."
             ) from error
     return raysel.GIME(binding, limits_of(settings.thresholds), floors, tuple(settings.metrics))
 
