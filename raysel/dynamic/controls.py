@@ -82,7 +82,8 @@ class RandomPrune:
         Assumed share of the samples with a loss below the mean, in [0, 1]: 0.5 if the losses are distributed
         symmetrically, 0.63 if exponentially.
     delta : float
-        Share of the epochs, in [0, 1], in which samples are skipped. The later epochs train on all samples.
+        Share of the epochs, in [0, 1], in which samples are skipped; the epochs after this share train on all
+        samples.
 
     Raises
     ------
@@ -215,7 +216,7 @@ class RoundRobin:
     ratio : float
         Share of the samples per epoch, in (0, 1]; at least one sample is selected.
     delta : float
-        Share of the epochs, in [0, 1], in which samples are skipped. The later epochs train on all
+        Share of the epochs, in [0, 1], in which samples are skipped; the epochs after this share train on all
         samples; with 1, there are no such epochs.
 
     Raises

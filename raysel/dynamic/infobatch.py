@@ -114,7 +114,7 @@ class InfoBatch:
     prune_ratio : float
         Probability, in [0, 1), with which a sample with a loss below the threshold is skipped in an epoch.
     delta : float
-        Share of the epochs, in [0, 1], in which samples are skipped. The later epochs train on all
+        Share of the epochs, in [0, 1], in which samples are skipped; the epochs after this share train on all
         samples.
     threshold : str or float
         A loss is low if it is below this threshold: ``mean`` for the mean of the last losses of all samples, or a

@@ -314,7 +314,8 @@ def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, F
     freedom = m - k - 1
     if freedom < 1:
         raise ConfigError(
-            f"{m} subsets are too few to separate {k} metrics; give more subsets or fewer statistics."
+            f"{m} subsets are too few to tell the effects of {k} statistics apart; give more subsets or fewer "
+            "statistics."
         )
     ranks = stats.rankdata(np.column_stack([values, scores]), axis=0)
     rho = np.zeros(k)

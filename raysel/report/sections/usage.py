@@ -47,8 +47,8 @@ def usage_section(results: RunResults) -> str:
             "Number of samples by the number of epochs that selected them, one line per policy. The epochs "
             "on all the data at the end count as well. The Gini coefficient is 0 if all samples were "
             "selected equally often, and near 1 if almost all selections were of a few samples. Total "
-            f"variation distance from selecting all samples equally often: {uneven}. The larger this distance "
-            "is, the larger the bias of the gradient can be.",
+            f"variation distance from selecting all samples equally often: {uneven}. The larger the total "
+            "variation distance is, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),
