@@ -68,10 +68,53 @@ def run(
     """
     from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
+    from raysel.workflow.submit import check_version
 
+    check_version()
     results = run_workflow(config.load(workflow, list(overrides)), out, fresh=fresh, address=address)
     click.echo(results.ledger.text())
     click.echo(f"\nReport: {results.path}/report.html")
+
+
+@cli.command(short_help="Run a workflow as a job of a Ray cluster.")
+@_workflow
+@click.option("--address", required=True, help="Address of the dashboard of the cluster: http://HEAD:8265.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Write the results to this directory: a URI such as s3://bucket/run, or an absolute path that all nodes see.",
+)
+@click.option(
+    "--follow", is_flag=True, help="Print the log of the job until it ends, and exit with its exit code."
+)
+@click.option(
+    "--runtime-env",
+    type=click.Path(path_type=Path),
+    help="YAML file with a runtime environment of Ray, such as packages and environment variables for the job.",
+)
+def submit(
+    workflow: Path,
+    overrides: tuple[str, ...],
+    address: str,
+    out: Path,
+    follow: bool,
+    runtime_env: Path | None,
+) -> None:
+    """Run WORKFLOW as a job of the Ray cluster at --address.
+
+    WORKFLOW and the files of code that it names are sent to the cluster, and nothing else. While the job runs, the same
+    command attaches to it. After the job has ended, the same command starts the next job, which resumes in the directory.
+    """
+    from raysel.workflow.submit import follow as follow_job
+    from raysel.workflow.submit import submit as submit_workflow
+
+    job = submit_workflow(workflow, address, out, overrides=list(overrides), runtime_env=runtime_env)
+    click.echo(
+        f"Job {job.id} {'is running' if job.attached else 'was submitted'}. Results: {job.out}", err=True
+    )
+    if follow:
+        sys.exit(follow_job(address, job.id, lambda text: click.echo(text, nl=False)))
 
 
 @cli.command(short_help="Compare the policy of a workflow with controls over several seeds.")

@@ -22,9 +22,7 @@ _TOKEN = re.compile(
 _CONNECT_S = 5.0  # for a connection to the port of the cluster
 _REPLY_S = 9.0  # for the cluster to say its versions and nodes, once connected
 _IMPORT_S = 120.0  # for Ray to be loaded, perhaps from a slow network disk
-_JOB = (
-    "submit the workflow as a Ray job with 'ray job submit --address http://HEAD:8265 -- raysel run WORKFLOW'"
-)
+_JOB = "submit the workflow with 'raysel submit WORKFLOW --address http://HEAD:8265 --out DIR'"
 
 
 def connect(address: str | None = None) -> None:
@@ -59,7 +57,7 @@ def connect(address: str | None = None) -> None:
         options |= {"include_dashboard": False}
     else:
         _check(where)
-        _authenticate()
+        token_mode()
     try:
         ray.init(address=where, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
@@ -224,7 +222,7 @@ def _token(where: str) -> str | None:
     return place
 
 
-def _authenticate() -> None:
+def token_mode() -> None:
     """Switch token authentication on where there is a token: Ray does so by itself only at the address ``auto``."""
     if "RAY_AUTH_MODE" in os.environ or _token("auto") is None:
         return

@@ -486,6 +486,16 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
     ConfigError
         For what is wrong with a key, with the nearest known one. No code that the file names is run.
     """
+    tree = read(path, overrides)
+    file = Path(path)
+    try:
+        return parse(tree, file.resolve().parent)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from error.__cause__
+
+
+def read(path: str | os.PathLike[str], overrides: list[str] | None = None) -> dict[str, Any]:
+    """Return the YAML values of a workflow file with the overrides, not checked yet. Raises ConfigError if there are none."""
     if not isinstance(path, (str, os.PathLike)):
         raise ConfigError(
             f"{shown(path)} is not a workflow; give the path of a YAML file, or what raysel.workflow.config.parse returns."
@@ -496,10 +506,7 @@ def load(path: str | os.PathLike[str], overrides: list[str] | None = None) -> Wo
         raise ConfigError(f"{file} {holds}, but a workflow must be a mapping of keys.")
     for override in overrides or []:
         _set(tree, override)
-    try:
-        return parse(tree, file.resolve().parent)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error.__cause__
+    return tree
 
 
 def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workflow:
@@ -508,7 +515,7 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     for name in tree:
         if name not in known:
             raise ConfigError(f"The key '{name}' is unknown. {nearest(name, known)}")
-    tree = _absolute(dict(tree), Path(base).resolve())
+    tree = absolute(dict(tree), Path(base).resolve())
     select = tree.pop("select", None)
     dynamic = tree.pop("dynamic", {"method": "full"})
     flow = build(Workflow, tree)
@@ -549,7 +556,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
 # ---- paths relative to the file ------------------------------------------------------------------------------
 
 
-def _absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
+def absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Return the values of a workflow with its relative paths made absolute."""
+
     def place(path: str) -> str:
         # os.path's expanduser leaves alone a ~name that nobody has; Path's raises.
         return path if "://" in path else os.path.normpath(base / os.path.expanduser(path))
@@ -642,9 +651,11 @@ __all__ = [
     "Rows",
     "Train",
     "Workflow",
+    "absolute",
     "default_of",
     "difference",
     "digest",
     "load",
     "parse",
+    "read",
 ]

@@ -103,9 +103,9 @@ def test_a_cluster_of_its_own_needs_no_token(home, monkeypatch):
     [
         (
             "ray://127.0.0.1:10001",
-            "one of Ray Client, which raysel does not support. Instead, .*ray job submit",
+            "one of Ray Client, which raysel does not support. Instead, .*raysel submit",
         ),
-        ("http://127.0.0.1:8265", "that of the Ray dashboard. Give HOST:PORT .* or .*ray job submit"),
+        ("http://127.0.0.1:8265", "that of the Ray dashboard. Give HOST:PORT .* or .*raysel submit"),
         *(
             (place, "is not the address of a Ray cluster")
             for place in ("127.0.0.1", "a:b", ":1", "a:99999", "x://y:1")
@@ -142,7 +142,7 @@ def test_a_port_that_is_closed_and_one_of_something_else(home, monkeypatch):
         ({"python": "2.7.18"}, r"it runs Ray .* and Python 2\.7\.18, and this process runs"),
         (
             {"here": False},
-            r"this machine is not one of its nodes \(10\.0\.0\.1, 10\.0\.0\.2\)\. .*ray job submit",
+            r"this machine is not one of its nodes \(10\.0\.0\.1, 10\.0\.0\.2\)\. .*raysel submit",
         ),
         ({"error": "RuntimeError", "text": "one\ntwo"}, r"cannot be joined: one\. Check the address"),
     ],

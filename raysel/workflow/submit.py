@@ -1,0 +1,312 @@
+"""`raysel submit`: run a workflow as a job of a Ray cluster, follow it, and attach to it again.
+
+Only the workflow and the files of code that it names are sent. The id of a job is a digest of these and the number of the
+attempt: Ray refuses an id that was used once, also after the job has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import importlib.metadata
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import raysel
+from raysel.cluster.connect import token_mode
+from raysel.core.storage import output
+from raysel.errors import ConfigError, ResourceError, reason_of
+from raysel.workflow import config, yaml_file
+
+STOPPED = 143  # exit code for a job that was stopped, as of a process that was
+VERSION = "RAYSEL_SUBMITTED_BY"
+_REPLY_S = 10.0
+_FILE = "workflow.yaml"
+_HERE = Path(
+    "/@parent/@folder"
+)  # stands for the folder of the workflow, to find what is named relative to it
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job of a cluster.
+
+    Attributes
+    ----------
+    id : str
+        The id by which Ray names it.
+    out : str
+        Its run directory.
+    attached : bool
+        Whether it ran already.
+    """
+
+    id: str
+    out: str
+    attached: bool
+
+
+def submit(
+    workflow: str | os.PathLike[str],
+    address: str,
+    out: str | os.PathLike[str],
+    *,
+    overrides: list[str] | None = None,
+    runtime_env: str | os.PathLike[str] | None = None,
+) -> Job:
+    """Start a workflow as a job, or find the job of the same workflow that is still running.
+
+    A job of the same workflow that has ended is followed by the next attempt, which resumes in the same directory.
+
+    Parameters
+    ----------
+    workflow : path
+        The workflow file. Files of code that it names must be in its folder or below.
+    address : str
+        Of the dashboard of the cluster: ``http://HEAD:8265``.
+    out : path or URI
+        The run directory: a path on the cluster, or a URI.
+    overrides : list of str, optional
+        As in `raysel.workflow.config.load`.
+    runtime_env : path, optional
+        A YAML file with a runtime environment of Ray, such as packages and environment variables.
+
+    Raises
+    ------
+    ConfigError
+        For a workflow that is wrong, or names files that the cluster cannot see.
+    ResourceError
+        If the cluster cannot be reached, or refuses the job.
+    """
+    config.load(workflow, overrides)
+    tree = config.read(workflow, overrides)
+    files = _files(tree, Path(workflow).resolve().parent)
+    place = output(out)
+    if isinstance(place, Path) and not place.is_absolute():
+        raise ConfigError(
+            f"--out {place}: A job needs a directory that lasts and that all nodes see; give a URI such as s3://bucket/run, or "
+            "an absolute path of a shared file system."
+        )
+    environment = _environment(runtime_env)
+    command = ["python", "-m", "raysel.cli", "run", _FILE, "--out", str(place)]
+    text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    about = [text, command, environment, {name: _digest(file) for name, file in files.items()}]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+    client = _client(address)
+    with _ask(address), _packed(text, files) as folder:
+        attempt, running = _attempt(client, f"raysel-{digest}")
+        name = f"raysel-{digest}-{attempt}"
+        if not running:
+            client.submit_job(
+                entrypoint=shlex.join(command),
+                submission_id=name,
+                runtime_env={**environment, "working_dir": str(folder)},
+                metadata={"raysel": str(tree.get("name", ""))},
+            )
+    return Job(name, str(place), running)
+
+
+def follow(address: str, job: str, write: Callable[[str], None]) -> int:
+    """Write the log of a job as it grows, until the job ends; return its exit code, 143 if it was stopped.
+
+    Raises
+    ------
+    ResourceError
+        If the connection is lost. The job continues.
+    """
+    client = _client(address)
+    shown = 0
+
+    async def tail() -> None:
+        nonlocal shown
+        seen = 0
+        async for text in client.tail_job_logs(job):  # from its beginning
+            seen += len(text)
+            if seen > shown:
+                write(text[-(seen - shown) :])
+                shown = seen
+
+    with _ask(address):
+        while True:
+            try:
+                asyncio.run(tail())
+            except Exception:  # the connection was lost; the status below tells whether it can be made again
+                time.sleep(1.0)
+            info = client.get_job_info(job)
+            if info.status.is_terminal():
+                break
+    if info.status == "STOPPED":
+        return STOPPED
+    if info.status == "FAILED" and info.driver_exit_code is None:  # it never started
+        write(f"{info.message}\n")
+    return 0 if info.status == "SUCCEEDED" else info.driver_exit_code or 1
+
+
+# ---- what is sent --------------------------------------------------------------------------------------------
+
+
+def _files(tree: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Return the files of code in the folder of the workflow that it names, by their relative names.
+
+    Raises
+    ------
+    ConfigError
+        For a relative path of anything else, which is on this machine only, and for code that is missing.
+    """
+    found: dict[str, Path] = {}
+    for key, text in _texts(config.absolute(copy.deepcopy(tree), _HERE), ""):
+        if str(_HERE.parent) not in text:
+            continue
+        place, code, _ = text[text.index(str(_HERE.parent)) :].partition(".py:")
+        given = os.path.relpath(place, _HERE) + (".py" if code else "")
+        if not code:
+            raise ConfigError(
+                f"{key}: {given} is a path on this machine, which the cluster does not see; give a URI such as "
+                "s3://bucket/data, or an absolute path that all nodes see."
+            )
+        if given.startswith(".."):
+            raise ConfigError(
+                f"{key}: {given} is outside of the folder of the workflow, of which only files in it are sent; move the file there."
+            )
+        if not (folder / given).is_file():
+            raise ConfigError(f"{key}: The file {folder / given} does not exist.")
+        found[given] = folder / given
+    return found
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, (dict, list)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, part in parts:
+            yield from _texts(part, f"{key}.{name}" if key else str(name))
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@contextmanager
+def _packed(text: str, files: dict[str, Path]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="raysel-") as made:
+        folder = Path(made)
+        (folder / _FILE).write_text(text, encoding="utf-8")
+        for name, file in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, folder / name)
+        yield folder
+
+
+def _environment(file: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Return the runtime environment of the job, with this raysel if it is a checkout, else with its version to compare."""
+    found = {} if file is None else yaml_file.read(file)
+    if not isinstance(found, dict):
+        raise ConfigError(f"{file} is not a runtime environment; write a mapping such as 'pip: [timm]'.")
+    if "working_dir" in found:
+        raise ConfigError(f"{file}: The key 'working_dir' is set by raysel; leave it out.")
+    variables = {**(found.get("env_vars") or {}), VERSION: raysel.__version__}
+    if not _installed():
+        found = {**found, "py_modules": [*(found.get("py_modules") or []), str(Path(raysel.__file__).parent)]}
+    return {**found, "env_vars": variables}
+
+
+def _installed() -> bool:
+    """Return whether raysel was installed as a package, which the cluster can install too, and is no checkout."""
+    try:
+        source = importlib.metadata.distribution("raysel").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return source is None or not json.loads(source).get("dir_info", {}).get("editable", False)
+
+
+def check_version() -> None:
+    """Raise ConfigError within a job that was submitted by another version of raysel."""
+    theirs = os.environ.get(VERSION, raysel.__version__)
+    if theirs != raysel.__version__:
+        raise ConfigError(
+            f"The job was submitted by raysel {theirs}, and the cluster has raysel {raysel.__version__}; install the same version "
+            "on both."
+        )
+
+
+# ---- the cluster ---------------------------------------------------------------------------------------------
+
+
+def _attempt(client: Any, prefix: str) -> tuple[int, bool]:
+    """Return the number of the newest attempt if it is running, else that of the next one."""
+    jobs = {job.submission_id: job for job in client.list_jobs() if job.submission_id}
+    attempt = 1
+    while (job := jobs.get(f"{prefix}-{attempt}")) is not None:
+        if not job.status.is_terminal():
+            return attempt, True
+        attempt += 1
+    return attempt, False
+
+
+def _client(address: str) -> Any:
+    """Return Ray's client for jobs. Raises ResourceError within 15 seconds if the cluster cannot be reached."""
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(
+            f"--address {address}: Jobs are submitted to the dashboard of a cluster; give http://HEAD:8265."
+        )
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=_REPLY_S):
+            pass
+    except urllib.error.HTTPError:  # it is there; whether it is Ray, and what is wrong, is said below
+        pass
+    except (OSError, ValueError) as error:
+        why = reason_of(getattr(error, "reason", None) or error)
+        raise ResourceError(
+            f"The Ray cluster at {address} cannot be reached: {why}. Check the address, and that its dashboard runs there."
+        ) from error
+    with _ask(address):
+        token_mode()
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as error:
+            raise _missing() from error
+        return JobSubmissionClient(address)
+
+
+def _missing() -> ConfigError:
+    return ConfigError(
+        "The packages for 'raysel submit' are not installed; install them with: pip install 'raysel[cluster]'."
+    )
+
+
+@contextmanager
+def _ask(address: str) -> Iterator[None]:
+    """Raise ResourceError for what Ray's client raises."""
+    import ray
+
+    try:
+        yield
+    except (ConfigError, ResourceError):
+        raise
+    except ray.exceptions.AuthenticationError as error:
+        raise ResourceError(
+            f"The Ray cluster at {address} requires a token, and none or another one was found here. Copy the cluster's token to "
+            "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to the file that holds it."
+        ) from error
+    except Exception as error:  # of requests, of Ray, and of the server
+        if "ray[default]" in str(error):
+            raise _missing() from error
+        raise ResourceError(
+            f"The request to the Ray cluster at {address} failed: {reason_of(error)}. If a job runs there, it continues; enter "
+            "the same command to attach to it again."
+        ) from error

@@ -1,0 +1,342 @@
+"""A workflow as a job: what is sent, its id, attaching to it, its exit code, and a real cluster with everything on S3."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from raysel import Selection
+from raysel.cli import cli
+from raysel.core import storage
+from raysel.errors import ConfigError, ResourceError
+from raysel.report.results import RunResults
+from raysel.workflow import submit
+from tests.golden import results as golden
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOW = {
+    "name": "t",
+    "pool": {"path": "s3://bucket/pool", "label": "y"},
+    "train": {"model": "code/m.py:f", "input": "x"},
+    "gime": {"metrics": ["own.py:f"], "binding": {"content": "x"}},
+}
+
+
+@pytest.fixture
+def flow(tmp_path):
+    """A function that writes the workflow, with some keys changed."""
+    (tmp_path / "code").mkdir()
+    for name in ("code/m.py", "own.py", "not_named.py"):
+        (tmp_path / name).write_text("raise SystemExit('was run')\n")
+
+    def write(**changes):
+        file = tmp_path / "flow.yaml"
+        file.write_text(yaml.safe_dump({**FLOW, **changes}))
+        return file
+
+    return write
+
+
+class Status(str):
+    def is_terminal(self):
+        return self in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+class Client:
+    """What Ray's client does, with the files that were sent."""
+
+    def __init__(self):
+        self.jobs, self.sent, self.logs = {}, {}, {}
+
+    def list_jobs(self):
+        return [SimpleNamespace(submission_id=None, status="RUNNING"), *self.jobs.values()]
+
+    def submit_job(self, *, entrypoint, submission_id, runtime_env, metadata):
+        folder = Path(runtime_env["working_dir"])
+        files = {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+        self.sent[submission_id] = SimpleNamespace(
+            entrypoint=entrypoint, files=files, env=runtime_env, metadata=metadata
+        )
+        self.end(submission_id, "RUNNING")
+
+    def end(self, name, status, code=None, message=""):
+        self.jobs[name] = SimpleNamespace(
+            submission_id=name, status=Status(status), driver_exit_code=code, message=message
+        )
+
+    def get_job_info(self, name):
+        return self.jobs[name]
+
+    async def tail_job_logs(self, name):
+        for text in self.logs[name].pop(0):
+            if isinstance(text, Exception):
+                raise text
+            yield text
+
+
+@pytest.fixture
+def client(monkeypatch):
+    made = Client()
+    monkeypatch.setattr(submit, "_client", lambda address: made)
+    monkeypatch.setattr(submit.time, "sleep", lambda seconds: None)
+    return made
+
+
+def send(file, *overrides, out="s3://bucket/run", **options):
+    return submit.submit(file, "http://h:1", out, overrides=list(overrides), **options)
+
+
+def test_the_workflow_and_the_code_that_it_names_are_sent_and_nothing_else(
+    flow, client, monkeypatch, tmp_path
+):
+    job = send(flow(), "seed=3")
+    sent = client.sent[job.id]
+    assert sent.files.keys() == {"workflow.yaml", "code/m.py", "own.py"}
+    assert yaml.safe_load(sent.files["workflow.yaml"]) == {**FLOW, "seed": 3}
+    assert sent.entrypoint == "python -m raysel.cli run workflow.yaml --out s3://bucket/run"
+    assert sent.metadata == {"raysel": "t"} and not os.path.exists(sent.env["working_dir"])
+    assert sent.env["py_modules"] == [str(ROOT / "raysel")]  # a checkout travels
+    monkeypatch.setattr(submit, "_installed", lambda: True)
+    (tmp_path / "env.yaml").write_text("pip: [timm]\nenv_vars: {A: b}\n")
+    installed = client.sent[send(flow(), runtime_env=tmp_path / "env.yaml").id].env
+    assert "py_modules" not in installed and installed["pip"] == ["timm"]
+    assert installed["env_vars"] == {"A": "b", "RAYSEL_SUBMITTED_BY": submit.raysel.__version__}
+    submit.check_version()
+    monkeypatch.setenv("RAYSEL_SUBMITTED_BY", "0.0.1")
+    with pytest.raises(ConfigError, match=r"submitted by raysel 0\.0\.1, and the cluster has raysel"):
+        submit.check_version()
+
+
+def test_the_same_workflow_attaches_while_it_runs_and_is_tried_again_after(flow, client, tmp_path):
+    first = send(flow())
+    assert re.fullmatch(r"raysel-[0-9a-f]{12}-1", first.id) and not first.attached
+    assert send(flow()) == submit.Job(first.id, "s3://bucket/run", True) and len(client.sent) == 1
+    for ended in ("FAILED", "STOPPED", "SUCCEEDED"):
+        client.end(max(client.jobs), ended)
+        again = send(flow())
+        assert not again.attached and again.id[:-1] == first.id[:-1]
+    assert again.id.endswith("-4")
+    (tmp_path / "code/m.py").write_text("other")
+    others = {send(flow()).id, send(flow(), "seed=1").id, send(flow(), out="/shared/run").id}
+    assert len(others) == 3 and all(name.endswith("-1") and name != first.id for name in others)
+
+
+def test_the_log_is_followed_to_the_exit_code(flow, client):
+    job, shown = send(flow()).id, []
+    client.logs[job] = [["one\n", RuntimeError("closed")], ["one\n", "two\n"], ["one\ntwo\nth", "ree\n"]]
+    running, client.get_job_info = client.get_job_info, lambda name: SimpleNamespace(status=Status("RUNNING"))
+
+    def info(name):
+        return running(name) if not client.logs[job] else SimpleNamespace(status=Status("RUNNING"))
+
+    client.get_job_info = info
+    client.end(job, "FAILED", 3)
+    assert submit.follow("http://h:1", job, shown.append) == 3 and "".join(shown) == "one\ntwo\nthree\n"
+    for status, code, exit_code in (("SUCCEEDED", 0, 0), ("STOPPED", None, 143), ("FAILED", None, 1)):
+        client.logs[job] = [[]]
+        client.end(job, status, code, "No resources.")
+        shown.clear()
+        assert submit.follow("http://h:1", job, shown.append) == exit_code
+        assert shown == (["No resources.\n"] if status == "FAILED" else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"pool": {"path": "data/pool", "label": "y"}}, r"^pool\.path: data/pool is a path on this machine"),
+        (
+            {"test": {"path": ["s3://b/t", "../t"], "label": "y"}},
+            r"^test\.path\.1: \.\./t is a path on this machine",
+        ),
+        (
+            {"train": {"model": "../m.py:f", "input": "x"}},
+            r"^train\.model: \.\./m\.py is outside of the folder",
+        ),
+        (
+            {"train": {"model": "none.py:f", "input": "x"}},
+            r"^train\.model: The file .*/none\.py does not exist",
+        ),
+        ({"train": {"modle": 1}}, r"flow\.yaml: The key 'train\.modle' is unknown"),
+    ],
+)
+def test_what_the_cluster_cannot_see_is_refused(flow, client, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        send(flow(**changes))
+    assert not client.sent
+
+
+def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp_path):
+    with pytest.raises(ConfigError, match=r"^--out runs/x: A job needs a directory that lasts"):
+        send(flow(), out="runs/x")
+    for text, words in (("[1]", "is not a runtime environment"), ("working_dir: x", "is set by raysel")):
+        (tmp_path / "env.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=words):
+            send(flow(), runtime_env=tmp_path / "env.yaml")
+    for error, kind, words in (
+        (
+            RuntimeError("Request failed with status code 500: x."),
+            ResourceError,
+            "failed: Request failed with status",
+        ),
+        (
+            RuntimeError("The Ray jobs CLI & SDK require the ray[default] installation"),
+            ConfigError,
+            r"raysel\[cluster\]",
+        ),
+        (submit_authentication(), ResourceError, "requires a token"),
+    ):
+        monkeypatch.setattr(client, "list_jobs", fails(error))
+        with pytest.raises(kind, match=words):
+            send(flow())
+    monkeypatch.undo()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(submit, "_REPLY_S", 0.2)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(
+            ResourceError, match=rf"^The Ray cluster at {url} cannot be reached: timed out\. Check"
+        ):
+            submit.submit(flow(), url, "s3://b/r")
+    with pytest.raises(ResourceError, match="cannot be reached: Connection refused"):
+        submit.submit(flow(), url, "s3://b/r")
+    with pytest.raises(ConfigError, match=r"^--address ray://h:1: Jobs are submitted to the dashboard"):
+        submit.submit(flow(), "ray://h:1", "s3://b/r")
+
+
+def submit_authentication():
+    import ray
+
+    return ray.exceptions.AuthenticationError("no token")
+
+
+def fails(error):
+    def fail():
+        raise error
+
+    return fail
+
+
+def test_the_command(flow, client, capsys):
+    words = ["submit", str(flow()), "--address", "http://h:1", "--out", "s3://bucket/run"]
+    cli.main(words, standalone_mode=False)
+    job = max(client.jobs)
+    assert f"Job {job} was submitted. Results: s3://bucket/run" in capsys.readouterr().err
+    client.logs[job] = [["log\n"], ["log\n"]]
+    client.jobs[job].status = Status("RUNNING")
+    client.get_job_info = lambda name: SimpleNamespace(status=Status("STOPPED"), driver_exit_code=None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--follow"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert ended.value.code == 143 and shown.out == "log\n" and f"Job {job} is running." in shown.err
+
+
+def free_ports(count):
+    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in found]
+    for server in found:
+        server.close()
+    return ports
+
+
+@pytest.fixture
+def two_nodes(tmp_path):
+    """A head with a dashboard and a second node, each of one CPU, that require a token."""
+    port, dashboard, *agents = free_ports(4)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+    }
+    common = ["--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
+    head = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--head"]
+    running = []
+    for place, agent in (head, agents[0]), ([f"--address=127.0.0.1:{port}"], agents[1]):
+        words = [*place, f"--dashboard-agent-listen-port={agent}", *common]
+        log = (tmp_path / f"node-{agent}.txt").open("w")
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
+        running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        deadline = time.monotonic() + 90
+        while not reached(port) or (place is head and not reached(dashboard)):
+            assert time.monotonic() < deadline and running[-1].poll() is None, Path(log.name).read_text()
+            time.sleep(0.5)
+    yield f"http://127.0.0.1:{dashboard}", environment
+    for process in reversed(running):
+        process.send_signal(signal.SIGTERM)
+    for process in running:
+        process.wait(timeout=60)
+
+
+def reached(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_job_on_two_nodes_with_everything_on_s3_is_stopped_and_ends_as_on_a_laptop(two_nodes, s3, tmp_path):
+    address, environment = two_nodes
+    made = [sys.executable, str(ROOT / "workflows/digits.py"), "--out", str(tmp_path)]
+    subprocess.run(made, check=True, capture_output=True)
+    roles = ("pool", "target", "test")
+    for role in roles:
+        storage.write_bytes(f"{s3}/data/{role}.parquet", (tmp_path / f"{role}.parquet").read_bytes())
+    out = storage.output(f"{s3}/run")
+    command = [sys.executable, "-m", "raysel.cli", "submit", str(ROOT / "workflows/quickstart.yaml")]
+    command += ["--address", address, "--out", str(out), "--set", "train.cpus_per_worker=0.5"]
+    for role in roles:
+        command += ["--set", f"{role}.path={s3}/data/{role}.parquet"]
+
+    def raysel(*more, **changes):
+        return subprocess.run(
+            [*command, *more], env={**environment, **changes}, capture_output=True, text=True, timeout=600
+        )
+
+    refused = raysel(RAY_AUTH_TOKEN="f" * 64)
+    assert refused.returncode == 1 and "requires a token" in refused.stderr, refused.stderr
+    first = raysel()
+    assert first.returncode == 0, first.stderr
+    name = re.search(r"Job (raysel-\w+-1) was submitted\. Results: s3://", first.stderr)[1]
+    followed = subprocess.Popen(
+        [*command, "--follow"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 400
+    while not checkpoints(out):
+        assert time.monotonic() < deadline and followed.poll() is None, followed.communicate()
+        time.sleep(0.5)
+    stop = [sys.executable, "-m", "ray.scripts.scripts", "job", "stop", "--address", address, name]
+    subprocess.run(stop, env=environment, check=True, capture_output=True)
+    log, said = followed.communicate(timeout=120)
+    assert followed.returncode == 143 and f"Job {name} is running." in said and "select" in log, (log, said)
+    kept = checkpoints(out)
+    second = raysel("--follow")
+    assert second.returncode == 0, (second.stdout[-3000:], second.stderr)
+    assert f"Job {name[:-1]}2 was submitted." in second.stderr and "Report: s3://" in second.stdout
+    assert re.search(r"select +reused", second.stdout) and kept
+    results = RunResults.load(out / "results.json")
+    expected = json.loads(golden.EXPECTED.read_text())["quickstart"]
+    assert golden.quickstart(results, Selection.load(out / results.selection.folder)) == expected
+
+
+def checkpoints(out):
+    """Checkpoints of the first training."""
+    folders = [name for name in storage.entries(out / "steps") if name.startswith("train-chain-")]
+    return [
+        name
+        for folder in folders
+        for name in storage.entries(out / "steps" / folder / "ray" / folder)
+        if name.startswith("checkpoint_")
+    ]
