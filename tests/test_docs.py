@@ -196,7 +196,7 @@ def _group():
 
 
 def test_a_wrong_command_line_would_be_found():
-    assert "submit" not in cli.commands
+    assert "nothing" not in cli.commands
     with pytest.raises(click.UsageError):
         cli.commands["run"].make_context("run", ["workflow.yaml", "--nothing"], parent=_group())
 
