@@ -6,7 +6,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -127,9 +127,9 @@ class InfoBatch:
     ema : float
         Weight of the old value, in [0, 1), when a new loss of a sample is recorded (exponential moving average). With
         0, only the last loss is kept.
-    classes : array of int, shape (samples,), optional
-        Label per selected sample, in ascending order of their ids. The threshold is then per class, so that
-        no class is pruned because it is easy.
+    classes : array of int, shape (pool rows,), optional
+        Label of each row of the pool: ``classes[sample_id]``. The threshold is then per class, so that no class
+        is pruned because it is easy.
 
     Raises
     ------
@@ -193,6 +193,42 @@ class InfoBatch:
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
+    def for_ids(self, ids: npt.NDArray[np.int64] | int) -> InfoBatch:
+        """Return the policy of a run over these ids.
+
+        Parameters
+        ----------
+        ids : array of int64, ascending, or int
+            The ids; a number n means 0..n-1.
+
+        Returns
+        -------
+        InfoBatch
+            The policy with the classes of these ids, in their order.
+
+        Raises
+        ------
+        ConfigError
+            If an id has no class.
+
+        Examples
+        --------
+        >>> raysel.InfoBatch(classes=[4, 7, 7]).for_ids(np.array([0, 2])).classes.tolist()
+        [0, 1]
+        """
+        if self.classes is None:
+            return self
+        count = len(self.classes)
+        if isinstance(ids, (int, np.integer)):
+            self._check(int(ids))
+            return self
+        if len(ids) and ids[-1] >= count:
+            raise ConfigError(
+                f"InfoBatch.classes has {count} entries, but sample_id {ids[-1]} is selected; give one class per row of "
+                "the pool, in the order of sample_id."
+            )
+        return replace(self, classes=self.classes[ids])
+
     def plan_shard(
         self, state: SampleState, start: int, n: int, *, epoch: int, num_epochs: int, seed: int
     ) -> Generator[Any, Any, Plan]:
@@ -200,10 +236,7 @@ class InfoBatch:
         epoch, num_epochs = check_epoch(epoch, num_epochs)
         wanted = self._wanted(num_epochs)
         loss, classes = state.loss, self.classes
-        if classes is not None and len(classes) != len(loss):
-            raise ConfigError(
-                f"InfoBatch.classes has {len(classes)} entries, but there are {len(loss)} samples; give one class per sample."
-            )
+        self._check(len(loss))
         if epoch == 0 or annealing(epoch, num_epochs, self.delta):
             return full(len(loss), start)
         threshold = yield from self._threshold(loss)
@@ -223,10 +256,7 @@ class InfoBatch:
         """Return the same policy for the slots start..stop of n."""
         if self.classes is None:
             return self
-        if len(self.classes) != n:
-            raise ConfigError(
-                f"InfoBatch.classes has {len(self.classes)} entries, but there are {n} samples; give one class per sample."
-            )
+        self._check(n)
         part = copy.copy(self)
         object.__setattr__(part, "classes", self.classes[start:stop])
         return part
@@ -234,6 +264,13 @@ class InfoBatch:
     def check(self, num_epochs: int) -> None:
         """Raise ConfigError for a ``target_saving`` that ``num_epochs`` epochs cannot reach."""
         self._wanted(num_epochs)
+
+    def _check(self, n: int) -> None:
+        """Raise ConfigError unless there is one class for each of ``n`` samples, or none at all."""
+        if self.classes is not None and len(self.classes) != n:
+            raise ConfigError(
+                f"InfoBatch.classes has {len(self.classes)} entries, but there are {n} samples; give one class per sample."
+            )
 
     def _wanted(self, num_epochs: int) -> float | None:
         """Return the share of the samples that each pruning epoch must leave out; None without a target."""

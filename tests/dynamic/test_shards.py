@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import raysel
 from raysel.dynamic import FullData, InfoBatch, Plan, RandomPrune, RandomSubset, RoundRobin, SampleState
 from raysel.dynamic.infobatch import prune_below
 from raysel.dynamic.keeper import Keeper, Keepers
@@ -31,6 +32,7 @@ from raysel.dynamic.shards import (
 )
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, StateError
+from raysel.selection import Selection
 
 N = 6 * CHUNK + 123
 CLASSES = np.random.default_rng(5).integers(0, 7, N) * 3 - 4  # any labels, negative ones too
@@ -206,12 +208,27 @@ def test_classes_are_named_by_their_digest_and_travel():
     assert part.classes.tolist() == [0, 1] and part == policy and part.parameters() == policy.parameters()
     with pytest.raises(ConfigError, match="has 3 entries, but there are 4 samples"):
         policy.shard(0, 2, 4)
+    assert policy.for_ids(3) is policy and InfoBatch().for_ids(4) == InfoBatch()
+    with pytest.raises(ConfigError, match="has 3 entries, but there are 4 samples"):
+        policy.for_ids(4)
+    with pytest.raises(
+        ConfigError, match=r"has 3 entries, but sample_id 3 is selected; .* per row of the pool"
+    ):
+        policy.for_ids(np.array([0, 3]))
     for epoch in (0, 1):
         with pytest.raises(ConfigError, match="has 3 entries, but there are 4 samples"):
             policy.plan(SampleState.empty(4), epoch=epoch, num_epochs=9, seed=0)
     for wrong in ([0.5, 1.0], [[1, 2]], "ab"):
         with pytest.raises(ConfigError, match="classes must be a vector of integers"):
             InfoBatch(classes=wrong)
+
+
+def test_classes_belong_to_sample_ids():
+    ids, of_pool = np.array([1, 4, 5, 9]), np.array([3, 8, 3, 3, 8, 6, 3, 3, 3, 6])
+    aligned = InfoBatch(classes=of_pool).for_ids(ids)
+    assert aligned == InfoBatch(classes=[8, 8, 6, 6]) and aligned.classes.tolist() == [1, 1, 0, 0]
+    dynamic = raysel.DynamicSelection(InfoBatch(classes=of_pool), Selection.of(ids), num_epochs=3)
+    assert dynamic.run.policy["classes"] == aligned.classes_digest
 
 
 # ---- ranks
