@@ -203,8 +203,8 @@ class RepDiv:
     tail : float
         Share of the epochs, in [0, 1], that train on all samples, at the end of the training.
     alpha : float, optional
-        Constant weight of representativeness, in [0, 1], which replaces the curriculum: 1 for representativeness
-        alone, 0 for diversity alone.
+        Constant weight of representativeness, in [0, 1], in place of the weight that falls over the epochs: 1
+        for representativeness alone, 0 for diversity alone.
 
     Raises
     ------

@@ -158,7 +158,10 @@ def _error(table: Sequence[Row], goal: Goal, test_rows: int) -> str:
     """Return a clause about the error that results from the choice of the test rows."""
     values = [row.value for row in table if row.value is not None]
     if not goal.accuracy or not values:
-        return "the standard deviation over the seeds does not include the error that results from this"
+        return (
+            "the standard deviation over the seeds does not include the error that results from scoring a "
+            "sample of rows"
+        )
     found = max(100 * math.sqrt(value * (1 - value) / test_rows) for value in values)
     return (
         f"because of this, each accuracy has a standard error of up to {found:.2f} points, which the standard deviation over "
