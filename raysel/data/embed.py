@@ -19,7 +19,13 @@ from raysel.core.storage import output
 from raysel.data import pipeline, shards
 from raysel.data.datasource import parquet_rows
 from raysel.data.decode import decode
-from raysel.data.embedders.build import as_embedder, check_columns_of, column_names, make_embedder
+from raysel.data.embedders.build import (
+    as_embedder,
+    check_columns_of,
+    check_object,
+    column_names,
+    make_embedder,
+)
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import Embedder, check_vectors
 from raysel.data.identity import check_dataset
@@ -94,6 +100,7 @@ def embed(
     2
     """
     named = make_embedder(embedder) if isinstance(embedder, str) else embedder
+    check_object(named)
     if hasattr(named, "fit"):
         raise ConfigError(
             f"embedder: '{embedder}' must be fitted on data first. Fit it once with "
@@ -110,10 +117,8 @@ def embed(
     written = directory is not None or hasattr(made, "load") or on_error != "raise"
     if not written:
         schema = dataset.schema(fetch_if_missing=False)
-        if (
-            schema is not None
-        ):  # else the step that makes the rows is still lazy, and the block below will tell
-            check_columns(schema.names, columns, "dataset to embed")
+        if schema is not None:  # else the step that makes the rows is still lazy, and the block below checks
+            _check_schema(schema, made, columns)
         return plain_errors(
             dataset.map_batches(
                 _embed_block, fn_args=(made, columns, options), batch_format="pyarrow", batch_size=None
@@ -122,7 +127,7 @@ def embed(
     if parquet_rows(dataset) is None:
         schema = dataset.schema(fetch_if_missing=False)
         if schema is not None:
-            check_columns(schema.names, columns, "dataset to embed")
+            _check_schema(schema, made, columns)
         dataset = materialized(dataset)  # its steps run here, and never again
     source = pipeline.source_of(dataset, columns)
     place = place or _cache(source, made, columns, options, version)
@@ -131,6 +136,16 @@ def embed(
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")
     return pipeline.attach(dataset, place, report, options)
+
+
+def _check_schema(schema: Any, embedder: Embedder, columns: list[str]) -> None:
+    """Raise DataError for columns that are missing, or whose type the embedder cannot use."""
+    check_columns(schema.names, columns, "dataset to embed")
+    if not isinstance(schema.base_schema, pa.Schema):
+        return
+    none = schema.base_schema.empty_table().select(columns)
+    if not any(map(pa.types.is_null, none.schema.types)):  # of the first blocks alone, perhaps
+        decode(none.append_column(ID, pa.array([], pa.int64())), columns, getattr(embedder, "takes", "any"))
 
 
 def _cache(

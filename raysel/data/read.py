@@ -7,7 +7,7 @@ import logging
 import os
 import posixpath
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +26,7 @@ from raysel.data.listing import Listing, list_source, warn
 from raysel.data.memory import as_table
 from raysel.data.ray_rows import numbered
 from raysel.data.row_index import ID, RowIndex, check_ids, index_parquet, with_ids
-from raysel.errors import COLUMNS, DataError, first
+from raysel.errors import COLUMNS, ConfigError, DataError, first, shown
 
 _BLOCK_ROWS = 65_536  # rows of a table in memory that make one block
 
@@ -89,6 +89,8 @@ def read(
 
     Raises
     ------
+    ConfigError
+        If ``columns`` or ``trust`` is none of what is described here.
     DataError
         If the source cannot be read, has no rows, or lacks a column.
 
@@ -99,6 +101,10 @@ def read(
     >>> [row["sample_id"] for row in rows.take_all()]
     [0, 1, 2]
     """
+    if trust not in get_args(Trust):
+        raise ConfigError(f"trust: {shown(trust)} is neither 'content' nor 'mtime'.")
+    if columns is not None and (isinstance(columns, str) or not all(isinstance(n, str) for n in columns)):
+        raise ConfigError(f"columns: {shown(columns)} is not a list of names; write ['text'], for example.")
     listing = list_source(_paths(source), encoding) if _is_path(source) else None
     if index is not None and (listing is None or not listing.format.is_parquet):
         raise DataError(

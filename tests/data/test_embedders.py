@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import decimal
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import raysel
+from raysel import embed, fit_embedder
+from raysel.data.embed import _check_schema
 from raysel.data.embedders.build import make_embedder, named_embedder
 from raysel.data.embedders.table import TableEmbedder, _extremes
 from raysel.errors import ConfigError, DataError
@@ -236,6 +241,56 @@ def test_names_of_columns_and_options_are_checked():
 
 
 @pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("takes", "column", "sentence"),
+    [
+        ("matrix", "text", "Column 'text' holds string, not numbers"),
+        ("numbers", "category", "Column 'category' holds dictionary"),
+        ("text", "tensor", "Column 'tensor' holds extension"),
+        ("images", "time", "Column 'time' holds timestamp"),
+        ("any", "missing", "has no column 'missing'"),
+        ("matrix", "null", None),  # of the first blocks alone, perhaps
+        ("any", "category", None),
+        ("images", "text", None),
+        ("table", "time", None),
+    ],
+)
+def test_what_types_show_is_found_before_anything_is_read(takes, column, sentence):
+    schema = pa.schema(
+        [
+            ("text", pa.string()),
+            ("category", pa.dictionary(pa.int8(), pa.string())),
+            ("tensor", pa.fixed_shape_tensor(pa.float32(), (2,))),
+            ("time", pa.timestamp("s")),
+            ("null", pa.null()),
+        ]
+    )
+    known = SimpleNamespace(names=schema.names, base_schema=schema)
+    with pytest.raises(DataError, match=sentence) if sentence else nullcontext():
+        _check_schema(known, SimpleNamespace(takes=takes), [column])
+
+
+def test_objects_of_other_libraries_are_no_embedders():
+    from sklearn.decomposition import PCA
+
+    network, pca = torch.nn.Linear(8, 2), PCA(2)
+    for given, sentence in (
+        (
+            network,
+            "embedder: The network Linear takes tensors, but an embedder is called with arrays; write torch:",
+        ),
+        (pca, "embedder: A PCA of scikit-learn is not an embedder; fit it, and give a function of rows"),
+        (
+            pa.table({"a": [1]}),
+            "embedder: a pyarrow Table of shape \\(1, 1\\) is neither a name nor a function of rows",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            fit_embedder(given)
+        with pytest.raises(ConfigError, match=sentence):
+            embed(None, given, column="a")
+
+
 def test_nothing_is_learned_from_no_rows():
     rows = raysel.read({"k": np.arange(3.0)}).filter(lambda row: False)
     for spec in ("table", "pca:1"):

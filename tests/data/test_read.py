@@ -15,7 +15,7 @@ from raysel.cluster.blocks import gather
 from raysel.data import pipeline
 from raysel.data.row_index import ID
 from raysel.data.vectors import to_column, to_numpy
-from raysel.errors import DataError
+from raysel.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("cluster")
 ROWS = 100
@@ -128,6 +128,8 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
         ({"a": [1, 2], "b": [1]}, {}, "columns have different lengths"),
         ({"a": []}, {}, "no rows"),
         (object(), {}, "Rows cannot be read from the type object"),
+        ({"a": [1]}, {"trust": "always"}, "trust: 'always' is neither 'content' nor 'mtime'"),
+        ({"a": [1]}, {"columns": "a"}, "columns: 'a' is not a list of names"),
         ({"a": [1]}, {"label": "b"}, "no label column 'b' in the table; the columns are a"),
         (
             {"a": [0.5]},
@@ -147,7 +149,7 @@ def test_a_ray_dataset_is_numbered_in_its_order(cluster, table, blocks):
     ],
 )
 def test_what_cannot_be_read(source, options, sentence):
-    with pytest.raises(DataError, match=sentence):
+    with pytest.raises((DataError, ConfigError), match=sentence):
         raysel.read(source, **options)
 
 

@@ -11,7 +11,7 @@ from ray.data import Dataset
 from raysel.cluster.code import load_object
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, Learner
 from raysel.data.identity import check_dataset
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, shown
 from raysel.registry import EMBEDDERS
 
 
@@ -64,6 +64,7 @@ def fit_embedder(
     'pca:2'
     """
     made = make_embedder(spec) if isinstance(spec, str) else spec
+    check_object(made)
     if hasattr(made, "fit"):
         name = spec if isinstance(spec, str) else getattr(made, "name", type(made).__name__)
         return as_embedder(made.fit(*_fitted_on(name, dataset, column)))
@@ -92,12 +93,29 @@ def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
     """Return ``embedder``; a plain function becomes an embedder with the function's name."""
     if isinstance(getattr(embedder, "name", None), str):
         return embedder  # type: ignore[return-value]
+    check_object(embedder)
     if not callable(embedder):
         raise ConfigError(
-            f"embedder: {embedder!r} is neither a name nor a function of rows; the names are "
+            f"embedder: {shown(embedder)} is neither a name nor a function of rows; the names are "
             f"{', '.join(EMBEDDERS.names())}."
         )
     return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)
+
+
+def check_object(embedder: object) -> None:
+    """Raise ConfigError for objects of other libraries that are called or fitted in another way than embedders."""
+    kind = type(embedder)
+    packages = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    if "torch" in packages and not isinstance(getattr(embedder, "name", None), str):
+        raise ConfigError(
+            f"embedder: The network {kind.__name__} takes tensors, but an embedder is called with arrays; write torch:FILE.py:FACTORY "
+            "or torch:MODULE:FACTORY, where FACTORY() returns the network."
+        )
+    if "sklearn" in packages:
+        raise ConfigError(
+            f"embedder: A {kind.__name__} of scikit-learn is not an embedder; fit it, and give a function of rows, such as "
+            "lambda rows: model.transform(rows).astype('float32')."
+        )
 
 
 def _fitted_on(
