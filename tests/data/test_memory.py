@@ -147,7 +147,7 @@ def test_nan_is_a_number_beside_numbers_and_nanoseconds_stay():
         (np.array([1 + 2j]), "holds complex128 numbers"),
         (np.array([1], np.longdouble), "holds float128 numbers|cannot be read"),
         (np.zeros((3, 0)), "has rows without elements"),
-        (np.array(5), "is one value"),
+        (np.array(5), "holds a single value"),
         (5, "is of type int; give an array or a list"),
         ("text", "is of type str; give an array or a list"),
         ({1, 2}, "is of type set; give"),
@@ -319,7 +319,7 @@ def raises():
         ([], "There are no rows"),
         ([{"a": 1}, {"a": "x"}], "Column 'a' holds values of several types"),
         ([{0: 1}], "A column has the name 0"),
-        (np.array(3), "Column 'data' is one value"),
+        (np.array(3), "Column 'data' holds a single value"),
     ],
 )
 def test_what_cannot_be_a_table_is_one_sentence(source, sentence):
