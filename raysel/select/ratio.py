@@ -137,9 +137,9 @@ def fit_ratio(
     from threadpoolctl import threadpool_limits
 
     mean = pool.mean(axis=0, dtype=np.float64)
-    scale = (
-        float(pool.std(axis=0, dtype=np.float64).mean()) or 1.0
-    )  # one for all elements, whose spreads mean something
+    # One scale for all elements: dividing each by its own spread would make the elements that hold mostly noise, such as the
+    # last principal components, as important as the first.
+    scale = float(pool.std(axis=0, dtype=np.float64).mean()) or 1.0
     d = pool.shape[1]
     linear = Features(mean, scale, np.empty((d, 0)), np.empty(0))
     rng = np.random.Generator(np.random.Philox(seed % 2**62 * 4 + _WAVES))

@@ -1,0 +1,186 @@
+"""Time the selectors on Ray, and measure the k-means and the probes that they use.
+
+    python benchmarks/selectors_speed.py [--parts selectors duplicates chain kmeans probes] [--rows 1000000]
+
+The output is Markdown tables; ``--rows`` is the number of pool rows of the first three parts.
+
+selectors   every selector on rows x 64 vectors with 2,000 target rows, and Nearest with 10,000
+duplicates  Deduplicate on rows x 384 vectors, of which 5 % are near duplicates of others
+chain       embed (PCA) and DensityRatio for 5 times as many rows x 64, with 10,000 target rows
+kmeans      k-means in two levels against one level, 1,500 clusters: seconds and mean squared distance
+probes      share of the near duplicates that are found on 20,000 images of FashionMNIST (PCA-64) in 500 cells, by probes
+            (Debian package dataset-fashion-mnist)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflows"))
+
+PARTS = ("selectors", "duplicates", "chain", "kmeans", "probes")
+
+
+def clusters(rows: int, dimension: int, seed: int, centres: int = 300) -> np.ndarray:
+    """Vectors in clusters; two sides with the same centres if the seeds differ."""
+    middle = np.random.default_rng(0).normal(size=(centres, dimension)) * 2
+    rng = np.random.default_rng(seed)
+    return (middle[rng.integers(0, centres, rows)] + rng.normal(size=(rows, dimension))).astype(np.float32)
+
+
+def dataset(vectors: np.ndarray, blocks: int = 8) -> Any:
+    """A materialised Dataset with ids."""
+    import pyarrow as pa
+    import ray
+
+    from raysel.data.vectors import to_column
+
+    parts = np.array_split(np.arange(len(vectors)), blocks)
+    return ray.data.from_arrow(
+        [pa.table({"sample_id": part, "embedding": to_column(vectors[part])}) for part in parts]
+    )
+
+
+def timed(name: str, call: Any) -> Any:
+    """Print a row of the table: seconds, and the highest memory of this process so far."""
+    load, began = os.getloadavg()[0], time.perf_counter()
+    found = call()
+    seconds, peak = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"| {name} | {seconds:.1f} | {peak / 1e6:.2f} | {load:.1f} |", flush=True)
+    return found
+
+
+def head(title: str) -> None:
+    print(
+        f"\n{title}\n\n|  | seconds | peak memory of the driver so far, GB | load before |\n|---|---|---|---|"
+    )
+
+
+def selectors(rows: int) -> None:
+    import pyarrow as pa
+
+    import raysel
+
+    pool, target, large = (dataset(clusters(n, 64, seed)) for n, seed in ((rows, 1), (2000, 2), (10_000, 3)))
+    head(f"Selectors, {rows:,} x 64, budget 30 %")
+    for made in (raysel.GIO, raysel.DensityRatio, raysel.ClusterShare, raysel.Nearest):
+        timed(f"`{made.__name__}`, 2,000 target rows", lambda made=made: made(0.3).select(pool, target))
+    timed("`Nearest`, 10,000 target rows", lambda: raysel.Nearest(0.3).select(pool, large))
+    for made in (raysel.KCenter, raysel.FacilityLocation, raysel.Herding):
+        timed(f"`{made.__name__}`", lambda made=made: made(0.3).select(pool))
+    timed("`Deduplicate`", lambda: raysel.Deduplicate().select(pool))
+    scored = pool.map_batches(
+        lambda table: table.append_column("score", pa.array(np.sin(table["sample_id"].to_numpy()))),
+        batch_format="pyarrow",
+    ).materialize()
+    timed("`ByScore`", lambda: raysel.ByScore(0.3, "score").select(scored))
+    timed("`Random`", lambda: raysel.Random(0.3).select(pool))
+
+
+def duplicates(rows: int) -> None:
+    import raysel
+
+    vectors = clusters(rows, 384, 1, 3000)
+    rng = np.random.default_rng(5)
+    copies = rng.choice(rows, rows // 20, replace=False)
+    vectors[copies] = vectors[rng.integers(0, rows, len(copies))] + 0.05 * rng.normal(size=(len(copies), 384))
+    head(f"Near duplicates, {rows:,} x 384, threshold 0.95")
+    pool = dataset(vectors, 32)
+    del vectors
+    found = timed("`Deduplicate`", lambda: raysel.Deduplicate(0.95).select(pool))
+    print(f"\n{rows - len(found):,} of about {len(copies):,} planted near duplicates were dropped.")
+
+
+def chain(rows: int) -> None:
+    import raysel
+
+    head(f"Embedding and selection, {5 * rows:,} x 64, 10,000 target rows")
+    pool, target = dataset(clusters(5 * rows, 64, 1), 64), dataset(clusters(10_000, 64, 2))
+
+    def call() -> Any:
+        embedder = raysel.fit_embedder("pca:32", pool, column="embedding")
+        sides = (raysel.embed(side, embedder, column="embedding") for side in (pool, target))
+        return raysel.DensityRatio(0.3).select(*sides)
+
+    timed("`fit_embedder`, `embed`, `DensityRatio`", call)
+
+
+def kmeans(_: int) -> None:
+    from raysel.gio.quantize import _lloyd, assign, fit_centroids
+
+    sample = clusters(1500 * 256, 64, 1)
+    print(
+        "\nk-means, 1,500 clusters of 384,000 x 64\n\n|  | seconds | mean squared distance |\n|---|---|---|"
+    )
+    for name, fit in (("one level", _lloyd), ("two levels", fit_centroids)):
+        began = time.process_time()
+        centroids = fit(sample, 1500, 0)
+        seconds = time.process_time() - began
+        print(f"| {name} | {seconds:.1f} | {(assign(sample, centroids)[1] ** 2).mean():.4f} |", flush=True)
+
+
+def probes(_: int) -> None:
+    from fashion_mnist import SOURCE, load
+    from sklearn.decomposition import PCA
+
+    from raysel.core.arrays import unit
+    from raysel.gio.quantize import fit_centroids
+    from raysel.select.duplicates import nearest_cells, probes_for
+
+    images = load(SOURCE)[0][:20_000]
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    rows = unit(PCA(64, svd_solver="covariance_eigh").fit_transform(flat))
+    centroids = unit(fit_centroids(rows, 500, 0))
+    cells = nearest_cells(rows, centroids, len(centroids))
+    rank = np.empty(cells.shape, np.int16)
+    np.put_along_axis(rank, cells, np.arange(len(centroids), dtype=np.int16)[None], axis=1)
+    own = cells[:, 0]
+    thresholds = (0.98, 0.95, 0.9, 0.8)
+    counts = {threshold: np.zeros(len(centroids), np.int64) for threshold in thresholds}
+    for at in range(0, len(rows), 1000):
+        near = rows[at : at + 1000] @ rows.T
+        one, two = np.nonzero(near >= min(thresholds))
+        later = two > one + at
+        one, two = one[later], two[later]
+        found = np.minimum(rank[one + at, own[two]], rank[two, own[one + at]])
+        for threshold in thresholds:
+            close = near[one, two] >= threshold
+            counts[threshold] += np.bincount(found[close], minlength=len(centroids))
+    print("\nShare of the near duplicates found, 20,000 images in 500 cells\n")
+    print(
+        "| threshold | pairs | probes by default | share found | fewest probes for 98 % |\n|---|---|---|---|---|"
+    )
+    for threshold, count in counts.items():
+        share = np.cumsum(count) / max(count.sum(), 1)
+        default = probes_for(threshold)
+        fewest = int(np.argmax(share >= 0.98)) + 1
+        print(
+            f"| {threshold} | {count.sum():,} | {default} | {share[default - 1]:.1%} | {fewest} |", flush=True
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    options = parser.parse_args()
+    if {"selectors", "duplicates", "chain"} & set(options.parts):
+        from raysel.cluster.connect import connect
+
+        connect("local")
+    for part in options.parts:
+        globals()[part](options.rows)
+
+
+if __name__ == "__main__":
+    main()
