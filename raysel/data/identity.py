@@ -193,4 +193,5 @@ class _Numbering:
 def short_names(paths: Sequence[str]) -> list[str]:
     """Return the paths below the directory that holds all of them."""
     above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if paths else ""
-    return [posixpath.relpath(path, above) if above else path for path in paths]
+    # Not by relpath, which reads the working directory for paths that do not begin with a slash.
+    return [path[len(above) :].lstrip("/") if above else path for path in paths]
