@@ -11,7 +11,7 @@ forecast. The files are written to ``data/flights`` next to this script, or to `
 - ``target.parquet``: October, which the selected rows should resemble; the calibration reads it, and no model is trained on it
 - ``test.parquet``: November and December; they only score the model
 
-The label is ``late`` (int64). ``features`` (float32 tensor, scaled by the pool) is for a network. The other columns can be
+The label is ``late`` (int64), or ``delay`` for a regression: the delay on arrival in minutes (float32). ``features`` (float32 tensor, scaled by the pool) is for a network. The other columns can be
 named in a `raysel.gime.Binding`: ``tailnum``, ``carrier``, ``origin``, ``dest``, ``scheduled``, ``landed``, ``seats``, the
 weather, ``part`` (airport and week) and ``month``. The 9,430 flights without a delay on arrival (cancelled or diverted) have
 no label and are left out. Every call writes the same bytes.
@@ -87,13 +87,25 @@ def prepared(source: Path) -> pd.DataFrame:
     found["minute_of_day"] = 60 * found["hour"] + found["minute"]
     found["plane_age"] = 2013 - found["built"]
     found["late"] = (found["arr_delay"] > LATE).astype(np.int64)
+    found["delay"] = found["arr_delay"].astype(np.float32)
     found["month"] = found["day"].dt.strftime("%Y-%m")
     return found.sort_values("scheduled", kind="stable").reset_index(drop=True)
 
 
 def with_features(frame: pd.DataFrame, pool: pd.Series) -> pa.Table:
     """Return the columns and ``features``: numbers scaled by the pool (0 if missing), and categories as 0 and 1."""
-    names = ["late", "scheduled", "landed", "tailnum", "flight", "dest", "part", "month", *CATEGORIES]
+    names = [
+        "late",
+        "delay",
+        "scheduled",
+        "landed",
+        "tailnum",
+        "flight",
+        "dest",
+        "part",
+        "month",
+        *CATEGORIES,
+    ]
     kept = pa.Table.from_pandas(frame[[*names, *NUMBERS]], preserve_index=False)
     numbers = frame[NUMBERS].astype(np.float64)
     scaled = (numbers - numbers[pool].mean()) / numbers[pool].std().replace(0, 1)

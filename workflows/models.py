@@ -1,4 +1,4 @@
-"""Small image classifiers for the workflows, each made by ``factory(input_shape, classes)``.
+"""Small networks for the workflows, each made by a function such as ``factory(input_shape, classes)``.
 
 ``input_shape`` is (channels, height, width) of one image. Images are uint8 in 0..255, which the model scales to [0, 1], or
 floats, which it does not scale. The initial weights come from torch's global generator, which the caller seeds.
@@ -46,4 +46,50 @@ def small_cnn(input_shape: tuple[int, ...], classes: int) -> nn.Module:
         nn.Linear(32 * -(-height // 4) * -(-width // 4), 128),
         nn.ReLU(),
         nn.Linear(128, classes),
+    )
+
+
+class ByteGRU(nn.Module):
+    """Recurrent network over the codes of a text; called as ``model(input_ids=..., attention_mask=...)``."""
+
+    def __init__(self, codes: int, outputs: int, width: int = 128, pooled: bool = False) -> None:
+        super().__init__()
+        self.table = nn.Embedding(codes, 64)
+        self.layer = nn.GRU(64, width, batch_first=True)
+        self.head = nn.Linear(width, outputs)
+        self.pooled = pooled
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        states, _ = self.layer(self.table(input_ids))
+        if self.pooled:  # the mean over the codes that are not padding
+            counts = attention_mask[..., None].to(states.dtype)
+            states = (states * counts).sum(dim=1) / counts.sum(dim=1)
+        logits: torch.Tensor = self.head(states)
+        return logits
+
+
+def byte_gru(codes: int, length: int) -> nn.Module:
+    """Return a language model over ``codes`` codes, of any length."""
+    return ByteGRU(codes, codes)
+
+
+def text_gru(length: tuple[int, ...], classes: int) -> nn.Module:
+    """Return a classifier of texts as bytes (258 codes)."""
+    return ByteGRU(258, classes, pooled=True)
+
+
+def pixelwise(input_shape: tuple[int, ...], classes: int) -> nn.Module:
+    """Return four 3 x 3 convolutions, the last two dilated, and one logit per class and pixel."""
+    channels = input_shape[0]
+    return nn.Sequential(
+        Pixels(),
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=2, dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=4, dilation=4),
+        nn.ReLU(),
+        nn.Conv2d(32, classes, 1),
     )

@@ -147,14 +147,16 @@ def read(
     return dataset
 
 
-def check_label(schema: pa.Schema, label: str, where: str) -> None:
-    """Raise DataError unless the column ``label`` exists and holds classes: integers, booleans or text."""
+def check_label(schema: pa.Schema, label: str, where: str, classes: bool = True) -> None:
+    """Raise DataError unless the column ``label`` exists and, with ``classes``, holds integers, booleans or text."""
     if label not in schema.names:
         raise DataError(
             f"There is no label column '{label}' in {where}; the columns are {first(schema.names, COLUMNS)}."
         )
     kind = schema.field(label).type
     of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not classes:
+        return
     known = (
         pa.types.is_integer,
         pa.types.is_boolean,

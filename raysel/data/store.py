@@ -45,6 +45,11 @@ class Column:
     shape: tuple[int, ...] = ()
 
 
+def described(held: Column) -> str:
+    """Return what a column holds, for messages."""
+    return f"{held.dtype} of shape {held.shape}" if held.kind == "array" else held.kind
+
+
 def column_of(values: pa.ChunkedArray, name: str) -> Column:
     """Return what a column of a table holds. Raises DataError for what a training cannot read, and for missing values."""
     return _values(values, name, None)[0]
@@ -325,9 +330,7 @@ def _common(name: str, kinds: Sequence[Column]) -> Column:
         and all(len(kind.shape) in (0, 1) for kind in found)
     ):
         return Column("lists", kinds[0].dtype)  # of one length within a block, by chance
-    shown = sorted(
-        {f"{kind.dtype} of shape {kind.shape}" if kind.kind == "array" else kind.kind for kind in found}
-    )
+    shown = sorted({described(kind) for kind in found})
     raise DataError(
         f"Column '{name}' holds rows of different shapes or types ({first(shown)}); training needs the same shape and type in every row."
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysel.data.read import check_label
 from raysel.data.row_index import ID
 from raysel.data.store import Column, column_of
 from raysel.errors import ConfigError, DataError
@@ -42,6 +43,10 @@ def check_labels(look: Look) -> None:
             raise ConfigError(
                 f"{role}.label: '{ID}' holds the ids of the rows, so every row would be a class of its own; name the column with the class."
             )
+        try:
+            check_label(look.schemas[role], label, f"the files of {role}.path")
+        except DataError as error:
+            raise DataError(f"{role}.label: {error}") from None
         of = look.schemas[role].field(label).type
         if _kind(of) != kind:
             raise DataError(
@@ -75,13 +80,18 @@ def check_ids(look: Look) -> None:
 
 
 def check_column(look: Look, role: str, column: str, key: str) -> Column:
-    """Return what a column holds; raise an error for one that a training cannot read."""
+    """Return what an input column holds; raise an error for one that a training cannot read."""
     look.check_column(role, column, key)
     if column in (ID, getattr(look.workflow, role).label):
         what = "the ids of the rows" if column == ID else "the labels that the model is to learn"
         raise ConfigError(
             f"{key}: Column '{column}' holds {what}; name the column with the input of the model."
         )
+    return held(look, role, column, key)
+
+
+def held(look: Look, role: str, column: str, key: str) -> Column:
+    """Return what a column holds; raise an error for one that a training cannot read."""
     try:
         return column_of(pa.schema([look.schemas[role].field(column)]).empty_table()[column], column)
     except DataError as error:

@@ -129,7 +129,7 @@ def look(workflow: Workflow) -> Look:
             raise DataError(f"{role}.path: {error}") from None
         if found.counts.get(role) == 0:
             raise DataError(f"{role}.path: There are no rows in {listing.where}.")
-        _check_label(found.schemas[role], role, rows)
+        _check_label(workflow, found.schemas[role], role, rows)
     return found
 
 
@@ -145,10 +145,17 @@ def _schema(listing: Listing) -> pa.Schema:
     return schema
 
 
-def _check_label(schema: pa.Schema, role: str, rows: Rows) -> None:
+def has_classes(workflow: Workflow) -> bool:
+    """Return whether the label is a class; False for a task whose code was not loaded."""
+    task = workflow.task
+    loaded = task.builtin or "type" in task.__dict__
+    return loaded and getattr(task.type, "classes", None) is not None
+
+
+def _check_label(workflow: Workflow, schema: pa.Schema, role: str, rows: Rows) -> None:
     if rows.label is not None:
         try:
-            check_label(schema, rows.label, f"the files of {role}.path")
+            check_label(schema, rows.label, f"the files of {role}.path", has_classes(workflow))
         except DataError as error:
             raise DataError(f"{role}.label: {error}") from None
 
@@ -278,7 +285,7 @@ def number(
         if known is not None and known.identity() != found.index.identity():
             changed.append(f"The files of {role}.path changed; the steps that depend on them run again.")
         found.index.save(file)
-        _check_label(found.schema, role, rows)
+        _check_label(workflow, found.schema, role, rows)
         inputs[role] = found
     return inputs, changed
 

@@ -74,17 +74,16 @@ class Regression:
     def check_columns(self, columns: Mapping[str, Column]) -> None:
         """Raise ConfigError for columns that need further settings."""
         check_inputs(columns, self.inputs, self.size, self.tokenizer)
+        kind = columns[self.label].kind
+        if kind != "array":
+            raise DataError(
+                f"pool.label: Column '{self.label}' holds {kind}, but a regression predicts numbers."
+            )
 
     def model(self, facts: Facts) -> torch.nn.Module:
         """Return what ``train.model`` makes."""
-        held = facts.columns[self.label]
-        if held.kind != "array":
-            raise DataError(
-                f"pool.label: Column '{self.label}' holds {held.kind}, but a regression predicts numbers."
-            )
-        made: torch.nn.Module = factory(facts)(
-            shape(facts, self.input, self.size, self.max_length), int(np.prod(held.shape))
-        )
+        numbers = int(np.prod(facts.columns[self.label].shape))
+        made: torch.nn.Module = factory(facts)(shape(facts, self.input, self.size, self.max_length), numbers)
         return made
 
     def collate(self, rows: Mapping[str, np.ndarray], generator: torch.Generator | None = None) -> Any:

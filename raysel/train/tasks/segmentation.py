@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from raysel.core.parameters import check_fields
-from raysel.errors import DataError
+from raysel.data.row_index import ID
+from raysel.data.store import Column, described
+from raysel.errors import DataError, first
 from raysel.train.tasks.classification import check_shape, factory
 from raysel.train.tasks.inputs import outputs
 from raysel.train.tasks.task import Facts
@@ -54,30 +56,41 @@ class Segmentation:
         """Columns that are read."""
         return [self.input, self.label]
 
+    def check_columns(self, columns: Mapping[str, Column]) -> None:
+        """Raise DataError unless the columns hold images of one shape and masks (H, W)."""
+        image, mask = columns[self.input], columns[self.label]
+        if image.kind != "array" or len(image.shape) != 3:
+            raise DataError(
+                f"train.input: Column '{self.input}' holds {described(image)}; a segmentation needs tensors (C, H, W)."
+            )
+        if mask.kind != "array" or len(mask.shape) != 2 or np.dtype(mask.dtype).kind not in "iub":
+            raise DataError(
+                f"pool.label: Column '{self.label}' holds {described(mask)}; a segmentation needs masks (H, W) of integers."
+            )
+
     def model(self, facts: Facts) -> torch.nn.Module:
         """Return what ``train.model`` makes."""
         made: torch.nn.Module = factory(facts)(facts.columns[self.input].shape, self.num_classes)
         return made
 
     def collate(self, rows: Mapping[str, np.ndarray], generator: torch.Generator | None = None) -> Any:
-        """Return the images and the masks (B, H, W)."""
-        return torch.from_numpy(np.require(rows[self.input], requirements=["C", "W"])), torch.from_numpy(
-            rows[self.label].astype(np.int64)
+        """Return the images and the masks (B, H, W). Raises DataError for codes that are no class."""
+        images, masks = (
+            np.require(rows[self.input], requirements=["C", "W"]),
+            rows[self.label].astype(np.int64),
         )
+        strange = (masks != self.ignore) & ((masks < 0) | (masks >= self.num_classes))
+        if strange.any():
+            ids = rows[ID][strange.any(axis=(1, 2))]
+            raise DataError(
+                f"pool.label: The code {masks[strange][0]} in column '{self.label}' (sample_id {first(ids)}) is neither below "
+                f"train.task.num_classes, {self.num_classes}, nor train.task.ignore, {self.ignore}."
+            )
+        return torch.from_numpy(images), torch.from_numpy(masks)
 
     def check(self, model: torch.nn.Module, batch: Any, facts: Facts) -> None:
-        """Raise ConfigError unless the model returns one logit per class and pixel, and DataError for other codes."""
+        """Raise ConfigError unless the model returns one logit per class and pixel."""
         images, masks = batch
-        if masks.ndim != 3:
-            raise DataError(
-                f"pool.label: Column '{self.label}' holds values of shape {tuple(masks.shape[1:])}, not masks (H, W)."
-            )
-        strange = masks[(masks != self.ignore) & ((masks < 0) | (masks >= self.num_classes))]
-        if len(strange):
-            raise DataError(
-                f"pool.label: The code {int(strange[0])} in column '{self.label}' is not below train.task.num_classes, "
-                f"{self.num_classes}."
-            )
         wanted = (len(masks), self.num_classes, *masks.shape[1:])
         check_shape(outputs(model, images), wanted, "one logit per class and pixel")
 

@@ -8,8 +8,8 @@ from raysel.errors import ConfigError
 from raysel.train.settings import Train as TrainSettings
 from raysel.workflow.config import Workflow
 from raysel.workflow.footers import check_id_types
-from raysel.workflow.inputs import Look, look
-from raysel.workflow.steps.arrays import Arrays, loaded
+from raysel.workflow.inputs import Look, has_classes, look
+from raysel.workflow.steps.arrays import Arrays
 from raysel.workflow.steps.classes import Classes
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.factors import Factors
@@ -61,11 +61,6 @@ def plan(workflow: Workflow) -> list[Step]:
     if any(isinstance(step, Factors) for step in steps):
         steps.append(Usage())
     return steps
-
-
-def has_classes(workflow: Workflow) -> bool:
-    """Return whether the pool's label is a class; False for a task whose code was not loaded."""
-    return loaded(workflow.task) and getattr(workflow.task.type, "classes", None) is not None
 
 
 def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -> Look:

@@ -17,7 +17,7 @@ from raysel.selection import Selection
 from raysel.train.tasks.task import Facts
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.directory import RunDirectory, digest_of
-from raysel.workflow.footers import check_column, check_ids, check_labels, trained_roles
+from raysel.workflow.footers import check_column, check_ids, check_labels, held, trained_roles
 from raysel.workflow.inputs import Look
 from raysel.workflow.steps.step import Step
 
@@ -47,6 +47,8 @@ class Arrays(Step):
                 key = "train.input" if name in _names(getattr(task, "input", ())) else "train.task"
                 if name == flow.pool.label and name not in _names(getattr(task, "input", ())):
                     check_label(look, role, task)
+                    if class_column(task) != name:
+                        columns[name] = held(look, role, str(getattr(flow, role).label), f"{role}.label")
                 else:
                     columns[name] = check_column(look, role, name, key)
             if hasattr(task, "check_columns"):
