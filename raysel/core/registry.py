@@ -79,5 +79,6 @@ def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -
     known = list(known)
     if not known:
         return "There are none."
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    same = [one for one in known if one.casefold() == name.casefold()]
+    close = same or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"Did you mean '{show(close[0])}'?" if close else f"The known names are {', '.join(known)}."

@@ -419,6 +419,11 @@ class Workflow:
                 )
         given = {"input": self.train.input, "label": self.pool.label}
         given = {name: value for name, value in given.items() if value is not None}
+        for name, key in (("input", "train.input"), ("label", "pool.label")):
+            if name in given and tree.get(name, given[name]) != given[name]:
+                raise ConfigError(
+                    f"'train.task.{name}' is {shown(tree[name])}, but '{key}' is {shown(given[name])}; give one of them."
+                )
         return Method.of(tree, TASKS, "train.task", **given)
 
     @property

@@ -17,7 +17,7 @@ from raysel.data.embedders.build import as_embedder, named_embedder
 from raysel.data.embedders.embedder import check_vectors
 from raysel.data.listing import warn
 from raysel.data.row_index import ID
-from raysel.data.store import Column, column_of, values_of
+from raysel.data.store import Column, column_of, described, values_of
 from raysel.dynamic.check import check_policy
 from raysel.errors import ConfigError, DataError, RayselError, first, reason_of, shown
 from raysel.gime import measure
@@ -63,7 +63,7 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             )
         method.key()  # raises for what cannot be fingerprinted
     found = look(workflow)
-    workflow.task.type  # noqa: B018 (runs the code of a task of the user's own)
+    task = _check_task(found)
     rows, (labels, count) = _sample(found, "pool"), _labels(found)
     if workflow.gime is not None and workflow.gime.metrics:
         _check_metrics(workflow.gime, rows)
@@ -76,7 +76,6 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
     load_schedule(workflow.train.schedule)
     load_loop(workflow.train)
     own_code(workflow.train)  # raises for what cannot be fingerprinted
-    task = _check_task(workflow)
     if workflow.train.loop is None:  # what another loop does with a batch is its own
         _check_training(found, task, rows, labels)
 
@@ -120,10 +119,11 @@ def _labels(found: Look) -> tuple[list[Any], int]:
     """
     known: list[Any] = []
     count = 0
-    if class_column(made(found.workflow)) is None:
+    column = class_column(made(found.workflow))
+    if column is None:
         return known, sum(len(table) for table in found.scan("pool", [], 1 << 20))
     for role in trained_roles(found):
-        label = str(getattr(found.workflow, role).label)
+        label = str(getattr(found.workflow, role).label) if column == found.workflow.pool.label else column
         labels: set[Any] = set()
         rows, missing = 0, list[int]()
         for table in found.scan(role, [label], 1 << 20):
@@ -241,8 +241,9 @@ def _check_embedder(step: Embed, rows: pa.Table) -> None:
         check_vectors(embedder(few.rows), few.ids, embedder.name)
 
 
-def _check_task(workflow: Workflow) -> Any:
-    """Return the task. Raises ConfigError for one that lacks what a task must have."""
+def _check_task(found: Look) -> Any:
+    """Return the task, whose code is run here. Raises ConfigError for one that lacks what a task must have."""
+    workflow = found.workflow
     task, spec = made(workflow), workflow.task.spec
     workflow.task.key()
     wanted = ["columns", "metric", "direction"]
@@ -257,6 +258,17 @@ def _check_task(workflow: Workflow) -> Any:
         raise ConfigError(
             f"train.task: {spec}.direction is {shown(task.direction)}; it should be 'max' or 'min'."
         )
+    columns, field = task.columns, getattr(task, "classes", None)
+    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+        raise ConfigError(
+            f"train.task: {spec}.columns is {shown(columns)}; it should be a list of column names."
+        )
+    for name in columns:
+        found.check_column("pool", name, f"train.task: {spec}.columns")
+    if field is not None and getattr(task, field, None) not in columns:
+        raise ConfigError(
+            f"train.task: {spec}.classes is {shown(field)}; it should be None, or the name of a field that names one of its columns."
+        )
     return task
 
 
@@ -265,54 +277,75 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
     import torch
 
     workflow = found.workflow
-    name = workflow.train.model or workflow.task.spec
-    key = "train.model" if workflow.train.model else "train.task"
+    spec = workflow.task.spec
+    given = ("train.model", workflow.train.model) if workflow.train.model else ("train.task", f"{spec}.model")
+
+    def within(method: str) -> Any:
+        """Name the task of the user's own whose method fails; of a built-in one, it is the model that fails."""
+        return _naming(*(given if workflow.task.builtin else ("train.task", f"{spec}.{method}")))
+
     column = class_column(task)
     classes = {} if column is None else {column: labels}
     columns, values = _columns(task, rows, classes)
     facts = Facts(columns, classes, load_factory(workflow.train))
     state = torch.random.get_rng_state()
     try:
-        with _naming(key, name):
+        with _naming(*given):
             model: Any = task.model(facts)
-            if not isinstance(model, torch.nn.Module):
-                raise ConfigError(f"{key}: {name} returned a {type(model).__name__}, not a torch.nn.Module.")
+        if not isinstance(model, torch.nn.Module):
+            raise ConfigError(
+                f"{given[0]}: {given[1]} returned a {type(model).__name__}, not a torch.nn.Module."
+            )
+        with within("collate"):
             batch = task.collate(values, torch.Generator().manual_seed(workflow.seed))
-            if hasattr(task, "check"):
+        if hasattr(task, "check"):
+            with within("check"):
                 task.check(model, batch, facts)
-            given = task.losses(model, batch)
-            losses, mask = given if isinstance(given, tuple) else (given, None)
-            try:
-                each, _ = per_sample(losses, len(rows), mask)
-            except DataError as error:
-                raise ConfigError(f"train.task: {workflow.task.spec}.losses: {error}") from None
+        with within("losses"):
+            made = task.losses(model, batch)
+        losses, mask = made if isinstance(made, tuple) else (made, None)
+        try:
+            each, _ = per_sample(losses, len(rows), mask)
+        except DataError as error:
+            raise ConfigError(f"train.task: {spec}.losses: {error}") from None
+        if not each.requires_grad:
+            raise ConfigError(
+                f"{given[0]}: The losses have no gradient; leave some parameters of the model trainable, and do not detach its outputs."
+            )
+        first = float(each.detach().mean())
+        numbers = [array for array in values.values() if array.dtype.kind == "f"]
+        # What is wrong with rows is said by the steps that read them all.
+        sound = all(np.isfinite(array).all() for array in numbers)
+        if not math.isfinite(first) and sound:
+            raise ConfigError(
+                f"{given[0]}: The first loss of {given[1]} is {first}; check the columns {', '.join(map(repr, task.columns))} "
+                "and the model's initial weights."
+            )
+        model.eval()
+        with within("collate without a generator"):
+            batch = task.collate(values, None)
+        _check_metrics_of(task, spec, model, batch, within, sound)
+        for role in trained_roles(found):
+            if role != "pool":
+                _check_other_rows(found, task, role, model, columns, classes)
+        with within("losses"):
             each.mean().backward()
-            first = float(each.detach().mean())
-            numbers = [array for array in values.values() if array.dtype.kind == "f"]
-            # What is wrong with rows is said by the steps that read them all.
-            if not math.isfinite(first) and all(np.isfinite(array).all() for array in numbers):
-                raise ConfigError(
-                    f"{key}: The first loss of {name} is {first}; check the columns {', '.join(map(repr, task.columns))} and the "
-                    "model's initial weights."
-                )
-            model.eval()
-            _check_metrics_of(task, workflow, model, task.collate(values, None))
-            for role in trained_roles(found):
-                if role != "pool":
-                    _check_other_rows(found, task, role, model, columns, classes)
+        with _naming("train.optimizer", "The first step"):
+            load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)(model.parameters()).step()
     finally:
         torch.random.set_rng_state(state)
 
 
-def _check_metrics_of(task: Any, workflow: Workflow, model: Any, batch: Any) -> None:
+def _check_metrics_of(task: Any, spec: str, model: Any, batch: Any, within: Any, sound: bool) -> None:
+    """Check the metrics of a few rows, which are ``sound`` if their numbers are finite."""
     import torch
 
-    spec = workflow.task.spec
-    with torch.no_grad():
+    with torch.no_grad(), within("sums"):
         sums = task.sums(model, batch)
     if not isinstance(sums, Mapping) or not all(isinstance(value, torch.Tensor) for value in sums.values()):
         raise ConfigError(f"train.task: {spec}.sums must return a dict of tensors, got {shown(sums)}.")
-    metrics = task.metrics({name: value.cpu().double() for name, value in sums.items()})
+    with within("metrics"):
+        metrics = task.metrics({name: value.cpu().double() for name, value in sums.items()})
     if not isinstance(metrics, Mapping) or task.metric not in metrics:
         names = ", ".join(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise ConfigError(
@@ -324,18 +357,23 @@ def _check_metrics_of(task: Any, workflow: Workflow, model: Any, batch: Any) -> 
                 f"train.task: The metric name '{name}' of {spec} is reserved by raysel; use another name."
             )
         try:
-            float(value)
+            number = float(value)
         except (TypeError, ValueError):
             raise ConfigError(
                 f"train.task: The metric '{name}' of {spec} is {shown(value)}; return a number."
             ) from None
+        if name == task.metric and sound and not math.isfinite(number):
+            raise ConfigError(
+                f"train.task: The metric '{name}' of {spec} is {number} for the first rows of the pool and the initial weights; "
+                "return a finite number for any rows."
+            )
 
 
 def _columns(
     task: Any, rows: pa.Table, classes: Mapping[str, list[Any]], names: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Column], dict[str, np.ndarray]]:
     """Return what the task's columns hold, and the values of a few rows; a class that is not known is the first one."""
-    ids = rows[ID].to_numpy()
+    ids, ragged = rows[ID].to_numpy(), bool(getattr(task, "ragged", False))
     columns, values = dict[str, Column](), {ID: ids}
     for name in task.columns:
         column = rows[(names or {}).get(name, name)]
@@ -344,7 +382,10 @@ def _columns(
             columns[name] = Column("array", "int64")
             values[name] = np.array([code.get(value, 0) for value in column.to_pylist()], np.int64)
         else:
-            columns[name], values[name] = column_of(column, name), values_of(column, name, ids)
+            columns[name], values[name] = (
+                column_of(column, name, ragged),
+                values_of(column, name, ids, ragged),
+            )
     return columns, values
 
 
@@ -360,7 +401,7 @@ def _check_other_rows(
     import torch
 
     flow = found.workflow
-    names = {str(flow.pool.label): str(getattr(flow, role).label)}
+    names = {str(flow.pool.label): str(getattr(flow, role).label)} if flow.pool.label is not None else {}
     own, values = _columns(task, _sample(found, role), classes, names)
     other = [name for name in columns if own[name] != columns[name]]
     if not other:
@@ -370,10 +411,7 @@ def _check_other_rows(
             task.sums(model, task.collate(values, None))
     except Exception as error:  # of the model's code
         name = other[0]
-        kinds = [
-            f"{held.dtype} of shape {held.shape}" if held.kind == "array" else held.kind
-            for held in (own[name], columns[name])
-        ]
+        kinds = [described(held) for held in (own[name], columns[name])]
         raise DataError(
             f"{role}.path: Column '{name}' holds {kinds[0]}, but the pool's holds {kinds[1]}, and the model cannot take "
             f"both ({reason_of(error)}); write the columns with one type."

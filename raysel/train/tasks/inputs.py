@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,15 @@ def tensors(
 def check_inputs(
     columns: Mapping[str, Column], names: Sequence[str], size: int | None, tokenizer: str | None
 ) -> None:
-    """Raise ConfigError for text without a tokenizer and for encoded images without a size."""
+    """Raise ConfigError for columns that are named twice, text without a tokenizer and encoded images without a size."""
+    if not names or len(set(names)) < len(names):
+        raise ConfigError("train.input: Name one column, or several different ones.")
+    texts = [name for name in names if columns[name].kind == "text"]
+    if len(texts) > 1:
+        raise ConfigError(
+            f"train.input: The columns '{texts[0]}' and '{texts[1]}' both hold text, which a model receives once, as input_ids; "
+            "write one column with both texts, or a task of your own."
+        )
     for name in names:
         kind = columns[name].kind
         if kind == "text" and tokenizer is None:
@@ -70,7 +79,7 @@ def outputs(model: torch.nn.Module, inputs: Any) -> torch.Tensor:
 
 def images(values: np.ndarray, ids: np.ndarray, name: str, size: int | None) -> torch.Tensor:
     """Return encoded images as uint8 (B, 3, size, size), the shorter side scaled to ``size`` and the middle cut out."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     assert size is not None  # see check_inputs
     pixels = np.empty((len(values), size, size, 3), np.uint8)
@@ -79,9 +88,10 @@ def images(values: np.ndarray, ids: np.ndarray, name: str, size: int | None) -> 
             with Image.open(io.BytesIO(value)) as image:
                 pixels[at] = np.asarray(ImageOps.fit(as_rgb(image), (size, size), Image.Resampling.BILINEAR))
         except Exception as error:  # Pillow's readers raise whatever their parsers do
+            unknown = isinstance(error, UnidentifiedImageError)  # its text holds an address in memory
+            reason = "of no known format" if unknown else reason_of(error)
             raise DataError(
-                f"Column '{name}' holds an image that cannot be read (sample_id {ids[at]}: {reason_of(error)}); replace it, or "
-                "drop the row."
+                f"Column '{name}' holds an image that cannot be read (sample_id {ids[at]}: {reason}); replace it, or drop the row."
             ) from error
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
@@ -109,6 +119,10 @@ def vocabulary(tokenizer: str) -> int:
 @lru_cache(maxsize=4)
 def open_tokenizer(path: str) -> Any:
     """Return a tokenizer of Hugging Face from a local folder; nothing is downloaded."""
+    if not Path(path).is_dir():
+        raise ConfigError(
+            f"train.task.tokenizer: There is no folder {path}; give a local folder with a tokenizer of Hugging Face, or 'bytes'."
+        )
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from raysel.core.parameters import check_fields
-from raysel.errors import ConfigError, reason_of
+from raysel.data.store import Column, described
+from raysel.errors import ConfigError, DataError, reason_of
 from raysel.train.tasks.classification import check_shape
 from raysel.train.tasks.inputs import tokens, vocabulary
 from raysel.train.tasks.task import Facts
@@ -64,14 +66,30 @@ class LanguageModel:
         """Columns that are read."""
         return [self.input]
 
+    def check_columns(self, columns: Mapping[str, Column]) -> None:
+        """Raise DataError unless the column holds text."""
+        held = columns[self.input]
+        if held.kind != "text":
+            raise DataError(
+                f"train.input: Column '{self.input}' holds {described(held)}, but a language model reads text."
+            )
+
     def model(self, facts: Facts) -> torch.nn.Module:
         """Return the model."""
         if facts.factory is not None:
+            if self.pretrained is not None or self.config:
+                raise ConfigError(
+                    "train.model: The model also comes from train.task.pretrained or train.task.config; give one of them."
+                )
             made: torch.nn.Module = facts.factory(vocabulary(self.tokenizer), self.max_length)
             return made
         if self.pretrained is None and not self.config:
             raise ConfigError(
                 "train.task: The model is missing; give train.task.pretrained, train.task.config or train.model."
+            )
+        if self.pretrained is not None and not Path(self.pretrained).is_dir():
+            raise ConfigError(
+                f"train.task.pretrained: There is no folder {self.pretrained}; give a local folder with a model of Hugging Face."
             )
         try:
             from transformers import AutoConfig, AutoModelForCausalLM

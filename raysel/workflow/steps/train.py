@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -137,10 +138,25 @@ def check_settings(workflow: Workflow) -> None:
         raise ConfigError(
             "train.accumulate: Streamed rows cannot be accumulated over several forward passes; use train.data: arrays."
         )
+    if settings.loop is not None:
+        default = Settings()
+        unread = [name for name in _UNREAD if getattr(settings, name) != getattr(default, name)]
+        if unread:
+            raise ConfigError(
+                f"train.{unread[0]}: A training loop of your own does not receive this key; give it under train.options, and read "
+                "it there."
+            )
     if settings.loop is None and settings.options:
         raise ConfigError(
             "train.options: Only a training loop of your own reads options; give train.loop, or remove them."
         )
+
+
+_UNREAD = (
+    "accumulate", "optimizer", "schedule", "warmup", "clip", "precision", "compile", "parallel", "evaluate_every", "patience",
+    "keep",
+)  # fmt: skip
+"""Settings of the built-in training loop alone."""
 
 
 def load_factory(settings: Settings) -> Callable[..., Any] | None:
@@ -149,8 +165,17 @@ def load_factory(settings: Settings) -> Callable[..., Any] | None:
 
 
 def load_loop(settings: Settings) -> Callable[[dict[str, Any]], Any]:
-    """Return the user's training loop, or the built-in one."""
-    return loops.train if settings.loop is None else load_function(settings.loop, "train.loop")
+    """Return the user's training loop, or the built-in one. Raises ConfigError for one that takes no configuration."""
+    if settings.loop is None:
+        return loops.train
+    found = load_function(settings.loop, "train.loop")
+    try:
+        inspect.signature(found).bind({})
+    except TypeError:
+        raise ConfigError(
+            f"train.loop: {settings.loop} cannot be called with one argument; write it as a function of its configuration, a dict."
+        ) from None
+    return found
 
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:

@@ -1,0 +1,293 @@
+"""What is wrong with a task, a model, an optimizer or a loop of the user's own is named before anything expensive starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from raysel.data.vectors import to_column
+from raysel.errors import RayselError
+from raysel.workflow import config, steps
+from raysel.workflow.load import load_check
+
+N = 16
+MINE = """
+import math
+from dataclasses import dataclass
+
+import torch
+from raysel.train.tasks import Classification, Regression
+
+
+def linear(shape, n):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), n))
+
+
+def wide(shape, n):
+    return linear(shape, n + 1)
+
+
+def one(shape):
+    return linear(shape, 1)
+
+
+def number(shape, n):
+    return 3
+
+
+def frozen(shape, n):
+    return linear(shape, n).requires_grad_(False)
+
+
+def pixelwise(shape, n):
+    return torch.nn.Conv2d(shape[0], n, 1)
+
+
+class Letters(torch.nn.Module):
+    def __init__(self, codes, length):
+        super().__init__()
+        self.table = torch.nn.Embedding(codes, codes)
+
+    def forward(self, input_ids, attention_mask):
+        return self.table(input_ids)
+
+
+class Good(Regression):
+    pass
+
+
+class Mean(Regression):
+    def losses(self, model, batch):
+        return super().losses(model, batch).mean()
+
+
+class Number(Regression):
+    def losses(self, model, batch):
+        return 3.0
+
+
+class Detached(Regression):
+    def losses(self, model, batch):
+        return super().losses(model, batch).detach()
+
+
+class Short(Regression):
+    def losses(self, model, batch):
+        return super().losses(model, batch)[1:]
+
+
+class NoMetric(Regression):
+    def metrics(self, sums):
+        return {"mae": 1.0}
+
+
+class Nan(Regression):
+    def metrics(self, sums):
+        return {"rmse": math.nan}
+
+
+class Vector(Regression):
+    def metrics(self, sums):
+        return {"rmse": torch.ones(3)}
+
+
+class NoSums(Regression):
+    def sums(self, model, batch):
+        return None
+
+
+class Up(Regression):
+    direction = "up"
+
+
+class NoField(Regression):
+    classes = "nothing"
+
+
+class Text(Regression):
+    columns = "x"
+
+
+class Missing(Regression):
+    columns = ["x", "nope", "y"]
+
+
+class Raises(Regression):
+    def collate(self, rows, generator=None):
+        raise KeyError("z")
+
+
+class NeedsGenerator(Regression):
+    def collate(self, rows, generator=None):
+        generator.get_state()
+        return super().collate(rows, generator)
+
+
+class Reserved(Regression):
+    metric = "epoch"
+
+    def metrics(self, sums):
+        return {"epoch": 1.0}
+
+
+class Empty:
+    pass
+
+
+class Classes(Classification):
+    pass
+
+
+def loop(config):
+    return {}
+
+
+def no_arguments():
+    return {}
+"""
+
+
+def tensors(values: np.ndarray) -> pa.ExtensionArray:
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    kind = pa.fixed_shape_tensor(flat.type, values.shape[1:])
+    return pa.ExtensionArray.from_storage(
+        kind, pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
+    )
+
+
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory):
+    """Check a workflow as ``raysel validate --load`` does."""
+    folder = tmp_path_factory.mktemp("flow")
+    rng = np.random.default_rng(0)
+    columns = {
+        "x": to_column(rng.normal(size=(N, 4)).astype(np.float32)),
+        "y": rng.normal(size=N),
+        "gap": np.where(np.arange(N) == 3, np.nan, 1.0),
+        "two": to_column(rng.normal(size=(N, 2)).astype(np.float32)),
+        "class": np.arange(N) % 3,
+        "text": [f"text {i}" for i in range(N)],
+        "more": [f"more {i}" for i in range(N)],
+        "bytes": [b"x"] * N,
+        "lists": [[1.0] * (i % 3 + 1) for i in range(N)],
+        "image": tensors(rng.normal(size=(N, 1, 6, 6)).astype(np.float32)),
+        "mask": tensors((np.arange(N * 36).reshape(N, 6, 6) % 3).astype(np.uint8)),
+        "nine": tensors(np.full((N, 6, 6), 9, np.uint8)),
+        "floats": tensors(np.zeros((N, 6, 6), np.float32)),
+        "small": tensors(np.zeros((N, 4, 4), np.uint8)),
+    }
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    (folder / "mine.py").write_text(MINE)
+
+    def check(label, task, **train):
+        settings = {"task": task, "model": "mine.py:linear", "input": "x", "workers": 1, **train}
+        rows = {"path": "rows.parquet", **({"label": label} if label else {})}
+        tree = {"name": "t", "pool": rows, "test": rows}
+        tree["train"] = {name: value for name, value in settings.items() if value is not None}
+        file = Path(folder / "flow.yaml")
+        file.write_text(yaml.safe_dump(tree))
+        flow = config.load(file)
+        found = steps.check(flow)
+        load_check(flow)
+        steps.check(flow, found=found)
+
+    return check
+
+
+SEGMENT = {"method": "segmentation", "num_classes": 3}
+PIXELS = {"input": "image", "model": "mine.py:pixelwise"}
+LETTERS = {"input": "text", "model": "mine.py:Letters"}
+OWN = {"method": "mine.py:Good"}
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "train"),
+    [
+        ("class", "classification", {}),
+        ("text", "classification", {}),
+        ("y", "regression", {}),
+        ("two", "regression", {}),
+        ("class", "regression", {}),
+        ("gap", "regression", {}),  # the rows are named when they are all read
+        ("mask", SEGMENT, PIXELS),
+        (None, "language_model", LETTERS),
+        ("y", "mine.py:Good", {}),
+        ("class", "mine.py:Classes", {}),
+        ("y", "mine.py:Good", {"loop": "mine.py:loop", "model": None, "options": {"precision": "bf16"}}),
+        ("y", "regression", {"optimizer": "torch.optim:Rprop"}),
+    ],
+)  # fmt: skip
+def test_what_fits_is_accepted(checked, label, task, train):
+    checked(label, task, **train)
+
+
+@pytest.mark.parametrize(
+    ("label", "task", "train", "says"),
+    [
+        # labels
+        ("y", "classification", {}, "pool.label: The label column 'y' .* holds double; a class must be"),
+        ("mask", "classification", {}, "pool.label: The label column 'mask' .* a class must be"),
+        ("y", "mine.py:Classes", {}, "pool.label: The label column 'y' .* a class must be"),
+        ("text", "regression", {}, "pool.label: Column 'text' holds text, but a regression predicts numbers"),
+        ("lists", "regression", {}, "Column 'lists' holds vectors of different lengths"),
+        ("nope", "regression", {}, "pool.label: There is no label column 'nope'"),
+        (None, "regression", {}, "'pool.label' is missing"),
+        ("class", {"method": "classification", "label": "y"}, {}, "'train.task.label' is 'y', but 'pool.label' is 'class'; give one"),
+        ("nine", SEGMENT, PIXELS, r"The code 9 in column 'nine' \(sample_id 0, 1, 2 and 5 more\) is neither below"),
+        ("floats", SEGMENT, PIXELS, r"'floats' holds float32 of shape \(6, 6\); a segmentation needs masks"),
+        ("class", SEGMENT, PIXELS, r"'class' holds int64 of shape \(\); a segmentation needs masks"),
+        ("small", SEGMENT, PIXELS, r"must return one logit per class and pixel, of shape \(8, 3, 4, 4\)"),
+        # inputs
+        ("y", "regression", {"input": "text"}, "or give train.task.tokenizer"),
+        ("y", {"method": "regression", "tokenizer": "bytes"}, {"input": ["text", "more"]}, "'text' and 'more' both hold text"),
+        ("y", "regression", {"input": ["x", "x"]}, "train.input: Name one column, or several different"),
+        ("y", "regression", {"input": []}, "train.input: Name one column, or several different"),
+        ("class", {"method": "classification", "input": "two"}, {}, "'train.task.input' is 'two', but 'train.input' is 'x'"),
+        ("class", {"method": "classification", "size": 4}, {"input": "bytes"}, r"\(sample_id 0: of no known format\); replace"),
+        ("mask", SEGMENT, {**PIXELS, "input": "x"}, r"'x' holds float32 of shape \(4,\); a segmentation needs tensors"),
+        (None, "language_model", {**LETTERS, "input": "x"}, "but a language model reads text"),
+        (None, {"method": "language_model", "tokenizer": "nowhere"}, LETTERS, "train.task.tokenizer: There is no folder .*nowhere"),
+        (None, {"method": "language_model", "pretrained": "nowhere"}, {"input": "text", "model": None}, "train.task.pretrained: There is no folder"),
+        (None, {"method": "language_model", "config": {"model_type": "gpt2"}}, LETTERS, "give one of them"),
+        # models
+        ("class", "classification", {"model": "mine.py:wide"}, r"returned \(8, 4\); it must return one logit per row and class"),
+        ("y", "regression", {"model": "mine.py:wide"}, "it must return one number per row and output"),
+        ("y", "regression", {"model": "mine.py:one"}, "train.model: .*one raised TypeError"),
+        ("y", "regression", {"model": "mine.py:number"}, "train.model: .*number returned a int"),
+        ("y", "regression", {"model": "mine.py:frozen"}, "train.model: The losses have no gradient"),
+        # tasks of the user's own
+        ("y", "mine.py:Mean", {}, r"Mean.losses: .*must have shape \(8,\) or"),
+        ("y", "mine.py:Number", {}, "Number.losses: .*got float"),
+        ("y", "mine.py:Short", {}, r"Short.losses: .*got \(7, 1\)"),
+        ("y", "mine.py:Detached", {}, "The losses have no gradient"),
+        ("y", "mine.py:NoMetric", {}, "NoMetric.metrics returned no 'rmse'"),
+        ("y", "mine.py:Nan", {}, "The metric 'rmse' of .*Nan is nan .*return a finite number"),
+        ("y", "mine.py:Vector", {}, "The metric 'rmse' .* return a number"),
+        ("y", "mine.py:NoSums", {}, "NoSums.sums must return a dict of tensors"),
+        ("y", "mine.py:Up", {}, "Up.direction is 'up'"),
+        ("y", "mine.py:NoField", {}, "NoField.classes is 'nothing'"),
+        ("y", "mine.py:Text", {}, "Text.columns is 'x'; it should be a list"),
+        ("y", "mine.py:Missing", {}, "Missing.columns: There is no column 'nope'"),
+        ("y", "mine.py:Raises", {}, r"train.task: .*Raises.collate raised KeyError \('z'\)"),
+        ("y", "mine.py:NeedsGenerator", {}, "NeedsGenerator.collate without a generator raised"),
+        ("y", "mine.py:Reserved", {}, "'epoch' of .* is reserved"),
+        ("y", "mine.py:Empty", {}, "Empty has no 'columns', so it is not a task"),
+        # optimizers
+        ("y", "regression", {"optimizer": "adamw"}, "Did you mean 'AdamW'"),
+        ("y", "regression", {"optimizer": "torch.optim:LBFGS"}, "train.optimizer: The first step raised TypeError"),
+        ("y", "regression", {"optimizer": "torch.optim:SparseAdam"}, "train.optimizer: The first step raised"),
+        ("y", "regression", {"optimizer": "torch.optim:Muon"}, "train.optimizer: The first step raised ValueError"),
+        # loops
+        ("y", "regression", {"loop": "mine.py:no_arguments"}, "no_arguments cannot be called with one argument"),
+        ("y", "regression", {"loop": "mine.py:loop", "precision": "bf16"}, "train.precision: .* under train.options"),
+        ("y", "regression", {"loop": "mine.py:loop", "optimizer": "AdamW"}, "train.optimizer: .* under train.options"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_named(checked, label, task, train, says):
+    with pytest.raises(RayselError, match=says):
+        checked(label, task, **train)
