@@ -7,7 +7,7 @@ is to find the class of every pixel: 0 for the background, and 1 + the digit. Th
 ``data/digit_scenes`` next to this script, or to ``--out``:
 
 - ``test.parquet``: 300 images of 300 digits that no image of the pool contains. They only score the model.
-- ``pool.parquet``: 2,000 images. The masks of a quarter of them are those of another image, as if they had been mixed up.
+- ``pool.parquet``: 1,000 images. The masks of a quarter of them are those of another image, as if they had been mixed up.
 
 The columns are ``pixels`` (uint8 tensor (1, 24, 24)), ``mask`` (uint8 tensor (24, 24)), and in the pool ``mixed_up`` (bool),
 which nothing that selects or trains may read. Seeds are fixed, so every call writes the same bytes.
@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 
 SIDE, DIGITS, INK = 24, 3, 4
 """Pixels per side of an image, digits per image, and the darkness (of 16) from which a pixel belongs to a digit."""
-POOL_ROWS, TEST_ROWS, TEST_DIGITS, MIXED_UP = 2000, 300, 300, 0.25
+POOL_ROWS, TEST_ROWS, TEST_DIGITS, MIXED_UP = 1000, 300, 300, 0.25
 SEED = 0
 ROW_GROUP = 256
 

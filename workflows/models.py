@@ -79,17 +79,14 @@ def text_gru(length: tuple[int, ...], classes: int) -> nn.Module:
 
 
 def pixelwise(input_shape: tuple[int, ...], classes: int) -> nn.Module:
-    """Return four 3 x 3 convolutions, the last two dilated, and one logit per class and pixel."""
+    """Return four 3 x 3 convolutions of 12 channels, the last two dilated, and one logit per class and pixel."""
+    layers: list[nn.Module] = [Pixels()]
     channels = input_shape[0]
-    return nn.Sequential(
-        Pixels(),
-        nn.Conv2d(channels, 16, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=2, dilation=2),
-        nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=4, dilation=4),
-        nn.ReLU(),
-        nn.Conv2d(32, classes, 1),
-    )
+    for dilation in (1, 1, 2, 4):
+        layers += [
+            nn.Conv2d(channels, 12, 3, padding=dilation, dilation=dilation),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+        ]
+        channels = 12
+    return nn.Sequential(*layers, nn.Conv2d(channels, classes, 1))

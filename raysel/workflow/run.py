@@ -91,6 +91,8 @@ def run(
     connect(address)
     train = flow.train
     steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
+    if train.data == "stream":
+        steps.check_reading(train)
     with open_run(flow, out, progress, fresh=fresh) as this:
         if not found.exact:
             steps.check(flow, found=seen(found, this.inputs))  # with the rows that were only now counted

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import yaml
 
 from raysel.data.vectors import to_column
-from raysel.errors import RayselError
+from raysel.errors import RayselError, ResourceError
+from raysel.train.settings import Train
 from raysel.workflow import config, steps
 from raysel.workflow.load import load_check
 
@@ -291,3 +294,11 @@ def test_what_fits_is_accepted(checked, label, task, train):
 def test_what_does_not_fit_is_named(checked, label, task, train, says):
     with pytest.raises(RayselError, match=says):
         checked(label, task, **train)
+
+
+def test_a_stream_needs_a_cpu_of_its_own(monkeypatch):
+    settings = Train(workers=2, cpus_per_worker=1.0, data="stream")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(ResourceError, match=r"train\.data: The workers take 2 of the 2 CPUs of the cluster"):
+        steps.check_reading(settings)
+    steps.check_reading(replace(settings, cpus_per_worker=0.5))

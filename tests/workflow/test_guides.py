@@ -15,14 +15,19 @@ from raysel.workflow import config, steps
 from raysel.workflow.load import load_check
 
 ROOT = Path(__file__).resolve().parents[2]
-SAVED = re.compile(r"Save the following \w+ as `workflows/([\w.]+)`:\n\n(?:<!-- .*? -->\n)?```\w+\n(.*?)^```$", re.S | re.M)
+SAVED = re.compile(
+    r"Save the following \w+ as `mine/([\w.]+)`:\n\n(?:<!-- .*? -->\n)?```\w+\n(.*?)^```$", re.S | re.M
+)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    place = tmp_path_factory.mktemp("workflows")
-    shutil.copy(ROOT / "workflows/models.py", place)
-    command = [sys.executable, str(ROOT / "workflows/digits.py"), "--out", str(place / "data/digits")]
+    there = tmp_path_factory.mktemp("guides") / "workflows"
+    place = there.parent / "mine"
+    there.mkdir()
+    place.mkdir()
+    shutil.copy(ROOT / "workflows/models.py", there)
+    command = [sys.executable, str(ROOT / "workflows/digits.py"), "--out", str(there / "data/digits")]
     subprocess.run(command, check=True, capture_output=True)
     for guide in ("own-task", "own-loop"):
         saved = SAVED.findall((ROOT / f"docs/guides/{guide}.md").read_text(encoding="utf-8"))
@@ -41,7 +46,9 @@ def test_an_example_is_valid(folder, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "metric", "better"), [("denoise", "rmse", 0.2), ("two_rates", "accuracy", 0.5)])
+@pytest.mark.parametrize(
+    ("name", "metric", "better"), [("denoise", "rmse", 0.2), ("two_rates", "accuracy", 0.5)]
+)
 def test_an_example_runs(cluster, folder, name, metric, better):
     results = raysel.run(config.load(folder / f"{name}.yaml"), out=folder / "run")
     assert list(results.arms) == ["chain", "full"]

@@ -16,7 +16,7 @@ from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, check_room, needs_scores, own_code
+from raysel.workflow.steps.train import Train, check_reading, check_room, needs_scores, own_code
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
 
@@ -145,6 +145,7 @@ __all__ = [
     "Usage",
     "arrays",
     "check",
+    "check_reading",
     "check_room",
     "choosing",
     "model_digest",

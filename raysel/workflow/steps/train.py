@@ -17,7 +17,7 @@ from raysel.core.storage import Place, is_folder, resolve
 from raysel.data.row_index import ID
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
-from raysel.errors import ConfigError, RunError, first
+from raysel.errors import ConfigError, ResourceError, RunError, first
 from raysel.report.goal import finite
 from raysel.report.results import Epoch
 from raysel.selection import Selection
@@ -184,6 +184,18 @@ def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) ->
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
 
+def check_reading(settings: Settings) -> None:
+    """Raise ResourceError if the workers leave Ray Data no CPU of the cluster to stream rows with."""
+    import ray
+
+    have, taken = ray.cluster_resources().get("CPU", 0.0), settings.workers * settings.cpus_per_worker
+    if have - taken < 1:
+        raise ResourceError(
+            f"train.data: The workers take {taken:g} of the {have:g} CPUs of the cluster, so less than one is left to stream rows "
+            "with; lower train.workers or train.cpus_per_worker, or use train.data: arrays."
+        )
+
+
 def train_key(run: RunDirectory) -> dict[str, Any]:
     """Part of the key of every training: settings, the code of model, task and loop, and the rows."""
     flow = run.workflow
@@ -309,6 +321,8 @@ def fit(
     flow, settings = run.workflow, run.workflow.train
     check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
     streamed = streams(run)
+    if streamed:
+        check_reading(settings)
     count, epochs = run.count(rows), settings.epochs
     if max_steps is not None:
         epochs = epochs_for(count, settings.batch_size * settings.workers * settings.accumulate, max_steps)
