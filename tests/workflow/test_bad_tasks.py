@@ -60,6 +60,11 @@ class Letters(torch.nn.Module):
         return self.table(input_ids)
 
 
+class Backward(Letters):
+    def forward(self, input_ids, attention_mask):
+        return self.table(input_ids).flip(1).cumsum(1).flip(1)
+
+
 class Good(Regression):
     pass
 
@@ -257,6 +262,8 @@ def test_what_fits_is_accepted(checked, label, task, train):
         (None, {"method": "language_model", "tokenizer": "nowhere"}, LETTERS, "train.task.tokenizer: There is no folder .*nowhere"),
         (None, {"method": "language_model", "pretrained": "nowhere"}, {"input": "text", "model": None}, "train.task.pretrained: There is no folder"),
         (None, {"method": "language_model", "config": {"model_type": "gpt2"}}, LETTERS, "give one of them"),
+        (None, "language_model", {"input": "text", "model": "mine.py:Backward"}, "depends on a later token"),
+        (None, {"method": "language_model", "config": {"n_layer": 1}}, LETTERS, "'model_type' is missing"),
         # models
         ("class", "classification", {"model": "mine.py:wide"}, r"returned \(8, 4\); it must return one logit per row and class"),
         ("y", "regression", {"model": "mine.py:wide"}, "it must return one number per row and output"),
@@ -302,3 +309,28 @@ def test_a_stream_needs_a_cpu_of_its_own(monkeypatch):
     with pytest.raises(ResourceError, match=r"train\.data: The workers take 2 of the 2 CPUs of the cluster"):
         steps.check_reading(settings)
     steps.check_reading(replace(settings, cpus_per_worker=0.5))
+
+
+GPT = {"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({}, None),
+        ({"n_layr": 2}, "has no 'n_layr'. Did you mean 'n_layer'"),
+        ({"vocab_size": 50}, r"takes 50 \(vocab_size\), fewer than the 258 codes"),
+        ({"n_positions": 4}, r"takes 4 \(max_position_embeddings\), fewer than the 128 tokens"),
+        ({"model_type": "gpt9"}, "cannot be made"),
+        ({"model_type": "bert", "hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}, "depends on a later token"),
+    ],
+)  # fmt: skip
+def test_a_model_of_hugging_face_fits_the_text(checked, config, says):
+    pytest.importorskip("transformers")
+    base = {} if config.get("model_type") == "bert" else GPT
+    task = {"method": "language_model", "config": {**base, **config}}
+    if says is None:
+        checked(None, task, input="text", model=None)
+        return
+    with pytest.raises(RayselError, match=says):
+        checked(None, task, input="text", model=None)

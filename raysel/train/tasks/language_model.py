@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from raysel.core.parameters import check_fields
+from raysel.core.registry import nearest
 from raysel.data.store import Column, described
 from raysel.errors import ConfigError, DataError, reason_of
 from raysel.train.tasks.classification import check_shape
-from raysel.train.tasks.inputs import tokens, vocabulary
+from raysel.train.tasks.inputs import outputs, tokens, vocabulary
 from raysel.train.tasks.task import Facts
 
 
@@ -60,6 +61,10 @@ class LanguageModel:
         check_fields(self)
         if self.pretrained is not None and self.config:
             raise ConfigError("config: Give either 'pretrained' or 'config', not both.")
+        if self.config and not isinstance(self.config.get("model_type"), str):
+            raise ConfigError(
+                "config: The key 'model_type' is missing; name the type of model, such as 'gpt2'."
+            )
 
     @property
     def columns(self) -> list[str]:
@@ -97,23 +102,44 @@ class LanguageModel:
             raise ConfigError(
                 "train.task: The task language_model needs the package transformers for this model; install raysel[huggingface]."
             ) from error
+        codes = vocabulary(self.tokenizer)
         try:
             if self.pretrained is not None:
-                return AutoModelForCausalLM.from_pretrained(self.pretrained, local_files_only=True)
-            options = {"vocab_size": vocabulary(self.tokenizer), **self.config}
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(**options))
+                found = AutoModelForCausalLM.from_pretrained(self.pretrained, local_files_only=True)
+            else:
+                known = AutoConfig.for_model(self.config["model_type"])
+                for name in self.config:
+                    if not hasattr(known, name):  # which Hugging Face would accept
+                        raise ConfigError(
+                            f"train.task.config: A model of the type {known.model_type} has no '{name}'. "
+                            f"{nearest(name, known.to_dict())}"
+                        )
+                options = {"vocab_size": codes, "bos_token_id": None, "eos_token_id": None, **self.config}
+                found = AutoModelForCausalLM.from_config(AutoConfig.for_model(**options))
+        except ConfigError:
+            raise
         except Exception as error:  # of a configuration or damaged files anything
             key = "config" if self.pretrained is None else "pretrained"
             raise ConfigError(f"train.task.{key}: The model cannot be made ({reason_of(error)}).") from error
+        for name, needed, what in (
+            ("vocab_size", codes, "codes of the tokenizer"),
+            ("max_position_embeddings", self.max_length, "tokens of train.task.max_length"),
+        ):
+            held = getattr(found.config, name, None)
+            if held is not None and held < needed:
+                raise ConfigError(
+                    f"train.task: The model takes {held:,} ({name}), fewer than the {needed:,} {what}; use a model and a tokenizer "
+                    "that belong together."
+                )
+        return found
 
     def collate(self, rows: Mapping[str, np.ndarray], generator: torch.Generator | None = None) -> Any:
         """Return ``input_ids`` and ``attention_mask``."""
         return tokens(rows[self.input].tolist(), self.tokenizer, self.max_length)
 
     def check(self, model: torch.nn.Module, batch: Any, facts: Facts) -> None:
-        """Raise ConfigError unless the model returns one logit per token and code."""
-        made = model(**batch)
-        made = getattr(made, "logits", made)
+        """Raise ConfigError unless the model returns one logit per token and code, none of which depends on a later token."""
+        made = outputs(model, batch)
         wanted = tuple(batch["input_ids"].shape)
         count = made.shape[-1] if isinstance(made, torch.Tensor) and made.ndim else 0
         check_shape(
@@ -121,11 +147,26 @@ class LanguageModel:
             (*wanted, max(count, vocabulary(self.tokenizer))),
             "one logit per token and code of the tokenizer",
         )
+        changed = batch["input_ids"].clone()
+        changed[:, -1] = (
+            changed[:, -1] + 1
+        ) % 2  # codes that every tokenizer has; the longest text has this token
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            first, second = (
+                outputs(model, {**batch, "input_ids": ids})[:, :-1] for ids in (batch["input_ids"], changed)
+            )
+        model.train(training)
+        if not torch.allclose(first, second, rtol=1e-3, atol=1e-4):
+            raise ConfigError(
+                "train.model: A logit of the model depends on a later token, so the model reads what it is to predict; use a "
+                "causal model."
+            )
 
     def losses(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the cross-entropy of every next token (B, T - 1), and which tokens are not padding."""
-        made = model(**batch)
-        logits = getattr(made, "logits", made)[:, :-1]
+        logits = outputs(model, batch)[:, :-1]
         wanted, counts = batch["input_ids"][:, 1:], batch["attention_mask"][:, 1:].bool()
         losses = F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none")
         return losses.view(wanted.shape), counts
