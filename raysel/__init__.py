@@ -38,6 +38,7 @@ _HOME = {
     "RoundRobin": "raysel.dynamic.controls",
     "DynamicSelection": "raysel.train.dynamic",
     "WholeRows": "raysel.train.planned",
+    "training_results": "raysel.report.training",
     "run": "raysel.workflow.run",
     "compare": "raysel.workflow.compare",
     "measure": "raysel.workflow.measure",
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from raysel.factors.distributed import fit_factors as fit_factors
     from raysel.gime.distributed import GIME as GIME
     from raysel.gio.distributed import GIO as GIO
+    from raysel.report.training import training_results as training_results
     from raysel.select.by_score import ByScore as ByScore
     from raysel.select.cluster_share import ClusterShare as ClusterShare
     from raysel.select.coverage import FacilityLocation as FacilityLocation

@@ -217,7 +217,11 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
 @cli.command(short_help="Write the report of a finished run again.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write report.html again, from the results of a finished run in the directory RUN."""
+    """Write report.html again, from the results of a finished run in the directory RUN.
+
+    RUN can also be a file with results that `raysel.training_results` returned and that were saved. The report of FILE.json is
+    FILE.html.
+    """
     from raysel.workflow.run import report as write_report
 
     click.echo(f"Report: {write_report(run).resolve()}")

@@ -57,11 +57,28 @@ TASKS = Registry(
     },
 )
 
+LOOPS = Registry(
+    "loops",
+    {
+        "huggingface": "raysel.train.frameworks:huggingface",
+        "lightning": "raysel.train.frameworks:lightning",
+    },
+)
+
 OPTIMIZERS = Registry(
     "optimizers",
     {
         name: f"torch.optim:{name}"
         for name in ("SGD", "AdamW", "Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop")
+    },
+)
+
+TRACKERS = Registry(
+    "trackers",
+    {
+        "tensorboard": "raysel.train.trackers:TensorBoard",
+        "mlflow": "raysel.train.trackers:MLflow",
+        "wandb": "raysel.train.trackers:WandB",
     },
 )
 

@@ -62,12 +62,19 @@ class TrainingData:
         batch_size, accumulate : int
             Rows per batch, and batches per optimizer step.
         """
-        made = _Collate(collate, self._seed, session.epoch, self.facts.classes)
+        made = self._collate(collate, session.epoch)
         if self.pool is not None:
             return session.loader(
                 self.pool, batch_size=batch_size, accumulate=accumulate, collate_fn=made.of_samples
             )
         return session.stream("train", batch_size=batch_size, collate_fn=made.of_columns)
+
+    def collated(self, samples: list[dict[str, np.ndarray]], collate: Collate, epoch: int) -> Any:
+        """Return what ``collate`` makes of the samples of a batch of ``pool`` in an epoch, as :meth:`batches` does."""
+        return self._collate(collate, epoch).of_samples(samples)
+
+    def _collate(self, collate: Collate, epoch: int) -> _Collate:
+        return _Collate(collate, self._seed, epoch, self.facts.classes)
 
     def has(self, role: str) -> bool:
         """Return whether there are "validation" or "test" rows."""

@@ -197,10 +197,7 @@ class SelectingTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **ignored: Any) -> Any:
         """Record the losses of the samples, and return the scalar to differentiate."""
-        inputs = dict(inputs)
-        labels = self._labels(inputs)
-        outputs = model(**inputs)
-        answer = self.compute_loss_func(outputs, labels)
+        answer, outputs = self.sample_losses(model, dict(inputs))
         if isinstance(answer, tuple) and len(answer) != 2:
             raise DataError(
                 f"SelectingTrainer: compute_loss_func returned {len(answer)} values; return the losses, or the losses and their "
@@ -214,6 +211,12 @@ class SelectingTrainer(Trainer):
         else:  # the Trainer adds up the gradients of a step's batches and takes the mean over ranks
             loss = self.driven.session.loss(self._batch, losses, mask) / self.args.gradient_accumulation_steps
         return (loss, outputs) if return_outputs else loss
+
+    def sample_losses(self, model: Any, inputs: dict[str, Any]) -> tuple[Any, Any]:
+        """Return what ``compute_loss_func`` returns for a batch, and the outputs of the model."""
+        labels = self._labels(inputs)
+        outputs = model(**inputs)
+        return self.compute_loss_func(outputs, labels), outputs
 
     def _labels(self, inputs: dict[str, Any]) -> Any:
         """Take the labels out of the inputs: those of ``label_names``, one tensor or a tuple of several."""

@@ -20,6 +20,7 @@ from raysel.train.data import TrainingData
 from raysel.train.loader import Batch, moved
 from raysel.train.objects import load_state_dicts, state_dicts
 from raysel.train.optimizers import schedule
+from raysel.train.trackers import Tracking
 
 WEIGHTS = "model.safetensors"
 
@@ -34,7 +35,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     config : dict
         ``dynamic`` (DynamicSelection), ``data`` (arguments of TrainingData), ``task`` (Task), ``settings`` (Train),
         ``optimizer`` and ``schedule`` (what their names stand for), ``seed``, ``threads``; ``model_folder`` (where the
-        trained model is saved, or None); ``alone``: true in a plain process, where ``dynamic`` is
+        trained model is saved, or None); ``trackers`` and ``training`` (see raysel.train.trackers), if any; ``alone``: true in a plain process, where ``dynamic`` is
         ``DynamicSelection.local(...)``.
 
     Returns
@@ -58,6 +59,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
 
     session = config["dynamic"].session()
     session.restore(objects)
+    tracking = Tracking(config.get("trackers", ()), config.get("training"), session)
     for epoch in session.epochs():
         if best.waited >= (settings.patience or math.inf):  # before the attempt that this one resumes ended
             break
@@ -91,7 +93,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             if "best" in objects:
                 best.offer(epoch, metrics[task.metric], model, weights=settings.keep == "best")
         seconds = time.perf_counter() - began
-        session.report({**metrics, "evaluation_seconds": seconds}, state=objects)
+        tracking.epoch(session.report({**metrics, "evaluation_seconds": seconds}, state=objects))
         if best.waited >= (settings.patience or math.inf):
             break
     if settings.keep == "best":
@@ -100,6 +102,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     metrics = (
         evaluate(task, model, data, "test", settings, device, session.rank, session.world) if tested else {}
     )
+    tracking.close(metrics)
     if config["model_folder"] is not None:
         save_model(model, config["model_folder"], session.rank)
     return {"history": session.history, "metrics": metrics, "goal": goal_of(task)}
@@ -118,8 +121,11 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
     settings, dynamic = config["settings"], config["dynamic"]
     data = TrainingData(**config["data"], seed=config["seed"])
     given = {"dynamic": dynamic, "data": data, "task": config["task"], "options": settings.options}
-    given |= {name: getattr(settings, name) for name in ("epochs", "batch_size", "learning_rate")}
-    returned = config["loop"]({**given, "seed": config["seed"], "model_folder": config["model_folder"]})
+    given |= {
+        name: getattr(settings, name) for name in ("epochs", "batch_size", "accumulate", "learning_rate")
+    }
+    given |= {"seed": config["seed"], "model_folder": config["model_folder"]}
+    returned = config["loop"]({**given, "checkpoints": config.get("checkpoints")})
     session, name = dynamic.made, settings.loop
     if session is None:
         raise RunError(

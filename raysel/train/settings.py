@@ -30,10 +30,11 @@ class Train:
     input : str or list of str, optional
         Column with the input of the model, or several columns.
     loop : str, optional
-        Training loop of your own, named as ``file.py:function``, in place of the built-in one; see the guide "A training loop
-        of your own".
+        What trains the task in place of the built-in loop: ``huggingface`` (the Trainer of Hugging Face), ``lightning``, or
+        a training loop of your own, named as ``file.py:function``; see the guide "A training loop of your own".
     options : mapping
-        Anything that your own training loop reads from its configuration.
+        Arguments of TrainingArguments for ``huggingface``, of the Trainer for ``lightning``; anything that your own training
+        loop reads from its configuration.
     epochs : int
         Number of epochs.
     batch_size : int
@@ -68,6 +69,10 @@ class Train:
         Stop if the metric on the validation rows has not become better in this number of evaluations.
     keep : {"last", "best"}
         Weights that are tested and saved: those after the last epoch, or those with the best metric on the validation rows.
+    track : str, mapping or list of them, optional
+        Where rank 0 writes the loss, metrics, samples and seconds of every epoch: ``tensorboard``, ``mlflow``, ``wandb``, or
+        ``file.py:Name`` for a tracker of your own. To pass arguments, give a mapping: its key ``method`` names the tracker.
+        Nothing is sent over the network by default. An arm that an earlier run has trained is not written again.
     workers : int
         Number of Ray Train workers.
     cpus_per_worker : float
@@ -101,6 +106,7 @@ class Train:
     evaluate_every: Positive = 1
     patience: Positive | None = None
     keep: Literal["last", "best"] = "last"
+    track: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
     workers: Positive = 2
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0

@@ -20,7 +20,7 @@ from raysel.core.parameters import build, default_of, describe, keys
 from raysel.core.registry import Registry, nearest
 from raysel.errors import ConfigError, shown
 from raysel.gime import Binding
-from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS
+from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS, TRACKERS
 from raysel.train.settings import Train
 from raysel.workflow import yaml_file
 
@@ -426,6 +426,15 @@ class Workflow:
                 )
         return Method.of(tree, TASKS, "train.task", **given)
 
+    @cached_property
+    def trackers(self) -> list[Method]:
+        """The trackers as methods of the registry."""
+        given = self.train.track
+        many = given if isinstance(given, list) else [] if given is None else [given]
+        trees = [one if isinstance(one, dict) else {"method": one} for one in many]
+        where = [f"train.track.{at}" if isinstance(given, list) else "train.track" for at in range(len(many))]
+        return [Method.of(tree, TRACKERS, place) for tree, place in zip(trees, where, strict=True)]
+
     @property
     def roles(self) -> list[str]:
         """Roles that have files of their own."""
@@ -437,7 +446,7 @@ class Workflow:
         """Return the complete configuration as JSON types."""
         found = describe(self)
         found["embed"]["embedder"] = self.embed.embedder
-        found["train"]["task"] = self.train.task
+        found["train"]["task"], found["train"]["track"] = self.train.task, self.train.track
         found["select"] = [method.describe() for method in self.select]
         found["dynamic"] = self.dynamic.describe()
         return found
@@ -528,7 +537,7 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
         methods = [Method.of(one, SELECTORS, f"select.{at}") for at, one in enumerate(select)]
     else:
         methods = [] if select is None else [Method.of(select, SELECTORS, "select")]
-    flow.embed.method  # noqa: B018 (raises for an embedder that is not known)
+    flow.embed.method, flow.trackers  # noqa: B018 (raises for an embedder or a tracker that is not known)
     if flow.pool.label is not None:  # without one, steps.check says what is missing
         flow.task  # noqa: B018 (and for a task)
     return dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
@@ -594,6 +603,13 @@ def absolute(tree: dict[str, Any], base: Path) -> dict[str, Any]:
         for name in ("model", "loop", "schedule"):
             if name in train:
                 train[name] = spec(train[name])
+        if "track" in train:
+            given = train["track"]
+            named = [
+                method(one) if isinstance(one, Mapping) else spec(one)
+                for one in (given if isinstance(given, list) else [given])
+            ]
+            train["track"] = named if isinstance(given, list) else named[0]
         if isinstance(train.get("optimizer"), Mapping):
             train["optimizer"] = method(train["optimizer"])
         elif "optimizer" in train:

@@ -21,6 +21,7 @@ from raysel.data.store import Column, column_of, described, values_of
 from raysel.dynamic.check import check_policy
 from raysel.errors import ConfigError, DataError, RayselError, first, reason_of, shown
 from raysel.gime import measure
+from raysel.train import frameworks
 from raysel.train.optimizers import load_optimizer, load_schedule
 from raysel.train.reduce import per_sample
 from raysel.train.session import RESERVED
@@ -31,7 +32,7 @@ from raysel.workflow.inputs import Look, look
 from raysel.workflow.steps import plan
 from raysel.workflow.steps.arrays import class_column, made
 from raysel.workflow.steps.embed import Embed
-from raysel.workflow.steps.train import load_factory, load_loop, own_code
+from raysel.workflow.steps.train import by_task, framework, load_factory, load_loop, load_trackers, own_code
 
 _ROWS = 8
 _ABSENT = frozenset(("na", "n/a", "#n/a", "nan", "null", "none", "nil", "-", "?"))
@@ -75,8 +76,11 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
     load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)
     load_schedule(workflow.train.schedule)
     load_loop(workflow.train)
+    if framework(workflow.train):
+        frameworks.check(workflow.train)
+    load_trackers(workflow)
     own_code(workflow.train)  # raises for what cannot be fingerprinted
-    if workflow.train.loop is None:  # what another loop does with a batch is its own
+    if by_task(workflow.train):  # what a loop of the user's own does with a batch is its own
         _check_training(found, task, rows, labels)
 
 
@@ -92,6 +96,7 @@ def unloaded(workflow: Workflow) -> list[str]:
     train = workflow.train
     if not workflow.task.builtin:
         found.append(f"train.task: {workflow.task.spec}")
+    found += [f"{tracker.where}: {tracker.spec}" for tracker in workflow.trackers if not tracker.builtin]
     named = {"model": train.model, "loop": train.loop, "schedule": train.schedule}
     return [
         *found,
@@ -247,7 +252,7 @@ def _check_task(found: Look) -> Any:
     task, spec = made(workflow), workflow.task.spec
     workflow.task.key()
     wanted = ["columns", "metric", "direction"]
-    if workflow.train.loop is None:
+    if by_task(workflow.train):
         wanted += ["model", "collate", "losses", "sums", "metrics"]
     missing = [name for name in wanted if not hasattr(task, name)]
     if missing:
@@ -296,6 +301,8 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
             raise ConfigError(
                 f"{given[0]}: {given[1]} returned a {type(model).__name__}, not a torch.nn.Module."
             )
+        if framework(workflow.train):
+            frameworks.check_model(str(workflow.train.loop), model)
         with within("collate"):
             batch = task.collate(values, torch.Generator().manual_seed(workflow.seed))
         if hasattr(task, "check"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import raysel
@@ -94,6 +95,7 @@ def run(
     if train.data == "stream":
         steps.check_reading(train)
     with open_run(flow, out, progress, fresh=fresh) as this:
+        steps.check_output(flow, this.out)
         if not found.exact:
             steps.check(flow, found=seen(found, this.inputs))  # with the rows that were only now counted
         for step in steps.plan(flow):
@@ -107,7 +109,12 @@ def run(
 
 
 def report(directory: str | os.PathLike[str]) -> Place:
-    """Write ``report.html`` of a finished run from its ``results.json``. Raises RunError if there is none."""
+    """Write ``report.html`` of a finished run from its ``results.json``. Raises RunError if there is none.
+
+    Of a file with saved results, write the report next to it, as ``FILE.html``.
+    """
+    if os.path.isfile(directory):
+        return page.write(RunResults.load(directory), Path(directory).with_suffix(".html"))
     place = output(directory)
     return page.write(RunResults.load(place / "results.json"), place / "report.html")
 

@@ -16,7 +16,15 @@ from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import Train, check_reading, check_room, needs_scores, own_code
+from raysel.workflow.steps.train import (
+    Train,
+    check_output,
+    check_reading,
+    check_room,
+    framework,
+    needs_scores,
+    own_code,
+)
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
 
@@ -88,7 +96,7 @@ def check(workflow: Workflow, scores: bool = False, found: Look | None = None) -
         if not Path(named.rpartition(":")[0]).is_file():
             raise ConfigError(f"{where}: The file {named.rpartition(':')[0]} does not exist.")
     for key, spec in (("model", workflow.train.model), ("loop", workflow.train.loop)):
-        if spec is not None and ":" not in spec:
+        if spec is not None and ":" not in spec and not (key == "loop" and framework(workflow.train)):
             raise ConfigError(
                 f"train.{key}: '{spec}' does not name a function; write file.py:function or module:function."
             )
@@ -145,6 +153,7 @@ __all__ = [
     "Usage",
     "arrays",
     "check",
+    "check_output",
     "check_reading",
     "check_room",
     "choosing",

@@ -13,6 +13,7 @@ from raysel.core.storage import Place, make_folder
 from raysel.data.node_cache import cache_folder
 from raysel.data.store import Column, classes_of, column_of, write_columns
 from raysel.errors import ConfigError
+from raysel.registry import LOOPS
 from raysel.selection import Selection
 from raysel.train.tasks.task import Facts
 from raysel.workflow.config import Method, Workflow
@@ -154,6 +155,8 @@ def streams(run: RunDirectory) -> bool:
     wanted = run.workflow.train.data
     if wanted != "auto":
         return wanted == "stream"
+    if run.workflow.train.loop in LOOPS.builtin:  # which read rows by their ids
+        return False
     return size(run) > _disk(run) // 2
 
 

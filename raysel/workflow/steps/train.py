@@ -18,13 +18,15 @@ from raysel.data.row_index import ID
 from raysel.dynamic.plan import Policy
 from raysel.dynamic.state import SampleState
 from raysel.errors import ConfigError, ResourceError, RunError, first
+from raysel.registry import LOOPS
 from raysel.report.goal import finite
-from raysel.report.results import Epoch
+from raysel.report.training import epoch_of
 from raysel.selection import Selection
 from raysel.train import loops
+from raysel.train.frameworks import OPTIONS
 from raysel.train.optimizers import load_optimizer, load_schedule
-from raysel.train.session import RESERVED
 from raysel.train.settings import Train as Settings
+from raysel.train.trackers import Training, check_installed
 from raysel.workflow.config import Method, Workflow
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
@@ -138,23 +140,43 @@ def check_settings(workflow: Workflow) -> None:
         raise ConfigError(
             "train.accumulate: Streamed rows cannot be accumulated over several forward passes; use train.data: arrays."
         )
-    if settings.loop is not None:
-        default = Settings()
-        unread = [name for name in _UNREAD if getattr(settings, name) != getattr(default, name)]
-        if unread:
-            raise ConfigError(
-                f"train.{unread[0]}: A training loop of your own does not receive this key; give it under train.options, and read "
-                "it there."
-            )
     if settings.loop is None and settings.options:
         raise ConfigError(
-            "train.options: Only a training loop of your own reads options; give train.loop, or remove them."
+            "train.options: Only a loop that train.loop names reads options; give train.loop, or remove them."
         )
+    unread: tuple[str, ...] = _UNREAD if settings.loop is not None else ()
+    if framework(settings):
+        unread = (*(name for name in _UNREAD if name != "accumulate"), "learning_rate")
+    changed = [name for name in unread if getattr(settings, name) != getattr(Settings(), name)]
+    if changed and framework(settings):
+        raise ConfigError(
+            f"train.{changed[0]}: The loop {settings.loop} does not read this key; give an argument of "
+            f"{OPTIONS[str(settings.loop)]} under train.options."
+        )
+    if changed:
+        raise ConfigError(
+            f"train.{changed[0]}: A training loop of your own does not receive this key; give it under train.options, and read "
+            "it there."
+        )
+    if framework(settings) and settings.data == "stream":
+        raise ConfigError(
+            f"train.data: The loop {settings.loop} cannot train on streamed rows; use train.data: arrays."
+        )
+
+
+def framework(settings: Settings) -> bool:
+    """Return whether the training loop is that of a framework, such as the Hugging Face Trainer."""
+    return settings.loop in LOOPS.builtin
+
+
+def by_task(settings: Settings) -> bool:
+    """Return whether the training loop makes the model and the losses as the task does."""
+    return settings.loop is None or framework(settings)
 
 
 _UNREAD = (
     "accumulate", "optimizer", "schedule", "warmup", "clip", "precision", "compile", "parallel", "evaluate_every", "patience",
-    "keep",
+    "keep", "track",
 )  # fmt: skip
 """Settings of the built-in training loop alone."""
 
@@ -168,7 +190,7 @@ def load_loop(settings: Settings) -> Callable[[dict[str, Any]], Any]:
     """Return the user's training loop, or the built-in one. Raises ConfigError for one that takes no configuration."""
     if settings.loop is None:
         return loops.train
-    found = load_function(settings.loop, "train.loop")
+    found = LOOPS.find(settings.loop, "train.loop", load_function)
     try:
         inspect.signature(found).bind({})
     except TypeError:
@@ -176,6 +198,24 @@ def load_loop(settings: Settings) -> Callable[[dict[str, Any]], Any]:
             f"train.loop: {settings.loop} cannot be called with one argument; write it as a function of its configuration, a dict."
         ) from None
     return found
+
+
+def check_output(workflow: Workflow, out: Place) -> None:
+    """Raise ConfigError for a run directory in an object store with a loop or tracker that writes local files."""
+    local = [f"train.loop: The loop {workflow.train.loop}"] if framework(workflow.train) else []
+    local += [f"{tracker.where}: The tracker {tracker.spec}" for tracker in workflow.trackers]
+    if local and not isinstance(out, Path):
+        raise ConfigError(
+            f"{local[0]} needs a run directory of a file system, but {out} is in an object store; give another one."
+        )
+
+
+def load_trackers(workflow: Workflow) -> list[Any]:
+    """Return the trackers; raise ConfigError for one that cannot be used, such as one whose package is missing."""
+    made = [(method.make(), method.spec) for method in workflow.trackers]
+    for tracker, name in made:
+        check_installed(tracker, name)
+    return [tracker for tracker, _ in made]
 
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
@@ -205,6 +245,7 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
         "version",
         "task",
         "data",
+        "track",
     ):  # and of the CPUs the threads alone decide a result
         del settings[name]
     settings["cpus_per_worker"] = threads(flow.train)
@@ -214,7 +255,9 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
         "files": folders(flow),
         "own": own_code(flow.train),
         "arrays": Arrays(flow.task).content(run),
-        "versions": library_versions("numpy", "torch"),
+        "versions": library_versions(
+            "numpy", "torch", *(("transformers", "lightning") if framework(flow.train) else ())
+        ),
     }
 
 
@@ -343,6 +386,16 @@ def fit(
                 "seed": flow.seed,
                 "threads": threads(settings),
                 "model_folder": str(directory / "model"),
+                "checkpoints": str(directory / "ray" / "checkpoints"),
+                "trackers": load_trackers(flow),
+                "training": Training(
+                    workflow=flow.name,
+                    arm=title.removeprefix("train-"),
+                    folder=Path(str(directory)),
+                    run=Path(str(run.out)),
+                    pool=run.count(run.base),
+                    rows=count,
+                ),
             },
             **({"datasets": {"train": planned(run, dynamic, rows)}} if streamed else {}),
             dataset_config=raysel.WholeRows(),
@@ -381,27 +434,9 @@ def planned(run: RunDirectory, dynamic: Any, rows: Selection | None) -> Any:
     return found if prepare is None else found.map_batches(prepare, batch_format="numpy")
 
 
-_OTHER = RESERVED | {"evaluation_seconds"}
-
-
 def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
     """Return what a step keeps of the result of a training loop. Metrics that are not finite become None."""
-    epochs = [
-        asdict(
-            Epoch(
-                **{
-                    name: entry[name]
-                    for name in (
-                        "epoch", "planned", "trained", "steps", "seconds", "planning_seconds", "nonfinite", "digest",
-                    )
-                },
-                evaluation_seconds=entry.get("evaluation_seconds", 0.0),
-                loss=entry["mean_loss"],
-                metrics=finite({name: value for name, value in entry.items() if name not in _OTHER}),
-            )
-        )
-        for entry in trained["history"]
-    ]  # fmt: skip
+    epochs = [asdict(epoch_of(entry)) for entry in trained["history"]]
     metrics, goal = finite(trained["metrics"]), trained["goal"]
     if metrics and goal["metric"] not in metrics:
         raise RunError(
