@@ -16,8 +16,9 @@ from raysel.errors import DataError, RunError, first, reason_of
 from raysel.report import numbers
 from raysel.report.goal import Goal, checked
 
-STAGES = ("embedding", "metrics", "selection", "planning", "training", "other")
+STAGES = ("embedding", "metrics", "selection", "start-up", "planning", "training", "other")
 REFERENCE = "full"
+_UNSAID = {"start-up": 0.0}
 WIDTH = 100
 
 _COUNTS = ("rows", "epochs", "samples_forward", "samples_backward", "samples_proxy", "steps")
@@ -43,8 +44,9 @@ class LedgerEntry:
     steps : int or None
         Optimizer steps.
     seconds : mapping of str to float or None
-        Wall-clock seconds of each of STAGES, 0.0 for a stage that the arm does not have. ``other`` is the time of
-        starting workers, evaluation, checkpoints, and epochs repeated after a failure.
+        Wall-clock seconds of each of STAGES, 0.0 for a stage that the arm does not have. ``start-up`` is the time in which
+        workers that train all arms started, which is counted in each arm; it is 0.0 by default, and the start of an arm's
+        own workers is part of ``other``. ``other`` is the time of starting workers, evaluation, checkpoints, and epochs repeated after a failure.
     metrics : mapping of str to float or None
         Metrics of the task on the test rows; empty without test rows.
 
@@ -75,7 +77,9 @@ class LedgerEntry:
                 f"({first(unknown)}); the stages are {', '.join(STAGES)}."
             )
         spent = {
-            stage: _time(f"Ledger arm {self.arm!r}", f"seconds of {stage}", self.seconds.get(stage))
+            stage: _time(
+                f"Ledger arm {self.arm!r}", f"seconds of {stage}", self.seconds.get(stage, _UNSAID.get(stage))
+            )
             for stage in STAGES
         }
         object.__setattr__(self, "seconds", spent)
@@ -280,6 +284,7 @@ _SHORT = {
     "embedding": "embed",
     "metrics": "meas.",
     "selection": "select",
+    "start-up": "start",
     "planning": "plan",
     "training": "train",
     "other": "other",
@@ -304,8 +309,10 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
         return above, [" ".join(cells) for cells in zip(*columns, strict=True)]
 
     # No arm had metrics computed in most runs: their column then only takes room.
-    rare = ("metrics", "other")
+    rare = ("metrics", "start-up", "other")
     stages = [stage for stage in STAGES if stage not in rare or any(e.seconds[stage] != 0 for e in entries)]
+    if _start(ledger) is not None:  # which a sentence says
+        stages.remove("start-up")
     return [
         block(
             "back-propagated",
@@ -368,6 +375,12 @@ def _fit(ledger: Ledger, compact: bool) -> tuple[list[tuple[str, list[str]]], in
     return blocks, WIDTH - sum(2 + max(len(title), len(cells[0])) for title, cells in blocks)
 
 
+def _start(ledger: Ledger) -> float | None:
+    """Return the seconds in which the workers of all arms started, if these are the same for each arm."""
+    seconds = {entry.seconds["start-up"] for entry in ledger.entries}
+    return seconds.pop() or None if len(seconds) == 1 else None
+
+
 def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
     if full is None and ledger.full_samples is not None:
@@ -382,7 +395,13 @@ def _meaning(ledger: Ledger) -> str:
         )
     else:
         words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "
-        words += "Other: start-up, evaluation, checkpoints."
+        if not any(entry.seconds["start-up"] for entry in ledger.entries):
+            words += "Other: start-up, evaluation, checkpoints."
+        elif (start := _start(ledger)) is None:
+            words += "Start: start-up of the workers of all arms. Other: evaluation, checkpoints."
+        else:
+            words += f"Start-up of the workers: {numbers.seconds(start)} s, once for all arms, part of each total. "
+            words += "Other: evaluation, checkpoints."
     if not ledger.goal.accuracy:
         words += f" {ledger.goal.head}: {ledger.goal.rule}."
     return "\n".join(textwrap.wrap(words, WIDTH))

@@ -17,7 +17,7 @@ from raysel.dynamic.shards import cut, spans
 from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
 from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
-from raysel.train.ranks import LocalRanks, TrainRanks
+from raysel.train.ranks import FolderRanks, LocalRanks, TrainRanks
 from raysel.train.session import Run, Session
 
 if TYPE_CHECKING:
@@ -52,6 +52,9 @@ class DynamicSelection:
         65,536, so there are fewer actors if there are too few samples. One actor is enough for about 10**8
         samples. The plans are the same for any number of shards, also if a checkpoint is resumed with another
         number.
+    checkpoints : path, optional
+        Folder, shared by all workers, in which ``session.report`` keeps the last two checkpoints, and from which the
+        training resumes. By default Ray Train keeps them, and a run of Ray Train is one training.
 
     Raises
     ------
@@ -91,6 +94,7 @@ class DynamicSelection:
         seed: int = 0,
         max_steps: int | None = None,
         shards: int = 1,
+        checkpoints: str | Path | None = None,
     ) -> None:
         num_epochs, seed = whole("num_epochs", num_epochs, 1), whole("seed", seed, 0)
         shards = whole("shards", shards, 1)
@@ -121,7 +125,7 @@ class DynamicSelection:
         self._keeper: Any = None
         self._board: Any = None  # where the tasks that read look up the epoch's plan
         self._local = False
-        self._directory: Path | None = None
+        self._directory = None if checkpoints is None else local_output(checkpoints)
         self.made: Session | None = None
         """The last session of this process."""
 
@@ -168,7 +172,7 @@ class DynamicSelection:
         >>> dynamic.session().num_epochs
         20
         """
-        dynamic = cls(policy, chosen, **parameters)
+        dynamic = cls(policy, chosen, checkpoints=checkpoints, **parameters)
         run = dynamic.run
         parts = spans(run.samples, dynamic._shards)
         keepers = [
@@ -177,7 +181,6 @@ class DynamicSelection:
         ]
         dynamic._keeper = keepers[0] if len(keepers) == 1 else Keepers(keepers, parts)
         dynamic._local = True
-        dynamic._directory = None if checkpoints is None else local_output(checkpoints)
         return dynamic
 
     def __enter__(self) -> DynamicSelection:
@@ -279,7 +282,9 @@ class DynamicSelection:
         (0, 1)
         """
         self._check_started()
-        return self._session(ranks(self._directory) if self._local else TrainRanks())
+        if self._local:
+            return self._session(ranks(self._directory))
+        return self._session(TrainRanks() if self._directory is None else FolderRanks(self._directory))
 
     def driven(self, found: Path | None = None) -> Session:
         """Return the session for a framework that runs the epochs and keeps the checkpoints.

@@ -72,6 +72,38 @@ class TrainRanks:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 
+class FolderRanks(TrainRanks):
+    """The other workers of a Ray Train run that keeps its checkpoints in a folder which all workers share.
+
+    Several trainings, each with a folder of its own, can then follow each other in one run of Ray Train, which itself
+    knows only one row of checkpoints.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._kept = LocalRanks(directory)
+        self._last, self._before = directory / "last", directory / "before"
+
+    def checkpoints(self) -> Iterable[Any]:
+        """Return the checkpoints in the folder, the newest first."""
+        return self._kept.checkpoints()
+
+    def without_newer(self, place: Any) -> Any:
+        """Remove a damaged checkpoint newer than ``place``."""
+        return self._kept.without_newer(place)
+
+    @contextmanager
+    def opened(self, place: Any) -> Iterator[Path]:
+        """Return a context with the checkpoint's directory."""
+        yield place
+
+    def report(self, metrics: dict[str, Any], save: Callable[[Path], None]) -> None:
+        """Save a checkpoint: every rank writes its part, and then rank 0 gives it its name."""
+        save(self.of_zero(lambda: storage.stage(self._last)))
+        self.barrier()
+        self.of_zero(lambda: storage.publish(self._last, self._before))
+
+
 class LocalRanks:
     """A single process, with its last two checkpoints in a directory.
 

@@ -98,14 +98,28 @@ def run(
         steps.check_output(flow, this.out)
         if not found.exact:
             steps.check(flow, found=seen(found, this.inputs))  # with the rows that were only now counted
-        for step in steps.plan(flow):
-            this.do(step)
+        _do(this, steps.plan(flow))
         left = results(this)
         left.save(this.out / "results" / f"{digest(left.config)}.json")
         left.save(this.out / "results.json")
         left.ledger.save(this.out / "ledger.json")
         report(this.out)
     return left
+
+
+def _do(run: RunDirectory, todo: list[steps.Step]) -> None:
+    """Run the steps in their order; those that train share workers if they can."""
+    arms = [step for step in todo if isinstance(step, steps.Train)]
+
+    def train() -> None:
+        for arm in arms:
+            run.do(arm)
+
+    for step in todo:
+        if not isinstance(step, steps.Train) or step.workers is None:
+            run.do(step)
+        elif step is arms[0]:
+            step.workers.run(train)
 
 
 def report(directory: str | os.PathLike[str]) -> Place:
@@ -292,6 +306,10 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
         proxy = 0 if found is None or found.calibration is None else found.calibration.rows_trained
     elif arm.name == "random":
         choosing["selection"] = run.finished["random"].seconds
+    start = done.answer[
+        "startup"
+    ]  # of the workers, which every arm would need, but which one arm has waited for
+    waited = start if done.answer["started"] else 0.0
     return LedgerEntry(
         arm=arm.name,
         title=arm.title,
@@ -303,10 +321,11 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
         steps=sum(epoch.steps for epoch in arm.epochs),
         seconds={
             **choosing,
+            "start-up": start,
             "planning": planning,
             "training": training,
-            # All the rest of the arm's wall time: starting workers, evaluation, checkpoints, epochs done twice.
-            "other": max(0.0, done.seconds - planning - training),
+            # All the rest of the arm's wall time: evaluation, checkpoints, epochs done twice, the start of its own workers.
+            "other": max(0.0, done.seconds - waited - planning - training),
         },
         metrics=arm.metrics,
     )

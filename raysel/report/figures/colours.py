@@ -13,6 +13,7 @@ STAGE_COLOURS = {
     "embedding": "#56b4e9",
     "metrics": "#cc79a7",
     "selection": "#e69f00",
+    "start-up": "#d0d5dd",
     "planning": "#009e73",
     "training": "#b4bcc8",
     "other": "#e4e7ec",

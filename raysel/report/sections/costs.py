@@ -6,6 +6,8 @@ from raysel.report import html, numbers
 from raysel.report.figures.costs import cost_bars
 from raysel.report.ledger import STAGES, Ledger
 
+_START = "Start-up: starting the workers, which then train all arms; this time is counted in each arm. "
+
 
 def costs_section(ledger: Ledger) -> str:
     """Return the section with the seconds of every stage and arm."""
@@ -35,9 +37,9 @@ def costs_section(ledger: Ledger) -> str:
             "Time per stage",
             "Wall-clock seconds of each arm, divided into stages. Embedding: computing the vectors. Metrics: measuring the "
             "metrics of GIME and finding thresholds on them, or training the autoencoder of RepDiv and scoring the samples. "
-            "Selection: selecting rows before training. Planning: selecting the samples of each epoch. Other: starting the "
-            "workers, evaluation, checkpoints, and epochs repeated after a failure. Each arm was measured once, so there are "
-            "no error bars.",
+            f"Selection: selecting rows before training. {_START if 'start-up' in stages else ''}Planning: selecting the "
+            f"samples of each epoch. Other: {'' if 'start-up' in stages else 'starting the workers, '}evaluation, checkpoints, "
+            "and epochs repeated after a failure. Each arm was measured once, so there are no error bars.",
         ),
         f'<figure class="card plain{wide}">{html.table(heads, rows, stack=False)}{note}</figure>',
     ]

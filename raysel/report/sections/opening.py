@@ -60,11 +60,13 @@ def overhead(results: RunResults) -> str:
     if arm is None or arm.total_seconds is None or arm.seconds["other"] is None:
         return ""
     selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
+    start = arm.seconds["start-up"]
+    starting = f"{numbers.seconds(start)} s for starting the workers that train all arms, " if start else ""
     sentences = (
         f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s for the selection of samples "
-        f"(embedding, metrics, selection and planning), {numbers.seconds(arm.seconds['training'])} s for training, and "
-        f"{numbers.seconds(arm.seconds['other'])} s for other work (starting the workers, evaluation, checkpoints, and epochs "
-        "repeated after a failure)."
+        f"(embedding, metrics, selection and planning), {starting}{numbers.seconds(arm.seconds['training'])} s for training, and "
+        f"{numbers.seconds(arm.seconds['other'])} s for other work ({'' if start else 'starting the workers, '}evaluation, "
+        "checkpoints, and epochs repeated after a failure)."
     )
     if full is not None and full is not arm and full.total_seconds is not None:
         sentences += (

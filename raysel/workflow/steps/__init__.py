@@ -27,6 +27,7 @@ from raysel.workflow.steps.train import (
 )
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
+from raysel.workflow.workers import Workers
 
 
 def choosing(workflow: Workflow, scores: bool = False) -> list[Step]:
@@ -65,7 +66,8 @@ def plan(workflow: Workflow) -> list[Step]:
     steps.append(arrays(workflow))
     # The chain comes first, since the random control takes as many steps as it did.
     arms = ["chain", *(arm for arm in ("random", "full") if arm in workflow.controls)]
-    steps += [Train(arm, workflow.train) for arm in arms]
+    workers = Workers(workflow.train, len(arms)) if workflow.train.loop is None else None
+    steps += [Train(arm, workflow.train, workers) for arm in arms]
     if any(isinstance(step, Factors) for step in steps):
         steps.append(Usage())
     return steps

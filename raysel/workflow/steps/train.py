@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -33,6 +33,7 @@ from raysel.workflow.inputs import Look
 from raysel.workflow.steps.arrays import Arrays, facts, made, streams
 from raysel.workflow.steps.factors import scores
 from raysel.workflow.steps.step import Step
+from raysel.workflow.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Train(Step):
 
     arm: str
     settings: Settings
+    workers: Workers | None = field(default=None, compare=False)
     version: ClassVar[int] = 3
-    resumable: ClassVar[tuple[str, ...]] = ("ray",)
+    resumable: ClassVar[tuple[str, ...]] = ("ray", "checkpoints")
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -92,7 +94,7 @@ class Train(Step):
         """Train, from the last checkpoint in the folder if there is one."""
         policy, rows, max_steps = self._task(run)
         return fit(
-            run, policy, rows, directory, name=directory.name, max_steps=max_steps, title=self.title
+            run, policy, rows, directory, max_steps=max_steps, title=self.title, workers=self.workers
         ) | {"title": self._title(run)}
 
     def _task(self, run: RunDirectory) -> tuple[Policy, Selection | None, int | None]:
@@ -338,9 +340,9 @@ def fit(
     rows: Selection | None,
     directory: Place,
     *,
-    name: str,
     max_steps: int | None = None,
     title: str = "train",
+    workers: Workers | None = None,
 ) -> dict[str, Any]:
     """Train on Ray Train; continues from the last checkpoint in ``directory``.
 
@@ -348,82 +350,101 @@ def fit(
     ----------
     rows : Selection or None
         Rows to train on, None for the complete pool.
-    name : str
-        Name of the Ray Train run. It holds the step's key, since Ray Train continues any run of the same name.
     max_steps : int, optional
         Stop after so many steps, over as many epochs as that takes.
+    workers : Workers, optional
+        Workers that train all arms; by default a run of Ray Train is started for this arm.
 
     Returns
     -------
     dict
-        ``rows``, ``epochs`` (an entry per epoch), ``metrics`` on the test rows, and ``goal``.
+        ``rows``, ``epochs`` (an entry per epoch), ``metrics`` on the test rows, ``goal``; ``startup``, the seconds in which
+        the workers of all arms started, 0 if the arm has its own; ``started``, whether they started for this arm.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     flow, settings = run.workflow, run.workflow.train
-    check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
-    streamed = streams(run)
-    if streamed:
+    # On an object store, where nothing can be renamed, Ray Train keeps the checkpoints: one row of them per fit.
+    together = workers is not None and not streams(run) and isinstance(directory, Path)
+    if workers is None or not workers.started:
+        check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
+    if streams(run):
         check_reading(settings)
     count, epochs = run.count(rows), settings.epochs
     if max_steps is not None:
         epochs = epochs_for(count, settings.batch_size * settings.workers * settings.accumulate, max_steps)
-    config = loop_config(run)
-    filesystem, path_on_it = resolve(directory / "ray")
-    resources = {"CPU": settings.cpus_per_worker}
-    if settings.gpus_per_worker:
-        resources["GPU"] = settings.gpus_per_worker
     with raysel.DynamicSelection(
-        policy, count if rows is None else rows, num_epochs=epochs, seed=flow.seed, max_steps=max_steps
+        policy,
+        count if rows is None else rows,
+        num_epochs=epochs,
+        seed=flow.seed,
+        max_steps=max_steps,
+        checkpoints=str(directory / "checkpoints") if together else None,
     ) as dynamic:
-        trainer = TorchTrainer(
-            loop(settings),
-            train_loop_config={
-                **config,
-                "dynamic": dynamic,
-                "alone": False,
-                "seed": flow.seed,
-                "threads": threads(settings),
-                "model_folder": str(directory / "model"),
-                "checkpoints": str(directory / "ray" / "checkpoints"),
-                "trackers": load_trackers(flow),
-                "training": Training(
-                    workflow=flow.name,
-                    arm=title.removeprefix("train-"),
-                    folder=Path(str(directory)),
-                    run=Path(str(run.out)),
-                    pool=run.count(run.base),
-                    rows=count,
-                ),
-            },
-            **({"datasets": {"train": planned(run, dynamic, rows)}} if streamed else {}),
-            dataset_config=raysel.WholeRows(),
-            scaling_config=ScalingConfig(
-                num_workers=settings.workers,
-                use_gpu=settings.gpus_per_worker > 0,
-                resources_per_worker=resources,
+        config = {
+            **loop_config(run),
+            "dynamic": dynamic,
+            "alone": False,
+            "seed": flow.seed,
+            "threads": threads(settings),
+            "model_folder": str(directory / "model"),
+            "checkpoints": str(directory / "ray" / "checkpoints"),
+            "trackers": load_trackers(flow),
+            "training": Training(
+                workflow=flow.name,
+                arm=title.removeprefix("train-"),
+                folder=Path(str(directory)),
+                run=Path(str(run.out)),
+                pool=run.count(run.base),
+                rows=count,
             ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=path_on_it,
-                storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=settings.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
-        )
+        }
         done = threading.Event()
         follower = threading.Thread(target=_follow, args=(dynamic, epochs, run, title, done), daemon=True)
         follower.start()
         try:
-            result = trainer.fit()
+            if together:
+                assert workers is not None and isinstance(directory, Path)
+                trained, started = workers.train(config, directory / "ray")
+            else:
+                trained, started = _own_fit(run, config, rows, directory), True
         finally:
             done.set()
             follower.join()
-    trained = result.return_value
     if not trained or not trained["history"]:
         raise RunError(f"The training wrote no history to {directory}; remove the folder and run again.")
-    return {"rows": count, **answer_of(trained)}
+    startup = workers.startup if workers is not None and together else 0.0
+    return {"rows": count, **answer_of(trained), "startup": startup, "started": started}
+
+
+def _own_fit(run: RunDirectory, config: dict[str, Any], rows: Selection | None, directory: Place) -> Any:
+    """Train one arm as a run of Ray Train, which keeps the checkpoints; return what the loop returned."""
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings = run.workflow.train
+    resources = {"CPU": settings.cpus_per_worker}
+    if settings.gpus_per_worker:
+        resources["GPU"] = settings.gpus_per_worker
+    data = {"train": planned(run, config["dynamic"], rows)} if streams(run) else {}
+    filesystem, path = resolve(directory / "ray")
+    trainer = TorchTrainer(
+        loop(settings),
+        train_loop_config=config,
+        datasets=data,
+        dataset_config=raysel.WholeRows(),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=RunConfig(
+            name=directory.name,  # holds the step's key, since Ray Train continues any run of the same name
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    return trainer.fit().return_value
 
 
 def planned(run: RunDirectory, dynamic: Any, rows: Selection | None) -> Any:

@@ -1,0 +1,106 @@
+"""The arms of a run share workers that start once, and are what they are when each has its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from raysel.errors import ConfigError
+from raysel.report.ledger import Ledger
+from raysel.workflow import config, steps
+from raysel.workflow.run import run
+from raysel.workflow.steps import train
+from tests.workflow.test_reuse import folder  # noqa: F401 (a fixture)
+
+TASK = """
+import os, signal
+from pathlib import Path
+from raysel.train.tasks import Classification
+
+class Dies(Classification):
+    def metrics(self, sums):
+        file, kinds = Path(FILE), KINDS
+        calls = file.read_text() if file.exists() else ""
+        file.write_text(calls + "x")
+        if len(calls) in kinds:
+            if kinds[len(calls)] == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise kinds[len(calls)]("of the task")
+        return super().metrics(sums)
+"""
+KEYS = ("epoch", "planned", "trained", "steps", "loss", "digest", "metrics")
+
+
+def flow(folder, task="classification", **changes):
+    found = config.load(folder / "flow.yaml", [f"train.task={task}", "controls=[random, full]", "train.workers=1"])
+    return replace(found, train=replace(found.train, epochs=3, **changes))
+
+
+def outcome(results):
+    return {
+        name: ([{key: getattr(epoch, key) for key in KEYS} for epoch in arm.epochs], arm.metrics)
+        for name, arm in results.arms.items()
+    }
+
+
+def weights(place):
+    found = {path.parent.parent.name.split("-")[1]: load_file(path) for path in place.glob("steps/train-*/model/*.safetensors")}
+    return {arm: {name: value.tolist() for name, value in held.items()} for arm, held in found.items()}
+
+
+@pytest.fixture(scope="module")
+def alone(cluster, folder, tmp_path_factory):  # noqa: F811
+    """Results and weights where each arm has workers of its own."""
+    place = tmp_path_factory.mktemp("alone") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "Workers", lambda *_: None)
+        results = run(flow(folder), place)
+    assert all(entry.seconds["start-up"] == 0 for entry in results.ledger.entries)
+    return outcome(results), weights(place)
+
+
+def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone, tmp_path):  # noqa: F811
+    results = run(flow(folder), tmp_path / "run")
+    assert (outcome(results), weights(tmp_path / "run")) == alone
+    starts = {entry.seconds["start-up"] for entry in results.ledger.entries}
+    assert len(starts) == 1 and starts.pop() > 0
+    full = results.ledger.entry("full")
+    assert full.total_seconds > full.seconds["start-up"]  # counted in each arm, though one has waited
+    assert "once for all arms, part of each total" in " ".join(results.ledger.text().split())
+    assert Ledger.load(tmp_path / "run" / "ledger.json") == results.ledger
+
+
+def test_a_worker_that_dies_and_an_arm_that_fails(cluster, folder, alone, tmp_path, capsys):  # noqa: F811
+    # Every arm is scored 3 times on the test rows' task metrics at its end; the second arm's worker is killed, and the
+    # third arm raises.
+    file = tmp_path / "dies.py"
+    counts = tmp_path / "calls"
+    file.write_text(TASK.replace("FILE", repr(str(counts))).replace("KINDS", "{1: 'kill', 3: ValueError}"))
+    with pytest.raises(Exception, match="of the task") as caught:
+        run(flow(folder, f"{file}:Dies", max_failures=1, version="1"), tmp_path / "run")
+    assert not isinstance(caught.value, ConfigError)
+    done = {path.parent.name.split("-")[1] for path in (tmp_path / "run").glob("steps/train-*/done.json")}
+    assert done == {"chain", "random"}
+    said = capsys.readouterr().err
+    assert said.count("train-chain") == said.count("train-random") == 1
+
+    file.write_text(TASK.replace("FILE", repr(str(counts))).replace("KINDS", "{}"))
+    results = run(flow(folder, f"{file}:Dies", max_failures=1, version="1"), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert [line.split()[-1] for line in said.splitlines() if "train-chain" in line or "train-random" in line] == ["reused"] * 2
+    assert (outcome(results), weights(tmp_path / "run")) == alone
+
+
+def test_what_is_finished_needs_no_workers(cluster, folder, tmp_path, monkeypatch):  # noqa: F811
+    results = run(flow(folder), tmp_path / "run")
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert run(flow(folder), tmp_path / "run") == results
+
+
+__all__ = ["Path", "json", "os", "signal"]
