@@ -75,7 +75,7 @@ def pool(folder):
     return pa.concat_tables([pq.read_table(f) for f in sorted((folder / "pool").glob("*.parquet"))])
 
 
-def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""):
+def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None):
     """What training would return, without half a minute of Ray Train."""
     count = this.count(rows)
     return {
@@ -83,6 +83,8 @@ def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""
         "epochs": [asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))],
         "metrics": {},
         "goal": asdict(Goal()),
+        "startup": 0.0,
+        "started": True,
     }
 
 

@@ -52,10 +52,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def not_trained(this, policy, rows, directory, *, name, max_steps=None, title=""):
+def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None):
     count = this.count(rows)
     epoch = asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))
-    return {"rows": count, "epochs": [epoch], "metrics": {"rmse": 0.5}, "goal": asdict(Goal("rmse", "min"))}
+    return {
+        "rows": count,
+        "epochs": [epoch],
+        "metrics": {"rmse": 0.5},
+        "goal": asdict(Goal("rmse", "min")),
+        "startup": 0.0,
+        "started": True,
+    }
 
 
 @pytest.fixture

@@ -257,7 +257,7 @@ def test_another_model_is_trained_anew_and_the_choice_is_kept(cluster, quickstar
     (tmp_path / "layers.py").write_text(layers.format(linear))
     flow = quickstart(f"train.model={tmp_path}/net.py:make", "controls=[]")
     made = []
-    monkeypatch.setattr(train, "fit", lambda *a, **k: made.append(k["name"]) or killed())
+    monkeypatch.setattr(train, "fit", lambda *a, **k: made.append(a[3].name) or killed())
 
     def go():
         with pytest.raises(KeyboardInterrupt):
