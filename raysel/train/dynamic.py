@@ -123,7 +123,9 @@ class DynamicSelection:
         )
         self._policy, self._shards = policy, shards
         self._keeper: Any = None
-        self._board: Any = None  # where the tasks that read look up the epoch's plan
+        # Where the tasks that read look up the epoch's plan, if any read. Sessions hold the list and not this object, which
+        # holds its session: a cycle would keep the worker processes of a DataLoader.
+        self._boards: list[Any] = []
         self._local = False
         self._directory = None if checkpoints is None else local_output(checkpoints)
         self.made: Session | None = None
@@ -197,13 +199,12 @@ class DynamicSelection:
         return self
 
     def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
-        board, self._board = self._board, None
         keeper = None if self._local else self._keeper
         if keeper is not None:
             self._keeper = None
-        for actors in (board, keeper):
-            if actors is None:
-                continue
+        started = [*self._boards, *([] if keeper is None else [keeper])]
+        self._boards.clear()
+        for actors in started:
             try:
                 actors.close()
             except Exception as error:
@@ -258,9 +259,9 @@ class DynamicSelection:
 
         if self._chosen is not None:
             self._chosen.check_pool(dataset)
-        if self._board is None:
-            self._board = Board()
-        return planned(dataset, self._board, self._ids, self.run.samples)
+        if not self._boards:
+            self._boards.append(Board())
+        return planned(dataset, self._boards[0], self._ids, self.run.samples)
 
     def session(self) -> Session:
         """Return this worker's session; call it in the training function.
@@ -331,7 +332,8 @@ class DynamicSelection:
 
             if isinstance(ids, ray.ObjectRef):
                 ids, weights = ray.get([ids, weights])
-        self.made = Session(self.run, keeper, processes, ids, weights, lambda: self._board)
+        boards = self._boards
+        self.made = Session(self.run, keeper, processes, ids, weights, lambda: boards[0] if boards else None)
         return self.made
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
