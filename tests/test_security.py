@@ -87,7 +87,7 @@ def test_an_array_of_pickled_objects_runs_no_code(tmp_path):
 
 def test_the_token_and_the_environment_are_left_where_they_are():
     naming = {path.name for path in SOURCES if "AUTH_TOKEN" in path.read_text()}
-    assert naming == {"connect.py"}
+    assert naming == {"connect.py", "submit.py"}  # to look for it, and to say where to put it
     copied = {
         str(path.relative_to(ROOT / "raysel"))
         for path, tree in SOURCES.items()
@@ -97,7 +97,8 @@ def test_the_token_and_the_environment_are_left_where_they_are():
         if ast.unparse(part) == "os.environ"
     }
     assert copied == {"cluster/connect.py"}  # for the process that looks at the cluster
-    assert not any(re.search(r"runtime_env|env_vars", path.read_text()) for path in SOURCES)
+    sent = {path.name for path in SOURCES if re.search(r"runtime_env|env_vars", path.read_text())}
+    assert sent <= {"cli.py", "submit.py"}  # of a job: what the user gives for it
 
 
 def test_a_cluster_of_its_own_has_no_dashboard(monkeypatch):

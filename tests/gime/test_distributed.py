@@ -171,7 +171,7 @@ def test_a_metric_of_ones_own_over_ray(tmp_path):
     assert gime.measure(pool).to_pylist()[-1]["value"] == 40.0
     chosen = gime.select(pool)
     assert len(chosen) == 5 and chosen.info["reached"] == {"twice.rows": 10.0}
-    with pytest.raises(ConfigError, match="count: 20 subsets leave 0"):
+    with pytest.raises(ConfigError, match="count: Of 20 subsets, 0 are left"):
         gime.sensitivity(pool, lambda part: 1.0, mix="c", rows=5, count=20)
 
 

@@ -535,7 +535,7 @@ def test_a_users_exception_is_not_hidden_by_actors_that_cannot_be_removed(caplog
             raise ConnectionError("the cluster is gone")
 
     dynamic = DynamicSelection(FullData(), 4, num_epochs=1)
-    dynamic._keeper, dynamic._board = Gone(), Gone()
+    dynamic._keeper, dynamic._boards = Gone(), [Gone()]
     with pytest.raises(ValueError, match="mine"), dynamic:
         raise ValueError("mine")
     assert dynamic._keeper is None and caplog.text.count("could not be removed (the cluster is gone)") == 2

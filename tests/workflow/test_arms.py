@@ -86,6 +86,7 @@ def alone(cluster, folder, tmp_path_factory):
     return outcome(results), weights(place)
 
 
+@pytest.mark.slow
 def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone, tmp_path):
     results = run(flow(folder), tmp_path / "run")
     assert (outcome(results), weights(tmp_path / "run")) == alone
@@ -98,7 +99,7 @@ def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone,
 
 
 def task(folder, kinds):
-    """Write a task that fails when its metrics are computed, which is at the end of each arm; return its file."""
+    """Write a task that fails when its metrics are computed: once before the run, and at the end of each arm."""
     file = folder / "dies.py"
     file.write_text(TASK.replace("FILE", repr(str(folder / "calls"))).replace("KINDS", kinds))
     return file
@@ -106,14 +107,15 @@ def task(folder, kinds):
 
 @pytest.mark.slow
 def test_an_arm_whose_worker_is_killed_goes_on_alone(cluster, folder, alone, tmp_path, capsys):
-    file = task(tmp_path, "{1: 'kill'}")
+    file = task(tmp_path, "{2: 'kill'}")
     results = run(flow(folder, f"{file}:Dies", max_failures=1, version="1"), tmp_path / "run")
     assert (outcome(results), weights(tmp_path / "run")) == alone
-    assert (tmp_path / "calls").read_text() == "xxxx"  # of four ends one was repeated
+    assert (tmp_path / "calls").read_text() == "xxxxx"  # of four ends one was repeated
 
 
+@pytest.mark.slow
 def test_arms_before_one_that_fails_are_finished(cluster, folder, alone, tmp_path, capsys):
-    file = task(tmp_path, "{2: ValueError}")
+    file = task(tmp_path, "{3: ValueError}")
     with pytest.raises(Exception, match="of the task"):
         run(flow(folder, f"{file}:Dies", max_failures=0, version="1"), tmp_path / "run")
     done = {path.parent.name.split("-")[1] for path in (tmp_path / "run").glob("steps/train-*/done.json")}

@@ -371,7 +371,7 @@ def test_a_task_and_a_loop_of_the_users_own(cluster, digits, tmp_path):
     )
     assert built_in.goal == fast.goal and built_in.policies["infobatch"].cells[0].metrics["rmse"] < 80
     with pytest.raises(
-        ConfigError, match=r"'train.task' is 'clasification'|train.task is 'clasification'.*Did you mean"
+        ConfigError, match=r"'train.task.method' is 'clasification'.*Did you mean 'classification'"
     ):
         compare(digits("train.task=clasification"), ("infobatch",), 1, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"train.task: The file .*none.py does not exist"):
