@@ -35,8 +35,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     config : dict
         ``dynamic`` (DynamicSelection), ``data`` (arguments of TrainingData), ``task`` (Task), ``settings`` (Train),
         ``optimizer`` and ``schedule`` (what their names stand for), ``seed``, ``threads``; ``model_folder`` (where the
-        trained model is saved, or None); ``trackers`` and ``training`` (see raysel.train.trackers), if any; ``alone``: true in a plain process, where ``dynamic`` is
-        ``DynamicSelection.local(...)``.
+        trained model is saved, or None); ``trackers`` and ``training`` (see `raysel.train.trackers`), if any; ``alone``:
+        true in a plain process, where ``dynamic`` is ``DynamicSelection.local(...)``.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
     Raises
     ------
     RunError
-        If the loop did not use a session, ended within an epoch or before the last one, or returned no metrics.
+        If the loop did not use a session, ended within an epoch, or did not return the metric of the task.
     """
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])

@@ -124,12 +124,12 @@ class Workers:
         thread = threading.Thread(target=body, name="raysel-arms", daemon=True)
         thread.start()
         failed: BaseException | None = None
-        if (place := self._asked.get()) is not None:
-            try:
+        try:
+            if (place := self._asked.get()) is not None:
                 self._fit(place)
-            except BaseException as error:
-                failed = error
-            self._ended.set()
+        except BaseException as error:  # also an interrupt before the workers were asked for
+            failed = error
+        self._ended.set()
         thread.join()
         if self._desk is not None:
             ray.kill(self._desk)

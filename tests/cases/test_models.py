@@ -11,7 +11,8 @@ import pytest
 
 import raysel
 from raysel.cluster.code import load_function
-from raysel.workflow import steps
+from raysel.train.settings import Train
+from raysel.workflow.steps.train import code_digests
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_module_that_the_models_file_imports(tmp_path, monkeypatch, name):
         for module, text in modules.items():
             (tmp_path / f"{module}.py").write_text(text.replace(old, new))
             sys.modules.pop(module, None)
-        found += [steps.model_digest(f"{tmp_path}/models.py:net") for _ in range(2)]
+        found += [code_digests(Train(model=f"{tmp_path}/models.py:net"))["model"] for _ in range(2)]
     for module in modules:
         sys.modules.pop(module, None)
     assert found[0] == found[1] != found[2] == found[3]
@@ -155,6 +156,9 @@ def test_a_model_written_again_with_the_same_size_and_time(tmp_path):
         file.write_text(f"def net(shape, classes): return {width}\n")
         os.utime(file, (10**9, 10**9))
         found.append(
-            (steps.model_digest(f"{file}:net"), load_function(f"{file}:net", "train.model")((4,), 2))
+            (
+                code_digests(Train(model=f"{file}:net"))["model"],
+                load_function(f"{file}:net", "train.model")((4,), 2),
+            )
         )
     assert found[0][0] != found[1][0] and [made for _, made in found] == [8, 9]

@@ -29,7 +29,8 @@ from raysel.data.listing import Listing, list_source
 from raysel.data.row_index import RowIndex, index_parquet
 from raysel.data.shards import Options
 from raysel.errors import ConfigError, DataError, RunError
-from raysel.workflow import steps
+from raysel.train.settings import Train
+from raysel.workflow.steps.train import code_digests
 
 LOCK = threading.Lock()
 
@@ -161,7 +162,7 @@ def test_the_digest_of_a_model_follows_its_neighbours(tmp_path):
 
     def digest():
         sys.modules.pop("layers", None)
-        return steps.model_digest(f"{model}:net")
+        return code_digests(Train(model=f"{model}:net"))["model"]
 
     try:
         one = digest()

@@ -108,6 +108,13 @@ def test_another_value_runs_what_depends_on_it(go, folder):
     assert changes["select.budget"] in ((0.4, 0.2), (0.2, 0.4))
 
 
+def test_a_version_stands_for_code_and_not_for_parameters(go):
+    go("train.version='1'")
+    assert go("train.version='1'")[1] == set()
+    changed = "train.task={method: classification, max_length: 9}"
+    assert go("train.version='1'", changed)[1] == {"train-chain", "train-random"}
+
+
 def test_selectors_follow_each_other_and_read_the_classes(go, folder):
     chain = "select=[{method: deduplicate}, {method: density_ratio, budget: 30, clusters: 10, per_class: uniform}]"
     found, ran = go(chain)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from raysel.errors import ConfigError
-from raysel.train.settings import Train as TrainSettings
 from raysel.workflow.config import Workflow
 from raysel.workflow.footers import check_id_types
 from raysel.workflow.inputs import Look, has_classes, look
@@ -23,7 +22,6 @@ from raysel.workflow.steps.train import (
     check_room,
     framework,
     needs_scores,
-    own_code,
 )
 from raysel.workflow.steps.usage import Usage
 from raysel.workflow.validation import draw_ids, drawn_role
@@ -137,11 +135,6 @@ def named_files(workflow: Workflow) -> dict[str, str]:
     return {where: spec for where, spec in named.items() if ".py:" in spec}
 
 
-def model_digest(spec: str) -> str:
-    """Digest of the code of the model that ``spec`` names, with everything of the user's own that it reaches."""
-    return own_code(TrainSettings(model=spec))["model"]  # type: ignore[index]
-
-
 __all__ = [
     "Arrays",
     "Classes",
@@ -159,6 +152,5 @@ __all__ = [
     "check_reading",
     "check_room",
     "choosing",
-    "model_digest",
     "plan",
 ]

@@ -248,12 +248,13 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
         "task",
         "data",
         "track",
-    ):  # and of the CPUs the threads alone decide a result
+    ):  # which decide no result, or are keys below
         del settings[name]
-    settings["cpus_per_worker"] = threads(flow.train)
+    settings["cpus_per_worker"] = threads(flow.train)  # of the CPUs the threads alone decide a result
     return {
         "train": settings,
-        "task": flow.task.key() if flow.train.version is None else flow.task.spec,
+        # A version stands for the code of the task, never for its parameters.
+        "task": flow.task.key() if flow.train.version is None else flow.task.describe(),
         "files": folders(flow),
         "own": own_code(flow.train),
         "arrays": Arrays(flow.task).content(run),
@@ -265,11 +266,13 @@ def train_key(run: RunDirectory) -> dict[str, Any]:
 
 def own_code(settings: Settings) -> dict[str, str] | str:
     """Return what identifies the user's code under ``train``: its version if there is one, else its fingerprints."""
-    if settings.version is not None:
-        return f"version {settings.version}"
-    optimizer = (
-        settings.optimizer if isinstance(settings.optimizer, str) else settings.optimizer.get("method", "")
-    )
+    return code_digests(settings) if settings.version is None else f"version {settings.version}"
+
+
+def code_digests(settings: Settings) -> dict[str, str]:
+    """Return a fingerprint of every function and class of the user's own that a key under ``train`` names."""
+    given = settings.optimizer
+    optimizer = given if isinstance(given, str) else given.get("method", "")
     named = {
         "model": settings.model,
         "loop": settings.loop,
