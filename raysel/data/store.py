@@ -50,9 +50,11 @@ def described(held: Column) -> str:
     return f"{held.dtype} of shape {held.shape}" if held.kind == "array" else held.kind
 
 
-def column_of(values: pa.ChunkedArray, name: str, ragged: bool = True) -> Column:
+def column_of(
+    values: pa.ChunkedArray, name: str, ids: np.ndarray | None = None, ragged: bool = True
+) -> Column:
     """Return what a column of a table holds. Raises DataError for what a training cannot read, and for missing values."""
-    return _values(values, name, None, ragged)[0]
+    return _values(values, name, ids, ragged)[0]
 
 
 def values_of(

@@ -390,7 +390,7 @@ def _columns(
             values[name] = np.array([code.get(value, 0) for value in column.to_pylist()], np.int64)
         else:
             columns[name], values[name] = (
-                column_of(column, name, ragged),
+                column_of(column, name, ids, ragged),
                 values_of(column, name, ids, ragged),
             )
     return columns, values

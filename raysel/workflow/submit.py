@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import hashlib
-import importlib.metadata
 import json
 import os
 import shlex
@@ -227,11 +226,7 @@ def _environment(file: str | os.PathLike[str] | None) -> dict[str, Any]:
 
 def _installed() -> bool:
     """Return whether raysel was installed as a package, which the cluster can install too, and is no checkout."""
-    try:
-        source = importlib.metadata.distribution("raysel").read_text("direct_url.json")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return source is None or not json.loads(source).get("dir_info", {}).get("editable", False)
+    return Path(raysel.__file__).resolve().parents[1].name in ("site-packages", "dist-packages")
 
 
 def check_version() -> None:
