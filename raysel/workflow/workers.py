@@ -127,7 +127,7 @@ class Workers:
         try:
             if (place := self._asked.get()) is not None:
                 self._fit(place)
-        except BaseException as error:  # also an interrupt before the workers were asked for
+        except BaseException as error:  # also an interrupt before the workers were requested
             failed = error
         self._ended.set()
         thread.join()
