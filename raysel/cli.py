@@ -20,7 +20,7 @@ def _workflow(command: Callable[..., Any]) -> Callable[..., Any]:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Set KEY of the workflow to VALUE, for example --set select.budget=0.2. Can be given several times.",
+        help="Replace the value of KEY in the workflow by VALUE, for example --set select.budget=0.2. Can be given several times.",
     )(command)
     return click.argument("workflow", type=click.Path(path_type=Path))(command)
 
@@ -33,12 +33,12 @@ _out = click.option(
 _fresh = click.option(
     "--fresh",
     is_flag=True,
-    help="First remove all earlier results from the directory of the results, then compute everything again.",
+    help="Remove all earlier results from the directory of the results first, so that everything is computed again.",
 )
 _address = click.option(
     "--address",
-    help="Join the Ray cluster at HOST:PORT, or with 'auto' the one that runs on this machine. This machine "
-    "must be a node of the cluster.  [default: the environment variable RAY_ADDRESS; if it is not set, "
+    help="Use the Ray cluster at the address HOST:PORT, or, with 'auto', the Ray cluster that runs on this machine. This "
+    "machine must be a node of the cluster.  [default: the environment variable RAY_ADDRESS; if it is not set, "
     "start Ray on this machine]",
 )
 
@@ -46,10 +46,10 @@ _address = click.option(
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raysel")
 def cli() -> None:
-    """Select training data on Ray, before training and in every epoch.
+    """Select training data for PyTorch models on Ray: rows before the training, and samples in every epoch.
 
-    WORKFLOW is a YAML file that names the data, the methods and the model. 'raysel init classify' writes a workflow to
-    start from.
+    Most commands read a WORKFLOW, a YAML file that names the data, the methods and the model. 'raysel init classify'
+    writes a workflow to start from, and 'raysel run' runs it.
     """
 
 
@@ -63,8 +63,9 @@ def run(
 ) -> None:
     """Select rows of the data in WORKFLOW, train the model on them, and write a report.
 
-    The printed table has the costs of each training, and its savings compared with training on all rows. A second call
-    reuses the results of finished steps and resumes an interrupted training.
+    The printed table has one row per training. It shows the costs of each training, such as its seconds, and what it
+    saves compared with training on all rows. If the command is repeated, it reuses all results that are already computed, and
+    resumes an interrupted training.
     """
     from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
@@ -103,8 +104,9 @@ def submit(
 ) -> None:
     """Run WORKFLOW as a job of the Ray cluster at --address.
 
-    WORKFLOW and the files of code that it names are sent to the cluster, and nothing else. While the job runs, the same
-    command attaches to it. After the job has ended, the same command starts the next job, which resumes in the directory.
+    WORKFLOW and the files of code that it names are sent to the cluster, and nothing else. If the command is repeated while
+    the job runs, it does not start a second job, but shows the running one. If it is repeated after the job has ended, it
+    starts a new job, which continues with the results in the directory of --out.
     """
     from raysel.workflow.submit import follow as follow_job
     from raysel.workflow.submit import submit as submit_workflow
@@ -117,21 +119,22 @@ def submit(
         sys.exit(follow_job(address, job.id, lambda text: click.echo(text, nl=False)))
 
 
-@cli.command(short_help="Compare the policy of a workflow with controls over several seeds.")
+@cli.command(short_help="Compare a way to select the samples of each epoch with simpler ways.")
 @_workflow
 @click.option(
     "--policies",
     default="full, full_equal_steps, random_prune, round_robin, infobatch",
     show_default=True,
     metavar="A,B,...",
-    help="Compare with these policies. Each is a name from 'raysel methods', file.py:Name, or full_equal_steps (trains on "
-    "all samples, for as many optimizer steps as the policy of WORKFLOW). The policy of WORKFLOW is always included.",
+    help="Compare with these policies. Each is a name that 'raysel methods' lists, a class of your own as file.py:Name, or "
+    "full_equal_steps, which trains on all samples, for as many optimizer steps as the policy of WORKFLOW takes. The "
+    "policy of WORKFLOW is always included.",
 )
 @click.option(
     "--seeds",
     default=3,
     show_default=True,
-    help="Train each policy this many times, each time with another seed, counting up from the seed of WORKFLOW.",
+    help="Train this many models with each policy. The first one has the random seed of WORKFLOW, and each further one the next seed.",
 )
 @_out
 @_fresh
@@ -145,11 +148,12 @@ def compare(
     fresh: bool,
     address: str | None,
 ) -> None:
-    """Compare the policy of WORKFLOW (key 'dynamic'), which selects the samples of each epoch, with controls.
+    """Compare the policy of WORKFLOW with other policies, the controls.
 
-    Controls are other policies; most of them train on as many samples as the policy of WORKFLOW. Each policy is trained
-    with several seeds. The command prints a table of the test metrics and their differences, and writes a report. A
-    second call reuses finished trainings.
+    A policy is a rule that selects the samples of each epoch. The key 'dynamic' of WORKFLOW names it. Most of the controls
+    train on as many samples as the policy of WORKFLOW. The command trains one model per policy and seed, prints a table of
+    their metrics on the test rows and of the differences, and writes a report. If the command is repeated, it reuses
+    finished trainings.
     """
     from raysel.report.comparison.tables import text
     from raysel.workflow import config
@@ -162,7 +166,7 @@ def compare(
     click.echo(f"\nReport: {results.path}/compare.html")
 
 
-@cli.command(short_help="Measure the pool by the eleven metrics of GIME.")
+@cli.command(short_help="Measure a data set by the eleven metrics of GIME.")
 @_workflow
 @click.option(
     "--out",
@@ -171,10 +175,11 @@ def compare(
 )
 @_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
-    """Measure the pool of WORKFLOW by the eleven metrics of GIME, such as volume, variety and delay.
+    """Measure the pool of WORKFLOW, the rows to select from, by the eleven metrics of GIME.
 
-    WORKFLOW needs the section 'gime', which describes what each column means. A second call reads only the
-    files that were not measured before.
+    The metrics, such as volume, variety and delay, describe a data set without training a model on it. WORKFLOW needs the
+    section 'gime', which describes what each column means. If the command is repeated, it reads only the files that were
+    not measured before.
     """
     from raysel.report import metrics
     from raysel.workflow import config
@@ -191,12 +196,12 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
 @click.option(
     "--load",
     is_flag=True,
-    help="Check the code that WORKFLOW names, too: import it and run it on a few rows.",
+    help="Also check the code that WORKFLOW names, such as that of the model: import it and run it on a few rows.",
 )
 def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
-    """Check WORKFLOW, its files and their columns, without starting Ray.
+    """Check the keys of WORKFLOW, and the files and columns that it names, without starting Ray.
 
-    The code that WORKFLOW names, such as that of the model, runs only with --load.
+    The code that WORKFLOW names, such as that of the model, is run only with --load.
     """
     from raysel.workflow import config, steps
     from raysel.workflow.load import load_check, unloaded
@@ -219,8 +224,8 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
 def report(run: Path) -> None:
     """Write report.html again, from the results of a finished run in the directory RUN.
 
-    RUN can also be a file with results that `raysel.training_results` returned and that were saved. The report of FILE.json is
-    FILE.html.
+    RUN can also be a file with saved results of a training without a workflow, for example results.json; the command then
+    writes results.html. The Python function 'raysel.training_results' returns such results.
     """
     from raysel.workflow.run import report as write_report
 
@@ -232,12 +237,13 @@ def report(run: Path) -> None:
 @click.option(
     "--sample",
     type=int,
-    help="Print the reason for this row (its sample_id).  [default: print all reasons, each with its number of rows]",
+    help="Print the reason for the row with this number (its sample_id).  [default: print all reasons, each with its number of rows]",
 )
 def explain(run: Path, sample: int | None) -> None:
-    """Print why the last run in the directory RUN selected or dropped the rows of the pool.
+    """Print why the last run in the directory RUN selected or dropped rows of the pool, the rows to select from.
 
-    With --sample, print the reason, the file and the score of one row.
+    Without --sample, print each reason with its number of rows. With --sample, print the reason, the file and the score of
+    one row.
     """
     from raysel.workflow.explain import explain as explain_rows
 
@@ -247,10 +253,10 @@ def explain(run: Path, sample: int | None) -> None:
 @cli.command(short_help="List the runs in a directory, and how they differ.")
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:
-    """List the runs in the directory RUN, one line per configuration.
+    """List the runs in the directory RUN, one line per run.
 
-    Each line has the number of selected rows, the reported metric, the savings compared with training on all rows, and the keys
-    whose values differ from those of the first configuration.
+    Each line has the number of selected rows, the metric on the test rows, what the run saved compared with training on all
+    rows, and the keys of the workflow whose values differ from those of the first run.
     """
     from raysel.report.tables import runs_text
     from raysel.workflow.run import runs as list_runs
@@ -261,10 +267,11 @@ def runs(run: Path) -> None:
 @cli.command(short_help="List the methods, or describe one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
-    """List the methods that a workflow can name, such as selectors and policies, and the sections of a workflow.
+    """List the methods that a workflow can name, and the sections of a workflow.
 
-    With NAME, describe one method and print its parameters and their defaults. NAME can also be a section of a workflow,
-    such as 'train', or a class of your own as file.py:Name; the code of this file is then run.
+    Methods are, for example, selectors, which select rows before the training, and policies, which select the samples of
+    each epoch. With NAME, describe one method, and print its parameters and their defaults. NAME can also be a section of
+    a workflow, such as 'train', or a class of your own as file.py:Name; the code of this file is then run.
     """
     from raysel.workflow.methods import all_methods, one_method
 
@@ -282,7 +289,8 @@ def methods(name: str | None) -> None:
 def init(template: str | None, out: Path) -> None:
     """Write a workflow with comments, and a script that prepares your own files for it.
 
-    TEMPLATE is the name of the workflow to start from. Without TEMPLATE, list the templates.
+    A workflow is a YAML file that names the data, the methods and the model. TEMPLATE is the name of the workflow to start
+    from, such as 'classify'. Without TEMPLATE, list the templates.
     """
     from raysel.workflow.init import listed, write
 
@@ -292,14 +300,14 @@ def init(template: str | None, out: Path) -> None:
 @cli.command(short_help="Remove the Ray actors that killed runs have left on a cluster.")
 @click.option(
     "--address",
-    help="Join the Ray cluster at HOST:PORT.  [default: the environment variable RAY_ADDRESS; if it is not set, the cluster "
-    "on this machine]",
+    help="Use the Ray cluster at the address HOST:PORT.  [default: the environment variable RAY_ADDRESS; if it is not set, the "
+    "cluster on this machine]",
 )
 def cleanup(address: str | None) -> None:
     """Remove the Ray actors that killed runs have left on a cluster.
 
-    Each run keeps its selection state, such as the last loss of every sample, in Ray actors. The command removes the
-    actors of all runs, so runs that are still training on this cluster fail.
+    During a training, Ray actors hold the last loss of every sample. If a run is killed, its actors keep running. This
+    command removes the actors of all runs, so a run that is still training on this cluster fails.
     """
     from raysel.cluster.connect import connect
     from raysel.dynamic.service import cleanup as remove
@@ -307,7 +315,7 @@ def cleanup(address: str | None) -> None:
     connect(address or "auto")
     removed = remove()
     click.echo(
-        f"Removed {len(removed)} actors with selection state"
+        f"Removed {len(removed)} actors with recorded losses"
         + (f": {', '.join(removed)}." if removed else ".")
     )
 

@@ -100,7 +100,7 @@ def _low(
 
 @dataclass(frozen=True)
 class InfoBatch:
-    """Skip random low-loss samples, and weight the others so that the expected gradient is that of all samples.
+    """Skip some samples with a low loss, and weight the others so that the expected gradient is that of all samples.
 
     A sample whose last loss is strictly below the threshold is left out with probability ``prune_ratio``; if
     it stays, its weight is 1 / (1 - prune_ratio). Samples without a loss so far are kept at weight 1 and do
@@ -118,12 +118,12 @@ class InfoBatch:
         samples.
     threshold : str or float
         A loss is low if it is below this threshold: ``mean`` for the mean of the last losses of all samples, or a
-        number q in (0, 1) for their q-quantile.
+        number q in (0, 1) for their q-quantile, below which the share q of the losses lies.
     target_saving : float, optional
-        Saving that the run must reach, in (0, 1): the share of the back-propagated samples that it saves
-        compared with training on all samples in every epoch. With ``target_saving``, ``prune_ratio`` is not
-        used but computed from the losses before every epoch. No weight exceeds 10. If the share cannot be
-        reached with these weights, the threshold is raised.
+        Share of the back-propagated samples, in (0, 1), that the run must save compared with training on all
+        samples in every epoch. ``prune_ratio`` is then computed before every epoch, so that the run reaches this
+        saving. The weights of the samples stay at 10 or below; if the saving cannot be reached in this way, the
+        threshold is raised.
     ema : float
         Weight of the old value, in [0, 1), when a new loss of a sample is recorded (exponential moving average). With
         0, only the last loss is kept.

@@ -46,7 +46,7 @@ def pairs(sample: Sample, rows: int) -> Estimate:
 
 
 def aggregation(view: View) -> list[Figure]:
-    """Count the pairs of rows that have the same value in a relation column.
+    """Count the pairs of related rows, which have the same value in a column that the binding calls a relation.
 
     ``pairs``: Number of such pairs, summed over the relation columns.
 

@@ -142,7 +142,7 @@ def mismatch(view: View) -> list[Figure]:
 
 
 def coverage(view: View) -> list[Figure]:
-    """Count the copies of each content, and the share of the target's rows whose class occurs in the pool.
+    """Count the copies of each row content, and the share of the target rows whose class occurs in the pool.
 
     The content of a row is its values in all content columns. Two nulls are equal.
 

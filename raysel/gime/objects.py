@@ -45,7 +45,7 @@ def cells(block: Block) -> list[str]:
 
 
 def scope(view: View) -> list[Figure]:
-    """Measure what the rows describe: the number of entities, and the sum of their sizes.
+    """Measure what the rows describe: the number of entities, such as customers, and the sum of their sizes.
 
     ``entities``: Number of different entities.
 
@@ -90,7 +90,7 @@ def scope(view: View) -> list[Figure]:
 
 
 def granularity(view: View) -> list[Figure]:
-    """Measure how large the entity is that one row describes; larger is coarser.
+    """Measure how large the entity, such as a customer, is that one row describes; larger is coarser.
 
     ``mean_size``: Mean size over the rows, in the unit of the column that the binding names as ``size``. The
     theory behind GIME (Objective Information Theory, OIT) defines the granularity in this way: the mean of

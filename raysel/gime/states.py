@@ -105,7 +105,7 @@ def variety(view: View) -> list[Figure]:
 
 
 def distortion(view: View) -> list[Figure]:
-    """Measure the share of wrong values: values that differ from their reference, and invalid values.
+    """Measure the share of wrong values: those that differ from a column with correct values, and invalid ones.
 
     ``disagreement``: Share of the values that differ from the value of their reference column in the same
     row. Rows in which the reference is missing are left out; a missing value counts as different from its

@@ -38,7 +38,7 @@ _ARRAYS = "raysel.gio.exact_select"  # takes arrays
 
 @dataclass(frozen=True)
 class GIO:
-    """Select the pool rows that lower KL(target || selection) the most (gradient information optimization).
+    """Select the pool rows that lower the Kullback-Leibler divergence (KL) from the target the most.
 
     Parameters
     ----------
@@ -47,18 +47,22 @@ class GIO:
         (text such as ``"200MB"``). A size in bytes is divided by the mean size of a row of the pool, all
         columns included, in Arrow format.
     clusters : int, optional
-        Number of k-means clusters. The greedy selection picks cluster centroids instead of rows. With None (null in a
-        workflow), or with at least as many clusters as rows, it picks single rows, and all vectors are sent to the
-        driver.
+        Number of k-means clusters into which the pool is divided. The selection picks one cluster after another, always
+        the one that lowers the KL the most. With None (null in a workflow), or with at least as many clusters as rows,
+        it picks single rows instead, and all vectors are sent to the driver.
     estimator : {"nearest", "nearest_mean", "average"}
-        Estimator of the KL divergence; see `raysel.gio.kl`.
-    k : int, optional
-        The estimator uses the distance to the k-th nearest neighbour. The default depends on the estimator; see
+        How the KL is estimated from the distances of each target row to its nearest neighbours: ``nearest`` uses the
+        nearest neighbour, ``nearest_mean`` several of them, and ``average``, as published, all of them. See
         `raysel.gio.kl`.
+    k : int, optional
+        Which neighbour the estimator uses: 1 for the nearest, 2 for the second nearest, and so on. The default is 1 for
+        ``nearest``, and 5 otherwise.
     solver : {"exact", "gradient"}
-        Exact greedy selection, or the published gradient descent. Gradient descent needs ``estimator: average``.
+        How the next cluster is found: ``exact`` finds the one that lowers the KL the most, and ``gradient`` follows the
+        published gradient descent, which needs ``estimator: average``.
     init : {"mean", "jump", "prev_opt"}
-        Start point of each descent of the gradient solver; see `raysel.gio.gradient_select`.
+        Only for ``solver: gradient``. Where each descent starts: at the mean of the target (``mean``), at a random target row
+        (``jump``), or where the last descent ended (``prev_opt``).
     stop : Stop, optional
         Rules that may stop the selection before the budget is reached.
     within : {"random", "nearest"}

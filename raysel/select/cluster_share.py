@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ClusterShare:
-    """Select rows at random from every cluster of the pool, in proportion to the target rows in it.
+    """Divide the pool into clusters, and draw random rows from each in proportion to its target rows.
 
     A cluster without further rows leaves its part to the others. Clusters without target rows come last.
 

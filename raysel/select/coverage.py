@@ -144,7 +144,7 @@ class KCenter:
 
 @dataclass(frozen=True)
 class FacilityLocation:
-    """Select rows so that every pool row is similar to a selected row on average (facility location).
+    """Select rows so that, on average, a pool row is similar to its most similar selected row (facility location).
 
     Each selected row is the one that adds the most to the sum, over all pool rows, of the cosine to the most similar
     selected row. Rows from dense regions are selected first; outliers are selected late.
@@ -206,7 +206,7 @@ class FacilityLocation:
 
     @on_instances
     def select(self, pool: Dataset, *, start: Selection | None = None) -> Selection:
-        """Select rows so that every pool row is similar to a selected row on average.
+        """Select rows so that, on average, a pool row is similar to its most similar selected row.
 
         Parameters
         ----------

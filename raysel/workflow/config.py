@@ -41,7 +41,8 @@ class Rows:
         saved. Paths are relative to the folder of the workflow file. Files that are not Parquet are converted once,
         into the run directory.
     label : str, optional
-        Column with the class of each row. The pool, the validation data and the test data need this column.
+        Column with the label of each row: its class, or the number to predict. The pool, the validation data and the test
+        data need this column, unless the task uses no labels, like a language model.
     trust : {"content", "mtime"}
         How a changed file is detected: by a digest of all its bytes (content), or only by its size and
         modification time (mtime).
@@ -125,7 +126,8 @@ class Calibrate:
         Largest accepted loss of performance: how much worse a model trained on a subset may be than a model trained on
         the complete pool.
     share : float
-        A threshold is accepted if, of the subsets that satisfy it, at least this share has an accepted performance.
+        A threshold is accepted if, of the subsets that satisfy it, at least this share has an accepted performance (see
+        'tolerance').
     confidence : float
         Confidence level with which ``share`` must be reached, for all thresholds together.
     false_discoveries : float
@@ -153,7 +155,7 @@ class Gime:
     Attributes
     ----------
     binding : mapping
-        The meaning of each column; see `raysel.gime.Binding`.
+        The meaning of each column, such as which column has the time of an event; see `raysel.gime.Binding`.
     by : str, optional
         Column that divides the pool into groups: rows with the same value are one group. Each group is measured. Either all
         rows of a group are selected, or none.
@@ -164,8 +166,8 @@ class Gime:
         Metrics of your own, named as ``file.py:Name``. Metrics of your own are measured in addition to the
         eleven metrics of GIME.
     thresholds : mapping of str to [float or null, float or null]
-        Maps a statistic of the metrics, such as "variety.classes", to its minimum and maximum; null for no limit. The
-        selected rows together must be within these limits.
+        Limits on the metrics of the selected rows. Maps a statistic, a number that a metric consists of, such as
+        "variety.classes", to its minimum and maximum; null for no limit.
     floors : mapping of str to int
         Minimum number of selected rows per class.
     calibrate : mapping, optional
@@ -199,13 +201,15 @@ class Factors:
     k : int
         Number of hidden units that are active for each sample.
     mode : {"topk", "paper"}
-        Variant of the autoencoder; see `raysel.fit_factors`.
+        Variant of the autoencoder: ``topk`` keeps the largest values of the hidden units after negative values were set to 0;
+        ``paper`` keeps the values that are largest in absolute value, as in the paper of RepDiv.
     epochs : int
         Number of epochs that the autoencoder is trained for.
     rows : int, optional
         Number of rows that the autoencoder is trained on; null for all rows.
     top_fraction : float
-        Share of the hidden units that count as frequent, those that are active for the most samples; see `raysel.factor_scores`.
+        Share of the hidden units that count as frequent, those that are active for the most samples. The score for
+        representative samples counts only frequent units.
     """
 
     units: Positive | None = None
@@ -378,8 +382,8 @@ class Workflow:
     dynamic : Method
         Policy that selects the samples of each epoch from the selected rows. By default, each epoch trains on all of them.
     controls : list of {"full", "random"}
-        Further trainings, to compare with: full (on the complete pool), and random (on a random subset of the pool with as
-        many rows as the workflow selects).
+        Further trainings, with which the training on the selected rows is compared: full (on the complete pool), and random
+        (on a random subset of the pool with as many rows as the workflow selects).
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

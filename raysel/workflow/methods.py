@@ -27,18 +27,45 @@ _EXAMPLES = {"budget": 0.3}  # values of required parameters in the examples
 
 @dataclass(frozen=True)
 class _Kind:
-    """A kind of component: its registry, what one is called, and the key of a workflow that names it."""
+    """A kind of component: its registry, what one is called, the key of a workflow that names it, and what it does."""
 
     registry: Registry
     one: str
     key: str
+    about: str
 
 
-_SELECTOR = _Kind(SELECTORS, "selector", "select")
-_POLICY = _Kind(POLICIES, "policy", "dynamic")
-_EMBEDDER = _Kind(EMBEDDERS, "embedder", "embed.embedder")
-_TASK = _Kind(TASKS, "task", "train.task")
-_METRIC = _Kind(METRICS, "metric", "gime.metrics")
+_SELECTOR = _Kind(
+    SELECTORS,
+    "selector",
+    "select",
+    "A selector selects rows of the pool before the training. The pool is the set of rows to select from; the target is a "
+    "sample of the data that the model is for.",
+)
+_POLICY = _Kind(
+    POLICIES,
+    "policy",
+    "dynamic",
+    "A policy selects before each epoch the samples that the epoch trains on, and gives each of them a weight in the loss.",
+)
+_EMBEDDER = _Kind(
+    EMBEDDERS,
+    "embedder",
+    "embed.embedder",
+    "An embedder computes one vector per row. Selectors compare rows by these vectors.",
+)
+_TASK = _Kind(
+    TASKS,
+    "task",
+    "train.task",
+    "A task says what is trained: how rows become batches, which losses are computed, and which metric is reported.",
+)
+_METRIC = _Kind(
+    METRICS,
+    "metric",
+    "gime.metrics",
+    "A metric of GIME describes a set of rows, such as the pool, by one or more numbers, its statistics.",
+)
 _KINDS = (_SELECTOR, _POLICY, _EMBEDDER, _TASK, _METRIC)
 
 
@@ -57,9 +84,10 @@ def all_methods() -> str:
     groups: list[tuple[str, dict[str, str]]] = []
     for kind in _KINDS:
         heading = f"{kind.registry.kind.capitalize()} (key '{kind.key}'):"
-        groups.append((heading, {name: _summary(kind, name) for name in kind.registry.names()}))
+        about = f"{heading}\n{textwrap.fill(kind.about, _WIDTH)}"
+        groups.append((about, {name: _summary(kind, name) for name in kind.registry.names()}))
     lines = {name: _purpose(name, cls) for name, cls in _sections().items()}
-    groups.append(("Sections of a workflow:", lines))
+    groups.append(("Sections of a workflow, the YAML file with all settings of a run:", lines))
     width = max(len(name) for _, lines in groups for name in lines) + 4
     blocks = [
         "\n".join([heading, *(_entry(f"  {name}", text, width) for name, text in lines.items())])
@@ -143,10 +171,13 @@ def _method(kind: _Kind, name: str, made: Any) -> str:
     if kind is _EMBEDDER and name in EMBEDDERS.builtin:
         written, parameters = _written_after_a_colon(name, made)
     lines = [f"{name} ({kind.one}, key '{kind.key}')", ""]
-    lines += [textwrap.fill(_plain(docstrings.summary(made)) or "It has no docstring.", _WIDTH), ""]
+    summary = _plain(docstrings.summary(made)) or "It has no docstring."
+    lines += [textwrap.fill(summary, _WIDTH), "", textwrap.fill(kind.about, _WIDTH), ""]
     if kind is _METRIC:
         about = (inspect.getdoc(made) or "").split("\n\n")[1:]
-        about.append("The binding is the key 'gime.binding' of the workflow; see 'raysel methods gime'.")
+        about.append(
+            "The binding says what each column means. It is the key 'gime.binding' of the workflow; see 'raysel methods gime'."
+        )
         return "\n".join([*lines, *(textwrap.fill(_plain(part), _WIDTH) for part in about)]).rstrip()
     lines += _table(parameters)
     return "\n".join([*lines, "Example:", textwrap.indent(_example(kind, written, parameters), "  ")])

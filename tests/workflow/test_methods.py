@@ -63,7 +63,9 @@ def test_every_key_of_a_section_is_documented(name):
 
 def test_types_and_defaults_are_those_of_the_dataclass():
     gio = one_method("gio")
-    assert gio.startswith("gio (selector, key 'select')\n\nSelect the pool rows that lower KL")
+    assert gio.startswith(
+        "gio (selector, key 'select')\n\nSelect the pool rows that lower the Kullback-Leibler"
+    )
     lines = [" ".join(line.split()) for line in gio.splitlines()]
     assert "budget float or int or text, required" in lines
     assert "clusters int or null, default 1500" in lines

@@ -14,11 +14,11 @@ from raysel.report.sections.reading import trusted_files
 _MEANINGS = {  # what the policies of raysel do, by their names in a comparison
     "full": "trains on all rows in every epoch",
     "full_equal_steps": "trains on all rows, but stops after as many optimizer steps as {own} takes",
-    "random_prune": "skips random samples and rescales the losses of the others",
-    "random_subset": "trains on a new random subset in every epoch, without rescaling the losses and without epochs on all "
+    "random_prune": "skips random samples and gives the others a larger weight in the loss",
+    "random_subset": "trains on a new random subset in every epoch, without weights in the loss and without epochs on all "
     "rows at the end",
-    "round_robin": "takes the samples one after another in one random order, without rescaling the losses",
-    "infobatch": "skips samples with a low loss at random and rescales the losses of the others",
+    "round_robin": "takes the samples one after another in one random order, without weights in the loss",
+    "infobatch": "skips some samples with a low loss, chosen at random, and gives the other ones a larger weight in the loss",
     "repdiv": "selects representative samples first and diverse ones later",
 }
 
@@ -143,7 +143,7 @@ def notes(results: CompareResults) -> list[str]:
         + (f". Controls that do not: {', '.join(free)}" if free else "")
         + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy decays to "
         "zero at its own last step.",
-        "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over the pairs). Each "
+        "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over one difference per seed). Each "
         "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test "
         f"rows, which are only a sample of all possible rows: {_error(table, goal, results.data.test)}.",
         "Seconds: time of training and planning in one process with one thread, without start-up. The time "

@@ -26,7 +26,7 @@ from raysel.report.results import Arm, Epoch
 
 
 def plan_sizes(arms: Mapping[str, Arm]) -> str:
-    """Draw the samples planned in each epoch, one step line per arm."""
+    """Draw the samples selected in each epoch, one step line per arm."""
     series = {
         name: [(epoch.epoch, epoch.planned) for epoch in arm.epochs]
         for name, arm in arms.items()
@@ -46,11 +46,11 @@ def plan_sizes(arms: Mapping[str, Arm]) -> str:
             ys = [y for _, y in points] + [points[-1][1]]
             axes.step(xs, ys, where="post", color=colours[arm])
         set_ticks(axes, x=thousands, y=thousands, integers=True)
-        set_titles(axes, x="epoch", y="samples planned")
+        set_titles(axes, x="epoch", y="samples selected")
         # Plans are often of equal size at the end: the line that is lower on average then has the lower name.
         series = dict(sorted(series.items(), key=lambda item: sum(y for _, y in item[1]) / len(item[1])))
         label_ends(axes, {a: (p[-1][0] + 1, p[-1][1]) for a, p in series.items()}, labels, colours)
-        return to_svg(figure, "plan-sizes", "Samples planned in each epoch")
+        return to_svg(figure, "plan-sizes", "Samples selected in each epoch")
 
 
 def loss_curves(arms: Mapping[str, Arm]) -> str:

@@ -35,7 +35,7 @@ def costs_section(ledger: Ledger) -> str:
         html.card(
             drawn,
             "Time per stage",
-            "Wall-clock seconds of each arm, divided into stages. Embedding: computing the vectors. Metrics: measuring the "
+            "Wall-clock seconds of each arm (training run), divided into stages. Embedding: computing the vectors. Metrics: measuring the "
             "metrics of GIME and finding thresholds on them, or training the autoencoder of RepDiv and scoring the samples. "
             f"Selection: selecting rows before training. {_START if 'start-up' in stages else ''}Planning: selecting the "
             f"samples of each epoch. Other: {'' if 'start-up' in stages else 'starting the workers, '}evaluation, checkpoints, "

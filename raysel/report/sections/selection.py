@@ -20,7 +20,7 @@ def selection_section(results: RunResults) -> str:
                 drawn,
                 "Divergence from the target",
                 "Estimated Kullback-Leibler divergence between the target and the rows selected so far, computed from their "
-                "embedding vectors, in nats. The curve shows the estimate after each row or cluster that was selected. A lower value means that the "
+                "embedding vectors, in nats. The curve shows the estimate after each row or cluster of rows that was selected. A lower value means that the "
                 "selected rows are more like the target. Where the curve is flat, further rows change the divergence little. The "
                 "estimate can be negative, and it has no error bars.",
             )
@@ -44,8 +44,8 @@ def selection_section(results: RunResults) -> str:
     share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
     lead = (
         f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} "
-        f"pool rows{html.bound(share)} once, before training. The arm that uses the methods of the workflow "
-        "trains only on the selected rows."
+        f"pool rows{html.bound(share)} once, before training. The training with the methods of the workflow "
+        "uses only the selected rows."
     )
     notes = "".join(f"<p>{html.text(note)}</p>\n" for note in selection.notes)
     figures = (

@@ -51,9 +51,9 @@ def training_section(results: RunResults) -> str:
     else:
         missing.append(html.text(goal.label))
     if drawn := plan_sizes(arms):
-        cards.append(html.card(drawn, "Samples planned in each epoch", _planned(arms)))
+        cards.append(html.card(drawn, "Samples selected in each epoch", _planned(arms)))
     else:
-        missing.append("planned samples")
+        missing.append("selected samples")
     if drawn := loss_curves(arms):
         cards.append(
             html.card(
@@ -73,7 +73,7 @@ def training_section(results: RunResults) -> str:
         if odd:
             notes.append(
                 f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. Training still used these "
-                "samples, but the policy kept the earlier losses of these samples, if there were any."
+                "samples, but for the selection of later samples, their earlier losses were kept, if there were any."
             )
         if goal.metric in arm.metrics and goal.value(arm.metrics) is None:
             notes.append(f"{html.text(arm.title)}: The test {html.text(goal.label)} is not a finite number.")
@@ -91,10 +91,14 @@ def _planned(arms: Mapping[str, Arm]) -> str:
             share = numbers.percent(sum(sizes) / every)
             parts.append(
                 f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs together, which is {html.bound(share)} "
-                f"of the {numbers.count(every)} samples that training on all rows of this arm in every epoch would use."
+                f"of the {numbers.count(every)} samples of a training that uses all rows of this arm in every epoch."
             )
-    lead = "Number of samples that each arm planned to train on in each epoch, one line per arm."
-    return " ".join([lead, *(parts or ["No arm planned fewer samples in one epoch than in another."])])
+    lead = (
+        "Number of samples that each arm (training run) selected to train on in each epoch, one line per arm."
+    )
+    return " ".join(
+        [lead, *(parts or ["Every arm selected the same number of samples in all of its epochs."])]
+    )
 
 
 def _ahead(goal: Goal) -> str:

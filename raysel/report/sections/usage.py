@@ -24,8 +24,8 @@ def usage_section(results: RunResults) -> str:
         else f" The factors leave {numbers.percent(usage.unexplained)} of the variance of the vectors unexplained."
     )
     lead = (
-        "RepDiv selected the samples of each epoch by two scores, Rep (representative) and Div (diverse). "
-        f"Both scores come from the {html.many(scored.units, 'factor')} of a sparse autoencoder, "
+        "RepDiv is a policy, a rule that selects the samples of each epoch. It uses two scores, Rep (representative) and Div (diverse). "
+        f"Both scores come from the {html.many(scored.units, 'factor')} (hidden units) of a sparse autoencoder, "
         f"{numbers.count(scored.live_units)} of which are active on some sample; on average, "
         f"{scored.active:.1f} of them are active on a sample.{html.bound(left)} Rep is high for a sample with "
         f"many frequent factors{shared}; Div is high for a sample with rare factors. Every selected sample "
@@ -44,17 +44,17 @@ def usage_section(results: RunResults) -> str:
         html.card(
             usage_histogram(policies),
             "How often samples were used",
-            "Number of samples by the number of epochs that selected them, one line per policy. The epochs "
-            "on all the data at the end count as well. The Gini coefficient is 0 if all samples were "
+            "Number of samples by the number of epochs that selected them, one line per policy. The last epochs, which train "
+            "on all samples, count as well. The Gini coefficient is 0 if all samples were "
             "selected equally often, and near 1 if almost all selections were of a few samples. Total "
-            f"variation distance from selecting all samples equally often: {uneven}. The larger the total "
-            "variation distance is, the larger the bias of the gradient can be.",
+            f"variation distance between these numbers and equal numbers for all samples: {uneven}. The larger this "
+            "distance is, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),
             "Rare factors",
             "Share of the rare factors that were active on at least one sample selected until the end of "
-            "each epoch, one line per policy. The rare factors are the "
+            "each epoch, one line per policy. A factor is a hidden unit of the autoencoder; the rare factors are the "
             f"{html.many(usage.rare_units, 'factor')} that are active on the fewest samples. A higher line "
             "means that samples with rare factors were selected earlier.",
         ),
@@ -68,7 +68,7 @@ def usage_section(results: RunResults) -> str:
     if usage.extremes:
         cards.append(_extremes(usage.extremes))
     note = (
-        '<p class="note">The figures compare RepDiv with two controls. “random” selects another random subset in every '
+        '<p class="note">The figures compare RepDiv with two controls, which are simpler policies. “random” selects another random subset in every '
         "epoch; “round robin” takes the samples one after another and, like RepDiv, ends with epochs on all the data. Both "
         "select as many samples as RepDiv. No model was trained with the controls: their selections do not depend on "
         "losses, so they were computed after the run.</p>"
