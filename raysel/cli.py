@@ -63,9 +63,11 @@ def run(
 ) -> None:
     """Select rows of the data in WORKFLOW, train the model on them, and write a report.
 
+    WORKFLOW is a YAML file that names the data, the methods and the model.
+
     The printed table has one row per training. It shows the costs of each training, such as its seconds, and what it
-    saves compared with training on all rows. If the command is repeated, it reuses all results that are already computed, and
-    resumes an interrupted training.
+    saves compared with training on all rows. If the command is repeated, it reuses all results that are already
+    computed, and resumes an interrupted training.
     """
     from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
@@ -104,9 +106,10 @@ def submit(
 ) -> None:
     """Run WORKFLOW as a job of the Ray cluster at --address.
 
-    WORKFLOW and the files of code that it names are sent to the cluster, and nothing else. If the command is repeated while
-    the job runs, it does not start a second job, but shows the running one. If it is repeated after the job has ended, it
-    starts a new job, which continues with the results in the directory of --out.
+    WORKFLOW is a YAML file that names the data, the methods and the model. It is sent to the cluster together with
+    the files of code that it names; nothing else is sent. If the command is repeated while the job runs, it does not
+    start a second job, but shows the running one. If it is repeated after the job has ended, it starts a new job,
+    which continues with the results in the directory of --out.
     """
     from raysel.workflow.submit import follow as follow_job
     from raysel.workflow.submit import submit as submit_workflow
@@ -150,10 +153,10 @@ def compare(
 ) -> None:
     """Compare the policy of WORKFLOW with other policies, the controls.
 
-    A policy is a rule that selects the samples of each epoch. The key 'dynamic' of WORKFLOW names it. Most of the controls
-    train on as many samples as the policy of WORKFLOW. The command trains one model per policy and seed, prints a table of
-    their metrics on the test rows and of the differences, and writes a report. If the command is repeated, it reuses
-    finished trainings.
+    WORKFLOW is a YAML file that names the data, the methods and the model. A policy is a rule that selects the
+    samples of each epoch. The key 'dynamic' of WORKFLOW names it. Most of the controls train on as many samples as
+    the policy of WORKFLOW. The command trains one model per policy and seed, prints a table of their metrics on the
+    test rows and of the differences, and writes a report. If the command is repeated, it reuses finished trainings.
     """
     from raysel.report.comparison.tables import text
     from raysel.workflow import config
@@ -171,15 +174,16 @@ def compare(
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the results to this directory.  [default: runs/NAME-measure]",
+    help="Write the results to this directory.  [default: runs/NAME-measure, where NAME is the key "
+    "'name' of WORKFLOW]",
 )
 @_address
 def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
     """Measure the pool of WORKFLOW, the rows to select from, by the eleven metrics of GIME.
 
-    The metrics, such as volume, variety and delay, describe a data set without training a model on it. WORKFLOW needs the
-    section 'gime', which describes what each column means. If the command is repeated, it reads only the files that were
-    not measured before.
+    WORKFLOW is a YAML file that names the data, the methods and the model. The metrics, such as volume, variety and
+    delay, describe a data set without training a model on it. WORKFLOW needs the section 'gime', which describes what
+    each column means. If the command is repeated, it reads only the files that were not measured before.
     """
     from raysel.report import metrics
     from raysel.workflow import config
@@ -201,6 +205,7 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
 def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
     """Check the keys of WORKFLOW, and the files and columns that it names, without starting Ray.
 
+    WORKFLOW is a YAML file that names the data, the methods and the model.
     The code that WORKFLOW names, such as that of the model, is run only with --load.
     """
     from raysel.workflow import config, steps
@@ -224,8 +229,9 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
 def report(run: Path) -> None:
     """Write report.html again, from the results of a finished run in the directory RUN.
 
-    RUN can also be a file with saved results of a training without a workflow, for example results.json; the command then
-    writes results.html. The Python function 'raysel.training_results' returns such results.
+    RUN is a directory in which 'raysel run' has written its results. RUN can also be a file with saved results of a
+    training without a workflow, for example results.json; the command then writes results.html. The Python function
+    'raysel.training_results' returns such results.
     """
     from raysel.workflow.run import report as write_report
 
@@ -242,8 +248,8 @@ def report(run: Path) -> None:
 def explain(run: Path, sample: int | None) -> None:
     """Print why the last run in the directory RUN selected or dropped rows of the pool, the rows to select from.
 
-    Without --sample, print each reason with its number of rows. With --sample, print the reason, the file and the score of
-    one row.
+    RUN is a directory in which 'raysel run' has written its results. Without --sample, print each reason with its
+    number of rows. With --sample, print the reason, the file and the score of one row.
     """
     from raysel.workflow.explain import explain as explain_rows
 
@@ -253,10 +259,10 @@ def explain(run: Path, sample: int | None) -> None:
 @cli.command(short_help="List the runs in a directory, and how they differ.")
 @click.argument("run", type=click.Path(path_type=Path))
 def runs(run: Path) -> None:
-    """List the runs in the directory RUN, one line per run.
+    """List the runs in the directory RUN. Runs with equal settings share a line.
 
-    Each line has the number of selected rows, the metric on the test rows, what the run saved compared with training on all
-    rows, and the keys of the workflow whose values differ from those of the first run.
+    Each line has the number of selected rows, the metric on the test rows, what the run saved compared with training
+    on all rows, and the keys of the workflow whose values differ from those of the first run.
     """
     from raysel.report.tables import runs_text
     from raysel.workflow.run import runs as list_runs
@@ -269,9 +275,9 @@ def runs(run: Path) -> None:
 def methods(name: str | None) -> None:
     """List the methods that a workflow can name, and the sections of a workflow.
 
-    Methods are, for example, selectors, which select rows before the training, and policies, which select the samples of
-    each epoch. With NAME, describe one method, and print its parameters and their defaults. NAME can also be a section of
-    a workflow, such as 'train', or a class of your own as file.py:Name; the code of this file is then run.
+    Methods are, for example, selectors, which select rows before the training, and policies, which select the samples
+    of each epoch. With NAME, describe one method, and print its parameters and their defaults. NAME can also be a
+    section of a workflow, such as 'train', or a class of your own as file.py:Name; the code of this file is then run.
     """
     from raysel.workflow.methods import all_methods, one_method
 
@@ -289,8 +295,8 @@ def methods(name: str | None) -> None:
 def init(template: str | None, out: Path) -> None:
     """Write a workflow with comments, and a script that prepares your own files for it.
 
-    A workflow is a YAML file that names the data, the methods and the model. TEMPLATE is the name of the workflow to start
-    from, such as 'classify'. Without TEMPLATE, list the templates.
+    A workflow is a YAML file that names the data, the methods and the model. TEMPLATE is the name of the workflow to
+    start from, such as 'classify'. Without TEMPLATE, list the templates.
     """
     from raysel.workflow.init import listed, write
 
