@@ -76,11 +76,11 @@ class RandomPrune:
     Parameters
     ----------
     prune_ratio : float
-        Probability, in [0, 1), with which InfoBatch would skip a sample with a loss below the mean. Each sample is
-        skipped with the probability ``prune_ratio * share``.
+        Probability, in [0, 1), with which the policy InfoBatch would skip a sample with a loss below the mean. This policy
+        skips every sample, whatever its loss, with the probability ``prune_ratio * share``.
     share : float
-        Assumed share of the samples with a loss below the mean, in [0, 1]: 0.5 if the losses are distributed
-        symmetrically, 0.63 if exponentially.
+        Share of the samples, in [0, 1], that are assumed to have a loss below the mean: 0.5 if the losses are distributed
+        symmetrically, and 0.63 if exponentially.
     delta : float
         Share of the epochs, in [0, 1], in which samples are skipped; the epochs after this share train on all
         samples.

@@ -190,18 +190,19 @@ class RepDiv:
     ratio : float
         Share of the samples per epoch, in (0, 1].
     a_min : float
-        Weight of representativeness at the end, in [0, 1]. Over the epochs, the weight falls from about 1 to about
-        this value along a sigmoid. The weight of diversity is 1 minus this weight.
+        Each sample has a score for representativeness and a score for diversity, which are added with weights. The weight
+        of representativeness falls over the epochs, from about 1 to about ``a_min``, in [0, 1], along a sigmoid. The
+        weight of diversity is 1 minus this weight.
     t_mid : float
         Share of the epochs, in [0, 1], after which the weight of representativeness is half-way between 1 and
-        a_min.
+        ``a_min``.
     k_s : float, optional
         Slope per epoch of the sigmoid along which the weight of representativeness falls. By default, the
         slope is 10 divided by the number of epochs.
     penalty : float
-        Weight of the penalty for samples that were selected often before; 0 for no penalty.
+        How strongly samples that were selected often in earlier epochs are avoided; 0 for not at all.
     tail : float
-        Share of the epochs, in [0, 1], that train on all samples, at the end of the training.
+        Share of the epochs, in [0, 1], at the end of the training, that train on all samples.
     alpha : float, optional
         Constant weight of representativeness, in [0, 1], in place of the weight that falls over the epochs: 1
         for representativeness alone, 0 for diversity alone.

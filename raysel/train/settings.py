@@ -25,30 +25,30 @@ class Train:
         task of your own. If it has further keys, give a mapping: its key ``method`` names the task.
     model : str, optional
         Function that returns the model, named as ``file.py:factory`` (relative to the folder of the workflow file) or
-        ``package.module:factory``. The code of this file or module is run. The task says how the function is called:
-        ``(shape, classes)`` for classification.
+        ``package.module:factory``. The code of this file or module is run. The arguments of the function depend on the
+        task, such as ``(shape, classes)`` for classification: the shape of an input and the number of classes.
     input : str or list of str, optional
         Column with the input of the model, or several columns.
     loop : str, optional
         What trains the task in place of the built-in loop: ``huggingface`` (the Trainer of Hugging Face), ``lightning``, or
         a training loop of your own, named as ``file.py:function``; see the guide "A training loop of your own".
     options : mapping
-        Arguments of TrainingArguments for ``huggingface``, of the Trainer for ``lightning``; anything that your own training
-        loop reads from its configuration.
+        With ``loop: huggingface``, arguments of TrainingArguments; with ``loop: lightning``, arguments of the Trainer; with a
+        training loop of your own, anything that the loop reads.
     epochs : int
         Number of epochs.
     batch_size : int
         Number of rows per worker in each forward pass.
     accumulate : int
-        Number of forward passes per worker whose gradients make one optimizer step.
+        Number of batches per worker whose gradients are added before one optimizer step.
     learning_rate : float
-        Highest learning rate.
+        Highest learning rate, which is reached after the warm-up.
     optimizer : str or mapping
         Optimizer of torch.optim (``AdamW``), or ``package.module:Class``. To pass arguments, give a mapping: its key
         ``method`` names the optimizer.
     schedule : str
         How the learning rate falls after the warm-up: ``cosine``, ``linear``, ``constant``, or ``file.py:function`` for a
-        function of the share of the training that is done.
+        function of your own, which receives the share of the training that is done and returns a factor.
     warmup : float
         Share of the training during which the learning rate rises linearly.
     clip : float, optional
@@ -61,18 +61,19 @@ class Train:
         Whether each worker holds the complete model (ddp) or a part of it (fsdp).
     data : {"auto", "arrays", "stream"}
         How training rows reach the workers: ``arrays`` writes them once as memory-mapped files into the run directory;
-        ``stream`` reads the planned rows of each epoch with Ray Data, on the CPUs that the workers leave free; ``auto``
-        takes arrays if they fill less than half of the free disk space.
+        ``stream`` reads the rows with Ray Data, on the CPUs that the workers leave free, and decodes only those that the epoch
+        trains on; ``auto`` uses arrays if they fill less than half of the free disk space.
     evaluate_every : int
         Number of epochs after which the validation rows are scored. They are also scored after the last epoch.
     patience : int, optional
-        Stop if the metric on the validation rows has not become better in this number of evaluations.
+        Stop the training if the metric on the validation rows has not become better in this number of evaluations.
     keep : {"last", "best"}
         Weights that are tested and saved: those after the last epoch, or those with the best metric on the validation rows.
     track : str, mapping or list of them, optional
         Where rank 0 writes the loss, metrics, samples and seconds of every epoch: ``tensorboard``, ``mlflow``, ``wandb``, or
         ``file.py:Name`` for a tracker of your own. To pass arguments, give a mapping: its key ``method`` names the tracker.
-        Nothing is sent over the network by default. An arm that an earlier run has trained is not written again.
+        Nothing is sent over the network by default. Nothing is written for a training whose result is reused from an earlier
+        run.
     workers : int
         Number of Ray Train workers.
     cpus_per_worker : float

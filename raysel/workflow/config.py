@@ -192,7 +192,7 @@ class Gime:
 
 @dataclass(frozen=True)
 class Factors:
-    """Settings of the sparse autoencoder with which RepDiv scores the samples.
+    """Settings of the sparse autoencoder with which the policy RepDiv scores the samples.
 
     Attributes
     ----------
@@ -374,7 +374,7 @@ class Workflow:
     embed : Embed
         Settings for computing one vector per row.
     factors : Factors
-        Settings of the sparse autoencoder with which RepDiv scores the samples.
+        Settings of the sparse autoencoder with which the policy RepDiv scores the samples.
     train : Train
         Model to train, and settings of its training on Ray Train.
     select : Method or list of Method
