@@ -254,7 +254,7 @@ def test_trusted_roles_and_the_batch_are_among_the_notes():
 def test_the_notes_say_what_the_built_in_policies_do():
     said = findings.notes(sample())[0]
     assert said.startswith(
-        "What the policies do: full data trains on all rows in every epoch; InfoBatch skips samples"
+        "What the policies do: full data trains on all rows in every epoch; InfoBatch skips some samples"
     )
     assert "random pruning" not in said  # in this sample its name is not that of the built-in policy
     results = sample()

@@ -36,7 +36,7 @@ class Regression:
     label : str
         Column with the number or the numbers to predict.
     loss : {"squared", "absolute", "huber"}
-        Loss of a row: the mean over its numbers.
+        How the loss of a row is computed from its errors: the mean over the numbers to predict.
     size : int, optional
         Encoded images are scaled and cropped to this number of pixels per side, as uint8 of shape (3, size, size).
     tokenizer : str, optional
