@@ -32,8 +32,8 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 f"{head} against samples",
-                f"{head} on the validation rows after each epoch, one line per arm, against the number of samples that the "
-                "arm had back-propagated by then. An arm whose line ends further left than that of another arm used fewer samples; an arm "
+                f"{head} on the validation rows after each epoch, one line per arm (training run), against the number of "
+                "samples that the arm had back-propagated by then. An arm whose line ends further left than that of another arm used fewer samples; an arm "
                 f"whose line ends {_ahead(goal)}. {_outside(goal)}Each arm was trained with one seed, so there are no error bars.",
             )
         )
@@ -42,7 +42,7 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 f"{head} against samples",
-                f"{head} on the test rows after the last epoch, one dot per arm, against the number of samples that the "
+                f"{head} on the test rows after the last epoch, one dot per arm (training run), against the number of samples that the "
                 "arm back-propagated in all. An arm whose dot is further left than that of another arm used fewer samples; an "
                 f"arm whose dot is {_ahead(goal)}. Each arm was trained with one seed, so there are no error bars. "
                 f"{NO_VALIDATION}",
@@ -59,7 +59,7 @@ def training_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Training loss",
-                "Mean loss of the samples that the arm trained on in each epoch, one line per arm. The arms train on "
+                "Mean loss of the samples that each arm (training run) trained on in each epoch, one line per arm. The arms train on "
                 f"different samples, so a higher line does not mean a worse model; compare the {html.text(goal.plural)} on the test rows instead.",
             )
         )
