@@ -50,15 +50,16 @@ def aggregation(view: View) -> list[Figure]:
 
     ``pairs``: Number of such pairs, summed over the relation columns.
 
-    ``pairs_per_row``: ``pairs`` divided by the number of rows. The theory behind GIME (Objective Information
-    Theory, OIT) defines the aggregation in this way: the number of relations divided by the number of states.
+    ``pairs_per_row``: ``pairs`` divided by the number of rows. The theory behind GIME, Objective Information
+    Theory, defines the aggregation in this way: as the number of relations divided by the number of states, which are
+    here the rows.
 
     ``linked_share[column]``: Share of the rows that have the same value in this column as at least one other row.
 
     Rows with a null are not related to other rows. If a column has more than 2,048 different values, the number
-    of pairs is an estimate: count the rows of each value, and add up the squares of these counts; the error is up
-    to 9 % of this sum. If almost every value occurs only once, the error is larger than the number of pairs. The
-    column ``bound`` of the result contains the error.
+    of pairs is an estimate. Its error is up to 9 % of the sum of the squares of the numbers of rows per value. If almost
+    every value occurs only once, the error is larger than the number of pairs. The column ``bound`` of the result
+    contains the error.
     """
     names = view.binding.relation
     statistics = (("pairs", "pairs"), ("pairs_per_row", "pairs/row"))

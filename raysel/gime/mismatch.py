@@ -114,14 +114,14 @@ def mismatch(view: View) -> list[Figure]:
 
     ``labels``: Total variation distance of the class shares.
 
-    ``schema``: Share of the columns named by the binding that the target lacks or has with another type.
+    ``schema``: Share of the columns named by the binding that the target does not have, or has with another type.
 
     ``overall``: Mean of the statistics above that could be computed, with ``states`` divided by sqrt 2. The
     mean is our own choice and not from the publication.
 
     All statistics except ``states`` are in [0, 1]. The column ``bound`` of the result contains the error of
-    each. The theory behind GIME (Objective Information Theory, OIT) defines the mismatch as the distance d(I,
-    I_0) of the information I from the target information I_0.
+    each. The theory behind GIME, Objective Information Theory, defines the mismatch as the distance of the
+    information from the target information.
     """
     target = view.target
     if target is None:
@@ -156,7 +156,7 @@ def coverage(view: View) -> list[Figure]:
     ``carriers_per_content``: ``carriers`` divided by the number of different contents.
 
     ``support_coverage``: Share of the target's rows whose class occurs in the pool, in [0, 1]. The theory behind
-    GIME (Objective Information Theory, OIT) defines coverage by the copies and their carriers, not in this way.
+    GIME, Objective Information Theory, defines coverage by the copies and their carriers, not in this way.
     """
     return [*links.coverage(view), *support_coverage(view)]
 

@@ -54,8 +54,8 @@ def scope(view: View) -> list[Figure]:
     2,048 entities, the sum is an estimate that agrees with two exact numbers: the largest size of an entity, and
     the sum of the sizes of all rows.
 
-    Both are at least 0. The theory behind GIME (Objective Information Theory, OIT) defines the scope as sigma(o),
-    a measure of the entities o.
+    Both are at least 0. The theory behind GIME, Objective Information Theory, defines the scope as a measure of the size
+    of the entities.
     """
     binding = view.binding
     if not binding.entity:
@@ -93,8 +93,8 @@ def granularity(view: View) -> list[Figure]:
     """Measure how large the entity, such as a customer, is that one row describes; larger is coarser.
 
     ``mean_size``: Mean size over the rows, in the unit of the column that the binding names as ``size``. The
-    theory behind GIME (Objective Information Theory, OIT) defines the granularity in this way: the mean of
-    sigma(o) over the smallest parts of the information, which are here the rows.
+    theory behind GIME, Objective Information Theory, defines the granularity in this way: as the mean size over the
+    smallest parts of the information, which are here the rows.
 
     ``scope_per_row``: Number of different entities divided by the number of rows with an entity, in (0, 1], for
     data without sizes.

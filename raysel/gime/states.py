@@ -56,12 +56,12 @@ def volume(view: View) -> list[Figure]:
 
     ``bytes``: Size of the columns that the binding names, in bytes, as Arrow stores their values and offsets.
 
-    ``entropy``: Sum over the content columns of the number of rows with a value, times the Shannon entropy of
-    the values in bits. For a column with more than 2,048 different values, the entropy is an estimate, which
+    ``entropy``: For each content column, the number of rows with a value times the Shannon entropy of the values in
+    bits; summed over the columns. For a column with more than 2,048 different values, the entropy is an estimate, which
     lies between the collision entropy of the values and the logarithm of their number.
 
-    All three are at least 0. The theory behind GIME (Objective Information Theory, OIT) defines the volume as
-    sigma(g), a measure of the stored content g.
+    All three are at least 0. The theory behind GIME, Objective Information Theory, defines the volume as a measure of the
+    size of the stored content.
     """
     found = [
         Figure("rows", exact(view.rows), "rows"),
@@ -87,9 +87,9 @@ def variety(view: View) -> list[Figure]:
     ``effective_classes``: Number of equally frequent classes that would have the same Shannon entropy as the
     classes of the rows, between 1 and ``classes``: exp of the Shannon entropy in nats.
 
-    Rows without a class are left out. The theory behind GIME (Objective Information Theory, OIT) defines the
-    variety as the number of classes of an equivalence relation R: here, two rows are equivalent if they have the
-    same values in the columns that the binding names as ``classes``.
+    Rows without a class are left out. The theory behind GIME, Objective Information Theory, defines the
+    variety as the number of groups of equivalent rows. Here, two rows are equivalent if they have the same values in the
+    columns that the binding names as ``classes``.
     """
     statistics = (("classes", "classes"), ("effective_classes", "classes"))
     if not view.binding.classes:
@@ -109,9 +109,9 @@ def distortion(view: View) -> list[Figure]:
 
     ``disagreement``: Share of the values that differ from the value of their reference column in the same
     row. Rows in which the reference is missing are left out; a missing value counts as different from its
-    reference. If the reference holds out-of-fold predictions, ``disagreement`` is the out-of-fold error. The
-    theory behind GIME (Objective Information Theory, OIT) defines the distortion as this distance d(f, g')
-    between the values and what they should be.
+    reference. For example, if the reference column holds the predictions of a model that was not trained on the row,
+    ``disagreement`` is the error rate of the model. The theory behind GIME, Objective Information Theory, defines the
+    distortion in this way: as the distance between the values and what they should be.
 
     ``invalid``: Share of the invalid values in the content columns and in the columns with bounds, for data
     without a reference. ``invalid`` is the sum of ``null`` (missing values), ``not_finite`` (NaN and infinite

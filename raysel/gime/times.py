@@ -99,8 +99,8 @@ def delay(view: View) -> list[Figure]:
     """Measure how long after the events the rows were recorded, in seconds.
 
     ``as_defined``: Latest record time minus latest event time. If the binding has a reference time, the reference
-    time replaces the latest record time. The value may be negative. The theory behind GIME (Objective Information
-    Theory, OIT) defines the delay in this way: sup T_m - sup T_h, for record times T_m and event times T_h.
+    time replaces the latest record time. The value may be negative. The theory behind GIME, Objective Information
+    Theory, defines the delay in this way.
 
     ``max``, ``mean``, ``p50``, ``p95``: Maximum, mean, median and 95 % quantile of the delay of a row (its record
     time minus its event time), over the rows with a delay of at least 0. With more than 2,048 different delays,
@@ -156,8 +156,8 @@ def delay(view: View) -> list[Figure]:
 def duration(view: View) -> list[Figure]:
     """Measure how much time the events cover.
 
-    ``span``: Latest event time minus earliest event time, in seconds. The theory behind GIME (Objective
-    Information Theory, OIT) defines the duration in this way: sup T_h - inf T_h, for event times T_h.
+    ``span``: Latest event time minus earliest event time, in seconds. The theory behind GIME, Objective
+    Information Theory, defines the duration in this way.
 
     ``occupied_days``: Number of calendar days with at least one event. If the times have a zone, the days are
     those of UTC.
@@ -184,8 +184,8 @@ def sampling_rate(view: View) -> list[Figure]:
     ``rate_per_entity``: The same rate within the entities: the sum over the entities of (number of different
     event times of the entity - 1), divided by the sum of the seconds between its first and its last event.
 
-    Both rates are null if there are no two events at different times. The theory behind GIME (Objective
-    Information Theory, OIT) defines the sampling rate as the number of gaps between the events, divided by
+    Both rates are null if there are no two events at different times. The theory behind GIME, Objective
+    Information Theory, defines the sampling rate as the number of gaps between the events, divided by
     the total length of the gaps.
     """
     rate, each = ("rate", "1/s"), ("rate_per_entity", "1/s")
