@@ -20,7 +20,7 @@ from ray.data import Dataset
 from ray.data.dataset import MaterializedDataset
 
 from raysel.cluster.errors import unwrap_errors
-from raysel.cluster.wait import wait_for_cpu
+from raysel.cluster.wait import get, wait_for_cpu
 from raysel.errors import COLUMNS, DataError, first
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def column_names(dataset: Dataset) -> list[str]:
 
 def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
     """Return a few narrow columns of every row, on the driver: ids, labels, group keys."""
-    tables = ray.get(arrow_blocks(pick(dataset, columns, what)))
+    tables = get(arrow_blocks(pick(dataset, columns, what)))
     filled = [table for table in tables if table.num_rows]  # an empty block may come without its columns
     if not filled:
         raise DataError(f"The {what} is empty: it has no rows.")
@@ -112,10 +112,9 @@ def map_blocks(
     pending: list[ray.ObjectRef] = []
     for block in blocks:
         if len(pending) >= _IN_FLIGHT:
-            ray.wait(pending, num_returns=len(pending) - _IN_FLIGHT + 1, fetch_local=False)
+            get(pending[-_IN_FLIGHT], need={"CPU": num_cpus})
         pending.append(task.remote(function, block, *arguments))
-    with unwrap_errors():
-        return ray.get(pending)
+    return get(pending, need={"CPU": num_cpus})
 
 
 def map_groups(function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arguments: Any) -> list[T]:
@@ -127,8 +126,7 @@ def map_groups(function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arg
     task = ray.remote(num_cpus=1, max_retries=3)(_call_group)
     size = -(-len(blocks) // max(1, int(ray.cluster_resources().get("CPU", 1))))
     groups = [list(blocks[at : at + size]) for at in range(0, len(blocks), size)]
-    with unwrap_errors():
-        return ray.get([task.remote(function, group, arguments) for group in groups])
+    return get([task.remote(function, group, arguments) for group in groups])
 
 
 def plain_errors(dataset: Dataset) -> Dataset:

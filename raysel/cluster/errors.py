@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from raysel.errors import RayselError
+from raysel.errors import RayselError, RunError, reason_of
 
 
 def own_error(error: BaseException) -> RayselError | None:
@@ -22,6 +22,16 @@ def own_error(error: BaseException) -> RayselError | None:
     RayselError or None
         The error itself, with its first line as the message. None if raysel raised none.
     """
+    for item in _causes(error):
+        # Ray makes a class that is both its own and ours, whose text holds a traceback; its cause is the real one.
+        if isinstance(item, RayselError) and not hasattr(item, "cause"):
+            lines = str(item).splitlines()  # Ray Data adds lines of advice to what it passes on
+            return item if len(lines) < 2 else type(item)(lines[0])
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what Ray wrapped in it, the nearest first."""
     seen: set[int] = set()
     queue: list[BaseException | None] = [error]
     while queue:
@@ -29,13 +39,66 @@ def own_error(error: BaseException) -> RayselError | None:
         if item is None or id(item) in seen:
             continue
         seen.add(id(item))
-        # Ray makes a class that is both its own and ours, whose text holds a traceback; its cause is the real one.
-        if isinstance(item, RayselError) and not hasattr(item, "cause"):
-            lines = str(item).splitlines()  # Ray Data adds lines of advice to what it passes on
-            return item if len(lines) < 2 else type(item)(lines[0])
+        yield item
         queue += [getattr(item, "cause", None), item.__cause__]
         queue += [*getattr(item, "worker_failures", {}).values(), getattr(item, "controller_failure", None)]
-    return None
+
+
+def is_lost(error: BaseException) -> bool:
+    """Return whether Ray raised it since a process, a node or an object of the cluster was lost; the work can be repeated."""
+    return _loss(error) is not None
+
+
+def _loss(error: BaseException) -> BaseException | None:
+    from ray import exceptions as of_ray
+
+    kinds = (
+        of_ray.RayActorError,
+        of_ray.ObjectLostError,
+        of_ray.WorkerCrashedError,
+        of_ray.OutOfMemoryError,
+        of_ray.NodeDiedError,
+        of_ray.LocalRayletDiedError,
+        of_ray.TaskUnschedulableError,
+        of_ray.ActorUnschedulableError,
+    )
+    return next((item for item in _causes(error) if isinstance(item, kinds)), None)
+
+
+@contextmanager
+def name_losses(what: str) -> Iterator[None]:
+    """Raise RunError, with ``what`` in front, if Ray could not repeat work that was lost with a process or node.
+
+    Raises
+    ------
+    RunError
+        In place of an error of Ray that says so, also if Ray itself waited too long for the nodes it needs.
+    """
+    try:
+        yield
+    except RayselError:
+        raise
+    except Exception as error:
+        again = (
+            "Check the nodes and their memory, and run the same command again: what is finished is reused."
+        )
+        if (lost := _loss(error)) is not None:
+            raise RunError(
+                f"{what}: A process or node of the cluster was lost ({reason_of(lost)}). {again}"
+            ) from error
+        for item in _causes(error):
+            if type(item).__name__ in _WAITED:
+                raise RunError(
+                    f"{what}: Ray has waited too long for the nodes that it needs ({reason_of(item)}). {again}"
+                ) from error
+        raise
+
+
+_WAITED = (  # of Ray Data and Ray Train; the second has no public name
+    "ExecutionTimeoutError",
+    "WorkerGroupStartupTimeoutError",
+    "WorkerGroupStartupFailedError",
+)
 
 
 @contextmanager

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from raysel.cluster.errors import unwrap_errors
 from raysel.errors import ResourceError
 
 T = TypeVar("T")
+STARTS = 10  # attempts of Ray Train to start its workers, of a minute each; Ray's own default is no limit
 CPU_S = 120.0  # for one task to find a CPU on a cluster that others use too
+_LOOK_S = 10.0  # between two looks at the nodes
+_LACK_S = 300.0  # for an autoscaler to replace the only nodes that are large enough
 _WARN_S = 10.0  # until a warning says that something is waited for
 
 logger = logging.getLogger(__name__)
@@ -128,6 +134,78 @@ def wait_for_workers(
         wait_until(group.wait, f"{need} could not be placed", "Try again later, or ask for fewer", seconds)
     finally:
         remove_placement_group(group)
+
+
+class Room:
+    """Notices that no node is large enough for a task any more: Ray itself would wait for one for ever.
+
+    Parameters
+    ----------
+    what : str
+        What waits, with an upper-case letter: ``"Embedding"``.
+    need : dict of str to float
+        Resources of one task, such as ``{"CPU": 1}``.
+    """
+
+    def __init__(self, what: str, need: dict[str, float]) -> None:
+        self._what, self._need = what, {kind: amount for kind, amount in need.items() if amount}
+        self._looked, self._since = time.monotonic(), math.inf
+
+    def check(self) -> None:
+        """Warn if no node is large enough; raise ResourceError if that has been so for five minutes."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(all(node.get(kind, 0) >= n for kind, n in self._need.items()) for node in nodes):
+            self._since = math.inf
+            return
+        lacks = (
+            f"no node of the cluster has {' and '.join(f'{n:g} {kind}' for kind, n in self._need.items())}"
+        )
+        if self._since == math.inf:
+            self._since = now
+            logger.warning(f"{self._what} waits for up to {_LACK_S:g} s: {lacks} any more.")
+        if now - self._since >= _LACK_S:
+            raise ResourceError(
+                f"{self._what} cannot continue: {lacks}. Add a node, and run again: what is finished is kept."
+            )
+
+
+def get(refs: Any, what: str = "The computation", need: dict[str, float] | None = None) -> Any:
+    """Return ``ray.get(refs)`` of tasks; Ray repeats those of a lost node, but only :class:`Room` ends a wait in vain.
+
+    Parameters
+    ----------
+    refs : ray.ObjectRef or list of ray.ObjectRef
+        Results of tasks.
+    what, need
+        As for :class:`Room`; by default the tasks need one CPU.
+
+    Raises
+    ------
+    RayselError
+        What a task raised, or ResourceError as :meth:`Room.check`.
+    """
+    room = Room(what, {"CPU": 1} if need is None else need)
+    while True:
+        try:
+            with unwrap_errors():
+                return ray.get(refs, timeout=_LOOK_S)
+        except ray.exceptions.GetTimeoutError:
+            room.check()
+
+
+def alive() -> set[str]:
+    """Return the ids of the nodes of the cluster; none without a cluster."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} if ray.is_initialized() else set()
+
+
+def lost_since(nodes: set[str]) -> str:
+    """Return an addition to a status: how many of the nodes were lost, and which resources are free; "" if none was."""
+    lost = len(nodes - alive())
+    return f"; {lost} of {len(nodes)} nodes left the cluster, {_free()}" if lost else ""
 
 
 def _nothing() -> None:

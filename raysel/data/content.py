@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
+from raysel.cluster.wait import get
 from raysel.data.row_index import ID
 from raysel.data.vectors import is_tensor, tensor_rows, to_column
 
@@ -51,7 +52,7 @@ def digest_blocks(blocks: Sequence[ray.ObjectRef], spans: Sequence[tuple[int, in
             end += 1
         pending.append(task.remote(first, last, *blocks[place:end]))
         done = last
-    return _join(ray.get(pending))
+    return _join(get(pending))
 
 
 def _digest_ranges(first: int, last: int, *tables: pa.Table) -> bytes:

@@ -36,8 +36,8 @@ import ray
 from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
-from raysel.cluster.errors import unwrap_errors
-from raysel.cluster.wait import wait_for_cpu, wait_until
+from raysel.cluster.errors import is_lost, unwrap_errors
+from raysel.cluster.wait import Room, get, wait_for_cpu, wait_until
 from raysel.core.arrays import positions
 from raysel.core.fingerprint import fingerprint, stored_digest
 from raysel.core.fingerprint.files import Trust
@@ -52,11 +52,12 @@ from raysel.data.identity import POOL_FILE, PoolIdentity, identity
 from raysel.data.row_index import ID, check_ids
 from raysel.data.shards import DONE, Options, Stat, Unit, VectorFolder, Work, shard_rows
 from raysel.data.vectors import EMBEDDING
-from raysel.errors import DataError, RunError
+from raysel.errors import DataError, RunError, reason_of
 
 _FORMAT = 2
 _UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
 _AHEAD = 2  # shards that wait for each worker, so that it never does
+_LOST = 3  # losses of a process or node without any progress in between
 _WAIT_S = 120.0  # for the first worker to be placed and to load
 
 logger = logging.getLogger(__name__)
@@ -138,10 +139,27 @@ def compute(
     if finished is not None:
         with shards.intact(folder.file(DONE)):
             return Report(**finished["report"] | {"embedded": 0, "seconds": 0.0, "start_seconds": 0.0})
-    missing = source.jobs(shard, folder.parts())
     work = Work(embedder, tuple(columns), directory, options, shard)
-    embedded, start = _run(missing, work, _Progress(source.rows, watch)) if missing else (0, 0.0)
-    return _finish(folder, source, embedder, options, embedded, began, start)
+    progress, start = _Progress(source.rows, watch), 0.0
+    there, lost = folder.parts(), 0
+    while missing := source.jobs(shard, there):
+        try:
+            start = _run(missing, work, progress, key["device"])
+            break
+        except Exception as error:
+            if not is_lost(error):
+                raise
+            before, there = there, folder.parts()
+            lost = 1 if there > before else lost + 1
+            if lost == _LOST:
+                raise RunError(
+                    f"Embedding was ended {lost} times by a lost process or node before it made progress ({reason_of(error)}); "
+                    "check that the nodes have enough memory, and run again: the vectors so far are kept."
+                ) from error
+            logger.warning(
+                f"A process or node was lost ({reason_of(error)}); the missing vectors are computed again."
+            )
+    return _finish(folder, source, embedder, options, progress.done, began, start)
 
 
 def jobs(dataset: Dataset, work: Work) -> list[Job]:
@@ -285,9 +303,7 @@ class _ParquetSource:
         pieces = self.reader.pieces()
         look = ray.remote(_digest_named).options(num_cpus=0.5, scheduling_strategy="SPREAD")
         trust = self.reader.index.files[0].trust
-        found = ray.get(
-            [look.remote(pieces[i : i + 8], sorted(named), trust) for i in range(0, len(pieces), 8)]
-        )
+        found = get([look.remote(pieces[i : i + 8], sorted(named), trust) for i in range(0, len(pieces), 8)])
         return hashlib.sha256("".join([self.reader.index.digest, *found]).encode()).hexdigest()
 
     def _has_paths(self, column: str) -> bool:
@@ -476,15 +492,17 @@ class _Resources:
     device: str
 
     @classmethod
-    def of(cls) -> _Resources:
-        """Return one worker per GPU if there are GPUs.
+    def of(cls, device: str | None = None) -> _Resources:
+        """Return one worker per GPU if there are GPUs, else one per CPU, which leaves a part of it to the readers.
 
-        Else one per CPU, which leaves a part of it to the readers.
+        With the device of an earlier start, at least one worker of this device, even if its node was lost: other devices
+        give other vectors.
         """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus = max(1, sum(int(node.get("CPU", 0)) for node in nodes))
         gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-        if gpus:
+        if device == "cuda" or (gpus and device is None):
+            gpus = max(1, gpus)
             return cls(gpus, {"num_gpus": 1, "num_cpus": 0}, min(cpus, 4 * gpus + 4), {"num_cpus": 1}, "cuda")
         return cls(cpus, {"num_cpus": 0.8}, max(1, cpus // 2), {"num_cpus": 0.1}, "cpu")
 
@@ -514,8 +532,8 @@ def _embed_unit(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
         yield shards.embed(rows, work.embedder, work)
 
 
-def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
-    """Do every job; return the rows done, and the seconds until the first worker was ready."""
+def _run(jobs: list[Job], work: Work, progress: _Progress, device: str) -> float:
+    """Do every job; return the seconds until the first worker was ready."""
     held = ray.put(work)
     with unwrap_errors():
         if not hasattr(work.embedder, "load"):
@@ -524,35 +542,33 @@ def _run(jobs: list[Job], work: Work, progress: _Progress) -> tuple[int, float]:
                 num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
             )
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            return sum(ray.get(ref).rows for ref in _run_tasks(jobs, held, stream, 2 * cpus, progress)), 0.0
-        return _run_workers(jobs, held, work, progress)
+            _run_tasks(jobs, held, stream, 2 * cpus, progress)
+            return 0.0
+        return _run_workers(jobs, held, work, progress, device)
 
 
-def _run_tasks(
-    jobs: list[Job], work: ray.ObjectRef, stream: Any, most: int, progress: _Progress
-) -> Iterator[ray.ObjectRef]:
+def _run_tasks(jobs: list[Job], work: ray.ObjectRef, stream: Any, most: int, progress: _Progress) -> None:
     waiting, streams = deque(jobs), set[Any]()
+    room = Room("Embedding", {"CPU": 1})
     while waiting or streams:
         while waiting and len(streams) < most:
             unit, refs = waiting.popleft()
             streams.add(stream.remote(unit, work, *refs))
         for one in ray.wait(list(streams), num_returns=1, timeout=1.0, fetch_local=False)[0]:
             try:
-                ref = next(one)
-                progress.add(ray.get(ref).rows)
-                yield ref
+                progress.add(ray.get(next(one)).rows)
             except StopIteration:
                 streams.remove(one)
         progress.show()
+        room.check()
 
 
-def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress) -> tuple[int, float]:
+def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress, device: str) -> float:
     """Stream decoded shards from readers to the workers that hold the network."""
     began = time.monotonic()
-    resources = _Resources.of()
-    make = ray.remote(_Worker).options(
-        **resources.worker, scheduling_strategy="SPREAD", max_restarts=3, max_task_retries=3
-    )
+    resources = _Resources.of(device)
+    # Not restarted: calls to a worker that waits for its restart would neither return nor fail.
+    make = ray.remote(_Worker).options(**resources.worker, scheduling_strategy="SPREAD", max_restarts=0)
     read = ray.remote(shards.read).options(
         **resources.reader,
         scheduling_strategy="SPREAD",
@@ -563,17 +579,18 @@ def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Pr
     wanted = sum(len(range(u.low, u.high, work.shard)) - len(u.done) for u, _ in jobs)
     workers = [make.remote(resources.device) for _ in range(min(resources.workers, wanted))]
     try:
-        pings = [worker.ready.remote(held) for worker in workers]
+        starting = {worker.ready.remote(held): worker for worker in workers}
         ready = wait_until(
-            lambda limit: ray.wait(pings, num_returns=1, timeout=limit)[0],
+            lambda limit: ray.wait(list(starting), num_returns=1, timeout=limit)[0],
             f"No worker for embedding, which needs {_described(resources.worker)}, started",
-            "Try again later, or free some",
+            "Try again later, add a node, or free some; the vectors so far are kept",
             _WAIT_S,
         )
         ray.get(ready)  # raises here if the network cannot be loaded
         start = time.monotonic() - began
         progress.start()
-        return _feed_workers(jobs, held, read, workers, resources, progress), start
+        _feed_workers(jobs, held, read, starting, resources, progress)
+        return start
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -589,37 +606,51 @@ def _feed_workers(
     jobs: list[Job],
     held: ray.ObjectRef,
     read: Any,
-    workers: list[Any],
+    starting: dict[ray.ObjectRef, Any],
     resources: _Resources,
     progress: _Progress,
-) -> int:
+) -> None:
+    """Feed the workers that are ready; one that is lost is left out, and the others do its shards."""
     waiting, streams = deque(jobs), set[Any]()
     decoded: deque[ray.ObjectRef] = deque()
-    busy: dict[ray.ObjectRef, Any] = {}
-    loads = dict.fromkeys(workers, 0)
-    rows = 0
+    busy: dict[ray.ObjectRef, tuple[Any, ray.ObjectRef]] = {}
+    loads: dict[Any, int] = {}
+    room = Room("Embedding", {"CPU": resources.reader["num_cpus"]})
     while waiting or streams or decoded or busy:
         while waiting and len(streams) < resources.readers:
             unit, refs = waiting.popleft()
             streams.add(read.remote(unit, held, *refs))
-        while decoded and min(loads.values()) < _AHEAD:
+        while decoded and min(loads.values(), default=_AHEAD) < _AHEAD:
             worker = min(loads, key=loads.__getitem__)
             loads[worker] += 1
-            busy[worker.shard.remote(decoded.popleft(), held)] = worker
-        more = streams if len(decoded) < len(workers) else set()
-        for ref in ray.wait([*busy, *more], num_returns=1, timeout=1.0, fetch_local=False)[0]:
-            if ref in busy:
-                loads[busy.pop(ref)] -= 1
-                count = ray.get(ref).rows
-                progress.add(count)
-                rows += count
-            else:
+            rows = decoded.popleft()
+            busy[worker.shard.remote(rows, held)] = worker, rows
+        more = streams if len(decoded) <= len(loads) else set()
+        for ref in ray.wait([*starting, *busy, *more], num_returns=1, timeout=1.0, fetch_local=False)[0]:
+            if ref in streams:
                 try:
                     decoded.append(next(ref))
                 except StopIteration:
                     streams.remove(ref)
+                continue
+            worker, rows = busy.pop(ref) if ref in busy else (starting.pop(ref), None)
+            try:
+                found = ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                if rows is not None:
+                    decoded.appendleft(rows)
+                if loads.pop(worker, None) is not None or rows is None:  # once per worker
+                    logger.warning(f"A worker for embedding was lost ({reason_of(error)}).")
+                if not loads:
+                    raise
+                continue
+            if rows is None:
+                loads[worker] = 0
+            else:
+                loads[worker] -= 1
+                progress.add(found.rows)
         progress.show()
-    return rows
+        room.check()
 
 
 class _Progress:
@@ -670,7 +701,7 @@ def _finish(
     numbers = sorted(folder.parts())
     found = [
         entry
-        for piece in ray.get(
+        for piece in get(
             [look.remote(folder.path, numbers[i : i + 256]) for i in range(0, len(numbers), 256)]
         )
         for entry in piece

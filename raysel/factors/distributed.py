@@ -19,7 +19,7 @@ import ray
 from ray.data import Dataset
 
 from raysel.cluster.blocks import import_whole, stream_blocks
-from raysel.cluster.wait import wait_for_workers
+from raysel.cluster.wait import STARTS, wait_for_workers
 from raysel.core.hashing import hash_ids
 from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID, check_ids
@@ -98,7 +98,7 @@ def fit_factors(
 
 
 def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[str, Any]) -> Autoencoder:
-    from ray.train import RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     gpu = str(settings.get("device", "cpu")) != "cpu"
@@ -114,7 +114,11 @@ def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[st
                 "settings": settings,
             },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
-            run_config=RunConfig(name=f"factors-{uuid.uuid4().hex[:12]}", storage_path=place),
+            run_config=RunConfig(
+                name=f"factors-{uuid.uuid4().hex[:12]}",
+                storage_path=place,
+                failure_config=FailureConfig(controller_failure_limit=STARTS),
+            ),
         )
         found: Autoencoder = trainer.fit().return_value
     return found

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.cluster.blocks import column_names, gather, plain_errors, stream_blocks
-from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.wait import get
 from raysel.core.numbers import whole
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
@@ -372,13 +372,12 @@ def on_cluster(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[
     task = ray.remote(_run_part)
     shared = [ray.put(run), ray.put(table)]
     waiting = [task.remote(*shared, ray.put(part)) for part in parts]
-    with unwrap_errors():
-        try:
-            return ray.get(waiting)
-        except ray.exceptions.RayError:
-            for each in waiting:
-                ray.cancel(each)
-            raise
+    try:
+        return list(get(waiting))
+    except Exception:
+        for each in waiting:
+            ray.cancel(each)
+        raise
 
 
 def _run_part(run: Callable[[pa.Table], Any], table: pa.Table, part: Positions) -> Any:

@@ -270,15 +270,14 @@ def leakage(
         )
     import ray
 
-    from raysel.cluster.errors import unwrap_errors
+    from raysel.cluster.wait import get
 
     centroids = _centroids(source, seed)
     count = min(probes or probes_for(threshold), len(centroids))
     groups = _groups(source, len(centroids))
     shuffled = [_shuffle(each, centroids, count, groups) for each in (source, other)]
     task = ray.remote(num_cpus=1, max_retries=3)(_cross)
-    with unwrap_errors():
-        parts = ray.get([task.remote(*pair, threshold) for pair in zip(*shuffled, strict=True)])
+    parts = get([task.remote(*pair, threshold) for pair in zip(*shuffled, strict=True)])
     row, of, cosine = (np.concatenate(one) for one in zip(*parts, strict=True))
     order = np.lexsort((of, -cosine, row))
     row, of, cosine = row[order], of[order], cosine[order]
@@ -305,7 +304,7 @@ def _pairs(
     import ray
 
     from raysel.cluster.blocks import map_blocks
-    from raysel.cluster.errors import unwrap_errors
+    from raysel.cluster.wait import get
 
     digests = map_blocks(_digests, source.blocks, source.column)
     ids = np.concatenate([part[0] for part in digests])
@@ -321,8 +320,7 @@ def _pairs(
     count = min(probes or probes_for(threshold), len(centroids))
     shuffled = _shuffle(source, centroids, count, groups, gone)
     task = ray.remote(num_cpus=1, max_retries=3)(_compare)
-    with unwrap_errors():
-        parts = ray.get([task.remote(refs, threshold) for refs in shuffled])
+    parts = get([task.remote(refs, threshold) for refs in shuffled])
     return copies, join_pairs([Pairs(*part) for part in parts])
 
 

@@ -19,6 +19,7 @@ import ray
 import raysel
 from raysel.cluster.connect import connect
 from raysel.cluster.errors import own_error
+from raysel.cluster.wait import Room
 from raysel.core.numbers import plain
 from raysel.core.registry import nearest
 from raysel.core.storage import Place, write_text
@@ -116,7 +117,8 @@ def compare(
         for step in [*steps.choosing(flow, _needs_scores(names, methods)), steps.arrays(flow)]:
             run.do(step)
         tried = [flow.seed + number for number in range(seeds)]
-        cells = _train(run, own, names, methods, tried)
+        with run.progress.running("compare"):
+            cells = _train(run, own, names, methods, tried)
         results = CompareResults(
             name=flow.name,
             created=run.created,
@@ -279,6 +281,7 @@ def _train(
     work = train_cell.options(num_gpus=flow.train.gpus_per_worker)
     shared = ray.put((settings, samples if run.rows is None else run.rows))
     running: dict[Any, tuple[Cell, Place]] = {}
+    room = Room("The comparison", {"CPU": 1, "GPU": flow.train.gpus_per_worker})
     try:
         while todo or running:
             while todo:
@@ -289,8 +292,8 @@ def _train(
                 else:
                     reused += 1
                     finish(cell, done)
-            if running:
-                ready = ray.wait(list(running))[0][0]
+            run.progress.note("compare", f"{sum(map(len, found.values()))} of {total} trainings")
+            for ready in ray.wait(list(running), timeout=10.0)[0] if running else ():
                 cell, directory = running.pop(ready)
                 answer, seconds = _get(ready, cell)
                 done = Done(directory, answer, seconds)
@@ -301,6 +304,7 @@ def _train(
                 ended = f"{goal.label} {goal.text(goal.value(answer['metrics']))}, {seconds:.1f} s"
                 name = cell.policy_name
                 run.progress.done("compare", f"{trained} of {total}: {name}, seed {cell.seed}, {ended}")
+            room.check()
     finally:
         for ref in running:
             ray.cancel(ref, force=True)

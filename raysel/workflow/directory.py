@@ -16,6 +16,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,9 @@ import pyarrow as pa
 from ray.data import Dataset
 
 import raysel
+from raysel.cluster.errors import name_losses
 from raysel.cluster.shared import check_shared
+from raysel.cluster.wait import alive, lost_since
 from raysel.core.arrays import positions
 from raysel.core.storage import (
     Place,
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 DONE = "done.json"
+_REPEAT_S = 60.0  # between two lines about a step that runs
 _STARTED = "started.json"  # its time of modification is the start of the attempt
 _MANIFEST, _KIND = "manifest.json", "raysel run"
 _FORMAT_1 = {
@@ -71,14 +75,35 @@ _OURS = (  # everything else that a run or a comparison writes
 
 
 class Progress:
-    """One line per step on stderr: updated in place in a terminal, only the finished steps elsewhere."""
+    """One line per step on stderr: updated in place in a terminal; elsewhere written once per minute and at its end."""
 
     def __init__(self, stream: Any = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._live = self._stream.isatty()
+        self._text = ""
+
+    @contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """While a step runs, write its last status once per minute, with the nodes that the cluster has lost."""
+        ended, began, nodes = threading.Event(), time.monotonic(), alive()
+
+        def repeat() -> None:
+            while not ended.wait(_REPEAT_S):
+                minutes = (time.monotonic() - began) / 60
+                write = self.note if self._live else self.done
+                write(name, f"{self._text.removesuffix(' ...')}, {minutes:.0f} min{lost_since(nodes)}")
+
+        thread = threading.Thread(target=repeat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def note(self, name: str, text: str) -> None:
         """Show a short status of the step ``name``."""
+        self._text = text
         if self._live:
             self._stream.write(f"\r\x1b[2K  {name:<14} {text}")
             self._stream.flush()
@@ -165,7 +190,8 @@ class RunDirectory:
         write_json(directory / _STARTED, {"earlier": earlier})
         self.progress.note(step.title, f"{step.about} ...")
         before, began = self._stamps(), time.perf_counter()
-        answer = step.run(self, directory)
+        with name_losses(step.title), self.progress.running(step.title):
+            answer = step.run(self, directory)
         done = Done(directory, answer, earlier + time.perf_counter() - began)
         if self._stamps() != before:
             for entry in self.inputs.values():

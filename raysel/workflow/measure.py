@@ -20,6 +20,7 @@ import pyarrow as pa
 
 import raysel
 from raysel.cluster.connect import connect
+from raysel.cluster.errors import name_losses
 from raysel.cluster.shared import check_shared
 from raysel.core.storage import Place, exists, make_folder, output, remove, write_table, write_text
 from raysel.data.datasource import parquet_dataset
@@ -120,8 +121,9 @@ def measure(
     if new:
         rows = parquet_dataset(replace(index, files=new))
         for name, group in wanted.items():
-            progress.note(name, "...")
-            state, before = rule.state(rows, group), kept[name]
+            progress.note(name, "metrics ...")
+            with name_losses(name), progress.running(name):
+                state, before = rule.state(rows, group), kept[name]
             kept[name] = state if known is None or before is None else merge(before, state)
     reused = f", {len(known.files)} reused" if known else ""
     progress.done("measure", f"{len(new)} files read{reused}")
@@ -133,7 +135,8 @@ def measure(
     index.save(directory / "index.json")
     sets = {"pool": finalize(states["sets"], rule.metrics)}
     if target is not None:
-        sets["target"] = rule.measure(target)
+        with name_losses("target"):
+            sets["target"] = rule.measure(target)
     write_table(directory / "sets.parquet", side_by_side(sets))
     by_group: dict[str, list[Metric]] = {}
     if "groups" in states:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raysel.cluster.wait import STARTS
 from raysel.core import storage
 from raysel.errors import RunError
 from raysel.train import loops
@@ -155,7 +157,8 @@ class Workers:
         """
         began, starts = time.time(), self._desk is None
         if starts:
-            self._desk = ray.remote(num_cpus=0)(_Desk).remote()
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote()
             self._asked.put(place)
         ray.get(self._desk.put.remote([ray.put(config)]))
         number, self._number = self._number, self._number + 1
@@ -187,7 +190,9 @@ class Workers:
                 run_config=RunConfig(
                     name=name,
                     storage_path=str(place),
-                    failure_config=FailureConfig(max_failures=settings.max_failures * self.arms),
+                    failure_config=FailureConfig(
+                        max_failures=settings.max_failures * self.arms, controller_failure_limit=STARTS
+                    ),
                 ),
             ).fit()
         finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raysel.cluster.errors import own_error, unwrap_errors
-from raysel.errors import DataError, StateError
+from raysel.cluster.errors import is_lost, name_losses, own_error, unwrap_errors
+from raysel.errors import DataError, RunError, StateError
 
 
 def test_our_own_error_is_found_inside_what_ray_wraps_it_in():
@@ -21,6 +21,38 @@ def test_our_own_error_is_found_inside_what_ray_wraps_it_in():
     assert own_error(outer) is inner
     assert own_error(KeyError("bug")) is None
     assert str(own_error(DataError("the sentence.\nadvice of Ray"))) == "the sentence."
+
+
+def test_what_was_lost_with_a_node_is_one_sentence():
+    from ray import exceptions as of_ray
+    from ray.data.exceptions import ExecutionTimeoutError
+
+    lost = of_ray.NodeDiedError("The node died.\nmore")
+    trained = RuntimeError("training failed")
+    trained.worker_failures = {0: ValueError("connection reset"), 1: lost}
+    started = RuntimeError("the controller failed")
+    started.controller_failure = type("WorkerGroupStartupTimeoutError", (Exception,), {})("After 60 s. Why")
+    for error, words in (
+        (lost, r"^select: A process or node of the cluster was lost \(The node died\)\. Check the nodes"),
+        (
+            trained,
+            r"was lost \(The node died\)\. .* run the same command again: what is finished is reused\.$",
+        ),
+        (of_ray.RayTaskError("f", "", lost), r"was lost \(The node died\)"),
+        (of_ray.ActorDiedError(), r"was lost \(The actor died"),
+        (
+            ExecutionTimeoutError("No progress.\nmore"),
+            r"Ray has waited too long for the nodes .* \(No progress\)",
+        ),
+        (started, r"Ray has waited too long for the nodes that it needs \(After 60 s\. Why\)"),
+    ):
+        with pytest.raises(RunError, match=words), name_losses("select"):
+            raise error
+    assert is_lost(trained) and not is_lost(started)
+    for error in (ValueError("bug"), DataError("ours."), of_ray.RayTaskError("f", "", ValueError("bug"))):
+        with pytest.raises(type(error)) as caught, name_losses("select"):
+            raise error
+        assert caught.value is error and not is_lost(error)
 
 
 def test_what_is_not_of_ray_passes_unchanged():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
@@ -55,3 +56,59 @@ def test_workers_that_do_not_fit_are_refused_at_once_and_others_waited_for(clust
         wait.wait_for_workers("workers: 2", 2, 1.0, 0.0, "Ask for less", 0.5)
     remove_placement_group(held)
     wait.wait_for_workers("workers: 2", 2, 1.0, 0.0, "Ask for less")
+
+
+def test_no_node_that_is_large_enough_is_waited_for_and_then_named(monkeypatch, caplog):
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    monkeypatch.setattr(wait.ray, "nodes", lambda: nodes)
+    clock = [0.0]
+    monkeypatch.setattr(wait.time, "monotonic", lambda: clock[0])
+    enough, lost = wait.Room("Embedding", {"CPU": 1}), wait.Room("Embedding", {"GPU": 1, "CPU": 0})
+
+    def check(*times):
+        for clock[0] in times:
+            enough.check()
+            lost.check()
+
+    check(5)
+    assert not caplog.records
+    check(11, 22, 310)
+    said = "Embedding waits for up to 300 s: no node of the cluster has 1 GPU any more."
+    assert [record.message for record in caplog.records] == [said]
+    nodes[1]["Alive"] = True
+    check(321)
+    nodes[1]["Alive"] = False
+    check(332, 400, 631)
+    assert [record.message for record in caplog.records] == [said, said]
+    with pytest.raises(
+        ResourceError,
+        match=r"^Embedding cannot continue: no node of the cluster has 1 GPU\. Add a node, and run again",
+    ):
+        check(642)
+
+
+def test_results_are_fetched_as_errors_come_and_a_wait_in_vain_ends(cluster, monkeypatch):
+    monkeypatch.setattr(wait, "_LOOK_S", 0.2)
+    monkeypatch.setattr(wait, "_LACK_S", 1.0)
+
+    def fail(seconds):
+        time.sleep(seconds)
+        raise ResourceError("The sentence.")
+
+    task = cluster.remote(num_cpus=0)(fail)
+    with pytest.raises(ResourceError, match=r"^The sentence\.$"):
+        wait.get([task.remote(30.0), task.remote(0.5)])
+    assert wait.get([cluster.put(1), cluster.put(2)]) == [1, 2] and wait.get(cluster.put(3)) == 3
+    never = cluster.remote(num_gpus=64)(fail).remote(0.0)
+    with pytest.raises(ResourceError, match=r"^Scoring cannot continue: no node of the cluster has 64 GPU\."):
+        wait.get(never, "Scoring", {"GPU": 64})
+    cluster.cancel(never)
+
+
+def test_nodes_that_left_are_part_of_the_status(monkeypatch):
+    monkeypatch.setattr(wait, "alive", lambda: {"a"})
+    monkeypatch.setattr(wait, "_free", lambda: "1 of the cluster's 1 CPUs are free")
+    assert wait.lost_since({"a"}) == "" == wait.lost_since(set())
+    assert (
+        wait.lost_since({"a", "b"}) == "; 1 of 2 nodes left the cluster, 1 of the cluster's 1 CPUs are free"
+    )

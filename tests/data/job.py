@@ -22,7 +22,20 @@ class Slow:
         return run
 
 
-def main(file: str, directory: str, nodes: int) -> None:
+def lose(cluster, node, directory: str, work) -> None:
+    """Do some work in a thread, and take a node away in the middle of it, from the main thread as Ray wants it."""
+    import threading
+    from pathlib import Path
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    while len(list(Path(directory).glob("part-*"))) < 6 and thread.is_alive():
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    thread.join()
+
+
+def main(file: str, directory: str, nodes: int, fault: str = "") -> None:
     import ray
 
     import raysel
@@ -35,15 +48,28 @@ def main(file: str, directory: str, nodes: int) -> None:
     else:
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0 if fault == "last" else 1})
         for _ in range(nodes - 1):
-            cluster.add_node(num_cpus=1)
+            node = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
     quiet()
-    report = compute(raysel.read(file), Slow(), ["x"], directory)
-    print(f"embedded {report.embedded} of {report.rows}", flush=True)
+
+    def work() -> None:
+        try:
+            report = compute(raysel.read(file), Slow(), ["x"], directory)
+            print(f"embedded {report.embedded} of {report.rows}", flush=True)
+        except raysel.errors.ResourceError as error:
+            print(error, flush=True)
+
+    if fault:
+        from raysel.data import pipeline
+
+        pipeline._WAIT_S = 10.0
+        lose(cluster, node, directory, work)
+    else:
+        work()
     ray.shutdown()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), *sys.argv[4:])

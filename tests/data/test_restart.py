@@ -23,9 +23,9 @@ JOB = str(Path(__file__).with_name("job.py"))
 ROWS = 12_000
 
 
-def start(file, directory, nodes=1):
+def start(file, directory, nodes=1, *more):
     return subprocess.Popen(
-        [sys.executable, JOB, str(file), str(directory), str(nodes)],
+        [sys.executable, JOB, str(file), str(directory), str(nodes), *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,4 +78,23 @@ def test_a_run_killed_in_the_middle_goes_on(file, undisturbed, tmp_path):
 
 def test_two_nodes_make_the_bits_of_one(file, undisturbed, tmp_path):
     assert finish(start(file, tmp_path / "v", nodes=2)) == ROWS
+    assert np.array_equal(read(tmp_path / "v"), undisturbed)
+
+
+def test_the_nodes_that_are_left_do_the_work_of_one_that_is_lost(file, undisturbed, tmp_path):
+    assert finish(start(file, tmp_path / "v", 2, "one")) == ROWS
+    assert np.array_equal(read(tmp_path / "v"), undisturbed)
+
+
+def test_without_a_node_that_is_left_a_sentence_says_what_is_missing(file, undisturbed, tmp_path):
+    process = start(file, tmp_path / "v", 2, "last")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert re.search(
+        r"No worker for embedding, which needs 0\.8 CPU, started within 10 s: .*; the vectors so far", out
+    ), (
+        out,
+        err,
+    )
+    assert finish(start(file, tmp_path / "v")) < ROWS
     assert np.array_equal(read(tmp_path / "v"), undisturbed)

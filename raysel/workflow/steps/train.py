@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import raysel
 from raysel.cluster.code import load_function, load_object
-from raysel.cluster.wait import wait_for_workers
+from raysel.cluster.wait import STARTS, wait_for_workers
 from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
 from raysel.core.storage import Place, is_folder, resolve
 from raysel.data.row_index import ID
@@ -443,7 +443,7 @@ def _own_fit(run: RunDirectory, config: dict[str, Any], rows: Selection | None, 
             name=directory.name,  # holds the step's key, since Ray Train continues any run of the same name
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=settings.max_failures),
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=STARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
