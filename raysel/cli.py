@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import logging
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,29 @@ _address = click.option(
 )
 
 
+_json = click.option(
+    "--json", "as_json", is_flag=True, help="Print one line of JSON with all results, in place of a table."
+)
+
+
+def _messages(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options --quiet and --verbose to a command, which receives where progress is written as ``progress``."""
+
+    @functools.wraps(command)
+    def call(*given: Any, quiet: bool, verbose: bool, **named: Any) -> None:
+        from raysel.workflow.directory import Progress
+
+        if quiet and verbose:
+            raise click.UsageError("Give either --quiet or --verbose.")
+        if verbose:
+            logging.basicConfig(format="%(name)s: %(message)s")
+            logging.getLogger("raysel").setLevel(logging.DEBUG)
+        command(*given, progress=Progress(quiet=quiet), **named)
+
+    call = click.option("--quiet", is_flag=True, help="Print no progress, only warnings and errors.")(call)
+    return click.option("--verbose", is_flag=True, help="Print messages on details, too.")(call)
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="raysel")
 def cli() -> None:
@@ -58,8 +85,16 @@ def cli() -> None:
 @_out
 @_fresh
 @_address
+@_json
+@_messages
 def run(
-    workflow: Path, overrides: tuple[str, ...], out: Path | None, fresh: bool, address: str | None
+    workflow: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    fresh: bool,
+    address: str | None,
+    as_json: bool,
+    progress: Any,
 ) -> None:
     """Select rows of the data in WORKFLOW, train the model on them, and write a report.
 
@@ -74,7 +109,12 @@ def run(
     from raysel.workflow.submit import check_version
 
     check_version()
-    results = run_workflow(config.load(workflow, list(overrides)), out, fresh=fresh, address=address)
+    results = run_workflow(
+        config.load(workflow, list(overrides)), out, fresh=fresh, address=address, progress=progress
+    )
+    if as_json:
+        click.echo(results.json())
+        return
     click.echo(results.ledger.text())
     click.echo(f"\nReport: {results.path}/report.html")
 
@@ -96,6 +136,13 @@ def run(
     type=click.Path(path_type=Path),
     help="YAML file with a runtime environment of Ray, such as packages and environment variables for the job.",
 )
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print the id of the job and its directory as one line of JSON; "
+    "with --follow, the log goes to stderr.",
+)
 def submit(
     workflow: Path,
     overrides: tuple[str, ...],
@@ -103,6 +150,7 @@ def submit(
     out: Path,
     follow: bool,
     runtime_env: Path | None,
+    as_json: bool,
 ) -> None:
     """Run WORKFLOW as a job of the Ray cluster at --address.
 
@@ -118,8 +166,10 @@ def submit(
     click.echo(
         f"Job {job.id} {'is running' if job.attached else 'was submitted'}. Results: {job.out}", err=True
     )
+    if as_json:
+        click.echo(json.dumps(asdict(job)))
     if follow:
-        sys.exit(follow_job(address, job.id, lambda text: click.echo(text, nl=False)))
+        sys.exit(follow_job(address, job.id, lambda text: click.echo(text, nl=False, err=as_json)))
 
 
 @cli.command(short_help="Compare a way to select the samples of each epoch with simpler ways.")
@@ -142,6 +192,8 @@ def submit(
 @_out
 @_fresh
 @_address
+@_json
+@_messages
 def compare(
     workflow: Path,
     overrides: tuple[str, ...],
@@ -150,6 +202,8 @@ def compare(
     out: Path | None,
     fresh: bool,
     address: str | None,
+    as_json: bool,
+    progress: Any,
 ) -> None:
     """Compare the policy of WORKFLOW with other policies, the controls.
 
@@ -164,7 +218,10 @@ def compare(
 
     loaded = config.load(workflow, list(overrides))
     names = [name.strip() for name in policies.split(",")]
-    results = compare_policies(loaded, names, seeds, out, fresh=fresh, address=address)
+    results = compare_policies(loaded, names, seeds, out, fresh=fresh, address=address, progress=progress)
+    if as_json:
+        click.echo(results.json())
+        return
     click.echo(text(results))
     click.echo(f"\nReport: {results.path}/compare.html")
 

@@ -62,6 +62,10 @@ class _Saved:
         write_text(path, text + "\n")
         return output(path)
 
+    def json(self) -> str:
+        """Return the results, with their path, as one line of JSON."""
+        return TypeAdapter(type(self)).dump_json(self).decode()
+
     @classmethod
     def load(cls: type[R], path: str | os.PathLike[str]) -> R:
         """Read what :meth:`save` wrote.

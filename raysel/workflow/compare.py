@@ -28,7 +28,7 @@ from raysel.dynamic.plan import Policy
 from raysel.errors import ConfigError, RunError, shown
 from raysel.registry import POLICIES
 from raysel.report.comparison import page as comparison_page
-from raysel.report.comparison.tables import markdown
+from raysel.report.comparison.tables import markdown, text
 from raysel.report.results import Cell as CellResult
 from raysel.report.results import ComparedPolicy, CompareResults, Epoch, Goal
 from raysel.workflow import config, steps
@@ -137,6 +137,7 @@ def compare(
             path=str(run.out),
         )
         write(results, run.out)
+        run.progress.log(text(results))
     return results
 
 

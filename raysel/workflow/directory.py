@@ -7,6 +7,7 @@ run/
   steps/NAME-KEY/          one folder per step; KEY is a digest of everything that decides its result; done.json is last
   results/DIGEST.json      results of every configuration that was run here
   results.json             results of the last one, which report.html shows
+  log.txt                  what the commands wrote, with the time of each line
   compare.json, .md, .png, .html   what ``raysel compare`` leaves, in the same directory and from the same steps
 """
 
@@ -19,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -51,6 +52,7 @@ from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
 from raysel.workflow.inputs import Input, number
 from raysel.workflow.lock import LOCK, alone
+from raysel.workflow.log import LOG, logged
 from raysel.workflow.validation import Drawn, draw
 
 if TYPE_CHECKING:
@@ -69,18 +71,25 @@ _FORMAT_1 = {
     "config",
 }  # keys of a manifest that does not say whose it is
 _OURS = (  # everything else that a run or a comparison writes
-    *("steps", "index", "inputs", "results", "results.json", "ledger.json", "report.html"),
+    *("steps", "index", "inputs", "results", "results.json", "ledger.json", "report.html", LOG),
     *(f"compare.{kind}" for kind in ("json", "md", "png", "html")),
 )
 
 
 class Progress:
-    """One line per step on stderr: updated in place in a terminal; elsewhere written once per minute and at its end."""
+    """One line per step on stderr: updated in place in a terminal; elsewhere written once per minute and at its end.
 
-    def __init__(self, stream: Any = None) -> None:
+    Attributes
+    ----------
+    log : callable
+        Receives every line that stays.
+    """
+
+    def __init__(self, stream: Any = None, *, quiet: bool = False) -> None:
         self._stream = sys.stderr if stream is None else stream
-        self._live = self._stream.isatty()
+        self._live, self._quiet = self._stream.isatty() and not quiet, quiet
         self._text = ""
+        self.log: Callable[[str], None] = lambda text: None
 
     @contextmanager
     def running(self, name: str) -> Iterator[None]:
@@ -110,6 +119,9 @@ class Progress:
 
     def done(self, name: str, text: str) -> None:
         """Write a line that stays."""
+        self.log(f"{name:<14} {text}")
+        if self._quiet:
+            return
         self._stream.write(f"{chr(13) + chr(27) + '[2K' if self._live else ''}  {name:<14} {text}\n")
         self._stream.flush()
 
@@ -357,7 +369,8 @@ def open_run(
     progress = progress or Progress()
     _check(directory, fresh)
     make_folder(directory)
-    with alone(directory, lambda text: progress.done("waiting", text)) as check_held:
+    with ExitStack() as held:
+        check_held = held.enter_context(alone(directory, lambda text: progress.done("waiting", text)))
         _check(directory, fresh)  # another process may have come first
         if fresh:
             for name in (
@@ -367,6 +380,9 @@ def open_run(
                 remove(directory / name)
         run = RunDirectory(workflow, directory, progress, check_held=check_held)
         run.created = _claim(directory, workflow)
+        log = held.enter_context(logged(directory / LOG))
+        log.write(f"raysel {raysel.__version__}")
+        progress.log = log.write
         check_shared(directory)
         run.inputs, changed = number(workflow, directory, lambda text: run.progress.note("inputs", text))
         for role, entry in run.inputs.items():

@@ -104,6 +104,7 @@ def run(
         left.save(this.out / "results.json")
         left.ledger.save(this.out / "ledger.json")
         report(this.out)
+        this.progress.log(left.ledger.text())
     return left
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,43 @@ def test_report_is_made_again_from_the_results(raysel, tmp_path):
     code, out, err = raysel("report", tmp_path)
     assert (code, err) == (0, "") and out == f"Report: {tmp_path / 'report.html'}\n"
     assert "tiny" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["run", "compare"])
+def test_what_is_printed_can_be_less_more_or_json(raysel, monkeypatch, command):
+    results = RunResults(
+        "tiny",
+        "x",
+        "0",
+        {},
+        0,
+        {},
+        Data(3),
+        {},
+        Ledger([LedgerEntry("chain", "training", 3, 1)]),
+        path="/out",
+    )
+
+    def work(*given, progress, **named):
+        progress.done("select", "1.0 s  selection")
+        progress.log("kept")
+        return results
+
+    monkeypatch.setattr(f"raysel.workflow.{command}.{command}", work)
+    monkeypatch.setattr("raysel.report.comparison.tables.text", lambda results: results.ledger.text())
+    flow = [command, ROOT / "workflows/quickstart.yaml"]
+    code, out, err = raysel(*flow)
+    assert (code, err) == (0, "  select         1.0 s  selection\n") and "Report: /out/" in out
+    code, out, err = raysel(*flow, "--quiet", "--json")
+    assert (code, err) == (0, "") and out.count("\n") == 1
+    found = json.loads(out)
+    assert found["path"] == "/out" and found["ledger"]["entries"][0]["rows"] == 3
+    code, out, err = raysel(*flow, "--quiet", "--verbose")
+    assert code == 2 and "Give either --quiet or --verbose." in err
+    logger = logging.getLogger("raysel")
+    monkeypatch.setattr(logger, "level", logger.level)
+    assert raysel(*flow, "--verbose")[0] == 0 and logger.isEnabledFor(logging.DEBUG)
+    logger.setLevel(logging.NOTSET)
 
 
 def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,8 @@ def test_the_quickstart_does_what_it_says(finished, quickstart):
     assert full.metrics["accuracy"] > 0.85 and chain.metrics["accuracy"] > 0.85
     kept = {c.label: c.kept for c in results.selection.classes}
     assert sum(kept[str(i)] for i in range(5)) > 3 * sum(kept[str(i)] for i in range(5, 10))
+    log = (out / "log.txt").read_text()
+    assert re.search(r"\+00:00  train-chain +[\d.]+ s ", log) and results.ledger.text().splitlines()[3] in log
     assert json.loads((out / "ledger.json").read_text()) and "quickstart" in (out / "report.html").read_text()
 
 

@@ -238,6 +238,12 @@ def test_the_command(flow, client, capsys):
         cli.main([*words, "--follow"], standalone_mode=False)
     shown = capsys.readouterr()
     assert ended.value.code == 143 and shown.out == "log\n" and f"Job {job} is running." in shown.err
+    client.logs[job] = [["log\n"], ["log\n"]]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--follow", "--json"], standalone_mode=False)
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"id": job, "out": "s3://bucket/run", "attached": True}
+    assert shown.err.endswith("log\n")
 
 
 def free_ports(count):
