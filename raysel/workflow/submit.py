@@ -10,7 +10,10 @@ import asyncio
 import copy
 import hashlib
 import json
+import logging
 import os
+import platform
+import re
 import shlex
 import shutil
 import tempfile
@@ -33,11 +36,15 @@ from raysel.workflow import config, yaml_file
 
 STOPPED = 143  # exit code for a job that was stopped, as of a process that was
 VERSION = "RAYSEL_SUBMITTED_BY"
+_OLDEST = {"Ray": (2, 59), "Python": (3, 10)}  # that raysel runs on
+_HOME = re.compile(r"~[\w.-]*(/|$)")
 _REPLY_S = 10.0
 _FILE = "workflow.yaml"
 _HERE = Path(
     "/@parent/@folder"
 )  # stands for the folder of the workflow, to find what is named relative to it
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,9 @@ def submit(
     tree = config.read(workflow, overrides)
     files = _files(tree, Path(workflow).resolve().parent)
     place = output(out)
-    if isinstance(place, Path) and not place.is_absolute():
+    if os.fspath(out).startswith("~") or (isinstance(place, Path) and not place.is_absolute()):
         raise ConfigError(
-            f"--out {place}: A job needs a directory that lasts and that all nodes see; give a URI such as s3://bucket/run, or "
+            f"--out {out}: A job needs a directory that lasts and that all nodes see; give a URI such as s3://bucket/run, or "
             "an absolute path of a shared file system."
         )
     environment = _environment(runtime_env)
@@ -107,6 +114,7 @@ def submit(
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
     client = _client(address)
     with _ask(address), _packed(text, files) as folder:
+        _compare_versions(client, address)
         attempt, running = _attempt(client, f"raysel-{digest}")
         name = f"raysel-{digest}-{attempt}"
         if not running:
@@ -167,6 +175,12 @@ def _files(tree: dict[str, Any], folder: Path) -> dict[str, Path]:
         For a relative path of anything else, which is on this machine only, and for code that is missing.
     """
     found: dict[str, Path] = {}
+    for key, text in _texts(tree, ""):
+        if _HOME.match(text):
+            raise ConfigError(
+                f"{key}: {text} is in your home folder on this machine, which may be another one on the cluster; give a URI such as "
+                "s3://bucket/data, or an absolute path that all nodes see."
+            )
     for key, text in _texts(config.absolute(copy.deepcopy(tree), _HERE), ""):
         if str(_HERE.parent) not in text:
             continue
@@ -276,6 +290,28 @@ def _client(address: str) -> Any:
         except ImportError as error:
             raise _missing() from error
         return JobSubmissionClient(address)
+
+
+def _compare_versions(client: Any, address: str) -> None:
+    """Raise ConfigError for versions on the cluster on which raysel does not run; warn of others than here."""
+    import ray
+
+    try:  # Ray has no public way to ask; without it, the job itself says what is wrong
+        found = client._do_request("GET", "/api/v0/cluster_metadata").json()["data"]
+        theirs = {"Ray": str(found["rayVersion"]), "Python": str(found["pythonVersion"])}
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return
+    ours = {"Ray": ray.__version__, "Python": platform.python_version()}
+    text = " and ".join(f"{name} {version}" for name, version in theirs.items())
+    for name, oldest in _OLDEST.items():
+        if tuple(map(int, re.findall(r"\d+", theirs[name])[:2])) < oldest:
+            raise ConfigError(
+                f"The cluster at {address} runs {text}, but raysel needs {name} {'.'.join(map(str, oldest))} or newer; update the "
+                "cluster."
+            )
+    if theirs != ours:
+        here = " and ".join(f"{name} {version}" for name, version in ours.items())
+        logger.warning(f"The cluster at {address} runs {text}, and this machine {here}.")
 
 
 def _missing() -> ConfigError:

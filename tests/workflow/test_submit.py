@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import socket
@@ -12,8 +13,10 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import ray
 import yaml
 
 from raysel import Selection
@@ -77,6 +80,12 @@ class Client:
 
     def get_job_info(self, name):
         return self.jobs[name]
+
+    versions: ClassVar = {"rayVersion": ray.__version__, "pythonVersion": platform.python_version()}
+
+    def _do_request(self, method, endpoint):
+        assert (method, endpoint) == ("GET", "/api/v0/cluster_metadata")
+        return SimpleNamespace(json=lambda: {"result": True, "data": self.versions})
 
     async def tail_job_logs(self, name):
         for text in self.logs[name].pop(0):
@@ -167,6 +176,12 @@ def test_the_log_is_followed_to_the_exit_code(flow, client):
             {"train": {"model": "none.py:f", "input": "x"}},
             r"^train\.model: The file .*/none\.py does not exist",
         ),
+        ({"pool": "~/data"}, r"^pool: ~/data is in your home folder on this machine"),
+        (
+            {"test": {"path": ["s3://b/t", "~me"], "label": "y"}},
+            r"^test\.path\.1: ~me is in your home folder",
+        ),
+        ({"train": {"model": "~/m.py:f", "input": "x"}}, r"^train\.model: ~/m\.py:f is in your home folder"),
         ({"train": {"modle": 1}}, r"flow\.yaml: The key 'train\.modle' is unknown"),
     ],
 )
@@ -176,9 +191,30 @@ def test_what_the_cluster_cannot_see_is_refused(flow, client, changes, words):
     assert not client.sent
 
 
+def test_the_versions_on_the_cluster_are_compared_before_anything_is_sent(flow, client, caplog):
+    send(flow())
+    assert not caplog.records
+    here = f"Ray {ray.__version__} and Python {platform.python_version()}"
+    client.versions = {"rayVersion": "2.71.0", "pythonVersion": "3.13.1"}
+    send(flow(), "seed=1")
+    said = f"The cluster at http://h:1 runs Ray 2.71.0 and Python 3.13.1, and this machine {here}."
+    assert [record.message for record in caplog.records] == [said] and len(client.sent) == 2
+    for theirs, words in (
+        (("2.58.1", "3.13.1"), r"runs Ray 2\.58\.1 and Python 3\.13\.1, but raysel needs Ray 2\.59 or newer"),
+        (("2.60.0", "3.9.18"), r"but raysel needs Python 3\.10 or newer; update the cluster\.$"),
+    ):
+        client.versions = dict(zip(("rayVersion", "pythonVersion"), theirs, strict=True))
+        with pytest.raises(ConfigError, match=words):
+            send(flow(), "seed=2")
+    assert len(client.sent) == 2
+    client.versions = {}  # of a later Ray, which may have its own way
+    assert send(flow(), "seed=2").id in client.sent
+
+
 def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match=r"^--out runs/x: A job needs a directory that lasts"):
-        send(flow(), out="runs/x")
+    for place in ("runs/x", "~/x"):
+        with pytest.raises(ConfigError, match=rf"^--out {place}: A job needs a directory that lasts"):
+            send(flow(), out=place)
     for text, words in (("[1]", "is not a runtime environment"), ("working_dir: x", "is set by raysel")):
         (tmp_path / "env.yaml").write_text(text)
         with pytest.raises(ConfigError, match=words):
