@@ -1,10 +1,11 @@
-"""cluster.yaml and deploy/rayjob.yaml: valid, on a Ray that is new enough, and locked by the token."""
+"""cluster.yaml, deploy/rayjob.yaml and deploy/Dockerfile: valid, on a Ray that is new enough, and locked by the token."""
 
 from __future__ import annotations
 
 import copy
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,14 @@ def test_cluster_shape(cluster):
     types = cluster["available_node_types"]
     assert cluster["head_node_type"] in types
     workers = {name: kind for name, kind in types.items() if name != cluster["head_node_type"]}
-    assert workers and all(0 < kind["min_workers"] <= kind["max_workers"] for kind in workers.values())
+    assert workers.keys() == {"cpu", "gpu"} and types["head"]["resources"] == {"CPU": 0}
+    assert all(0 <= kind["min_workers"] < kind["max_workers"] for kind in workers.values())
+    assert (
+        types["cpu"]["min_workers"] > 0 == types["gpu"]["min_workers"]
+    )  # GPUs cost money while nobody uses them
+    spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
+    assert spot == {"gpu"}
+    assert types["gpu"]["docker"]["worker_image"] == f"{cluster['docker']['image']}-gpu"
     assert sum(kind["min_workers"] for kind in workers.values()) <= cluster["max_workers"]
     assert any("raysel[cluster]" in command for command in cluster["setup_commands"])
     assert ray_version(cluster["docker"]["image"]) >= OLDEST_RAY
@@ -122,8 +130,85 @@ def test_rayjob_has_what_kuberay_requires(job):
     ray_cluster = spec["rayClusterSpec"]
     assert ray_cluster["headGroupSpec"]["template"]["spec"]["containers"]
     for group in ray_cluster["workerGroupSpecs"]:
-        assert group["groupName"] and group["template"]["spec"]["containers"]
-        assert 0 < group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        assert group["template"]["spec"]["containers"]
+        assert group["minReplicas"] == group["replicas"] < group["maxReplicas"]
+    sizes = {group["groupName"]: group["minReplicas"] for group in ray_cluster["workerGroupSpecs"]}
+    assert sizes.keys() == {"cpu", "gpu"} and sizes["cpu"] > 0 == sizes["gpu"]
+
+
+KUBERAY = {  # keys of ray.io/v1, of which Kubernetes ignores others without a word
+    "spec": "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
+    "entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec "
+    "runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend "
+    "ttlSecondsAfterFinished",
+    "rayClusterSpec": "authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec "
+    "headServiceAnnotations managedBy rayVersion suspend workerGroupSpecs",
+    "autoscalerOptions": "env envFrom idleTimeoutSeconds image imagePullPolicy resources securityContext upscalingMode "
+    "version volumeMounts",
+    "headGroupSpec": "enableIngress headService rayStartParams resources serviceType template",
+    "group": "groupName idleTimeoutSeconds maxReplicas minReplicas numOfHosts rayStartParams replicas resources "
+    "scaleStrategy suspend template",
+}
+
+
+def unknown_keys(job: dict[str, Any]) -> list[str]:
+    spec = job["spec"]
+    ray_cluster = spec["rayClusterSpec"]
+    parts = [("spec", spec), ("rayClusterSpec", ray_cluster)]
+    parts += [(name, ray_cluster[name]) for name in ("autoscalerOptions", "headGroupSpec")]
+    parts += [("group", group) for group in ray_cluster["workerGroupSpecs"]]
+    return [f"{name}.{key}" for name, part in parts for key in part if key not in KUBERAY[name].split()]
+
+
+def test_rayjob_has_no_key_that_kuberay_would_ignore(job):
+    assert not unknown_keys(job)
+    for place in (
+        job["spec"],
+        job["spec"]["rayClusterSpec"],
+        job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0],
+    ):
+        place["minReplica"] = 1
+    assert unknown_keys(job) == ["spec.minReplica", "rayClusterSpec.minReplica", "group.minReplica"]
+
+
+def test_rayjob_grows_and_shrinks(job):
+    ray_cluster = job["spec"]["rayClusterSpec"]
+    options = ray_cluster["autoscalerOptions"]
+    assert ray_cluster["enableInTreeAutoscaling"] is True and options["version"] == "v2"
+    groups = [ray_cluster["headGroupSpec"], *ray_cluster["workerGroupSpecs"]]
+    for group in groups:
+        pod = group["template"]["spec"]
+        assert pod["restartPolicy"] == "Never"  # as version 2 needs it
+        for box in pod["containers"]:
+            assert (
+                box["resources"]["requests"] == box["resources"]["limits"]
+            )  # which the autoscaler plans with
+    gpu = groups[-1]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert gpu["nvidia.com/gpu"] == "1"
+
+
+def dockerfile() -> list[list[str]]:
+    """The instructions of deploy/Dockerfile, each as its words."""
+    text = (ROOT / "deploy/Dockerfile").read_text().replace("\\\n", " ")
+    return [shlex.split(line) for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def test_the_image_holds_what_the_job_runs_on_the_ray_of_the_cluster(job, cluster):
+    lines = dockerfile()
+    assert lines[0] == ["FROM", cluster["docker"]["image"]]
+    assert {line[0] for line in lines} == {"FROM", "COPY", "RUN", "ENV", "WORKDIR"}
+    copied = {}
+    for _, owner, *sources, target in (line for line in lines if line[0] == "COPY"):
+        assert owner == "--chown=ray:users" and target.startswith("/home/ray/raysel/")
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            copied[target if (ROOT / source).is_dir() else target + source] = ROOT / source
+    workflow = Path(job["spec"]["entrypoint"].split()[2])
+    assert (copied[str(workflow.parent)] / workflow.name).is_file()
+    for needed in ("pyproject.toml", "README.md", "LICENSE", "constraints.txt"):  # by which pip builds raysel
+        assert f"/home/ray/raysel/{needed}" in copied
+    image = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image"]
+    assert f"-t {image} ." in (ROOT / "deploy/Dockerfile").read_text()
 
 
 def test_rayjob_is_locked_and_new_enough(job):
