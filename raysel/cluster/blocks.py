@@ -20,6 +20,7 @@ from ray.data import Dataset
 from ray.data.dataset import MaterializedDataset
 
 from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.observe import task_name
 from raysel.cluster.wait import get, wait_for_cpu
 from raysel.errors import COLUMNS, DataError, first
 
@@ -108,7 +109,7 @@ def map_blocks(
     Large arguments are put into the object store once by the caller (``ray.put``).
     An exception of ``function`` is raised here as it was raised there.
     """
-    task = ray.remote(num_cpus=num_cpus, max_retries=3)(_call)
+    task = ray.remote(num_cpus=num_cpus, max_retries=3, name=task_name(function))(_call)
     pending: list[ray.ObjectRef] = []
     for block in blocks:
         if len(pending) >= _IN_FLIGHT:
@@ -123,7 +124,7 @@ def map_groups(function: Callable[..., T], blocks: Sequence[ray.ObjectRef], *arg
     ``tables`` is an iterator, of which one table is in memory at a time: for results that are merged per group
     because one per block would be too much for the driver. An exception is raised as it was raised there.
     """
-    task = ray.remote(num_cpus=1, max_retries=3)(_call_group)
+    task = ray.remote(num_cpus=1, max_retries=3, name=task_name(function))(_call_group)
     size = -(-len(blocks) // max(1, int(ray.cluster_resources().get("CPU", 1))))
     groups = [list(blocks[at : at + size]) for at in range(0, len(blocks), size)]
     return get([task.remote(function, group, arguments) for group in groups])

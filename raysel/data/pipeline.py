@@ -37,6 +37,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
 from raysel.cluster.errors import is_lost, unwrap_errors
+from raysel.cluster.observe import count, task_name
 from raysel.cluster.wait import Room, get, wait_for_cpu, wait_until
 from raysel.core.arrays import positions
 from raysel.core.fingerprint import fingerprint, stored_digest
@@ -539,7 +540,11 @@ def _run(jobs: list[Job], work: Work, progress: _Progress, device: str) -> float
         if not hasattr(work.embedder, "load"):
             wait_for_cpu()
             stream = ray.remote(_embed_unit).options(
-                num_cpus=1, num_returns="streaming", scheduling_strategy="SPREAD", max_retries=3
+                name=task_name("vectors"),
+                num_cpus=1,
+                num_returns="streaming",
+                scheduling_strategy="SPREAD",
+                max_retries=3,
             )
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             _run_tasks(jobs, held, stream, 2 * cpus, progress)
@@ -571,6 +576,7 @@ def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Pr
     make = ray.remote(_Worker).options(**resources.worker, scheduling_strategy="SPREAD", max_restarts=0)
     read = ray.remote(shards.read).options(
         **resources.reader,
+        name=task_name("read rows"),
         scheduling_strategy="SPREAD",
         num_returns="streaming",
         max_retries=3,
@@ -624,7 +630,7 @@ def _feed_workers(
             worker = min(loads, key=loads.__getitem__)
             loads[worker] += 1
             rows = decoded.popleft()
-            busy[worker.shard.remote(rows, held)] = worker, rows
+            busy[worker.shard.options(name=task_name("vectors")).remote(rows, held)] = worker, rows
         more = streams if len(decoded) <= len(loads) else set()
         for ref in ray.wait([*starting, *busy, *more], num_returns=1, timeout=1.0, fetch_local=False)[0]:
             if ref in streams:
@@ -665,6 +671,7 @@ class _Progress:
 
     def add(self, rows: int) -> None:
         self.done += rows
+        count("raysel_rows_embedded", rows)
 
     def show(self) -> None:
         now = time.monotonic()

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 
 from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.observe import count
 from raysel.cluster.wait import wait_until
 from raysel.dynamic.keeper import Keeper, Keepers, Kept, join_plans
 from raysel.dynamic.plan import Plan, Policy
@@ -139,6 +140,13 @@ class KeeperClient(Keepers):
             pending.append(self._keepers[shard].update.remote(attempt, epoch, here, values))
             while len(pending) > _IN_FLIGHT:
                 self._get(pending.pop(0))
+
+    def commit(self, attempt: str, epoch: int) -> dict[str, Any]:
+        """See :meth:`Keeper.commit`; counts the planned and skipped samples in Ray's metrics."""
+        found = super().commit(attempt, epoch)
+        count("raysel_samples_planned", found["planned"])
+        count("raysel_samples_skipped", self._size - found["planned"])
+        return found
 
     def drain(self) -> None:
         """Wait until every update sent has been applied; raise the error of the first that failed."""

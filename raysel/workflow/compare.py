@@ -279,17 +279,21 @@ def _train(
         if cell.policy_name == own:
             todo.extend(controls(done.answer, cell.seed))
 
-    work = train_cell.options(num_gpus=flow.train.gpus_per_worker)
     shared = ray.put((settings, samples if run.rows is None else run.rows))
     running: dict[Any, tuple[Cell, Place]] = {}
-    room = Room("The comparison", {"CPU": 1, "GPU": flow.train.gpus_per_worker})
+    gpus = flow.train.gpus_per_worker
+    room = Room("The comparison", {"CPU": 1, "GPU": gpus})
     try:
         while todo or running:
             while todo:
                 cell = todo.pop(0)
                 directory, _, done = run.place(cell)
                 if done is None:
-                    running[work.remote(shared, cell)] = (cell, directory)
+                    name = f"compare: {cell.policy_name}, seed {cell.seed}"
+                    running[train_cell.options(name=name, num_gpus=gpus).remote(shared, cell)] = (
+                        cell,
+                        directory,
+                    )
                 else:
                     reused += 1
                     finish(cell, done)

@@ -31,6 +31,7 @@ from ray.data import Dataset
 
 import raysel
 from raysel.cluster.errors import name_losses
+from raysel.cluster.observe import count, observed
 from raysel.cluster.shared import check_shared
 from raysel.cluster.wait import alive, lost_since
 from raysel.core.arrays import positions
@@ -202,8 +203,10 @@ class RunDirectory:
         write_json(directory / _STARTED, {"earlier": earlier})
         self.progress.note(step.title, f"{step.about} ...")
         before, began = self._stamps(), time.perf_counter()
-        with name_losses(step.title), self.progress.running(step.title):
+        with name_losses(step.title), self.progress.running(step.title), observed(step.title):
             answer = step.run(self, directory)
+            if step.selects:
+                count("raysel_rows_selected", len(Selection.load(directory / "selection")))
         done = Done(directory, answer, earlier + time.perf_counter() - began)
         if self._stamps() != before:
             for entry in self.inputs.values():

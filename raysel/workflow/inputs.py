@@ -221,10 +221,11 @@ class Input:
     def read(self) -> Dataset:
         """Return the rows with their ids. Raises DataError if a file is no longer what was numbered."""
         index_parquet(self.listing, self.index, trust=self.rows.trust)
+        found = parquet_dataset(self.index)
+        found.set_name(self.role)  # by which the dashboard shows it and what is made of it
         if ID in self.schema.names:
-            known = carried_identity(self.listing)
-            return mark(parquet_dataset(self.index), known)
-        return mark(parquet_dataset(self.index), self.index if self.source is None else self.identity)
+            return mark(found, carried_identity(self.listing))
+        return mark(found, self.index if self.source is None else self.identity)
 
     def check_unchanged(self, step: str) -> None:
         """Raise RunError if a file is no longer what was numbered; a new time of modification alone is nothing."""

@@ -109,8 +109,10 @@ def send(file, *overrides, out="s3://bucket/run", **options):
 def test_the_workflow_and_the_code_that_it_names_are_sent_and_nothing_else(
     flow, client, monkeypatch, tmp_path
 ):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "the-token-of-the-cluster")
     job = send(flow(), "seed=3")
     sent = client.sent[job.id]
+    assert "the-token" not in repr((job, sent))
     assert sent.files.keys() == {"workflow.yaml", "code/m.py", "own.py"}
     assert yaml.safe_load(sent.files["workflow.yaml"]) == {**FLOW, "seed": 3}
     assert sent.entrypoint == "python -m raysel.cli run workflow.yaml --out s3://bucket/run"
