@@ -9,6 +9,7 @@ from typing import Any
 
 import raysel
 from raysel.cluster.connect import connect
+from raysel.cluster.errors import name_losses
 from raysel.core.storage import Place, entries, is_folder, output
 from raysel.errors import RunError
 from raysel.report import page
@@ -120,7 +121,8 @@ def _do(run: RunDirectory, todo: list[steps.Step]) -> None:
         if not isinstance(step, steps.Train) or step.workers is None:
             run.do(step)
         elif step is arms[0]:
-            step.workers.run(train)
+            with name_losses("train"):
+                step.workers.run(train)
 
 
 def report(directory: str | os.PathLike[str]) -> Place:
