@@ -305,3 +305,14 @@ def test_the_kind_of_device_is_in_the_key_of_a_network(cluster, monkeypatch):
         == "cpu"
     )
     assert len(fingerprint(found[0])) == 32
+
+
+def test_the_device_stays_that_of_the_start_when_its_nodes_are_lost_or_others_join(monkeypatch):
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 4.0}}]
+    monkeypatch.setattr(pipeline.ray, "nodes", lambda: nodes)
+    assert pipeline._Resources.of().device == "cpu"
+    lost = pipeline._Resources.of("cuda")  # asks for one, which an autoscaler may bring
+    assert (lost.device, lost.workers, lost.worker) == ("cuda", 1, {"num_gpus": 1, "num_cpus": 0})
+    nodes[1]["Alive"] = True
+    assert (pipeline._Resources.of().device, pipeline._Resources.of().workers) == ("cuda", 4)
+    assert (pipeline._Resources.of("cpu").device, pipeline._Resources.of("cpu").workers) == ("cpu", 2)
