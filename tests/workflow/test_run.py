@@ -152,6 +152,7 @@ def test_a_run_on_an_object_store_makes_the_same_selection_and_resumes(
     assert there == {
         "index",
         "ledger.json",
+        "log.txt",
         "manifest.json",
         "report.html",
         "results",
