@@ -57,6 +57,26 @@ def grid(cards: Sequence[str], kind: str = "") -> str:
     return opening + "\n".join(cards) + "\n</div>" if cards else ""
 
 
+def samples(shown: Sequence[tuple[int, str | None, str | None, str]]) -> str:
+    """Return a list of rows: id, image as base64-encoded PNG or None, text or None, and a caption as HTML."""
+    items = []
+    for identity, image, words, caption in shown:
+        name = f"sample_id {identity}"
+        what = (
+            f'<img src="data:image/png;base64,{text(image)}" alt="{name}" title="{name}">'
+            if image is not None
+            else f"<q>{text(_short(words or ''))}</q>"
+        )
+        items.append(f"<li>{what}<small>{caption}</small></li>")
+    kind = "thumbs" if shown and shown[0][1] is not None else "texts"
+    return f'<ul class="{kind}">{"".join(items)}</ul>'
+
+
+def _short(words: str, most: int = 160) -> str:
+    words = " ".join(words.split())
+    return words if len(words) <= most else words[: most - 1].rstrip() + "…"
+
+
 def section(title: str, body: str, identity: str = "") -> str:
     """Return a section with a heading."""
     mark = f' id="{identity}"' if identity else ""

@@ -191,11 +191,30 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class ShownRow:
+    """A row that the report shows, as a base64-encoded PNG image or as text."""
+
+    id: int
+    image: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class ReasonShown:
+    """A reason for which rows were selected (``kept``) or dropped, the number of these rows, and some of them."""
+
+    reason: str
+    kept: bool
+    rows: int
+    samples: tuple[ShownRow, ...]
+
+
+@dataclass(frozen=True)
 class Chosen:
     """Summary of the static selection.
 
-    Names of the methods, rows selected and in the pool, KL curve, classes, sentences of the selectors, and the folder of
-    the Selection in the run directory.
+    Names of the methods, rows selected and in the pool, KL curve, classes, sentences of the selectors, the folder of
+    the Selection in the run directory, and examples for every reason.
     """
 
     method: str
@@ -205,6 +224,7 @@ class Chosen:
     classes: tuple[ClassCount, ...] = ()
     notes: tuple[str, ...] = ()
     folder: str = ""
+    reasons: tuple[ReasonShown, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,10 @@ from raysel.report.results import (
     Measured,
     Metric,
     PolicyUse,
+    ReasonShown,
     RunResults,
     Scored,
+    ShownRow,
     ShownSample,
     Usage,
 )
@@ -260,6 +262,17 @@ def _chosen(run: RunDirectory) -> Chosen | None:
         classes=tuple(ClassCount(**entry) for entry in run.finished["classes"].answer["classes"]),
         folder=_folder(run),
         notes=tuple(str(note) for info in reversed(infos) for note in info.get("notes", ())),
+        reasons=tuple(
+            ReasonShown(
+                shown["reason"],
+                shown["kept"],
+                shown["rows"],
+                tuple(ShownRow(**row) for row in shown["samples"]),
+            )
+            for shown in run.finished["gallery"].answer["reasons"]
+        )
+        if "gallery" in run.finished
+        else (),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raysel.report import html, numbers
 from raysel.report.figures.selection import kept_share_per_class, kl_curve
-from raysel.report.results import RunResults
+from raysel.report.results import ReasonShown, RunResults
 
 
 def selection_section(results: RunResults) -> str:
@@ -41,6 +41,8 @@ def selection_section(results: RunResults) -> str:
                 f"bar crosses the line has a larger share of the selected rows than of the pool rows.{right}",
             )
         )
+    if selection.reasons:
+        cards.append(_gallery(selection.reasons))
     share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
     lead = (
         f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} "
@@ -53,3 +55,22 @@ def selection_section(results: RunResults) -> str:
         or '<p class="missing">The selector recorded neither a divergence nor the classes of the rows, so there is no figure.</p>'
     )
     return html.section("Selection", f'<p class="lead">{lead}</p>\n{notes}{figures}')
+
+
+def _gallery(reasons: tuple[ReasonShown, ...]) -> str:
+    """Return a card of rows that were selected or dropped for each reason."""
+    rows = []
+    for one in reasons:
+        what = "selected" if one.kept else "dropped"
+        title = f"{html.many(one.rows, 'row')} {what}: {html.text(one.reason)}"
+        shown = [(row.id, row.image, row.text, f"{row.id}") for row in one.samples]
+        rows.append(f"<h4>{title}</h4>\n{html.samples(shown)}")
+    caption = (
+        "For each reason of the selection, some random rows with their ids. The sign # stands for a number that differs "
+        "from row to row. Of selected and of dropped rows, only the most frequent reasons are shown."
+    )
+    body = "\n".join(rows)
+    return (
+        f'<figure class="card wide">\n<h3>Selected and dropped rows</h3>\n{body}\n<figcaption>{caption}</figcaption>\n'
+        "</figure>"
+    )

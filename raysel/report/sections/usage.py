@@ -80,17 +80,8 @@ def _extremes(extremes: Extremes) -> str:
     """Return a card of the samples that were chosen most and least often of a class."""
     rows = []
     for title, samples in (("Most often", extremes.most), ("Least often", extremes.least)):
-        items = []
-        for sample in samples:
-            name = f"sample_id {sample.id}"
-            what = (
-                f'<img src="data:image/png;base64,{html.text(sample.image)}" alt="{name}" title="{name}">'
-                if sample.image is not None
-                else f"<q>{html.text(_short(sample.text or ''))}</q>"
-            )
-            items.append(f"<li>{what}<small>{numbers.count(sample.times)}\u00d7</small></li>")
-        kind = "thumbs" if samples and samples[0].image is not None else "texts"
-        rows.append(f'<h4>{title}</h4>\n<ul class="{kind}">{"".join(items)}</ul>')
+        shown = [(one.id, one.image, one.text, f"{numbers.count(one.times)}\u00d7") for one in samples]
+        rows.append(f"<h4>{title}</h4>\n{html.samples(shown)}")
     caption = (
         f"Samples of the class {html.text(extremes.label)} and the number of epochs in which RepDiv selected them. Of all "
         "classes, this is the one whose samples were selected most unevenly. Of samples that were selected equally often, "
@@ -98,8 +89,3 @@ def _extremes(extremes: Extremes) -> str:
     )
     body = "\n".join(rows)
     return f'<figure class="card wide">\n<h3>Used most and least often</h3>\n{body}\n<figcaption>{caption}</figcaption>\n</figure>'
-
-
-def _short(words: str, most: int = 160) -> str:
-    words = " ".join(words.split())
-    return words if len(words) <= most else words[: most - 1].rstrip() + "…"

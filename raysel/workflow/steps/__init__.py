@@ -12,6 +12,7 @@ from raysel.workflow.steps.arrays import Arrays
 from raysel.workflow.steps.classes import Classes
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.factors import Factors
+from raysel.workflow.steps.gallery import Gallery
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
@@ -61,6 +62,8 @@ def plan(workflow: Workflow) -> list[Step]:
         steps.append(RandomRows())
     if any(step.selects for step in steps) and workflow.pool.label is not None and has_classes(workflow):
         steps.append(Classes())
+    if any(step.selects for step in choosing(workflow)):
+        steps.append(Gallery())
     steps.append(arrays(workflow))
     # The chain comes first, since the random control takes as many steps as it did.
     arms = ["chain", *(arm for arm in ("random", "full") if arm in workflow.controls)]

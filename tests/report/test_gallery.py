@@ -1,0 +1,58 @@
+"""Examples of selected and dropped rows: which ones are picked, and how the page shows them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from raysel.report.page import render
+from raysel.report.results import ReasonShown, RunResults, ShownRow
+from raysel.selection import Selection
+from raysel.workflow.steps.gallery import _shown, examples
+
+
+def test_reasons_that_differ_in_numbers_are_one_and_rows_are_random():
+    ids = np.arange(0, 1000, 2)
+    reasons = pa.array([f"cluster {i % 37}, pick {i}, KL -{i / 7:.6g} after it" for i in range(500)])
+    dropped = pa.table({"sample_id": ids + 1, "reason": ["too far"] * 490 + ["twin, cosine 1e-05"] * 10})
+    found = examples(Selection.of(ids, reason=reasons, dropped=dropped), 3)
+    assert [(text, kept, rows) for text, kept, rows, _ in found] == [
+        ("cluster #, pick #, KL # after it", True, 500),
+        ("too far", False, 490),
+        ("twin, cosine 1e-05", False, 10),
+    ]
+    assert [len(shown) for *_, shown in found] == [12, 12, 10]
+    first = found[0][3]
+    assert np.isin(first, ids).all() and (np.diff(first) > 0).all() and first[-1] > 500
+    assert found[2][3].tolist() == (ids[-10:] + 1).tolist()
+    again = examples(Selection.of(ids, reason=reasons, dropped=dropped), 4)
+    assert again[0][3].tolist() != first.tolist()
+    many = Selection.of(ids, reason=pa.array([chr(97 + i % 26) for i in range(500)]))
+    assert len(examples(many, 0)) == 5
+
+
+def test_images_and_texts_are_shown_and_nothing_else():
+    images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8))
+    table = pa.table(
+        {"sample_id": [5, 6, 9], "image": images, "text": ["a\n b", None, "c" * 400], "x": [1.0, 2.0, 3.0]}
+    )
+    assert list(_shown(table, "image")) == [5, 6, 9] and _shown(table, "image")[6].image
+    assert [row.text for row in _shown(table, "text").values()] == ["a b", "", "c" * 300]
+    assert _shown(table, "x") == {}
+
+
+def test_the_page_shows_them(results, tmp_path):
+    evil = "<script>alert(1)</script>"
+    reasons = (
+        ReasonShown(f"drawn {evil}", True, 1234, (ShownRow(7, image="aGk="), ShownRow(9, image="aGk="))),
+        ReasonShown("too far", False, 1, (ShownRow(8, text=f"{evil} " * 50),)),
+    )
+    results = replace(results, selection=replace(results.selection, reasons=reasons))
+    page = render(results)
+    assert "1\u2009234\u00a0rows selected: drawn" in page or "1,234\u00a0rows selected: drawn" in page
+    assert page.count('src="data:image/png;base64,aGk="') == 2 and "1\u00a0row dropped: too far" in page
+    assert evil not in page and "…</q>" in page
+    results.save(tmp_path / "results.json")
+    assert RunResults.load(tmp_path / "results.json") == results
