@@ -191,6 +191,14 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Leaked:
+    """Number of test rows that are among the training rows: near duplicates from a cosine on, or copies (None)."""
+
+    rows: int
+    cosine: float | None = None
+
+
+@dataclass(frozen=True)
 class ShownRow:
     """A row that the report shows, as a base64-encoded PNG image or as text."""
 
@@ -358,6 +366,8 @@ class RunResults(_Saved):
         Costs of every arm.
     goal : Goal
         The metric that the report compares the arms by.
+    leaked : Leaked, optional
+        Test rows that are also training rows; None if it was not checked.
     path : str
         The run directory.
     format : int
@@ -379,6 +389,7 @@ class RunResults(_Saved):
     metrics: Measured | None = None
     usage: Usage | None = None
     goal: Goal = field(default_factory=Goal)
+    leaked: Leaked | None = None
     finished: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:

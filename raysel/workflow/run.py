@@ -24,6 +24,7 @@ from raysel.report.results import (
     Epoch,
     Extremes,
     Goal,
+    Leaked,
     Measured,
     Metric,
     PolicyUse,
@@ -192,6 +193,7 @@ def results(run: RunDirectory) -> RunResults:
             full_samples=run.count(run.base) * flow.train.epochs,
         ),
         goal=goal,
+        leaked=Leaked(**run.finished["leakage"].answer) if "leakage" in run.finished else None,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=str(run.out),
     )

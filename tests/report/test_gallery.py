@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.report.page import render
-from raysel.report.results import ReasonShown, RunResults, ShownRow
+from raysel.report.results import Leaked, ReasonShown, RunResults, ShownRow
 from raysel.selection import Selection
 from raysel.workflow.steps.gallery import _shown, examples
 
@@ -56,3 +56,12 @@ def test_the_page_shows_them(results, tmp_path):
     assert evil not in page and "…</q>" in page
     results.save(tmp_path / "results.json")
     assert RunResults.load(tmp_path / "results.json") == results
+
+
+def test_the_page_warns_of_test_rows_among_the_training_rows(results):
+    assert "Warning" not in render(replace(results, leaked=Leaked(0)))
+    copies, near = (render(replace(results, leaked=Leaked(*one))) for one in ((1,), (12, 0.95)))
+    assert "Warning: 1 of 360 test rows has a copy among the training rows." in copies.replace("\u00a0", " ")
+    assert "12 of 360 test rows have a near duplicate (cosine of at least 0.95) among" in near.replace(
+        "\u00a0", " "
+    )

@@ -76,6 +76,20 @@ def overhead(results: RunResults) -> str:
     return sentences[0].upper() + sentences[1:]
 
 
+def leakage(results: RunResults) -> str:
+    """Return a warning of test rows that are also training rows; empty if there are none, or if it is not known."""
+    leaked = results.leaked
+    if leaked is None or not leaked.rows:
+        return ""
+    what = "a copy" if leaked.cosine is None else f"a near duplicate (cosine of at least {leaked.cosine:g})"
+    of = f" of {numbers.count(results.data.test)}" if results.data.test else ""
+    verb = "has" if leaked.rows == 1 else "have"
+    return (
+        f"Warning: {numbers.count(leaked.rows)}{of} test rows {verb} {what} among the training rows. The "
+        f"{results.goal.label} on the test rows may therefore look better than on new data."
+    )
+
+
 def opening_section(results: RunResults, name: str) -> str:
     """Return the head of the page: the results in one sentence, the facts and the tiles."""
     facts = rows_per_role(results.data)
@@ -87,7 +101,11 @@ def opening_section(results: RunResults, name: str) -> str:
     title = name.replace("_", "_<wbr>")  # where a long name may break
     below = "".join(
         f'<p class="note">{words}</p>\n'
-        for words in (html.bound(html.text(overhead(results))), roles(results.data, results.goal))
+        for words in (
+            html.bound(html.text(leakage(results))),
+            html.bound(html.text(overhead(results))),
+            roles(results.data, results.goal),
+        )
         if words
     )
     return (

@@ -13,6 +13,7 @@ from raysel.workflow.steps.classes import Classes
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.gallery import Gallery
+from raysel.workflow.steps.leakage import Leakage
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
 from raysel.workflow.steps.step import Step
@@ -65,6 +66,8 @@ def plan(workflow: Workflow) -> list[Step]:
     if any(step.selects for step in choosing(workflow)):
         steps.append(Gallery())
     steps.append(arrays(workflow))
+    if workflow.test is not None:
+        steps.append(Leakage(workflow.embed if any(isinstance(step, Embed) for step in steps) else None))
     # The chain comes first, since the random control takes as many steps as it did.
     arms = ["chain", *(arm for arm in ("random", "full") if arm in workflow.controls)]
     workers = Workers(workflow.train, len(arms)) if workflow.train.loop is None else None
