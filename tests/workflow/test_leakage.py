@@ -22,9 +22,16 @@ def test_rows_with_equal_values_have_equal_digests():
             "text": ["a", "bc", "a", "b"],
             "raw": [b"c", b"", b"c", b"c"],
             "x": [1.0, 2.0, 1.0, 1.0],
+            "tokens": [[1, 2], [3], [1, 2], []],
         }
     )
-    for columns, equal in ((["image"], True), (["text", "x"], True), (["text", "raw"], True), (["x"], True)):
+    for columns, equal in (
+        (["image"], True),
+        (["text", "x"], True),
+        (["text", "raw"], True),
+        (["x"], True),
+        (["tokens"], True),
+    ):
         found = digests(table, columns)
         assert (found[0] == found[2]) is equal and found[0] != found[1]
         parts = [digests(table.slice(at, 2), columns) for at in (0, 2)]

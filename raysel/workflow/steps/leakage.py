@@ -14,9 +14,8 @@ import raysel
 from raysel.cluster.blocks import stream_blocks
 from raysel.core.arrow import plain
 from raysel.core.storage import Place
-from raysel.data.decode import is_bytes, is_text
 from raysel.data.row_index import ID
-from raysel.data.vectors import to_numpy
+from raysel.data.vectors import is_tensor, to_numpy
 from raysel.workflow.config import Embed
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.steps.arrays import class_column, made
@@ -82,18 +81,20 @@ def digests(table: pa.Table, columns: list[str]) -> list[bytes]:
     """Return a digest of the values of every row."""
     found = [hashlib.blake2b(digest_size=16) for _ in range(table.num_rows)]
     for name in columns:
-        kind = table[name].type
-        if is_bytes(kind) or is_text(kind):
-            values = [
-                str(value).encode() if isinstance(value, str) else bytes(value or b"")
-                for value in plain(table[name]).to_pylist()
-            ]
-        else:
-            values = [row.tobytes() for row in np.ascontiguousarray(to_numpy(table[name], name))]
+        values = _bytes(table[name], name)
         for digest, value in zip(found, values, strict=True):
             digest.update(len(value).to_bytes(8, "little"))
             digest.update(value)
     return [digest.digest() for digest in found]
+
+
+def _bytes(column: pa.ChunkedArray, name: str) -> list[bytes]:
+    """Return the value of every row as bytes."""
+    if is_tensor(column.type) and not column.null_count:
+        return [row.tobytes() for row in np.ascontiguousarray(to_numpy(column, name))]
+    return [
+        value if isinstance(value, bytes) else repr(value).encode() for value in plain(column).to_pylist()
+    ]
 
 
 def _among(table: pa.Table, columns: list[str], shared: Any) -> set[bytes]:
