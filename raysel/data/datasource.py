@@ -82,7 +82,7 @@ class IndexedParquet(Datasource):
             input_files=tuple(dict.fromkeys(piece.path for piece in pieces)),
         )
         return ReadTask(
-            lambda: _read_groups(pieces, columns),
+            lambda: read_groups(pieces, columns),
             metadata,
             schema=self._with_id(columns),
             per_task_row_limit=limit,
@@ -94,7 +94,8 @@ class IndexedParquet(Datasource):
         return pa.schema([fields[n] for n in columns or [ID, *(n for n in schema.names if n != ID)]])
 
 
-def _read_groups(pieces: list[Piece], columns: list[str] | None) -> Iterable[pa.Table]:
+def read_groups(pieces: list[Piece], columns: list[str] | None) -> Iterable[pa.Table]:
+    """Yield the columns of each row group, with ``sample_id`` if it is one of them; all columns for None."""
     names = pieces[0].schema.names
     wanted = [ID, *(n for n in names if n != ID)] if columns is None else columns
     for piece, table in read_pieces(pieces, [name for name in wanted if name in names]):

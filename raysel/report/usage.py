@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from raysel.dynamic.state import SampleState
 from raysel.errors import DataError
 
 Counts = npt.NDArray[np.integer]
+_PIXELS = 96  # of an image that the report shows: longest side
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,29 +66,33 @@ def times(selected: Counts) -> tuple[tuple[int, int], ...]:
     return tuple((int(often), int(count)) for often, count in zip(found, samples, strict=True))
 
 
-def images(values: npt.NDArray[Any]) -> list[str] | None:
-    """Return samples (n, ...) as PNG files in base64, or None if their shape is not that of grey or RGB images.
+def images(values: Iterable[npt.NDArray[Any]]) -> list[str] | None:
+    """Return samples as small PNG files in base64, or None if their shape is not that of grey or RGB images.
 
     Numbers that are not uint8 are scaled, the smallest of an image to black and its largest to white.
     """
+    files = [_image(value) for value in values]
+    return None if None in files else [file for file in files if file is not None]
+
+
+def _image(image: npt.NDArray[Any]) -> str | None:
     from PIL import Image
 
-    if values.ndim == 3:
-        values = values[..., None]
-    elif values.ndim == 4 and values.shape[1] in (1, 3):
-        values = np.moveaxis(values, 1, -1)
-    if values.ndim != 4 or values.shape[3] not in (1, 3) or min(values.shape[1:3]) < 4:
+    if image.ndim == 2:
+        image = image[..., None]
+    elif image.ndim == 3 and image.shape[0] in (1, 3):
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or min(image.shape[:2]) < 4:
         return None
-    files = []
-    for image in values:
-        if image.dtype != np.uint8:
-            image = image.astype(np.float64)
-            span = float(np.ptp(image))
-            image = (255 * (image - image.min()) / span if span > 0 else 0 * image).astype(np.uint8)
-        buffer = io.BytesIO()
-        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, format="PNG")
-        files.append(base64.b64encode(buffer.getvalue()).decode())
-    return files
+    if image.dtype != np.uint8:
+        image = image.astype(np.float64)
+        span = float(np.ptp(image))
+        image = (255 * (image - image.min()) / span if span > 0 else 0 * image).astype(np.uint8)
+    shown = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    shown.thumbnail((_PIXELS, _PIXELS))
+    buffer = io.BytesIO()
+    shown.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def gini(selected: Counts) -> float:

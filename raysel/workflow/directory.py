@@ -26,10 +26,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from ray.data import Dataset
 
 import raysel
+from raysel.cluster.blocks import map_blocks
 from raysel.cluster.errors import name_losses
 from raysel.cluster.observe import count, observed
 from raysel.cluster.shared import check_shared
@@ -48,6 +50,9 @@ from raysel.core.storage import (
     write_json,
 )
 from raysel.core.storage import read_table as stored_table
+from raysel.data.datasource import read_groups
+from raysel.data.formats.parquet import Piece
+from raysel.data.row_index import ID
 from raysel.errors import DataError, RunError, first, reason_of
 from raysel.selection import Selection
 from raysel.workflow.config import Workflow, digest
@@ -230,10 +235,23 @@ class RunDirectory:
         """Rows of the pool that are still selected, without the validation rows."""
         return self.among(self.rows)
 
-    def among(self, rows: Selection | None) -> Dataset:
-        """Rows of the pool that a selection names, with the columns of the files alone."""
+    def among(self, rows: Selection | None, columns: Sequence[str] | None = None) -> Dataset:
+        """Rows of the pool that a selection names, with some columns of the files or all; the others are not read."""
         pool = self.read("pool")
+        if columns is not None:
+            pool = pool.select_columns([ID, *columns])
         return pool if rows is None else rows.rows(pool)
+
+    def some_rows(self, role: str, ids: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Return a few rows of a role by their ids, on the driver. Only row groups that hold such rows are read."""
+        entry = self.inputs[role]
+        pieces = entry.index.pieces()
+        if ID not in entry.schema.names:  # then the ids are positions
+            ends = np.searchsorted(
+                np.sort(ids), [[piece.start, piece.start + piece.rows] for piece in pieces]
+            )
+            pieces = [piece for piece, (start, end) in zip(pieces, ends, strict=True) if start < end]
+        return pa.concat_tables(map_blocks(_rows_of, pieces, ids, [ID, *columns]))
 
     def target(self) -> Dataset:
         """Rows of the target, without the validation rows."""
@@ -292,6 +310,11 @@ class RunDirectory:
                     continue
                 found[file.path] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         return found
+
+
+def _rows_of(piece: Piece, ids: np.ndarray, columns: list[str]) -> pa.Table:
+    tables = read_groups([piece], columns)
+    return pa.concat_tables([table.filter(pa.array(np.isin(table[ID].to_numpy(), ids))) for table in tables])
 
 
 def digest_of(rows: Selection | None) -> str:

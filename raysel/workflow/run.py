@@ -193,7 +193,7 @@ def results(run: RunDirectory) -> RunResults:
             full_samples=run.count(run.base) * flow.train.epochs,
         ),
         goal=goal,
-        leaked=Leaked(**run.finished["leakage"].answer) if "leakage" in run.finished else None,
+        leaked=Leaked(**leaked) if (leaked := _answer(run, "leakage")) else None,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=str(run.out),
     )
@@ -249,7 +249,8 @@ def seconds_of_choosing(run: RunDirectory) -> dict[str, float]:
 
 
 def _chosen(run: RunDirectory) -> Chosen | None:
-    if "classes" not in run.finished or run.rows is None:
+    folder = _folder(run)
+    if not folder or run.rows is None:
         return None
     infos, here = [], run.rows.info
     while here:
@@ -261,21 +262,21 @@ def _chosen(run: RunDirectory) -> Chosen | None:
         kept=len(run.rows),
         pool=run.count(run.base),
         curve=Curve(tuple(curve["rows"]), tuple(curve["kl"])),
-        classes=tuple(ClassCount(**entry) for entry in run.finished["classes"].answer["classes"]),
-        folder=_folder(run),
+        classes=tuple(ClassCount(**entry) for entry in _answer(run, "classes").get("classes", ())),
+        folder=folder,
         notes=tuple(str(note) for info in reversed(infos) for note in info.get("notes", ())),
         reasons=tuple(
             ReasonShown(
-                shown["reason"],
-                shown["kept"],
-                shown["rows"],
-                tuple(ShownRow(**row) for row in shown["samples"]),
+                one["reason"], one["kept"], one["rows"], tuple(ShownRow(**row) for row in one["samples"])
             )
-            for shown in run.finished["gallery"].answer["reasons"]
-        )
-        if "gallery" in run.finished
-        else (),
+            for one in _answer(run, "gallery").get("reasons", ())
+        ),
     )
+
+
+def _answer(run: RunDirectory, step: str) -> dict[str, Any]:
+    """Return the answer of a step; empty if the run has no such step."""
+    return run.finished[step].answer if step in run.finished else {}
 
 
 def _folder(run: RunDirectory) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from raysel.report.page import render
 from raysel.report.results import Leaked, ReasonShown, RunResults, ShownRow
 from raysel.selection import Selection
-from raysel.workflow.steps.gallery import _shown, examples
+from raysel.workflow.steps.gallery import examples, shown
 
 
 def test_reasons_that_differ_in_numbers_are_one_and_rows_are_random():
@@ -33,14 +36,44 @@ def test_reasons_that_differ_in_numbers_are_one_and_rows_are_random():
     assert len(examples(many, 0)) == 5
 
 
+def test_many_different_reasons_and_missing_ones():
+    n = 200_000
+    reasons = pa.array([f"like {chr(97 + i % 26)}{'x' * (i % 997)}" for i in range(n - 1)] + [None])
+    found = examples(Selection.of(np.arange(n), reason=reasons), 0)
+    assert [rows for _, _, rows, _ in found] == [8] * 5 and found[0][0].startswith("like ")
+    coded = pa.array([None, "a", "a"]).dictionary_encode()
+    found = examples(Selection.of(np.arange(3), reason=coded), 0)
+    assert [(text, ids.tolist()) for text, _, _, ids in found] == [("a", [1, 2]), ("", [0])]
+
+
+def _png(shape, mode):
+    buffer = io.BytesIO()
+    Image.new(mode, shape, 200).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def test_images_and_texts_are_shown_and_nothing_else():
     images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(3 * 64, dtype=np.uint8).reshape(3, 8, 8))
+    files = [_png((500, 250), "RGB"), _png((30, 40), "L"), b"broken"]
     table = pa.table(
-        {"sample_id": [5, 6, 9], "image": images, "text": ["a\n b", None, "c" * 400], "x": [1.0, 2.0, 3.0]}
+        {
+            "sample_id": [5, 6, 9],
+            "image": images,
+            "text": ["a\n b", None, "c" * 400],
+            "file": files,
+            "hf": [{"bytes": file, "path": "x.png"} for file in files],
+            "x": [1.0, 2.0, 3.0],
+            "ragged": [[1.0], [], [2.0, 3.0]],
+        }
     )
-    assert list(_shown(table, "image")) == [5, 6, 9] and _shown(table, "image")[6].image
-    assert [row.text for row in _shown(table, "text").values()] == ["a b", "", "c" * 300]
-    assert _shown(table, "x") == {}
+    assert list(shown(table, ["image"])) == [5, 6, 9]
+    assert {i: row.text for i, row in shown(table, ["text"]).items()} == {5: "a b", 9: "c" * 300}
+    for column in ("file", "hf"):
+        found = shown(table, [column])
+        sizes = {i: Image.open(io.BytesIO(base64.b64decode(row.image))).size for i, row in found.items()}
+        assert sizes == {5: (96, 48), 6: (30, 40)}
+    assert shown(table, ["x", "ragged"]) == {} and shown(table, []) == {}
+    assert shown(table, ["x", "ragged", "text", "image"])[5].text == "a b"
 
 
 def test_the_page_shows_them(results, tmp_path):

@@ -83,21 +83,29 @@ def go(cluster, folder, monkeypatch, capsys):
 
 def test_another_value_runs_what_depends_on_it(go, folder):
     first, ran = go()
-    assert ran == {"embed", "select", "random", "classes", "arrays", "train-chain", "train-random"}
+    assert ran == {"embed", "select", "random", "classes", "gallery", "arrays", "train-chain", "train-random"}
     assert first.goal == first.ledger.goal == Goal("rmse", "min") and first.score("chain") == 0.5
     # 40 % of 300 rows in one epoch, against all rows in the two epochs of the workflow.
     assert first.ledger.full_samples == 600 and first.ledger.saving_samples("chain") == 0.8
     assert "test RMSE of 0.5000 (lower is better)" in (folder / "run/report.html").read_text()
     assert go()[1] == set()
     again, ran = go("select.budget=0.2")
-    assert ran == {"select", "random", "classes", "arrays", "train-chain", "train-random"}
+    assert ran == {"select", "random", "classes", "gallery", "arrays", "train-chain", "train-random"}
     assert (first.arms["chain"].rows, again.arms["chain"].rows) == (120, 60)
     assert go("controls=[random, full]")[1] == {"arrays", "train-full"}  # and no other arm again
     assert go("train.epochs=3")[1] == {"train-chain", "train-random"}
     assert go("dynamic.prune_ratio=0.4")[1] == {"train-chain"}
     assert go("train.max_failures=5")[1] == set()  # decides no result
-    assert go("embed.normalize=true")[1] == {"embed", "select", "classes", "arrays", "train-chain"}
-    assert go("seed=1")[1] == {"select", "random", "classes", "arrays", "train-chain", "train-random"}
+    assert go("embed.normalize=true")[1] == {"embed", "select", "classes", "gallery", "arrays", "train-chain"}
+    assert go("seed=1")[1] == {
+        "select",
+        "random",
+        "classes",
+        "gallery",
+        "arrays",
+        "train-chain",
+        "train-random",
+    }
     assert go()[1] == set()  # the first one is still there
     # Nothing was left out of a key: the results of a configuration do not depend on what was run before it.
     assert go()[0] == first
@@ -150,11 +158,11 @@ def test_fresh_starts_over_and_another_format_is_refused(go, folder):
         RunError, match=r"written in format 1, but this version of raysel uses format 2; use --fresh"
     ):
         go()
-    assert len(go(fresh=True)[1]) == 7
+    assert len(go(fresh=True)[1]) == 8
     manifest.write_text("{")
     with pytest.raises(RunError, match=r"manifest.json is damaged; use --fresh"):
         go()
-    assert len(go(fresh=True)[1]) == 7
+    assert len(go(fresh=True)[1]) == 8
     assert len(list((folder / "run" / "results").glob("*.json"))) == 1
     (folder / "run" / "manifest.json").unlink()
     with pytest.raises(RunError, match="is not empty and not a run directory of raysel"):
@@ -240,7 +248,7 @@ def test_fresh_removes_what_a_run_writes_and_no_more(go, folder):
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "kept").write_text("mine too")
     (folder / "run" / "compare.html").symlink_to(folder / "elsewhere" / "kept")
-    assert len(go(fresh=True)[1]) == 7
+    assert len(go(fresh=True)[1]) == 8
     assert (folder / "run" / "notes.txt").read_text() == "mine"
     assert (folder / "elsewhere" / "kept").read_text() == "mine too"
 
@@ -249,7 +257,7 @@ def test_a_run_that_was_killed_in_its_first_moments_can_be_started_again(go, fol
     (folder / "run").mkdir()
     (folder / "run" / ".lock").touch()
     (folder / "run" / ".manifest.json.123.tmp").write_text("{")
-    assert len(go()[1]) == 7
+    assert len(go()[1]) == 8
     manifest = folder / "run" / "manifest.json"
     held = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: held[key] for key in ("kind", "format")}))

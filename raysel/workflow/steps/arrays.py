@@ -113,7 +113,7 @@ class Arrays(Step):
         elif role == "pool":
             if streams(run):
                 return few_columns(run, columns, known)
-            rows = run.among(trained(run))
+            rows = run.among(trained(run), there)
             count = None if trained(run) is None else run.inputs["pool"].count
         else:
             rows, count = run.read(role), None
@@ -138,6 +138,13 @@ def class_column(task: Any) -> str | None:
     """Return the name of the task's column of classes."""
     field = getattr(task, "classes", None)
     return None if field is None else str(getattr(task, field))
+
+
+def inputs(workflow: Workflow) -> list[str]:
+    """Return the columns that the model receives."""
+    task = made(workflow)
+    named = [name for name in _names(getattr(task, "input", ())) if name in task.columns]
+    return named or [name for name in task.columns if name not in (class_column(task), workflow.pool.label)]
 
 
 def trained(run: RunDirectory) -> Selection | None:

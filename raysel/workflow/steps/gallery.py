@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from raysel.cluster.blocks import gather
+from raysel.core.arrow import combined
 from raysel.core.hashing import hash_ids
 from raysel.core.storage import Place
-from raysel.data.decode import is_text
+from raysel.data.decode import decode, decoder_versions, is_text
 from raysel.data.row_index import ID
-from raysel.data.vectors import to_numpy
 from raysel.errors import DataError
 from raysel.report.results import ReasonShown, ShownRow
 from raysel.report.usage import images
 from raysel.selection import Selection
-from raysel.workflow.config import Workflow
 from raysel.workflow.directory import RunDirectory
-from raysel.workflow.steps.arrays import class_column, made
+from raysel.workflow.steps.arrays import inputs
 from raysel.workflow.steps.step import Step
 
 _REASONS, _SHOWN = 5, 12  # per selected and dropped rows; rows per reason
@@ -41,7 +40,7 @@ class Gallery(Step):
         return "examples of selected and dropped rows, for the report"
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
-        """Rows, the steps that selected them, and the column that is shown."""
+        """Rows, the steps that selected them, and the columns that may be shown."""
         return {
             "rows": run.digests("pool"),
             "selected": [
@@ -50,29 +49,23 @@ class Gallery(Step):
                 if name.startswith(("select", "gime"))
             ],
             "validation": run.drawn and run.drawn.key,
-            "column": _column(run.workflow),
+            "columns": inputs(run.workflow),
             "seed": run.workflow.seed,
+            "versions": decoder_versions(),
         }
 
     def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Return ``reasons``; empty if the rows are neither images nor texts."""
-        column, selection = _column(run.workflow), run.rows
+        columns, selection = inputs(run.workflow), run.rows
         assert selection is not None
-        if column is None:
-            return {"reasons": []}
         groups = examples(selection, run.workflow.seed)
         wanted = np.unique(np.concatenate([ids for *_, ids in groups]))
-        found = gather(
-            Selection.of(wanted).rows(run.read("pool").select_columns([ID, column])), [ID, column], "pool"
-        )
-        shown = _shown(found, column)
-        return {
-            "reasons": [
-                asdict(ReasonShown(reason, kept, rows, tuple(shown[i] for i in ids.tolist())))
-                for reason, kept, rows, ids in groups
-                if shown
-            ]
-        }
+        rows = shown(run.some_rows("pool", wanted, columns), columns)
+        found = [
+            ReasonShown(reason, kept, count, tuple(rows[i] for i in ids.tolist() if i in rows))
+            for reason, kept, count, ids in groups
+        ]
+        return {"reasons": [asdict(one) for one in found] if rows else []}
 
 
 def examples(selection: Selection, seed: int) -> list[tuple[str, bool, int, np.ndarray]]:
@@ -84,19 +77,19 @@ def examples(selection: Selection, seed: int) -> list[tuple[str, bool, int, np.n
     for kept, table in ((True, selection.table), (False, selection.dropped)):
         if table is None or not table.num_rows:
             continue
-        coded = (
-            table["reason"].combine_chunks().dictionary_encode()
-            if not pa.types.is_dictionary(table["reason"].type)
-            else table["reason"].combine_chunks()
-        )
-        texts = _merged(coded.dictionary.to_pylist())
-        names = list(dict.fromkeys(texts))
-        codes = np.array([names.index(text) for text in texts], np.int64)[coded.indices.to_numpy()]
+        reasons = combined(table["reason"])
+        coded = reasons if pa.types.is_dictionary(reasons.type) else reasons.dictionary_encode()
+        texts = [*_merged(coded.dictionary.to_pylist()), ""]  # the last for rows without a reason
+        names = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+        codes = np.array([names[text] for text in texts], np.int64)[
+            coded.indices.fill_null(len(texts) - 1).to_numpy()
+        ]
         ids = table[ID].to_numpy()
-        draws = hash_ids(ids, seed)
-        for code, rows in Counter(codes.tolist()).most_common(_REASONS):
+        draws, count = hash_ids(ids, seed), np.bincount(codes, minlength=len(names))
+        for code in np.argsort(-count, kind="stable")[: min(_REASONS, np.count_nonzero(count))]:
             here = np.flatnonzero(codes == code)
-            found.append((names[code], kept, rows, np.sort(ids[here[np.argsort(draws[here])[:_SHOWN]]])))
+            some = np.sort(ids[here[np.argsort(draws[here])[:_SHOWN]]])
+            found.append((list(names)[code], kept, int(count[code]), some))
     return found
 
 
@@ -107,21 +100,20 @@ def _merged(reasons: list[str]) -> list[str]:
     return [one if count[pattern] == 1 else pattern for one, pattern in zip(reasons, patterns, strict=True)]
 
 
-def _column(workflow: Workflow) -> str | None:
-    """Return the only input of the model; None if there are several."""
-    task = made(workflow)
-    inputs = [name for name in task.columns if name not in (class_column(task), workflow.pool.label)]
-    return inputs[0] if len(inputs) == 1 else None
+def shown(table: pa.Table, columns: Sequence[str]) -> dict[int, ShownRow]:
+    """Return what the report shows of rows, by id: the first of the columns that has images or texts; empty if none has.
 
-
-def _shown(table: pa.Table, column: str) -> dict[int, ShownRow]:
-    """Return what is shown of every row; nothing if the column holds neither images nor texts."""
-    ids = table[ID].to_pylist()
-    if is_text(table[column].type):
-        texts = [" ".join((text or "").split())[:_LETTERS] for text in table[column].to_pylist()]
-        return {i: ShownRow(i, text=text) for i, text in zip(ids, texts, strict=True)}
-    try:
-        pictures = images(to_numpy(table[column], column))
-    except DataError:
-        return {}
-    return {i: ShownRow(i, image=picture) for i, picture in zip(ids, pictures or [], strict=False)}
+    Rows without a value, and images that cannot be decoded, are left out.
+    """
+    for column in columns:
+        try:
+            rows = decode(table, [column], "stored")
+        except DataError:  # such as lists of several lengths, which are not shown
+            continue
+        if is_text(table[column].type):
+            texts = [" ".join(text.split())[:_LETTERS] for text in rows.rows]
+            return {i: ShownRow(i, text=text) for i, text in zip(rows.ids.tolist(), texts, strict=True)}
+        pictures = images(rows.rows)
+        if pictures:
+            return {i: ShownRow(i, image=one) for i, one in zip(rows.ids.tolist(), pictures, strict=True)}
+    return {}

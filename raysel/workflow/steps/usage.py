@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 import raysel
-from raysel.cluster.blocks import gather
 from raysel.core.arrays import positions
 from raysel.core.storage import Place, is_folder
 from raysel.data.row_index import ID
@@ -17,7 +16,6 @@ from raysel.data.store import ColumnStore
 from raysel.dynamic.plan import Policy
 from raysel.report.results import Extremes, PolicyUse, ShownSample
 from raysel.report.usage import gini, images, replay, times, total_variation
-from raysel.selection import Selection
 from raysel.workflow.directory import RunDirectory, read_table
 from raysel.workflow.steps.arrays import class_column, made
 from raysel.workflow.steps.factors import RARE
@@ -137,7 +135,6 @@ def texts_of(run: RunDirectory, ids: np.ndarray) -> list[str] | None:
     kind = run.inputs["pool"].schema.field(column).type
     if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
         return None
-    rows = Selection.of(ids).rows(run.read("pool").select_columns([ID, column]))
-    found = gather(rows, [ID, column], "pool")
+    found = run.some_rows("pool", ids, [column])
     by_id = dict(zip(found[ID].to_pylist(), found[column].to_pylist(), strict=True))
     return [by_id[i] for i in ids.tolist()]
