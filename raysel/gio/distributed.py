@@ -67,9 +67,9 @@ class GIO:
         Rules that may stop the selection before the budget is reached.
     within : {"random", "nearest"}
         How rows are chosen from the picked clusters. With ``random``, only the clusters that were picked
-        before the KL first rises are used, and random rows are drawn from each of these clusters in
-        proportion to its target rows. With ``nearest``, as published, complete clusters are taken in the
-        order in which they were picked, and the last cluster contributes the rows nearest to its centroid.
+        before the KL first rises are used. Random rows are drawn from each of them, in proportion to the number of
+        its target rows. With ``nearest``, as published, complete clusters are taken in the order in which they were
+        picked. Of the last cluster, only the rows nearest to its centroid are taken.
     column : str
         Column with the vectors.
     seed : int
