@@ -67,7 +67,11 @@ def _messages(command: Callable[..., Any]) -> Callable[..., Any]:
         command(*given, progress=Progress(quiet=quiet), **named)
 
     call = click.option("--quiet", is_flag=True, help="Print no progress, only warnings and errors.")(call)
-    return click.option("--verbose", is_flag=True, help="Print messages on details, too.")(call)
+    return click.option(
+        "--verbose",
+        is_flag=True,
+        help="Also print detailed messages, for example to find the cause of an error.",
+    )(call)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
