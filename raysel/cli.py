@@ -159,7 +159,7 @@ def submit(
     """Run WORKFLOW as a job of the Ray cluster at --address.
 
     WORKFLOW is a YAML file that names the data, the methods and the model. It is sent to the cluster together with
-    the files of code that it names; nothing else is sent. If the command is repeated while the job runs, it does not
+    the files of code that it names; no data are sent. If the command is repeated while the job runs, it does not
     start a second job, but shows the running one. If it is repeated after the job has ended, it starts a new job,
     which continues with the results in the directory of --out.
     """
