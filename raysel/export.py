@@ -12,11 +12,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysel.core import storage
+from raysel.core.arrays import positions
 from raysel.core.arrow import plain
 from raysel.core.markdown import literal
+from raysel.data.identity import row_ids
 from raysel.data.row_index import ID
 from raysel.errors import ConfigError, DataError, shown
 from raysel.version import __version__
@@ -30,27 +33,73 @@ Format = Literal["parquet", "jsonl", "webdataset"]
 _SUFFIX = {"parquet": "parquet", "jsonl": "jsonl", "webdataset": "tar"}
 _FILE_BYTES = 256 << 20  # of Arrow data per file
 _CARD = "README.md"
+_STATUS, _SELECTED = "status", "selected"
 
 
 def export(
-    selection: Selection, dataset: Dataset, path: str | os.PathLike[str], format: Format = "parquet"
+    selection: Selection,
+    dataset: Dataset,
+    path: str | os.PathLike[str],
+    format: Format = "parquet",
+    dropped: bool = False,
 ) -> None:
     """Write the selected rows; see :meth:`raysel.Selection.export`."""
     if format not in _SUFFIX:
         raise ConfigError(f"format: {format!r} is unknown; use {', '.join(_SUFFIX)}.")
     write = {"parquet": _parquet, "jsonl": _json_lines, "webdataset": _tar}[format]
-    rows = selection.apply(dataset)
+    rows = _with_status(selection, dataset) if dropped else selection.apply(dataset)
     with storage.new_folder(storage.output(path)) as folder:
-        files, count = 0, 0
+        files, count, total = 0, 0, 0
         for table in _tables(rows):
             folder.write(f"data-{files:05d}.{_SUFFIX[format]}", write(table))
-            files, count = files + 1, count + len(table)
+            files, total = files + 1, total + len(table)
+            count += pc.sum(pc.equal(table[_STATUS], _SELECTED)).as_py() if dropped else len(table)
         if count != len(selection):
             raise DataError(
                 f"The dataset has {count:,} of the {len(selection):,} selected rows; export the rows that the selection was "
                 "made from."
             )
-        folder.write(_CARD, card(selection, format, files).encode())
+        folder.write(_CARD, card(selection, format, files, total if dropped else None).encode())
+
+
+def _with_status(selection: Selection, dataset: Dataset) -> Dataset:
+    """Return all rows of a dataset, with the status, score and reason of each."""
+    import ray
+
+    from raysel.cluster.blocks import plain_errors
+    from raysel.selection import constant_text
+
+    selection.check_pool(dataset)
+    coded = pa.dictionary(pa.int32(), pa.string())
+    parts = []
+    for status, part in ((_SELECTED, selection.table), ("dropped", selection.dropped)):
+        if part is not None:
+            known = part.select([name for name in (ID, "score", "reason") if name in part.column_names])
+            at = known.column_names.index("reason")
+            known = known.set_column(at, "reason", known["reason"].cast(coded))
+            parts.append(known.append_column(_STATUS, constant_text(status, len(part))))
+    told = pa.concat_tables(parts, promote_options="default").unify_dictionaries().sort_by(ID)
+    marked = dataset.map_batches(
+        _mark, fn_args=(ray.put(told.combine_chunks()),), batch_format="pyarrow", batch_size=None
+    )
+    return plain_errors(marked)
+
+
+def _mark(table: pa.Table, shared: Any) -> pa.Table:
+    import ray
+
+    told = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
+    for name in (_STATUS, "score", "reason"):
+        if name in table.column_names:
+            raise DataError(
+                f"The dataset already has a column '{name}', which the export of dropped rows writes; rename your column, or "
+                "export other columns."
+            )
+    places, found = positions(told[ID].to_numpy(), row_ids(table, "the dataset"))
+    rows = told.take(pa.array(places, mask=~found))
+    status = pc.fill_null(rows[_STATUS].cast(pa.string()), "dropped")
+    table = table.append_column(_STATUS, status).append_column("score", rows["score"])
+    return table.append_column("reason", rows["reason"].cast(pa.string()))
 
 
 def _tables(rows: Dataset) -> Iterator[pa.Table]:
@@ -143,7 +192,7 @@ def _not_json(table: pa.Table) -> str:
     return "The rows hold values that JSON cannot hold."
 
 
-def card(selection: Selection, format: str, files: int) -> str:
+def card(selection: Selection, format: str, files: int, rows: int | None = None) -> str:
     """Return a data card in Markdown: what the rows are, how they were selected, from what, and how many.
 
     Parameters
@@ -154,6 +203,8 @@ def card(selection: Selection, format: str, files: int) -> str:
         Format of the files.
     files : int
         Number of files.
+    rows : int, optional
+        Number of rows in the files, if dropped rows are among them.
     """
     info = selection.info
     steps = []
@@ -161,10 +212,11 @@ def card(selection: Selection, format: str, files: int) -> str:
         steps.append(info)
         info = info.get("before", {})
     reasons = Counter(selection.table["reason"].to_pylist())
+    count = f"{len(selection):,} rows" if rows is None else f"{len(selection):,} of the {rows:,} rows"
     lines = [
         "# Selected training data",
         "",
-        f"{len(selection):,} rows in {files:,} {'file' if files == 1 else 'files'} ({format}), selected by raysel {__version__}.",
+        f"{count} in {files:,} {'file' if files == 1 else 'files'} ({format}), selected by raysel {__version__}.",
         "",
         "## How the rows were selected",
         "",
@@ -190,6 +242,11 @@ def card(selection: Selection, format: str, files: int) -> str:
         "",
         "## Columns",
         "",
-        f"The columns of the data, `{ID}` (the number of the row in the pool) and `weight` (the weight of the row in training).",
+        f"The columns of the data, `{ID}` (the number of the row in the pool) and "
+        + (
+            "`weight` (the weight of the row in training)."
+            if rows is None
+            else "`status` (selected or dropped), `score` and `reason`."
+        ),
     ]
     return "\n".join(lines) + "\n"

@@ -374,6 +374,8 @@ class Selection:
         dataset: Dataset,
         path: str | os.PathLike[str],
         format: Literal["parquet", "jsonl", "webdataset"] = "parquet",
+        *,
+        dropped: bool = False,
     ) -> None:
         """Write the selected rows of a dataset as files for other tools, with a data card.
 
@@ -386,13 +388,17 @@ class Selection:
             data card ``README.md``: how the rows were selected, from which files, and how many for which reason.
         format : {"parquet", "jsonl", "webdataset"}
             Parquet, JSON lines, or tar files with a member per column of bytes and one of JSON per row.
+        dropped : bool
+            Write the dropped rows of the dataset too, for tools that show them next to the selected rows. Every row then
+            has the columns ``status`` ("selected" or "dropped"), ``score`` and ``reason`` instead of ``weight``. Of a
+            dropped row, score and reason are null if the method does not list them.
 
         Raises
         ------
         ConfigError
             For an unknown format.
         DataError
-            If the dataset has other rows, or values that JSON cannot hold.
+            If the dataset has other rows, a column with the name of a written one, or values that JSON cannot hold.
         RunError
             If ``path`` exists or cannot be written.
 
@@ -404,7 +410,7 @@ class Selection:
         """
         from raysel.export import export
 
-        export(self, dataset, path, format)
+        export(self, dataset, path, format, dropped)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the selection to a directory of Parquet and JSON files.

@@ -66,6 +66,30 @@ def test_formats_and_card(cluster, tmp_path, monkeypatch):
         key = f"{row['sample_id']:012d}"
         assert members.get(f"{key}.image") == row["image"]
         assert json.loads(members[f"{key}.json"])["text"] == row["text"]
+    chosen.export(pool.select_columns(["sample_id", "v"]), tmp_path / "viewer", dropped=True)
+    files = sorted((tmp_path / "viewer").glob("data-*.parquet"))
+    back = pa.concat_tables([pq.read_table(file) for file in files])
+    reasons = {row["sample_id"]: row["reason"] for row in chosen.dropped.to_pylist()}
+    assert set(reasons.values()) == {"left out by random"}  # the first selection lists no dropped rows
+    scores = dict(zip(chosen.ids.tolist(), chosen.table["score"].to_pylist(), strict=True))
+    assert back.to_pylist() == [
+        {
+            "sample_id": i,
+            "v": [2.0 * i, 2.0 * i + 1],
+            "status": "selected" if i in scores else "dropped",
+            "score": scores.get(i),
+            "reason": "random, seed 0" if i in scores else reasons.get(i),
+        }
+        for i in range(40)
+    ]
+    assert "11 of the 40 rows in" in (tmp_path / "viewer/README.md").read_text()
+    listed = raysel.Selection.of(np.array([1]), reason="mine", score=2.5)  # the others are not listed
+    listed.export(pool.select_columns(["sample_id"]), tmp_path / "listed", "jsonl", dropped=True)
+    lines = (tmp_path / "listed/data-00000.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {"sample_id": 1, "status": "selected", "score": 2.5, "reason": "mine"}
+    assert json.loads(lines[2]) == {"sample_id": 2, "status": "dropped", "score": None, "reason": None}
+    with pytest.raises(DataError, match="already has a column 'score'"):
+        listed.export(pool.rename_columns({"v": "score"}), tmp_path / "none", dropped=True)
     with pytest.raises(ConfigError, match="format: 'csv'"):
         chosen.export(pool, tmp_path / "csv", "csv")
     with pytest.raises(DataError):
