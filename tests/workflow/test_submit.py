@@ -351,8 +351,14 @@ def test_a_job_on_two_nodes_with_everything_on_s3_is_stopped_and_ends_as_on_a_la
 
     refused = raysel(RAY_AUTH_TOKEN="f" * 64)
     assert refused.returncode == 1 and "requires a token" in refused.stderr, refused.stderr
+    probe = "import platform, sys; from raysel.workflow import submit; platform.python_version = lambda: '3.10.0'; "
+    probe += "submit._compare_versions(submit._client(sys.argv[1]), sys.argv[1])"
+    probed = subprocess.run(
+        [sys.executable, "-c", probe, address], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert f"runs Ray {ray.__version__} and Python {platform.python_version()}, and this" in probed.stderr
     first = raysel()
-    assert first.returncode == 0, first.stderr
+    assert first.returncode == 0 and "and this machine" not in first.stderr, first.stderr
     name = re.search(r"Job (raysel-\w+-1) was submitted\. Results: s3://", first.stderr)[1]
     followed = subprocess.Popen(
         [*command, "--follow"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
