@@ -515,6 +515,9 @@ class _Worker:
         self.device = device
         self.run: Callable[[Any], Any] | None = None
 
+    def __repr__(self) -> str:  # the name of the actor on the dashboard
+        return f"embedding on {self.device}"
+
     def load(self, work: Work) -> Callable[[Any], Any]:
         if self.run is None:
             self.run = shards.prepare_network(work.embedder, self.device)

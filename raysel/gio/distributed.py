@@ -365,6 +365,9 @@ class _OnDevice:
         self._column, self._centroids = column, centroids
         self._device = "cuda" if torch.cuda.is_available() else None
 
+    def __repr__(self) -> str:  # the name of the actor on the dashboard
+        return "nearest clusters on a GPU"
+
     def nearest(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return _nearest(table, self._column, self._centroids, self._device)
 

@@ -45,6 +45,9 @@ class _Board:
         self._posted: list[ray.ObjectRef] = []
         self._seed: int | None = None
 
+    def __repr__(self) -> str:  # the name of the actor on the dashboard
+        return "plan of an epoch"
+
     def post(self, bits: npt.NDArray[np.uint8], seed: int) -> None:
         self._posted, self._seed = [ray.put(bits)], seed
 

@@ -33,6 +33,9 @@ class _Desk:
         self._began: list[float] = []
         self._closed = False
 
+    def __repr__(self) -> str:  # the name of the actor on the dashboard
+        return "trainings of a run"
+
     def put(self, task: list[Any]) -> None:
         self._tasks.append(task)
 
