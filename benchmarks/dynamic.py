@@ -172,13 +172,15 @@ def steps(options: argparse.Namespace) -> None:
 
     from raysel.dynamic import FullData
     from raysel.dynamic.service import start_keepers
-    from raysel.train.ranks import LocalRanks
-    from raysel.train.session import Run, Session
+    from raysel.train.checkpoint_store import CheckpointStore
+    from raysel.train.communicator import Communicator
+    from raysel.train.run import Run
+    from raysel.train.session import Session
 
     n, batch, step = 128_000, 128, 0.020
     data = TensorDataset(torch.randn(n, 16), torch.arange(n))
     client = start_keepers(FullData(), n, 1, 0)
-    session = Session(Run({}, n, 1, 0, None, n), client, LocalRanks(None), None, None)
+    session = Session(Run({}, n, 1, 0, None, n), client, Communicator(), CheckpointStore(), None, None)
     next(session.epochs())
     selected = iter(session.loader(data, batch_size=batch))
     plain = iter(DataLoader(data, sampler=RandomSampler(data), batch_size=batch))

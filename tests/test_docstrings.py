@@ -44,7 +44,7 @@ def public() -> dict[str, set[str]]:
 def held() -> dict[str, set[str]]:
     """The same of what users hold in their hands besides: not every method needs an example."""
     from raysel import dynamic, errors, factors, gime, gio
-    from raysel.train.loader import Batch
+    from raysel.train.batch import Batch
     from raysel.train.session import Session
 
     found = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,32 @@ def test_no_module_imports_itself_through_others():
         free = {name for name, found in graph.items() if not found & graph.keys()}
         assert free, f"these modules import each other in a circle: {sorted(graph)}"
         graph = {name: found for name, found in graph.items() if name not in free}
+
+
+OTHERS_PRIVATE = {  # which torch, Ray, Lightning and Hugging Face offer no public name for
+    "client._do_request", "functools._lru_cache_wrapper", "value._function", "dataset._logical_plan", "trainer._train_batch_size",
+    "callback._save_on_train_epoch_end", "callback._every_n_train_steps", "callback._train_time_interval",
+}  # fmt: skip
+
+
+def test_no_module_uses_private_members_of_another():
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        own |= {
+            node.target.id
+            for node in nodes
+            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        }
+        used = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
+        of_self = [node for node in used if ast.unparse(node.value) in ("self", "cls", "super()")]
+        own |= {node.attr for node in of_self if isinstance(node.ctx, ast.Store)} | {
+            "_fields",
+            "_replace",
+        }  # of tuples
+        found |= {ast.unparse(node) for node in used if node not in of_self and node.attr not in own}
+    assert found == OTHERS_PRIVATE
 
 
 def test_core_imports_nothing_of_raysel_but_its_errors_and_version():

@@ -64,7 +64,7 @@ def test_what_is_read_from_storage_is_not_unpickled():
     assert found.keys() == {  # of what a process of the same run has pickled a moment ago
         "cluster/blocks.py pickle.loads",
         "data/identity.py pickle.loads",
-        "train/processes.py pickle.loads",
+        "train/communicator.py pickle.loads",
     }
     assert not calls("eval", "exec", "pd.read_pickle", "torch.hub.load")
     assert not any("AUTOLOAD_CLOUDPICKLE" in path.read_text() for path in SOURCES)

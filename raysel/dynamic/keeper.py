@@ -111,8 +111,6 @@ class Keeper:
         ``plan_shard``, and if the policy's ``check(num_epochs)`` raises it.
     """
 
-    for_all_ranks = True  # whether every rank can call it, and not rank 0 alone
-
     def __init__(
         self,
         policy: Policy,
@@ -440,8 +438,6 @@ class Keepers:
     ``spans`` has the slots (start, stop) of each, in order. All calls go through :meth:`_all`, which calls
     every shard.
     """
-
-    for_all_ranks = True
 
     def __init__(self, keepers: Sequence[Any], spans: Sequence[tuple[int, int]]) -> None:
         self._keepers = list(keepers)

@@ -37,7 +37,6 @@ from raysel.train.objects import state_dicts
 
 if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
-    from raysel.train.processes import SharedKeeper
 
 _SESSION, _OBJECTS = "session.json", "objects.pt"
 _STAGED = pa.schema([pa.field("slot", pa.int64(), False), pa.field("loss", pa.float32(), False)])
@@ -53,15 +52,15 @@ def save(
     world: int,
     about: Mapping[str, Any],
     objects: Mapping[str, Any],
-    keeper: Keeper | Keepers | SharedKeeper,
+    keeper: Keeper | Keepers,
     attempt: str,
+    pieces: int,
 ) -> None:
     """Write this rank's part into ``directory``, which ranks may share.
 
-    ``about`` has ``run``, ``epoch``, and ``within``: whether an epoch is under way. What is gathered from all
-    ranks is gathered here, so every rank calls it.
+    ``about`` has ``run``, ``epoch``, and ``within``: whether an epoch is under way. The first ``pieces`` ranks write the
+    selection state. What is gathered from all ranks is gathered here, so every rank calls it.
     """
-    pieces = world if keeper.for_all_ranks else 1
     rng = directory / _name("rng", rank, world, "pt")
     torch.save(get_rng(), rng)
     mine = [rng]

@@ -14,7 +14,7 @@ from raysel.data.store import ColumnStore
 from raysel.train.tasks.task import Facts
 
 if TYPE_CHECKING:
-    from raysel.train.loader import Batch
+    from raysel.train.batch import Batch
     from raysel.train.session import Session
 
 Collate = Callable[[Mapping[str, np.ndarray], torch.Generator | None], Any]

@@ -40,7 +40,12 @@ class Driven:
     @property
     def is_over(self) -> bool:
         """Whether the run's last epoch has ended."""
-        return not self.is_open and self.session._is_over()
+        return not self.is_open and self.session.is_over
+
+    @property
+    def noted(self) -> int:
+        """Number of batches of the open epoch whose losses were recorded."""
+        return 0 if self.session.current is None else self.session.current.noted
 
     def loader(self, dataset: Any, **options: Any) -> Any:
         """Return the batches of the open epoch, or of the next epoch if none is open.
@@ -63,7 +68,7 @@ class Driven:
 
     def progress(self, step: int) -> float:
         """Return :attr:`Session.progress` after ``step`` optimizer steps, whatever has been prefetched."""
-        session, run = self.session, self.session._run
+        session, run = self.session, self.session.run
         within = (step - session.total_steps) / session.steps_per_epoch if session.steps_per_epoch else 0.0
         share = (session.epoch + min(1.0, max(0.0, within))) / session.num_epochs
         if run.max_steps is not None:  # whichever of the two ends the run
@@ -72,7 +77,7 @@ class Driven:
 
     def longest(self, batch_size: int, accumulate: int) -> int:
         """Return the batches per rank in an epoch that leaves nothing out."""
-        return accumulate * steps(self.session._run.samples, batch_size, accumulate * self.session.world)
+        return accumulate * steps(self.session.run.samples, batch_size, accumulate * self.session.world)
 
     def save(self, directory: Path) -> None:
         """Write the selection state next to the model's.
@@ -86,4 +91,4 @@ class Driven:
                 'Trainer: save_strategy="epoch").'
             )
         directory.mkdir(parents=True, exist_ok=True)
-        self.session._save(directory, {}, None)
+        self.session.save(directory)

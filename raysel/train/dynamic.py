@@ -16,9 +16,11 @@ from raysel.dynamic.plan import Policy
 from raysel.dynamic.shards import cut, spans
 from raysel.errors import ConfigError, StateError
 from raysel.selection import Selection
-from raysel.train.processes import ProcessRanks, SharedKeeper, ranks
-from raysel.train.ranks import FolderRanks, LocalRanks, TrainRanks
-from raysel.train.session import Run, Session
+from raysel.train.checkpoint_store import CheckpointStore, FolderStore, TrainStore
+from raysel.train.communicator import Communicator, TorchCommunicator, TrainCommunicator, joined
+from raysel.train.run import Run
+from raysel.train.session import Session
+from raysel.train.shared_keeper import SharedKeeper
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -283,9 +285,10 @@ class DynamicSelection:
         (0, 1)
         """
         self._check_started()
-        if self._local:
-            return self._session(ranks(self._directory))
-        return self._session(TrainRanks() if self._directory is None else FolderRanks(self._directory))
+        communicator = joined() if self._local else TrainCommunicator()
+        if self._directory is not None:
+            return self._session(communicator, FolderStore(self._directory))
+        return self._session(communicator, CheckpointStore() if self._local else TrainStore())
 
     def driven(self, found: Path | None = None) -> Session:
         """Return the session for a framework that runs the epochs and keeps the checkpoints.
@@ -314,7 +317,7 @@ class DynamicSelection:
         0
         """
         self._check_started()
-        return self._session(ranks(None, found))
+        return self._session(joined(), CheckpointStore(found))
 
     def _check_started(self) -> None:
         if self._keeper is None:
@@ -323,17 +326,19 @@ class DynamicSelection:
                 "around trainer.fit(), or DynamicSelection.local(...) without Ray Train."
             )
 
-    def _session(self, processes: TrainRanks | LocalRanks) -> Session:
+    def _session(self, communicator: Communicator, store: CheckpointStore) -> Session:
         ids, weights, keeper = self._ids, self._weights, self._keeper
-        if self._local and isinstance(processes, ProcessRanks):
-            keeper = SharedKeeper(keeper, processes)
         if not self._local:
             import ray
 
             if isinstance(ids, ray.ObjectRef):
                 ids, weights = ray.get([ids, weights])
+        elif isinstance(communicator, TorchCommunicator):
+            keeper = SharedKeeper(keeper, communicator)
         boards = self._boards
-        self.made = Session(self.run, keeper, processes, ids, weights, lambda: boards[0] if boards else None)
+        self.made = Session(
+            self.run, keeper, communicator, store, ids, weights, lambda: boards[0] if boards else None
+        )
         return self.made
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:

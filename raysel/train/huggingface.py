@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from raysel.errors import ConfigError, DataError, StateError, first, reason_of
+from raysel.train.batch import Batch
 from raysel.train.driven import Driven, check_dynamic
 from raysel.train.dynamic import DynamicSelection
-from raysel.train.loader import Batch, check_map_style
+from raysel.train.loader import check_map_style
 from raysel.train.reduce import per_sample
 
 try:
@@ -182,12 +183,12 @@ class SelectingTrainer(Trainer):
                 f"SelectingTrainer: {type(self).__name__} trains on batches that do not follow the plan; where "
                 "get_train_dataloader is overridden, return the batches of super().get_train_dataloader()."
             )
-        before = self.driven.session._noted
+        before = self.driven.noted
         try:
             loss = super().training_step(model, inputs, *more, **others)
         finally:
             self._batch = None
-        if self.driven.session._noted == before:
+        if self.driven.noted == before:
             raise StateError(
                 f"SelectingTrainer: {type(self).__name__}.compute_loss overrides the method that records each "
                 "sample's loss. Move it into the argument compute_loss_func, a function of (outputs, labels) "

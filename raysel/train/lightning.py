@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from raysel.core.arrays import positions
 from raysel.errors import ConfigError, StateError
+from raysel.train.batch import Batch
+from raysel.train.communicator import TorchCommunicator
 from raysel.train.driven import Driven, check_dynamic
 from raysel.train.dynamic import DynamicSelection
-from raysel.train.loader import Batch, check_map_style
-from raysel.train.processes import ProcessRanks
+from raysel.train.loader import check_map_style
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -66,14 +64,7 @@ class Selecting(Callback):
 
     def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Record each sample's loss and return the scalar for training_step, as :meth:`Session.loss` does."""
-        session = self._opened().session
-        if (
-            isinstance(batch, Batch) and batch.weights.dtype != torch.float32
-        ):  # a Trainer of low precision rounds what it finds in a batch
-            assert session.plan is not None
-            exact = session._weights_of(session.plan, _positions(session.plan.slots, batch.slots))
-            batch = replace(batch, weights=torch.from_numpy(exact))
-        return session.loss(batch, losses, mask)
+        return self._opened().session.loss(batch, losses, mask)
 
     def progress(self, step: int) -> float:
         """Return the share of the run done after ``step`` optimizer steps, in [0, 1], for a LambdaLR."""
@@ -100,9 +91,7 @@ class Selecting(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Check that losses were recorded."""
-        if (
-            outputs and not self._opened().session._noted
-        ):  # without outputs, training_step has skipped the batch
+        if outputs and not self._opened().noted:  # without outputs, training_step has skipped the batch
             raise StateError(
                 "Selecting: training_step recorded no loss of its first batch; let it return selecting.loss(batch, losses), "
                 "with one loss per sample."
@@ -125,11 +114,10 @@ class Selecting(Callback):
         with tempfile.TemporaryDirectory(prefix="raysel-") as directory:
             self.driven.save(Path(directory))
             files = {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
-        ranks = self.driven.session._ranks
-        if isinstance(
-            ranks, ProcessRanks
-        ):  # Lightning calls this on every rank and keeps the result of the first
-            files = {name: data for theirs in ranks.gather(files) for name, data in theirs.items()}
+        communicator = self.driven.session.communicator
+        if isinstance(communicator, TorchCommunicator):
+            # Lightning calls this on every rank and keeps the result of the first.
+            files = {name: data for theirs in communicator.gather(files) for name, data in theirs.items()}
         return {
             "files": {
                 name: torch.frombuffer(bytearray(data), dtype=torch.uint8) for name, data in files.items()
@@ -246,8 +234,3 @@ class _Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self._selecting._batches())
-
-
-def _positions(planned: np.ndarray, slots: np.ndarray) -> np.ndarray:
-    place, found = positions(planned, slots)
-    return np.where(found, place, -1)

@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, fields, is_dataclass
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, default_collate
 
-from raysel.errors import DataError, reason_of, shown
+from raysel.dynamic.plan import batches, step_sizes
+from raysel.errors import DataError, StateError, reason_of, shown
+from raysel.train.batch import Batch
+from raysel.train.checkpoint import set_rng
+from raysel.train.epoch import Epoch
 
 _OF_COLUMNS = ("pandas", "polars", "pyarrow")  # packages whose objects are columns, or have labels
-
-
-@dataclass
-class Batch:
-    """The rows that one rank trains on in one step.
-
-    Attributes
-    ----------
-    data : object
-        What the collate function returned for the samples.
-    ids : torch.Tensor of int64, shape (B,)
-        Ids of the samples. The last batch of an epoch is shorter. A rank for which fewer than two rows remain
-        has two all the same, of which the last or both are padding, id -1 (one row for a batch size of 1): all
-        ranks take equally many steps, and batch statistics need more than one row.
-    weights : torch.Tensor of float32, shape (B,)
-        Weight of the plan times weight of the selection; 0 for padding.
-    slots : array of int64, shape (B,)
-        Positions of the samples in the selection state. -1 for padding, which comes last.
-    share : float
-        Number of rows that count in this step over all ranks, divided by the number of its batches (one per
-        rank, or ``accumulate``). A weighted sum of losses is divided by it, so that the mean over batches is
-        the mean over rows.
-    """
-
-    data: Any
-    ids: torch.Tensor
-    weights: torch.Tensor
-    slots: np.ndarray
-    share: float
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Return the batch with its tensors on a device.
-
-        Parameters
-        ----------
-        device : torch.device or str
-            The device.
-
-        Returns
-        -------
-        Batch
-            ``data`` may be tensors, objects with a method ``to``, and nested tuples, lists, mappings and
-            dataclasses of these; anything else is left as it is. ``ids`` stay on the CPU.
-        """
-        weights = self.weights.to(device, non_blocking=True)
-        return Batch(moved(self.data, device), self.ids, weights, self.slots, self.share)
 
 
 class WithIds(torch.utils.data.Dataset):
@@ -127,8 +85,80 @@ class CollateWithIds:
         return torch.from_numpy(marks), self.collate(samples)
 
 
-def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -> DataLoader:
-    """Return a torch DataLoader over ``dataset`` that yields (marks, collated samples) in ``order``."""
+class EpochLoader:
+    """The batches of one epoch on one rank, from a map-style dataset. See ``Session.loader``.
+
+    ``loader`` is what :func:`data_loader` returned.
+    """
+
+    def __init__(
+        self,
+        epoch: Epoch,
+        loader: DataLoader,
+        batch_size: int,
+        shuffle: bool,
+        accumulate: int,
+        lengths: np.ndarray | None,
+    ) -> None:
+        began = time.perf_counter()
+        plan, grouped = epoch.plan, None
+        if lengths is not None:
+            lengths = lengths[epoch.ids]
+            grouped = hashlib.blake2b(lengths.tobytes(), digest_size=16).hexdigest()
+        where = batches(
+            len(plan),
+            batch_size,
+            epoch.rank,
+            epoch.world,
+            epoch.run.seed,
+            epoch.number,
+            shuffle,
+            epoch.skip,
+            accumulate,
+            lengths,
+        )
+        where = where[: int(min((epoch.last - epoch.done) * accumulate, len(where)))]
+        self._ticket = epoch.take(len(where) // accumulate, shuffle, grouped, accumulate)
+        self._rows = [rows_of(epoch, one) for one in without_padding(where)]
+        self._epoch, self._loader = epoch, loader
+        self._accumulate, self._lanes = accumulate, accumulate * epoch.world
+        self._step_rows = batch_size * self._lanes
+        self._sizes = step_sizes(len(plan) - epoch.skip, self._step_rows).tolist()
+        epoch.planning += time.perf_counter() - began
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, accumulate = self._epoch, self._accumulate
+        epoch.claim(self._ticket)
+        # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
+        before, trained = epoch.skip / self._step_rows, epoch.skip
+        all_steps = before + len(self) // accumulate
+        order: Any = self._loader.batch_sampler
+        order.rows = self._rows
+        arriving = iter(self._loader)
+        if epoch.rng is not None:
+            # In mid-epoch: making the iterator drew what the epoch's start had drawn.
+            set_rng(epoch.rng)
+        for index, (ids, data) in enumerate(arriving):
+            rows, step = self._rows[index], index // accumulate
+            if ids.numpy().tobytes() != rows.marks.tobytes():  # a tenth of array_equal's time
+                raise StateError(
+                    "The DataLoader returned batches in another order than requested; "
+                    "do not set the option in_order of the DataLoader."
+                )
+            if rows.slots[-1] < 0:
+                ids = torch.where(ids < 0, -1, ids)
+            if index % accumulate == 0:
+                trained += self._sizes[step]
+            epoch.hand_out(epoch.done + step + 1, trained, (before + step + 1) / all_steps)
+            share = self._sizes[step] / self._lanes
+            yield Batch(data, ids, torch.from_numpy(rows.weights), rows.slots, share)
+
+
+def data_loader(dataset: Any, collate: Any, **options: Any) -> DataLoader:
+    """Return a torch DataLoader over ``dataset`` that yields (marks, collated samples) in an EpochOrder."""
     taken = sorted(
         {"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last", "dataset"} & set(options)
     )
@@ -140,7 +170,7 @@ def data_loader(dataset: Any, order: EpochOrder, collate: Any, **options: Any) -
         raise DataError(f"loader: collate_fn must be a function of a list of samples, got {shown(collate)}.")
     both: Any = CollateWithIds(collate)  # of what WithIds makes, which is no list of samples
     try:
-        return DataLoader(WithIds(dataset), batch_sampler=order, collate_fn=both, **options)
+        return DataLoader(WithIds(dataset), batch_sampler=EpochOrder(), collate_fn=both, **options)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"loader: The DataLoader does not accept its options ({reason_of(error)})."
@@ -159,18 +189,13 @@ def without_padding(positions: np.ndarray) -> list[np.ndarray]:
     return rows
 
 
-def rows_of(positions: np.ndarray, planned: np.ndarray, ids: np.ndarray | None, weights: np.ndarray) -> Rows:
-    """Return the rows at ``positions`` of the planned slots; padding reads the plan's first sample.
-
-    ``ids`` are by slot, None if they are the slots.
-    """
-    pads = positions < 0
-    slots = planned[np.maximum(positions, 0)]
-    # Never the slots' own memory: a loop may write to its ids.
-    marks = slots.copy() if ids is None else ids[slots]
+def rows_of(epoch: Epoch, positions: np.ndarray) -> Rows:
+    """Return the rows at ``positions`` of the plan; padding reads the plan's first sample."""
+    pads, real = positions < 0, np.maximum(positions, 0)
+    marks, slots = epoch.ids[real], epoch.plan.slots[real]
     if pads[-1]:  # padding comes last
         marks, slots = np.where(pads, -marks - 1, marks), np.where(pads, -1, slots)
-    return Rows(marks, slots, weights)
+    return Rows(marks, slots, epoch.weights_at(positions))
 
 
 def check_map_style(dataset: Any, where: str) -> int:
@@ -209,26 +234,12 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         )
 
 
-def moved(data: Any, device: torch.device | str) -> Any:
-    """Return tensors, and what is nested in tuples, lists, mappings and dataclasses, on a device; see :meth:`Batch.to`."""
-    if isinstance(data, torch.Tensor):
-        return data.to(device, non_blocking=True)
-    if callable(getattr(data, "to", None)) and not isinstance(data, type):
-        return data.to(device)
-    if isinstance(data, tuple) and hasattr(data, "_fields"):
-        return type(data)(*(moved(value, device) for value in data))
-    if isinstance(data, (list, tuple)):
-        return type(data)(moved(value, device) for value in data)
-    if isinstance(data, MutableMapping):
-        copied = copy.copy(data)  # keeps its class, and whatever else it holds
-        for key, value in data.items():
-            copied[key] = moved(value, device)
-        return copied
-    if isinstance(data, Mapping):
-        return {key: moved(value, device) for key, value in data.items()}
-    if is_dataclass(data) and not isinstance(data, type):
-        other = copy.copy(data)
-        for field in fields(data):
-            object.__setattr__(other, field.name, moved(getattr(data, field.name), device))
-        return other
-    return data
+def checked_lengths(lengths: Any, rows: int) -> np.ndarray:
+    """Return the lengths as an array; raise DataError unless there is one whole number per row."""
+    found = np.asarray(lengths)
+    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != rows:
+        raise DataError(
+            f"loader: The lengths must be one whole number per sample of the dataset, {rows:,} in all, got "
+            f"{found.dtype}{list(found.shape)}."
+        )
+    return found.astype(np.int64)

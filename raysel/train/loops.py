@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raysel.core import storage
 from raysel.errors import RunError
+from raysel.train.batch import Batch, moved
 from raysel.train.data import TrainingData
-from raysel.train.loader import Batch, moved
 from raysel.train.objects import load_state_dicts, state_dicts
 from raysel.train.optimizers import schedule
 from raysel.train.trackers import Tracking

@@ -99,14 +99,6 @@ def packed(plan: Plan, samples: int) -> npt.NDArray[np.uint8]:
     return np.packbits(marks, bitorder="little")
 
 
-def slots_of(ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None) -> npt.NDArray[np.int64]:
-    """Return the slot of each id, -1 if it is not in ``chosen`` (ascending; None: an id is its slot)."""
-    if chosen is None:
-        return ids
-    place, found = positions(chosen, ids)
-    return np.where(found, place, -1)
-
-
 def planned(dataset: Dataset, board: Board, ids: Any, samples: int) -> Dataset:
     """Return ``dataset``, filtered by the plan on ``board`` whenever it is run.
 
@@ -196,8 +188,11 @@ def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iter
     """Yield the planned rows of a block; nothing for a block without planned rows."""
     if ID not in table.column_names:
         raise DataError(f"planned: The dataset has no column '{ID}'; read it with raysel.read.")
-    slots = slots_of(table[ID].to_numpy(), ray.get(ids) if isinstance(ids, ray.ObjectRef) else ids)
-    if ids is None and len(slots) and not 0 <= slots.min() <= slots.max() < samples:
+    slots = table[ID].to_numpy()
+    if ids is not None:
+        place, found = positions(ray.get(ids) if isinstance(ids, ray.ObjectRef) else ids, slots)
+        slots = np.where(found, place, -1)
+    elif len(slots) and not 0 <= slots.min() <= slots.max() < samples:
         raise DataError(
             f"planned: The sample_id {slots.max() if slots.max() >= samples else slots.min()} is not one of the "
             f"{samples:,} samples of the run; give DynamicSelection the number of rows of this dataset."
@@ -386,12 +381,9 @@ def marks(slots: npt.NDArray[np.int64]) -> int:
     return int(total.view(np.int64))
 
 
-def places(
-    plan: Plan, ids: npt.NDArray[np.int64], chosen: npt.NDArray[np.int64] | None
-) -> npt.NDArray[np.int64]:
-    """Return the positions in ``plan`` of these ids; raise DataError for an id that is not planned."""
-    slots = slots_of(ids, chosen)
-    found, planned = positions(plan.slots, slots)
+def places(planned_ids: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the positions of ``ids`` among the planned ids, which ascend; raise DataError for an id that is not planned."""
+    found, planned = positions(planned_ids, ids)
     if not planned.all():
         raise DataError(
             f"stream: Some rows are not in the epoch's plan (sample_id {first(ids[~planned].tolist())}). Stream the dataset "

@@ -2,66 +2,41 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from raysel.core.numbers import whole
-from raysel.dynamic.plan import Plan, batches, step_sizes, steps
+from raysel.dynamic.plan import Plan
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
-from raysel.train.loader import Batch, EpochOrder, Rows, check_length, data_loader, rows_of, without_padding
+from raysel.train.batch import Batch
+from raysel.train.checkpoint_store import restore_newest
+from raysel.train.epoch import Epoch
+from raysel.train.loader import EpochLoader, check_length, checked_lengths, data_loader
 from raysel.train.objects import load_state_dicts
-from raysel.train.reduce import per_sample
-from raysel.train.stream import EpochStream, Streams
+from raysel.train.shared_keeper import SharedKeeper
+from raysel.train.stream import Counts, EpochStream
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from raysel.dynamic.keeper import Keeper, Keepers
+    from raysel.train.checkpoint_store import CheckpointStore, Save
+    from raysel.train.communicator import Communicator
     from raysel.train.planned import Board
-    from raysel.train.processes import SharedKeeper
-    from raysel.train.ranks import LocalRanks, TrainRanks
+    from raysel.train.run import Run
 
 log = logging.getLogger("raysel")
 _BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is fixed for a complete run.
-
-    Attributes
-    ----------
-    policy : dict
-        The policy's parameters.
-    samples : int
-        Number of samples that the policy selects from.
-    num_epochs, seed : int
-        Number of epochs, and the seed of all draws.
-    max_steps : int or None
-        Greatest number of optimizer steps.
-    pool_rows : int or None
-        Length that the training data must have; None if it is not known.
-    chosen : str
-        Digest of the samples' ids and weights.
-    """
-
-    policy: dict[str, Any]
-    samples: int
-    num_epochs: int
-    seed: int
-    max_steps: int | None
-    pool_rows: int | None
-    chosen: str = ""
 
 
 class Session:
@@ -77,12 +52,8 @@ class Session:
         The current epoch, 0-based.
     num_epochs : int
         Number of epochs of the run.
-    plan : Plan or None
-        The samples of the current epoch; None outside an epoch.
-    step : int
-        Steps taken in the current epoch.
-    steps_per_epoch : int
-        Steps of the current epoch, known before the first one; from :meth:`stream` the least possible number.
+    current : Epoch or None
+        The current epoch; None outside an epoch.
     total_steps : int
         Steps of all finished epochs.
     history : list of dict
@@ -105,51 +76,50 @@ class Session:
         self,
         run: Run,
         keeper: Keeper | Keepers | SharedKeeper,
-        ranks: TrainRanks | LocalRanks,
+        communicator: Communicator,
+        store: CheckpointStore,
         ids: np.ndarray | None,
         weights: np.ndarray | None,
         board: Callable[[], Board | None] = lambda: None,
     ) -> None:
-        self._run = run
-        self._keeper = keeper
-        self._ranks = ranks
+        self.run = run
+        self._keeper, self._pieces = keeper, communicator.world
+        if isinstance(keeper, SharedKeeper):  # and for the calls that rank 0 makes alone, its own
+            keeper, self._pieces = keeper.own, 1
+        self._own = keeper
+        self.communicator, self._store = communicator, store
         self._ids, self._weights = ids, weights
-        self.rank, self.world = ranks.rank, ranks.world
+        self.rank, self.world = communicator.rank, communicator.world
         self.num_epochs = run.num_epochs
         self.epoch = 0
-        self.step = 0
-        self.steps_per_epoch = 0
         self.total_steps = 0
         self.history: list[dict[str, Any]] = []
-        self.plan: Plan | None = None
-        self._shuffle: bool | None = True  # None: Ray Data's order
-        self._grouped: str | None = None  # digest of the lengths by which the epoch's order is grouped
-        self._trained = 0  # samples of the current epoch in the steps taken, over all ranks
-        self._within = 0.0  # how much of the current epoch is done
-        self._accumulate = 1  # batches of an optimizer step on this rank
-        # Of the last loader or stream; not the object itself: a cycle would be freed by the collector, in whatever order,
-        # and torch then waits five seconds for each worker process of a DataLoader.
-        self._ticket: object | None = None
-        self._streams = Streams(self.rank, self.world, board)
-        self._kept: tuple[tuple[Any, ...], EpochOrder, DataLoader] | None = None  # its arguments
-        self._slots: list[np.ndarray] = []
-        self._gathered = 0  # pairs in them
-        self._losses: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._recorded: set[int] = set()  # the first slot of every batch of the epoch with recorded losses
-        self._open = False
-        self._planning = 0.0
-        self._started = 0.0
-        self._attempt = ""
-        self._place: Any = None  # the checkpoint that this run resumes from
-        self._midway: dict[str, Any] | None = None  # its position within an epoch
-        self._skip = self._done = 0  # samples and steps of the epoch that earlier processes have trained
-        self._handed = self._noted = 0  # batches returned, and those whose losses were recorded
+        self.current: Epoch | None = None  # the open epoch
+        self._loader: tuple[Any, Any, dict[str, Any], DataLoader] | None = None  # what it was made of, and it
+        self._board = board
+        self._counts: Counts | None = None  # of the streams
+        self._midway: dict[str, Any] | None = None  # the checkpoint's position within an epoch
         self._rng: Any = None  # to be set when the epoch is resumed
-        self._resuming = self._resume()
-        self._restored = not self._resuming
+        self._attempt, self._place = self._resume()
+        self._restored = self._place is None  # the checkpoint that this run resumes from
         self._begun = False  # whether this session has trained an epoch
 
     # ---- the epoch's life --------------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan | None:
+        """The samples of the current epoch; None outside an epoch."""
+        return None if self.current is None else self.current.plan
+
+    @property
+    def step(self) -> int:
+        """Steps taken in the current epoch."""
+        return 0 if self.current is None else self.current.step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the current epoch, known before the first one; from :meth:`stream` the least possible number."""
+        return 0 if self.current is None else self.current.steps
 
     def restore(self, objects: Mapping[str, Any]) -> bool:
         """Restore the checkpoint into ``objects``.
@@ -174,9 +144,9 @@ class Session:
             If the checkpoint has other names.
         """
         _check_named("restore: The objects", objects)
-        if not self._resuming:
+        if self._place is None:
             return False
-        with self._ranks.opened(self._place) as directory:
+        with self._store.opened(self._place) as directory:
             saved = checkpoint.objects(directory)
             rng = checkpoint.rng(directory, self.rank, self.world)
             history = checkpoint.history(directory)
@@ -215,32 +185,34 @@ class Session:
         again = (
             "Make a new session with dynamic.session() to train again, from the checkpoint if there is one."
         )
-        if self._open:
+        if self.current is not None:
             raise StateError(
                 f"Epoch {self.epoch} of this session ended before session.report was called, so the model may have been trained on "
                 f"a part of it. {again}"
             )
-        if self._begun and self._is_over():
+        if self._begun and self.is_over:
             raise StateError(
                 f"This session is over: its last epoch, {self.epoch - 1}, has been trained. {again}"
             )
-        while not self._is_over():
+        while not self.is_over:
             self._begin()
             yield self.epoch
-            if self._open:
+            if self.current is not None:
                 raise StateError(
                     f"Epoch {self.epoch} ended without session.report(...), so its losses would be lost; call it in every epoch."
                 )
 
-    def _is_over(self) -> bool:
-        return self.epoch >= self.num_epochs or self.total_steps >= (self._run.max_steps or np.inf)
+    @property
+    def is_over(self) -> bool:
+        """Whether the run's last epoch has ended."""
+        return self.epoch >= self.num_epochs or self.total_steps >= (self.run.max_steps or np.inf)
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, in [0, 1]. Use it for learning-rate schedules, since epochs differ in length."""
-        share = (self.epoch + self._within) / self.num_epochs
-        if self._run.max_steps is not None:  # whichever of the two ends the run
-            share = max(share, (self.total_steps + self.step) / self._run.max_steps)
+        share = (self.epoch + (self.current.share if self.current else 0.0)) / self.num_epochs
+        if self.run.max_steps is not None:  # whichever of the two ends the run
+            share = max(share, (self.total_steps + self.step) / self.run.max_steps)
         return min(1.0, share)
 
     def loader(
@@ -253,7 +225,7 @@ class Session:
         accumulate: int = 1,
         lengths: Any = None,
         **options: Any,
-    ) -> _EpochLoader:
+    ) -> EpochLoader:
         """Return this rank's batches of the current epoch, from a map-style dataset.
 
         All ranks have the same number of batches, ``len()`` of what is returned, which is a multiple of
@@ -298,56 +270,19 @@ class Session:
         ConfigError
             For a number of rows that is not positive.
         """
-        plan = self._current("loader")
+        epoch = self._current("loader")
         batch_size = whole("loader: batch_size", batch_size, 1)
         accumulate = whole("loader: accumulate", accumulate, 1)
-        wanted = (batch_size, collate_fn, sorted(options.items(), key=lambda item: item[0]))
-        if self._kept is None or self._kept[0][0] is not dataset or self._kept[0][1:] != wanted:
-            self._kept = None  # whose worker processes end, before others start
-            pool = self._run.pool_rows
-            last = np.array([self._run.samples - 1])
-            check_length(dataset, last if self._ids is None else self._ids, pool)
-            order = EpochOrder()
-            loader = data_loader(dataset, order, collate_fn, **options)
-            self._kept = ((dataset, *wanted), order, loader)
-        _, order, loader = self._kept
-        began = time.perf_counter()
-        shuffle, grouped = bool(shuffle), None
+        last = np.array([self.run.samples - 1])
+        check_length(dataset, last if self._ids is None else self._ids, self.run.pool_rows)
+        kept = self._loader
+        if kept is None or kept[0] is not dataset or kept[1:3] != (collate_fn, options):
+            kept = self._loader = None  # whose worker processes end, before others start
+            kept = (dataset, collate_fn, options, data_loader(dataset, collate_fn, **options))
+            self._loader = kept
         if lengths is not None:
-            ids = plan.slots if self._ids is None else self._ids[plan.slots]
-            lengths = _lengths(lengths, len(dataset))[ids]
-            grouped = hashlib.blake2b(lengths, digest_size=16).hexdigest()
-        if self._midway and (self._midway["shuffle"], self._midway.get("grouped")) != (shuffle, grouped):
-            begun = self._midway["shuffle"]
-            how = "session.stream" if begun is None else f"shuffle={begun}"
-            if begun is not None and self._midway.get("grouped") != grouped:
-                how = "other lengths, or none" if grouped else "lengths"
-            raise StateError(
-                f"loader: Epoch {self.epoch} was started with {how} and resumes within the epoch; "
-                f"use {how} again, because the order of the samples must not change within an epoch."
-            )
-        run = self._run
-        positions = batches(
-            len(plan),
-            batch_size,
-            self.rank,
-            self.world,
-            run.seed,
-            self.epoch,
-            shuffle,
-            self._skip,
-            accumulate,
-            lengths,
-        )
-        positions = positions[: int(min(self._steps_left() * accumulate, len(positions)))]
-        mine = without_padding(positions)
-        rows = [rows_of(one, plan.slots, self._ids, self._weights_of(plan, one)) for one in mine]
-        order.rows = rows
-        self._planning += time.perf_counter() - began
-        self._shuffle, self._grouped, self._accumulate = shuffle, grouped, accumulate
-        self.steps_per_epoch = self._done + len(rows) // accumulate
-        self._ticket = object()
-        return _EpochLoader(self, loader, rows, plan, batch_size * accumulate * self.world, accumulate)
+            lengths = checked_lengths(lengths, len(dataset))
+        return EpochLoader(epoch, kept[3], batch_size, bool(shuffle), accumulate, lengths)
 
     def stream(
         self,
@@ -396,16 +331,24 @@ class Session:
         ConfigError
             For a number of rows that is not positive.
         """
-        plan = self._current("stream")
+        epoch = self._current("stream")
         batch_size = whole("stream: batch_size", batch_size, 1)
         if local_shuffle_buffer_size is not None:
             local_shuffle_buffer_size = whole(
                 "stream: local_shuffle_buffer_size", local_shuffle_buffer_size, 1
             )
-        least = self._done + steps(max(len(plan) - self._skip, 0), batch_size, self.world)
-        self._ticket, self._shuffle, self._grouped, self._accumulate = object(), None, None, 1
-        self.steps_per_epoch = int(min(self._done + self._steps_left(), least))
-        return EpochStream(self, self._streams, plan, data, batch_size, local_shuffle_buffer_size, collate_fn)
+        board = self._board()  # read now: in a plain process the session may be older
+        if board is None:
+            raise StateError(
+                "session.stream needs a dataset that the plan filters; make it with dynamic.planned(dataset) "
+                "before trainer.fit()."
+            )
+        if self._counts is None:
+            self._counts = Counts(self.rank, self.world)
+        staged = partial(self._own.staged, self._attempt, epoch.number)
+        return EpochStream(
+            epoch, self._counts, board, staged, data, batch_size, local_shuffle_buffer_size, collate_fn
+        )
 
     def loss(self, batch: Batch, losses: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         """Record each sample's loss and return the scalar to differentiate: the weighted mean of the rows.
@@ -440,40 +383,16 @@ class Session:
         StateError
             Outside an epoch, and for a batch whose losses were recorded before.
         """
-        self._current("loss")
+        epoch = self._current("loss")
         if not isinstance(batch, Batch):
             raise DataError(
                 f"loss: The first argument must be the Batch that session.loader or session.stream returned, got a "
                 f"{type(batch).__name__}; give the batch itself, not batch.data."
             )
-        values, counts = per_sample(losses, len(batch.slots), mask)
-        weights, slots = batch.weights, batch.slots
-        head = int(slots[0])
-        if head in self._recorded:
-            raise StateError(
-                f"session.loss was called a second time for one batch of epoch {self.epoch} (its first sample_id is "
-                f"{int(batch.ids[0])}). Call it once per batch; add further terms to the losses, or to the scalar that it "
-                "returned."
-            )
-        if head >= 0:  # batches of padding alone are all alike
-            self._recorded.add(head)
-        if weights.device != values.device:
-            weights = weights.to(values.device, non_blocking=True)
-        noted = values.detach()
-        # A copy, since the loop may write over its own.
-        noted = noted.clone() if noted.dtype == torch.float32 else noted.to(torch.float32)
-        if slots[-1] >= 0:
-            weighted = weights * values
-        else:  # with padding, which is neither noted nor differentiated, not even times zero, which keeps a NaN
-            rows = torch.from_numpy(slots >= 0).to(values.device, non_blocking=True)
-            weighted = torch.where(rows, weights * values, torch.zeros_like(values))
-        self._slots.append(slots)
-        self._losses.append((noted, counts))
-        self._gathered += len(slots)
-        if self._gathered >= _BUFFER:
-            self._send()
-        self._noted += 1
-        return weighted.mean() if batch.share == len(slots) else weighted.sum() / batch.share
+        scalar = epoch.note(batch, losses, mask)
+        if epoch.waiting >= _BUFFER:
+            self._send(epoch)
+        return scalar
 
     def report(
         self, metrics: Mapping[str, Any] | None = None, state: Mapping[str, Any] | None = None
@@ -504,21 +423,20 @@ class Session:
         ConfigError
             For a metric with a name of the session's own, or a value that JSON cannot hold.
         """
-        plan = self._current("report")
+        epoch = self._current("report")
         _check_named("report: The metrics", metrics)
         _check_named("report: The state", state)
         mine = _checked(metrics or {})
-        if not self.step:
+        if not epoch.step:
             raise StateError(
                 f"No batch of the plan of epoch {self.epoch} was used, so the epoch cannot be reported. Iterate over "
                 "session.loader(dataset, batch_size=...) or session.stream(...); a DataLoader of your own does not follow the plan."
             )
-        self._send()
+        self._send(epoch)  # which waits for the device, and is not planning
         began = time.perf_counter()
-        self._keeper.drain()
-        self._ranks.barrier()  # every rank's losses are in
-        summary = self._ranks.of_zero(lambda: self._keeper.commit(self._attempt, self.epoch))
-        self._planning += time.perf_counter() - began
+        self._flush(epoch)
+        summary = self.communicator.of_zero(lambda: self._own.commit(self._attempt, self.epoch))
+        epoch.planning += time.perf_counter() - began
         if not summary["observed"] and not summary["nonfinite"]:
             raise StateError(
                 f"No loss of epoch {self.epoch} was recorded; call session.loss(batch, losses) for every batch."
@@ -530,26 +448,25 @@ class Session:
             )
         entry = {
             "epoch": self.epoch,
-            "planned": len(plan),
-            "trained": self._trained,
-            "steps": self.step,
+            "planned": len(epoch.plan),
+            "trained": epoch.trained,
+            "steps": epoch.step,
             "observed": summary["observed"],
             "nonfinite": summary["nonfinite"],
             "mean_loss": summary["mean_loss"],
-            "seconds": time.perf_counter() - self._started,
-            "planning_seconds": self._planning,
+            "seconds": epoch.seconds,
+            "planning_seconds": epoch.planning,
             "digest": summary["digest"],
             **mine,
         }
         self.history.append(entry)
-        self.total_steps += self.step
+        self.total_steps += epoch.step
         self.epoch += 1
-        self._open, self._begun, self.plan, self.step, self.steps_per_epoch = False, True, None, 0, 0
-        self._trained, self._within = 0, 0.0
+        self.current, self._begun = None, True
         self._midway = self._rng = None
-        if self._is_over():
-            self._kept = None
-        self._ranks.report(entry, lambda directory: self._save(directory, state or {}, None))
+        if self.is_over:
+            self._loader = None  # ends its worker processes
+        self._store.report(entry, self._saving(state, None), self.communicator)
         return entry
 
     def checkpoint(self, state: Mapping[str, Any] | None = None) -> None:
@@ -571,241 +488,110 @@ class Session:
             Outside an epoch, before the loss of the current batch is recorded, and if the ranks are at
             different steps.
         """
-        self._current("checkpoint")
+        epoch = self._current("checkpoint")
         _check_named("checkpoint: The state", state)
-        if self._ticket is None or self._noted != self._handed or self._noted % self._accumulate:
+        if not epoch.handed or epoch.noted != epoch.handed or epoch.noted % epoch.accumulate:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had recorded step {self.step}; "
                 "call it inside the loop over session.loader, after the optimizer's step, and with no batch fetched ahead."
             )
         where = self.epoch, self.step
-        if (told := self._ranks.broadcast(where)) != where:
+        if (told := self.communicator.broadcast(where)) != where:
             raise StateError(
                 f"session.checkpoint was called at (epoch, step) {where} on rank {self.rank}, but at {told} on rank 0; "
                 "all ranks must call it at the same step."
             )
-        self._send()
-        self._keeper.drain()
-        self._ranks.barrier()  # every rank's losses are in; no rank continues before all have saved
-        within = {
-            "trained": self._trained,
-            "share": self._within,
-            "steps": self.step,
-            "shuffle": self._shuffle,
-            "grouped": self._grouped,
-            "seconds": time.perf_counter() - self._started,
-            "planning_seconds": self._planning,
-        }
+        self._flush(epoch)
+        within = epoch.position()
         metrics = {"epoch": self.epoch, "step": self.step, "trained": within["trained"]}
-        self._ranks.report(metrics, lambda directory: self._save(directory, state or {}, within))
+        self._store.report(metrics, self._saving(state, within), self.communicator)
+
+    def save(self, directory: Path) -> None:
+        """Write the selection state after the finished epochs, for a framework that keeps the checkpoints.
+
+        Every rank calls it.
+
+        Parameters
+        ----------
+        directory : Path
+            Where this rank writes its part.
+        """
+        self._saving(None, None)(directory)
 
     # ---- inside ------------------------------------------------------------------------------------------
 
-    def _resume(self) -> bool:
-        """Start this attempt from the newest complete checkpoint; return whether there was one."""
+    def _resume(self) -> tuple[str, Any]:
+        """Start an attempt from the newest complete checkpoint; return its name, and the place of the checkpoint, if any."""
 
         def find() -> tuple[str, Any, tuple[int, int, dict[str, Any] | None] | None]:
             attempt = uuid.uuid4().hex
-            place, about = self._newest(attempt)
-            if about is None:
-                self._keeper.restore(attempt)
+            found = restore_newest(self._store, self.run, self._own, attempt)
+            if found is None:
                 return attempt, None, None
             # Not the history, which grows: every rank reads it where it restores.
+            place, about = found
             return attempt, place, (about["epoch"], about["total_steps"], about["within"])
 
-        self._attempt, self._place, stands = self._ranks.of_zero(find)
-        if stands is None:
-            return False
-        self.epoch, self.total_steps, self._midway = stands
-        if self._is_over() and self.rank == 0:
+        attempt, place, stands = self.communicator.of_zero(find)
+        if stands is not None:
+            self.epoch, self.total_steps, self._midway = stands
+        if self.is_over and self.rank == 0:
             log.warning(
                 f"The checkpoint is that of a finished run ({self.epoch} of {self.num_epochs} epochs, {self.total_steps} steps), "
                 "so there is nothing left to train. Give a larger num_epochs to train further, or use another place for "
                 "checkpoints to start again."
             )
-        return True
-
-    def _newest(self, attempt: str) -> tuple[Any, dict[str, Any] | None]:
-        """Restore the selection state from the newest complete checkpoint; return it and its description."""
-        from raysel.train.processes import SharedKeeper
-
-        damaged: list[checkpoint.Damaged] = []
-        for place in self._ranks.checkpoints():
-            with self._ranks.opened(place) as directory:
-                try:
-                    about = checkpoint.verified(directory)
-                except checkpoint.Damaged as error:
-                    damaged.append(error)
-                    continue
-                mine = json.loads(
-                    json.dumps(self._about())
-                )  # as the checkpoint holds it: a tuple is a list there
-                saved = about["run"]["num_epochs"]
-                if saved < mine["num_epochs"] and about["within"]:
-                    raise StateError(
-                        f"The checkpoint {directory} lies within epoch {about['epoch']}, which was planned for a run of {saved} "
-                        f"epochs. Finish this epoch with num_epochs={saved}, and then resume with num_epochs={mine['num_epochs']}."
-                    )
-                if saved > mine["num_epochs"]:
-                    raise StateError(
-                        f"The checkpoint {directory} belongs to a run of {saved} epochs, but this run has "
-                        f"{mine['num_epochs']}; a run can be continued with more epochs, not with fewer."
-                    )
-                other = [key for key in mine if key != "num_epochs" and about["run"].get(key) != mine[key]]
-                if other:
-                    raise StateError(
-                        f"The checkpoint {directory} belongs to another run: its {other[0]} is "
-                        f"{about['run'].get(other[0])}, but that of this run is {mine[other[0]]}."
-                    )
-                # Rank 0 is alone here: of a keeper that the ranks call together, it takes the one inside.
-                keeper = self._keeper.own if isinstance(self._keeper, SharedKeeper) else self._keeper
-                epoch = about["epoch"]
-                keeper.restore(attempt, epoch, checkpoint.StateFiles(directory, about))
-                if about["within"]:
-                    keeper.plan(attempt, epoch)
-                    for slots, losses in checkpoint.staged(directory, about):
-                        keeper.update(attempt, epoch, slots, losses)
-                    keeper.drain()
-            if damaged:
-                step = f", step {about['within']['steps']}" if about["within"] else ""
-                log.warning(
-                    f"{damaged[0]} The run resumes from the checkpoint before the damaged one, which also holds the model, at epoch {epoch}{step}."
-                )
-                place = self._ranks.without_newer(place)
-            return place, about
-        if damaged:
-            raise StateError(
-                f"{damaged[0]} There is no earlier complete checkpoint from which the run could resume; "
-                "remove the damaged checkpoint to train from the beginning."
-            )
-        return None, None
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            "policy": self._run.policy,
-            "samples": self._run.samples,
-            "num_epochs": self.num_epochs,
-            "seed": self._run.seed,
-            "max_steps": self._run.max_steps,
-            "chosen": self._run.chosen,
-        }
+        return attempt, place
 
     def _begin(self) -> None:
         began = time.perf_counter()
-        self.plan = self._keeper.plan(self._attempt, self.epoch)
-        self._started, self._planning = began, time.perf_counter() - began
-        if len(self.plan) == 0:
+        plan = self._keeper.plan(self._attempt, self.epoch)
+        if len(plan) == 0:
             raise StateError(
                 f"The policy planned no samples for epoch {self.epoch}; a policy must plan at least one sample per epoch."
             )
-        self._skip = self._done = 0
-        if self._midway:
-            self._skip, self._done = self._midway["trained"], self._midway["steps"]
-            self._started -= self._midway["seconds"]
-            self._planning += self._midway["planning_seconds"]
-        self._slots, self._losses, self.step, self._open = [], [], self._done, True
-        self._recorded = set()
-        self._gathered = 0
-        self._ticket, self._handed, self._noted, self._trained = None, 0, 0, self._skip
-        self._within = self._midway["share"] if self._midway else 0.0
+        self.current = Epoch(
+            number=self.epoch,
+            plan=plan,
+            ids=plan.slots if self._ids is None else self._ids[plan.slots],
+            weights=plan.weights if self._weights is None else plan.weights * self._weights[plan.slots],
+            run=self.run,
+            rank=self.rank,
+            world=self.world,
+            total_steps=self.total_steps,
+            began=began,
+            midway=self._midway,
+            rng=self._rng,
+        )
 
-    def _current(self, caller: str) -> Plan:
-        if not self._open or self.plan is None:
+    def _current(self, caller: str) -> Epoch:
+        if self.current is None:
             raise StateError(
                 f"session.{caller} was called outside an epoch; call it inside the loop over session.epochs()."
             )
-        return self.plan
+        return self.current
 
-    def _claim(self, ticket: object, plan: Plan) -> None:
-        """Raise StateError unless the batches with ``ticket`` may be iterated now, for the first time."""
-        if self.plan is not plan or self._ticket is not ticket:
-            raise StateError(
-                "This loader was replaced by a later one, or its epoch is over; call session.loader again."
-            )
-        if self.step != self._done:
-            raise StateError(
-                f"The batches of epoch {self.epoch} were iterated before; each epoch can be iterated only once."
-            )
+    def _send(self, epoch: Epoch) -> None:
+        if (noted := epoch.drain()) is not None:
+            self._keeper.update(self._attempt, epoch.number, *noted)
 
-    def _send(self) -> None:
-        if not self._slots:
-            return
-        slots = np.concatenate(self._slots)
-        losses = torch.cat([noted for noted, _ in self._losses]).cpu().numpy()  # the one wait for the device
-        counts = slots >= 0  # what only pads is not noted, nor a sample in which nothing counted
-        if any(mask is not None for _, mask in self._losses):
-            masks = [torch.ones_like(n, dtype=torch.bool) if m is None else m for n, m in self._losses]
-            counts &= torch.cat(masks).cpu().numpy()
-        self._slots, self._losses, self._gathered = [], [], 0
-        if counts.any():
-            self._keeper.update(self._attempt, self.epoch, slots[counts], losses[counts])
+    def _flush(self, epoch: Epoch) -> None:
+        """Return when the losses of every rank are in the keeper; every rank calls it."""
+        self._send(epoch)
+        self._keeper.drain()
+        self.communicator.barrier()
 
-    def _steps_left(self) -> float:
-        max_steps = self._run.max_steps
-        return np.inf if max_steps is None else max_steps - self.total_steps - self._done
-
-    def _save(self, directory: Path, objects: Mapping[str, Any], within: dict[str, Any] | None) -> None:
+    def _saving(self, objects: Mapping[str, Any] | None, within: dict[str, Any] | None) -> Save:
+        """Return a function that writes this rank's part of a checkpoint into a directory."""
         about = {
-            "run": self._about(),
+            "run": self.run.identity(),
             "epoch": self.epoch,
             "total_steps": self.total_steps,
             "history": self.history,
             "within": within,
         }
-        checkpoint.save(directory, self.rank, self.world, about, objects, self._keeper, self._attempt)
-
-    def _weights_of(self, plan: Plan, positions: np.ndarray) -> np.ndarray:
-        weights = plan.weights[positions]
-        if self._weights is not None:
-            weights = weights * self._weights[plan.slots[positions]]
-        return np.where(positions >= 0, weights, np.float32(0.0))
-
-
-class _EpochLoader:
-    """The batches of one epoch on one rank; iteration counts the session's steps."""
-
-    def __init__(
-        self,
-        session: Session,
-        loader: DataLoader,
-        rows: list[Rows],
-        plan: Plan,
-        step_rows: int,
-        accumulate: int,
-    ) -> None:
-        self._session, self._loader, self._rows = session, loader, rows
-        self._plan, self._step_rows, self._accumulate = plan, step_rows, accumulate
-        self._sizes = step_sizes(len(plan) - session._skip, step_rows).tolist()
-        self._ticket = session._ticket
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Batch]:
-        session, step_rows, accumulate = self._session, self._step_rows, self._accumulate
-        session._claim(self._ticket, self._plan)
-        # Steps of an earlier process count in steps of today's size: with the same size, as what they were.
-        before = session._skip / step_rows
-        all_steps, lanes = before + len(self) // accumulate, session.world * accumulate
-        batches = iter(self._loader)
-        if session._rng is not None:
-            # In mid-epoch: making the iterator drew what the epoch's start had drawn.
-            checkpoint.set_rng(session._rng)
-        for index, (ids, data) in enumerate(batches):
-            rows, step = self._rows[index], index // accumulate
-            if ids.numpy().tobytes() != rows.marks.tobytes():  # a tenth of array_equal's time
-                raise StateError(
-                    "The DataLoader returned batches in another order than requested; "
-                    "do not set the option in_order of the DataLoader."
-                )
-            if rows.slots[-1] < 0:
-                ids = torch.where(ids < 0, -1, ids)
-            session.step, session._handed = session._done + step + 1, index + 1
-            if index % accumulate == 0:
-                session._trained += self._sizes[step]
-            session._within = (before + step + 1) / all_steps
-            share = self._sizes[step] / lanes
-            yield Batch(data, ids, torch.from_numpy(rows.weights), rows.slots, share)
+        mine = (self.rank, self.world, about, objects or {}, self._own, self._attempt, self._pieces)
+        return lambda directory: checkpoint.save(directory, *mine)
 
 
 RESERVED = frozenset(
@@ -849,14 +635,3 @@ def _checked(metrics: Mapping[str, Any]) -> dict[str, Any]:
                 f"report: The metric '{name}' is a {type(value).__name__}, which JSON cannot hold; give a number."
             ) from None
     return plain
-
-
-def _lengths(lengths: Any, rows: int) -> np.ndarray:
-    """Return the lengths as an array; raise DataError unless there is one whole number per row."""
-    found = np.asarray(lengths)
-    if found.ndim != 1 or found.dtype.kind not in "iu" or len(found) != rows:
-        raise DataError(
-            f"loader: The lengths must be one whole number per sample of the dataset, {rows:,} in all, got "
-            f"{found.dtype}{list(found.shape)}."
-        )
-    return found.astype(np.int64)

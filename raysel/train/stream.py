@@ -9,25 +9,32 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from raysel.dynamic.plan import Plan
-from raysel.errors import ConfigError, DataError, StateError, first
-from raysel.train.loader import Batch
-from raysel.train.processes import gloo_group
+from raysel.core.arrays import positions
+from raysel.dynamic.plan import Plan, steps
+from raysel.errors import ConfigError, DataError, first
+from raysel.train.batch import Batch
+from raysel.train.communicator import gloo_group
+from raysel.train.epoch import Epoch
 
 if TYPE_CHECKING:
     from raysel.train.planned import Arrived, Board
-    from raysel.train.session import Session
 
 
 class Counts:
     """The number of rows that every rank has for the next step, exchanged while the present step computes.
 
     The sum over ranks is computed on the CPU, in its own process group, so it neither waits for a device nor
-    interferes with the collectives of DDP or FSDP.
+    interferes with the collectives of DDP or FSDP. A session makes it for its first stream, and waits for a CPU that
+    Ray Data can use.
     """
 
     def __init__(self, rank: int, world: int) -> None:
+        from raysel.train.planned import wait_for_cpu
+
         self._rank, self._world = rank, world
+        self.row: dict[str, np.ndarray] | None = None  # a real row, to pad with
+        if rank == 0:  # the others wait for it in Ray Data's own barrier or in new_group
+            wait_for_cpu()
         if world > 1:
             if not dist.is_initialized():
                 raise ConfigError(
@@ -67,70 +74,44 @@ class Counts:
         return values[0]
 
 
-class Streams:
-    """What a session keeps between the epochs that it streams."""
-
-    def __init__(self, rank: int, world: int, board: Callable[[], Board | None]) -> None:
-        self._rank, self._world, self.board = rank, world, board
-        self._counts: Counts | None = None
-        self.row: dict[str, np.ndarray] | None = None  # a real row, to pad with
-
-    def counts(self) -> Counts:
-        """Return the ranks' counter; the first call makes it and waits for a CPU that Ray Data can use."""
-        if self._counts is None:
-            from raysel.train.planned import wait_for_cpu
-
-            if self._rank == 0:  # the others wait for it in Ray Data's own barrier or in new_group
-                wait_for_cpu()
-            self._counts = Counts(self._rank, self._world)
-        return self._counts
-
-
 class EpochStream:
     """The batches of one epoch on one rank; iteration counts the session's steps. See ``Session.stream``."""
 
     def __init__(
         self,
-        session: Session,
-        streams: Streams,
-        plan: Plan,
+        epoch: Epoch,
+        counts: Counts,
+        board: Board,
+        staged: Callable[[], tuple[np.ndarray, np.ndarray]],
         data: Any,
         batch_size: int,
         shuffle_rows: int | None,
         collate: Callable[[dict[str, np.ndarray]], Any] | None,
     ) -> None:
-        self._session, self._streams, self._plan, self._data = session, streams, plan, data
-        self._ticket = session._ticket
+        self._epoch, self._counts, self._board, self._staged, self._data = epoch, counts, board, staged, data
+        left = max(len(epoch.plan) - epoch.skip, 0)
+        self._ticket = epoch.take(steps(left, batch_size, epoch.world), shuffle=None)
         self._batch_size, self._shuffle_rows, self._collate = batch_size, shuffle_rows, collate
         self._least = min(2, batch_size)  # rows per batch, since batch statistics need more than one
-        self._arrived = np.zeros(len(plan), np.uint8)  # how often, by position in the plan
+        self._arrived = np.zeros(len(epoch.plan), np.uint8)  # how often, by position in the plan
 
     def __iter__(self) -> Iterator[Batch]:
         from raysel.train.planned import CollateRows, arrivals, shuffle_seed
 
-        streams, session, plan = self._streams, self._session, self._plan
-        session._claim(self._ticket, plan)
-        board = streams.board()  # read now: in a plain process the session may be older
-        if board is None:
-            raise StateError(
-                "session.stream needs a dataset that the plan filters; make it with dynamic.planned(dataset) "
-                "before trainer.fit()."
-            )
-        counts = streams.counts()
+        counts, epoch, plan = self._counts, self._epoch, self._epoch.plan
+        epoch.claim(self._ticket)
         rest = plan
-        if session.rank == 0:  # before Ray Data starts, which waits until all ranks ask for rows
+        if epoch.rank == 0:  # before Ray Data starts, which waits until all ranks ask for rows
             rest = self._rest()
-            order = shuffle_seed(session._run.seed, session.epoch)
-            board.post(rest, session._run.samples, order)
+            self._board.post(rest, epoch.run.samples, shuffle_seed(epoch.run.seed, epoch.number))
         collate = CollateRows(self._collate, self._least)
-        seed = shuffle_seed(session._run.seed, session.epoch, session.rank)
-        coming = arrivals(self._data, session.world, self._batch_size, self._shuffle_rows, seed, collate)
-        left = session._steps_left()
+        seed = shuffle_seed(epoch.run.seed, epoch.number, epoch.rank)
+        coming = arrivals(self._data, epoch.world, self._batch_size, self._shuffle_rows, seed, collate)
         came, mark, first = 0, 0, True
         try:
             now = self._next(coming)
             wait = counts.start(*_told(now))
-            while session.step - session._done < left:
+            while epoch.step < epoch.last:
                 rows, more = wait()
                 together = int(rows.sum())
                 if not together:
@@ -138,18 +119,17 @@ class EpochStream:
                     return
                 came, mark = came + together, mark + more
                 if now is not None:
-                    streams.row = now[0].row
+                    counts.row = now[0].row
                 if first and not rows.all():  # who starts without a row has none to pad with
-                    streams.row = counts.share(streams.row, int(np.flatnonzero(rows)[0]))
+                    counts.row = counts.share(counts.row, int(np.flatnonzero(rows)[0]))
                 first = False
                 following = None
-                if session.step + 1 - session._done < left:  # no exchange may be under way when the run ends
+                if epoch.step + 1 < epoch.last:  # no exchange may be under way when the run ends
                     following = self._next(coming) if now is not None else None
                     wait = counts.start(*_told(following))
-                session.step, session._handed = session.step + 1, session._handed + 1
-                session._trained = min(len(plan), session._skip + came)
-                session._within = session._trained / len(plan)
-                yield self._batch(now, collate, together / session.world)
+                trained = min(len(plan), epoch.skip + came)
+                epoch.hand_out(epoch.step + 1, trained, trained / len(plan))
+                yield self._batch(now, collate, together / epoch.world)
                 now = following
         finally:
             coming.close()
@@ -161,20 +141,19 @@ class EpochStream:
         arrived = next(coming, None)
         if arrived is None:
             return None
-        found = places(self._plan, arrived.ids, self._session._ids)
+        found = places(self._epoch.ids, arrived.ids)
         np.add.at(self._arrived, found, 1)
-        return arrived, found, self._plan.slots[found]
+        return arrived, found, self._epoch.plan.slots[found]
 
     def _batch(self, now: tuple[Arrived, np.ndarray, np.ndarray] | None, collate: Any, share: float) -> Batch:
-        session = self._session
         if now is None:
             ids = found = slots = np.empty(0, np.int64)
-            data = collate.pad(self._streams.row)
+            data = collate.pad(self._counts.row)
         else:
             arrived, found, slots = now
             data, ids = arrived.data, arrived.ids
         pads = np.full(max(self._least - len(ids), 0), -1)
-        weights = session._weights_of(self._plan, np.append(found, pads))
+        weights = self._epoch.weights_at(np.append(found, pads))
         return Batch(
             data,
             torch.from_numpy(np.append(ids, pads)),
@@ -185,27 +164,26 @@ class EpochStream:
 
     def _rest(self) -> Plan:
         """Return the part of the plan without losses in the checkpoint."""
-        session, plan = self._session, self._plan
-        if not session._done:
+        plan = self._epoch.plan
+        if not self._epoch.done:
             return plan
-        staged, _ = session._keeper.staged(session._attempt, session.epoch)
+        staged, _ = self._staged()
         left = ~np.isin(plan.slots, staged, assume_unique=True)
         return Plan(plan.slots[left], plan.weights[left])
 
     def _check_all(self, rest: Plan, rows: int, mark: int, counts: Counts) -> None:
         """Raise DataError, on every rank, unless the rows that arrived are those of ``rest``, each once."""
-        from raysel.train.planned import marks, places
+        from raysel.train.planned import marks
 
-        session = self._session
+        epoch = self._epoch
         right = rows == len(rest) and (mark - marks(rest.slots)) % 2**64 == 0  # of rank 0, which has the rest
         if counts.share(right, 0):
             return
         times = counts.add(self._arrived)
-        wanted = counts.share(rest.slots, 0)
-        ids = wanted if session._ids is None else session._ids[wanted]
-        times = times[places(self._plan, ids, session._ids)]
+        wanted = counts.share(positions(epoch.plan.slots, rest.slots)[0], 0)
+        ids, times = epoch.ids[wanted], times[wanted]
         never, again = ids[times == 0], ids[times > 1]
-        said = f"stream: Epoch {session.epoch} planned {len(ids):,} samples, but"
+        said = f"stream: Epoch {epoch.number} planned {len(ids):,} samples, but"
         if len(never):
             raise DataError(
                 f"{said} {len(never):,} did not arrive (sample_id {first(never.tolist())}). A transformation after dynamic.planned must keep "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # see raysel.train.processes
+import torch.distributed.nn.functional  # see raysel.train.communicator
 
 
 class Numbers(torch.utils.data.Dataset):
@@ -35,9 +35,6 @@ class Ranks:
     def __init__(self, rank: int, world: int, told: list) -> None:
         self.rank, self.world, self._told = rank, world, told
 
-    def checkpoints(self):
-        return []
-
     def of_zero(self, call):
         return self.broadcast(call() if self.rank == 0 else None)
 
@@ -47,9 +44,6 @@ class Ranks:
         return self._told[-1]
 
     def barrier(self):
-        pass
-
-    def report(self, metrics, save):
         pass
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysel.train.loader import Batch
+from raysel.train.batch import Batch
 
 
 class Encoding(UserDict):

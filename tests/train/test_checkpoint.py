@@ -19,7 +19,8 @@ from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin
 from raysel.dynamic.plan import CHUNK
 from raysel.errors import StateError
 from raysel.train import checkpoint
-from raysel.train.ranks import LocalRanks
+from raysel.train.checkpoint_store import FolderStore
+from raysel.train.communicator import Communicator
 from raysel.train.session import Session
 from tests.train import common
 from tests.train.common import Numbers
@@ -203,11 +204,10 @@ def test_with_no_whole_checkpoint_it_fails_and_says_so(tmp_path):
 # ---- several ranks, which write it together
 
 
-class Ranks(LocalRanks):
-    """One of several workers, threads of this process, around one directory."""
+class Ranks(Communicator):
+    """One of several workers, threads of this process."""
 
-    def __init__(self, directory, rank, world, meeting, table) -> None:
-        super().__init__(directory)
+    def __init__(self, rank, world, meeting, table) -> None:
         self.rank, self.world, self._meeting, self._table = rank, world, meeting, table
 
     def broadcast(self, value):
@@ -221,29 +221,12 @@ class Ranks(LocalRanks):
     def barrier(self):
         self._meeting.wait()
 
-    def report(self, metrics, save):
-        part = self._directory / f"part-{self.rank}"
-        part.mkdir(parents=True)
-        save(part)
-        self._meeting.wait()
-
-        def gather(partial):
-            for other in sorted(self._directory.glob("part-*")):
-                for path in other.iterdir():
-                    path.rename(partial / path.name)
-                other.rmdir()
-
-        if self.rank == 0:
-            LocalRanks.report(self, metrics, gather)
-        self._meeting.wait()
-
 
 class OneAtATime:
     """Calls of a keeper from several threads, one at a time as an actor takes them."""
 
     def __init__(self, keeper) -> None:
         self._keeper, self._lock = keeper, threading.Lock()
-        self.for_all_ranks = keeper.for_all_ranks
 
     def __getattr__(self, name):
         def call(*args):
@@ -260,8 +243,8 @@ def together(dynamic, directory, world, work):
 
     def one(rank):
         try:
-            ranks = Ranks(directory, rank, world, meeting, table)
-            answers[rank] = work(Session(dynamic.run, keeper, ranks, None, None))
+            ranks = Ranks(rank, world, meeting, table)
+            answers[rank] = work(Session(dynamic.run, keeper, ranks, FolderStore(directory), None, None))
         except BaseException as error:
             answers[rank] = error
             meeting.abort()
@@ -325,10 +308,9 @@ def test_ranks_may_share_a_directory_and_leave_the_state_to_rank_0(tmp_path):
     keeper = DynamicSelection.local(FullData(), n, num_epochs=2)._keeper
     keeper.restore("a")
     keeper.update("a", 0, np.arange(5), np.ones(5))
-    keeper.for_all_ranks = False
     about = {"run": {"samples": n}, "epoch": 0, "within": {"steps": 1}}
     for rank in (1, 0, 2):
-        checkpoint.save(tmp_path, rank, 3, about, {}, keeper if rank == 0 else OneAtATime(keeper), "a")
+        checkpoint.save(tmp_path, rank, 3, about, {}, keeper, "a", pieces=1)
     read = checkpoint.verified(tmp_path)
     assert sorted(p.name for p in tmp_path.glob("*.arrow")) == [
         "selection-0-of-1.arrow",
@@ -447,12 +429,12 @@ def test_after_a_fallback_there_is_one_whole_checkpoint_all_the_time(tmp_path, m
     spoil(tmp_path / "last" / "objects.pt", "bit")
     dynamic = DynamicSelection.local(FullData(), 12, num_epochs=4, checkpoints=tmp_path)
     assert dynamic.session().epoch == 1  # went on from the one before, which is the last from here on
-    places = LocalRanks(tmp_path).checkpoints()
+    places = FolderStore(tmp_path).places()
     assert [checkpoint.verified(place)["epoch"] for place in places] == [1]
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):  # in the middle of the next save
         epochs_of(tmp_path, {})
-    places = LocalRanks(tmp_path).checkpoints()
+    places = FolderStore(tmp_path).places()
     assert [checkpoint.verified(place)["epoch"] for place in places] == [1]
 
 
@@ -463,7 +445,7 @@ def test_parts_of_two_checkpoints_are_not_taken_for_one(tmp_path):
         keeper.restore(attempt)
         about = {"run": {"samples": n}, "epoch": 0, "within": None}
         for rank in (0, 1) if attempt == "a" else (0,):  # killed before rank 1 wrote its part again
-            checkpoint.save(tmp_path, rank, 2, about, {}, keeper, attempt)
+            checkpoint.save(tmp_path, rank, 2, about, {}, keeper, attempt, pieces=2)
         if attempt == "a":
             checkpoint.verified(tmp_path)
     with pytest.raises(checkpoint.Damaged, match="files of rank 1 belong to another checkpoint"):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from raysel import DynamicSelection, FullData, Selection
+from raysel.train.checkpoint_store import CheckpointStore
 from raysel.train.session import Session
 from tests.train.common import Numbers, Ranks
 
@@ -18,7 +19,9 @@ def sessions_of(n: int, world: int) -> list[Session]:
     chosen = Selection.of(10 + 2 * np.arange(n), weight=weight, info={"pool_rows": 10 + 2 * n})
     dynamic, told = DynamicSelection.local(FullData(), chosen, num_epochs=1, seed=n), []
     made = [
-        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), chosen.ids, chosen.weights)
+        Session(
+            dynamic.run, dynamic._keeper, Ranks(r, world, told), CheckpointStore(), chosen.ids, chosen.weights
+        )
         for r in range(world)
     ]
     for session in made:
@@ -56,7 +59,7 @@ def test_every_row_once_with_its_weight_and_no_batch_of_a_single_row(batch_size,
                 group, means = {}, []
         expected = {10 + 2 * i: 1 + i / 100 for i in range(n)}
         assert seen == pytest.approx(expected) and not means
-        assert {session._trained for session in made} == {n}
+        assert {session.current.trained for session in made} == {n}
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ def test_numpy_numbers_are_numbers(tmp_path):
             Numbers(8), batch_size=np.int64(2), accumulate=np.int8(2), shuffle=np.True_
         ):
             session.loss(batch, loss_of(batch.data, epoch))
-            session.checkpoint() if session.step == 1 and session._noted == 2 else None
+            session.checkpoint() if session.step == 1 and session.current.noted == 2 else None
         session.report({"rate": np.float32(0.5)})
     assert [entry["steps"] for entry in train(dynamic).history] == [2, 2]
 
@@ -501,7 +501,7 @@ def test_objects_that_cannot_be_saved_or_restored(tmp_path):
 
 
 def test_an_error_of_rank_0_that_cannot_be_sent_is_described_to_the_other_ranks():
-    from raysel.train.processes import ProcessRanks, _portable
+    from raysel.train.communicator import TorchCommunicator, _portable
 
     class Odd(Exception):
         def __init__(self, one, two):
@@ -512,7 +512,7 @@ def test_an_error_of_rank_0_that_cannot_be_sent_is_described_to_the_other_ranks(
     told = _portable(Odd(1, 2))
     assert isinstance(told, StateError) and str(told) == "Rank 0 raised Odd (1 and 2)."
 
-    class Rank(ProcessRanks):
+    class Rank(TorchCommunicator):
         def __init__(self, rank):
             self.rank = rank
 

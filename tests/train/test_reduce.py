@@ -29,9 +29,9 @@ def one_batch(n=4, weights=WEIGHTS):
 
 def noted(session):
     """The losses that the session has noted, NaN where none is."""
-    session._send()
+    session._send(session.current)
     slots, losses = session._keeper.staged(session._attempt, 0)
-    found = np.full(session._run.samples, np.nan)
+    found = np.full(session.run.samples, np.nan)
     found[slots] = losses
     return found
 

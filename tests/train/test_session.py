@@ -16,7 +16,8 @@ from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
 from raysel.dynamic.keeper import Keeper
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
-from raysel.train.ranks import LocalRanks
+from raysel.train.checkpoint_store import CheckpointStore
+from raysel.train.communicator import Communicator
 from raysel.train.session import Session
 from tests.train.common import Numbers, Ranks, loss_of
 
@@ -86,7 +87,8 @@ def test_a_selections_ids_and_weights_ride_in_the_batch():
 def test_the_mean_over_ranks_is_the_mean_over_the_rows_that_count(n, world, batch_size):
     dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1), []
     sessions = [
-        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), None, None) for r in range(world)
+        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), CheckpointStore(), None, None)
+        for r in range(world)
     ]
     loaders = []
     for session in sessions:
@@ -366,7 +368,7 @@ def test_ranks_are_told_little_however_long_the_history(tmp_path, monkeypatch):
 
     begun, told = train(dynamic(), 8, stop=30), []
     monkeypatch.setattr(
-        LocalRanks, "broadcast", lambda self, value: told.append(pickle.dumps(value)) or value
+        Communicator, "broadcast", lambda self, value: told.append(pickle.dumps(value)) or value
     )
     resumed = train(dynamic(), 8, stop=31)
     assert len(begun.history) == 30 and resumed.history[:30] == begun.history and len(resumed.history) == 31

@@ -13,7 +13,8 @@ from raysel import DynamicSelection, FullData
 from raysel.dynamic.plan import Plan
 from raysel.errors import DataError
 from raysel.train import planned
-from raysel.train import stream as train_stream
+from raysel.train import session as train_session
+from raysel.train.checkpoint_store import CheckpointStore
 from raysel.train.session import Session
 from tests.train.common import Ranks
 
@@ -28,6 +29,8 @@ class Table:
         table, step = self, [0]
 
         class Place:
+            row = None
+
             def start(self, rows, mark):
                 told = table.steps.setdefault(step[0], {})
                 told[rank] = (rows, mark)
@@ -70,11 +73,11 @@ def batches(ids, size, collate):
 def ranks_of(monkeypatch, n, world, table=None, **run):
     """Sessions of as many ranks in their first epoch, each of which streams the ids that it is given."""
     monkeypatch.setattr(planned, "arrivals", lambda ids, world, size, *rest: batches(ids, size, rest[-1]))
-    monkeypatch.setattr(planned, "wait_for_cpu", lambda: None)
-    monkeypatch.setattr(train_stream, "Counts", (table or Table(world)).at)
+    monkeypatch.setattr(train_session, "Counts", (table or Table(world)).at)
     dynamic, told = DynamicSelection.local(FullData(), n, num_epochs=1, **run), []
     made = [
-        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), None, None, Board) for r in range(world)
+        Session(dynamic.run, dynamic._keeper, Ranks(r, world, told), CheckpointStore(), None, None, Board)
+        for r in range(world)
     ]
     for session in made:
         next(session.epochs())
@@ -140,7 +143,7 @@ def test_shares_of_any_length(monkeypatch, shares):
         assert {progress for *_, progress in step} == {done / n}
         seen += rows
     assert sorted(seen) == list(range(n))
-    assert all(session._trained == n for session in sessions)
+    assert all(session.current.trained == n for session in sessions)
 
 
 def test_no_exchange_is_under_way_when_max_steps_ends_the_run(monkeypatch):

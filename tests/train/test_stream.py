@@ -22,7 +22,7 @@ from raysel.dynamic.plan import unweighted
 from raysel.dynamic.state import observe
 from raysel.errors import ConfigError, DataError, ResourceError, StateError
 from raysel.train.planned import CollateRows, ShuffledParquet, arrivals, read_tasks
-from tests.train.common import loss_of
+from tests.train.common import Numbers, loss_of
 
 N = 230
 
@@ -449,10 +449,8 @@ def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path, 
     # The same losses, given to the same policy in this process.
     alone = raysel.DynamicSelection.local(policy, N, num_epochs=len(PLANS), seed=1).session()
     for epoch in alone.epochs():
-        slots = torch.tensor(sorted(PLANS[epoch]))
-        alone._slots.append(slots.numpy())
-        alone._losses.append((loss_of(slots, epoch), None))
-        alone.step = 1
+        for batch in alone.loader(Numbers(N), batch_size=N):
+            alone.loss(batch, loss_of(batch.ids, epoch))
         alone.report()
     keys = ("epoch", "planned", "observed", "nonfinite", "mean_loss", "digest")
     assert [[e[k] for k in keys] for e in result.return_value] == [
