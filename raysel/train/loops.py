@@ -60,41 +60,56 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     session = config["dynamic"].session()
     session.restore(objects)
     tracking = Tracking(config.get("trackers", ()), config.get("training"), session)
+    validated, patience = data.has("validation"), settings.patience or math.inf
+    metrics: dict[str, float | None] = {}  # of the last evaluation in the epoch
+    scored, seconds = 0, 0.0  # the run's optimizer steps before it, and what the epoch's evaluations took
+
+    def validate(steps: int) -> None:
+        nonlocal metrics, scored, seconds
+        began = time.perf_counter()
+        metrics = evaluate(task, model, data, "validation", settings, device, session.rank, session.world)
+        if "best" in objects:
+            best.offer(session.epoch, metrics[task.metric], model, weights=settings.keep == "best")
+        model.train()
+        scored, seconds = steps, seconds + time.perf_counter() - began
+
     for epoch in session.epochs():
-        if best.waited >= (settings.patience or math.inf):  # before the attempt that this one resumes ended
+        if best.waited >= patience:  # before the attempt that this one resumes ended
             break
         model.train()
+        metrics, seconds = {}, 0.0
         batches = data.batches(
             session, task.collate, batch_size=settings.batch_size, accumulate=settings.accumulate
         )
         for number, batch in enumerate(batches, start=1):
-            steps = number % settings.accumulate == 0
+            is_step = number % settings.accumulate == 0
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * schedule(
                     session.progress, settings.warmup, config["schedule"]
                 )
-            with nullcontext() if steps else _unsynchronised(model):
+            with nullcontext() if is_step else _unsynchronised(model):
                 with _precision(settings.precision, device):
                     losses = task.losses(model, batch.to(device).data)
                 loss = _mean(session, batch, losses) / settings.accumulate
                 scaler.scale(loss).backward()
-            if steps:
+            if is_step:
                 if settings.clip is not None:
                     scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 scaler.step(optimizer)
                 scaler.update()
                 optimizer.zero_grad()
-        began = time.perf_counter()
-        metrics: dict[str, float | None] = {}
-        due = (epoch + 1) % settings.evaluate_every == 0 or session.progress >= 1
-        if due and data.has("validation"):
-            metrics = evaluate(task, model, data, "validation", settings, device, session.rank, session.world)
-            if "best" in objects:
-                best.offer(epoch, metrics[task.metric], model, weights=settings.keep == "best")
-        seconds = time.perf_counter() - began
+                steps = session.total_steps + session.step
+                if validated and settings.evaluates_after_step(steps):
+                    validate(steps)
+                    if best.waited >= patience:
+                        break
+        steps = session.total_steps + session.step
+        ends = session.progress >= 1 and scored < steps
+        if validated and (settings.evaluates_after_epoch(epoch) or ends):
+            validate(steps)
         tracking.epoch(session.report({**metrics, "evaluation_seconds": seconds}, state=objects))
-        if best.waited >= (settings.patience or math.inf):
+        if best.waited >= patience:
             break
     if settings.keep == "best":
         best.restore(model, session.world)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
+
+from raysel.errors import ConfigError
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -63,12 +66,14 @@ class Train:
         How training rows reach the workers: ``arrays`` writes them once as memory-mapped files into the run directory;
         ``stream`` reads the rows with Ray Data, on the CPUs that the workers leave free, and decodes only those that the epoch
         trains on; ``auto`` uses arrays if they fill less than half of the free disk space.
-    evaluate_every : int
-        Number of epochs after which the validation rows are scored. They are also scored after the last epoch.
+    evaluate_every : int or str
+        Number of epochs between two evaluations of the validation rows, or of optimizer steps as text: ``500 steps``. They
+        are also scored at the end. An epoch reports the metrics of its last evaluation.
     patience : int, optional
-        Stop the training if the metric on the validation rows has not become better in this number of evaluations.
+        Stop the training, also within an epoch, if the metric on the validation rows has not become better in this number of
+        evaluations.
     keep : {"last", "best"}
-        Weights that are tested and saved: those after the last epoch, or those with the best metric on the validation rows.
+        Weights that are tested and saved: the last ones, or those with the best metric on the validation rows.
     track : str, mapping or list of them, optional
         Where rank 0 writes the loss, metrics, samples and seconds of every epoch: ``tensorboard``, ``mlflow``, ``wandb``, or
         ``file.py:Name`` for a tracker of your own. To pass arguments, give a mapping: its key ``method`` names the tracker.
@@ -104,7 +109,7 @@ class Train:
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
     data: Literal["auto", "arrays", "stream"] = "auto"
-    evaluate_every: Positive = 1
+    evaluate_every: Positive | str = 1
     patience: Positive | None = None
     keep: Literal["last", "best"] = "last"
     track: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
@@ -113,3 +118,21 @@ class Train:
     gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
     version: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.evaluate_every, str) and not re.fullmatch(
+            "[1-9][0-9]* steps?", self.evaluate_every
+        ):
+            raise ConfigError(
+                f"evaluate_every: '{self.evaluate_every}' is no number of optimizer steps; give a number of epochs, such as 2, or "
+                "of steps, such as '500 steps'."
+            )
+
+    def evaluates_after_epoch(self, epoch: int) -> bool:
+        """Return whether the validation rows are scored at the end of this epoch, 0-based."""
+        return isinstance(self.evaluate_every, int) and (epoch + 1) % self.evaluate_every == 0
+
+    def evaluates_after_step(self, steps: int) -> bool:
+        """Return whether the validation rows are scored after this number of optimizer steps of the run."""
+        every = self.evaluate_every
+        return isinstance(every, str) and steps % int(every.split()[0]) == 0
