@@ -86,7 +86,8 @@ class Train:
     gpus_per_worker : float
         GPUs per worker; 0 for training on CPUs.
     max_failures : int
-        How many times the training may restart from its last checkpoint after a failure.
+        How many times the training may restart from its last checkpoint after a failure. An error of the data or of the
+        configuration ends it at once.
     version : str, optional
         Text that identifies the code of the model, the task and the loop. Give it if this code cannot be hashed or reads
         files, and change it whenever the code may change.

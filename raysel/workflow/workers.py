@@ -15,7 +15,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from raysel.cluster.wait import STARTS
 from raysel.core import storage
 from raysel.errors import RunError
 from raysel.train import loops
@@ -173,30 +172,18 @@ class Workers:
         return found[0], starts
 
     def _fit(self, place: Path) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from raysel.workflow.trainer import train_on_workers
 
-        settings = self.settings
         name = f"arms-{uuid.uuid4().hex[:8]}"  # never continued by Ray Train: the arms keep their own checkpoints
-        resources = {"CPU": settings.cpus_per_worker}
-        if settings.gpus_per_worker:
-            resources["GPU"] = settings.gpus_per_worker
+        failures = self.settings.max_failures * self.arms
         try:
-            TorchTrainer(
+            train_on_workers(
                 work,
-                train_loop_config={"desk": self._desk},
-                scaling_config=ScalingConfig(
-                    num_workers=settings.workers,
-                    use_gpu=settings.gpus_per_worker > 0,
-                    resources_per_worker=resources,
-                ),
-                run_config=RunConfig(
-                    name=name,
-                    storage_path=str(place),
-                    failure_config=FailureConfig(
-                        max_failures=settings.max_failures * self.arms, controller_failure_limit=STARTS
-                    ),
-                ),
-            ).fit()
+                {"desk": self._desk},
+                self.settings,
+                max_failures=failures,
+                name=name,
+                storage_path=str(place),
+            )
         finally:
             storage.remove(place / name)

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file
 
+from raysel.errors import ConfigError, DataError, RunError, StateError
 from raysel.report.ledger import Ledger
 from raysel.workflow import config, steps
 from raysel.workflow.run import run
@@ -27,6 +28,7 @@ controls: [random, full]
 TASK = """
 import os, signal
 from pathlib import Path
+from raysel.errors import DataError
 from raysel.train.tasks import Classification
 
 class Dies(Classification):
@@ -125,6 +127,37 @@ def test_arms_before_one_that_fails_are_finished(cluster, folder, alone, tmp_pat
     said = [line for line in capsys.readouterr().err.splitlines() if line.split()[0].startswith("train-")]
     assert [line.split()[0] for line in said if line.endswith("reused")] == ["train-chain", "train-random"]
     assert (outcome(results), weights(tmp_path / "run")) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("together", [True, False])
+def test_an_error_of_the_data_is_not_repeated(cluster, folder, tmp_path, monkeypatch, together):
+    if not together:
+        monkeypatch.setattr(steps, "Workers", lambda *_: None)
+    file = task(tmp_path, "{1: DataError, 2: DataError}")
+    with pytest.raises(DataError, match="of the task"):
+        run(flow(folder, f"{file}:Dies", max_failures=3, version="1"), tmp_path / "run")
+    assert (tmp_path / "calls").read_text() == "xx"  # once before the run, and once in it
+
+
+def test_errors_of_the_data_and_the_configuration_are_final():
+    from raysel.workflow.trainer import FinalErrors
+
+    def after(*errors):
+        FinalErrors().after_exception(None, dict(enumerate(errors)))
+
+    for kind in (DataError, ConfigError):
+        wrapped = RuntimeError("worker 1")
+        wrapped.__cause__ = kind("Row 3 is damaged.")
+        for errors in ((kind("Row 3 is damaged."),), (ConnectionError("peer"), wrapped)):
+            with pytest.raises(kind, match=r"^Row 3 is damaged\.$"):
+                after(*errors)
+    after(
+        ValueError("x"),
+        StateError("The actor was restarted."),
+        RunError("A server is away."),
+        ConnectionError(),
+    )
 
 
 def test_what_is_finished_needs_no_workers(cluster, folder, tmp_path, monkeypatch):

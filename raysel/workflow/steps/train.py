@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import raysel
 from raysel.cluster.code import load_function, load_object
-from raysel.cluster.wait import STARTS, wait_for_workers
+from raysel.cluster.wait import wait_for_workers
 from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
 from raysel.core.storage import Place, is_folder, resolve
 from raysel.data.row_index import ID
@@ -420,34 +420,23 @@ def fit(
 
 def _own_fit(run: RunDirectory, config: dict[str, Any], rows: Selection | None, directory: Place) -> Any:
     """Train one arm as a run of Ray Train, which keeps the checkpoints; return what the loop returned."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import CheckpointConfig
+
+    from raysel.workflow.trainer import train_on_workers
 
     settings = run.workflow.train
-    resources = {"CPU": settings.cpus_per_worker}
-    if settings.gpus_per_worker:
-        resources["GPU"] = settings.gpus_per_worker
-    data = {"train": planned(run, config["dynamic"], rows)} if streams(run) else {}
     filesystem, path = resolve(directory / "ray")
-    trainer = TorchTrainer(
+    return train_on_workers(
         loop(settings),
-        train_loop_config=config,
-        datasets=data,
-        dataset_config=raysel.WholeRows(),
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers,
-            use_gpu=settings.gpus_per_worker > 0,
-            resources_per_worker=resources,
-        ),
-        run_config=RunConfig(
-            name=directory.name,  # holds the step's key, since Ray Train continues any run of the same name
-            storage_path=path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=STARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
-        ),
+        config,
+        settings,
+        max_failures=settings.max_failures,
+        datasets={"train": planned(run, config["dynamic"], rows)} if streams(run) else None,
+        name=directory.name,  # holds the step's key, since Ray Train continues any run of the same name
+        storage_path=path,
+        storage_filesystem=filesystem,
+        checkpoint_config=CheckpointConfig(num_to_keep=2),
     )
-    return trainer.fit().return_value
 
 
 def planned(run: RunDirectory, dynamic: Any, rows: Selection | None) -> Any:
