@@ -65,7 +65,9 @@ def samples(shown: Sequence[tuple[int, str | None, str | None, str]]) -> str:
         what = (
             f'<img src="data:image/png;base64,{text(image)}" alt="{name}" title="{name}">'
             if image is not None
-            else f"<q>{text(_short(words or ''))}</q>"
+            else f"<q>{text(_short(words))}</q>"
+            if words is not None
+            else f"<span>{name}</span>"
         )
         items.append(f"<li>{what}<small>{caption}</small></li>")
     kind = "thumbs" if shown and shown[0][1] is not None else "texts"

@@ -8,6 +8,7 @@ from raysel.core.storage import Place, output, write_text
 from raysel.report import html
 from raysel.report.results import RunResults
 from raysel.report.sections.costs import costs_section
+from raysel.report.sections.labels import labels_section
 from raysel.report.sections.ledger import ledger_section
 from raysel.report.sections.metrics import metrics_section
 from raysel.report.sections.opening import opening_section
@@ -43,6 +44,7 @@ def render(results: RunResults) -> str:
             selection_section(results),
             usage_section(results),
             training_section(results),
+            labels_section(results),
             costs_section(results.ledger),
             reading_section(results),
             configuration(results),

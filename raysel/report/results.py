@@ -27,13 +27,18 @@ __all__ = [
     "Epoch",
     "Extremes",
     "Goal",
+    "LabelCheck",
+    "Leaked",
     "MeasureResults",
     "Measured",
     "Metric",
     "Metrics",
     "PolicyUse",
+    "ReasonShown",
     "RunResults",
     "Scored",
+    "ShownLabel",
+    "ShownRow",
     "ShownSample",
     "Usage",
     "statistic",
@@ -236,6 +241,40 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class ShownLabel:
+    """A row whose label may be wrong: its label, the most frequent one of its neighbours, and what is shown of the row."""
+
+    id: int
+    label: str
+    neighbours: str
+    image: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """Labels that may be wrong, by losses.
+
+    Attributes
+    ----------
+    rows, ranked : int
+        Number of rows with a loss, and of those in the ranking.
+    other : int
+        Number of ranked rows with a higher loss than their neighbours, most of which have another label.
+    file : str
+        The ranking, in the run directory.
+    samples : tuple of ShownLabel
+        The first rows of the ranking.
+    """
+
+    rows: int
+    ranked: int
+    other: int
+    file: str
+    samples: tuple[ShownLabel, ...] = ()
+
+
+@dataclass(frozen=True)
 class Metric:
     """One statistic of one metric, as in :func:`raysel.gime.measure`."""
 
@@ -366,6 +405,8 @@ class RunResults(_Saved):
         Costs of every arm.
     goal : Goal
         The metric that the report compares the arms by.
+    labels : LabelCheck, optional
+        Labels that may be wrong; None if they were not checked.
     leaked : Leaked, optional
         Test rows that are also training rows; None if it was not checked.
     path : str
@@ -389,6 +430,7 @@ class RunResults(_Saved):
     metrics: Measured | None = None
     usage: Usage | None = None
     goal: Goal = field(default_factory=Goal)
+    labels: LabelCheck | None = None
     leaked: Leaked | None = None
     finished: str = field(default="", compare=False)
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -35,7 +37,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     config : dict
         ``dynamic`` (DynamicSelection), ``data`` (arguments of TrainingData), ``task`` (Task), ``settings`` (Train),
         ``optimizer`` and ``schedule`` (what their names stand for), ``seed``, ``threads``; ``model_folder`` (where the
-        trained model is saved, or None); ``trackers`` and ``training`` (see `raysel.train.trackers`), if any; ``alone``:
+        trained model is saved, or None); ``losses`` (the file for the mean losses of the samples), if any; ``trackers`` and ``training`` (see `raysel.train.trackers`), if any; ``alone``:
         true in a plain process, where ``dynamic`` is ``DynamicSelection.local(...)``.
 
     Returns
@@ -52,13 +54,16 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     model, device = _placed(task.model(data.facts), settings, config["alone"])
     optimizer = config["optimizer"](model.parameters())
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    best = Best(task.direction)
+    best, losses = Best(task.direction), MeanLosses()
     objects: dict[str, Any] = {"model": model, "optimizer": optimizer}
     objects |= {"scaler": scaler} if settings.precision == "fp16" else {}
+    objects |= {"losses": losses} if config.get("losses") is not None else {}
     objects |= {"best": best} if settings.keep == "best" or settings.patience else {}
 
     session = config["dynamic"].session()
     session.restore(objects)
+    if "losses" in objects:
+        losses.add(session)  # of the last epoch, which its own checkpoint lacks
     tracking = Tracking(config.get("trackers", ()), config.get("training"), session)
     validated, patience = data.has("validation"), settings.patience or math.inf
     metrics: dict[str, float | None] = {}  # of the last evaluation in the epoch
@@ -89,8 +94,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
                 )
             with nullcontext() if is_step else _unsynchronised(model):
                 with _precision(settings.precision, device):
-                    losses = task.losses(model, batch.to(device).data)
-                loss = _mean(session, batch, losses) / settings.accumulate
+                    found = task.losses(model, batch.to(device).data)
+                loss = _mean(session, batch, found) / settings.accumulate
                 scaler.scale(loss).backward()
             if is_step:
                 if settings.clip is not None:
@@ -109,6 +114,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         if validated and (settings.evaluates_after_epoch(epoch) or ends):
             validate(steps)
         tracking.epoch(session.report({**metrics, "evaluation_seconds": seconds}, state=objects))
+        if "losses" in objects:
+            losses.add(session)
         if best.waited >= patience:
             break
     if settings.keep == "best":
@@ -118,6 +125,8 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         evaluate(task, model, data, "test", settings, device, session.rank, session.world) if tested else {}
     )
     tracking.close(metrics)
+    if config.get("losses") is not None and session.rank == 0:
+        storage.write_table(config["losses"], losses.table(session))
     if config["model_folder"] is not None:
         save_model(model, config["model_folder"], session.rank)
     return {"history": session.history, "metrics": metrics, "goal": goal_of(task)}
@@ -161,6 +170,8 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
             f"train.loop: {name} returned no metric '{config['task'].metric}', but this is the metric of the task; return it, "
             "computed on the test rows."
         )
+    if config.get("losses") is not None and session.rank == 0:
+        storage.write_table(config["losses"], session.losses())
     metrics = {key: _finite(value) for key, value in returned.items()}
     return {"history": session.history, "metrics": metrics, "goal": goal_of(config["task"])}
 
@@ -240,6 +251,48 @@ class Best:
         """Take everything over."""
         self.epoch, self.score, self.waited = state["epoch"], state["score"], state["waited"]
         self._weights = dict(state["weights"])
+
+
+class MeanLosses:
+    """The mean of the last losses of each sample after every epoch, which rank 0 has; part of every checkpoint.
+
+    After many epochs a network has learned wrong labels too, and only the earlier losses show them.
+    """
+
+    def __init__(self) -> None:
+        self.epochs = 0
+        self._total, self._count = np.empty(0), np.empty(0, np.int32)
+
+    def add(self, session: Any) -> None:
+        """Add the last losses, once after every finished epoch; samples without a loss are left out."""
+        if session.rank != 0 or session.epoch <= self.epochs:
+            return
+        self.epochs = session.epoch
+        values = session.losses()["loss"].to_numpy()
+        if not len(self._total):
+            self._total, self._count = np.zeros(len(values)), np.zeros(len(values), np.int32)
+        known = np.isfinite(values)
+        self._total[known] += values[known]
+        self._count += known
+
+    def table(self, session: Any) -> pa.Table:
+        """Return ``sample_id`` and ``loss``, the mean; NaN for a sample without a loss."""
+        mean = np.full(len(self._total), np.nan, np.float32)
+        np.divide(self._total, self._count, out=mean, where=self._count > 0, casting="same_kind")
+        return session.losses().set_column(1, "loss", pa.array(mean))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything."""
+        return {
+            "epochs": self.epochs,
+            "total": torch.from_numpy(self._total),
+            "count": torch.from_numpy(self._count),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take everything over."""
+        self.epochs = state["epochs"]
+        self._total, self._count = state["total"].numpy().copy(), state["count"].numpy().copy()
 
 
 def save_model(model: torch.nn.Module, folder: str | os.PathLike[str], rank: int) -> None:

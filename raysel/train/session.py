@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from raysel.core.numbers import whole
+from raysel.data.row_index import ID
 from raysel.dynamic.plan import Plan
 from raysel.errors import ConfigError, DataError, StateError
 from raysel.train import checkpoint
@@ -517,6 +519,26 @@ class Session:
             Where this rank writes its part.
         """
         self._saving(None, None)(directory)
+
+    def losses(self) -> pa.Table:
+        """Return the last loss of every sample, to find samples that the model does not learn.
+
+        Call it between epochs or after the last one, on rank 0: in other processes without Ray there is no state.
+
+        Returns
+        -------
+        pyarrow.Table
+            ``sample_id`` (int64, ascending) and ``loss`` (float32); NaN for a sample without a finite loss so far.
+
+        Examples
+        --------
+        >>> session = raysel.DynamicSelection.local(raysel.FullData(), 10, num_epochs=2).session()
+        >>> session.losses().num_rows
+        10
+        """
+        _, state = self._own.state(self._attempt)
+        ids = np.arange(len(state), dtype=np.int64) if self._ids is None else self._ids
+        return pa.table({ID: ids, "loss": state.loss})
 
     # ---- inside ------------------------------------------------------------------------------------------
 

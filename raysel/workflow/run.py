@@ -24,6 +24,7 @@ from raysel.report.results import (
     Epoch,
     Extremes,
     Goal,
+    LabelCheck,
     Leaked,
     Measured,
     Metric,
@@ -31,6 +32,7 @@ from raysel.report.results import (
     ReasonShown,
     RunResults,
     Scored,
+    ShownLabel,
     ShownRow,
     ShownSample,
     Usage,
@@ -193,6 +195,7 @@ def results(run: RunDirectory) -> RunResults:
             full_samples=run.count(run.base) * flow.train.epochs,
         ),
         goal=goal,
+        labels=_labels(run),
         leaked=Leaked(**leaked) if (leaked := _answer(run, "leakage")) else None,
         finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=str(run.out),
@@ -271,6 +274,15 @@ def _chosen(run: RunDirectory) -> Chosen | None:
             )
             for one in _answer(run, "gallery").get("reasons", ())
         ),
+    )
+
+
+def _labels(run: RunDirectory) -> LabelCheck | None:
+    answer = _answer(run, "labels")
+    return (
+        LabelCheck(**answer | {"samples": tuple(ShownLabel(**one) for one in answer["samples"])})
+        if answer
+        else None
     )
 
 

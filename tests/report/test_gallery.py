@@ -94,7 +94,9 @@ def test_the_page_shows_them(results, tmp_path):
 def test_the_page_warns_of_test_rows_among_the_training_rows(results):
     assert "Warning" not in render(replace(results, leaked=Leaked(0)))
     copies, near = (render(replace(results, leaked=Leaked(*one))) for one in ((1,), (12, 0.95)))
-    assert "Warning: 1 of 360 test rows has a copy among the training rows." in copies.replace("\u00a0", " ")
+    assert "<b>Warning:</b> 1 of 360 test rows has a copy among the training rows." in copies.replace(
+        "\u00a0", " "
+    )
     assert "12 of 360 test rows have a near duplicate (cosine of at least 0.95) among" in near.replace(
         "\u00a0", " "
     )

@@ -54,6 +54,8 @@ def folder(tmp_path):
 
 def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None):
     count = this.count(rows)
+    ids = np.arange(count) if rows is None else rows.ids
+    pq.write_table(pa.table({"sample_id": ids, "loss": np.ones(count)}), directory / train.LOSSES)
     epoch = asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))
     return {
         "rows": count,
@@ -83,29 +85,29 @@ def go(cluster, folder, monkeypatch, capsys):
 
 def test_another_value_runs_what_depends_on_it(go, folder):
     first, ran = go()
-    assert ran == {"embed", "select", "random", "classes", "gallery", "arrays", "train-chain", "train-random"}
+    assert ran == set(
+        ["embed", "select", "random", "classes", "gallery", "arrays", "train-chain", "train-random", "labels"]
+    )
     assert first.goal == first.ledger.goal == Goal("rmse", "min") and first.score("chain") == 0.5
     # 40 % of 300 rows in one epoch, against all rows in the two epochs of the workflow.
     assert first.ledger.full_samples == 600 and first.ledger.saving_samples("chain") == 0.8
     assert "test RMSE of 0.5000 (lower is better)" in (folder / "run/report.html").read_text()
     assert go()[1] == set()
     again, ran = go("select.budget=0.2")
-    assert ran == {"select", "random", "classes", "gallery", "arrays", "train-chain", "train-random"}
+    assert ran == set(
+        ["select", "random", "classes", "gallery", "arrays", "train-chain", "train-random", "labels"]
+    )
     assert (first.arms["chain"].rows, again.arms["chain"].rows) == (120, 60)
     assert go("controls=[random, full]")[1] == {"arrays", "train-full"}  # and no other arm again
-    assert go("train.epochs=3")[1] == {"train-chain", "train-random"}
-    assert go("dynamic.prune_ratio=0.4")[1] == {"train-chain"}
+    assert go("train.epochs=3")[1] == {"train-chain", "train-random", "labels"}
+    assert go("dynamic.prune_ratio=0.4")[1] == {"train-chain", "labels"}
     assert go("train.max_failures=5")[1] == set()  # decides no result
-    assert go("embed.normalize=true")[1] == {"embed", "select", "classes", "gallery", "arrays", "train-chain"}
-    assert go("seed=1")[1] == {
-        "select",
-        "random",
-        "classes",
-        "gallery",
-        "arrays",
-        "train-chain",
-        "train-random",
-    }
+    assert go("embed.normalize=true")[1] == set(
+        ["embed", "select", "classes", "gallery", "arrays", "train-chain", "labels"]
+    )
+    assert go("seed=1")[1] == set(
+        ["select", "random", "classes", "gallery", "arrays", "train-chain", "train-random", "labels"]
+    )
     assert go()[1] == set()  # the first one is still there
     # Nothing was left out of a key: the results of a configuration do not depend on what was run before it.
     assert go()[0] == first
@@ -120,7 +122,7 @@ def test_a_version_stands_for_code_and_not_for_parameters(go):
     go("train.version='1'")
     assert go("train.version='1'")[1] == set()
     changed = "train.task={method: classification, max_length: 9}"
-    assert go("train.version='1'", changed)[1] == {"train-chain", "train-random"}
+    assert go("train.version='1'", changed)[1] == {"train-chain", "train-random", "labels"}
 
 
 def test_selectors_follow_each_other_and_read_the_classes(go, folder):
@@ -158,11 +160,11 @@ def test_fresh_starts_over_and_another_format_is_refused(go, folder):
         RunError, match=r"written in format 1, but this version of raysel uses format 2; use --fresh"
     ):
         go()
-    assert len(go(fresh=True)[1]) == 8
+    assert len(go(fresh=True)[1]) == 9
     manifest.write_text("{")
     with pytest.raises(RunError, match=r"manifest.json is damaged; use --fresh"):
         go()
-    assert len(go(fresh=True)[1]) == 8
+    assert len(go(fresh=True)[1]) == 9
     assert len(list((folder / "run" / "results").glob("*.json"))) == 1
     (folder / "run" / "manifest.json").unlink()
     with pytest.raises(RunError, match="is not empty and not a run directory of raysel"):
@@ -248,7 +250,7 @@ def test_fresh_removes_what_a_run_writes_and_no_more(go, folder):
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "kept").write_text("mine too")
     (folder / "run" / "compare.html").symlink_to(folder / "elsewhere" / "kept")
-    assert len(go(fresh=True)[1]) == 8
+    assert len(go(fresh=True)[1]) == 9
     assert (folder / "run" / "notes.txt").read_text() == "mine"
     assert (folder / "elsewhere" / "kept").read_text() == "mine too"
 
@@ -257,7 +259,7 @@ def test_a_run_that_was_killed_in_its_first_moments_can_be_started_again(go, fol
     (folder / "run").mkdir()
     (folder / "run" / ".lock").touch()
     (folder / "run" / ".manifest.json.123.tmp").write_text("{")
-    assert len(go()[1]) == 8
+    assert len(go()[1]) == 9
     manifest = folder / "run" / "manifest.json"
     held = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: held[key] for key in ("kind", "format")}))
@@ -399,4 +401,4 @@ def test_scores_of_a_policy_of_the_users_own_are_in_its_key(go, folder):
     (folder / "own.py").write_text(POLICY)
     changes = [f"dynamic={{method: {folder}/own.py:Scored}}", "factors={units: 12, k: 2, epochs: 1}"]
     assert {"factors", "train-chain"} <= go(*changes)[1] and go(*changes)[1] == {"usage"} - {"usage"}
-    assert go(*changes, "factors.k=4")[1] == {"factors", "train-chain", "usage"}
+    assert go(*changes, "factors.k=4")[1] == {"factors", "train-chain", "usage", "labels"}

@@ -103,7 +103,7 @@ def test_a_second_run_reuses_every_step(finished, quickstart, capsys):
         ["target", "100", "rows"],
         ["test", "180", "rows"],
     ]
-    assert len(lines) == 10 and all("  reused" in line for line in lines)
+    assert len(lines) == 11 and all("  reused" in line for line in lines)
     assert again == results == RunResults.load(out / "results.json") and again.path == str(out)
 
 

@@ -102,7 +102,7 @@ def opening_section(results: RunResults, name: str) -> str:
     below = "".join(
         f'<p class="note">{words}</p>\n'
         for words in (
-            html.bound(html.text(leakage(results))),
+            html.bound(html.text(leakage(results)).replace("Warning:", "<b>Warning:</b>", 1)),
             html.bound(html.text(overhead(results))),
             roles(results.data, results.goal),
         )

@@ -13,6 +13,7 @@ from raysel.workflow.steps.classes import Classes
 from raysel.workflow.steps.embed import Embed
 from raysel.workflow.steps.factors import Factors
 from raysel.workflow.steps.gallery import Gallery
+from raysel.workflow.steps.labels import Labels
 from raysel.workflow.steps.leakage import Leakage
 from raysel.workflow.steps.measure import Measure
 from raysel.workflow.steps.select import RandomRows, Select, uses
@@ -74,6 +75,8 @@ def plan(workflow: Workflow) -> list[Step]:
     steps += [Train(arm, workflow.train, workers) for arm in arms]
     if any(isinstance(step, Factors) for step in steps):
         steps.append(Usage())
+    if any(isinstance(step, Embed) for step in steps) and has_classes(workflow):
+        steps.append(Labels())
     return steps
 
 
@@ -146,6 +149,9 @@ __all__ = [
     "Classes",
     "Embed",
     "Factors",
+    "Gallery",
+    "Labels",
+    "Leakage",
     "Measure",
     "RandomRows",
     "Select",

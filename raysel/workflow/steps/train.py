@@ -35,6 +35,8 @@ from raysel.workflow.steps.factors import scores
 from raysel.workflow.steps.step import Step
 from raysel.workflow.workers import Workers
 
+LOSSES = "losses.parquet"  # the mean loss of every sample over the epochs
+
 
 @dataclass(frozen=True)
 class Train(Step):
@@ -50,7 +52,7 @@ class Train(Step):
     arm: str
     settings: Settings
     workers: Workers | None = field(default=None, compare=False)
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     resumable: ClassVar[tuple[str, ...]] = ("ray", "checkpoints")
 
     @property
@@ -389,6 +391,7 @@ def fit(
             "seed": flow.seed,
             "threads": threads(settings),
             "model_folder": str(directory / "model"),
+            "losses": directory / LOSSES,
             "checkpoints": str(directory / "ray" / "checkpoints"),
             "trackers": load_trackers(flow),
             "training": Training(
