@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 
 from raysel.cluster.wait import get
+from raysel.core.arrays import positions
 from raysel.data.row_index import ID
+from raysel.data.store import values_of
 from raysel.data.vectors import is_tensor, tensor_rows, to_column
 
 _ROWS = 1024  # rows that are hashed together: always those of the same ids
@@ -24,6 +27,25 @@ def digest_table(table: pa.Table) -> str:
     parts = [table.slice(start, _ROWS) for start in range(0, table.num_rows, _ROWS)]
     with ThreadPoolExecutor(max_workers=8) as pool:
         return _join(pool.map(_digest, parts))
+
+
+def row_digests(table: pa.Table, columns: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Return a digest of the values of every row, as a training reads them; equal rows of any blocks have the same."""
+    found = [hashlib.blake2b(digest_size=8) for _ in range(table.num_rows)]
+    for name in columns:
+        for digest, value in zip(found, values_of(table[name], name), strict=True):
+            raw = value.encode() if isinstance(value, str) else value
+            raw = raw if isinstance(raw, bytes) else np.ascontiguousarray(raw).tobytes()
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
+    return np.frombuffer(b"".join(digest.digest() for digest in found), np.uint64)
+
+
+def shared_digests(table: pa.Table, columns: Sequence[str], shared: Any) -> npt.NDArray[np.int64]:
+    """Return which of some digests the table's rows have: their places; ``shared`` refers to the digests, ascending."""
+    known = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
+    places, found = positions(known, row_digests(table, columns))
+    return np.unique(places[found])
 
 
 def digest_blocks(blocks: Sequence[ray.ObjectRef], spans: Sequence[tuple[int, int]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import Dataset, Datasource
@@ -82,7 +83,7 @@ class IndexedParquet(Datasource):
             input_files=tuple(dict.fromkeys(piece.path for piece in pieces)),
         )
         return ReadTask(
-            lambda: read_groups(pieces, columns),
+            lambda: _read_groups(pieces, columns),
             metadata,
             schema=self._with_id(columns),
             per_task_row_limit=limit,
@@ -94,8 +95,7 @@ class IndexedParquet(Datasource):
         return pa.schema([fields[n] for n in columns or [ID, *(n for n in schema.names if n != ID)]])
 
 
-def read_groups(pieces: list[Piece], columns: list[str] | None) -> Iterable[pa.Table]:
-    """Yield the columns of each row group, with ``sample_id`` if it is one of them; all columns for None."""
+def _read_groups(pieces: list[Piece], columns: list[str] | None) -> Iterable[pa.Table]:
     names = pieces[0].schema.names
     wanted = [ID, *(n for n in names if n != ID)] if columns is None else columns
     for piece, table in read_pieces(pieces, [name for name in wanted if name in names]):
@@ -104,6 +104,12 @@ def read_groups(pieces: list[Piece], columns: list[str] | None) -> Iterable[pa.T
         elif ID in wanted:
             table = table.set_column(table.column_names.index(ID), ID, table[ID].cast(pa.int64()))
         yield table.select(wanted)
+
+
+def rows_of(piece: Piece, ids: np.ndarray, columns: list[str]) -> pa.Table:
+    """Return columns of the rows of a row group that have some ids; ``sample_id`` is one of the columns."""
+    tables = _read_groups([piece], columns)
+    return pa.concat_tables([table.filter(pa.array(np.isin(table[ID].to_numpy(), ids))) for table in tables])
 
 
 def parquet_dataset(index: RowIndex) -> Dataset:

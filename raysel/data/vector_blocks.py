@@ -12,6 +12,7 @@ import ray
 from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, check_columns, column_names, map_blocks
+from raysel.core.arrays import positions
 from raysel.core.hashing import hash_ids
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
@@ -53,6 +54,22 @@ class VectorBlocks:
         ids = np.concatenate([ids for ids, _ in parts])
         order = np.argsort(ids, kind="stable")
         return ids[order], np.concatenate([vectors for _, vectors in parts])[order]
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the vectors of some rows (m, d), on the driver. Raises DataError for rows without a vector.
+
+        Parameters
+        ----------
+        ids : array of int64, shape (m,)
+            Ascending.
+        """
+        parts = map_blocks(_of, self.blocks, self.column, ray.put(ids))
+        found = np.concatenate([part[0] for part in parts])
+        if len(missing := np.setdiff1d(ids, found)):
+            raise DataError(
+                f"{len(missing):,} of the {len(ids):,} rows have no vector (sample_id {first(missing)})."
+            )
+        return np.concatenate([part[1] for part in parts])[np.argsort(found, kind="stable")]
 
     def on_sample(self, function: Callable[..., T], count: int, seed: int, *arguments: Any) -> T:
         """Return ``function(vectors, *arguments)`` of a sample, from a task.
@@ -113,6 +130,12 @@ def _check_block(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, i
     ids = row_ids(table, f"the {what}")
     vectors = as_matrix(table[column], column, ids)
     return ids, vectors.shape[1], ids[not_finite(vectors)]
+
+
+def _of(table: pa.Table, column: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    here = table[ID].to_numpy()
+    wanted = np.flatnonzero(positions(ids, here)[1])
+    return here[wanted], as_matrix(table[column], column, here)[wanted]
 
 
 def _sample(table: pa.Table, column: str, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -203,11 +203,12 @@ def _match(
 
     from raysel.cluster.blocks import map_groups
 
-    parts = map_groups(_match_group, inputs.pool.blocks, column, ray.put((targets, taken)), k)
+    parts = map_groups(match_group, inputs.pool.blocks, column, ray.put((targets, taken)), k)
     return reduce(lambda one, other: one.merge(other), parts).lists()
 
 
-def _match_group(tables: Iterator[pa.Table], column: str, shared: Any, k: int) -> Matches:
+def match_group(tables: Iterator[pa.Table], column: str, shared: Any, k: int) -> Matches:
+    """Return the k most similar rows of every target row; ``shared`` refers to the targets and the ids that do not count."""
     import ray
 
     targets, taken = ray.get(shared)

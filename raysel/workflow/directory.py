@@ -50,8 +50,7 @@ from raysel.core.storage import (
     write_json,
 )
 from raysel.core.storage import read_table as stored_table
-from raysel.data.datasource import read_groups
-from raysel.data.formats.parquet import Piece
+from raysel.data.datasource import rows_of
 from raysel.data.row_index import ID
 from raysel.errors import DataError, RunError, first, reason_of
 from raysel.selection import Selection
@@ -251,7 +250,7 @@ class RunDirectory:
                 np.sort(ids), [[piece.start, piece.start + piece.rows] for piece in pieces]
             )
             pieces = [piece for piece, (start, end) in zip(pieces, ends, strict=True) if start < end]
-        return pa.concat_tables(map_blocks(_rows_of, pieces, ids, [ID, *columns]))
+        return pa.concat_tables(map_blocks(rows_of, pieces, ids, [ID, *columns]))
 
     def target(self) -> Dataset:
         """Rows of the target, without the validation rows."""
@@ -310,11 +309,6 @@ class RunDirectory:
                     continue
                 found[file.path] = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
         return found
-
-
-def _rows_of(piece: Piece, ids: np.ndarray, columns: list[str]) -> pa.Table:
-    tables = read_groups([piece], columns)
-    return pa.concat_tables([table.filter(pa.array(np.isin(table[ID].to_numpy(), ids))) for table in tables])
 
 
 def digest_of(rows: Selection | None) -> str:

@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysel.data.content import row_digests
 from raysel.data.vectors import to_column
 from raysel.workflow.config import parse
 from raysel.workflow.directory import open_run
 from raysel.workflow.steps import Embed, Leakage, Select, plan
-from raysel.workflow.steps.leakage import digests
 
 
 def test_rows_with_equal_values_have_equal_digests():
@@ -25,13 +25,15 @@ def test_rows_with_equal_values_have_equal_digests():
         }
     )
     for columns in (["image"], ["text", "x"], ["text", "raw"], ["x"], ["tokens"]):
-        found = digests(table, columns)
+        found = row_digests(table, columns)
         assert found[0] == found[2] and found[0] != found[1]
         for cut in (1, 2, 3):  # a list column holds lists of one length in some blocks
-            parts = [digests(table.slice(0, cut), columns), digests(table.slice(cut), columns)]
+            parts = [row_digests(table.slice(0, cut), columns), row_digests(table.slice(cut), columns)]
             assert (found == np.concatenate(parts)).all()
-    assert len(set(digests(table, ["tokens"]))) == 3 and len(set(digests(table, ["text", "raw"]))) == 3
-    one, other = digests(pa.table({"a": ["x", "xy"], "b": ["yz", "z"]}), ["a", "b"])
+    assert (
+        len(set(row_digests(table, ["tokens"]))) == 3 and len(set(row_digests(table, ["text", "raw"]))) == 3
+    )
+    one, other = row_digests(pa.table({"a": ["x", "xy"], "b": ["yz", "z"]}), ["a", "b"])
     assert one != other
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import reduce
 from typing import Any
@@ -11,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from raysel.cluster.blocks import gather, map_blocks, map_groups
+from raysel.cluster.blocks import gather, map_groups
 from raysel.core.arrays import positions
 from raysel.core.arrow import plain
 from raysel.core.storage import Place, write_table
 from raysel.data.row_index import ID
 from raysel.data.vector_blocks import vector_blocks
-from raysel.data.vectors import EMBEDDING, as_matrix
+from raysel.data.vectors import EMBEDDING
 from raysel.errors import DataError
 from raysel.report.results import LabelCheck, ShownLabel, ShownRow
 from raysel.select.label_check import NEIGHBOURS, candidates, others, rank
-from raysel.select.matches import Matches
+from raysel.select.nearest import match_group
 from raysel.workflow.directory import RunDirectory, read_table
 from raysel.workflow.steps.arrays import class_column, inputs, made
 from raysel.workflow.steps.gallery import shown
@@ -92,26 +91,6 @@ class Labels(Step):
 def _nearest(run: RunDirectory, rows: np.ndarray, among: np.ndarray) -> np.ndarray:
     """Return the nearest rows of every row (m, NEIGHBOURS + 1), itself included; -1 where there are fewer."""
     source = vector_blocks(run.vectors("pool"), EMBEDDING, "pool")
-    parts = map_blocks(_vectors_of, source.blocks, ray.put(rows))
-    ids = np.concatenate([part[0] for part in parts])
-    if len(ids) < len(rows):
-        raise DataError(f"{len(rows) - len(ids):,} of the {len(rows):,} rows to check have no vector.")
-    vectors = np.concatenate([part[1] for part in parts])[np.argsort(ids)]
-    found = map_groups(_match, source.blocks, ray.put(vectors), ray.put(among))
+    shared = ray.put((source.of(rows), np.setdiff1d(source.ids, among)))
+    found = map_groups(match_group, source.blocks, EMBEDDING, shared, NEIGHBOURS + 1)
     return reduce(lambda one, other: one.merge(other), found).lists()[0]
-
-
-def _vectors_of(table: pa.Table, rows: Any) -> tuple[np.ndarray, np.ndarray]:
-    ids = table[ID].to_numpy()
-    wanted = np.flatnonzero(positions(rows, ids)[1])
-    return ids[wanted], as_matrix(table[EMBEDDING], EMBEDDING, ids)[wanted]
-
-
-def _match(tables: Iterator[pa.Table], vectors: Any, among: Any) -> Matches:
-    vectors, among = ray.get([vectors, among]) if isinstance(vectors, ray.ObjectRef) else (vectors, among)
-    found = Matches(vectors, NEIGHBOURS + 1)
-    for table in tables:
-        ids = table[ID].to_numpy()
-        known = positions(among, ids)[1]
-        found.add(ids[known], as_matrix(table[EMBEDDING], EMBEDDING, ids)[known])
-    return found

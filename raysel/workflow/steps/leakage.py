@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import ray
 
 import raysel
 from raysel.cluster.blocks import stream_blocks
-from raysel.core.arrays import positions
 from raysel.core.storage import Place
+from raysel.data.content import row_digests, shared_digests
 from raysel.data.row_index import ID
-from raysel.data.store import values_of
 from raysel.errors import DataError
 from raysel.workflow.config import Embed
 from raysel.workflow.directory import RunDirectory, digest_of
@@ -62,11 +58,11 @@ class Leakage(Step):
                 run.progress.done(self.title, f"Near duplicates of test rows are not counted: {error}")
         if not columns:
             return {}
-        parts = list(stream_blocks(run.read("test"), [ID, *columns], "test data", digests, columns))
+        parts = list(stream_blocks(run.read("test"), [ID, *columns], "test data", row_digests, columns))
         tested, rows = np.unique(np.concatenate(parts), return_counts=True)
         there, shared = np.zeros(len(tested), bool), ray.put(tested)
         for places in stream_blocks(
-            run.among(run.rows, columns), [ID, *columns], "pool", _among, columns, shared
+            run.among(run.rows, columns), [ID, *columns], "pool", shared_digests, columns, shared
         ):
             there[places] = True
         return {"rows": int(rows[there].sum()), "cosine": None}
@@ -76,22 +72,3 @@ class Leakage(Step):
         if self.embed is None or self.embed.embedder != "column" or run.count(run.rows) > _MOST:
             return None
         return self.embed.column if self.embed.column in run.inputs["test"].schema.names else None
-
-
-def digests(table: pa.Table, columns: list[str]) -> npt.NDArray[np.uint64]:
-    """Return a digest of the values of every row, as the training reads them."""
-    found = [hashlib.blake2b(digest_size=8) for _ in range(table.num_rows)]
-    for name in columns:
-        for digest, value in zip(found, values_of(table[name], name), strict=True):
-            raw = value.encode() if isinstance(value, str) else value
-            raw = raw if isinstance(raw, bytes) else np.ascontiguousarray(raw).tobytes()
-            digest.update(len(raw).to_bytes(8, "little"))
-            digest.update(raw)
-    return np.frombuffer(b"".join(digest.digest() for digest in found), np.uint64)
-
-
-def _among(table: pa.Table, columns: list[str], shared: Any) -> npt.NDArray[np.int64]:
-    """Return the places of the tested digests that the table has."""
-    tested = ray.get(shared) if isinstance(shared, ray.ObjectRef) else shared
-    places, found = positions(tested, digests(table, columns))
-    return np.unique(places[found])
