@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import random
 import socket
@@ -135,8 +136,10 @@ def _renew(mine: StorePath, who: str, ended: threading.Event, held: list[float])
     while not ended.wait(_RENEW_S):
         began = time.monotonic()
         with suppress(RayselError):
-            if not storage.exists(mine):  # taken for dead, and removed
-                held[0] = -_DEAD_S
+            there = storage.exists(mine)
+            late = time.monotonic() - held[0] > _DEAD_S - _RENEW_S
+            if late or not there:  # another process took this one for dead, or may by now
+                held[0] = -math.inf
                 return
             storage.write_text(mine, who)
             held[0] = began

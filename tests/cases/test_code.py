@@ -785,23 +785,21 @@ def _write(folder: Path, name: str, parts: str | list[str], new: bool) -> None:
         (folder / file).write_text(_version(text, new) + "\n")
 
 
-def _fingerprints(script: Path, folder: Path, hash_seed: str) -> dict[str, str]:
+def _fingerprints(script: Path, folder: Path, hash_seed: str) -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "PYTHONHASHSEED": hash_seed,
         "RAYSEL_CASE": hash_seed,
     }
-    done = subprocess.run(
-        [sys.executable, script, folder], env=environment, capture_output=True, text=True, timeout=120
+    return subprocess.Popen(
+        [sys.executable, script, folder], env=environment, stdout=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory):
     """The fingerprints of both versions, each computed by a process with a hash seed of its own."""
-    found = []
+    started = []
     script = Path(__file__).with_name("fingerprints.py")
     for new in (False, True):
         folder = tmp_path_factory.mktemp(f"version_{int(new)}")
@@ -815,8 +813,10 @@ def versions(tmp_path_factory):
         if new:  # what a script does besides its functions does not count
             text = "# moved\n\n" + text.replace("STOP = ", "json.loads('1')\nSTOP = ")
         moved.write_text(text)
-        found.append(_fingerprints(moved, folder, str(new + 1)))
-    return found
+        started.append(_fingerprints(moved, folder, str(new + 1)))
+    found = [one.communicate(timeout=240)[0] for one in started]
+    assert [one.returncode for one in started] == [0, 0]
+    return [json.loads(text) for text in found]
 
 
 @pytest.mark.parametrize("name", CHANGED)

@@ -224,12 +224,12 @@ def test_a_directory_on_an_object_store_is_held_by_one_process(s3, monkeypatch):
         ):
             pass
         assert len(notes) == 1 and "may have been killed" in notes[0]
-        storage.remove(
-            place / next(iter(storage.entries(place)))
-        )  # as another process that took it for dead does
-        time.sleep(0.3)
         with pytest.raises(RunError, match="was given up, because it could not be written"):
-            check()
+            for _ in range(600):
+                for name in storage.entries(place):  # as another process that took it for dead does
+                    storage.remove(place / name)
+                check()
+                time.sleep(0.05)
     assert storage.entries(place) == {}
     storage.write_text(place / f"{lock.LOCK}-dead", "process 1 on a machine that is off")
     monkeypatch.setattr(lock, "_DEAD_S", 2.5)
@@ -237,6 +237,23 @@ def test_a_directory_on_an_object_store_is_held_by_one_process(s3, monkeypatch):
     with lock.alone(place, notes.append):  # waits until the claim is old
         assert notes and "process 1 on a machine that is off" in notes[0]
         assert len(storage.entries(place)) == 1
+
+
+def test_a_claim_that_was_not_renewed_in_time_is_not_taken_up_again(s3, monkeypatch):
+    """A process that stood still for so long that another one may hold the directory."""
+    monkeypatch.setattr(lock, "_RENEW_S", 0.05)
+    monkeypatch.setattr(lock, "_DEAD_S", 0.8)
+    exists = storage.exists
+    with lock.alone(storage.output(s3)) as check:
+        monkeypatch.setattr(storage, "exists", lambda place: time.sleep(1.0) or exists(place))
+        with pytest.raises(RunError, match="was given up"):
+            for _ in range(600):
+                check()
+                time.sleep(0.05)
+        monkeypatch.setattr(storage, "exists", exists)
+        time.sleep(1.5)
+        with pytest.raises(RunError, match="was given up"):
+            check()
 
 
 def test_copies_on_a_node_are_shared_checked_and_bounded(s3, tmp_path, monkeypatch):
