@@ -120,6 +120,7 @@ def make(): return Net()
 """
 
 
+@pytest.mark.slow  # processes of its own
 def test_a_network_whose_forward_changed(tmp_path, monkeypatch):
     """Its weights did not; nor did the size and the time of the file."""
     monkeypatch.setenv("RAYSEL_CACHE", str(tmp_path / "cache"))

@@ -229,6 +229,7 @@ def attempts(code: str, address: str, env: dict[str, str]) -> dict[str, str]:
     return dict(line.split(" | ") for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow  # a cluster of its own
 def test_a_cluster_with_a_token():
     secret = "0123456789abcdef"
     with head(secret) as (address, env):

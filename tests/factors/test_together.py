@@ -35,6 +35,7 @@ def work(rank: int, place: str) -> None:
     leave()
 
 
+@pytest.mark.slow  # processes of its own
 def test_two_processes_train_what_one_does(tmp_path):
     mp.start_processes(work, args=(str(tmp_path),), nprocs=WORLD, start_method="spawn")
     for name in ("whole", "uneven"):

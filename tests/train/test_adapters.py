@@ -133,7 +133,8 @@ def stopped_and_resumed(framework: str, directory: Path, ranks: tuple[int, ...] 
             assert weights == pytest.approx([weight] * again, rel=1e-5)
 
 
-@pytest.mark.parametrize("again", [2, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow  # processes of its own
+@pytest.mark.parametrize("again", [2, 1])
 def test_processes_without_ray_and_without_a_framework_share_one_state(tmp_path, again):
     stopped_and_resumed("plain", tmp_path, (again,))
 

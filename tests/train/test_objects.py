@@ -83,6 +83,7 @@ def refuse():
         load_state_dicts(sharded, {name: value.state_dict() for name, value in plain.items()})
 
 
+@pytest.mark.slow  # processes of its own
 def test_training_goes_on_as_if_undisturbed_also_in_one_plain_process(tmp_path):
     mp.start_processes(work, args=(str(tmp_path),), nprocs=WORLD, start_method="spawn")
     for kind in KINDS:

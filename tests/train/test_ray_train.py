@@ -71,6 +71,7 @@ def undisturbed():
     return session.history
 
 
+@pytest.mark.slow  # two fits of Ray Train
 def test_a_worker_killed_in_mid_epoch_leaves_exactly_one_trace(cluster, tmp_path):
     kill = tmp_path / "killed"
     history = fit(tmp_path, "killed", str(kill))
