@@ -160,6 +160,7 @@ def test_errors_of_the_data_and_the_configuration_are_final():
     )
 
 
+@pytest.mark.slow  # a run of three arms
 def test_what_is_finished_needs_no_workers(cluster, folder, tmp_path, monkeypatch):
     results = run(flow(folder), tmp_path / "run")
     monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))

@@ -120,6 +120,7 @@ def fit(flow, out, name):
     return run.arm(name, done)
 
 
+@pytest.mark.slow  # a fit of Ray Train
 def test_one_worker_of_ray_train_gives_the_same_numbers_to_the_last_bit(compared, digits):
     out, results = compared
     one, other = (numbers(cell) for cell in results.policies["infobatch"].cells)

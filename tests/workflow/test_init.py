@@ -146,6 +146,7 @@ def test_prepare_says_what_is_wrong_with_the_users_rows(tmp_path, values, senten
     assert done.returncode == 1 and sentence in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow  # a run and a comparison
 def test_methods_of_ones_own_run_and_compare(cluster, tmp_path, capsys):
     write("own", tmp_path)
     prepare(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
+import pytest
 import yaml
 
 import raysel
@@ -13,6 +14,7 @@ from raysel.workflow.directory import Progress
 from raysel.workflow.measure import measure
 
 
+@pytest.mark.slow  # half a minute of requests
 def test_vectors_exports_and_measurements_on_an_object_store(cluster, s3, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for part in range(2):

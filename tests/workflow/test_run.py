@@ -127,6 +127,7 @@ def test_two_runs_make_byte_identical_selections_and_a_killed_one_goes_on(
     assert list(results.arms) == ["chain"] and len(results.arms["chain"].epochs) == 2
 
 
+@pytest.mark.slow  # runs of the quickstart
 def test_a_run_on_an_object_store_makes_the_same_selection_and_resumes(
     cluster, finished, quickstart, s3, tmp_path, monkeypatch, capsys
 ):
