@@ -322,8 +322,10 @@ def explain(run: Path, sample: int | None) -> None:
 def runs(run: Path) -> None:
     """List the runs in the directory RUN. Runs with equal settings share a line.
 
-    Each line has the number of selected rows, the metric on the test rows, what the run saved compared with training
-    on all rows, and the keys of the workflow whose values differ from those of the first run.
+    Each line has the number of selected rows and the metric on the test rows. It also has two savings, compared with
+    training on all rows: in back-propagated samples (a row counts once per epoch that trains on it) and in time. The
+    end of a line lists the keys whose values differ from those of the first run. Keys are those of the workflow, the
+    YAML file that names the data, the methods and the model.
     """
     from raysel.report.tables import runs_text
     from raysel.workflow.run import runs as list_runs

@@ -116,7 +116,9 @@ def quotas_of(
         Rows that must not be selected.
     """
     if per_class is not None and label is None:
-        raise ConfigError("label: per_class needs the column of the classes; give label.")
+        raise ConfigError(
+            "label: 'per_class' needs the classes of the rows; set 'label' to the column that holds them."
+        )
     if per_class is None or label is None:
         return Quotas(np.zeros(len(ids), np.int64), np.array([count - int(kept.sum())]), ["all"])
     names, codes = _labels(pool, label, "pool", ids)
@@ -139,7 +141,10 @@ def quotas_of(
         counts = dict(zip(theirs, np.bincount(of, minlength=len(theirs)).tolist(), strict=True))
         shares = np.array([counts.get(name, 0) for name in names], np.float64)
         if not shares.any():
-            raise DataError(f"per_class: Pool and target have no class in common in column '{label}'.")
+            raise DataError(
+                f"per_class: Pool and target have no class in common in column '{label}'; set 'label' to another column, or "
+                "'per_class' to other shares."
+            )
     else:
         shares = np.ones(len(names)) if per_class == "uniform" else sizes.astype(np.float64)
     rows = divide(sizes, shares, count)

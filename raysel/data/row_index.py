@@ -119,14 +119,17 @@ def _changed(path: str) -> DataError:
     )
 
 
+_IDENTIFIED: dict[Trust, str] = {"content": "content", "mtime": "size and modification time"}
+
+
 def _by_filesystem(files: Sequence[IndexedFile]) -> list[tuple[pafs.FileSystem, list[IndexedFile]]]:
     groups: list[tuple[pafs.FileSystem, list[IndexedFile]]] = []
     for file in files:
         filesystem = file.filesystem
         if filesystem is None:
             raise DataError(
-                f"The saved index identifies {file.path} by another setting of trust (content or mtime); use the setting that "
-                "it was made with."
+                f"The saved index identifies {file.path} by its {_IDENTIFIED[file.trust]}; pass trust='{file.trust}', or "
+                "number all rows again in a new index."
             )
         if not groups or not groups[-1][0].equals(filesystem):
             groups.append((filesystem, []))

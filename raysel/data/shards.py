@@ -290,7 +290,8 @@ class VectorFolder(storage.Folder):
         elif before != key:
             other = [part for part in key if before.get(part) != key[part]]
             raise RunError(
-                f"{self.path} holds vectors of another {first(other)}; choose another directory, or remove this one."
+                f"{self.path} holds vectors that were computed from other data or with other settings (different: "
+                f"{first(other)}); choose another directory, or remove this one."
             )
 
     def parts(self) -> set[int]:

@@ -156,7 +156,9 @@ def sensitivity(
         plain, (share, confidence, false_discoveries, tolerance)
     )
     if not all(_is_number(each) and 0 < each < 1 for each in (share, confidence, false_discoveries)):
-        raise ConfigError("share, confidence and false_discoveries must lie between 0 and 1.")
+        raise ConfigError(
+            "'share', 'confidence' and 'false_discoveries' must be numbers above 0 and below 1."
+        )
     if not _is_number(tolerance):
         raise ConfigError(f"tolerance: {shown(tolerance)} is not a number.")
     if mix not in table.column_names:
@@ -314,8 +316,8 @@ def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, F
     freedom = m - k - 1
     if freedom < 1:
         raise ConfigError(
-            f"{m} subsets are too few to tell the effects of {k} statistics apart; give more subsets or fewer "
-            "statistics."
+            f"The first {m} subsets, on which correlations are computed, are too few to tell the effects of {k} statistics "
+            f"apart; set 'count', the number of subsets, to at least {4 * (k + 2)}, or list fewer 'statistics'."
         )
     ranks = stats.rankdata(np.column_stack([values, scores]), axis=0)
     rho = np.zeros(k)
@@ -345,7 +347,7 @@ def _correlations(
         )
     if np.ptp(scores) == 0:
         raise DataError(
-            "Every subset scored the same, so no metric can be correlated with performance; use a harder test or smaller subsets."
+            "Every subset scored the same, so no metric can be correlated with performance; use a harder test, or smaller subsets ('rows')."
         )
     twins = _twins({name: values[name] for name in varying}, len(scores) // 3) if thin else {}
     kept = [name for name in varying if name not in twins]

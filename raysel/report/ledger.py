@@ -385,8 +385,8 @@ def _meaning(ledger: Ledger) -> str:
     full = ledger.entry(REFERENCE)
     if full is None and ledger.full_samples is not None:
         words = (
-            f"Saving in samples: 1 - samples / {numbers.count(ledger.full_samples)}, the pool rows times the epochs. The "
-            f"saving in time is {numbers.MISSING}, because no model was trained on the full pool (set controls: [full])."
+            f"Saving in samples: 1 - samples / {numbers.count(ledger.full_samples)}, where {numbers.count(ledger.full_samples)} "
+            f"is the number of pool rows times the number of epochs. The saving in time is {numbers.MISSING}, because no model was trained on the full pool (set controls: [full])."
         )
     elif full is None:
         words = (

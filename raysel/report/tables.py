@@ -32,7 +32,7 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
         differences continue below.
     """
     if not runs:
-        return "No configuration has finished in this directory."
+        return "No run has finished in this directory."
     goals = {results.goal for results, _ in runs}
     metric = next(iter(goals)).short if len(goals) == 1 else "metric"
     header = ["when (UTC)", "rows selected", metric, "samples", "time", "differs from the first in"]

@@ -54,7 +54,8 @@ class KCenter:
         class to its share. The rows of every class are selected separately. If a class has too few rows, the other classes
         get more rows. By default, the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the column that the key
+        ``pool.label`` names.
     column : str
         Column with the vectors.
     seed : int
@@ -162,7 +163,8 @@ class FacilityLocation:
         class to its share. The rows of every class are selected separately. If a class has too few rows, the other classes
         get more rows. By default, the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the column that the key
+        ``pool.label`` names.
     column : str
         Column with the vectors.
     seed : int
@@ -272,7 +274,8 @@ class Herding:
         class to its share. The rows of every class are selected separately. If a class has too few rows, the other classes
         get more rows. By default, the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the column that the key
+        ``pool.label`` names.
     column : str
         Column with the vectors.
     seed : int

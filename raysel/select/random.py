@@ -42,7 +42,8 @@ class Random:
         mapping from each class to its share. If a class has too few rows, the other classes get more rows. By default,
         the classes are not used.
     label : str, optional
-        Column with the class of each row, for ``per_class``. In a workflow, the default is the label of the pool.
+        Column with the class of each row, for ``per_class``. In a workflow, the default is the column that the key
+        ``pool.label`` names.
 
     Raises
     ------

@@ -114,7 +114,8 @@ class Calibrate:
     rows : float or int
         Size of a subset: a share of the pool (float) or a number of rows (int).
     label : str, optional
-        Column that the proxy models predict. By default, the proxy models predict the label of the pool.
+        Column that the proxy models predict. By default, they predict the column that the key
+        ``pool.label`` names.
     scoring : str, optional
         Name of the scikit-learn scorer that measures the performance of a proxy model.
     count : int
@@ -150,7 +151,10 @@ class Calibrate:
 
 @dataclass(frozen=True)
 class Gime:
-    """Metrics of the pool, and a selection of rows by these metrics that runs before all selectors under ``select``.
+    """Settings of GIME: metrics of the pool (the rows to select from), and limits on the metrics of the selected rows.
+
+    A metric, such as volume or variety, describes a set of rows by one or more numbers. GIME selects rows before the
+    selectors under ``select``, which then select among these rows.
 
     Attributes
     ----------
@@ -370,7 +374,8 @@ class Workflow:
         or of the pool rows if the target has no labels. The validation rows are chosen by a hash of their
         ids, and are removed from the target or the pool.
     gime : Gime, optional
-        Metrics of the pool, and a selection of rows by these metrics that runs before all selectors under ``select``.
+        Settings of GIME, which describes the pool (the rows to select from) by eleven metrics, such as volume and variety,
+        and selects rows whose metrics lie within limits, before the selectors under ``select`` run.
     embed : Embed
         Settings for computing one vector per row.
     factors : Factors

@@ -72,7 +72,7 @@ def test_what_is_missing_is_not_shown_as_a_number():
     alone = results(full=False, finished="")
     line = runs_text([(alone, [])]).splitlines()[3]
     assert line.split() == ["2026-03-01", "00:00", "300", "/", "1,000", "90.0", "%", "n/a", "n/a"]
-    assert runs_text([]) == "No configuration has finished in this directory."
+    assert runs_text([]) == "No run has finished in this directory."
 
 
 def test_a_configuration_that_differs_in_nothing_says_so():

@@ -136,8 +136,8 @@ class Measure(Step):
             if not found.thresholds and not settings.thresholds:
                 raise RunError(
                     "gime.calibrate: No threshold was shown to keep the score above "
-                    f"{found.info['floor']:.6g} (the complete pool scores {found.info['full']:.6g}); raise tolerance, lower "
-                    "share, train on more subsets, or set thresholds yourself."
+                    f"{found.info['floor']:.6g} (the complete pool scores {found.info['full']:.6g}); raise 'tolerance', "
+                    "lower 'share', raise the number of subsets ('count'), or set 'gime.thresholds' yourself."
                 )
             rule = replace(rule, thresholds={**found.limits, **limits_of(settings.thresholds)})
             answer["calibration"] = dict(found.info)
