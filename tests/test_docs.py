@@ -190,6 +190,14 @@ def test_every_command_line_has_options_that_exist():
                 policy_names(flow, [one for one in checked["policies"].split(",") if ":" not in one])
 
 
+def test_no_command_line_is_joined_with_the_next():
+    for block in (one for one in BLOCKS if one.language == "bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            assert not re.match(r"\s*--", line) and not re.search(r"#.* (raysel|python|pip) ", line), (
+                f"{block}: {line}"
+            )
+
+
 def _group():
     """The group's context, from which commands take the names of their help option."""
     return click.Context(cli, info_name="raysel", **cli.context_settings)
