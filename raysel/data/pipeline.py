@@ -743,7 +743,7 @@ def _finish(
         folder.write("_rejected.parquet", sink.getvalue())
         if len(rejected) == rows:
             raise DataError(
-                f"None of the {rows:,} rows could be embedded (sample_id {listed[0][0]}: {listed[0][1]})."
+                f"None of the {rows:,} rows could be embedded (sample_id {listed[0][0]}: {listed[0][1]}); repair the rows, or choose another embedder."
             )
         if options.on_error == "null":
             for number, entry in zip(numbers, found, strict=True):

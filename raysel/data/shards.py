@@ -233,7 +233,7 @@ def refuse_not_finite(vectors: np.ndarray, ids: np.ndarray, name: str) -> None:
     if len(bad):
         raise DataError(
             f"Embedder {name} returned NaN or infinite values for {len(bad):,} of {len(vectors):,} rows "
-            f"(sample_id {first(ids[bad])})."
+            f"(sample_id {first(ids[bad])}); repair these rows, or correct the embedder."
         )
 
 

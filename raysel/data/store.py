@@ -246,7 +246,7 @@ def _values(column: Any, name: str, ids: np.ndarray | None, ragged: bool = True)
             empty = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
             where = empty if ids is None else ids[empty]
             raise DataError(
-                f"Column '{name}' has no value in {len(where):,} rows (sample_id {first(where)})."
+                f"Column '{name}' has no value in {len(where):,} rows (sample_id {first(where)}); repair or drop these rows first."
             )
         text = is_text(kind)
         return Column("text" if text else "bytes", "uint8"), _objects(column.to_pylist())

@@ -109,10 +109,12 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     widths = sorted({width for part_ids, width, _ in found if len(part_ids)})
     if len(widths) > 1:
         raise DataError(
-            f"Column '{column}' of the {what} holds vectors of different lengths: {first(widths)}."
+            f"Column '{column}' of the {what} holds vectors of different lengths: {first(widths)}; compute all of them with one embedder."
         )
     if widths[0] == 0:
-        raise DataError(f"Column '{column}' of the {what} holds vectors without elements.")
+        raise DataError(
+            f"Column '{column}' of the {what} holds vectors without elements; name a column whose vectors have at least one."
+        )
     bad = np.sort(np.concatenate([part[2] for part in found]))
     if len(bad):
         raise DataError(

@@ -177,7 +177,8 @@ class Keeper:
             )
         if state is not None and len(state) != self._size:
             raise StateError(
-                f"The selection state belongs to another data set: it has {len(state)} samples, the run has {self._size}."
+                f"The selection state belongs to another data set: it has {len(state)} samples, the run has {self._size}; "
+                "resume with the data set that it was saved with."
             )
         if self._attempt is not None and self._attempt != attempt:
             self._past.add(self._attempt)
@@ -448,7 +449,8 @@ class Keepers:
         """See :meth:`Keeper.restore`; the parts of ``state`` are cut out one after another."""
         if state is not None and len(state) != self._size:
             raise StateError(
-                f"The selection state belongs to another data set: it has {len(state)} samples, the run has {self._size}."
+                f"The selection state belongs to another data set: it has {len(state)} samples, the run has {self._size}; "
+                "resume with the data set that it was saved with."
             )
         parts = ((None if state is None else state.cut(*span),) for span in self._spans)
         self._all("restore", attempt, epoch, each=parts)

@@ -473,7 +473,7 @@ def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
     if len(length) and (length != length[0]).any():
         raise DataError(
             f"Column '{name}' holds lists of different lengths ({length.min()} to {length.max()}), so they are not vectors; "
-            "give all the same length, or leave the column out of the content."
+            "give all the same length, or leave the column out of 'content' in the binding."
         )
     width = int(length[0]) if len(length) else 0
     found = np.full((len(array), width), np.nan)

@@ -342,7 +342,7 @@ def _correlations(
     varying = [name for name, v in values.items() if np.ptp(v) > 0]
     if not varying:
         raise DataError(
-            "Every metric has the same value on all subsets. Choose another column as mix, or name more "
+            "Every metric has the same value on all subsets. Choose another column as 'mix', or name more "
             "columns in the binding."
         )
     if np.ptp(scores) == 0:
@@ -504,7 +504,7 @@ def proxy(features: Sequence[str], label: str, test: pa.Table, scoring: str | No
         train = train.filter(train[label].is_valid())
         if not train.num_rows:
             raise DataError(
-                f"A subset has no row with a value in '{label}'; use larger subsets, or drop rows without a value."
+                f"A subset has no row with a value in '{label}'; use larger subsets ('rows'), or drop rows without a value."
             )
         known = train[label].to_pandas()
         if not continuous and known.nunique() < 2:

@@ -151,7 +151,7 @@ class Deduplicate:
             threshold, found = wanted, keep_first(pairs, wanted)
         elif different < count:
             raise ConfigError(
-                f"keep: {count:,} rows cannot be kept, because only {different:,} of {len(ids):,} vectors are different."
+                f"keep: {count:,} rows cannot be kept, because only {different:,} of {len(ids):,} vectors are different; lower 'keep'."
             )
         elif (reached := drop_to(pairs, different, count)) is not None:
             threshold, found = reached

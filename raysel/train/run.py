@@ -62,5 +62,6 @@ class Run:
         if other:
             raise StateError(
                 f"The checkpoint {directory} belongs to another run: its {other[0]} is "
-                f"{theirs.get(other[0])}, but that of this run is {mine[other[0]]}."
+                f"{theirs.get(other[0])}, but that of this run is {mine[other[0]]}. Use the settings of that run, or give this "
+                "run another directory for its checkpoints."
             )

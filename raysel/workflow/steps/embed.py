@@ -49,7 +49,7 @@ class Embed(Step):
             if None not in (size, sizes["pool"]) and size != sizes["pool"]:
                 raise DataError(
                     f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
-                    f"but {THEIRS['rows to avoid' if role == 'avoid' else role]} {size}; the numbers must agree."
+                    f"but {THEIRS['rows to avoid' if role == 'avoid' else role]} {size}; use columns whose vectors have the same length."
                 )
         if self.settings.method.builtin:
             with _under_embed():
