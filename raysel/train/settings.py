@@ -75,7 +75,7 @@ class Train:
     keep : {"last", "best"}
         Weights that are tested and saved: the last ones, or those with the best metric on the validation rows.
     track : str, mapping or list of them, optional
-        Where rank 0 writes the loss, metrics, samples and seconds of every epoch: ``tensorboard``, ``mlflow``, ``wandb``, or
+        Where the first worker (rank 0) writes the loss, metrics, samples and seconds of every epoch: ``tensorboard``, ``mlflow``, ``wandb``, or
         ``file.py:Name`` for a tracker of your own. To pass arguments, give a mapping: its key ``method`` names the tracker.
         Nothing is sent over the network by default. Nothing is written for a training whose result is reused from an earlier
         run.

@@ -377,7 +377,7 @@ class Workflow:
         Settings of GIME, which describes the pool (the rows to select from) by eleven metrics, such as volume and variety,
         and selects rows whose metrics lie within limits, before the selectors under ``select`` run.
     embed : Embed
-        Settings for computing one vector per row.
+        Settings for computing one vector per row, by which selectors compare rows.
     factors : Factors
         Settings of the sparse autoencoder with which the policy RepDiv scores the samples.
     train : Train

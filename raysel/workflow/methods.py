@@ -58,7 +58,8 @@ _TASK = _Kind(
     TASKS,
     "task",
     "train.task",
-    "A task says what is trained: how rows become batches, which losses are computed, and which metric is reported.",
+    "A task says what is trained: how rows become batches, which losses are computed, and which metric is reported. In a "
+    "workflow, the keys 'train.input' and 'pool.label' set its parameters 'input' and 'label'.",
 )
 _METRIC = _Kind(
     METRICS,
@@ -196,6 +197,9 @@ def _example(kind: _Kind, written: str, parameters: list[_Parameter]) -> str:
     shown = [p for p in parameters if p.default == "required" and "." not in p.name]
     shown = shown or [p for p in parameters if p.default not in ("required", "default null", "optional")][:1]
     values = [f"{p.name}: {_value(p)}" for p in shown]
+    if kind is _TASK:
+        given = [f"{p.name}: {_value(p)}" for p in shown if p.name not in ("input", "label")]
+        return f"train:\n  task: {{{', '.join([f'method: {written}', *given])}}}\n  input: features"
     if kind is not _EMBEDDER:
         return "\n  ".join([f"{kind.key}:", f"method: {written}", *values])
     if written.partition(":")[0] in EMBEDDERS.builtin or not values:

@@ -13,7 +13,7 @@ from raysel.cluster.code import load_object
 from raysel.core import docstrings
 from raysel.core.parameters import keys
 from raysel.errors import ConfigError
-from raysel.registry import EMBEDDERS, METRICS, POLICIES, SELECTORS
+from raysel.registry import EMBEDDERS, METRICS, POLICIES, SELECTORS, TASKS
 from raysel.workflow.config import parse
 from raysel.workflow.methods import _plain, all_methods, one_method
 
@@ -90,6 +90,13 @@ def test_the_example_is_a_part_of_a_workflow_that_is_accepted(registry, name):
     found = {"selectors": flow.select[:1], "policies": [flow.dynamic], "embedders": [flow.embed.method]}
     assert found[registry.kind][0].spec.partition(":")[0] == name
     assert len(text.splitlines()) <= 4
+
+
+@pytest.mark.parametrize("name", TASKS.builtin)
+def test_the_example_of_a_task_is_the_section_train_of_a_workflow(name):
+    text = one_method(name).partition("\nExample:\n")[2].replace("...", "3")
+    flow = parse({"name": "x", "pool": {"path": "x.parquet", "label": "y"}, **yaml.safe_load(text)})
+    assert flow.train.task["method"] == name and flow.train.input == "features"
 
 
 def test_an_embedder_is_found_with_its_argument():
