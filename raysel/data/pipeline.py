@@ -649,7 +649,9 @@ def _feed_workers(
                 if rows is not None:
                     decoded.appendleft(rows)
                 if loads.pop(worker, None) is not None or rows is None:  # once per worker
-                    logger.warning(f"A worker for embedding was lost ({reason_of(error)}).")
+                    logger.warning(
+                        f"A worker that computed vectors was lost ({reason_of(error)}). Other workers, if there are any, compute the vectors of its rows."
+                    )
                 if not loads:
                     raise
                 continue

@@ -245,7 +245,7 @@ def finish(vectors: np.ndarray, ids: np.ndarray, name: str, options: Options) ->
     if stored.dtype == np.float16 and len(over := not_finite(stored)):
         raise DataError(
             f"Embedder {name} returned values above 65504, the largest of float16, for sample_id {first(ids[over])}; "
-            "normalize the vectors or keep them as float32."
+            "set 'normalize' to true, or 'dtype' to float32."
         )
     return stored
 

@@ -434,7 +434,9 @@ def fit_autoencoder(
         }
         found = {name: tensor.detach().cpu().numpy().copy() for name, tensor in arrays.items()}
     if not all(np.isfinite(array).all() for array in found.values()):
-        raise DataError(f"The training diverged; lower learning_rate (it is {learning_rate:g}).")
+        raise DataError(
+            f"The training of the autoencoder diverged; lower learning_rate (it is {learning_rate:g})."
+        )
     return Autoencoder(mode, k, **found, mean=mean, training=training)
 
 

@@ -213,7 +213,9 @@ class DynamicSelection:
                 if raised is None:
                     raise
                 # What the caller raised is what went wrong, such as a cluster that is gone.
-                log.warning(f"The actors of the selection state could not be removed ({error}).")
+                log.warning(
+                    f"The Ray actors that hold the recorded losses could not be removed ({error}). If the cluster still runs, 'raysel cleanup' removes them."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.

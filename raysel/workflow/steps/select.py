@@ -93,7 +93,7 @@ class Select(Step):
                     label = run.inputs["target"].label
                     if label is None:
                         raise ConfigError(
-                            f"The key 'target.label' is missing: {self.method.where}.per_class needs it."
+                            f"The key 'target.label' is missing: {self.method.where}.per_class needs the class of each target row."
                         )
                     targets = [_with_labels(targets[0], run.target(), label, selector.label)]
         else:
