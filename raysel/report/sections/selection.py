@@ -19,7 +19,7 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Divergence from the target",
-                "Estimated Kullback-Leibler divergence between the target and the rows selected so far, computed from their "
+                "Estimated Kullback-Leibler divergence between the target (the sample of the data that the model is for) and the rows selected so far, computed from their "
                 "embedding vectors, in nats. The curve shows the estimate after each row or cluster of rows that was selected. A lower value means that the "
                 "selected rows are more like the target. Where the curve is flat, further rows change the divergence little. The "
                 "estimate can be negative, and it has no error bars.",
@@ -28,7 +28,7 @@ def selection_section(results: RunResults) -> str:
     if drawn := kept_share_per_class(selection.classes):
         known = all(entry.target is not None for entry in selection.classes)
         right = (
-            " Right: the share of each class among the rows of the pool, the selected rows and the target, in percent."
+            " Right: the share of each class among the rows of the pool, the selected rows and the target (the sample of the data that the model is for), in percent."
             if known
             else ""
         )
@@ -36,7 +36,7 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Selected share of each class",
-                f"{'Left: the' if known else 'The'} percentage of the pool rows of each class that was "
+                f"{'Left: the' if known else 'The'} percentage of the pool rows (the rows to select from) of each class that was "
                 "selected. The vertical line shows the percentage for all classes together. A class whose "
                 f"bar crosses the line has a larger share of the selected rows than of the pool rows.{right}",
             )

@@ -54,14 +54,14 @@ def usage_section(results: RunResults) -> str:
             rare_seen(policies),
             "Rare factors",
             "Share of the rare factors that were active on at least one sample selected until the end of "
-            "each epoch, one line per policy. A factor is a hidden unit of the autoencoder; the rare factors are the "
+            "each epoch, one line per policy. A factor is a hidden unit of the autoencoder that scores the samples; the rare factors are the "
             f"{html.many(usage.rare_units, 'factor')} that are active on the fewest samples. A higher line "
             "means that samples with rare factors were selected earlier.",
         ),
         html.card(
             alpha_curve(usage.alpha, len(policies[0].rare)),
             "From representative to diverse",
-            "Alpha, the weight of the score Rep, in each epoch; the score Div has the weight 1 − alpha. Rep is high for "
+            "RepDiv selects samples by the weighted sum of two scores, Rep and Div. Alpha is the weight of Rep in each epoch; Div has the weight 1 − alpha. Rep is high for "
             "representative samples, Div for diverse ones. A falling line means that representative samples come first.",
         ),
     ]
@@ -83,7 +83,7 @@ def _extremes(extremes: Extremes) -> str:
         shown = [(one.id, one.image, one.text, f"{numbers.count(one.times)}\u00d7") for one in samples]
         rows.append(f"<h4>{title}</h4>\n{html.samples(shown)}")
     caption = (
-        f"Samples of the class {html.text(extremes.label)} and the number of epochs in which RepDiv selected them. Of all "
+        f"Samples of the class {html.text(extremes.label)} and the number of epochs in which the policy RepDiv selected them. Of all "
         "classes, this is the one whose samples were selected most unevenly. Of samples that were selected equally often, "
         "those with the lowest ids are shown."
     )
