@@ -333,7 +333,7 @@ def runs(run: Path) -> None:
     click.echo(runs_text(list_runs(run)))
 
 
-@cli.command(short_help="List the methods, or describe one.")
+@cli.command(short_help="List the selectors, policies and other methods, or describe one.")
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the methods that a workflow can name, and the sections of a workflow.

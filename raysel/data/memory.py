@@ -104,9 +104,12 @@ def _from_stream(source: Any) -> pa.Table:
     if type(source).__module__.startswith("polars"):  # whose objects go through Arrow as addresses in memory
         for name, kind in dict(getattr(source, "schema", {})).items():
             if str(kind) in ("Object", "Int128", "UInt128"):
-                what = "Python objects" if str(kind) == "Object" else f"{kind} integers"
+                if str(kind) == "Object":
+                    what, advice = "Python objects", "numbers or text"
+                else:
+                    what, advice = f"{kind} integers", "Int64, UInt64, Float64 or text"
                 raise DataError(
-                    f"Column '{name}' holds {what}, which Arrow cannot store; convert them to other numbers or text."
+                    f"Column '{name}' holds {what}, which Arrow cannot store; convert the column to {advice}."
                 )
     rows = pa.chunked_array(source)
     return (

@@ -278,7 +278,7 @@ class VectorFolder(storage.Folder):
             return None
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{self.file(name)} is damaged ({error}); remove the directory and run again."
+                f"{self.file(name)} is damaged ({error}); remove the directory {self.path} and run again."
             ) from error
 
     def claim(self, key: dict[str, Any]) -> None:

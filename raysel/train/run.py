@@ -50,8 +50,8 @@ class Run:
         saved = theirs["num_epochs"]
         if saved < self.num_epochs and about["within"]:
             raise StateError(
-                f"The checkpoint {directory} lies within epoch {about['epoch']}, which was planned for a run of {saved} "
-                f"epochs. Finish this epoch with num_epochs={saved}, and then resume with num_epochs={self.num_epochs}."
+                f"The checkpoint {directory} was saved in the middle of epoch {about['epoch']} of a run of {saved} epochs. "
+                f"Finish this epoch with num_epochs={saved}, and then resume with num_epochs={self.num_epochs}."
             )
         if saved > self.num_epochs:
             raise StateError(

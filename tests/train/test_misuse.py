@@ -432,7 +432,7 @@ def test_more_epochs_are_not_asked_for_within_an_epoch(tmp_path):
         break
     with pytest.raises(
         StateError,
-        match=r"within epoch 0.* Finish this epoch with num_epochs=2, and then resume with num_epochs=5",
+        match=r"in the middle of epoch 0 of a run of .* Finish this epoch with num_epochs=2, and then resume with num_epochs=5",
     ):
         dynamic(5).session()
     assert len(train(dynamic(2)).history) == 2 and len(train(dynamic(5)).history) == 5

@@ -48,8 +48,8 @@ def headline(results: CompareResults) -> str:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
         return (
-            f"{own.title} used {numbers.percent(own.share)} of the training samples of full data; one seed does not show "
-            "whether it is better than its controls."
+            f"{own.title} trained on {numbers.percent(own.share)} of the samples that full data trains on; one seed does not "
+            "show whether it is better than the policies it is compared with."
         )
     return f"{start} {_listed(parts)} at the same number of samples."
 

@@ -35,8 +35,9 @@ def costs_section(ledger: Ledger) -> str:
         html.card(
             drawn,
             "Time per stage",
-            "Wall-clock seconds of each arm (training run), divided into stages. Embedding: computing the vectors. Metrics: measuring the "
-            "metrics of GIME and finding thresholds on them, or training the autoencoder of RepDiv and scoring the samples. "
+            "Wall-clock seconds of each arm (training run), divided into stages. Embedding: computing the vectors. Metrics: describing "
+            "the rows by metrics and finding limits on them (GIME), or training an autoencoder and scoring the samples with it "
+            "(RepDiv). "
             f"Selection: selecting rows before training. {_START if 'start-up' in stages else ''}Planning: selecting the "
             f"samples of each epoch. Other: {'' if 'start-up' in stages else 'starting the workers, '}evaluation, checkpoints, "
             "and epochs repeated after a failure. Each arm was measured once, so there are no error bars.",

@@ -23,7 +23,7 @@ def training_section(results: RunResults) -> str:
     """Return the section of the training of all arms."""
     arms, goal = results.arms, results.goal
     if not arms:
-        return html.section("Training", '<p class="missing">The training of the arms was not measured.</p>')
+        return html.section("Training", '<p class="missing">This run has no measurements of a training.</p>')
     cards = []
     missing = []
     head = html.text(goal.head)
