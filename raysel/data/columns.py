@@ -312,8 +312,8 @@ def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None
             continue  # NaN is at home next to anything
         elif nested and kind in (pd.Timestamp, pd.Timedelta):
             raise DataError(
-                f"Column '{name}' holds time stamps of pandas inside lists or dicts, whose nanoseconds would be lost; convert "
-                "them to datetime or numpy."
+                f"Column '{name}' holds time stamps of pandas inside lists or dicts, and Arrow would drop their nanoseconds; "
+                "convert them to numpy.datetime64 or numpy.timedelta64."
             )
         elif isinstance(value, datetime.datetime):
             one_of_each.setdefault((kind, value.tzinfo is None), value)

@@ -75,7 +75,8 @@ class Deduplicate:
     Notes
     -----
     Rows are compared within cells of about 1,000 rows around k-means centroids. A pair is found if the own cell of one row is
-    among the nearest ``probes`` cells of the other. Pools of fewer than 3,000 rows are one cell, and all their pairs are found.
+    among the nearest ``probes`` cells of the other. In pools of fewer than 3,000 rows, all pairs of
+    rows are compared.
 
     References
     ----------

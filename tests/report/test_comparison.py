@@ -140,7 +140,10 @@ def test_what_is_not_beaten_is_said():
     assert findings.findings(one)[2].startswith(
         "With 30 % fewer samples than full data, InfoBatch differs by −0.40 points;"
     )
-    assert "one seed does not show whether it is better than the policies it is compared with" in findings.headline(one)
+    assert (
+        "one seed does not show whether it is better than the policies it is compared with"
+        in findings.headline(one)
+    )
     assert (
         "Every policy was trained with one seed (0)." in findings.notes(one)[1]
         and "±" not in findings.notes(one)[1]

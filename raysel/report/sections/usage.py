@@ -47,8 +47,8 @@ def usage_section(results: RunResults) -> str:
             "Number of samples by the number of epochs that selected them, one line per policy. The last epochs, which train "
             "on all samples, count as well. The Gini coefficient is 0 if all samples were "
             "selected equally often, and near 1 if almost all selections were of a few samples. The total "
-            "variation distance between the counts of the samples and equal counts for all of them is 0 if all samples were "
-            f"selected equally often: {uneven}. The larger it is, the larger the bias of the gradient can be.",
+            f"variation distance between the counts of the samples and equal counts is {uneven}; it is 0 if all samples were "
+            "selected equally often. The larger it is, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),
