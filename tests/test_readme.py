@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -26,6 +28,7 @@ def test_the_first_command_runs_the_quickstart():
     )
 
 
+@pytest.mark.slow  # a fit of Ray Train
 def test_the_training_example_runs_as_it_stands(cluster, tmp_path):
     import torch
 
