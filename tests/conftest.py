@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 
 # Before anything imports Ray: no network, quick controller, quiet bars.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -42,6 +43,16 @@ def cluster():
     quiet()
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def idle(cluster):
+    """The cluster, once the processes of earlier tests have given their CPUs back."""
+    limit = time.monotonic() + 60
+    while (free := cluster.available_resources().get("CPU", 0)) < 2:
+        assert time.monotonic() < limit, f"{free:g} of 2 CPUs are free 60 s after the last test"
+        time.sleep(0.05)
+    return cluster
 
 
 @pytest.fixture(scope="session")

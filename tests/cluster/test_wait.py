@@ -21,6 +21,7 @@ def test_what_is_ready_is_returned_at_once_and_without_a_warning(caplog):
     assert limits == [10.0] and not caplog.records
 
 
+@pytest.mark.usefixtures("idle")
 def test_waiting_warns_once_and_ends_after_the_limit(caplog):
     limits = []
     with caplog.at_level(logging.WARNING), pytest.raises(ResourceError) as caught:
@@ -37,7 +38,8 @@ def test_waiting_warns_once_and_ends_after_the_limit(caplog):
     assert limits == [1]
 
 
-def test_workers_that_do_not_fit_are_refused_at_once_and_others_waited_for(cluster):
+@pytest.mark.usefixtures("idle")
+def test_workers_that_do_not_fit_are_refused_at_once_and_others_waited_for():
     from ray.util.placement_group import placement_group, remove_placement_group
 
     with pytest.raises(
