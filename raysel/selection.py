@@ -47,7 +47,7 @@ class Selection:
     info : dict
         The method, its parameters and ``pool_rows``, the number of rows that were selected from.
     pool : PoolIdentity, optional
-        Identity of the pool: the files, and the number of rows of each, that the ids count. None if it is not known, for example if the ids come from a column
+        Identity of the pool: its files and the number of rows of each file, from which the ids were counted. None if it is not known, for example if the ids come from a column
         ``sample_id`` of the data. Such a selection is compared with a dataset by its ids alone.
 
     Raises
@@ -197,7 +197,7 @@ class Selection:
         return cls(pa.table(table), dropped, info or {}, known)
 
     def after(self, before: Selection) -> Selection:
-        """Join this selection with the earlier one from whose rows it was made.
+        """Join this selection with the earlier selection from whose rows it was made.
 
         Parameters
         ----------
@@ -252,8 +252,9 @@ class Selection:
     def check_pool(self, dataset: Dataset) -> None:
         """Check that a dataset has the rows that this selection was made from.
 
-        The files of the selection's pool must be the first files of the dataset's. If the identity of one of the two pools is not known, every selected id must be in the dataset. Ids are then looked up only if
-        that runs no step of the dataset: in the object store and in Parquet.
+        The files of the selection's pool must be the first files of the dataset. If the identity of one of the two pools is not known, every selected id must be in the dataset. The ids
+        are looked up only in Ray's object store and in Parquet files, because everything else would execute the
+        transformations of the dataset.
 
         Parameters
         ----------
@@ -298,11 +299,10 @@ class Selection:
     def apply(self, dataset: Dataset) -> Dataset:
         """Return the selected rows of a dataset, with their weights as the column ``weight``.
 
-        The result is lazy. Rows are matched by ``sample_id`` and keep their order. A dataset that has a column
-        ``weight`` already is refused, since overwriting, multiplying or renaming it would change the meaning of
-        a column silently. That also holds for the result of an earlier ``apply``: join two selections with
-        :meth:`after`, which multiplies their weights, and apply the joined one. :meth:`rows` returns the rows
-        without the weights.
+        The result is lazy. Rows are matched by ``sample_id`` and keep their order. A dataset that already has a column
+        ``weight``, such as the result of an earlier ``apply``, raises an error: the meaning of its column would
+        otherwise change silently. To apply two selections, join them with :meth:`after`, which multiplies their
+        weights, and apply the joined selection. :meth:`rows` returns the rows without the weights.
 
         Parameters
         ----------
@@ -384,14 +384,14 @@ class Selection:
         dataset : ray.data.Dataset
             The rows that this selection was made from.
         path : path
-            The directory, which must not exist. It gets ``data-00000`` and so on, in the order of the dataset, and the
-            data card ``README.md``: how the rows were selected, from which files, and how many for which reason.
+            The directory, which must not exist. Files ``data-00000`` and so on are written to it, in the order of the dataset, and the
+            data card ``README.md``: how and from which files the rows were selected, and the number of rows per reason.
         format : {"parquet", "jsonl", "webdataset"}
             Parquet, JSON lines, or tar files with a member per column of bytes and one of JSON per row.
         dropped : bool
             Write the dropped rows of the dataset too, for tools that show them next to the selected rows. Every row then
-            has the columns ``status`` ("selected" or "dropped"), ``score`` and ``reason`` instead of ``weight``. Of a
-            dropped row, score and reason are null if the method does not list them.
+            has the columns ``status`` ("selected" or "dropped"), ``score`` and ``reason`` instead of ``weight``. The
+            score and the reason of a dropped row are null if the method does not list them.
 
         Raises
         ------
@@ -494,8 +494,8 @@ class Selection:
             about = storage.read_json(folder.file(_INFO))
             if about.get("format") != _FORMAT:
                 raise DataError(
-                    f"{folder.path} is a selection of format {about.get('format')}, but this version reads format {_FORMAT}; "
-                    "select again."
+                    f"{folder.path} is a selection of format {about.get('format')}, but this version of raysel reads format "
+                    f"{_FORMAT}; select again."
                 )
             files = about["pool"]
             pool = None if files is None else PoolIdentity.from_list(files)

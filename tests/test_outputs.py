@@ -96,7 +96,7 @@ def test_outputs_by_uri(write, tmp_path, monkeypatch):
     refused = ["hf://bucket/out", Path("https://bucket/out")]
     refused += ["s3://bucket/out", Path("gs://bucket/out")] if write in ONLY_LOCAL else []
     for remote in refused:
-        with pytest.raises(ConfigError, match=r"^\w+://bucket/out cannot be written to, since .*\.$"):
+        with pytest.raises(ConfigError, match=r"^\w+://bucket/out cannot be written to, because .*\.$"):
             write(remote)
     assert sorted(tmp_path.iterdir()) == before
 

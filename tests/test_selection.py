@@ -56,7 +56,8 @@ def test_a_saved_selection_says_what_numbered_its_pool(tmp_path, monkeypatch):
     assert Selection.load(tmp_path / "one").pool == pool
     monkeypatch.setattr("raysel.selection._FORMAT", 2)
     with pytest.raises(
-        DataError, match="one is a selection of format 1, but this version reads format 2; select again"
+        DataError,
+        match="one is a selection of format 1, but this version of raysel reads format 2; select again",
     ):
         Selection.load(tmp_path / "one")
 

@@ -109,12 +109,16 @@ def _check(where: str) -> None:
             mode = os.environ.get("RAY_AUTH_MODE", "")
             if mode.lower() not in ("", "token"):
                 raise _cannot(
-                    where, f"it requires a token, and RAY_AUTH_MODE is {mode!r}", "Unset RAY_AUTH_MODE"
+                    where, f"it requires a token, but RAY_AUTH_MODE is {mode!r}", "Unset RAY_AUTH_MODE"
                 )
             raise _cannot(
                 where,
                 "it requires a token, and "
-                + ("none was found here" if token is None else f"the token in {token} is not the cluster's"),
+                + (
+                    "no token was found on this machine"
+                    if token is None
+                    else f"the token in {token} is not that of the cluster"
+                ),
                 f"Copy the cluster's token to {_TOKEN_FILE}, or set RAY_AUTH_TOKEN_PATH to the file that holds it",
             )
         raise _cannot(where, reason_of(Exception(found["text"])))
@@ -123,14 +127,14 @@ def _check(where: str) -> None:
     if all(theirs) and _matched(*theirs) != _matched(*ours):
         raise _cannot(
             where,
-            f"it runs Ray {theirs[0]} and Python {theirs[1]}, and this process runs Ray {ours[0]} and Python {ours[1]}",
-            "Install the same versions on both",
+            f"it runs Ray {theirs[0]} and Python {theirs[1]}, but this process runs Ray {ours[0]} and Python {ours[1]}",
+            "Install the same versions on the cluster and on this machine",
         )
     if not found["here"]:
         raise _cannot(
             where,
             f"this machine is not one of its nodes ({first(found['nodes'])})",
-            f"Run the command on one of them, or {_JOB}",
+            f"Run the command on one of these nodes, or {_JOB}",
         )
 
 

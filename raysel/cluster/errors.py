@@ -80,7 +80,7 @@ def name_losses(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         again = (
-            "Check the nodes and their memory, and run the same command again: what is finished is reused."
+            "Check the nodes and their memory, and run the same command again: finished results are reused."
         )
         if (lost := _loss(error)) is not None:
             raise RunError(
@@ -89,7 +89,7 @@ def name_losses(what: str) -> Iterator[None]:
         for item in _causes(error):
             if type(item).__name__ in _WAITED:
                 raise RunError(
-                    f"{what}: Ray has waited too long for the nodes that it needs ({reason_of(item)}). {again}"
+                    f"{what}: Ray waited too long for the nodes that it needs ({reason_of(item)}). {again}"
                 ) from error
         raise
 

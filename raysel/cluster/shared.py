@@ -69,7 +69,7 @@ def check_shared(directory: Place) -> None:
                     "and that it has the same version of raysel."
                 ) from error
             if not fault and not _appears(directory / f"{name}-{node}", node):
-                fault = "its files do not appear here"
+                fault = "files that it writes do not appear on this machine"
             if fault:
                 faults[others[node]] = fault
         for call in silent:
@@ -96,7 +96,7 @@ def _probe(directory: Place, name: str, node: str) -> str:
     """Return what is wrong on this node, "" if nothing; leaves a file there."""
     try:
         if not _appears(directory / name, name):
-            return "it does not see files that were written here"
+            return "files that this machine writes do not appear there"
         write_text(directory / f"{name}-{node}", node)
     except (OSError, RayselError) as error:
         return reason_of(error)

@@ -61,7 +61,7 @@ def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: flo
 
 def wait_for_cpu(
     what: str = "No CPU was free",
-    advice: str = "Other processes hold the rest: try again later, or free one CPU ('ray status' shows who holds them)",
+    advice: str = "Other processes use the rest: try again later, or free one CPU ('ray status' shows what uses them)",
     seconds: float | None = None,
 ) -> None:
     """Wait until a task of one CPU has run, outside of any placement group.
@@ -131,7 +131,9 @@ def wait_for_workers(
     # Reserved as Ray Train will reserve it, so that what is free in pieces does not count; then given back.
     group = placement_group([bundle] * workers)
     try:
-        wait_until(group.wait, f"{need} could not be placed", "Try again later, or ask for fewer", seconds)
+        wait_until(
+            group.wait, f"{need} could not be placed", "Try again later, or use fewer workers", seconds
+        )
     finally:
         remove_placement_group(group)
 
@@ -166,10 +168,12 @@ class Room:
         )
         if self._since == math.inf:
             self._since = now
-            logger.warning(f"{self._what} waits for up to {_LACK_S:g} s: {lacks} any more.")
+            logger.warning(
+                f"{self._what} waits for up to {_LACK_S:g} s for a node, because {lacks} any more."
+            )
         if now - self._since >= _LACK_S:
             raise ResourceError(
-                f"{self._what} cannot continue: {lacks}. Add a node, and run again: what is finished is kept."
+                f"{self._what} cannot continue: {lacks}. Add a node, and run again: finished results are kept."
             )
 
 

@@ -71,13 +71,13 @@ def writable(uri: str) -> StorePath:
     scheme, _, rest = uri.partition("://")
     if scheme.lower() not in SCHEMES:
         raise ConfigError(
-            f"{uri} cannot be written to, since raysel writes only to local and mounted folders and to s3://, gs:// and "
-            "abfs://; write there and copy the result."
+            f"{uri} cannot be written to, because raysel writes only to local and mounted folders and to s3://, gs:// and "
+            "abfs://. Give such a place, and copy the result yourself."
         )
     if "?" in rest or "#" in rest:
         raise ConfigError(
-            f"{uri} has options, which only a URI that is read from can have; set environment variables such as "
-            "AWS_ENDPOINT_URL instead, and write %3F for ? and %23 for # in a name."
+            f"{uri} contains options (the part after ? or #), which raysel supports only for reading. Set environment variables "
+            "such as AWS_ENDPOINT_URL instead. If ? or # is part of a name, write %3F or %23."
         )
     _refuse_secrets(scheme.lower(), rest)
     parts = [part for part in rest.split("/") if part]
@@ -90,7 +90,7 @@ def _refuse_secrets(scheme: str, rest: str) -> None:
     """Raise ConfigError, without repeating them, for keys in a URI: they would be printed and stored with it."""
     if scheme in ("s3", "gs", "gcs") and ":" in rest.partition("/")[0].rpartition("@")[0]:
         raise ConfigError(
-            f"A URI with {scheme}:// holds credentials; set them as environment variables, such as AWS_ACCESS_KEY_ID and "
+            f"A {scheme}:// URI contains credentials; set them as environment variables, such as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or in the configuration file of the store."
         )
 

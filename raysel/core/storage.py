@@ -125,7 +125,8 @@ def local_output(path: str | os.PathLike[str]) -> Path:
     uri = f"{scheme[1]}://{text[scheme.end() :]}"
     if scheme[1].lower() != "file":
         raise ConfigError(
-            f"{uri} cannot be written to, since this is written only to local and mounted folders; write there and copy the result."
+            f"{uri} cannot be written to, because raysel writes these files only to local and mounted folders. Give such a "
+            "folder, and copy the files yourself."
         )
     rest = text[scheme.end() :]
     host = rest.partition("/")[0] if scheme[0].endswith("//") and not scheme[0].endswith("///") else ""
@@ -435,7 +436,9 @@ class Folder:
             about = read_json(self.file(MARKER))
             if about["format"] != _FORMAT:
                 written = shown(about["format"])
-                raise _Fault(f"{MARKER} has format {written}, but this version reads format {_FORMAT}.")
+                raise _Fault(
+                    f"{MARKER} has format {written}, but this version of raysel reads format {_FORMAT}."
+                )
             files = {name: (int(size), str(value)) for name, (size, value) in about["files"].items()}
         except _Fault:
             raise

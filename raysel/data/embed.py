@@ -47,14 +47,14 @@ def embed(
 ) -> Dataset:
     """Add the column ``embedding``: one vector per row, computed from ``column``.
 
-    A row's vector has the same bits however the data set is split into blocks and on any number of nodes.
+    The vector of a row has the same bits for any division of the data set into blocks and on any number of nodes.
 
     Parameters
     ----------
     dataset : ray.data.Dataset
         Rows to embed.
     embedder : str, Embedder or callable
-        A name as in `raysel.fit_embedder`, what that function returned, or a function of rows (text as a list
+        A name as in `raysel.fit_embedder`, an embedder that this function returned, or a function of rows (text as a list
         of str, encoded images as a list of RGB arrays, numbers as a float32 matrix) that returns float32
         vectors (n, d).
     column : str or sequence of str
@@ -65,17 +65,18 @@ def embed(
         Type in which vectors are stored.
     on_error : {"raise", "drop", "null"}
         What happens to a row without a value, or whose image or vector cannot be used: raise DataError, leave
-        the row out, or give it a null vector. The last two list the row with the reason in
-        ``_rejected.parquet`` next to the vectors.
+        the row out, or give it a null vector. With "drop" and "null", the file ``_rejected.parquet`` next to
+        the vectors lists the row and the reason.
     directory : path, optional
-        Where vectors are written; every node must be able to reach it. Networks, and ``on_error`` other than
-        "raise", always write. Default: under ``$RAYSEL_CACHE`` or ``~/.cache/raysel``, by content, so that
-        the same rows are not embedded twice. An interrupted call is resumed from there.
+        Directory for the vectors, which every node must be able to write and read. Vectors are always written
+        if the embedder is a network or ``on_error`` is not "raise". Default: a directory in ``$RAYSEL_CACHE``
+        or ``~/.cache/raysel`` whose name depends on the content of the rows, so that the same rows are not
+        embedded twice. An interrupted call resumes from the written vectors.
     version : str, optional
-        Identifies the embedder, with its name, in the key of written vectors. Default: the fingerprint of the
-        embedder, which covers its code and your own code and values that it reads. A fingerprint cannot be
-        made of open files, locks or connections, and does not cover data files that the code reads. Change
-        the version whenever the vectors may change.
+        Text that identifies the embedder, together with its name. Default: the fingerprint of the embedder,
+        which covers its code and your own code and values that it reads. Open files, locks and connections have
+        no fingerprint, and data files that the code reads are not part of it. Change the version whenever the
+        vectors may change.
 
     Returns
     -------

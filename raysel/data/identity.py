@@ -79,7 +79,7 @@ class PoolIdentity:
             advice = (
                 "Read the pool with index= so that files added later keep the ids."
                 if moved
-                else "Apply it to the rows that it was made from, or select again from these."
+                else "Apply it to the rows that it was made from, or select again from the given rows."
             )
             raise DataError(f"This selection was made from other rows: {what}. {advice}")
 

@@ -185,8 +185,8 @@ def _check_once(files: Sequence[File]) -> None:
         other = unpacked.setdefault(stem, file.path)
         if other != file.path:
             raise DataError(
-                f"{other} and {file.path} have the names of one file, once plain and once compressed, so its "
-                "rows would be read twice; remove one of the two files, or rename it if its rows are "
+                f"{other} and {file.path} have the names of one file, once plain and once compressed, so the "
+                "rows of this file would be read twice; remove one of the two files, or rename it if its rows are "
                 "different."
             )
     if len(files) > 1 and isinstance(files[0].filesystem, pafs.LocalFileSystem):

@@ -154,8 +154,9 @@ def compute(
             lost = 1 if there > before else lost + 1
             if lost == _LOST:
                 raise RunError(
-                    f"Embedding was ended {lost} times by a lost process or node before it made progress ({reason_of(error)}); "
-                    "check that the nodes have enough memory, and run again: the vectors so far are kept."
+                    f"Embedding was interrupted {lost} times without progress, because a process or node was lost "
+                    f"({reason_of(error)}). Check that the nodes have enough memory, and run again: the vectors computed so far "
+                    "are kept."
                 ) from error
             logger.warning(
                 f"A process or node was lost ({reason_of(error)}); the missing vectors are computed again."
@@ -733,7 +734,7 @@ def _finish(
     if (count, have) != (rows, total):
         raise RunError(
             f"{folder.path} holds vectors of {count:,} rows instead of {rows:,}, or of other rows than the dataset has. "
-            "Every node must see the same directory; remove it and run again."
+            "Check that every node sees the same directory, remove the directory, and run again."
         )
     if rejected:
         listed = sorted(rejected.items())

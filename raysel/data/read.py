@@ -52,23 +52,23 @@ def read(
         data set that Hugging Face saved; a data frame of pandas, polars or DuckDB; an Arrow table, batch, reader
         or stream; a NumPy array or torch tensor (column ``data``), a dict of columns, or a list of dicts; a Ray
         Dataset; a Hugging Face dataset; a map-style torch Dataset (columns ``data``, or ``data`` and ``target``,
-        or those of its dicts). Values in memory are kept as they are or refused. Images are read when they are
-        needed. Their columns are ``path``, ``image`` (the bytes of the file) and ``label`` (the first folder
+        or those of its dicts). Values in memory are kept unchanged; a value that cannot be kept raises an error. Images are
+        read when they are needed. Their columns are ``path``, ``image`` (the bytes of the file) and ``label`` (the first folder
         below the directory, if there are any, or from ``labels.csv`` in the directory, with the columns
         ``path`` and ``label``). Directories named ``year=2024`` give columns: int32 if all values are integers, else
         text.
     label : str, optional
-        Column of classes: integers, booleans or text. It is checked, is read even if ``columns`` does not
-        list it, and keeps its name. Pass the name to whatever needs the classes.
+        Column of classes: integers, booleans or text. The column is checked, is read even if ``columns`` does
+        not list it, and keeps its name. Pass this name to the functions that need the classes.
     columns : sequence of str, optional
         Read only these columns. Default: all.
     index : path, optional
         File that keeps the order of Parquet files between runs, so that files added later get new ids and an
-        id never refers to another row. It is written by the first call. For it all bytes of the files are
-        read once, so that a file with other rows is refused.
+        id never refers to another row. The first call writes the index and reads all bytes of the files for
+        it; a later call raises an error if a file has changed.
     trust : {"content", "mtime"}
-        What identifies a Parquet file in the index and in the keys of cached vectors: all its bytes, or its
-        size and modification time, for data that cannot be read twice.
+        What identifies a Parquet file in the index and in the keys of cached vectors: all its bytes, or only
+        its size and modification time, if reading all bytes takes too long.
     encoding : str, optional
         Character encoding of CSV and JSON, for example ``"latin-1"``. Default: UTF-8.
 
@@ -76,21 +76,22 @@ def read(
     -------
     ray.data.Dataset
         The columns of the source, and ``sample_id`` (int64): 0..N-1 in the order of the files and their rows.
-        A column ``sample_id`` of the source is kept and checked. Files may differ in the order, width and nullability of
-        their columns, and a column that a file lacks has no values there. Parquet is read lazily, column by column;
+        A column ``sample_id`` of the source is kept and checked. Files may differ in the order of their columns, in the
+        number of bits of numbers, and in whether values may be missing. In the rows of a file that lacks a column,
+        the values of the column are missing. Parquet is read lazily, column by column;
         the other formats are put into Ray's object store. The Dataset, and everything derived from it,
         carries the identity of the rows (:class:`raysel.data.identity.PoolIdentity`), by which a Selection
         checks that it was made from them.
 
     Notes
     -----
-    The logger ``raysel.data.read`` says at level INFO how many files and rows were taken. Files of a directory that are
-    not read are a warning of ``raysel.data.listing``.
+    The logger ``raysel.data.read`` reports at level INFO how many files and rows were read. The logger
+    ``raysel.data.listing`` warns of files of a directory that are not read.
 
     Raises
     ------
     ConfigError
-        If ``columns`` or ``trust`` is none of what is described here.
+        If ``columns`` or ``trust`` has another value than described here.
     DataError
         If the source cannot be read, has no rows, or lacks a column.
 

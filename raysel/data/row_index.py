@@ -238,15 +238,15 @@ class RowIndex:
             raw = storage.read_json(path)
             if raw["format"] != _FORMAT:
                 raise DataError(
-                    f"{path} is a row index of format {raw['format']}, but this version reads format {_FORMAT}; remove it "
-                    "to number the rows again."
+                    f"{path} is a row index of format {raw['format']}, but this version of raysel reads format "
+                    f"{_FORMAT}; remove the file to number the rows again."
                 )
             return cls(tuple(_saved_file(entry) for entry in raw["files"]))
         except DataError:
             raise
         except (OSError, LookupError, TypeError, ValueError, RecursionError, AssertionError) as error:
             raise DataError(
-                f"{path} is not a row index ({reason_of(error)}); remove it to number the rows again."
+                f"{path} is not a row index ({reason_of(error)}); remove the file to number the rows again."
             ) from error
 
 

@@ -307,7 +307,7 @@ def _block_stats(
             if strange:
                 raise DataError(
                     f"The label {first(strange)} does not occur in the pool, whose classes are {first(classes[name], COLUMNS)}; "
-                    "remove its rows, or add the class to the pool."
+                    "remove the rows with this label, or add rows of this class to the pool."
                 )
             kind = Column("array", "int64")
         else:

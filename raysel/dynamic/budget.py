@@ -55,8 +55,9 @@ class Budget:
         count = round((self.passes - self.rows * self.tail) / before) if before else self.rows
         if count < 1:
             raise ConfigError(
-                f"{name}: A budget of {self.passes:,} samples is too small, because the epochs on all the data ({self.tail} of "
-                f"{self.epochs}) already take {self.rows * self.tail:,}; raise the budget, or let fewer epochs train on all the data."
+                f"{name}: A budget of {self.passes:,} samples is too small, because {self.tail} of the {self.epochs} "
+                f"epochs train on all rows and need {self.rows * self.tail:,} samples. Raise the budget, or let fewer epochs train "
+                "on all rows."
             )
         return count
 

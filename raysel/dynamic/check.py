@@ -45,7 +45,7 @@ def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
     parameters: Any = getattr(type(policy), "__dataclass_params__", None)
     if parameters is None or not parameters.frozen:
         raise ConfigError(
-            f"The policy {name} must be a frozen dataclass, because its plans may depend on nothing that changes; write "
+            f"The policy {name} must be a frozen dataclass, because its plans must not depend on values that can change; write "
             f"@dataclass(frozen=True) above 'class {name}'."
         )
     state, slots = SampleState.empty(samples), np.zeros(1, np.int64)

@@ -68,10 +68,10 @@ class FullData:
 class RandomPrune:
     """Skip as many random samples as InfoBatch, without using losses, and weight the others as InfoBatch does.
 
-    InfoBatch prunes ``prune_ratio`` of the samples below the mean. Here every sample is left out with
-    probability r = prune_ratio * share whatever its loss, and the others get the weight 1 / (1 - r), so the
-    expected saving is that of InfoBatch. The first epoch, and every epoch from floor(num_epochs * delta) on,
-    takes all data.
+    InfoBatch leaves out the share ``prune_ratio`` of the samples with a loss below the mean. This policy leaves
+    out every sample with probability r = prune_ratio * share, whatever its loss, and gives the others the weight
+    1 / (1 - r). The expected saving is therefore that of InfoBatch. The first epoch, and every epoch from
+    floor(num_epochs * delta) on, trains on all samples.
 
     Parameters
     ----------
@@ -108,9 +108,9 @@ class RandomPrune:
         spared = budget.rows * budget.epochs - budget.passes
         if spared and spared >= budget.rows * pruning:
             raise ConfigError(
-                f"random_prune: A budget of {budget.passes:,} samples is too small, because the epochs on all the data "
-                f"({budget.tail + 1} of {budget.epochs}) already take {budget.rows * (budget.tail + 1):,}; raise the budget, or let "
-                "fewer epochs train on all the data."
+                f"random_prune: A budget of {budget.passes:,} samples is too small, because {budget.tail + 1} of the "
+                f"{budget.epochs} epochs train on all rows and need {budget.rows * (budget.tail + 1):,} samples. Raise the budget, "
+                "or let fewer epochs train on all rows."
             )
         return cls(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
 
@@ -209,7 +209,7 @@ class RandomSubset:
 class RoundRobin:
     """Train in every epoch on the next part of one random order of all samples. All weights are 1.
 
-    No sample is trained on more than once more often than another (RS2 without replacement).
+    The numbers of epochs that train on two samples differ by at most 1 (RS2 without replacement).
 
     Parameters
     ----------

@@ -102,11 +102,11 @@ def _low(
 class InfoBatch:
     """Skip some samples with a low loss, and weight the others so that the expected gradient is that of all samples.
 
-    A sample whose last loss is strictly below the threshold is left out with probability ``prune_ratio``; if
-    it stays, its weight is 1 / (1 - prune_ratio). Samples without a loss so far are kept at weight 1 and do
-    not count towards the mean. The first epoch, and every epoch from floor(num_epochs * delta) on, takes all
-    data at weight 1. The threshold applies to raw losses, whatever the weights of a Selection. The share of
-    training samples that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share of the
+    A sample whose last loss is below the threshold is left out with probability ``prune_ratio``. If it is not
+    left out, its weight is 1 / (1 - prune_ratio). Samples without a recorded loss are kept with weight 1 and do
+    not count towards the mean. The first epoch, and every epoch from floor(num_epochs * delta) on, trains on all
+    samples with weight 1. The threshold is compared with losses that are not multiplied by any weight. The share
+    of the training samples that is saved is (floor(num_epochs * delta) - 1) / num_epochs * prune_ratio * (share of the
     losses below the threshold).
 
     Parameters
@@ -128,14 +128,14 @@ class InfoBatch:
         Weight of the old value, in [0, 1), when a new loss of a sample is recorded (exponential moving average). With
         0, only the last loss is kept.
     classes : array of int, shape (pool rows,), optional
-        Label of each row of the pool: ``classes[sample_id]``. The threshold is then per class, so that no class
-        is pruned because it is easy.
+        Label of each row of the pool: ``classes[sample_id]``. Each class then has its own threshold, so that
+        classes with low losses are not skipped more often than others.
 
     Raises
     ------
     ConfigError
-        For a parameter that is out of range, for classes that are not a vector of integers or not of the
-        length of the samples, and for a ``target_saving`` that ``num_epochs`` and ``delta`` do not allow.
+        For a parameter that is out of range, for classes that are not one integer per sample, and for a
+        ``target_saving`` that cannot be reached with ``num_epochs`` and ``delta``.
 
     References
     ----------

@@ -178,9 +178,10 @@ class RepDiv:
         H = alpha * rep + (1 - alpha) * div - penalty * ln(1 + u)
         alpha = a_min + (1 - a_min) * (1 - sigmoid(k_s * (t - t_mid * T)))    in epoch t = 1..T
 
-    rounded to float32; ties are broken by a random draw per sample. Every class gets floor(|S| / classes)
-    samples, or all that it has; the rest goes to the highest priorities of any class. The last round(tail *
-    T) epochs (half to even) take all data. All weights are 1.
+    rounded to float32. If samples have equal priorities, a random number per sample decides. Of every class,
+    floor(count / classes) samples are selected, or all of its samples if it has fewer; count is floor(ratio * n).
+    The epoch is then filled up with the samples of any class that have the highest priorities. The last
+    round(tail * T) epochs (half to even) train on all samples. All weights are 1.
 
     Parameters
     ----------
@@ -463,7 +464,7 @@ class RepDiv:
         return count
 
     def cost(self, n: int, num_epochs: int) -> float:
-        """Return the samples that a run trains on as a share of those of full data.
+        """Return the number of samples that a run trains on, divided by that of a run on all samples in every epoch.
 
         Parameters
         ----------

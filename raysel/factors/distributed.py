@@ -55,11 +55,11 @@ def fit_factors(
     column : str
         Column of the vectors, such as `raysel.embed` makes.
     rows : int, optional
-        About how many rows are used, None for all rows. Fewer are used if their vectors are wide: the sample
-        takes at most 512 MB per process.
+        Approximate number of rows that are used; None for all rows. If the vectors have many elements, fewer rows
+        are used: the sample takes at most 512 MB per process.
     workers : int, optional
-        Number of Ray Train workers, of one CPU each (and one GPU with ``device="cuda"``). Each holds a part
-        of the rows. Use it if the vectors do not fit into one process. Default: train in this process.
+        Number of Ray Train workers with one CPU each (and one GPU with ``device="cuda"``). Each worker holds a part
+        of the rows. Give ``workers`` if the vectors do not fit into one process. By default, this process trains.
     seed : int
         Seed of the draw of rows and of the training.
     **settings
@@ -154,9 +154,9 @@ def factor_scores(
     label: str | None = None,
     top_fraction: float = 0.1,
 ) -> pa.Table:
-    """Compute Rep and Div of every sample with a fitted autoencoder: the table that `raysel.RepDiv` takes.
+    """Compute the scores of `raysel.RepDiv` for every sample with a fitted autoencoder.
 
-    Two passes are made over the vectors. The result does not depend on blocks or nodes.
+    ``rep`` is high for representative samples, ``div`` for diverse samples. The vectors are read twice. The result does not depend on blocks or nodes.
 
     Parameters
     ----------
@@ -167,10 +167,10 @@ def factor_scores(
     column : str
         Column of the vectors.
     label : str, optional
-        Column of the classes: integers, booleans or text. Without it no unit is shared between classes (c_j =
-        1), the table has no classes, and RepDiv treats all samples as one class.
+        Column of the classes: integers, booleans or text. Without it, all samples count as one
+        class (c_j = 1 in the formula of ``rep``), and the table has no column ``label``.
     top_fraction : float
-        Share of the live units that count as frequent, in (0, 1]; see `raysel.factors.rep_div`.
+        Share of the units that count as frequent, in (0, 1], of those that are active on at least one sample; see `raysel.factors.rep_div`.
 
     Returns
     -------

@@ -135,7 +135,7 @@ class Binding:
         object.__setattr__(self, "bounds", _bounds(self.bounds))
         if not isinstance(self.target, (Target, type(None))):
             raise ConfigError(
-                "binding.target: This is not a target; set it with raysel.gime.with_target(binding, table)."
+                "binding.target: The value is not a target; set it with raysel.gime.with_target(binding, table)."
             )
         if not self.columns:
             raise ConfigError(
@@ -242,7 +242,7 @@ class Binding:
             if one_kind(one, two) is None:
                 raise DataError(
                     f"The {what}'s column '{name}' holds {one}, but its reference '{other}' holds {two}, so "
-                    "they can never agree; convert one to the type of the other."
+                    "their values are never equal; convert one to the type of the other."
                 )
 
     def within(self, names: Sequence[str]) -> Binding | None:

@@ -40,13 +40,13 @@ class GIME:
     binding : Binding
         What the columns mean; see `raysel.gime.Binding`.
     thresholds : mapping of str to (float or None, float or None), or Sensitivity
-        For a statistic such as ``"variety.classes"``, the least and greatest value of the selected rows. Of a
-        result of `raysel.gime.sensitivity`, its limits are used: its thresholds, and at least as many rows as
-        its subsets had.
+        Maps a statistic, such as ``"variety.classes"``, to its least and greatest value for the selected rows. If
+        a result of `raysel.gime.sensitivity` is given, its thresholds are used, and at least as many rows are
+        selected as its subsets had.
     floors : mapping of label to int
         Least number of selected rows per class.
     metrics : sequence of callable or str
-        Metrics of your own next to the eleven; see `raysel.gime.measure`.
+        Metrics of your own, in addition to the eleven; see `raysel.gime.measure`.
 
     References
     ----------
@@ -82,7 +82,7 @@ class GIME:
         Parameters
         ----------
         target : ray.data.Dataset
-            Sample of the distribution to compare with. The columns that the binding names go to the driver.
+            Sample of the distribution to compare with. The columns that the binding names are sent to the driver.
 
         Returns
         -------
@@ -197,9 +197,9 @@ class GIME:
         pool : ray.data.Dataset
             Rows with ``sample_id`` and the bound columns.
         by : str or datetime.timedelta, optional
-            Column, or window of event time, whose groups are selected or dropped as a whole. Default: select
-            rows, in pieces of about 1/256 of the pool or of one row (`raysel.gime.pieces`); the bound columns
-            then go to the driver.
+            Column, or window of event time, whose groups are selected or dropped completely. By default, rows are
+            selected, in pieces of about 1/256 of the pool or of one row (`raysel.gime.pieces`); the bound columns
+            are then sent to the driver.
         seed : int
             Seed by which rows are drawn into pieces.
 
@@ -212,7 +212,7 @@ class GIME:
         Raises
         ------
         ConfigError
-            If no choice satisfies the thresholds; the message names the thresholds that conflict.
+            If no selection was found that satisfies the thresholds; the message names the thresholds that conflict.
         DataError
             If a column or an id cannot be used.
 
@@ -316,7 +316,7 @@ class GIME:
         >>> gime.sensitivity(rows, lambda table: 0.9, mix="label", rows=5, count=20)
         Traceback (most recent call last):
             ...
-        raysel.errors.ConfigError: count: 20 subsets leave 0 to test with, ...
+        raysel.errors.ConfigError: count: Of 20 subsets, 0 are left to test the thresholds. ...
         """
         check_dataset(pool, "pool", "raysel.gime.sensitivity")
         wanted = dict.fromkeys([ID, *self.binding.columns, mix, *columns])

@@ -168,8 +168,8 @@ def sensitivity(
     if count - first < needed:
         raise ConfigError(
             f"count: Of {count} subsets, {max(count - first, 0)} are left to test the thresholds. Even if all "
-            f"of these are successful, they cannot show a share of {share} with confidence {confidence}; give "
-            f"at least {first + needed} subsets."
+            f"of these are successful, they cannot show with confidence {confidence} that the share of successful "
+            f"subsets is at least {share}; give at least {first + needed} subsets."
         )
     started = time.perf_counter()
     parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)

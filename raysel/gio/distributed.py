@@ -49,7 +49,7 @@ class GIO:
     clusters : int, optional
         Number of k-means clusters into which the pool is divided. The selection picks one cluster after another, always
         the one that lowers the KL the most. With None (null in a workflow), or with at least as many clusters as rows,
-        it picks single rows instead, and all vectors are sent to the driver.
+        the selection picks single rows instead, and all vectors are sent to the driver.
     estimator : {"nearest", "nearest_mean", "average"}
         How the KL is estimated from the distances of each target row to its nearest neighbours: ``nearest`` uses the
         nearest neighbour, ``nearest_mean`` several of them, and ``average``, as published, all of them. See

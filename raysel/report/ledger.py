@@ -390,7 +390,7 @@ def _meaning(ledger: Ledger) -> str:
         )
     elif full is None:
         words = (
-            "No savings are given, because no model was trained on the full pool, with which they compare; "
+            "No savings are given, because a saving compares with a training on the full pool, which this run does not have; "
             "set controls: [full] in the workflow."
         )
     else:

@@ -12,7 +12,7 @@ from raysel.report.results import Metric, Metrics, statistic
 MOST_GROUPS = 8  # side by side in a figure
 LEAD = (
     "The eleven metrics of GIME, such as volume and variety, describe a set of rows before a model is trained on them. The key "
-    "gime.binding of the workflow says what each column means, and so which columns each metric reads."
+    "gime.binding of the workflow says what each column means, and thus determines which columns each metric reads."
 )
 
 
@@ -52,11 +52,11 @@ def card(sets: Metrics, title: str) -> str:
     return html.card(
         metric_bars(sets),
         title,
-        "Each panel shows one metric. A metric consists of several numbers, its statistics; the statistic that is drawn, and "
-        "its unit, are next to the name of the metric. Every panel has its own scale, which includes 0. “kept” are the rows "
+        "Each panel shows one metric. A metric consists of several numbers, its statistics; the statistic that is drawn and "
+        "its unit are written next to the name of the metric. Every panel has its own scale, which includes 0. “kept” are the rows "
         "that were selected by limits on the metrics (thresholds). A line across the end of a bar is the error bound of an "
         "estimate; a bar without a line is exact. “null” means that the value could not be computed; the reason "
-        "is next to it. A higher value is not better in itself.",
+        "is next to it. A higher value is not necessarily better.",
     )
 
 

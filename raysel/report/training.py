@@ -55,8 +55,8 @@ def training_results(
     metric, direction : str
         The metric that is reported, and whether it should be large ("max") or small ("min").
     history : sequence of dict, optional
-        ``session.history``, if this is another process than that of the session, such as the driver of Ray Train. By default,
-        it is that of the last session of this process.
+        ``session.history``, if the session was in another process, for example in a worker of Ray Train. By default, the
+        history of the last session of this process.
 
     Returns
     -------

@@ -54,7 +54,8 @@ class ByScore:
 
     Notes
     -----
-    Among equal scores the lower ``sample_id`` comes first. A smaller budget selects a subset of a larger one's rows.
+    Of rows with equal scores, the row with the lowest ``sample_id`` comes first. A smaller budget selects a subset of the
+    rows of a larger budget.
 
     References
     ----------

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 class ClusterShare:
     """Divide the pool into clusters, and draw random rows from each in proportion to its target rows.
 
-    A cluster without further rows leaves its part to the others. Clusters without target rows come last.
+    If a cluster has too few rows, more rows are drawn from the other clusters. Rows of clusters without target rows are
+    drawn only if all other clusters have too few rows.
 
     Parameters
     ----------

@@ -57,7 +57,7 @@ class Deduplicate:
         Two rows are near duplicates if the cosine of their vectors is at least this value, above 0.5 and at
         most 1. Without ``threshold`` and ``keep``, the threshold is 0.95.
     keep : float or int, optional
-        Number of rows to keep; give it instead of ``threshold``: a share of the pool (float) or a number of rows (int).
+        Number of rows to keep, in place of ``threshold``: a share of the pool (float) or a number of rows (int).
         The threshold that keeps at least this number of rows is found by bisection.
     probes : int
         Number of k-means clusters that are searched for each row: the row is compared only with the rows of its
@@ -74,8 +74,8 @@ class Deduplicate:
 
     Notes
     -----
-    Rows are compared within cells of about 1,000 rows around k-means centroids. A pair is found if the own cell of one row is
-    among the nearest ``probes`` cells of the other. In pools of fewer than 3,000 rows, all pairs of
+    Rows are compared within k-means clusters of about 1,000 rows. A pair is found if the cluster of one row is among the
+    ``probes`` nearest clusters of the other row. In pools of fewer than 3,000 rows, all pairs of
     rows are compared.
 
     References
@@ -132,7 +132,7 @@ class Deduplicate:
         DataError
             For vectors that cannot be used.
         ConfigError
-            If so many rows have no near duplicate that fewer than ``keep`` cannot be reached.
+            If only ``keep`` rows cannot be kept, because more rows than that have no near duplicate.
 
         Examples
         --------
@@ -232,11 +232,11 @@ def leakage(
     train, test : ray.data.Dataset
         Rows with ``sample_id`` (int64) and the vector column, embedded by the same embedder.
     threshold : float
-        Cosine from which on two rows are near duplicates, above 0.5 and at most 1.
+        Two rows are near duplicates if the cosine of their vectors is at least this value, above 0.5 and at most 1.
     column : str
         Column with the vectors.
     probes : int, optional
-        Number of cells that every row is compared in; see `raysel.Deduplicate`.
+        Number of k-means clusters with whose rows each row is compared; see `raysel.Deduplicate`.
     seed : int
         Seed of the clustering.
 

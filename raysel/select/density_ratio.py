@@ -30,10 +30,11 @@ _LOST = 0.2  # share of what the target looks like that may be dropped
 class DensityRatio:
     """Train a classifier to tell target rows from pool rows, and select the pool rows most similar to the target.
 
-    The classifier scores every row by the logarithm of the ratio of the target's density to the pool's. If it cannot tell
-    pool and target apart, all rows may be selected. Otherwise rows are dropped that score below the lowest 20 % of the
-    target's own rows, whatever the share of good rows in the pool. Rows are then drawn from those that may be selected, in
-    proportion to the target rows and the ratios in their cluster.
+    The classifier scores every row by the logarithm of the ratio of the target's density to the pool's density. If it
+    cannot tell pool and target apart, all rows may be selected. Otherwise, rows are excluded whose score is below the score
+    that 80 % of the target rows reach, whatever the share of good rows in the pool. The selected rows are drawn from the
+    other rows. The more target rows a cluster has, and the higher the ratios of its pool rows are, the more of its rows
+    are drawn.
 
     Parameters
     ----------
@@ -62,12 +63,12 @@ class DensityRatio:
 
     Notes
     -----
-    The classifier is a balanced logistic regression on at most 20,000 rows of each side, linear or with 1,024 random Fourier
-    features, whichever has the lower loss out of fold. The score of a row comes from a model that was not fitted on the row.
+    The classifier is a balanced logistic regression on at most 20,000 rows of the pool and 20,000 rows of the target. It is linear or
+    uses 1,024 random Fourier features, whichever has the lower loss on held-out rows. The score of a row comes from a model that was not fitted on the row.
 
     References
     ----------
-    Kin of DSIR (Xie et al. 2023, Data Selection for Language Models via Importance Resampling, arXiv:2302.03169) and of
+    Related to DSIR (Xie et al. 2023, Data Selection for Language Models via Importance Resampling, arXiv:2302.03169) and to
     learning from positive and unlabelled rows.
 
     Examples
@@ -117,7 +118,7 @@ class DensityRatio:
         -------
         Selection
             The score is the logarithm of the density ratio; dropped rows have it too. ``info`` has the gain of the classifier
-            over a constant with its standard error (``gain``, ``gain_error``), whether it tells pool and target apart
+            over a constant prediction and its standard error (``gain``, ``gain_error``), whether it can tell pool and target apart
             (``separates``), the lowest score that may be selected (``cut``) and the share of the pool that reaches it
             (``share_above``).
 

@@ -33,8 +33,8 @@ _PAIRS = 1 << 25  # pairs of a target row and a pool row that are kept: 20 bytes
 class Nearest:
     """Select, for one target row after another, the most similar pool row that is not selected yet (RDS+).
 
-    In every round each target row takes its most similar pool row (by cosine) that is not taken yet, until the budget
-    is spent. A larger budget extends the selection of a smaller one.
+    In every round, the most similar pool row (by cosine) that is not selected yet is selected for each target row, until
+    the budget is reached. A larger budget adds rows to the selection of a smaller budget.
 
     Parameters
     ----------
@@ -62,9 +62,9 @@ class Nearest:
 
     Notes
     -----
-    The lists of most similar rows have at most 2**25 entries in all. Where the budget needs longer lists, the target rows
-    are replaced by fewer k-means centroids, each of which has turns in proportion to the target rows that it stands for;
-    ``info["target"]`` says so.
+    The lists of most similar rows have at most 2**25 entries in all. If the budget needs longer lists, the target rows
+    are replaced by fewer k-means centroids. The number of rows that are selected for a centroid is proportional to the
+    number of target rows in its cluster. ``info["target"]`` then contains the number of centroids.
 
     References
     ----------

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Random:
     """Select a uniformly random subset of the pool.
 
-    The draw depends on the seed and ``sample_id`` alone. With one seed, a smaller subset is contained in a larger one.
+    The draw depends only on the seed and ``sample_id``. With the same seed, a smaller subset is contained in a larger one.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class Random:
     Raises
     ------
     ConfigError
-        For a budget that no pool allows, and if both ``stratify`` and ``per_class`` are given.
+        For a budget that is out of range, and if both ``stratify`` and ``per_class`` are given.
 
     Examples
     --------

@@ -42,13 +42,13 @@ class DynamicSelection:
     chosen : Selection or int
         The samples to select from: a Selection, or the number of samples n for the ids 0..n-1.
     num_epochs : int
-        Number of epochs of the run, which policies use. A run can be resumed with a larger number: its finished
-        epochs stay, and the others are planned as in a run of that many epochs.
+        Number of epochs of the run. A run can be resumed with a larger number: its finished epochs do not change,
+        and the other epochs are planned as in a run with the larger number.
     seed : int
         Seed of every random draw of the run.
     max_steps : int, optional
         Stop after this number of optimizer steps, within an epoch if necessary. The progress of a session is
-        then the larger of the shares of steps and epochs that are done.
+        then the share of the steps or the share of the epochs that are done, whichever is larger.
     shards : int
         Number of actors that share the state. Each keeps a range of samples that begins at a multiple of
         65,536, so there are fewer actors if there are too few samples. One actor is enough for about 10**8
@@ -56,7 +56,7 @@ class DynamicSelection:
         number.
     checkpoints : path, optional
         Folder, shared by all workers, in which ``session.report`` keeps the last two checkpoints, and from which the
-        training resumes. By default Ray Train keeps them, and a run of Ray Train is one training.
+        training resumes. By default, Ray Train keeps the checkpoints, and a run of Ray Train can hold only one training.
 
     Raises
     ------
@@ -225,9 +225,9 @@ class DynamicSelection:
     def planned(self, dataset: Dataset) -> Dataset:
         """Return ``dataset`` without the rows that the epoch's plan leaves out, for ``session.stream``.
 
-        Rows are left out right after they are read, so put costly steps after this one: they then do not
-        decode, transform or send rows that are not trained on. The result is lazy. Each epoch runs it again
-        with that epoch's plan; it cannot be run outside an epoch. Call this once per run.
+        Rows are left out directly after they are read. Apply expensive transformations to the result, so that they
+        do not process rows that are not trained on. The result is lazy. Each epoch executes it again with the plan
+        of this epoch; outside an epoch, it cannot be executed. Call this method once per run.
 
         Parameters
         ----------
@@ -344,7 +344,7 @@ class DynamicSelection:
         return self.made
 
     def progress(self) -> tuple[int, dict[str, Any] | None]:
-        """Return how far the run is, for a driver that watches while workers train.
+        """Return the progress of the run, for a driver to show while workers train.
 
         Returns
         -------

@@ -204,8 +204,8 @@ def check_map_style(dataset: Any, where: str) -> int:
     columns = kind.__module__.partition(".")[0] in _OF_COLUMNS
     if columns or (isinstance(dataset, Mapping) and 0 not in dataset):
         raise DataError(
-            f"{where}: {kind.__name__}[sample_id] is not the sample with that id, but a column, a part or a value by a label; give "
-            "a list of the rows, or a torch Dataset whose __getitem__ returns the row at a position."
+            f"{where}: {kind.__name__}[sample_id] returns a column, a part of the data or a value with a label, not the sample "
+            "with that id. Give a list of the rows, or a torch Dataset whose __getitem__ returns the row at a position."
         )
     indexed = hasattr(dataset, "__getitem__") or hasattr(dataset, "__getitems__")
     if indexed and not isinstance(dataset, torch.utils.data.IterableDataset):

@@ -52,7 +52,7 @@ def load_schedule(name: str) -> Callable[[float], float]:
         ) from error
     if not all(math.isfinite(value) and value >= 0 for value in values):
         raise ConfigError(
-            f"train.schedule: {name} returns {values} at 0, 0.5 and 1; it must return numbers of at least 0."
+            f"train.schedule: {name} returns {values} for the shares 0, 0.5 and 1 of the training; it must return numbers of at least 0."
         )
     return found
 

@@ -207,12 +207,12 @@ def _keep_planned(table: pa.Table, board: Board, ids: Any, samples: int) -> Iter
 
 
 class WholeRows(DataConfig):
-    """Split datasets so that the ranks' shares hold every row once: ``dataset_config=`` for TorchTrainer.
+    """Split datasets so that the ranks' shares together contain every row once: ``dataset_config=`` for TorchTrainer.
 
-    Shares differ by at most one block. Ray Train's default makes shares of equal length by dropping rows,
-    which would bias the training. The order is kept, so that the same cluster and number of workers return
-    the same batches. This applies to all ``datasets=``: ranks that read other data than that of
-    ``session.stream`` cannot rely on equal shares.
+    The shares of two ranks differ by at most one block. By default, Ray Train drops rows to make shares of equal
+    length, which would bias the training. The order of the rows is kept, so that the same cluster with the same number
+    of workers returns the same batches. This applies to all ``datasets=``, also to those that are not read by
+    ``session.stream``: their shares may differ in length too.
 
     Examples
     --------

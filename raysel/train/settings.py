@@ -25,7 +25,7 @@ class Train:
     ----------
     task : str or mapping
         What is trained: ``classification``, ``regression``, ``language_model``, ``segmentation``, or ``file.py:Name`` for a
-        task of your own. If it has further keys, give a mapping: its key ``method`` names the task.
+        task of your own. To set parameters of the task, give a mapping: its key ``method`` names the task.
     model : str, optional
         Function that returns the model, named as ``file.py:factory`` (relative to the folder of the workflow file) or
         ``package.module:factory``. The code of this file or module is run. The arguments of the function depend on the
@@ -55,7 +55,7 @@ class Train:
     warmup : float
         Share of the training during which the learning rate rises linearly.
     clip : float, optional
-        Largest norm of the gradient; a larger gradient is scaled down to it.
+        Largest norm that the gradient may have; a gradient with a larger norm is scaled down to this norm.
     precision : {"fp32", "bf16", "fp16"}
         Number format of the forward pass. With bf16 and fp16, weights and optimizer stay in fp32.
     compile : bool
@@ -86,11 +86,11 @@ class Train:
     gpus_per_worker : float
         GPUs per worker; 0 for training on CPUs.
     max_failures : int
-        How many times the training may restart from its last checkpoint after a failure. An error of the data or of the
-        configuration ends it at once.
+        How many times the training may restart from its last checkpoint after a failure. After an error in the data or
+        in the configuration, the training ends without a restart.
     version : str, optional
-        Text that identifies the code of the model, the task and the loop. Give it if this code cannot be hashed or reads
-        files, and change it whenever the code may change.
+        Text that identifies the code of the model, the task and the loop. Give a version if this code cannot be hashed or
+        reads files, and change the version whenever the code or these files change.
     """
 
     task: str | dict[str, Any] = "classification"

@@ -56,9 +56,9 @@ def compare(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> CompareResults:
-    """Train the workflow's own policy and others with several seeds, and compare their metrics on the test rows.
+    """Train the policy of a workflow and other policies with several seeds, and compare their metrics on the test rows.
 
-    The other policies train on as many samples as the workflow's own policy did with the same seed, which is the budget.
+    The other policies have a budget: the number of samples that the policy of the workflow trained on with the same seed.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def compare(
     >>> raysel.compare("workflow.yaml", ["infobach"])   # a name is checked before anything is trained
     Traceback (most recent call last):
         ...
-    raysel.errors.ConfigError: policies: 'infobach' is not known; did you mean 'infobatch'?
+    raysel.errors.ConfigError: policies: 'infobach' is unknown. Did you mean 'infobatch'?
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     flow = replace(
@@ -153,7 +153,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
     if workflow.dynamic.spec == "full":
         raise ConfigError(
             "The key 'dynamic' names a policy that trains on all samples, so there is no smaller budget at which to compare it; "
-            "give another one, for example with --set dynamic.method=infobatch."
+            "give another policy, for example with --set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
     return steps.check(workflow, _needs_scores(names, builtin), found)

@@ -81,7 +81,7 @@ class Embed:
         null in place of the vector.
     version : str, optional
         Text that identifies the code and the weights of the embedder. Give a version if the code or the
-        weights cannot be hashed, and change it whenever the vectors may change.
+        weights cannot be hashed, and change the version whenever the vectors may change.
     """
 
     embedder: str | dict[str, Any] = "column"
@@ -240,7 +240,7 @@ class Method:
         Configuration path.
     version : str, optional
         Text that identifies the code of your own selector or policy if raysel cannot detect its changes, or if it
-        reads files; change it whenever the code changes.
+        reads files. Change the version whenever the code or these files change.
     """
 
     spec: str
@@ -385,7 +385,8 @@ class Workflow:
     select : Method or list of Method
         Selector, or a list of selectors that are applied one after another. With null, all rows are selected.
     dynamic : Method
-        Policy that selects the samples of each epoch from the selected rows. By default, each epoch trains on all of them.
+        Policy that selects the samples of each epoch from the selected rows. By default, each epoch trains on all
+        selected rows.
     controls : list of {"full", "random"}
         Further trainings, with which the training on the selected rows is compared: full (on the complete pool), and random
         (on a random subset of the pool with as many rows as the workflow selects).

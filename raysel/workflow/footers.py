@@ -27,8 +27,8 @@ def check_id_types(look: Look) -> None:
     for role, schema in look.schemas.items():
         if ID in schema.names and not pa.types.is_integer(schema.field(ID).type):
             raise DataError(
-                f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers; rename the column to have the "
-                "rows numbered."
+                f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers; rename the column, and "
+                "raysel numbers the rows."
             )
 
 
@@ -75,7 +75,7 @@ def check_ids(look: Look) -> None:
         if found is not None and (found[:2] != (0, look.counts[role] - 1) or found[2]):
             raise DataError(
                 f"{role}.path: Column '{ID}' holds ids from {found[0]:,} to {found[1]:,} in {look.counts[role]:,} rows. Training "
-                "addresses rows by their id, so the ids must be 0..N-1; rename the column to have the rows numbered."
+                "addresses rows by their id, so the ids must be 0..N-1; rename the column, and raysel numbers the rows."
             )
 
 

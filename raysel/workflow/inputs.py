@@ -284,7 +284,9 @@ def number(
         except DataError as error:
             raise DataError(f"{role}.path: {error}") from None
         if known is not None and known.identity() != found.index.identity():
-            changed.append(f"The files of {role}.path changed; the steps that depend on them run again.")
+            changed.append(
+                f"The files of {role}.path changed; the steps that depend on these files run again."
+            )
         found.index.save(file)
         _check_label(workflow, found.schema, role, rows)
         inputs[role] = found

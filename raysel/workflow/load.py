@@ -272,7 +272,7 @@ def _check_task(found: Look) -> Any:
         found.check_column("pool", name, f"train.task: {spec}.columns")
     if field is not None and getattr(task, field, None) not in columns:
         raise ConfigError(
-            f"train.task: {spec}.classes is {shown(field)}; it should be None, or the name of a field that names one of its columns."
+            f"train.task: {spec}.classes is {shown(field)}; it should be None, or the name of a field of the task that holds the name of one of its columns."
         )
     return task
 

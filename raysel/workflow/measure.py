@@ -71,7 +71,7 @@ def measure(
     DataError
         If a file that was measured has changed or is missing.
     RunError
-        If a node of the cluster does not see the directory.
+        If a node of the cluster cannot read the directory.
 
     Examples
     --------

@@ -59,7 +59,7 @@ def run(
     Parameters
     ----------
     workflow : Workflow or path
-        A workflow file, or what `raysel.workflow.config.load` returned for one.
+        A workflow file, or the object that `raysel.workflow.config.load` returned for it.
     out : path or URI, optional
         The run directory, by default ``runs/NAME``; it can be on an object store, as ``s3://bucket/runs``. Steps
         that an earlier run finished there with the same settings, code and data are not run again.
@@ -81,7 +81,7 @@ def run(
     ConfigError, DataError
         For a workflow or rows that cannot be used.
     RunError
-        If the directory holds something else, or a node of the cluster does not see it.
+        If the directory is not a run directory, or a node of the cluster cannot read it.
     ResourceError
         If the cluster cannot be joined, or cannot place the workers.
 

@@ -178,7 +178,7 @@ def _files(tree: dict[str, Any], folder: Path) -> dict[str, Path]:
     for key, text in _texts(tree, ""):
         if _HOME.match(text):
             raise ConfigError(
-                f"{key}: {text} is in your home folder on this machine, which may be another one on the cluster; give a URI such as "
+                f"{key}: {text} is in your home folder, which may be another folder on the cluster; give a URI such as "
                 "s3://bucket/data, or an absolute path that all nodes see."
             )
     for key, text in _texts(config.absolute(copy.deepcopy(tree), _HERE), ""):
@@ -193,7 +193,8 @@ def _files(tree: dict[str, Any], folder: Path) -> dict[str, Path]:
             )
         if given.startswith(".."):
             raise ConfigError(
-                f"{key}: {given} is outside of the folder of the workflow, of which only files in it are sent; move the file there."
+                f"{key}: {given} is outside of the folder of the workflow, but only files in this folder are sent to the cluster; "
+                "move the file there."
             )
         if not (folder / given).is_file():
             raise ConfigError(f"{key}: The file {folder / given} does not exist.")

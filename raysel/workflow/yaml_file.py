@@ -25,7 +25,7 @@ def read(path: str | os.PathLike[str]) -> Any:
             )
         if file.stat().st_size > _BYTES:
             raise ConfigError(
-                f"{file} is larger than a workflow can be, 1 MB; give the YAML file of a workflow."
+                f"{file} is larger than 1 MB, the largest size of a workflow; give the YAML file of a workflow."
             )
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -49,7 +49,7 @@ def test_a_full_cluster_is_said_and_not_waited_for(cluster, monkeypatch):
     try:
         with pytest.raises(
             ResourceError,
-            match=r"No CPU was free within 1 s: 0 of the cluster's 2 CPUs are free. Other processes hold the rest",
+            match=r"No CPU was free within 1 s: 0 of the cluster's 2 CPUs are free. Other processes use the rest",
         ):
             gather(rows, [ID], "pool")
     finally:

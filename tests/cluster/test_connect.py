@@ -137,9 +137,9 @@ def test_a_port_that_is_closed_and_one_of_something_else(home, monkeypatch):
     [
         (
             {"ray": "1.2.3"},
-            r"it runs Ray 1\.2\.3 and Python .*, and this process runs Ray .*Install the same versions",
+            r"it runs Ray 1\.2\.3 and Python .*, but this process runs Ray .*Install the same versions",
         ),
-        ({"python": "2.7.18"}, r"it runs Ray .* and Python 2\.7\.18, and this process runs"),
+        ({"python": "2.7.18"}, r"it runs Ray .* and Python 2\.7\.18, but this process runs"),
         (
             {"here": False},
             r"this machine is not one of its nodes \(10\.0\.0\.1, 10\.0\.0\.2\)\. .*raysel submit",
@@ -250,10 +250,11 @@ attempt("right")  # also though Ray was imported before
         )
     start = f"The Ray cluster at {address} cannot be joined: it requires a token, and "
     assert re.match(
-        f"{start}none was found here. Copy the cluster's token to ~/.ray/auth_token, or", found["none"]
+        f"{start}no token was found on this machine. Copy the cluster's token to ~/.ray/auth_token, or",
+        found["none"],
     )
     assert found["wrong"].startswith(
-        f"{start}the token in the environment variable RAY_AUTH_TOKEN is not the cluster's"
+        f"{start}the token in the environment variable RAY_AUTH_TOKEN is not that of the cluster"
     )
     assert found["disabled"] == f"{start}RAY_AUTH_MODE is 'disabled'. Unset RAY_AUTH_MODE."
     assert re.search(r"cannot be joined: Ray ended with exit code -\d+ \(", found["abort"])
@@ -275,5 +276,5 @@ GcsClient(address=address).internal_kv_put(
 attempt("other")
 """
         assert (
-            "it runs Ray 1.2.3 and Python 3.5.0, and this process" in attempts(change, address, env)["other"]
+            "it runs Ray 1.2.3 and Python 3.5.0, but this process" in attempts(change, address, env)["other"]
         )

@@ -36,15 +36,15 @@ def test_what_was_lost_with_a_node_is_one_sentence():
         (lost, r"^select: A process or node of the cluster was lost \(The node died\)\. Check the nodes"),
         (
             trained,
-            r"was lost \(The node died\)\. .* run the same command again: what is finished is reused\.$",
+            r"was lost \(The node died\)\. .* run the same command again: finished results are reused\.$",
         ),
         (of_ray.RayTaskError("f", "", lost), r"was lost \(The node died\)"),
         (of_ray.ActorDiedError(), r"was lost \(The actor died"),
         (
             ExecutionTimeoutError("No progress.\nmore"),
-            r"Ray has waited too long for the nodes .* \(No progress\)",
+            r"Ray waited too long for the nodes .* \(No progress\)",
         ),
-        (started, r"Ray has waited too long for the nodes that it needs \(After 60 s\. Why\)"),
+        (started, r"Ray waited too long for the nodes that it needs \(After 60 s\. Why\)"),
     ):
         with pytest.raises(RunError, match=words), name_losses("select"):
             raise error

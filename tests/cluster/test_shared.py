@@ -17,7 +17,7 @@ def test_a_node_reads_and_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(shared, "_APPEAR_S", 0.1)
     (tmp_path / "name").write_text("name")
     assert shared._probe(tmp_path, "name", "node") == "" and (tmp_path / "name-node").read_text() == "node"
-    assert shared._probe(tmp_path, "other", "node") == "it does not see files that were written here"
+    assert shared._probe(tmp_path, "other", "node") == "files that this machine writes do not appear there"
     assert shared._probe(tmp_path / "name", "name", "node") == "Not a directory"
     monkeypatch.setenv(
         "AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9"
@@ -47,7 +47,7 @@ def test_the_nodes_are_named(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(shared.ray, "nodes", lambda: [own])
     with pytest.raises(
         RunError,
-        match=r"all nodes of the cluster: .* \(its files do not appear here\)\. Mount the same file system at this path",
+        match=r"all nodes of the cluster: .* \(files that it writes do not appear on this machine\)\. Mount the same file system at this path",
     ):
         shared.check_shared(tmp_path)
     assert not os.listdir(tmp_path)
@@ -93,4 +93,4 @@ def test_two_nodes_with_one_directory_and_with_two(tmp_path):
     said = [line for line in done.stdout.splitlines() if line.startswith(("shared", "/proc", "["))]
     assert said[0] == "shared" and said[2] == "[]"
     assert said[1].startswith("/proc/self/cwd is not shared by all nodes of the cluster: ")
-    assert "(it does not see files that were written here). Mount the same" in said[1]
+    assert "(files that this machine writes do not appear there). Mount the same" in said[1]

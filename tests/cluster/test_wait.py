@@ -75,7 +75,7 @@ def test_no_node_that_is_large_enough_is_waited_for_and_then_named(monkeypatch, 
     check(5)
     assert not caplog.records
     check(11, 22, 310)
-    said = "Embedding waits for up to 300 s: no node of the cluster has 1 GPU any more."
+    said = "Embedding waits for up to 300 s for a node, because no node of the cluster has 1 GPU any more."
     assert [record.message for record in caplog.records] == [said]
     nodes[1]["Alive"] = True
     check(321)

@@ -29,14 +29,14 @@ def test_places_on_an_object_store():
     for wrong, words in (
         ("s3://", "does not name a bucket"),
         ("s3://b/../x", "does not name a bucket"),
-        ("s3://b/x?region=y", "has options"),
-        ("s3://b/x#1", "has options"),
-        ("hdfs://b/x", "cannot be written to, since raysel writes only to"),
+        ("s3://b/x?region=y", "contains options"),
+        ("s3://b/x#1", "contains options"),
+        ("hdfs://b/x", "cannot be written to, because raysel writes only to"),
     ):
         with pytest.raises(ConfigError, match=words):
             storage.output(wrong)
     for open_it in (storage.output, storage.resolve):
-        with pytest.raises(RayselError, match="holds credentials; set them as environment") as caught:
+        with pytest.raises(RayselError, match="contains credentials; set them as environment") as caught:
             open_it("s3://name:secret@b/x")
         assert "secret@" not in str(caught.value)
 

@@ -79,7 +79,7 @@ def test_outputs_are_local(tmp_path, monkeypatch):
     assert storage.resolve(Path("memory://bucket/x"))[1].endswith("bucket/x") and not Path("memory:").exists()
     for remote in ("s3://bucket/x", Path("gs://bucket/x"), "hf://datasets/x", "memory://x"):
         with pytest.raises(
-            ConfigError, match=r"^\w+://[\w/]*x cannot be written to, since this is written only to local"
+            ConfigError, match=r"^\w+://[\w/]*x cannot be written to, because raysel writes these files only"
         ):
             storage.local_output(remote)
     with pytest.raises(

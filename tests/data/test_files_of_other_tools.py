@@ -226,7 +226,7 @@ def test_a_header_that_is_blank(tmp_path):
 
 def test_numbers_that_no_double_holds(tmp_path):
     assert refused(write(tmp_path / "a.jsonl", '{"a": 1}\n{"a": [-1e999]}\n')).endswith(
-        "a.jsonl holds the number -1e999, which no double holds; write it as text."
+        "a.jsonl holds the number -1e999, which is too large for a 64-bit float; write it as text."
     )
     assert "holds the number 1e400" in refused(write(tmp_path / "b.json", '[{"a": 1e400}]'))
     path = write(tmp_path / "c.jsonl", '{"a": -Infinity}\n{"a": 1e308}\n{"a": 1e-400}\n')
@@ -349,7 +349,7 @@ def test_one_folder_around_the_classes_is_said(tmp_path, caplog):
     for name in ("pets/cat/x.png", "pets/dog/y.png"):
         write(tmp_path / name, "x")
     assert table(tmp_path)["label"].to_pylist() == ["pets", "pets"]
-    assert f"if the folders in it are the classes (cat, dog), read {tmp_path}/pets." in caplog.text
+    assert f"If the folders in pets are the classes (cat, dog), read {tmp_path}/pets." in caplog.text
     assert table(tmp_path / "pets")["label"].to_pylist() == ["cat", "dog"]
 
 

@@ -68,6 +68,6 @@ def test_without_a_node_that_is_left_a_sentence_says_so_and_the_same_command_res
     assert re.search(r"lost|no node of the cluster has 1 CPU|waited too long", measured), (measured, lines)
     assert again == GROUPS
     assert selected.startswith("The computation cannot continue: no node of the cluster has 1 CPU."), lines
-    assert re.match(r"train: Ray has waited too long for the nodes that it needs \(.*\)\. Check", trained)
+    assert re.match(r"train: Ray waited too long for the nodes that it needs \(.*\)\. Check", trained)
     assert finished == [455, 8]
     assert re.search(r"embed +reused", lines) and re.search(r"select +reused", lines)

@@ -164,7 +164,7 @@ def test_data_whose_items_are_not_samples():
         {"x": range(8), "y": range(8)},
     ):
         with pytest.raises(
-            DataError, match=rf"^loader: {type(data).__name__}\[sample_id\] is not the sample"
+            DataError, match=rf"^loader: {type(data).__name__}\[sample_id\] returns a column, a part"
         ):
             session.loader(data, batch_size=2)
     assert len(session.loader({at: float(at) for at in range(8)}, batch_size=2)) == 4

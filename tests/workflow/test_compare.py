@@ -172,7 +172,7 @@ def test_static_selection_is_done_once_and_all_train_on_its_rows(cluster, digits
     # Half of all passes is less than what a first epoch on all the data leaves to random pruning.
     with pytest.raises(
         ConfigError,
-        match=r"random_prune: A budget of 300 samples is too small, .* already take 300; raise the budget",
+        match=r"random_prune: A budget of 300 samples is too small, .* need 300 samples\. Raise the budget",
     ):
         compare(flow, ("random_prune",), 1, tmp_path / "run")
 
@@ -232,17 +232,17 @@ def test_a_ratio_is_of_the_very_number_of_rows():
         (
             raysel.RandomPrune,
             Budget(100, 10, 300, 0.875),
-            r"random_prune: A budget of 300 samples is too small, .*\(3 of \d+\) already take 300;",
+            r"random_prune: A budget of 300 samples is too small, because 3 of the \d+ epochs .* need 300 samples",
         ),
         (
             raysel.RandomPrune,
             Budget(100, 1, 50, 1.0),
-            r"random_prune: A budget of 50 samples is too small, .*\(1 of 1\) already take 100;",
+            r"random_prune: A budget of 50 samples is too small, because 1 of the 1 epochs .* need 100 samples",
         ),
         (
             raysel.RoundRobin,
             Budget(100, 10, 200, 0.875),
-            r"round_robin: A budget of 200 samples is too small, .*\(2 of \d+\) already take 200;",
+            r"round_robin: A budget of 200 samples is too small, because 2 of the \d+ epochs .* need 200 samples",
         ),
         (raysel.InfoBatch, Budget(100, 10, 250, 0.875), r"infobatch: .*out of reach"),
     ],

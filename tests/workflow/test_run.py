@@ -221,7 +221,7 @@ def test_changed_rows_are_noticed_and_what_depends_on_them_runs_again(
     with pytest.raises(KeyboardInterrupt):
         run(flow, tmp_path / "run", progress=Progress(sys.stderr))
     lines = capsys.readouterr().err
-    assert "The files of pool.path changed; the steps that depend on them run again." in lines
+    assert "The files of pool.path changed; the steps that depend on these files run again." in lines
     assert "reused" not in lines
     assert len(list((tmp_path / "run").glob("steps/arrays-*/done.json"))) == 2
 

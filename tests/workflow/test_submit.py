@@ -178,7 +178,7 @@ def test_the_log_is_followed_to_the_exit_code(flow, client):
             {"train": {"model": "none.py:f", "input": "x"}},
             r"^train\.model: The file .*/none\.py does not exist",
         ),
-        ({"pool": "~/data"}, r"^pool: ~/data is in your home folder on this machine"),
+        ({"pool": "~/data"}, r"^pool: ~/data is in your home folder, which"),
         (
             {"test": {"path": ["s3://b/t", "~me"], "label": "y"}},
             r"^test\.path\.1: ~me is in your home folder",

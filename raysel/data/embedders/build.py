@@ -23,7 +23,7 @@ def fit_embedder(
 ) -> Embedder:
     """Make the embedder that ``spec`` names, and fit it on ``dataset`` if it learns from data.
 
-    Use one fitted embedder for pool and target: vectors of two fits cannot be compared.
+    Use one fitted embedder for pool and target: vectors of two embedders that were fitted separately cannot be compared.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def fit_embedder(
           pretrained networks, from local weights;
         - ``torch:file.py:factory``, ``torch:module:factory``: a network of your own; with ``:penultimate``
           appended, the input of its last linear layer;
-        - ``file.py:Name``, ``package.module:Name``: an embedder of your own. Naming one runs its code;
+        - ``file.py:Name``, ``package.module:Name``: an embedder of your own, whose code is run;
         - an embedder object, which is fitted if it has a method ``fit(dataset, columns)``.
     dataset : ray.data.Dataset, optional
         Rows to learn from.

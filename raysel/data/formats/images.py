@@ -147,8 +147,8 @@ def list_images(filesystem: pafs.FileSystem, root: str) -> pa.Table:
     below = sorted({path.split("/")[1] for path in paths if path.count("/") > 1})
     if len(names) == 1 and len(below) > 1:
         warn(
-            f"All images of {root} are in the folder {names[0]}, which is the label of each; if the folders in it are the "
-            f"classes ({first(below)}), read {root}/{names[0]}."
+            f"All images of {root} are in the folder {names[0]}, so all of them get this label. If the folders in {names[0]} "
+            f"are the classes ({first(below)}), read {root}/{names[0]}."
         )
     return pa.table({"path": paths, "label": classes})
 

@@ -231,7 +231,7 @@ class _BeyondDouble(ValueError):
 
     def sentence(self, where: str) -> str:
         """Return a sentence that names the place of the number."""
-        return f"{where} holds the number {str(self)[:40]}, which no double holds; write it as text."
+        return f"{where} holds the number {str(self)[:40]}, which is too large for a 64-bit float; write it as text."
 
 
 def _double(text: str) -> float:

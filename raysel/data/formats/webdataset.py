@@ -83,7 +83,7 @@ class WebDataset(Format):
                 name = member.name.removeprefix("./")
                 if member.issym() or member.islnk():
                     raise DataError(
-                        f"The member {name} of {file.path} is a link; write the archive with the files that links lead to."
+                        f"The member {name} of {file.path} is a link; write the archive with the linked files instead of links."
                     )
                 if not member.isfile() or hidden(name, underscores=False):
                     if not (member.isdir() or is_marker(name) or posixpath.basename(name).startswith("._")):

@@ -16,7 +16,7 @@ def labels_section(results: RunResults) -> str:
         "similar rows with correct labels fall. The file "
         f"<code>{html.text(found.file)}</code> ranks the {numbers.count(found.ranked)} of the {numbers.count(found.rows)} "
         "training rows that have the highest losses, by the difference between the mean loss of the row over the epochs and the "
-        "median of the mean losses of its 10 nearest rows. Nearest are the rows with the highest cosine of the vectors. "
+        "median of the mean losses of its 10 nearest rows, those whose vectors have the highest cosine with its own vector. "
         f"{html.many(found.other, 'ranked row')} {'has' if found.other == 1 else 'have'} a higher loss than "
         f"{'its' if found.other == 1 else 'their'} nearest rows, most of which have another label."
     )

@@ -72,8 +72,8 @@ def training_section(results: RunResults) -> str:
         odd = sum(epoch.nonfinite for epoch in arm.epochs)
         if odd:
             notes.append(
-                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. Training still used these "
-                "samples, but for the selection of later samples, their earlier losses were kept, if there were any."
+                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. The model was still trained on "
+                "these samples. To select later samples, the policy used their earlier losses, if there were any."
             )
         if goal.metric in arm.metrics and goal.value(arm.metrics) is None:
             notes.append(f"{html.text(arm.title)}: The test {html.text(goal.label)} is not a finite number.")

@@ -26,8 +26,8 @@ def usage_section(results: RunResults) -> str:
     lead = (
         "RepDiv is a policy, a rule that selects the samples of each epoch. It uses two scores, Rep (representative) and Div (diverse). "
         f"Both scores come from the {html.many(scored.units, 'factor')} (hidden units) of a sparse autoencoder, "
-        f"{numbers.count(scored.live_units)} of which are active on some sample; on average, "
-        f"{scored.active:.1f} of them are active on a sample.{html.bound(left)} Rep is high for a sample with "
+        f"{numbers.count(scored.live_units)} of which are active on at least one sample; on average, "
+        f"{scored.active:.1f} factors are active on a sample.{html.bound(left)} Rep is high for a sample with "
         f"many frequent factors{shared}; Div is high for a sample with rare factors. Every selected sample "
         "has the weight 1 in the loss, so the gradient is not an unbiased estimate of the gradient on all "
         "samples."
@@ -48,7 +48,7 @@ def usage_section(results: RunResults) -> str:
             "on all samples, count as well. The Gini coefficient is 0 if all samples were "
             "selected equally often, and near 1 if almost all selections were of a few samples. The total "
             f"variation distance between the counts of the samples and equal counts is {uneven}; it is 0 if all samples were "
-            "selected equally often. The larger it is, the larger the bias of the gradient can be.",
+            "selected equally often. The larger this distance, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),

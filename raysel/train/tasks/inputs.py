@@ -54,8 +54,8 @@ def check_inputs(
     texts = [name for name in names if columns[name].kind == "text"]
     if len(texts) > 1:
         raise ConfigError(
-            f"train.input: The columns '{texts[0]}' and '{texts[1]}' both hold text, which a model receives once, as input_ids; "
-            "write one column with both texts, or a task of your own."
+            f"train.input: The columns '{texts[0]}' and '{texts[1]}' both hold text, but a model receives only one text, as "
+            "input_ids. Join both texts in one column, or write a task of your own."
         )
     for name in names:
         kind = columns[name].kind

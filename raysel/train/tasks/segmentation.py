@@ -83,8 +83,9 @@ class Segmentation:
         if strange.any():
             ids = rows[ID][strange.any(axis=(1, 2))]
             raise DataError(
-                f"pool.label: The code {masks[strange][0]} in column '{self.label}' (sample_id {first(ids)}) is neither below "
-                f"train.task.num_classes, {self.num_classes}, nor train.task.ignore, {self.ignore}."
+                f"pool.label: The value {masks[strange][0]} in column '{self.label}' (sample_id {first(ids)}) is not a class: "
+                f"classes are numbered from 0 to {self.num_classes - 1} (train.task.num_classes is {self.num_classes}). Only "
+                f"{self.ignore} (train.task.ignore) is allowed as another value."
             )
         return torch.from_numpy(images), torch.from_numpy(masks)
 

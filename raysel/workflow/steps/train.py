@@ -142,11 +142,12 @@ def check_settings(workflow: Workflow) -> None:
             )
     if settings.data == "stream" and settings.accumulate > 1:
         raise ConfigError(
-            "train.accumulate: Streamed rows cannot be accumulated over several forward passes; use train.data: arrays."
+            "train.accumulate: With streamed rows (train.data: stream), gradients cannot be accumulated over several forward "
+            "passes; use train.data: arrays."
         )
     if settings.loop is None and settings.options:
         raise ConfigError(
-            "train.options: Only a loop that train.loop names reads options; give train.loop, or remove them."
+            "train.options: Options are read only by a loop that train.loop names; set train.loop, or remove the options."
         )
     unread: tuple[str, ...] = _UNREAD if settings.loop is not None else ()
     if framework(settings):
@@ -210,7 +211,7 @@ def check_output(workflow: Workflow, out: Place) -> None:
     local += [f"{tracker.where}: The tracker {tracker.spec}" for tracker in workflow.trackers]
     if local and not isinstance(out, Path):
         raise ConfigError(
-            f"{local[0]} needs a run directory of a file system, but {out} is in an object store; give another one."
+            f"{local[0]} needs a run directory on a file system, but {out} is in an object store; give another --out."
         )
 
 
@@ -235,8 +236,8 @@ def check_reading(settings: Settings) -> None:
     have, taken = ray.cluster_resources().get("CPU", 0.0), settings.workers * settings.cpus_per_worker
     if have - taken < 1:
         raise ResourceError(
-            f"train.data: The workers take {taken:g} of the {have:g} CPUs of the cluster, so less than one is left to stream rows "
-            "with; lower train.workers or train.cpus_per_worker, or use train.data: arrays."
+            f"train.data: The workers take {taken:g} of the {have:g} CPUs of the cluster, so less than one CPU is left to read "
+            "streamed rows; lower train.workers or train.cpus_per_worker, or use train.data: arrays."
         )
 
 

@@ -1,7 +1,7 @@
 """A selector, a policy and an embedder of your own, which own.yaml names as mine.py:Name.
 
-Each is a frozen dataclass. Its fields are the keys that the workflow may give, checked by their types, and
-``raysel methods mine.py:Nearest`` prints them.
+Each is a frozen dataclass. Its fields are keys that the workflow can set; raysel checks the types of the values.
+``raysel methods mine.py:Nearest`` prints the fields.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Nearest:
 
 @dataclass(frozen=True)
 class HideEasy:
-    """Leave the samples with the smallest losses out of every epoch but the first.
+    """Leave out the samples with the smallest losses in every epoch except the first.
 
     Parameters
     ----------

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 # relative to this script.
 POOL = None  # EDIT: your training rows, for example "rows.csv"; None generates data.
 TARGET = None  # EDIT: a sample of the data that the model is for; None draws a tenth of POOL.
-TEST = None  # EDIT: rows that only score the model; None draws a fifth of POOL.
+TEST = None  # EDIT: rows that are used only to score the model; None draws a fifth of POOL.
 
 LABEL = "label"  # EDIT: the column that holds the class, in .csv and .parquet files.
-FEATURES = None  # EDIT: the numeric columns that the model reads, as a list; None for all but the label.
-IMAGE_SIZE = 32  # EDIT: height and width that images are scaled to.
+FEATURES = None  # EDIT: list of the numeric columns that the model reads; None for all columns except LABEL.
+IMAGE_SIZE = 32  # EDIT: height and width to which images are scaled.
 
 HERE = Path(__file__).resolve().parent
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
