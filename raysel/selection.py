@@ -532,7 +532,7 @@ def check_selection(value: object, what: str) -> None:
     """Raise ConfigError unless ``value`` is a Selection, with what to write instead."""
     if isinstance(value, Selection):
         return
-    advice = "pass what a selector's select returned, or what raysel.Selection.load reads"
+    advice = "pass a Selection, such as the result of a selector's select or of raysel.Selection.load"
     if hasattr(value, "__len__") or hasattr(value, "map_batches"):
         advice = "make one with raysel.Selection.of(ids, pool=rows)"
     raise ConfigError(f"{what}: {shown(value)} is not a Selection; {advice}.")

@@ -247,7 +247,7 @@ class WholeRows(DataConfig):
 def wait_for_cpu(patience: float = wait.CPU_S) -> None:
     """Wait until a task of one CPU has run next to the training; raise ResourceError after ``patience`` s."""
     wait.wait_for_cpu(
-        "session.stream: The workers and other processes hold every CPU, so Ray Data had none to read with",
+        "session.stream: The workers and other processes use every CPU, so Ray Data had no CPU to read with",
         "Give the workers fewer CPUs (ScalingConfig(resources_per_worker={'CPU': 0.5})), or add CPUs to the cluster",
         patience,
     )

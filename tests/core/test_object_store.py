@@ -281,7 +281,10 @@ def test_copies_on_a_node_are_shared_checked_and_bounded(s3, tmp_path, monkeypat
     monkeypatch.undo()
     monkeypatch.setenv("RAYSEL_CACHE", str(tmp_path / "new"))
     storage.write_text(places["b"] / "x", "c" * 1000)
-    with pytest.raises(ValueError, match="The copy of x does not have the digest"), node_cache.on_this_node(places["b"]):
+    with (
+        pytest.raises(ValueError, match="The copy of x does not have the digest"),
+        node_cache.on_this_node(places["b"]),
+    ):
         pass
     storage.remove(places["b"] / storage.MARKER)
     with pytest.raises(FileNotFoundError), node_cache.on_this_node(places["b"]):

@@ -513,7 +513,7 @@ def test_shares_that_drop_rows_and_workers_that_hold_every_cpu_are_said(cluster,
         sentence = (
             "shares of 'train' were not made by raysel.WholeRows.* Give TorchTrainer the argument dataset_config="
             if fault == "equal shares"
-            else "had none to read with within 5 s"
+            else "had no CPU to read with within 5 s"
         )
         with pytest.raises(Exception, match=sentence):
             trainer.fit()

@@ -204,7 +204,7 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
         ),
         ("gime.binding.size=wide", "gime: The pool has no column 'wide', which the binding names as size"),
         ("gime.by=prt", "gime.by: There is no column 'prt'"),
-        ("gime.days=7", "gime: Give by or days, not both"),
+        ("gime.days=7", "gime: Give 'by' or 'days', not both"),
         ("gime.floors={a: 3}", "gime: floors: The classes a must all be int64"),
         (
             "gime.thresholds={volume.rows: [3]}",

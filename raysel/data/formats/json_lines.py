@@ -250,7 +250,8 @@ def _table(path: str, rows: Rows, schema: pa.Schema | None) -> dict[str, pa.Arra
     if any(map(_has_surrogate, names)):
         if schema is None:
             logger.warning(
-                "A column of %s has half of a surrogate pair in its name; it is replaced by U+FFFD.", path
+                "The name of a column of %s holds an invalid character (half of a surrogate pair), which is replaced by U+FFFD.",
+                path,
             )
         rows = rows._replace(values=[_clean(row) for row in rows.values])
         names = dict.fromkeys(name for row in rows.values for name in row)
@@ -265,13 +266,13 @@ def _column(path: str, name: str, values: list[Any], rows: Rows, kind: pa.DataTy
     try:
         column = pa.array(values, kind)
         if _truth_among_numbers(values, column.type):
-            raise TypeError("A truth value is among decimal numbers.")
+            raise TypeError("The column mixes booleans and decimal numbers.")
         return column
     except UnicodeEncodeError:
         broken = next(at for at, value in enumerate(values) if _clean(value) != value)
         if kind is None:  # said once, by the first pass
             logger.warning(
-                "%s of %s holds half of a surrogate pair in column '%s'; it is replaced by U+FFFD.",
+                "%s of %s holds an invalid character (half of a surrogate pair) in column '%s', which is replaced by U+FFFD.",
                 rows.place(broken).capitalize(),
                 path,
                 name,

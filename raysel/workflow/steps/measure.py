@@ -57,7 +57,7 @@ class Measure(Step):
             raise type(error)(f"gime: {error}") from None
         if settings.by is not None and settings.days is not None:
             raise ConfigError(
-                "gime: Give by or days, not both: groups are defined by a column or by windows of time."
+                "gime: Give 'by' or 'days', not both: groups are defined either by a column or by windows of time."
             )
         if settings.by is not None:
             look.check_column("pool", settings.by, "gime.by")
