@@ -195,7 +195,7 @@ def _picked(values: Array, where: Mask) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The accumulators of one group."""
+    """The counts, sums and sketches of one group of rows, from which metrics are computed."""
 
     binding: Binding
     parts: Parts

@@ -95,10 +95,11 @@ def sensitivity(
 ) -> Sensitivity:
     """Train on many subsets of equal size, and find the metrics that the performance depends on.
 
-    The first 30 subsets (a quarter, if that is more) choose metrics and the thresholds to try. The others
-    test these thresholds, from the strictest that enough subsets can meet to the loosest, until one fails. A
-    threshold holds if, among the subsets that meet it, the share with a performance of at least that of the
-    complete table less ``tolerance`` is at least ``share``, with ``confidence`` for all thresholds together.
+    The first 30 subsets (or the first quarter, if that is more) determine the metrics and the thresholds to test. The
+    other subsets test these thresholds: from the strictest threshold that enough subsets satisfy to the loosest, until
+    one fails. A subset is successful if its performance is at most ``tolerance`` below that of the complete table. A
+    threshold passes if at least the share ``share`` of the subsets that satisfy it are successful, with the confidence
+    ``confidence`` for all thresholds together.
 
     Parameters
     ----------
@@ -116,17 +117,17 @@ def sensitivity(
     count : int
         Number of subsets.
     statistics : sequence of str, optional
-        Statistics to consider ("scope.entities"). Default: all that vary, and of those that move together the
-        first.
+        Statistics to consider, such as "scope.entities". Default: all statistics that differ between the subsets; of
+        several statistics that are correlated with each other, only the first.
     tolerance : float
-        How far below the performance on the complete table a subset may score.
+        How far the performance of a successful subset may be below that of the complete table.
     share : float
-        Share of the subsets within a threshold that must score so well, in (0, 1).
+        Share of the subsets that satisfy a threshold and must be successful, in (0, 1).
     confidence : float
-        Confidence of that share, for all thresholds together, in (0, 1).
+        Confidence with which this share must be reached, for all thresholds together, in (0, 1).
     false_discoveries : float
-        Greatest expected share of statistics chosen although the performance does not depend on them, in (0,
-        1).
+        Largest expected share of statistics that are chosen although the performance does not depend on them, in
+        (0, 1).
     seed : int
         Seed of the subsets.
     each : callable, optional

@@ -193,7 +193,7 @@ def measure(table: pa.Table, binding: Binding, by: By = None, metrics: Own = ())
         Column, or window of event time from 1970 on, whose groups are measured one by one. Default: one
         group.
     metrics : sequence of callable or str
-        Metrics of your own next to the eleven: functions of a `raysel.gime.View` that return a list of
+        Metrics of your own, in addition to the eleven: functions of a `raysel.gime.View` that return a list of
         `raysel.gime.Figure`, or their names as ``file.py:Name``.
 
     Returns
@@ -356,7 +356,7 @@ def _nanoseconds(window: timedelta) -> int:
 
 
 def merge(one: State, other: State) -> State:
-    """Return the state of the rows of both: the same bits that `partial` returns for them together.
+    """Return the state of the rows of both states, bit for bit the state that `partial` returns for all these rows.
 
     Parameters
     ----------
