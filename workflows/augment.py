@@ -26,7 +26,7 @@ class CropFlip(Classification):
     shift: int = 2
 
     def collate(self, rows: Mapping[str, np.ndarray], generator: torch.Generator | None = None) -> Any:
-        """Return images and classes; images are changed only if there is a generator, which is so in training."""
+        """Return images and classes; images are changed only if a generator is given, as during training."""
         images, labels = super().collate(rows, generator)
         if generator is None:
             return images, labels

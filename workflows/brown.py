@@ -6,13 +6,13 @@
 The task is to model the sentences of one genre; the pool holds the sentences of all genres. The files are written to
 ``data/brown`` next to this script, or to ``--out``:
 
-- ``test.parquet``: the sentences of a quarter of the genre's files. They only score the model; selection and training do
+- ``test.parquet``: the sentences of a quarter of the genre's files. They are used only to score the model; selection and training do
   not read them.
 - ``target.parquet``: the sentences of another quarter of the genre's files, which the selected rows should resemble.
 - ``pool.parquet``: the sentences of all other files, of all 15 genres.
 
 The columns are ``text`` (the words without their tags, separated by spaces), ``genre`` and ``file``. Files are split, not
-sentences, since the sentences of a file resemble each other. ``--rows`` keeps so many random rows of the pool. Seeds are
+sentences, since the sentences of a file resemble each other. ``--rows`` keeps this number of random rows of the pool. Seeds are
 fixed, so every call writes the same bytes.
 """
 

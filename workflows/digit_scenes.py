@@ -6,7 +6,7 @@ The images are artificial: three digits of 8 x 8 pixels are pasted at random pla
 is to find the class of every pixel: 0 for the background, and 1 + the digit. The files are written to
 ``data/digit_scenes`` next to this script, or to ``--out``:
 
-- ``test.parquet``: 300 images of 300 digits that no image of the pool contains. They only score the model.
+- ``test.parquet``: 300 images of 300 digits that no image of the pool contains. They are used only to score the model.
 - ``pool.parquet``: 1,000 images. The masks of a quarter of them are those of another image, as if they had been mixed up.
 
 The columns are ``pixels`` (uint8 tensor (1, 24, 24)), ``mask`` (uint8 tensor (24, 24)), and in the pool ``mixed_up`` (bool),

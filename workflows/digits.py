@@ -5,7 +5,7 @@
 The task is to classify the digits 0 to 4. The pool also holds the digits 5 to 9, and junk. The files are written to
 ``data/digits`` next to this script, or to ``--out``:
 
-- ``test.parquet``: 180 images of 0 to 4, stratified by class. They only score the model; selection and training do not
+- ``test.parquet``: 180 images of 0 to 4, stratified by class. They are used only to score the model; selection and training do not
   read them.
 - ``target.parquet``: 100 other images of 0 to 4, stratified by class, which the selected rows should resemble.
 - ``pool.parquet``: the remaining 1,517 images, of all ten classes. 506 of them (a third) are junk; ``junk.corrupt`` says

@@ -6,7 +6,7 @@
 The script reads the four gzipped IDX files of the Debian package; ``--source`` is their folder if it is not the package's.
 The files are written to ``data/fashion_mnist`` next to this script, or to ``--out``:
 
-- ``test.parquet``: the 10,000 test images. They only score the model; selection and training do not read them.
+- ``test.parquet``: the 10,000 test images. They are used only to score the model; selection and training do not read them.
 - ``target.parquet``: 5,000 clean training images, 500 per class, which the selected rows should resemble.
 - ``pool.parquet``: the other 55,000 training images. 18,333 of them (a third, or ``--junk``) are junk; ``junk.corrupt``
   says which kinds.

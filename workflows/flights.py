@@ -9,10 +9,10 @@ forecast. The files are written to ``data/flights`` next to this script, or to `
 
 - ``pool/2013-MM.parquet``: January to September, one file per month
 - ``target.parquet``: October, which the selected rows should resemble; the calibration reads it, and no model is trained on it
-- ``test.parquet``: November and December; they only score the model
+- ``test.parquet``: November and December; they are used only to score the model
 
-The label is ``late`` (int64), or ``delay`` for a regression: the delay on arrival in minutes (float32). ``features`` (float32 tensor, scaled by the pool) is for a network. The other columns can be
-named in a `raysel.gime.Binding`: ``tailnum``, ``carrier``, ``origin``, ``dest``, ``scheduled``, ``landed``, ``seats``, the
+The label is ``late`` (int64), or ``delay`` for a regression: the delay on arrival in minutes (float32). ``features``
+(float32 tensor, scaled by the pool) is the input of a network. The other columns can be named in a `raysel.gime.Binding`: ``tailnum``, ``carrier``, ``origin``, ``dest``, ``scheduled``, ``landed``, ``seats``, the
 weather, ``part`` (airport and week) and ``month``. The 9,430 flights without a delay on arrival (cancelled or diverted) have
 no label and are left out. Every call writes the same bytes.
 """

@@ -1,6 +1,6 @@
 """Functions for the image workflows: they replace a part of the pool by junk, and write the files.
 
-``digits.py`` and ``fashion_mnist.py`` make a small clean *target*, a *test* set that only scores the model, and a large
+``digits.py`` and ``fashion_mnist.py`` make a small clean *target*, a *test* set that is used only to score the model, and a large
 *pool* of which a known share is junk. In such a pool, selection before training can help. Everything is seeded, and the
 same call writes the same bytes.
 """

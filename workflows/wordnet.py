@@ -6,13 +6,13 @@
 The task is to classify five kinds of glosses: animal, body, food, person and plant. The pool holds all 45 classes. The
 files are written to ``data/wordnet`` next to this script, or to ``--out``:
 
-- ``test.parquet``: 2,000 glosses of the five classes, stratified by class. They only score the model; selection and
+- ``test.parquet``: 2,000 glosses of the five classes, stratified by class. They are used only to score the model; selection and
   training do not read them.
 - ``target.parquet``: 1,000 other glosses of the five classes, stratified, which the selected rows should resemble.
 - ``pool.parquet``: all other glosses, of all 45 classes.
 
 The columns are ``text`` (the gloss), ``label`` (the class, such as noun.animal) and ``words`` (float32 (256,): hashed
-words and pairs of words, the input of a small network), in row groups of 4,096 rows. ``--rows`` keeps so many random rows
+words and pairs of words, the input of a small network), in row groups of 4,096 rows. ``--rows`` keeps this number of random rows
 of the pool. Seeds are fixed, so every call writes the same bytes.
 """
 
