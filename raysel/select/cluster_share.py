@@ -134,7 +134,7 @@ class ClusterShare:
             texts=[
                 "drawn in proportion to the target rows in its cluster",
                 "drawn from a cluster without target rows, because the others had too few rows",
-                "its cluster has target rows, but the draw left it out",
+                "its cluster has target rows, but the row was not drawn",
                 "its cluster has no target rows",
             ],
             info={

@@ -159,13 +159,13 @@ class DensityRatio:
         below = int(np.count_nonzero(~keep[new]))
         texts = [
             "drawn among the rows that look like the target",
-            "below the cut, because fewer rows than the budget look like the target",
-            "looks like the target, but the draw left it out",
+            "selected only because fewer rows than the budget look like the target",
+            "looks like the target, but was not drawn",
             "looks less like the target than 80 % of the target's own rows",
         ]
         if not model.separates:
-            texts[0] = "drawn from all rows of a pool that looks like the target"
-            texts[2] = "the draw left it out of a pool that looks like the target"
+            texts[0] = "drawn from all pool rows, because the pool looks like the target"
+            texts[2] = "not drawn; all pool rows could be drawn, because the pool looks like the target"
         reason = np.where(keep, 2, 3)
         reason[new] = np.where(keep[new], 0, 1)
         return make_selection(

@@ -172,13 +172,13 @@ class Nearest:
             score=score,
             reason=reason,
             texts=[
-                "the most similar row that was left when its target row had its turn",
-                "no target row took it within the budget",
+                "the most similar row to its target row that was not yet selected",
+                "the budget was reached before the row was selected for a target row",
             ],
             info={
                 "method": "nearest",
                 **asdict(self),
-                "score": "cosine to the target row that took the row",
+                "score": "cosine to the target row for which the row was selected",
                 "notes": [_THINNED] if thinned else [],
                 "target": f"{len(vectors):,} {'centroids' if thinned else 'rows'} of {inputs.target.rows:,} rows",
             },
