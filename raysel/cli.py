@@ -133,7 +133,9 @@ def run(
     help="Write the results to this directory: a URI such as s3://bucket/run, or an absolute path that all nodes see.",
 )
 @click.option(
-    "--follow", is_flag=True, help="Print the log of the job until it ends, and exit with its exit code."
+    "--follow",
+    is_flag=True,
+    help="Print the log of the job until the job ends, and exit with the exit code of the job.",
 )
 @click.option(
     "--runtime-env",
@@ -212,9 +214,10 @@ def compare(
     """Compare the policy of WORKFLOW with other policies, the controls.
 
     WORKFLOW is a YAML file that names the data, the methods and the model. A policy is a rule that selects the
-    samples of each epoch. The key 'dynamic' of WORKFLOW names it. Most of the controls train on as many samples as
-    the policy of WORKFLOW. The command trains one model per policy and seed, prints a table of their metrics on the
-    test rows and of the differences, and writes a report. If the command is repeated, it reuses finished trainings.
+    samples of each epoch. The key 'dynamic' of WORKFLOW names the policy. Most of the controls train on as many samples
+    as the policy of WORKFLOW. The command trains one model per policy and seed, prints a table of the metrics on the test
+    rows and of the differences between the policies, and writes a report. If the command is repeated, it reuses finished
+    trainings.
     """
     from raysel.report.comparison.tables import text
     from raysel.workflow import config
@@ -322,7 +325,7 @@ def explain(run: Path, sample: int | None) -> None:
 def runs(run: Path) -> None:
     """List the runs in the directory RUN. Runs with equal settings share a line.
 
-    Each line has the number of selected rows and the metric on the test rows. It also has two savings, compared with
+    Each line shows the number of selected rows and the metric on the test rows. It also shows two savings, compared with
     training on all rows: in back-propagated samples (a row counts once per epoch that trains on it) and in time. The
     end of a line lists the keys whose values differ from those of the first run. Keys are those of the workflow, the
     YAML file that names the data, the methods and the model.
@@ -356,7 +359,7 @@ def methods(name: str | None) -> None:
     help="Write the files to this folder.  [default: .]",
 )
 def init(template: str | None, out: Path) -> None:
-    """Write a workflow with comments, and a script that prepares your own files for it.
+    """Write a workflow with comments, and a script that prepares your own files for the workflow.
 
     A workflow is a YAML file that names the data, the methods and the model. TEMPLATE is the name of the workflow to
     start from, such as 'classify'. Without TEMPLATE, list the templates.
