@@ -330,7 +330,7 @@ import torch
 import torch.nn.functional as F
 
 def plain(shape, classes):
-    return torch.nn.Linear(math.prod(shape), classes)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes))
 
 def module(shape, classes):
     import lightning.pytorch as L
