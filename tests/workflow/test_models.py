@@ -111,3 +111,29 @@ def test_small_cnn_learns_a_small_batch_by_heart(models):
         functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
     assert (model(images).argmax(1) == labels).all()
+
+
+@pytest.mark.parametrize("name", ["frozen", "fine_tuned"])
+def test_a_sentence_classifier_trains_what_it_says_and_ignores_padding(monkeypatch, tmp_path, name):
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.syspath_prepend(str(WORKFLOWS))
+    minilm = importlib.import_module("minilm")
+    monkeypatch.setattr(minilm, "FOLDER", tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.BertModel(transformers.BertConfig(vocab_size=50, **sizes)).save_pretrained(tmp_path)
+
+    model = getattr(minilm, name)((8,), 3).train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    ids, mask = torch.randint(0, 50, (4, 8)), torch.ones(4, 8, dtype=torch.long)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    functional.cross_entropy(model(input_ids=ids, attention_mask=mask), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert {"head.weight", "head.bias"} <= changed
+    assert any(key.startswith("encoder.") for key in changed) == (name == "fine_tuned")
+
+    model.eval()
+    shorter = model(input_ids=ids[:, :5], attention_mask=mask[:, :5])
+    mask[:, 5:] = 0
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask), shorter)
+    assert shorter.shape == (4, 3)
