@@ -65,6 +65,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     if "losses" in objects:
         losses.add(session)  # of the last epoch, which its own checkpoint lacks
     tracking = Tracking(config.get("trackers", ()), config.get("training"), session)
+    batch_size, accumulate = settings.batches(settings.most_workers if config["alone"] else session.world)
     validated, patience = data.has("validation"), settings.patience or math.inf
     metrics: dict[str, float | None] = {}  # of the last evaluation in the epoch
     scored, seconds = 0, 0.0  # the run's optimizer steps before it, and what the epoch's evaluations took
@@ -83,11 +84,9 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             break
         model.train()
         metrics, seconds = {}, 0.0
-        batches = data.batches(
-            session, task.collate, batch_size=settings.batch_size, accumulate=settings.accumulate
-        )
+        batches = data.batches(session, task.collate, batch_size=batch_size, accumulate=accumulate)
         for number, batch in enumerate(batches, start=1):
-            is_step = number % settings.accumulate == 0
+            is_step = number % accumulate == 0
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * schedule(
                     session.progress, settings.warmup, config["schedule"]
@@ -95,7 +94,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
             with nullcontext() if is_step else _unsynchronised(model):
                 with _precision(settings.precision, device):
                     found = task.losses(model, batch.to(device).data)
-                loss = _mean(session, batch, found) / settings.accumulate
+                loss = _mean(session, batch, found) / accumulate
                 scaler.scale(loss).backward()
             if is_step:
                 if settings.clip is not None:

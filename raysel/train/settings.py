@@ -79,8 +79,11 @@ class Train:
         ``file.py:Name`` for a tracker of your own. To pass arguments, give a mapping: its key ``method`` names the tracker.
         Nothing is sent over the network by default. Nothing is written for a training whose result is reused from an earlier
         run.
-    workers : int
-        Number of Ray Train workers.
+    workers : int or list of two int
+        Number of Ray Train workers. With two numbers, such as ``[1, 4]``, the training is elastic: it uses as many workers,
+        from the first number to the second, as the cluster can place, and continues with another number from its last
+        checkpoint when nodes fail or join. Fewer workers add the gradients of more batches, so that an optimizer step uses
+        as many rows as with all workers.
     cpus_per_worker : float
         CPUs per worker.
     gpus_per_worker : float
@@ -114,7 +117,7 @@ class Train:
     patience: Positive | None = None
     keep: Literal["last", "best"] = "last"
     track: str | dict[str, Any] | list[str | dict[str, Any]] | None = None
-    workers: Positive = 2
+    workers: Positive | list[int] = 2
     cpus_per_worker: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_failures: Annotated[int, Field(ge=0)] = 2
@@ -128,6 +131,34 @@ class Train:
                 f"evaluate_every: '{self.evaluate_every}' is no number of optimizer steps; give a number of epochs, such as 2, or "
                 "of steps, such as '500 steps'."
             )
+
+        if isinstance(self.workers, list) and not (
+            len(self.workers) == 2 and 1 <= self.workers[0] <= self.workers[1]
+        ):
+            raise ConfigError(
+                f"workers: {self.workers} is not a smallest and a largest number of workers; give a list such as [1, 4], or one "
+                "number."
+            )
+
+    @property
+    def fewest_workers(self) -> int:
+        """Number of workers without which the training does not start."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Number of workers with which the training starts if the cluster can place them."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    def batches(self, world: int) -> tuple[int, int]:
+        """Return the rows per batch and the batches per optimizer step of each of ``world`` workers.
+
+        A step has as many rows as with all workers; if its batches cannot be divided among fewer workers, less than a row
+        more per batch.
+        """
+        lanes = self.most_workers * self.accumulate
+        accumulate = -(-lanes // world)
+        return -(-self.batch_size * lanes // (world * accumulate)), accumulate
 
     def evaluates_after_epoch(self, epoch: int) -> bool:
         """Return whether the validation rows are scored at the end of this epoch, 0-based."""

@@ -129,7 +129,7 @@ def compare(
             data=data(run),
             rows=run.count(run.rows),
             epochs=flow.train.epochs,
-            batch_size=flow.train.batch_size * flow.train.workers,
+            batch_size=flow.train.batch_size * flow.train.most_workers,
             own=own,
             policies={name: _compared(name, own, flow, methods, cells[name]) for name in names},
             trusted=trusted(run),
@@ -246,7 +246,7 @@ def _train(
 ) -> dict[str, list[Done]]:
     """Every policy's cells, one per seed; the workflow's own policy comes first, the others spend what it spent."""
     flow, epochs = run.workflow, run.workflow.train.epochs
-    batch = flow.train.batch_size * flow.train.workers
+    batch = flow.train.batch_size * flow.train.most_workers
     settings = loop_config(run) | {"threads": 1, "alone": True}
     settings["settings"] = replace(flow.train, batch_size=batch)
     samples, own_policy, table = run.count(run.rows), policy(run), scores(run)

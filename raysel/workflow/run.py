@@ -97,7 +97,7 @@ def run(
     steps.check(flow, found=found)  # the code that is loaded now says what it needs
     connect(address)
     train = flow.train
-    steps.check_room(train.workers, train.cpus_per_worker, train.gpus_per_worker)
+    steps.check_room(train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
     if train.data == "stream":
         steps.check_reading(train)
     with open_run(flow, out, progress, fresh=fresh) as this:

@@ -58,13 +58,14 @@ def train_on_workers(
     resources = {"CPU": settings.cpus_per_worker}
     if settings.gpus_per_worker:
         resources["GPU"] = settings.gpus_per_worker
+    workers = settings.workers
     trainer = TorchTrainer(
         loop,
         train_loop_config=config,
         datasets=datasets,
         dataset_config=raysel.WholeRows(),
         scaling_config=ScalingConfig(
-            num_workers=settings.workers,
+            num_workers=workers if isinstance(workers, int) else (workers[0], workers[1]),
             use_gpu=settings.gpus_per_worker > 0,
             resources_per_worker=resources,
         ),

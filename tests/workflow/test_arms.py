@@ -100,6 +100,19 @@ def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone,
     assert Ledger.load(tmp_path / "run" / "ledger.json") == results.ledger
 
 
+@pytest.mark.slow
+def test_elastic_workers_train_as_many_rows_per_step_as_all_of_them(cluster, folder, alone, tmp_path):
+    """Of four workers the cluster can place two, which take 16 rows per step, as the single worker does."""
+    results = run(flow(folder, workers=[1, 4], batch_size=4), tmp_path / "run")
+    wanted = alone[0]
+    for name, arm in results.arms.items():
+        epochs, metrics = wanted[name]
+        if name != "chain":  # which plans by losses, and these differ in their last bits
+            assert [(e.trained, e.steps) for e in arm.epochs] == [(e["trained"], e["steps"]) for e in epochs]
+        assert arm.epochs[0].loss == pytest.approx(epochs[0]["loss"], rel=1e-4)
+        assert arm.metrics == pytest.approx(metrics, abs=0.05)
+
+
 def task(folder, kinds):
     """Write a task that fails when its metrics are computed: once before the run, and at the end of each arm."""
     file = folder / "dies.py"

@@ -162,7 +162,10 @@ def streams(run: RunDirectory) -> bool:
     wanted = run.workflow.train.data
     if wanted != "auto":
         return wanted == "stream"
-    if run.workflow.train.loop in LOOPS.builtin:  # which read rows by their ids
+    settings = run.workflow.train
+    if settings.loop in LOOPS.builtin or not isinstance(
+        settings.workers, int
+    ):  # which read rows by their ids
         return False
     return size(run) > _disk(run) // 2
 

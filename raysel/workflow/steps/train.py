@@ -145,6 +145,17 @@ def check_settings(workflow: Workflow) -> None:
             "train.accumulate: With streamed rows (train.data: stream), gradients cannot be accumulated over several forward "
             "passes; use train.data: arrays."
         )
+    if not isinstance(settings.workers, int):
+        if settings.loop is not None:
+            raise ConfigError(
+                f"train.workers: Only the built-in loop can change its number of workers, but train.loop is {settings.loop}; give "
+                "one number."
+            )
+        if settings.data == "stream":
+            raise ConfigError(
+                "train.workers: A training on streamed rows cannot change its number of workers; give one number, or use "
+                "train.data: arrays."
+            )
     if settings.loop is None and settings.options:
         raise ConfigError(
             "train.options: Options are read only by a loop that train.loop names; set train.loop, or remove the options."
@@ -233,7 +244,7 @@ def check_reading(settings: Settings) -> None:
     """Raise ResourceError if the workers leave Ray Data no CPU of the cluster to stream rows with."""
     import ray
 
-    have, taken = ray.cluster_resources().get("CPU", 0.0), settings.workers * settings.cpus_per_worker
+    have, taken = ray.cluster_resources().get("CPU", 0.0), settings.most_workers * settings.cpus_per_worker
     if have - taken < 1:
         raise ResourceError(
             f"train.data: The workers take {taken:g} of the {have:g} CPUs of the cluster, so less than one CPU is left to read "
@@ -371,12 +382,14 @@ def fit(
     # On an object store, where nothing can be renamed, Ray Train keeps the checkpoints: one row of them per fit.
     together = workers is not None and not streams(run) and isinstance(directory, Path)
     if workers is None or not workers.started:
-        check_room(settings.workers, settings.cpus_per_worker, settings.gpus_per_worker)
+        check_room(settings.fewest_workers, settings.cpus_per_worker, settings.gpus_per_worker)
     if streams(run):
         check_reading(settings)
     count, epochs = run.count(rows), settings.epochs
     if max_steps is not None:
-        epochs = epochs_for(count, settings.batch_size * settings.workers * settings.accumulate, max_steps)
+        epochs = epochs_for(
+            count, settings.batch_size * settings.most_workers * settings.accumulate, max_steps
+        )
     with raysel.DynamicSelection(
         policy,
         count if rows is None else rows,
