@@ -303,6 +303,9 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
             )
         if framework(workflow.train):
             frameworks.check_model(str(workflow.train.loop), model)
+        if workflow.train.data == "stream" and hasattr(task, "prepare"):
+            with within("prepare"):
+                values = task.prepare(values)
         with within("collate"):
             batch = task.collate(values, torch.Generator().manual_seed(workflow.seed))
         if hasattr(task, "check"):

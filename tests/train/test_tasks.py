@@ -368,6 +368,14 @@ def test_encoded_images_and_several_inputs():
     inputs, labels = task.collate(rows)
     assert inputs["file"].shape == (2, 3, 2, 2) and inputs["file"][0, :, 0, 0].tolist() == [10, 20, 30]
     assert torch.equal(inputs["x"], torch.from_numpy(X[:2])) and labels.tolist() == [0, 1]
+    for streamed in (
+        task,
+        Regression(["file", "x"], "kind", size=2),
+    ):  # decoded by Ray Data, and collated alike
+        prepared = streamed.prepare(rows)
+        assert prepared["file"].dtype == np.uint8 and rows["file"].dtype == object
+        again, (wanted, _) = streamed.collate(prepared)[0], streamed.collate(rows)
+        assert all(torch.equal(again[name], wanted[name]) for name in ("file", "x"))
     held = {
         "file": Column("bytes", "uint8"),
         "x": Column("array", "float32", (3,)),

@@ -14,7 +14,7 @@ from pydantic import Field
 from raysel.core.parameters import check_fields
 from raysel.data.store import Column
 from raysel.errors import ConfigError
-from raysel.train.tasks.inputs import check_inputs, outputs, tensors
+from raysel.train.tasks.inputs import check_inputs, decoded, outputs, tensors
 from raysel.train.tasks.task import Facts
 
 
@@ -77,6 +77,10 @@ class Classification:
     def shape(self, facts: Facts) -> Any:
         """Return the shape of a row of the inputs."""
         return shape(facts, self.input, self.size, self.max_length)
+
+    def prepare(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return streamed rows with their images decoded."""
+        return decoded(rows, self.inputs, self.size)
 
     def collate(self, rows: Mapping[str, np.ndarray], generator: torch.Generator | None = None) -> Any:
         """Return the inputs and the codes of the classes."""

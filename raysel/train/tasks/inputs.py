@@ -45,6 +45,17 @@ def tensors(
     return only if len(found) == 1 else found
 
 
+def decoded(
+    rows: Mapping[str, np.ndarray], columns: Sequence[str], size: int | None
+) -> dict[str, np.ndarray]:
+    """Return the columns with encoded images as arrays, so that they are decoded where Ray Data reads them."""
+    found = dict(rows)
+    for name in columns:
+        if size is not None and rows[name].dtype == object and isinstance(rows[name][0], bytes):
+            found[name] = images(rows[name], rows[ID], name, size).numpy()
+    return found
+
+
 def check_inputs(
     columns: Mapping[str, Column], names: Sequence[str], size: int | None, tokenizer: str | None
 ) -> None:

@@ -15,7 +15,7 @@ from raysel.core.parameters import check_fields
 from raysel.data.store import Column
 from raysel.errors import DataError
 from raysel.train.tasks.classification import check_shape, factory, shape
-from raysel.train.tasks.inputs import check_inputs, outputs, tensors
+from raysel.train.tasks.inputs import check_inputs, decoded, outputs, tensors
 from raysel.train.tasks.task import Facts
 
 _LOSSES: dict[str, Any] = {"squared": F.mse_loss, "absolute": F.l1_loss, "huber": F.huber_loss}
@@ -85,6 +85,10 @@ class Regression:
         numbers = int(np.prod(facts.columns[self.label].shape))
         made: torch.nn.Module = factory(facts)(shape(facts, self.input, self.size, self.max_length), numbers)
         return made
+
+    def prepare(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return streamed rows with their images decoded."""
+        return decoded(rows, self.inputs, self.size)
 
     def collate(self, rows: Mapping[str, np.ndarray], generator: torch.Generator | None = None) -> Any:
         """Return the inputs and the labels (B, outputs)."""

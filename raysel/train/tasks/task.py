@@ -54,6 +54,9 @@ class Task(Protocol):
         sorted classes of the pool come.
     ragged : bool
         Whether columns may hold lists of numbers that differ in length. Optional; by default they must not.
+    prepare : callable
+        Method that receives and returns columns as :meth:`collate` receives them, with every row. Optional: with
+        ``train.data: stream``, it is called on the CPUs of the cluster, with the planned rows, before :meth:`collate`.
     """
 
     metric: ClassVar[str]

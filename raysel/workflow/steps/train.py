@@ -456,12 +456,17 @@ def _own_fit(run: RunDirectory, config: dict[str, Any], rows: Selection | None, 
     )
 
 
+_PREPARED = 256  # rows that are prepared at once: decoded images are many times as large as encoded ones
+
+
 def planned(run: RunDirectory, dynamic: Any, rows: Selection | None) -> Any:
     """Return the rows of each epoch's plan as a Ray Dataset, prepared by the task on the cluster's CPUs."""
     task = made(run.workflow)
     found = dynamic.planned(run.among(rows).select_columns([ID, *task.columns]))
     prepare = getattr(task, "prepare", None)
-    return found if prepare is None else found.map_batches(prepare, batch_format="numpy")
+    return (
+        found if prepare is None else found.map_batches(prepare, batch_size=_PREPARED, batch_format="numpy")
+    )
 
 
 def answer_of(trained: dict[str, Any]) -> dict[str, Any]:
