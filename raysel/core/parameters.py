@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from raysel.core.numbers import plain
 from raysel.core.registry import nearest
@@ -114,13 +115,22 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 @lru_cache(maxsize=256)
 def _adapter(cls: Any) -> TypeAdapter[Any]:
+    _field_adapters(cls)  # whose errors name the field
     return TypeAdapter(cls)
 
 
 @lru_cache(maxsize=256)
 def _field_adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
-    hints = typing.get_type_hints(cls, include_extras=True)
-    return {field.name: TypeAdapter(hints[field.name]) for field in dataclasses.fields(cls)}
+    hints, adapters = typing.get_type_hints(cls, include_extras=True), {}
+    for field in dataclasses.fields(cls):
+        try:
+            adapters[field.name] = TypeAdapter(hints[field.name])
+        except PydanticSchemaGenerationError:
+            raise ConfigError(
+                f"{cls.__name__}.{field.name} has the type {_written(hints[field.name])}, of which YAML has no values; give it "
+                "another type, such as str."
+            ) from None
+    return adapters
 
 
 def _check_values(value: Any, where: str, depth: int = 0) -> None:

@@ -45,15 +45,17 @@ def load_schedule(name: str) -> Callable[[float], float]:
         )
     found = load_function(name, "train.schedule")
     try:
-        values = [float(found(progress)) for progress in (0.0, 0.5, 1.0)]
+        values = {at / 100: float(found(at / 100)) for at in range(101)}
     except Exception as error:  # of the user's code
         raise ConfigError(
             f"train.schedule: {name} raised {type(error).__name__} ({reason_of(error)})."
         ) from error
-    if not all(math.isfinite(value) and value >= 0 for value in values):
-        raise ConfigError(
-            f"train.schedule: {name} returns {values} for the shares 0, 0.5 and 1 of the training; it must return numbers of at least 0."
-        )
+    for share, value in values.items():
+        if not math.isfinite(value) or value < 0:
+            raise ConfigError(
+                f"train.schedule: {name} returns {value} for the share {share} of the training; it must return numbers of at "
+                "least 0."
+            )
     return found
 
 

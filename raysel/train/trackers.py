@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -153,6 +154,12 @@ def check_installed(tracker: Any, name: str) -> None:
         )
     if not callable(getattr(tracker, "open", None)):
         raise ConfigError(f"train.track: {name} has no method 'open(training)', so it is not a tracker.")
+    try:
+        inspect.signature(tracker.open).bind(None)
+    except TypeError:
+        raise ConfigError(
+            f"train.track: The method 'open' of {name} cannot be called with one argument, the training."
+        ) from None
 
 
 class Tracking:

@@ -189,7 +189,7 @@ def _naming(where: str, spec: str) -> Iterator[None]:
         yield
     except RayselError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit would end the run without a word
         line = (str(error).strip().splitlines() or [""])[0]
         raise ConfigError(
             f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'})."
@@ -254,7 +254,8 @@ def _check_task(found: Look) -> Any:
     wanted = ["columns", "metric", "direction"]
     if by_task(workflow.train):
         wanted += ["model", "collate", "losses", "sums", "metrics"]
-    missing = [name for name in wanted if not hasattr(task, name)]
+    with _naming("train.task", spec):  # an attribute may be computed
+        missing = [name for name in wanted if not hasattr(task, name)]
     if missing:
         raise ConfigError(
             f"train.task: {spec} has no '{missing[0]}', so it is not a task; see the guide 'A task of your own'."
@@ -263,14 +264,20 @@ def _check_task(found: Look) -> Any:
         raise ConfigError(
             f"train.task: {spec}.direction is {shown(task.direction)}; it should be 'max' or 'min'."
         )
+    if not isinstance(task.metric, str):
+        raise ConfigError(
+            f"train.task: {spec}.metric is {shown(task.metric)}; it should be the name of a metric."
+        )
     columns, field = task.columns, getattr(task, "classes", None)
-    if isinstance(columns, str) or not all(isinstance(name, str) for name in columns):
+    if not isinstance(columns, (list, tuple)) or not all(isinstance(name, str) for name in columns):
         raise ConfigError(
             f"train.task: {spec}.columns is {shown(columns)}; it should be a list of column names."
         )
+    if len(set(columns)) < len(columns):
+        raise ConfigError(f"train.task: {spec}.columns is {shown(columns)}; name each column once.")
     for name in columns:
         found.check_column("pool", name, f"train.task: {spec}.columns")
-    if field is not None and getattr(task, field, None) not in columns:
+    if field is not None and (not isinstance(field, str) or getattr(task, field, None) not in columns):
         raise ConfigError(
             f"train.task: {spec}.classes is {shown(field)}; it should be None, or the name of a field of the task that holds the name of one of its columns."
         )
@@ -303,6 +310,7 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
             )
         if framework(workflow.train):
             frameworks.check_model(str(workflow.train.loop), model)
+        _check_parameters(model, workflow.train, given)
         if workflow.train.data == "stream" and hasattr(task, "prepare"):
             with within("prepare"):
                 values = task.prepare(values)
@@ -313,6 +321,10 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
                 task.check(model, batch, facts)
         with within("losses"):
             made = task.losses(model, batch)
+        if isinstance(made, tuple) and len(made) != 2:
+            raise ConfigError(
+                f"train.task: {spec}.losses returned a tuple of {len(made)}; return the losses, or the losses and a mask."
+            )
         losses, mask = made if isinstance(made, tuple) else (made, None)
         try:
             each, _ = per_sample(losses, len(rows), mask)
@@ -322,38 +334,85 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
             raise ConfigError(
                 f"{given[0]}: The losses have no gradient; leave some parameters of the model trainable, and do not detach its outputs."
             )
-        first = float(each.detach().mean())
+        initial = float(each.detach().mean())
         numbers = [array for array in values.values() if array.dtype.kind == "f"]
         # What is wrong with rows is said by the steps that read them all.
         sound = all(np.isfinite(array).all() for array in numbers)
-        if not math.isfinite(first) and sound:
+        if not math.isfinite(initial) and sound:
             raise ConfigError(
-                f"{given[0]}: The first loss of {given[1]} is {first}; check the columns {', '.join(map(repr, task.columns))} "
+                f"{given[0]}: The first loss of {given[1]} is {initial}; check the columns {', '.join(map(repr, task.columns))} "
                 "and the model's initial weights."
             )
         model.eval()
         with within("collate without a generator"):
             batch = task.collate(values, None)
-        _check_metrics_of(task, spec, model, batch, within, sound)
+        with within("collate without a generator"):
+            fewer = task.collate(
+                {name: array[: max(1, len(array) - 1)] for name, array in values.items()}, None
+            )
+        _check_metrics_of(task, spec, model, (batch, fewer), within, sound)
         for role in trained_roles(found):
             if role != "pool":
                 _check_other_rows(found, task, role, model, columns, classes)
         with within("losses"):
             each.mean().backward()
+        unused = [
+            name for name, value in model.named_parameters() if value.requires_grad and value.grad is None
+        ]
+        if unused and workflow.train.most_workers > 1 and workflow.train.parallel == "ddp":
+            raise ConfigError(
+                f"{given[0]}: {given[1]} has parameters that the losses do not depend on, {first(unused)}, with which several "
+                "workers cannot train; remove them or set requires_grad to false, or set train.workers to 1."
+            )
         with _naming("train.optimizer", "The first step"):
-            load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)(model.parameters()).step()
+            optimizer = load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)(
+                model.parameters()
+            )
+            optimizer.step()
+        with _naming("train.optimizer", "The method state_dict, which checkpoints need,"):
+            optimizer.state_dict()
     finally:
         torch.random.set_rng_state(state)
 
 
-def _check_metrics_of(task: Any, spec: str, model: Any, batch: Any, within: Any, sound: bool) -> None:
-    """Check the metrics of a few rows, which are ``sound`` if their numbers are finite."""
+def _check_parameters(model: Any, settings: Any, given: tuple[str, str]) -> None:
+    """Raise ConfigError for a model that several workers, a checkpoint or the file of the weights cannot take."""
+    import torch
+
+    shapeless = [name for name, value in model.named_parameters() if torch.nn.parameter.is_lazy(value)]
+    if shapeless and (settings.most_workers > 1 or settings.parallel == "fsdp"):
+        raise ConfigError(
+            f"{given[0]}: {given[1]} has parameters whose shape depends on the first batch, {first(shapeless)}, with which "
+            "several workers cannot train; make their layers with all sizes, or set train.workers to 1."
+        )
+    strange = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise ConfigError(
+            f"{given[0]}: The state_dict of {given[1]} has entries that are no tensors, {first(strange)}, which the file of the "
+            "weights cannot hold; keep them outside of the model."
+        )
+
+
+def _check_metrics_of(
+    task: Any, spec: str, model: Any, batches: tuple[Any, Any], within: Any, sound: bool
+) -> None:
+    """Check the metrics of a few rows, which are ``sound`` if their numbers are finite, and the sums of fewer rows."""
     import torch
 
     with torch.no_grad(), within("sums"):
-        sums = task.sums(model, batch)
-    if not isinstance(sums, Mapping) or not all(isinstance(value, torch.Tensor) for value in sums.values()):
-        raise ConfigError(f"train.task: {spec}.sums must return a dict of tensors, got {shown(sums)}.")
+        sums, others = (task.sums(model, batch) for batch in batches)
+    for found in (sums, others):
+        tensors = isinstance(found, Mapping) and all(
+            isinstance(value, torch.Tensor) for value in found.values()
+        )
+        if not tensors or not all(isinstance(name, str) for name in found):
+            raise ConfigError(f"train.task: {spec}.sums must return a dict of tensors, got {shown(found)}.")
+    shapes, fewer = ({name: tuple(value.shape) for name, value in found.items()} for found in (sums, others))
+    if shapes != fewer:
+        raise ConfigError(
+            f"train.task: {spec}.sums returned the shapes {shapes}, and {fewer} for one row less, which cannot be added; return "
+            "sums over the rows of the batch."
+        )
     with within("metrics"):
         metrics = task.metrics({name: value.cpu().double() for name, value in sums.items()})
     if not isinstance(metrics, Mapping) or task.metric not in metrics:
@@ -362,7 +421,9 @@ def _check_metrics_of(task: Any, spec: str, model: Any, batch: Any, within: Any,
             f"train.task: {spec}.metrics returned no '{task.metric}', which is its metric, but {names or 'nothing'}."
         )
     for name, value in metrics.items():
-        if name in RESERVED:
+        if not isinstance(name, str):
+            raise ConfigError(f"train.task: The metric name {shown(name)} of {spec} must be text.")
+        if name in RESERVED or name == "evaluation_seconds":  # which the built-in loop reports
             raise ConfigError(
                 f"train.task: The metric name '{name}' of {spec} is reserved by raysel; use another name."
             )

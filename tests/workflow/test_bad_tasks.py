@@ -143,6 +143,103 @@ class Reserved(Regression):
         return {"epoch": 1.0}
 
 
+class Triple(Regression):
+    def losses(self, model, batch):
+        return super().losses(model, batch), None, None
+
+
+class Unnamed(Regression):
+    metric = None
+
+
+class Numbered(Regression):
+    def metrics(self, sums):
+        return {"rmse": 1.0, 3: 2.0}
+
+
+class Computed(Regression):
+    @property
+    def columns(self):
+        raise KeyError("q")
+
+
+class Called(Regression):
+    def columns(self):
+        return ["x", "y"]
+
+
+class Twice(Regression):
+    columns = ["x", "x", "y"]
+
+
+class Listed(Regression):
+    classes = ["y"]
+
+
+class PerRow(Regression):
+    def sums(self, model, batch):
+        return {"errors": self.losses(model, batch)}
+
+    def metrics(self, sums):
+        return {"rmse": float(sums["errors"].mean())}
+
+
+class Keyed(Regression):
+    def sums(self, model, batch):
+        return {3: torch.ones(())}
+
+
+class Timed(Regression):
+    def metrics(self, sums):
+        return {"rmse": 1.0, "evaluation_seconds": 5.0}
+
+
+class Exits(Regression):
+    def model(self, facts):
+        raise SystemExit(3)
+
+
+@dataclass(frozen=True)
+class Strange(Regression):
+    kind: torch.dtype = torch.float32
+
+
+class Extra(torch.nn.Linear):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def extra(shape, n):
+    return torch.nn.Sequential(torch.nn.Flatten(), Extra(math.prod(shape), n))
+
+
+def lazy(shape, n):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(n))
+
+
+def unused(shape, n):
+    model = linear(shape, n)
+    model[1].more = torch.nn.Parameter(torch.zeros(1))
+    return model
+
+
+class NoState(torch.optim.SGD):
+    def state_dict(self):
+        raise NotImplementedError
+
+
+def falls(progress):
+    return -1.0 if 0.2 < progress < 0.3 else 1.0
+
+
+class Opens:
+    def open(self):
+        pass
+
+
 class Empty:
     pass
 
@@ -228,6 +325,9 @@ OWN = {"method": "mine.py:Good"}
         ("class", "mine.py:Classes", {}),
         ("y", "mine.py:Good", {"loop": "mine.py:loop", "model": None, "options": {"precision": "bf16"}}),
         ("y", "regression", {"optimizer": "torch.optim:Rprop"}),
+        ("y", "regression", {"model": "mine.py:lazy"}),
+        ("y", "regression", {"model": "mine.py:unused"}),
+        ("y", "regression", {"workers": [1, 2]}),
     ],
 )  # fmt: skip
 def test_what_fits_is_accepted(checked, label, task, train):
@@ -287,7 +387,31 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("y", "mine.py:NeedsGenerator", {}, "NeedsGenerator.collate without a generator raised"),
         ("y", "mine.py:Reserved", {}, "'epoch' of .* is reserved"),
         ("y", "mine.py:Empty", {}, "Empty has no 'columns', so it is not a task"),
+        ("y", "mine.py:Triple", {}, "Triple.losses returned a tuple of 3; return the losses, or the losses and a mask"),
+        ("y", "mine.py:Unnamed", {}, "Unnamed.metric is None; it should be the name of a metric"),
+        ("y", "mine.py:Numbered", {}, "The metric name 3 of .*Numbered must be text"),
+        ("y", "mine.py:Computed", {}, r"Computed raised KeyError \('q'\)"),
+        ("y", "mine.py:Called", {}, "Called.columns is a method; it should be a list"),
+        ("y", "mine.py:Twice", {}, "Twice.columns is .*; name each column once"),
+        ("y", "mine.py:Listed", {}, r"Listed.classes is \['y'\]; it should be None"),
+        ("y", "mine.py:PerRow", {}, r"PerRow.sums returned the shapes .*\(8, 1\).*\(7, 1\).* return sums over the rows"),
+        ("y", "mine.py:Keyed", {}, "Keyed.sums must return a dict of tensors, got {3: "),
+        ("y", "mine.py:Timed", {}, "'evaluation_seconds' of .* is reserved"),
+        ("y", "mine.py:Exits", {}, r"train.model: .* raised SystemExit \(3\)"),
+        ("y", "mine.py:Strange", {}, "Strange.kind has the type dtype, of which YAML has no values; give it another type"),
+        # models that fail later
+        ("y", "regression", {"model": "mine.py:extra"}, "has entries that are no tensors, 1._extra_state"),
+        ("y", "regression", {"model": "mine.py:lazy", "workers": 2}, "whose shape depends on the first batch, 1.weight, 1.bias"),
+        ("y", "regression", {"model": "mine.py:unused", "workers": [1, 2]}, "parameters that the losses do not depend on, 1.more"),
+        # schedules and trackers
+        ("y", "regression", {"schedule": "mine.py:falls"}, r"falls returns -1.0 for the share 0.21 of the training; it must return numbers of at least 0"),
+        ("y", "regression", {"track": "mine.py:Opens"}, "The method 'open' of .*Opens cannot be called with one argument"),
+        # elastic workers
+        ("y", "regression", {"workers": [2, 1]}, r"train.workers: \[2, 1\] is not a smallest and a largest number"),
+        ("y", "mine.py:Good", {"loop": "mine.py:loop", "model": None, "workers": [1, 2]}, "Only the built-in loop can change"),
+        ("y", "regression", {"data": "stream", "workers": [1, 2]}, "A training on streamed rows cannot change its number"),
         # optimizers
+        ("y", "regression", {"optimizer": "mine.py:NoState"}, "The method state_dict, which checkpoints need, raised NotImpl"),
         ("y", "regression", {"optimizer": "adamw"}, "Did you mean 'AdamW'"),
         ("y", "regression", {"optimizer": "torch.optim:LBFGS"}, "train.optimizer: The first step raised TypeError"),
         ("y", "regression", {"optimizer": "torch.optim:SparseAdam"}, "train.optimizer: The first step raised"),
