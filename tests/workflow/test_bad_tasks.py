@@ -346,7 +346,7 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("nope", "regression", {}, "pool.label: There is no label column 'nope'"),
         (None, "regression", {}, "'pool.label' is missing"),
         ("class", {"method": "classification", "label": "y"}, {}, "'train.task.label' is 'y', but 'pool.label' is 'class'; give one"),
-        ("nine", SEGMENT, PIXELS, r"The code 9 in column 'nine' \(sample_id 0, 1, 2 and 5 more\) is not a class"),
+        ("nine", SEGMENT, PIXELS, r"The value 9 in column 'nine' \(sample_id 0, 1, 2 and 5 more\) is not a class"),
         ("floats", SEGMENT, PIXELS, r"'floats' holds float32 of shape \(6, 6\); a segmentation needs masks"),
         ("class", SEGMENT, PIXELS, r"'class' holds int64 of shape \(\); a segmentation needs masks"),
         ("small", SEGMENT, PIXELS, r"must return one logit per class and pixel, of shape \(8, 3, 4, 4\)"),
