@@ -30,6 +30,7 @@ from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import Embedder, check_vectors
 from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
+from raysel.data.sources import Source, source_of
 from raysel.data.vectors import EMBEDDING, as_vectors, to_column
 from raysel.errors import ConfigError
 
@@ -130,7 +131,7 @@ def embed(
         if schema is not None:
             _check_schema(schema, made, columns)
         dataset = materialized(dataset)  # its steps run here, and never again
-    source = pipeline.source_of(dataset, columns)
+    source = source_of(dataset, columns)
     place = place or _cache(source, made, columns, options, version)
     watch = _show_progress if sys.stderr.isatty() else None
     report = pipeline.compute(source, made, columns, place, options, watch, version)
@@ -150,7 +151,7 @@ def _check_schema(schema: Any, embedder: Embedder, columns: list[str]) -> None:
 
 
 def _cache(
-    source: pipeline.Source,
+    source: Source,
     embedder: Embedder,
     columns: list[str],
     options: shards.Options,

@@ -1,4 +1,4 @@
-"""Vectors of a data set on the cluster: readers decode, workers hold the network, nothing is done twice.
+"""The directory of a data set's vectors: computed once, completed after an interruption, and attached to rows.
 
 An interrupted run resumes with the shards that are missing, and no id can occur twice. The driver keeps a few
 numbers per shard, and no rows.
@@ -17,54 +17,41 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache, partial
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import ray
 from ray.data import Dataset
 
-from raysel.cluster.blocks import arrow_blocks, check_columns, map_blocks, materialized, pick, plain_errors
-from raysel.cluster.errors import is_lost, unwrap_errors
-from raysel.cluster.observe import count, task_name
-from raysel.cluster.wait import Room, get, wait_for_cpu, wait_until
+from raysel.cluster.blocks import plain_errors
+from raysel.cluster.errors import is_lost
+from raysel.cluster.wait import get
 from raysel.core.arrays import positions
-from raysel.core.fingerprint import fingerprint, stored_digest
-from raysel.core.fingerprint.files import Trust
-from raysel.core.storage import resolve, write_json
+from raysel.core.fingerprint import fingerprint
+from raysel.core.storage import write_json
 from raysel.data import shards
-from raysel.data.content import digest_blocks
-from raysel.data.datasource import IndexedParquet, parquet_rows
-from raysel.data.decode import PATH, decoder_versions, is_bytes, is_text
+from raysel.data.decode import decoder_versions, is_bytes
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder
-from raysel.data.formats.parquet import Piece, read_pieces
-from raysel.data.identity import POOL_FILE, PoolIdentity, identity
-from raysel.data.row_index import ID, check_ids
-from raysel.data.shards import DONE, Options, Stat, Unit, VectorFolder, Work, shard_rows
+from raysel.data.identity import POOL_FILE
+from raysel.data.row_index import ID
+from raysel.data.shards import DONE, Options, VectorFolder, Work, shard_rows
+from raysel.data.sources import Source, source_of
 from raysel.data.vectors import EMBEDDING
+from raysel.data.workers import Progress, Resources, Watch, run_jobs
 from raysel.errors import DataError, RunError, reason_of
 
 _FORMAT = 2
-_UNIT_BYTES = 32 << 20  # a reader takes consecutive row groups of about so much
-_AHEAD = 2  # shards that wait for each worker, so that it never does
 _LOST = 3  # losses of a process or node without any progress in between
-_WAIT_S = 120.0  # for the first worker to be placed and to load
 
 logger = logging.getLogger(__name__)
-
-Watch = Callable[[str], None]
-Job = tuple[Unit, list[ray.ObjectRef]]  # a unit, and the blocks its rows come in
 
 
 @dataclass(frozen=True)
@@ -141,11 +128,11 @@ def compute(
         with shards.intact(folder.file(DONE)):
             return Report(**finished["report"] | {"embedded": 0, "seconds": 0.0, "start_seconds": 0.0})
     work = Work(embedder, tuple(columns), directory, options, shard)
-    progress, start = _Progress(source.rows, watch), 0.0
+    progress, start = Progress(source.rows, watch), 0.0
     there, lost = folder.parts(), 0
     while missing := source.jobs(shard, there):
         try:
-            start = _run(missing, work, progress, key["device"])
+            start = run_jobs(missing, work, progress, key["device"])
             break
         except Exception as error:
             if not is_lost(error):
@@ -164,24 +151,6 @@ def compute(
     return _finish(folder, source, embedder, options, progress.done, began, start)
 
 
-def jobs(dataset: Dataset, work: Work) -> list[Job]:
-    """Return every shard of ``dataset``, in units for one reader each."""
-    return source_of(dataset, work.columns).jobs(work.shard, set())
-
-
-def source_of(dataset: Dataset, columns: Sequence[str]) -> Source:
-    """Return the rows of ``dataset`` for :func:`compute`; run ``dataset`` once unless it is plain Parquet."""
-    return _ParquetSource.of(dataset, columns) or _BlockSource.of(dataset, columns)
-
-
-def rows_digest(dataset: Dataset, columns: Sequence[str]) -> str:
-    """Digest of Parquet rows as `raysel.read` returned them, with the files that a column of paths names."""
-    found = parquet_rows(dataset)
-    if found is None:
-        return source_of(dataset, columns).digest
-    return _ParquetSource(found[0], {name: found[1][name] for name in columns}, None).digest
-
-
 def key_of(
     source: Source, embedder: Embedder, columns: Sequence[str], options: Options, version: str | None = None
 ) -> dict[str, Any]:
@@ -197,7 +166,7 @@ def key_of(
         "options": asdict(options),
         "shard": shard_rows(embedder, source.kind(columns[0])),
         "decoder": decoder_versions() if images or getattr(embedder, "takes", "") == "images" else {},
-        "device": _Resources.of().device if hasattr(embedder, "load") else "cpu",
+        "device": Resources.of().device if hasattr(embedder, "load") else "cpu",
     }
 
 
@@ -252,449 +221,6 @@ def digest(embedder: Embedder, version: str | None = None) -> str:
         f"embedder '{embedder.name}'",
         'give version=, for example version="1", and change it whenever the embedder changes',
     )
-
-
-# ---- where rows come from ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _ParquetSource:
-    """Row groups, whose ids are known without reading them."""
-
-    reader: IndexedParquet
-    names: dict[str, str]  # of the columns: here, and in the files
-    pool: PoolIdentity | None
-    beside: dict[str, str] = field(default_factory=dict)  # columns for messages, which no vector depends on
-
-    @classmethod
-    def of(cls, dataset: Dataset, columns: Sequence[str]) -> _ParquetSource | None:
-        found = parquet_rows(dataset)
-        if found is None or found[0].stores_ids or found[1].get(ID) != ID:
-            logger.debug(
-                "The rows to embed are not exactly the rows of Parquet files, so they are copied into Ray's "
-                "object store."
-            )
-            return None
-        check_columns(list(found[1]), columns, "dataset to embed")
-        kinds = {
-            name: found[0].file_schema.field(stored).type for name, stored in found[1].items() if name != ID
-        }
-        beside = {name: found[1][name] for name in paths_beside(kinds, columns)}
-        return cls(found[0], {name: found[1][name] for name in columns}, identity(dataset), beside)
-
-    @property
-    def rows(self) -> int:
-        return self.reader.index.rows
-
-    def ids(self) -> tuple[int, int]:
-        return self.rows, self.rows * (self.rows - 1) // 2
-
-    def kind(self, column: str) -> pa.DataType:
-        return self.reader.file_schema.field(self.names[column]).type
-
-    @property
-    def digest(self) -> str:
-        """Return a digest of the rows, with the content of the files that a column of paths names."""
-        named = [
-            stored
-            for name, stored in self.names.items()
-            if is_text(self.kind(name)) and self._has_paths(stored)
-        ]
-        if not named:
-            return self.reader.index.digest
-        pieces = self.reader.pieces()
-        look = ray.remote(_digest_named).options(num_cpus=0.5, scheduling_strategy="SPREAD")
-        trust = self.reader.index.files[0].trust
-        found = get([look.remote(pieces[i : i + 8], sorted(named), trust) for i in range(0, len(pieces), 8)])
-        return hashlib.sha256("".join([self.reader.index.digest, *found]).encode()).hexdigest()
-
-    def _has_paths(self, column: str) -> bool:
-        """Return whether the first value of a text column is the path of a file."""
-        for _, table in read_pieces(self.reader.pieces()[:1], [column], rows=64):
-            return names_files(table[column])
-        return False
-
-    def jobs(self, shard: int, there: set[int]) -> list[Job]:
-        """Yield consecutive row groups.
-
-        A reader reads the shards that begin in its groups, to the last one's end.
-        """
-        groups = self.reader.pieces()
-        jobs: list[Job] = []
-        begin = 0
-        while begin < len(groups):
-            end, held = begin + 1, groups[begin].bytes
-            while end < len(groups) and held < _UNIT_BYTES:
-                held += groups[end].bytes
-                end += 1
-            low = -(-groups[begin].start // shard) * shard
-            after = groups[end].start if end < len(groups) else self.rows
-            high = min(-(-after // shard) * shard, self.rows)
-            wanted = set(range(low // shard, -(-high // shard)))
-            if low < high and wanted - there:
-                reach = end
-                while reach < len(groups) and groups[reach].start < high:
-                    reach += 1
-                pieces = tuple(groups[begin:reach])
-                jobs.append(
-                    (Unit(low, high, frozenset(wanted & there), pieces, self.names | self.beside), [])
-                )
-            begin = end
-        return jobs
-
-
-@dataclass(frozen=True)
-class _BlockSource:
-    """Blocks in the object store, in the order of their ids."""
-
-    blocks: list[ray.ObjectRef]
-    spans: list[_BlockStats]
-    pool: PoolIdentity | None
-
-    @classmethod
-    def of(cls, dataset: Dataset, columns: Sequence[str]) -> _BlockSource:
-        schema = dataset.schema(fetch_if_missing=False)
-        kinds = {} if schema is None else dict(zip(schema.names, schema.types, strict=True))
-        wanted = [*columns, *paths_beside(kinds, columns)]
-        narrow = materialized(pick(dataset, [ID, *wanted], "dataset to embed"))
-        blocks, spans = cls._with_stats(list(narrow.to_arrow_refs()), columns)
-        order = sorted(range(len(spans)), key=lambda i: spans[i][1])
-        blocks, spans = [blocks[i] for i in order], [spans[i] for i in order]
-        if any(one[2] >= two[1] for one, two in itertools.pairwise(spans)):  # ids lie across blocks
-            blocks, spans = cls._with_stats(arrow_blocks(narrow.sort(ID)), columns)
-            for one, two in itertools.pairwise(spans):
-                if one[2] >= two[1]:
-                    raise DataError(
-                        f"The dataset to embed holds sample_id {two[1]} more than once; ids must be unique."
-                    )
-        if not spans:
-            raise DataError("The dataset to embed is empty.")
-        return cls(blocks, spans, identity(dataset))
-
-    @staticmethod
-    def _with_stats(
-        blocks: list[ray.ObjectRef], columns: Sequence[str]
-    ) -> tuple[list[ray.ObjectRef], list[_BlockStats]]:
-        found = map_blocks(_block_stats, blocks, list(columns))
-        kept = [i for i, span in enumerate(found) if span[0]]
-        return [blocks[i] for i in kept], [found[i] for i in kept]
-
-    @property
-    def rows(self) -> int:
-        return sum(span[0] for span in self.spans)
-
-    def ids(self) -> tuple[int, int]:
-        return self.rows, sum(span[3] for span in self.spans)
-
-    def kind(self, column: str) -> pa.DataType:
-        return self.spans[0].schema.field(column).type
-
-    @cached_property
-    def digest(self) -> str:
-        rows = digest_blocks(self.blocks, [(span.low, span.high) for span in self.spans])
-        files = sum(span.files for span in self.spans) % 2**128
-        return f"{rows}-{files:032x}" if files else rows
-
-    def jobs(self, shard: int, there: set[int]) -> list[Job]:
-        held: dict[int, list[int]] = {}
-        for block, (_, low, high, *_) in enumerate(self.spans):
-            for number in range(low // shard, high // shard + 1):
-                held.setdefault(number, []).append(block)
-        return [
-            (Unit(n * shard, (n + 1) * shard), [self.blocks[b] for b in blocks])
-            for n, blocks in sorted(held.items())
-            if n not in there
-        ]
-
-
-Source = _ParquetSource | _BlockSource
-
-
-class _BlockStats(NamedTuple):
-    """Rows of a block: their number, lowest and highest id, sum of ids, sum of digests of named files, columns."""
-
-    rows: int
-    low: int
-    high: int
-    sum: int
-    files: int
-    schema: pa.Schema
-
-
-def paths_beside(kinds: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
-    """Return the column that names the files of images, by which messages about them do: ``path`` next to bytes."""
-    there = all(isinstance(kinds.get(name), pa.DataType) for name in (*columns, PATH))
-    return (
-        [PATH]
-        if there and is_bytes(kinds[columns[0]]) and is_text(kinds[PATH]) and PATH not in columns
-        else []
-    )
-
-
-def _block_stats(table: pa.Table, columns: Sequence[str]) -> _BlockStats:
-    if not table.num_rows:  # an empty block may come without its columns
-        return _BlockStats(0, 0, 0, 0, 0, table.schema)
-    ids = table[ID].to_numpy()
-    check_ids(ids, "the dataset to embed")
-    files = 0
-    for name in columns:
-        if is_text(table.schema.field(name).type) and names_files(table[name]):
-            # A sum, which does not depend on how the rows are cut into blocks.
-            for row, found in zip(ids.tolist(), digests_named(table[name], "content"), strict=True):
-                text = f"{name} {row} {found}".encode()
-                files += int.from_bytes(hashlib.blake2b(text, digest_size=16).digest(), "little")
-    return _BlockStats(len(ids), int(ids.min()), int(ids.max()), int(ids.sum()), files % 2**128, table.schema)
-
-
-def names_files(column: pa.Array | pa.ChunkedArray) -> bool:
-    """Return whether the first value of a text column is the path of a file."""
-    value = next((text for text in (v.as_py() for v in column) if text), "")
-    try:
-        filesystem, path = resolve(value) if len(value) < 4096 and "\n" not in value else (None, "")
-        return filesystem is not None and filesystem.get_file_info(path).type == pafs.FileType.File
-    except (DataError, pa.ArrowException, OSError, ValueError):
-        return False
-
-
-def digests_named(column: pa.Array | pa.ChunkedArray, trust: Trust) -> list[str]:
-    """Return digests of the content of the files at the paths in a text column.
-
-    A missing file counts as missing.
-    """
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(partial(_digest_path, trust=trust), column.to_pylist()))
-
-
-def _digest_path(path: str | None, trust: Trust) -> str:
-    try:
-        return "" if not path else stored_digest(*resolve(path), trust)
-    except DataError:
-        return "missing"
-
-
-def _digest_named(pieces: Sequence[Piece], columns: Sequence[str], trust: Trust) -> str:
-    whole = hashlib.sha256()
-    for _, table in read_pieces(pieces, columns):
-        for name in columns:
-            whole.update("\n".join(digests_named(table[name], trust)).encode())
-    return whole.hexdigest()
-
-
-# ---- the cluster ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Resources:
-    """Workers and readers that fit the cluster, and the resources of each."""
-
-    workers: int
-    worker: dict[str, float]
-    readers: int
-    reader: dict[str, float]
-    device: str
-
-    @classmethod
-    def of(cls, device: str | None = None) -> _Resources:
-        """Return one worker per GPU if there are GPUs, else one per CPU, which leaves a part of it to the readers.
-
-        With the device of an earlier start, at least one worker of this device, even if its node was lost: other devices
-        give other vectors.
-        """
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus = max(1, sum(int(node.get("CPU", 0)) for node in nodes))
-        gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-        if device == "cuda" or (gpus and device is None):
-            gpus = max(1, gpus)
-            return cls(gpus, {"num_gpus": 1, "num_cpus": 0}, min(cpus, 4 * gpus + 4), {"num_cpus": 1}, "cuda")
-        return cls(cpus, {"num_cpus": 0.8}, max(1, cpus // 2), {"num_cpus": 0.1}, "cpu")
-
-
-class _Worker:
-    """Holds a loaded network. It is loaded by a call, since errors at creation would lose their class."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        self.run: Callable[[Any], Any] | None = None
-
-    def __repr__(self) -> str:  # the name of the actor on the dashboard
-        return f"embedding on {self.device}"
-
-    def load(self, work: Work) -> Callable[[Any], Any]:
-        if self.run is None:
-            self.run = shards.prepare_network(work.embedder, self.device)
-        return self.run
-
-    def ready(self, work: Work) -> None:
-        self.load(work)
-
-    def shard(self, rows: shards.Rows, work: Work) -> Stat:
-        return shards.embed(rows, self.load(work), work)
-
-
-def _embed_unit(unit: Unit, work: Work, *tables: pa.Table) -> Iterator[Stat]:
-    """Do everything of a unit in one task, for embedders with nothing to load."""
-    for rows in shards.read(unit, work, *tables):
-        yield shards.embed(rows, work.embedder, work)
-
-
-def _run(jobs: list[Job], work: Work, progress: _Progress, device: str) -> float:
-    """Do every job; return the seconds until the first worker was ready."""
-    held = ray.put(work)
-    with unwrap_errors():
-        if not hasattr(work.embedder, "load"):
-            wait_for_cpu()
-            stream = ray.remote(_embed_unit).options(
-                name=task_name("vectors"),
-                num_cpus=1,
-                num_returns="streaming",
-                scheduling_strategy="SPREAD",
-                max_retries=3,
-            )
-            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            _run_tasks(jobs, held, stream, 2 * cpus, progress)
-            return 0.0
-        return _run_workers(jobs, held, work, progress, device)
-
-
-def _run_tasks(jobs: list[Job], work: ray.ObjectRef, stream: Any, most: int, progress: _Progress) -> None:
-    waiting, streams = deque(jobs), set[Any]()
-    room = Room("Embedding", {"CPU": 1})
-    while waiting or streams:
-        while waiting and len(streams) < most:
-            unit, refs = waiting.popleft()
-            streams.add(stream.remote(unit, work, *refs))
-        for one in ray.wait(list(streams), num_returns=1, timeout=1.0, fetch_local=False)[0]:
-            try:
-                progress.add(ray.get(next(one)).rows)
-            except StopIteration:
-                streams.remove(one)
-        progress.show()
-        room.check()
-
-
-def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: _Progress, device: str) -> float:
-    """Stream decoded shards from readers to the workers that hold the network."""
-    began = time.monotonic()
-    resources = _Resources.of(device)
-    # Not restarted: calls to a worker that waits for its restart would neither return nor fail.
-    make = ray.remote(_Worker).options(**resources.worker, scheduling_strategy="SPREAD", max_restarts=0)
-    read = ray.remote(shards.read).options(
-        **resources.reader,
-        name=task_name("read rows"),
-        scheduling_strategy="SPREAD",
-        num_returns="streaming",
-        max_retries=3,
-        _generator_backpressure_num_objects=_AHEAD,
-    )
-    wanted = sum(len(range(u.low, u.high, work.shard)) - len(u.done) for u, _ in jobs)
-    workers = [make.remote(resources.device) for _ in range(min(resources.workers, wanted))]
-    try:
-        starting = {worker.ready.remote(held): worker for worker in workers}
-        ready = wait_until(
-            lambda limit: ray.wait(list(starting), num_returns=1, timeout=limit)[0],
-            f"No worker for embedding, which needs {_described(resources.worker)}, started",
-            "Try again later, add a node, or free some; the vectors so far are kept",
-            _WAIT_S,
-        )
-        ray.get(ready)  # raises here if the network cannot be loaded
-        start = time.monotonic() - began
-        progress.start()
-        _feed_workers(jobs, held, read, starting, resources, progress)
-        return start
-    finally:
-        for worker in workers:
-            ray.kill(worker)
-
-
-def _described(resources: dict[str, float]) -> str:
-    return " and ".join(
-        f"{amount:g} {name.removeprefix('num_')[:-1].upper()}" for name, amount in resources.items()
-    )
-
-
-def _feed_workers(
-    jobs: list[Job],
-    held: ray.ObjectRef,
-    read: Any,
-    starting: dict[ray.ObjectRef, Any],
-    resources: _Resources,
-    progress: _Progress,
-) -> None:
-    """Feed the workers that are ready; one that is lost is left out, and the others do its shards."""
-    waiting, streams = deque(jobs), set[Any]()
-    decoded: deque[ray.ObjectRef] = deque()
-    busy: dict[ray.ObjectRef, tuple[Any, ray.ObjectRef]] = {}
-    loads: dict[Any, int] = {}
-    room = Room("Embedding", {"CPU": resources.reader["num_cpus"]})
-    while waiting or streams or decoded or busy:
-        while waiting and len(streams) < resources.readers:
-            unit, refs = waiting.popleft()
-            streams.add(read.remote(unit, held, *refs))
-        while decoded and min(loads.values(), default=_AHEAD) < _AHEAD:
-            worker = min(loads, key=loads.__getitem__)
-            loads[worker] += 1
-            rows = decoded.popleft()
-            busy[worker.shard.options(name=task_name("vectors")).remote(rows, held)] = worker, rows
-        more = streams if len(decoded) <= len(loads) else set()
-        for ref in ray.wait([*starting, *busy, *more], num_returns=1, timeout=1.0, fetch_local=False)[0]:
-            if ref in streams:
-                try:
-                    decoded.append(next(ref))
-                except StopIteration:
-                    streams.remove(ref)
-                continue
-            worker, rows = busy.pop(ref) if ref in busy else (starting.pop(ref), None)
-            try:
-                found = ray.get(ref)
-            except ray.exceptions.RayActorError as error:
-                if rows is not None:
-                    decoded.appendleft(rows)
-                if loads.pop(worker, None) is not None or rows is None:  # once per worker
-                    logger.warning(
-                        f"A worker that computed vectors was lost ({reason_of(error)}). Other workers, if there are any, compute the vectors of its rows."
-                    )
-                if not loads:
-                    raise
-                continue
-            if rows is None:
-                loads[worker] = 0
-            else:
-                loads[worker] -= 1
-                progress.add(found.rows)
-        progress.show()
-        room.check()
-
-
-class _Progress:
-    """Reports rows done, rows/s and the remaining time to ``watch`` about once per second."""
-
-    def __init__(self, rows: int, watch: Watch | None) -> None:
-        self.rows, self.watch, self.done = rows, watch, 0
-        self.start()
-
-    def start(self) -> None:
-        self.began = self.shown = time.monotonic()
-
-    def add(self, rows: int) -> None:
-        self.done += rows
-        count("raysel_rows_embedded", rows)
-
-    def show(self) -> None:
-        now = time.monotonic()
-        if self.watch is None or now - self.shown < 1 or not self.done:
-            return
-        self.shown = now
-        rate = self.done / (now - self.began)
-        left = max(0, self.rows - self.done) / rate
-        self.watch(f"{self.done:,} of {self.rows:,} rows, {rate:,.0f} rows/s, {_minutes(left)} left")
-
-
-def _minutes(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 90 else f"{whole // 60} min" if whole < 5400 else f"{whole / 3600:.1f} h"
-
-
-# ---- the end -------------------------------------------------------------------------------------------------
 
 
 def _finish(

@@ -62,9 +62,9 @@ def main(file: str, directory: str, nodes: int, fault: str = "") -> None:
             print(error, flush=True)
 
     if fault:
-        from raysel.data import pipeline
+        from raysel.data import workers
 
-        pipeline._WAIT_S = 10.0
+        workers._WAIT_S = 10.0
         lose(cluster, node, directory, work)
     else:
         work()

@@ -16,6 +16,7 @@ from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
 from raysel.data.content import digest_blocks
 from raysel.data.row_index import ID
+from raysel.data.sources import BlockSource
 from raysel.data.vectors import EMBEDDING, as_matrix, to_column, to_numpy
 from raysel.errors import ConfigError, DataError, RunError
 
@@ -284,7 +285,7 @@ def test_columns_selected_and_renamed_are_still_streamed(table, tmp_path, monkey
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=300)
     pool = raysel.read(tmp_path / "t.parquet")
     known = vectors(raysel.embed(pool, Neighbours(), column="v", directory=tmp_path / "a"))
-    monkeypatch.setattr(pipeline._BlockSource, "of", lambda *_: pytest.fail("not streamed"))
+    monkeypatch.setattr(BlockSource, "of", lambda *_: pytest.fail("not streamed"))
     monkeypatch.setattr("raysel.data.embed.materialized", lambda *_: pytest.fail("not streamed"))
     for place, narrow in enumerate(
         (

@@ -14,8 +14,8 @@ from raysel.cluster.blocks import gather
 from raysel.core.storage import resolve
 from raysel.data.decode import decode
 from raysel.data.formats.images import list_images
-from raysel.data.pipeline import paths_beside
 from raysel.data.row_index import ID
+from raysel.data.sources import paths_beside
 from raysel.data.vectors import EMBEDDING, to_column, to_numpy
 from raysel.errors import DataError
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import raysel
 from raysel.core.fingerprint import fingerprint
-from raysel.data import pipeline
+from raysel.data import pipeline, workers
 from raysel.data.embedders.column import ColumnEmbedder
 from raysel.data.embedders.embedder import FunctionEmbedder
 from raysel.data.embedders.hashed_text import HashEmbedder
@@ -28,6 +28,8 @@ from raysel.data.formats.parquet import Parquet
 from raysel.data.listing import Listing, list_source
 from raysel.data.row_index import RowIndex, index_parquet
 from raysel.data.shards import Options
+from raysel.data.sources import source_of
+from raysel.data.workers import Resources
 from raysel.errors import ConfigError, DataError, RunError
 from raysel.train.settings import Train
 from raysel.workflow.steps.train import code_digests
@@ -264,7 +266,7 @@ def test_files_that_rows_name_by_path_count(cluster, tmp_path, stored, takes):
     def key():
         rows = raysel.read(str(tmp_path / "rows.parquet") if stored == "parquet" else table)
         return pipeline.key_of(
-            pipeline.source_of(rows, ["path"]), FunctionEmbedder("f", len, takes), ["path"], Options()
+            source_of(rows, ["path"]), FunctionEmbedder("f", len, takes), ["path"], Options()
         )
 
     one = key()
@@ -279,9 +281,7 @@ def test_files_that_rows_name_by_path_count(cluster, tmp_path, stored, takes):
 def test_text_that_names_no_files_is_only_text(cluster, tmp_path):
     pq.write_table(pa.table({"t": ["some text", None]}), tmp_path / "rows.parquet")
     rows = raysel.read(str(tmp_path / "rows.parquet"))
-    key = pipeline.key_of(
-        pipeline.source_of(rows, ["t"]), FunctionEmbedder("f", len, "text"), ["t"], Options()
-    )
+    key = pipeline.key_of(source_of(rows, ["t"]), FunctionEmbedder("f", len, "text"), ["t"], Options())
     assert key["input"] == number(tmp_path / "rows.parquet").digest
 
 
@@ -294,14 +294,12 @@ def test_the_kind_of_device_is_in_the_key_of_a_network(cluster, monkeypatch):
         def load(self, device):
             return scaled
 
-    found = [pipeline.key_of(pipeline.source_of(rows, ["x"]), Loaded(), ["x"], Options())]
-    monkeypatch.setattr(pipeline._Resources, "of", lambda: pipeline._Resources(1, {}, 1, {}, "cuda"))
-    found.append(pipeline.key_of(pipeline.source_of(rows, ["x"]), Loaded(), ["x"], Options()))
+    found = [pipeline.key_of(source_of(rows, ["x"]), Loaded(), ["x"], Options())]
+    monkeypatch.setattr(Resources, "of", lambda: Resources(1, {}, 1, {}, "cuda"))
+    found.append(pipeline.key_of(source_of(rows, ["x"]), Loaded(), ["x"], Options()))
     assert found[0]["device"] == "cpu" and found[1]["device"] == "cuda"
     assert (
-        pipeline.key_of(pipeline.source_of(rows, ["x"]), FunctionEmbedder("f", scaled), ["x"], Options())[
-            "device"
-        ]
+        pipeline.key_of(source_of(rows, ["x"]), FunctionEmbedder("f", scaled), ["x"], Options())["device"]
         == "cpu"
     )
     assert len(fingerprint(found[0])) == 32
@@ -309,10 +307,10 @@ def test_the_kind_of_device_is_in_the_key_of_a_network(cluster, monkeypatch):
 
 def test_the_device_stays_that_of_the_start_when_its_nodes_are_lost_or_others_join(monkeypatch):
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 4.0}}]
-    monkeypatch.setattr(pipeline.ray, "nodes", lambda: nodes)
-    assert pipeline._Resources.of().device == "cpu"
-    lost = pipeline._Resources.of("cuda")  # asks for one, which an autoscaler may bring
+    monkeypatch.setattr(workers.ray, "nodes", lambda: nodes)
+    assert Resources.of().device == "cpu"
+    lost = Resources.of("cuda")  # asks for one, which an autoscaler may bring
     assert (lost.device, lost.workers, lost.worker) == ("cuda", 1, {"num_gpus": 1, "num_cpus": 0})
     nodes[1]["Alive"] = True
-    assert (pipeline._Resources.of().device, pipeline._Resources.of().workers) == ("cuda", 4)
-    assert (pipeline._Resources.of("cpu").device, pipeline._Resources.of("cpu").workers) == ("cpu", 2)
+    assert (Resources.of().device, Resources.of().workers) == ("cuda", 4)
+    assert (Resources.of("cpu").device, Resources.of("cpu").workers) == ("cpu", 2)

@@ -14,6 +14,7 @@ import raysel
 from raysel.cluster.blocks import gather
 from raysel.data import pipeline, shards
 from raysel.data.row_index import ID
+from raysel.data.sources import source_of
 from raysel.data.vectors import EMBEDDING, to_numpy
 from raysel.errors import ConfigError, DataError
 
@@ -156,7 +157,7 @@ def test_sentences_in_any_blocks_are_what_the_model_gives_by_hand(cluster, trans
     for i, dataset in enumerate(layouts(cluster, pa.table({"text": texts}), tmp_path)):
         work = shards.Work(embedder, ("text",), str(tmp_path / f"v{i}"), shards.Options(), 2048)
         (tmp_path / f"v{i}").mkdir()
-        for unit, refs in pipeline.jobs(dataset, work):
+        for unit, refs in source_of(dataset, work.columns).jobs(work.shard, set()):
             for rows in shards.read(unit, work, *cluster.get(refs)):
                 shards.embed(rows, run, work)
         made.append(vectors(raysel.read(tmp_path / f"v{i}")))

@@ -12,8 +12,8 @@ import pytest
 
 import raysel
 from raysel.cluster.blocks import gather
-from raysel.data import pipeline
 from raysel.data.row_index import ID
+from raysel.data.sources import source_of
 from raysel.data.vectors import to_column, to_numpy
 from raysel.errors import ConfigError, DataError
 
@@ -254,7 +254,7 @@ def test_images_that_ray_read_are_embedded_in_any_blocks(cluster, tmp_path):
     digests = []
     for blocks in (images, images.repartition(1), images.repartition(4)):
         pool = raysel.read(blocks)
-        digests.append(pipeline.source_of(pool, ["image"]).digest)
+        digests.append(source_of(pool, ["image"]).digest)
         for options in ({}, {"directory": tmp_path / f"v{len(digests)}"}):
             made = rows(raysel.embed(pool, embedder, column="image", **options), "embedding")
             assert to_numpy(made["embedding"], "v")[:, 0].tolist() == [6, 9, 5, 5]

@@ -17,6 +17,7 @@ from raysel.data import pipeline
 from raysel.data.decode import decoder_versions, is_bytes, is_text
 from raysel.data.embedders.build import as_embedder, make_embedder, named_embedder
 from raysel.data.shards import Options
+from raysel.data.sources import rows_digest
 from raysel.errors import ConfigError, DataError
 from raysel.selector_inputs import THEIRS
 from raysel.workflow.config import Embed as Settings
@@ -86,9 +87,7 @@ class Embed(Step):
             "settings": asdict(self.settings),
             "code": code,
             "device": device,
-            "rows": {
-                role: pipeline.rows_digest(run.read(role), [self.settings.column]) for role in self.roles
-            },
+            "rows": {role: rows_digest(run.read(role), [self.settings.column]) for role in self.roles},
             "selected": digest_of(run.rows),
             "validation": run.drawn and run.drawn.key,
             "versions": library_versions("numpy", "pyarrow", "scikit-learn")
