@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from raysel.core import storage
 from raysel.core.arrays import positions
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.core.markdown import literal
 from raysel.data.identity import row_ids
 from raysel.data.row_index import ID
@@ -179,7 +179,7 @@ def _rows(table: pa.Table) -> list[dict[str, Any]]:
         if isinstance(column.type, pa.FixedShapeTensorType):
             columns[name] = [value.tolist() for value in column.combine_chunks().to_numpy_ndarray()]
         else:
-            columns[name] = plain(column).to_pylist()
+            columns[name] = plain_values(column).to_pylist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

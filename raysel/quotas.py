@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.data.row_index import ID
 from raysel.errors import ConfigError, DataError, first
 
@@ -161,7 +161,7 @@ def _labels(
     from raysel.cluster.blocks import gather
 
     table = gather(data, list(dict.fromkeys([ID, label])), what)
-    column = plain(table[label])
+    column = plain_values(table[label])
     if column.null_count:
         raise DataError(
             f"label: {column.null_count:,} rows of the {what} have no value in column '{label}'; label or drop them first."

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysel.core.arrow import plain as plain_values
+from raysel.core.arrow import plain_values
 from raysel.core.numbers import plain
 from raysel.errors import ConfigError, shown
 
@@ -131,9 +131,9 @@ def _bytes(array: pa.Array) -> int:
         return _bytes(array.flatten())
     if is_.is_map(kind):
         return _bytes(array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field]))))
-    if is_.is_list(kind) or is_.is_list_view(kind):
+    if is_.is_list(kind):
         return _bytes(array.flatten()) + 4 * len(array)
-    if is_.is_large_list(kind) or is_.is_large_list_view(kind):
+    if is_.is_large_list(kind):
         return _bytes(array.flatten()) + 8 * len(array)
     if is_.is_union(kind):
         return len(array) + sum(_bytes(part) for part in _members(array))

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from raysel.data.arrow_types import plain_column
+from raysel.data.arrow_types import stored_column
 from raysel.data.vectors import to_column
 from raysel.errors import DataError
 
@@ -44,7 +44,7 @@ def column_of(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
         Naming the column, and where it is known the row, for values that Arrow cannot store as they are.
     """
     try:
-        return plain_column(_column_of(values, name), name)
+        return stored_column(_column_of(values, name), name)
     except DataError:
         raise
     except Exception as error:  # of the library whose values these are, or of Arrow

@@ -15,6 +15,7 @@ import ray
 
 from raysel.cluster.wait import get
 from raysel.core.arrays import positions
+from raysel.core.arrow import plain_column
 from raysel.data.row_index import ID
 from raysel.data.store import values_of
 from raysel.data.vectors import is_tensor, tensor_rows, to_column
@@ -146,20 +147,17 @@ def _digest_together(table: pa.Table) -> bytes:
 
 
 def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return values for dictionaries and views, copied so that nothing is under nulls or after the end."""
-    of = column.type
-    if pa.types.is_dictionary(of):
-        column = column.cast(of.value_type)
-    if pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type):
-        text = pa.types.is_string_view(column.type)
-        column = column.cast(pa.large_string() if text else pa.large_binary())
+    """Return plain values without dictionaries, copied so that nothing is under nulls or after the end."""
+    column = plain_column(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
     of = column.type
     flat = pa.types.is_primitive(of) and not pa.types.is_boolean(of)
     if not column.null_count and (flat or pa.types.is_large_binary(of) or pa.types.is_binary(of)):
         return column  # every byte of it is a value
     try:
         return column.take(pa.array(np.arange(len(column))))
-    except pa.ArrowNotImplementedError:  # nested views and the like, which are hashed as they lie
+    except pa.ArrowNotImplementedError:  # lists of tensors, which are hashed as they lie
         return column
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.core.arrow import plain_column
 from raysel.core.fingerprint import library_versions
 from raysel.core.storage import resolve
-from raysel.data.arrow_types import plain_column
 from raysel.data.row_index import ID
 from raysel.data.vectors import as_matrix, as_numbers, tensor_rows, to_numpy
 from raysel.errors import DataError
@@ -64,7 +64,7 @@ def decode(
     if takes == "table":
         return Rows(ids, table.select(list(columns)), {})
     name = columns[0]
-    column = plain_column(table[name], name)
+    column = plain_column(table[name])
     kind = column.type
     rejected: dict[int, str] = {}
     paths: dict[int, str | None] = {}

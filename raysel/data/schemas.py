@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysel.data.arrow_types import plain_column, plain_type
+from raysel.core.arrow import plain_column
+from raysel.data.arrow_types import stored_type
 from raysel.errors import DataError, first
 
 Fits = Callable[[int, str, pa.DataType], bool]
@@ -74,7 +75,7 @@ def unify(
                 "read them separately."
             )
         for field in schema:
-            places.setdefault(field.name, {}).setdefault(plain_type(field.type, field.name), []).append(at)
+            places.setdefault(field.name, {}).setdefault(stored_type(field.type, field.name), []).append(at)
             optional[field.name] = optional.get(field.name, True) and field.nullable
     fields, notes = [], []
     for column, kinds in places.items():
@@ -279,7 +280,7 @@ def _nested(one: pa.DataType, other: pa.DataType, loose: bool) -> pa.DataType | 
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str) -> pa.ChunkedArray:
-    column = plain_column(column, name)
+    column = plain_column(column)
     if column.type.equals(kind):
         return column
     if pa.types.is_dictionary(column.type):

@@ -13,8 +13,8 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.cluster.blocks import arrow_blocks, map_blocks, pick
+from raysel.core.arrow import plain_column
 from raysel.core.storage import filled, output, read_json, unwritable, write_json
-from raysel.data.arrow_types import plain_column
 from raysel.data.decode import is_bytes, is_text
 from raysel.data.listing import warn
 from raysel.data.node_cache import on_this_node
@@ -239,7 +239,7 @@ class ColumnStore:
 
 
 def _values(column: Any, name: str, ids: np.ndarray | None, ragged: bool = True) -> tuple[Column, np.ndarray]:
-    column = plain_column(column, name)
+    column = plain_column(column)
     kind = column.type
     if is_text(kind) or (is_bytes(kind) and not pa.types.is_struct(kind)):
         if column.null_count:

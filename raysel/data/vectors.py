@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raysel.data.arrow_types import plain_column
+from raysel.core.arrow import plain_column
 from raysel.errors import DataError, first
 
 EMBEDDING = "embedding"
@@ -37,7 +37,7 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
     DataError
         For nulls, lists of different lengths, and types that hold no numbers.
     """
-    column = plain_column(column, name)
+    column = plain_column(column)
     if isinstance(column, pa.ChunkedArray):
         parts = [to_numpy(chunk, name, _part(ids, i, column)) for i, chunk in enumerate(column.chunks)]
         parts = [part for part in parts if len(part)] or parts

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raysel.core.arrow import plain, without_views
+from raysel.core.arrow import plain_column, plain_values
 from raysel.errors import DataError
 from raysel.gime.binding import Binding
 from raysel.gime.columns import (
@@ -64,7 +64,8 @@ class Block:
     _kept: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.table = without_views(self.table)
+        plain = [plain_column(column) for column in self.table.columns]
+        self.table = pa.Table.from_arrays(plain, self.table.column_names)
         for name in self.binding.columns:
             self.kinds[name] = kind(self.table.schema.field(name).type, name)
 
@@ -181,7 +182,9 @@ class Block:
 
 def _valid(column: pa.ChunkedArray) -> Mask:
     return (
-        valid(plain(column)) if column.null_count or _hides_nulls(column.type) else np.ones(len(column), bool)
+        valid(plain_values(column))
+        if column.null_count or _hides_nulls(column.type)
+        else np.ones(len(column), bool)
     )
 
 

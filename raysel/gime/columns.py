@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysel.core.arrow import combined, plain, storage
+from raysel.core.arrow import combined, plain_column, plain_type, plain_values
 from raysel.core.hashing import GOLDEN, hash_integers, mix
 from raysel.errors import DataError
 
@@ -39,9 +39,9 @@ def kind(of: Any, name: str) -> str:
     DataError
         For types whose values have no single meaning as a key: maps and unions.
     """
+    of, is_ = plain_type(of), pa.types
     if isinstance(of, pa.BaseExtensionType):
         return kind(of.storage_type, name)
-    is_ = pa.types
     if is_.is_dictionary(of):
         return kind(of.value_type, name)
     if is_.is_null(of):
@@ -52,9 +52,9 @@ def kind(of: Any, name: str) -> str:
         return "number"
     if is_.is_decimal(of):
         return f"decimal of scale {of.scale}"
-    if is_.is_string(of) or is_.is_large_string(of) or is_.is_string_view(of):
+    if is_.is_string(of) or is_.is_large_string(of):
         return "text"
-    if is_.is_binary(of) or is_.is_large_binary(of) or is_.is_fixed_size_binary(of) or is_.is_binary_view(of):
+    if is_.is_binary(of) or is_.is_large_binary(of) or is_.is_fixed_size_binary(of):
         return "bytes"
     if is_.is_timestamp(of):
         return UNZONED if of.tz is None else ZONED
@@ -132,7 +132,7 @@ def coded(column: pa.ChunkedArray | pa.Array, name: str) -> Coded | None:
 
     None for any other.
     """
-    array = storage(combined(column))
+    array = plain_column(combined(column))
     of, is_ = array.type, pa.types
     if is_.is_dictionary(of):
         few = len(array.dictionary) <= len(array)  # or to hash it costs more than the rows
@@ -180,7 +180,7 @@ def hash_column(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
 
 def hash_rows(column: pa.ChunkedArray | pa.Array, name: str) -> Hashes:
     """Return what `hash_column` returns, for a column that is not :func:`coded`."""
-    array = plain(column)
+    array = plain_values(column)
     found = _hash(array, name)
     if array.null_count:
         found[~valid(array)] = _NULL
@@ -361,7 +361,7 @@ def times(
         With the row (counted from ``first_row``), for text that is not a time, for text of which only some
         has a zone, and for moments outside 1677 to 2262.
     """
-    array = plain(column)
+    array = plain_values(column)
     what = kind(array.type, name)
     if what == NOTHING:
         return np.zeros(len(array), np.int64), np.zeros(len(array), bool), NOTHING
@@ -432,7 +432,7 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
 
     Null as NaN. Raise DataError without numbers.
     """
-    array = plain(column)
+    array = plain_values(column)
     of = array.type
     if pa.types.is_null(of):
         return np.full(len(array), np.nan)
@@ -447,7 +447,7 @@ def numbers(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.float64]:
 
 def not_finite(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:
     """Return True where the row is, or its list or struct has, a NaN or an infinity."""
-    array = plain(column)
+    array = plain_values(column)
     of = array.type
     if pa.types.is_floating(of):
         found = valid(array)
@@ -483,7 +483,7 @@ def _vectors(array: pa.Array, name: str) -> npt.NDArray[np.float64]:
 
 def row_bytes(column: pa.ChunkedArray, name: str) -> npt.NDArray[np.int64]:
     """Return the bytes of each row, int64, as `raysel.core.budgets.arrow_bytes` counts them."""
-    array = plain(column)
+    array = plain_values(column)
     of = array.type
     if pa.types.is_null(of):
         return np.zeros(len(array), np.int64)

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.core import storage
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.errors import COLUMNS, ConfigError, DataError, StateError, first, reason_of, shown
 from raysel.gime import links, mismatch, objects, states, times
 from raysel.gime.binding import Binding, Target, did_you_mean
@@ -319,7 +319,7 @@ def grouping(
         found = start.dictionary_encode()
         texts = found.dictionary.cast(pa.string())
     else:
-        array = _in_one_unit(plain(table[by]), by, first_row)
+        array = _in_one_unit(plain_values(table[by]), by, first_row)
         try:
             found = array.dictionary_encode()
             texts = found.dictionary.cast(pa.string())

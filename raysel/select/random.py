@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.core.budgets import budget_rows, check_budget
 from raysel.core.hashing import hash_ids
 from raysel.core.parameters import check_fields
@@ -120,7 +120,7 @@ class Random:
 
 def strata(table: pa.Table, column: str) -> np.ndarray:
     """Return a code per row, 0..S-1 in the order of the column's values; rows without a value are the last stratum."""
-    values = plain(table[column])
+    values = plain_values(table[column])
     try:
         found = values.dictionary_encode()
         names = found.dictionary.to_pylist()

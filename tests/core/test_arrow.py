@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.core.budgets import arrow_bytes
 
 TEXT, NUMBERS = pa.array(["a", None, "", "long enough for no view to hold"]), pa.array([1, None, 3, 4])
@@ -49,4 +49,4 @@ def test_the_bytes_of_some_columns():
 def test_values_of_every_encoding_have_one_plain_form(name):
     for column in COLUMNS[name]:
         chunks = pa.chunked_array([column.slice(1, 2), column.slice(3)])
-        assert plain(chunks).to_pylist() == COLUMNS[name][0].to_pylist()[1:]
+        assert plain_values(chunks).to_pylist() == COLUMNS[name][0].to_pylist()[1:]

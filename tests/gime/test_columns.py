@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.core.budgets import arrow_bytes
 from raysel.data.vectors import to_column
 from raysel.gime.columns import coded, hash_column, hash_rows, numbers, row_bytes, times
@@ -56,7 +56,7 @@ def test_values_that_repeat_have_the_hashes_of_values_that_do_not(values, start)
     """Whether a block's values are few is not seen in their hashes, or states of two blocks could not be merged."""
     values = values.slice(start)
     few = coded(values, "c")
-    alone = [hash_rows(pa.array([v.as_py()], plain(values).type), "c")[0] for v in values]
+    alone = [hash_rows(pa.array([v.as_py()], plain_values(values).type), "c")[0] for v in values]
     assert hash_column(values, "c").tolist() == alone
     if values.type != pa.uint64():  # of which those beyond int64 are no codes
         assert few is not None and few.rows.tolist() == alone and len(few.hashes) < 20
@@ -76,7 +76,12 @@ def test_dictionaries_that_arrow_cannot_join_or_take_from():
     assert hash_column(views, "c").tolist() == hashes(
         ["longer than a view holds", "a", None, "longer than a view holds"]
     )
-    assert plain(views).to_pylist() == ["longer than a view holds", "a", None, "longer than a view holds"]
+    assert plain_values(views).to_pylist() == [
+        "longer than a view holds",
+        "a",
+        None,
+        "longer than a view holds",
+    ]
     wide = make(pa.array([5, 3, None]), pa.array([f"value {i}" for i in range(9)]))  # more values than rows
     assert coded(wide, "c") is None and hash_column(wide, "c").tolist() == hashes(
         ["value 5", "value 3", None]
@@ -206,7 +211,7 @@ def test_times_in_every_form():
 def test_no_chunks():
     for kind in (pa.string(), pa.int64(), pa.list_(pa.int64()), pa.null(), pa.timestamp("s")):
         none = pa.chunked_array([], kind)
-        assert len(plain(none)) == len(hash_column(none, "c")) == len(row_bytes(none, "c")) == 0
+        assert len(plain_values(none)) == len(hash_column(none, "c")) == len(row_bytes(none, "c")) == 0
 
 
 def test_integers_beyond_float64_are_rounded_numbers():
@@ -238,7 +243,7 @@ def test_views_are_measured_as_what_they_view(view, monkeypatch):
     )
     for by in (None, "g", "x"):
         assert measure(one, binding, by).equals(measure(other, binding, by))
-    assert plain(pa.array(values, view)).type == large
+    assert plain_values(pa.array(values, view)).type == large
 
 
 def test_text_that_no_one_array_of_32_bit_offsets_holds(monkeypatch):
@@ -250,6 +255,6 @@ def test_text_that_no_one_array_of_32_bit_offsets_holds(monkeypatch):
             return parts
 
     monkeypatch.setattr(pa, "ChunkedArray", (pa.ChunkedArray, Long))
-    found = plain(Long())
+    found = plain_values(Long())
     assert found.type == pa.large_string() and found.to_pylist() == ["a", None, "word"]
     assert hash_column(Long(), "c").tolist() == hashes(["a", None, "word"])

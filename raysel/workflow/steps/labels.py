@@ -12,7 +12,7 @@ import ray
 
 from raysel.cluster.blocks import gather, map_groups
 from raysel.core.arrays import positions
-from raysel.core.arrow import plain
+from raysel.core.arrow import plain_values
 from raysel.core.storage import Place, write_table
 from raysel.data.row_index import ID
 from raysel.data.vector_blocks import vector_blocks
@@ -66,7 +66,7 @@ class Labels(Step):
             run.progress.done(self.title, f"No labels are checked: {error}")
             return {}
         table = gather(run.among(run.rows, [column]), [ID, column], "pool").sort_by(ID)
-        coded = plain(table[column]).dictionary_encode()
+        coded = plain_values(table[column]).dictionary_encode()
         places, _ = positions(table[ID].to_numpy(), ids)
         ranking = rank(ids, values, coded.indices.to_numpy()[places], rows, others(rows, lists))
         names = np.array([str(name) for name in coded.dictionary.to_pylist()])
