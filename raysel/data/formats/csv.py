@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
 from raysel.data.files import File
-from raysel.data.formats.format import Format, reading
+from raysel.data.formats.format import Format, inferred, reading
 from raysel.data.listing import warn
 from raysel.data.schemas import Unified, unify
 from raysel.errors import DataError, first
@@ -54,6 +54,7 @@ class Csv(Format):
     suffixes = (".csv", ".tsv")
     takes_encoding = True
 
+    @inferred
     def schema(self, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
         """Return the types that every value of a column fits."""
         columns: dict[str, _Column] = {}
@@ -162,7 +163,9 @@ class Csv(Format):
                     delimiter=delimiter, newlines_in_values=True, ignore_empty_lines=len(header) > 1
                 ),
                 convert_options=pacsv.ConvertOptions(
-                    column_types=dict.fromkeys(header, pa.string()), strings_can_be_null=False
+                    column_types=dict.fromkeys(header, pa.string()),
+                    strings_can_be_null=False,
+                    include_columns=list(dict.fromkeys([*names, header[-1]])),  # the last one ends a row
                 ),
             )
             last: Any = None
@@ -225,6 +228,9 @@ class _Column:
             return
         self._empty = False
         trimmed = pc.utf8_trim_whitespace(given)
+        if (whole := _whole(trimmed)) is not None:
+            self._kinds = [kind for kind in self._kinds if kind in whole]
+            return
         self._kinds = [kind for kind in self._kinds if _fits(trimmed, kind)]
         if self._commas is not False:
             numbers = pc.all(pc.match_substring_regex(trimmed, _COMMA)).as_py()
@@ -262,26 +268,42 @@ def _warn(path: str, columns: dict[str, _Column]) -> None:
         )
 
 
+def _whole(values: pa.Array) -> list[str] | None:
+    """Return the types that values fit of which each is an int64; None for others."""
+    if not _matches(values[:1], _WHOLE) or not _matches(values, _WHOLE):
+        return None
+    try:
+        ends = pc.min_max(values.cast(pa.int64())).as_py()
+    except pa.ArrowInvalid:
+        return None
+    exact = ends["min"] > -_EXACT and ends["max"] < _EXACT
+    return ["int64", *(["uint64"] if ends["min"] >= 0 else []), *(["double"] if exact else [])]
+
+
 def _fits(values: pa.Array, kind: str) -> bool:
     if kind == "bool":
         return bool(pc.all(pc.is_in(values, pa.array([*_TRUE, *_FALSE]))).as_py())
-    whole = pc.match_substring_regex(values, _WHOLE)
-    if kind == "double":
-        if not pc.all(pc.match_substring_regex(values, _NUMBER)).as_py():
+    if kind == "int64":
+        return False  # or _whole had returned its types
+    if kind == "uint64":
+        if not _matches(values, _WHOLE):
             return False
-        size = pc.abs(values.cast(pa.float64()))
-        changed = pc.or_(
-            pc.and_(whole, pc.greater_equal(size, float(_EXACT))),
-            pc.and_(pc.is_inf(size), pc.match_substring_regex(values, "[0-9]")),
-        )
-        return not pc.any(changed).as_py()
-    if not pc.all(whole).as_py():
+        try:
+            values.cast(pa.uint64())
+        except pa.ArrowInvalid:
+            return False
+        return True
+    if not _matches(values, _NUMBER):
         return False
-    try:
-        values.cast(pa.int64() if kind == "int64" else pa.uint64())
-    except pa.ArrowInvalid:
-        return False
-    return True
+    size = pc.abs(values.cast(pa.float64()))
+    large = values.filter(pc.greater_equal(size, float(_EXACT)))  # that a double may round
+    endless = pc.is_inf(large.cast(pa.float64()))
+    rounded = pc.match_substring_regex(large, _WHOLE)
+    return not pc.any(pc.or_(rounded, pc.and_(endless, pc.match_substring_regex(large, "[0-9]")))).as_py()
+
+
+def _matches(values: pa.Array, pattern: str) -> bool:
+    return bool(pc.all(pc.match_substring_regex(values, pattern)).as_py())
 
 
 def _cast(values: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from raysel.core.fingerprint.files import Trust
 from raysel.data.files import File, Folder
 from raysel.data.schemas import Unified, unify
 from raysel.errors import DataError, RayselError, reason_of
+
+_KNOWN = 10_000  # files whose inferred columns are kept
 
 
 class Format:
@@ -96,6 +100,29 @@ class Format:
     def identity(self, file: File, trust: Trust = "content") -> str:
         """Return a digest of what an id of a row of the file refers to."""
         return self.digest(file, trust)
+
+
+def inferred(schema: Callable[..., pa.Schema]) -> Callable[..., pa.Schema]:
+    """Keep the columns that a method of a format infers from all values of a file, until the content of the file changes."""
+    known: dict[tuple[str, str | None, str], pa.Schema] = {}
+
+    @functools.wraps(schema)
+    def kept(self: Format, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
+        if sample or isinstance(file.filesystem, pafs.PyFileSystem):  # whose digest downloads the file again
+            return schema(self, file, encoding, sample)
+        key = file.path, encoding, file.digest()
+        if key not in known:
+            found = schema(self, file, encoding, sample)
+            if file.digest() != key[-1]:
+                raise DataError(
+                    f"{file.path} changed while it was read; read it again when nothing writes to it."
+                )
+            while len(known) >= _KNOWN:
+                known.pop(next(iter(known)))
+            known[key] = found
+        return known[key]
+
+    return kept
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raysel.data.files import File
 from raysel.data.formats.csv import text_hint
-from raysel.data.formats.format import Format, reading
+from raysel.data.formats.format import Format, inferred, reading
 from raysel.data.schemas import Unified, common_type, unify
 from raysel.errors import DataError, reason_of
 
@@ -52,6 +52,7 @@ class JsonLines(Format):
         """Return whether the first character opens an object or an array."""
         return head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
 
+    @inferred
     def schema(self, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
         """Return the types that the values have together."""
         kinds: dict[str, pa.DataType] = {}
