@@ -272,14 +272,16 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
     WORKFLOW is a YAML file that names the data, the methods and the model.
     The code that WORKFLOW names, such as that of the model, is run only with --load.
     """
+    from raysel.cluster.connect import ray_for_code
     from raysel.workflow import config, steps
     from raysel.workflow.load import load_check, unloaded
 
     loaded = config.load(workflow, list(overrides))
     found = steps.check(loaded)
     if load:
-        load_check(loaded)
-        found = steps.check(loaded)
+        with ray_for_code("local"):
+            load_check(loaded)
+            found = steps.check(loaded)
     counts = ", ".join(f"{role} {rows:,} rows" for role, rows in found.counts.items())
     click.echo(f"{workflow} is valid{f' ({counts})' if counts else ''}.")
     for sentence in found.sentences():

@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +44,7 @@ def connect(address: str | None = None) -> None:
         Within 15 seconds, if there is no cluster at the address, this machine is not one of its nodes, the token is
         missing or wrong, or the cluster runs another version of Ray or Python.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    _set_defaults()
     import ray
 
     if ray.is_initialized():
@@ -63,6 +62,45 @@ def connect(address: str | None = None) -> None:
     except (OSError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise _cannot(where, reason_of(error)) from error
     quiet()
+
+
+@contextmanager
+def ray_for_code(address: str | None) -> Iterator[None]:
+    """Decide which Ray is used by code of the user that calls Ray inside the block.
+
+    Ray itself would join the cluster of RAY_ADDRESS or of the last ``ray start``, and wait for minutes if that cluster is
+    gone. Here such code uses the cluster at ``address``, which is joined first, or starts Ray on this machine.
+
+    Parameters
+    ----------
+    address : str, optional
+        As for :func:`connect`.
+
+    Raises
+    ------
+    ResourceError
+        As :func:`connect` does.
+    """
+    _set_defaults()
+    if _where(address) != "local":
+        connect(address)
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = "local"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("RAY_ADDRESS", None)
+        else:
+            os.environ["RAY_ADDRESS"] = before
+
+
+def _set_defaults() -> None:
+    """Set what must be set before Ray starts, unless it is set."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 
 def _where(address: str | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 
 import raysel
-from raysel.cluster.connect import connect
+from raysel.cluster.connect import connect, ray_for_code
 from raysel.cluster.errors import own_error
 from raysel.cluster.wait import Room
 from raysel.core.numbers import plain
@@ -107,8 +107,9 @@ def compare(
     found = check(flow, policies, seeds)
     own, names = policy_names(flow, policies)
     methods = {name: _method(name) for name in names if name not in (own, EQUAL_STEPS)}
-    load_check(flow, list(methods.values()))
-    check(flow, policies, seeds, found)
+    with ray_for_code(address):
+        load_check(flow, list(methods.values()))
+        check(flow, policies, seeds, found)
     connect(address)
     steps.check_room(1, 1.0, flow.train.gpus_per_worker)
     with open_run(flow, out, progress, fresh=fresh) as run:

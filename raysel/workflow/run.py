@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import raysel
-from raysel.cluster.connect import connect
+from raysel.cluster.connect import connect, ray_for_code
 from raysel.cluster.errors import name_losses
 from raysel.core.storage import Place, entries, is_folder, output
 from raysel.errors import RunError
@@ -93,8 +93,9 @@ def run(
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
     found = steps.check(flow)
-    load_check(flow)
-    steps.check(flow, found=found)  # the code that is loaded now says what it needs
+    with ray_for_code(address):
+        load_check(flow)
+        steps.check(flow, found=found)  # the code that is loaded now says what it needs
     connect(address)
     train = flow.train
     steps.check_room(train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+import raysel
+from raysel.cli import cli
 from raysel.data.vectors import to_column
 from raysel.errors import ConfigError, DataError
 from raysel.registry import POLICIES
@@ -198,3 +203,37 @@ def test_what_cannot_be_fingerprinted_is_found_with_the_key_to_give(folder):
         ):
             check(folder, "train.version='1'", method + "}")
         check(folder, "train.version='1'", method + ", version: '1'}")
+
+
+def test_code_that_calls_ray_joins_no_cluster_that_ray_finds_by_itself(folder, monkeypatch):
+    """Ray would join the cluster of RAY_ADDRESS, or wait for one that is gone."""
+    joined = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(
+        "ray.init", lambda address=None, **_: joined.append(address or os.environ["RAY_ADDRESS"])
+    )
+    monkeypatch.setattr("raysel.cluster.connect._check", lambda where: None)
+    calls = (MODEL % "classes").replace("    return", "    ray.get_runtime_context()\n    return")
+    (folder / "model.py").write_text("import ray\n" + calls)
+    monkeypatch.setenv("RAY_ADDRESS", "gone:6379")
+    done = CliRunner().invoke(cli, ["validate", str(folder / "flow.yaml"), "--load"])
+    assert done.exit_code == 0 and "is valid" in done.output, done.output
+    assert joined == ["local"] and os.environ["RAY_ADDRESS"] == "gone:6379"
+
+    def end(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(steps, "check_room", end)
+    test = f"test={{path: {folder}/pool.parquet, label: kind}}"
+    flow = config.load(folder / "flow.yaml", [test, "dynamic={method: infobatch}"])
+    for start in (raysel.run, raysel.compare):  # on the cluster that is joined, which happens first
+        monkeypatch.setenv("RAY_ADDRESS", "gone:6379")
+        joined.clear()
+        with pytest.raises(InterruptedError):
+            start(flow, address="head:1")
+        assert joined[0] == "head:1"
+        monkeypatch.delenv("RAY_ADDRESS")
+        joined.clear()
+        with pytest.raises(InterruptedError):
+            start(flow)
+        assert joined == ["local", "local"] and "RAY_ADDRESS" not in os.environ
