@@ -23,6 +23,12 @@ os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["AWS_ACCESS_KEY_ID"] = os.environ["AWS_SECRET_ACCESS_KEY"] = "test"
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile(
+    "raysel", deadline=None
+)  # how long an example takes depends on what else the machine does
+settings.load_profile("raysel")
 
 
 @pytest.fixture(scope="session")
