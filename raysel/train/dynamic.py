@@ -125,6 +125,8 @@ class DynamicSelection:
         )
         self._policy, self._shards = policy, shards
         self._keeper: Any = None
+        # The ids and weights in the object store, while this is started: every worker gets the references.
+        self._shared: tuple[Any, Any] | None = None
         # Where the tasks that read look up the epoch's plan, if any read. Sessions hold the list and not this object, which
         # holds its session: a cycle would keep the worker processes of a DataLoader.
         self._boards: list[Any] = []
@@ -194,16 +196,15 @@ class DynamicSelection:
             from raysel.dynamic.service import start_keepers
 
             run = self.run
+            # Before the actors, which would be left behind if this failed.
+            self._shared = None if self._ids is None else (ray.put(self._ids), ray.put(self._weights))
             self._keeper = start_keepers(self._policy, run.samples, run.num_epochs, run.seed, self._shards)
-            if self._ids is not None and isinstance(self._ids, np.ndarray):
-                # Once into the object store: the handle travels to every worker.
-                self._ids, self._weights = ray.put(self._ids), ray.put(self._weights)
         return self
 
     def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
         keeper = None if self._local else self._keeper
         if keeper is not None:
-            self._keeper = None
+            self._keeper = self._shared = None
         started = [*self._boards, *([] if keeper is None else [keeper])]
         self._boards.clear()
         for actors in started:
@@ -220,6 +221,8 @@ class DynamicSelection:
     def __getstate__(self) -> dict[str, Any]:
         # Workers never plan, so the policy, which may hold an array of all samples, does not travel to them.
         started = {"_policy": None} if self._keeper is not None else {}
+        if self._shared is not None:
+            started |= {"_ids": None, "_weights": None}
         return {**self.__dict__, "_chosen": None, "made": None, **started}
 
     def planned(self, dataset: Dataset) -> Dataset:
@@ -265,7 +268,8 @@ class DynamicSelection:
             self._chosen.check_pool(dataset)
         if not self._boards:
             self._boards.append(Board())
-        return planned(dataset, self._boards[0], self._ids, self.run.samples)
+        ids = self._ids if self._shared is None else self._shared[0]
+        return planned(dataset, self._boards[0], ids, self.run.samples)
 
     def session(self) -> Session:
         """Return this worker's session; call it in the training function.
@@ -330,12 +334,11 @@ class DynamicSelection:
 
     def _session(self, communicator: Communicator, store: CheckpointStore) -> Session:
         ids, weights, keeper = self._ids, self._weights, self._keeper
-        if not self._local:
+        if self._shared is not None:
             import ray
 
-            if isinstance(ids, ray.ObjectRef):
-                ids, weights = ray.get([ids, weights])
-        elif isinstance(communicator, TorchCommunicator):
+            ids, weights = ray.get(list(self._shared))
+        if self._local and isinstance(communicator, TorchCommunicator):
             keeper = SharedKeeper(keeper, communicator)
         boards = self._boards
         self.made = Session(

@@ -99,6 +99,75 @@ def test_csv_values_keep_their_digits(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "fitting"),
+    [
+        ([1, 2**53 - 1, -(2**53) + 1], "int64", ["int64", "double"]),
+        ([0, 2**53 - 1], "int64", ["int64", "uint64", "double"]),
+        ([2**53], "int64", ["int64", "uint64"]),
+        ([-(2**53)], "int64", ["int64"]),
+        ([2**63 - 1, -(2**63)], "int64", ["int64"]),
+        ([2**63, 2**64 - 1], "uint64", ["uint64"]),
+        ([-1, 2**63], "string", []),
+        ([2**64], "string", []),
+        ([1, 0.5], "double", ["double"]),
+        ([0.5, 1], "double", ["double"]),
+        ([2**53, 0.5], "string", []),
+        ([1e300, "inf", "-Infinity"], "double", ["double"]),
+        (["1e400"], "string", []),
+        (["true", 1], "string", []),
+        ([1, "true"], "string", []),
+        (["+1"], "double", ["double"]),
+        ([1, "01"], "string", []),
+        ([1, "1,5"], "string", []),
+    ],
+)
+def test_types_that_values_of_a_csv_fit(values, kind, fitting, tmp_path, monkeypatch):
+    """However the values are cut into blocks: here together, and one per block."""
+    for block in (1 << 20, 16):
+        monkeypatch.setattr("raysel.data.formats.csv._BLOCK", block)
+        text = "x,y\n" + "".join(f'"{value}",..........\n' for value in values)
+        field = list_source([write(tmp_path / f"{block}.csv", text)]).format.schema(
+            list_source([tmp_path / f"{block}.csv"]).files[0]
+        )[0]
+        assert str(field.type) == kind and sorted(field.metadata or {}) == sorted(map(str.encode, fitting))
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"), [("a.csv", "x\n1\n2\n", "x\n1\nb\n"), ("a.jsonl", '{"x":1}\n', '{"x":""}')]
+)
+def test_columns_of_a_text_file_are_inferred_once_until_it_changes(name, one, other, tmp_path, monkeypatch):
+    read = []
+    kind = type(list_source([write(tmp_path / name, one)]).format)
+    rows = "_batches" if name == "a.csv" else "_rows"
+    original = getattr(kind, rows)
+    monkeypatch.setattr(kind, rows, lambda *a: read.append(a) or original(*a))
+
+    def found():
+        return str(list_source([tmp_path / name]).unified.schema.field("x").type)
+
+    assert found() == found() == "int64" and len(read) == 2  # written so recently that a change may not show
+    monkeypatch.setattr("raysel.core.fingerprint.files._SETTLED_NS", 0)
+    assert found() == found() == "int64" and len(read) == 3
+    write(tmp_path / name, other)
+    assert found() == found() == "string" and len(read) == 4
+
+    def changing(*a):
+        read.append(a)
+        yield from original(*a)
+        write(tmp_path / name, other)
+
+    write(tmp_path / name, one)
+    monkeypatch.setattr(kind, rows, changing)
+    assert found() == "int64" and found() == "string"
+
+
+def test_a_csv_that_ends_within_quotes_is_refused_whichever_columns_are_read(tmp_path):
+    listing = list_source([write(tmp_path / "a.csv", 'x,y,z\n1,2,"a\nb\nc')])
+    with pytest.raises(DataError, match="ends within a quoted value"):
+        list(listing.tables(listing.files[0], pa.schema([("x", pa.int64())])))
+
+
 def test_csv_of_any_layout(tmp_path, monkeypatch):
     monkeypatch.setattr("raysel.data.formats.csv._BLOCK", 1 << 10)
     quoted = "".join(f'{i},"a {i}, b\nsecond ""line""",{i % 2}\n' for i in range(1000))

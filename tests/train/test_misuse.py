@@ -539,3 +539,39 @@ def test_a_users_exception_is_not_hidden_by_actors_that_cannot_be_removed(caplog
     with pytest.raises(ValueError, match="mine"), dynamic:
         raise ValueError("mine")
     assert dynamic._keeper is None and caplog.text.count("could not be removed (the cluster is gone)") == 2
+
+
+def test_a_dynamic_selection_is_started_again_after_ray_was(monkeypatch):
+    """References into the object store end with the Ray that made them."""
+    store: list = []
+
+    def put(value):
+        store.append(value)
+        return ("reference", len(store) - 1)
+
+    class Keepers:
+        def close(self):
+            pass
+
+    monkeypatch.setattr(ray, "put", put)
+    monkeypatch.setattr("raysel.dynamic.service.start_keepers", lambda *_: Keepers())
+    chosen = raysel.Selection.of([3, 5, 8], info={"pool_rows": 10})
+    dynamic = DynamicSelection(InfoBatch(), chosen, num_epochs=2)
+    for ends in (2, 4):
+        with pytest.raises(KeyboardInterrupt), dynamic:
+            sent = dynamic.__getstate__()
+            assert sent["_ids"] is None and sent["_shared"] == (
+                ("reference", ends - 2),
+                ("reference", ends - 1),
+            )
+            assert store[ends - 2].tolist() == [3, 5, 8]
+            raise KeyboardInterrupt  # as a cell of a notebook is left
+        assert dynamic.__getstate__()["_ids"].tolist() == [3, 5, 8] and len(store) == ends
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "put", fail)
+    monkeypatch.setattr("raysel.dynamic.service.start_keepers", lambda *_: pytest.fail("left behind"))
+    with pytest.raises(KeyboardInterrupt), dynamic:
+        pass

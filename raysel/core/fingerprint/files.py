@@ -185,6 +185,20 @@ def local_path(filesystem: pafs.FileSystem, path: str) -> str | None:
     return None
 
 
+def settled_stamp(filesystem: pafs.FileSystem, path: str) -> tuple[int, ...] | None:
+    """Return what a local file's next change will alter: its size, times and inode.
+
+    None for a file that lies elsewhere or cannot be found, and for one written so recently that its next change may not
+    show.
+    """
+    local, now = local_path(filesystem, path), time.time_ns()
+    try:
+        stamp = None if local is None else _stamp(local)
+    except DataError:
+        return None
+    return stamp if stamp is not None and now - max(stamp[1], stamp[2]) > _SETTLED_NS else None
+
+
 def _as_text(value: bytes | str) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from raysel.core.fingerprint.files import Trust
+from raysel.core.fingerprint.files import Trust, settled_stamp
 from raysel.data.files import File, Folder
 from raysel.data.schemas import Unified, unify
 from raysel.errors import DataError, RayselError, reason_of
@@ -103,24 +102,21 @@ class Format:
 
 
 def inferred(schema: Callable[..., pa.Schema]) -> Callable[..., pa.Schema]:
-    """Keep the columns that a method of a format infers from all values of a file, until the content of the file changes."""
-    known: dict[tuple[str, str | None, str], pa.Schema] = {}
+    """Keep the columns that a method of a format infers from all values of a file, until the file changes."""
+    known: dict[tuple[object, ...], pa.Schema] = {}
 
     @functools.wraps(schema)
     def kept(self: Format, file: File, encoding: str | None = None, sample: bool = False) -> pa.Schema:
-        if sample or isinstance(file.filesystem, pafs.PyFileSystem):  # whose digest downloads the file again
-            return schema(self, file, encoding, sample)
-        key = file.path, encoding, file.digest()
-        if key not in known:
-            found = schema(self, file, encoding, sample)
-            if file.digest() != key[-1]:
-                raise DataError(
-                    f"{file.path} changed while it was read; read it again when nothing writes to it."
-                )
+        stamp = None if sample else settled_stamp(file.filesystem, file.path)
+        key = file.path, encoding, stamp
+        if key in known:
+            return known[key]
+        found = schema(self, file, encoding, sample)
+        if stamp is not None and settled_stamp(file.filesystem, file.path) == stamp:
             while len(known) >= _KNOWN:
                 known.pop(next(iter(known)))
             known[key] = found
-        return known[key]
+        return found
 
     return kept
 
