@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from raysel.core.arrow import plain_column
 from raysel.core.fingerprint import library_versions
 from raysel.core.storage import resolve
+from raysel.data.files import LFS_POINTER
 from raysel.data.row_index import ID
 from raysel.data.vectors import as_matrix, as_numbers, tensor_rows, to_numpy
 from raysel.errors import DataError
@@ -215,19 +216,23 @@ def _from_pixels(pixels: np.ndarray) -> Any:
 
 
 def _open_path(path: str) -> Any:
-    from PIL import Image
-
     filesystem, place = resolve(path)
     with filesystem.open_input_file(place) as source:
-        return Image.open(io.BytesIO(source.read()))
+        return _opened(source.read())
 
 
 def _open_bytes(value: Any) -> Any:
-    from PIL import Image
-
     data = value["bytes"] if isinstance(value, dict) else value
     if data is None and isinstance(value, dict) and value.get("path"):
         return _open_path(value["path"])
+    return _opened(data)
+
+
+def _opened(data: bytes) -> Any:
+    from PIL import Image
+
+    if data is not None and data.startswith(LFS_POINTER):
+        raise ValueError("it is a pointer of Git LFS to the image; fetch the image with 'git lfs pull'")
     return Image.open(io.BytesIO(data))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import posixpath
@@ -25,6 +26,7 @@ _MARKERS = {  # files that say something about others, and hold no rows
 }
 _INT32 = 2**31
 SPECIAL = -1  # instead of a size, for what is neither a file nor a directory
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
 Partition = tuple[tuple[str, pa.Scalar], ...]
 
 
@@ -71,6 +73,17 @@ class File:
         """Return the first bytes, decompressed."""
         with self.stream() as stream:
             return bytes(stream.read(size))
+
+    def is_pointer(self) -> bool:
+        """Return whether Git LFS has not fetched the file; False if it cannot be read."""
+        for compression in (None, self.compression):
+            with (
+                contextlib.suppress(pa.ArrowException, OSError),
+                self.filesystem.open_input_stream(self.path, compression=compression) as stream,
+            ):
+                if bytes(stream.read(len(LFS_POINTER))) == LFS_POINTER:
+                    return True
+        return False
 
     def digest(self, trust: Trust = "content") -> str:
         """Return a digest of what gives the rows their values: the content, and the partition."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from raysel.core.numbers import python_numbers, whole
 from raysel.core.storage import local_output
@@ -365,7 +366,10 @@ class DynamicSelection:
 def _not_chosen(value: object) -> str:
     """Return what to write instead of ``value``, which is neither a Selection nor a number of samples."""
     found = f"chosen must be a Selection or the number of samples, got a {type(value).__name__}"
-    if isinstance(value, (list, tuple, set, range)) or (isinstance(value, np.ndarray) and value.ndim):
+    if (
+        isinstance(value, (list, tuple, set, range, pa.Array, pa.ChunkedArray))
+        or getattr(value, "ndim", 0) == 1
+    ):
         return f"{found}; make a Selection of ids with raysel.Selection.of(ids, info={{'pool_rows': len(dataset)}})."
     if type(value).__module__.startswith("ray."):
         return f"{found}; give rows.count()."

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raysel.data.decode import decode
 from raysel.data.formats.parquet import read_pieces
 from raysel.data.listing import list_source, warn
 from raysel.data.row_index import index_parquet
@@ -56,11 +57,36 @@ def test_other_files_that_are_named_csv(tmp_path):
     assert "a.jsonl is Arrow; rename it to end in .arrow." in refused(tmp_path / "a.jsonl")
     sheet = write(tmp_path / "sheet.csv", b"PK\x03\x04\x14\x00\x06\x00\xff\xfe\n1")
     assert "is a zip archive, as the files of spreadsheets are" in refused(sheet)
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
-    assert "fetch it with 'git lfs pull'" in refused(write(tmp_path / "lfs.csv", pointer))
-    assert "fetch it with 'git lfs pull'" in refused(
-        write(tmp_path / "l.csv.gz", gzip.compress(pointer.encode()))
-    )
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 2\n"
+
+
+def test_files_that_git_lfs_has_not_fetched(tmp_path):
+    names = [
+        "a.csv",
+        "b.csv.gz",
+        "c.jsonl",
+        "d.json.gz",
+        "e.parquet",
+        "f.arrow",
+        "g.npy",
+        "h.npz",
+        "i.tar",
+        "j.tar.gz",
+    ]
+    for name in names:
+        file = write(tmp_path / name, POINTER)
+        assert refused(file) == f"{file} is a pointer of Git LFS to the file; fetch it with 'git lfs pull'."
+    packed = write(tmp_path / "k.csv.gz", gzip.compress(POINTER))
+    assert "fetch it with 'git lfs pull'" in refused(packed)
+    image = write(tmp_path / "l.png", POINTER)
+    for column in (pa.array([POINTER]), pa.array([str(image)]), pa.array([{"bytes": POINTER, "path": "p"}])):
+        rows = pa.table({"sample_id": [7], "image": column})
+        reason = decode(rows, ["image"], "images").rejected[7]
+        assert reason.endswith(
+            "(it is a pointer of Git LFS to the image; fetch the image with 'git lfs pull')"
+        )
 
 
 @pytest.mark.parametrize("name", ["rot13", "base64", "nonsense", "", 8])

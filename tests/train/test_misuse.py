@@ -260,13 +260,16 @@ def test_numpy_numbers_are_numbers(tmp_path):
     [
         ([3, 1, 2], r"got a list; make a Selection of ids with raysel.Selection.of\(ids"),
         (np.arange(100_000), "got a ndarray; make a Selection"),
+        (torch.arange(3), "got a Tensor; make a Selection"),
+        (pd.Series([1, 2]), "got a Series; make a Selection"),
+        (pa.chunked_array([[1], [2]]), "got a ChunkedArray; make a Selection"),
         (some_rows(), r"got a Dataset; give rows.count\(\)"),
         (Numbers(3), r"got a Numbers; give len\(dataset\)"),
         (8.0, "got a float"),
         (True, "number of samples must be a whole number"),
         (0, "number of samples must be a whole number"),
     ],
-    ids=["list", "array", "rows", "dataset", "float", "bool", "zero"],
+    ids=["list", "array", "tensor", "series", "arrow", "rows", "dataset", "float", "bool", "zero"],
 )
 def test_what_is_given_as_chosen(chosen, advice):
     with pytest.raises(ConfigError, match=advice) as said:

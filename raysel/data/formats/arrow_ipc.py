@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 
 from raysel.data.files import File, Folder
-from raysel.data.formats.format import Format, checked, reading
+from raysel.data.formats.format import Format, checked, reading, reading_file
 from raysel.errors import DataError, first
 
 _FILE, _STREAM, _FEATHER = b"ARROW1", b"\xff\xff\xff\xff", b"FEA1"
@@ -43,7 +43,7 @@ class ArrowIpc(Format):
 
     @contextmanager
     def _opened(self, file: File) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
-        with reading(file.path, "Arrow file"), file.open() as source:
+        with reading_file(file, "Arrow file"), file.open() as source:
             head = bytes(source.read(8))
             source.seek(0)
             if head.startswith(_FEATHER):

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from raysel.data.files import File
-from raysel.data.formats.format import Format, inferred, reading
+from raysel.data.files import LFS_POINTER, File
+from raysel.data.formats.format import Format, inferred, reading_file
 from raysel.data.listing import warn
 from raysel.data.schemas import Unified, unify
 from raysel.errors import DataError, first
@@ -28,7 +28,6 @@ _STARTS = {  # of files that are no text
     b"PAR1": "is Parquet; rename it to end in .parquet",
     b"ARROW1": "is Arrow; rename it to end in .arrow",
 }
-_LFS = "version https://git-lfs.github.com/spec/"
 _NULLS = pa.array(pacsv.ConvertOptions().null_values)
 _TRUE, _FALSE = ("true", "True", "TRUE"), ("false", "False", "FALSE")
 _WHOLE = r"^(0|-?[1-9][0-9]*)$"
@@ -88,7 +87,7 @@ class Csv(Format):
         self, file: File, encoding: str | None, wanted: Sequence[str] | None
     ) -> Iterator[pa.RecordBatch]:
         """Yield every column as text; the header's columns even if there are no rows."""
-        with reading(file.path, "CSV file", lambda error: text_hint(file, encoding, error)):
+        with reading_file(file, "CSV file", lambda error: text_hint(file, encoding, error)):
             header, delimiter, told = self._header(file, encoding)
             names = header if wanted is None else [name for name in header if name in set(wanted)]
             block, done = _BLOCK, 0
@@ -120,8 +119,8 @@ class Csv(Format):
                 end = next((end for end in ends if text.count('"', begin, end) % 2 == 0), None)
                 if not part or end is not None:
                     break
-        if text.startswith(_LFS):
-            raise DataError(f"{file.path} is a pointer of Git LFS to the file; fetch it with 'git lfs pull'.")
+        if raw.startswith(LFS_POINTER):
+            raise ValueError("It is text of Git LFS.")  # which reads as a column
         header = f"{text[begin:end]}\n"  # alone: a value further down is no error of the header
         if end is not None and not header.strip():
             raise DataError(f"The first line of {file.path} is blank; it must hold the names of the columns.")

@@ -138,6 +138,22 @@ def reading(
         raise DataError(message) from error
 
 
+@contextmanager
+def reading_file(
+    file: File, what: str, hint: Callable[[Exception], str | None] = lambda error: None
+) -> Iterator[None]:
+    """Raise DataError as :func:`reading` does; of a file that Git LFS has not fetched, say so."""
+    try:
+        with reading(file.path, what, hint):
+            yield
+    except DataError as error:
+        if file.is_pointer():
+            raise DataError(
+                f"{file.path} is a pointer of Git LFS to the file; fetch it with 'git lfs pull'."
+            ) from error
+        raise
+
+
 def checked(table: pa.Table) -> pa.Table:
     """Return the table if its buffers are consistent and its text is UTF-8; pyarrow's error otherwise."""
     table.validate(full=True)

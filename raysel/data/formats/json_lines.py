@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from raysel.data.files import File
 from raysel.data.formats.csv import text_hint
-from raysel.data.formats.format import Format, inferred, reading
+from raysel.data.formats.format import Format, inferred, reading_file
 from raysel.data.schemas import Unified, common_type, unify
 from raysel.errors import DataError, reason_of
 
@@ -81,7 +81,7 @@ class JsonLines(Format):
         return unify(names, schemas, loose=True)
 
     def _rows(self, file: File, encoding: str | None) -> Iterator[Rows]:
-        with reading(file.path, "JSON file", lambda error: text_hint(file, encoding, error)):
+        with reading_file(file, "JSON file", lambda error: text_hint(file, encoding, error)):
             held = Rows("line", [], [])
             size, count = 0, 0
             for number, line in _lines(file, encoding):

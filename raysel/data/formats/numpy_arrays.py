@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.data.files import File
-from raysel.data.formats.format import Format, checked, reading
+from raysel.data.formats.format import Format, checked, reading_file
 from raysel.data.memory import as_table
 from raysel.errors import DataError
 
@@ -37,7 +37,7 @@ class NumpyArrays(Format):
             yield table.slice(start, _ROWS)
 
     def _table(self, file: File) -> pa.Table:
-        with reading(file.path, f"{file.suffix or 'NumPy'} file"), file.open() as source:
+        with reading_file(file, f"{file.suffix or 'NumPy'} file"), file.open() as source:
             head = bytes(source.read(300))
             if head.startswith(b"PK\x05\x06"):
                 raise DataError(f"{file.path} is an archive without arrays; write at least one into it.")

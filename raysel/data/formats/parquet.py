@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from raysel.data.files import File, Partition
-from raysel.data.formats.format import Format, checked, reading
+from raysel.data.formats.format import Format, checked, reading, reading_file
 from raysel.data.schemas import conform, exact_range
 from raysel.errors import DataError, RayselError, reason_of
 
@@ -71,7 +71,7 @@ class Footer:
 
 def footer(file: File) -> Footer:
     """Read the footer of a file; raise DataError if it is not Parquet."""
-    with reading(file.path, "Parquet file"):
+    with reading_file(file, "Parquet file"):
         info = file.filesystem.get_file_info(file.path)
         with file.filesystem.open_input_file(file.path) as source:
             metadata = pq.read_metadata(source)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysel.data.files import File, hidden, is_marker
-from raysel.data.formats.format import Format, reading
+from raysel.data.formats.format import Format, reading_file
 from raysel.data.listing import warn
 from raysel.errors import DataError, first
 
@@ -72,7 +72,7 @@ class WebDataset(Format):
         skipped: list[str] = []
         members: dict[str, bytes] = {}
         with (
-            reading(file.path, "tar archive", lambda error: _hint(file, error)),
+            reading_file(file, "tar archive", lambda error: _hint(file, error)),
             # tarfile decompresses what it can while it reads.
             file.open()
             if file.compression == "zstd"
