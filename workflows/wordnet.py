@@ -64,6 +64,15 @@ def glosses(source: Path) -> tuple[list[str], list[str]]:
     return texts, labels
 
 
+def split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the rows of test, target and pool."""
+    wanted = np.flatnonzero(np.isin(labels, WANTED))
+    test, rest = split_off(labels[wanted], TEST_ROWS, SEED)
+    target, _ = split_off(labels[wanted[rest]], TARGET_ROWS, SEED)
+    test, target = wanted[test], wanted[rest[target]]
+    return test, target, np.setdiff1d(np.arange(len(labels)), np.concatenate([test, target]))
+
+
 def table(texts: np.ndarray, labels: np.ndarray) -> pa.Table:
     hashed = (
         HashingVectorizer(n_features=WORDS, ngram_range=(1, 2), dtype=np.float32).transform(texts).toarray()
@@ -85,11 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=None, help="rows of the pool to keep")
     options = parser.parse_args(arguments)
     texts, labels = map(np.array, glosses(options.source))
-    wanted = np.flatnonzero(np.isin(labels, WANTED))
-    test, rest = split_off(labels[wanted], TEST_ROWS, SEED)
-    target, _ = split_off(labels[wanted[rest]], TARGET_ROWS, SEED)
-    test, target = wanted[test], wanted[rest[target]]
-    pool = np.setdiff1d(np.arange(len(texts)), np.concatenate([test, target]))
+    test, target, pool = split(labels)
     if options.rows is not None:
         pool = np.sort(np.random.default_rng(SEED).choice(pool, min(options.rows, len(pool)), replace=False))
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,29 +1,35 @@
-"""Measure whether GIO selects better training data than simpler rules: three scenes, four budgets, three seeds.
+"""Measure whether selectors select better training data than simple rules: six scenes, four budgets, several seeds.
 
-    python benchmarks/gio_quality.py run                    # one hour on one core; can be interrupted and resumed
-    python benchmarks/gio_quality.py run --clusters 500 3000 --arms gio published-jump
-    python benchmarks/gio_quality.py run --embedder convolutions --scenes junk classes
-    python benchmarks/gio_quality.py run --target 300       # a small target
-    python benchmarks/gio_quality.py wordnet --run runs/wordnet   # after raysel run workflows/wordnet_embed.yaml
-    python benchmarks/gio_quality.py run --vectors benchmarks/results/wordnet.npz
-    python benchmarks/gio_quality.py tables                 # Markdown from benchmarks/results/gio_quality.jsonl
+    python benchmarks/selection_quality.py run              # one hour on one core; can be interrupted and resumed
+    python benchmarks/selection_quality.py run --clusters 500 3000 --arms gio published-jump
+    python benchmarks/selection_quality.py run --embedder convolutions --scenes junk classes
+    python benchmarks/selection_quality.py run --target 300 # a small target
+    python benchmarks/selection_quality.py wordnet --model FOLDER   # FOLDER: the model all-MiniLM-L6-v2
+    python benchmarks/selection_quality.py run --vectors benchmarks/results/wordnet.npz --linear
+    python benchmarks/selection_quality.py tables           # Markdown from benchmarks/results/selection_quality.jsonl
 
 Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors, or ``--vectors FILE``. FILE is an npz with
-train_x, train_y, train_junk (the vector of each row if it becomes junk), test_x and test_y. The seed selects the target
-rows (a twelfth of the training rows) and the junk rows. The other training rows are the pool.
+train_x, train_y, train_junk and train_cut (the vector of each row if it becomes junk of one of two kinds), test_x and
+test_y. The seed selects the target rows (a twelfth of the training rows, or ``--target``) and the rows that the scene
+changes. The other training rows are the pool.
 
 A scene is one combination of pool, target and test set:
 
 - ``like``: pool, target and test have the same distribution.
 - ``junk``: half of the pool rows are junk. For images see workflows/junk.py. A junk gloss is a word salad: as many words,
   drawn from all glosses, with a wrong label.
+- ``cut``: half of the pool rows have lost the second half of their input (the lower half of an image, the last words of a
+  gloss), and have a wrong label.
 - ``classes``: target and test contain only the first half of the classes.
+- ``shift``: of the first half of the classes, nine tenths of the pool rows are missing. Target and test are unchanged.
+- ``flood``: half of the pool rows are near duplicates of one hundredth of the other rows, with their labels.
 
 Three values are measured for every arm (one selection rule) and budget:
 
 - The test accuracy of one network with a hidden layer of 256 units. It is trained on the selected rows with Adam for
-  2,000 steps of 128 rows, at every budget. The network was fixed before the first measurement.
-- The share of the selected rows that are on target: not junk, and of a class that the target contains.
+  2,000 steps of 128 rows, at every budget. The network was fixed before the first measurement. With ``--linear``, a
+  logistic regression is trained instead; its penalty was chosen for random rows of the scene ``like`` of seed 0.
+- The share of the selected rows that are on target: not junk, no near duplicate, and of a class that the target contains.
 - KL(1,000 test rows || selected rows), estimated with the 5th neighbour. No arm reads these test rows.
 
 Nothing is chosen by the test set. A measurement (cell) is one line of JSON; existing cells are not computed again.
@@ -36,7 +42,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,19 +53,26 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "workflows"))
 
 
+from raysel.core.arrays import unit  # noqa: E402
+from raysel.core.hashing import hash_ids  # noqa: E402
 from raysel.gio import Picks, exact_select, gradient_select, kl  # noqa: E402
 from raysel.gio.distances import nearest_logs  # noqa: E402
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids  # noqa: E402
-from raysel.select.matches import Matches, Turns  # noqa: E402
+from raysel.quotas import divide  # noqa: E402
+from raysel.select.covering import Greedy, facility_location, herding, k_center  # noqa: E402
+from raysel.select.duplicates import close_pairs, keep_first  # noqa: E402
+from raysel.select.matches import Matches, Turns, ranks  # noqa: E402
 from raysel.select.random import choose  # noqa: E402
 from raysel.select.ratio import draw_by_ratio, fit_ratio  # noqa: E402
 
-RESULTS = HERE / "results" / "gio_quality.jsonl"
-SCENES = ("like", "junk", "classes")
+RESULTS = HERE / "results" / "selection_quality.jsonl"
+SCENES = ("like", "junk", "cut", "classes", "shift", "flood")
 BUDGETS = (0.05, 0.10, 0.25, 0.50)
 SEEDS = (0, 1, 2)
 DIMENSIONS = 64
 HELD_OUT = 1000
+DUPLICATES = 0.95  # the default threshold of Deduplicate
+PENALTY = 0.01  # C of the logistic regression
 Chooser = Callable[[int], np.ndarray]
 
 
@@ -67,10 +80,11 @@ Chooser = Callable[[int], np.ndarray]
 class Scene:
     """Pool, target and test of one seed; selection reads `select_*`, and training reads the other arrays."""
 
+    name: str
     pool: np.ndarray
     labels: np.ndarray
     good: np.ndarray
-    target: np.ndarray
+    target_labels: np.ndarray
     test: np.ndarray
     test_labels: np.ndarray
     clusters: int
@@ -113,6 +127,12 @@ class Scene:
         return lambda rows: cut_to_budget(picks.indices, cluster, distance, self.ids, rows)
 
     @cached_property
+    def different(self) -> np.ndarray:
+        """Rows without an earlier near duplicate."""
+        pairs = close_pairs(self.ids, unit(self.select_pool), DUPLICATES)
+        return np.setdiff1d(self.ids, keep_first(pairs, DUPLICATES).later)
+
+    @cached_property
     def target_counts(self) -> np.ndarray:
         return np.bincount(assign(self.select_target, self.centroids)[0], minlength=len(self.centroids))
 
@@ -138,7 +158,23 @@ def by_cluster(scene: Scene) -> Chooser:
 
 
 def oracle(scene: Scene) -> Chooser:
-    """Return a random sample of the on-target rows, which nobody knows in practice; all of them if there are too few."""
+    """Return a random sample of the on-target rows, which nobody knows in practice; all of them if there are too few.
+
+    In the scene ``shift``, the sample has the class shares of the target, as far as the pool has enough rows.
+    """
+    if scene.name == "shift":
+        draws = hash_ids(scene.ids, scene.seed)
+        size, share = (
+            np.bincount(labels, minlength=int(scene.labels.max()) + 1)
+            for labels in (scene.labels, scene.target_labels)
+        )
+
+        def by_shares(rows: int) -> np.ndarray:
+            count = divide(size, share.astype(np.float64), rows)
+            order = np.lexsort((draws, scene.labels))
+            return np.sort(order[ranks(scene.labels[order]) < count[scene.labels[order]]])
+
+        return by_shares
     good = np.flatnonzero(scene.good)
     return lambda rows: good[choose(good, np.zeros(len(good), np.int64), min(rows, len(good)), scene.seed)]
 
@@ -212,6 +248,34 @@ def density_ratio(scene: Scene) -> Chooser:
     return lambda rows: np.flatnonzero(place < rows)
 
 
+def deduplicated(arm: Callable[[Scene], Chooser]) -> Callable[[Scene], Chooser]:
+    """Return the arm on the rows that Deduplicate keeps with its default threshold; all of them if there are too few."""
+
+    def chain(scene: Scene) -> Chooser:
+        keep = scene.different
+        choose_rows = arm(
+            replace(
+                scene,
+                pool=scene.pool[keep],
+                labels=scene.labels[keep],
+                good=scene.good[keep],
+                select_pool=scene.select_pool[keep],
+            )
+        )
+        return lambda rows: keep[choose_rows(rows)] if rows < len(keep) else keep
+
+    return chain
+
+
+def covering(greedy: Greedy) -> Callable[[Scene], Chooser]:
+    def arm(scene: Scene) -> Chooser:
+        weight, none = np.ones(len(scene.ids), np.int64), np.zeros(len(scene.ids), np.int64)
+        order = greedy(scene.select_pool, weight, none, round(max(BUDGETS) * len(scene.pool))).order
+        return lambda rows: np.sort(order[:rows])
+
+    return arm
+
+
 ARMS: dict[str, Callable[[Scene], Chooser]] = {
     "random": random,
     "class-stratified": by_class,
@@ -227,6 +291,12 @@ ARMS: dict[str, Callable[[Scene], Chooser]] = {
     "cluster-share": cluster_share,
     "nearest-in-turns": nearest_in_turns,
     "density-ratio": density_ratio,
+    "deduplicate+random": deduplicated(random),
+    "deduplicate+cluster-share": deduplicated(cluster_share),
+    "deduplicate+density-ratio": deduplicated(density_ratio),
+    "k-center": covering(k_center),
+    "facility-location": covering(facility_location),
+    "herding": covering(herding),
     "oracle": oracle,
 }
 
@@ -235,7 +305,7 @@ ARMS: dict[str, Callable[[Scene], Chooser]] = {
 
 
 def fashion(scene: str, seed: int, target_rows: int) -> tuple[np.ndarray, ...]:
-    """Pixels: (pool images, labels, good, target, test, test labels)."""
+    """Pixels: (pool images, labels, good, target, target labels, test, test labels)."""
     from fashion_mnist import SOURCE, load
     from junk import corrupt, split_off
 
@@ -246,6 +316,14 @@ def fashion(scene: str, seed: int, target_rows: int) -> tuple[np.ndarray, ...]:
     if scene == "junk":
         pixels, given, bad = corrupt(pixels, given, 0.5, 10, seed)
         good = ~bad
+    elif scene == "cut":
+        half = pixels.copy()
+        half[:, half.shape[1] // 2 :] = 0
+        pixels, given, good = half_junk(pixels, given, half, seed)
+    elif scene == "flood":
+        pixels, given, good = flooded(pixels, given, seed, lambda rows, rng: np.clip(
+            np.rint(rows + rng.normal(0, 16, rows.shape)), 0, 255
+        ).astype(rows.dtype))  # fmt: skip
     return pixels, given, good, images[target], labels[target], test, test_labels
 
 
@@ -258,13 +336,42 @@ def ready(path: Path, scene: str, seed: int, target_rows: int) -> tuple[np.ndarr
     target, pool = split_off(y, target_rows or len(y) // 12, seed)
     vectors, given = x[pool], y[pool].copy()
     good = np.ones(len(pool), bool)
-    if scene == "junk":
-        rng = np.random.default_rng(seed)
-        bad = rng.choice(len(pool), len(pool) // 2, replace=False)
-        vectors[bad] = data["train_junk"][pool[bad]]
-        given[bad] = (given[bad] + rng.integers(1, int(y.max()) + 1, len(bad))) % (int(y.max()) + 1)
-        good[bad] = False
+    if scene in ("junk", "cut"):
+        vectors, given, good = half_junk(vectors, given, data[f"train_{scene}"][pool], seed)
+    elif scene == "flood":
+        step = 0.2 / x.shape[1] ** 0.5  # a cosine of 0.98 to the original, and of 0.96 to each other
+        vectors, given, good = flooded(
+            vectors,
+            given,
+            seed,
+            lambda rows, rng: unit(rows + rng.normal(0, step, rows.shape).astype(np.float32)),
+        )
     return vectors, given, good, x[target], y[target], data["test_x"], data["test_y"].astype(np.int64)
+
+
+def half_junk(rows: np.ndarray, labels: np.ndarray, junk: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
+    """Return rows of which half are replaced by ``junk`` with wrong labels, the labels, and which rows are good."""
+    rng, classes = np.random.default_rng(seed), int(labels.max()) + 1
+    bad = rng.choice(len(rows), len(rows) // 2, replace=False)
+    rows, labels, good = rows.copy(), labels.copy(), np.ones(len(rows), bool)
+    rows[bad] = junk[bad]
+    labels[bad] = (labels[bad] + rng.integers(1, classes, len(bad))) % classes
+    good[bad] = False
+    return rows, labels, good
+
+
+def flooded(
+    rows: np.ndarray, labels: np.ndarray, seed: int, copy: Callable[..., np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """Return rows of which half are replaced by near duplicates of one hundredth of the others, labels, and the others."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(rows))
+    bad, other = order[: len(rows) // 2], order[len(rows) // 2 :]
+    of = rng.choice(other[: len(rows) // 100], len(bad))
+    rows, labels, good = rows.copy(), labels.copy(), np.ones(len(rows), bool)
+    rows[bad], labels[bad] = copy(rows[of], rng), labels[of]
+    good[bad] = False
+    return rows, labels, good
 
 
 def pca(fit: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
@@ -288,29 +395,32 @@ def random_convolutions(images: np.ndarray) -> np.ndarray:
 
 
 def wordnet(options: argparse.Namespace) -> None:
-    """Write the vectors of a run of workflows/wordnet_embed.yaml, and the vectors of its glosses turned into word salad."""
+    """Write the MiniLM vectors of WordNet's glosses, and of two kinds of junk made of them."""
     from junk import split_off
+    from wordnet import SOURCE, glosses, split
 
-    parts = [read_part(options.finished, role) for role in ("pool", "target")]
-    texts, names, x = (np.concatenate(column) for column in zip(*parts, strict=True))
+    texts, names = map(np.array, glosses(SOURCE))
+    test, target, pool = split(names)
+    texts, names = (part[np.concatenate([pool, target])] for part in (texts, names))
     labels = np.unique(names, return_inverse=True)[1]
     rows, _ = split_off(labels, options.rows, 0)
     rows = rows[np.bincount(labels[rows])[labels[rows]] >= 24]  # every class must reach target, pool and test
-    labels = np.unique(labels[rows], return_inverse=True)[1]
+    texts, labels = texts[rows], np.unique(labels[rows], return_inverse=True)[1]
     test, train_rows = split_off(labels, len(rows) // 6, 0)
-    junk = embedded(salad(texts[rows[train_rows]]), options.finished, options.out.with_suffix(""))
-    x = x[rows]
+    options.out.parent.mkdir(exist_ok=True)
+    train = texts[train_rows].tolist()
     np.savez(
         options.out,
-        train_x=x[train_rows],
+        train_x=embedded(train, options, "train"),
         train_y=labels[train_rows],
-        train_junk=junk,
-        test_x=x[test],
+        train_junk=embedded(salad(train), options, "junk"),
+        train_cut=embedded([cut(text) for text in train], options, "cut"),
+        test_x=embedded(texts[test].tolist(), options, "test"),
         test_y=labels[test],
     )
 
 
-def salad(texts: np.ndarray) -> list[str]:
+def salad(texts: list[str]) -> list[str]:
     """Return for every text as many words, drawn from the words of all texts: real words without meaning."""
     rng = np.random.default_rng(0)
     sentences = [text.split() for text in texts]
@@ -319,43 +429,25 @@ def salad(texts: np.ndarray) -> list[str]:
     return [" ".join(some) for some in drawn[:-1]]
 
 
-def read_part(run: Path, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(texts, classes, vectors) of the pool or the target of a finished run, in the order of their ids."""
-    import pyarrow.parquet as pq
-
-    from raysel.data.vectors import EMBEDDING, to_numpy
-
-    config = json.loads((run / "manifest.json").read_text())["config"]
-    rows = pq.read_table(config[role]["path"], columns=["text", "label"])
-    (folder,) = run.glob(f"steps/embed-*/vectors/{role}")
-    files = [pq.read_table(file) for file in sorted(folder.glob("part-*.parquet"))]  # the parts are in order
-    vectors = np.concatenate([to_numpy(file[EMBEDDING], EMBEDDING) for file in files])
-    return np.array(rows["text"].to_pylist()), np.array(rows["label"].to_pylist()), vectors
+def cut(text: str) -> str:
+    """Return the first half of the words."""
+    words = text.split()
+    return " ".join(words[: max(1, len(words) // 2)])
 
 
-def embedded(texts: list[str], run: Path, directory: Path) -> np.ndarray:
-    """Embed ``texts`` with the run's own embedder; the vectors are kept in ``directory``, so that it can resume."""
-    import pyarrow as pa
-    import ray
+def embedded(texts: list[str], options: argparse.Namespace, name: str) -> np.ndarray:
+    """Return the vectors of ``texts``; they are kept in a file, so that an interrupted call resumes after this part."""
+    from sentence_transformers import SentenceTransformer
 
-    import raysel
-    from raysel.cluster.blocks import gather
-    from raysel.data.row_index import ID
-    from raysel.data.vectors import EMBEDDING, to_numpy
-    from raysel.workflow.run import connect
-
-    settings = json.loads((run / "manifest.json").read_text())["config"]["embed"]
-    connect()
-    made = raysel.embed(
-        raysel.read(pa.table({"text": texts})),
-        settings["embedder"],
-        column="text",
-        normalize=settings["normalize"],
-        directory=directory,
-    )
-    table = gather(made, [ID, EMBEDDING], "vectors").sort_by(ID)
-    ray.shutdown()
-    return to_numpy(table[EMBEDDING], EMBEDDING)
+    path = options.out.with_name(f"{options.out.stem}-{name}.npy")
+    if not path.exists():
+        torch.set_num_threads(1)
+        model = SentenceTransformer(str(options.model), device="cpu")
+        vectors = model.encode(texts, batch_size=32, normalize_embeddings=True)
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, vectors)
+        partial.replace(path)
+    return np.load(path, allow_pickle=False)
 
 
 def build(scene: str, seed: int, clusters: int, options: argparse.Namespace) -> Scene:
@@ -372,19 +464,24 @@ def build(scene: str, seed: int, clusters: int, options: argparse.Namespace) -> 
     if options.embedder == "convolutions":
         chosen = pca(random_convolutions(pool), random_convolutions(target))
     keep, keep_test = np.ones(len(target), bool), np.ones(len(test), bool)
+    half = (int(labels.max()) + 1) // 2
+    stay = np.ones(len(labels), bool)
     if scene == "classes":
-        half = (int(labels.max()) + 1) // 2
         keep, keep_test, good = target_labels < half, test_labels < half, labels < half
+    elif scene == "shift":
+        rng = np.random.default_rng(seed)
+        stay[rng.random(len(labels)) < 0.9 * (labels < half)] = False
     return Scene(
-        flat[0],
-        labels,
-        good,
-        flat[1][keep],
+        scene,
+        flat[0][stay],
+        labels[stay],
+        good[stay],
+        target_labels[keep],
         flat[2][keep_test],
         test_labels[keep_test],
         clusters,
         seed,
-        chosen[0],
+        chosen[0][stay],
         chosen[1][keep],
     )
 
@@ -392,9 +489,14 @@ def build(scene: str, seed: int, clusters: int, options: argparse.Namespace) -> 
 # ------------------------------------------------------------------------------------------------ scores
 
 
-def accuracy(scene: Scene, rows: np.ndarray) -> float:
-    """Return the test accuracy in percent of the fixed network, trained on `rows`."""
+def accuracy(scene: Scene, rows: np.ndarray, linear: bool) -> float:
+    """Return the test accuracy in percent of the fixed model, trained on `rows`."""
     scale = scene.pool.std()
+    if linear:
+        from sklearn.linear_model import LogisticRegression
+
+        model = LogisticRegression(C=PENALTY, max_iter=100).fit(scene.pool[rows] / scale, scene.labels[rows])
+        return 100 * float((model.predict(scene.test / scale) == scene.test_labels).mean())
     w1, b1, w2, b2 = train(
         scene.pool[rows] / scale, scene.labels[rows], int(scene.labels.max()) + 1, scene.seed
     )
@@ -446,6 +548,7 @@ def run(options: argparse.Namespace) -> None:
     done = {key(cell) for cell in cells()}
     name = "fashion" if options.vectors is None else options.vectors.stem
     name += f"-target{options.target}" if options.target else ""
+    name += "-linear" if options.linear else ""
     for clusters in options.clusters:
         for seed in options.seeds:
             for scene_name in options.scenes:
@@ -471,7 +574,7 @@ def run(options: argparse.Namespace) -> None:
                             "rows": len(rows),
                             "good": float(scene.good[rows].mean()),
                             "kl": held_out_kl(scene, rows),
-                            "accuracy": accuracy(scene, rows),
+                            "accuracy": accuracy(scene, rows, options.linear),
                             "seconds": round(seconds, 2),
                         }
                         with RESULTS.open("a") as out:
@@ -519,10 +622,10 @@ def _text(here: list[dict], seeds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The evidence for GIO's defaults.")
+    parser = argparse.ArgumentParser(description="The evidence for GIO and the other selectors.")
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run", help="compute the cells that are missing")
-    runs.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES)
+    runs.add_argument("--scenes", nargs="+", choices=SCENES, default=("like", "junk", "classes"))
     runs.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     runs.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     runs.add_argument("--clusters", nargs="+", type=int, default=(1500,))
@@ -530,16 +633,15 @@ def main() -> None:
         "--embedder", choices=("pca", "convolutions"), default="pca", help="vectors that the selection reads"
     )
     runs.add_argument("--target", type=int, default=0, help="rows of the target; 0: a twelfth of the data")
-    runs.add_argument("--vectors", type=Path, help="npz with train_x, train_y, test_x, test_y")
+    runs.add_argument(
+        "--vectors", type=Path, help="npz with train_x, train_y, train_junk, train_cut, test_x, test_y"
+    )
+    runs.add_argument(
+        "--linear", action="store_true", help="train a logistic regression instead of the network"
+    )
     runs.set_defaults(run=run)
     words = commands.add_parser("wordnet", help="vectors of WordNet's glosses and of junk made of them")
-    words.add_argument(
-        "--run",
-        dest="finished",
-        type=Path,
-        required=True,
-        help="finished run of workflows/wordnet_embed.yaml",
-    )
+    words.add_argument("--model", type=Path, required=True, help="folder of all-MiniLM-L6-v2")
     words.add_argument("--rows", type=int, default=30_000)
     words.add_argument("--out", type=Path, default=RESULTS.parent / "wordnet.npz")
     words.set_defaults(run=wordnet)
