@@ -30,7 +30,7 @@ import raysel
 from raysel.core.arrays import unit
 from raysel.select import label_check
 from raysel.select.matches import Matches
-from raysel.train.loops import MeanLosses
+from raysel.train.mean_losses import MeanLosses
 
 SIMILAR = np.array(
     [6, 3, 4, 1, 2, 7, 0, 9, 9, 7]
@@ -58,7 +58,8 @@ def trained(
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     targets = torch.from_numpy(labels)
     with raysel.DynamicSelection.local(policy, len(labels), num_epochs=epochs, seed=seed) as dynamic:
-        session, mean = dynamic.session(), MeanLosses()
+        dynamic.mean_losses = mean = MeanLosses()
+        session = dynamic.session()
         for _ in session.epochs():
             for batch in session.loader(Positions(len(labels)), batch_size=BATCH):
                 optimizer.param_groups[0]["lr"] = 0.05 * (1 - session.progress)
@@ -69,7 +70,6 @@ def trained(
                 session.loss(batch, losses).backward()
                 optimizer.step()
             session.report()
-            mean.add(session)
         return model, mean.table(session)["loss"].to_numpy()
 
 

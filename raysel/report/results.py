@@ -39,7 +39,6 @@ __all__ = [
     "Scored",
     "ShownLabel",
     "ShownRow",
-    "ShownSample",
     "Usage",
     "statistic",
 ]
@@ -205,11 +204,12 @@ class Leaked:
 
 @dataclass(frozen=True)
 class ShownRow:
-    """A row that the report shows, as a base64-encoded PNG image or as text."""
+    """A row that the report shows: a base64-encoded PNG image or a text, and the number of epochs that selected the row."""
 
     id: int
     image: str | None = None
     text: str | None = None
+    times: int | None = None
 
 
 @dataclass(frozen=True)
@@ -339,22 +339,12 @@ class PolicyUse:
 
 
 @dataclass(frozen=True)
-class ShownSample:
-    """A sample that the report shows, as a base64-encoded PNG image or as text."""
-
-    id: int
-    times: int
-    image: str | None = None
-    text: str | None = None
-
-
-@dataclass(frozen=True)
 class Extremes:
     """Samples of one class that were selected most and least often."""
 
     label: str
-    most: tuple[ShownSample, ...]
-    least: tuple[ShownSample, ...]
+    most: tuple[ShownRow, ...]
+    least: tuple[ShownRow, ...]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from raysel.train.shared_keeper import SharedKeeper
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from raysel.train.mean_losses import MeanLosses
+
 log = logging.getLogger("raysel")
 
 
@@ -135,6 +137,8 @@ class DynamicSelection:
         self._directory = None if checkpoints is None else local_output(checkpoints)
         self.made: Session | None = None
         """The last session of this process."""
+        self.mean_losses: MeanLosses | None = None
+        """Where sessions of this process add the losses of every epoch."""
 
     @classmethod
     def local(
@@ -343,7 +347,14 @@ class DynamicSelection:
             keeper = SharedKeeper(keeper, communicator)
         boards = self._boards
         self.made = Session(
-            self.run, keeper, communicator, store, ids, weights, lambda: boards[0] if boards else None
+            self.run,
+            keeper,
+            communicator,
+            store,
+            ids,
+            weights,
+            lambda: boards[0] if boards else None,
+            self.mean_losses,
         )
         return self.made
 

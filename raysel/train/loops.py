@@ -7,10 +7,8 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
 import safetensors.torch
 import torch
 import torch.distributed as dist
@@ -20,9 +18,14 @@ from raysel.core import storage
 from raysel.errors import RunError
 from raysel.train.batch import Batch, moved
 from raysel.train.data import TrainingData
+from raysel.train.mean_losses import MeanLosses
 from raysel.train.objects import load_state_dicts, state_dicts
 from raysel.train.optimizers import schedule
 from raysel.train.trackers import Tracking
+
+if TYPE_CHECKING:
+    from raysel.train.dynamic import DynamicSelection
+    from raysel.train.session import Session
 
 WEIGHTS = "model.safetensors"
 
@@ -54,16 +57,13 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     model, device = _placed(task.model(data.facts), settings, config["alone"])
     optimizer = config["optimizer"](model.parameters())
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    best, losses = Best(task.direction), MeanLosses()
+    best = Best(task.direction)
     objects: dict[str, Any] = {"model": model, "optimizer": optimizer}
     objects |= {"scaler": scaler} if settings.precision == "fp16" else {}
-    objects |= {"losses": losses} if config.get("losses") is not None else {}
     objects |= {"best": best} if settings.keep == "best" or settings.patience else {}
 
-    session = config["dynamic"].session()
+    session = _with_mean_losses(config).session()
     session.restore(objects)
-    if "losses" in objects:
-        losses.add(session)  # of the last epoch, which its own checkpoint lacks
     tracking = Tracking(config.get("trackers", ()), config.get("training"), session)
     batch_size, accumulate = settings.batches(settings.most_workers if config["alone"] else session.world)
     validated, patience = data.has("validation"), settings.patience or math.inf
@@ -113,8 +113,6 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         if validated and (settings.evaluates_after_epoch(epoch) or ends):
             validate(steps)
         tracking.epoch(session.report({**metrics, "evaluation_seconds": seconds}, state=objects))
-        if "losses" in objects:
-            losses.add(session)
         if best.waited >= patience:
             break
     if settings.keep == "best":
@@ -124,8 +122,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         evaluate(task, model, data, "test", settings, device, session.rank, session.world) if tested else {}
     )
     tracking.close(metrics)
-    if config.get("losses") is not None and session.rank == 0:
-        storage.write_table(config["losses"], losses.table(session))
+    _write_losses(config, session)
     if config["model_folder"] is not None:
         save_model(model, config["model_folder"], session.rank)
     return {"history": session.history, "metrics": metrics, "goal": goal_of(task)}
@@ -141,7 +138,7 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])
-    settings, dynamic = config["settings"], config["dynamic"]
+    settings, dynamic = config["settings"], _with_mean_losses(config)
     data = TrainingData(**config["data"], seed=config["seed"])
     given = {"dynamic": dynamic, "data": data, "task": config["task"], "options": settings.options}
     given |= {
@@ -169,10 +166,22 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
             f"train.loop: {name} returned no metric '{config['task'].metric}', but this is the metric of the task; return it, "
             "computed on the test rows."
         )
-    if config.get("losses") is not None and session.rank == 0:
-        storage.write_table(config["losses"], session.losses())
+    _write_losses(config, session)
     metrics = {key: _finite(value) for key, value in returned.items()}
     return {"history": session.history, "metrics": metrics, "goal": goal_of(config["task"])}
+
+
+def _with_mean_losses(config: dict[str, Any]) -> DynamicSelection:
+    """Return the dynamic selection, whose sessions compute the mean losses if they are to be written."""
+    dynamic: DynamicSelection = config["dynamic"]
+    if config.get("losses") is not None:
+        dynamic.mean_losses = MeanLosses()
+    return dynamic
+
+
+def _write_losses(config: dict[str, Any], session: Session) -> None:
+    if session.mean_losses is not None and session.rank == 0:
+        storage.write_table(config["losses"], session.mean_losses.table(session))
 
 
 def goal_of(task: Any) -> dict[str, str]:
@@ -250,48 +259,6 @@ class Best:
         """Take everything over."""
         self.epoch, self.score, self.waited = state["epoch"], state["score"], state["waited"]
         self._weights = dict(state["weights"])
-
-
-class MeanLosses:
-    """The mean of the last losses of each sample after every epoch, which rank 0 has; part of every checkpoint.
-
-    After many epochs a network has learned wrong labels too, and only the earlier losses show them.
-    """
-
-    def __init__(self) -> None:
-        self.epochs = 0
-        self._total, self._count = np.empty(0), np.empty(0, np.int32)
-
-    def add(self, session: Any) -> None:
-        """Add the last losses, once after every finished epoch; samples without a loss are left out."""
-        if session.rank != 0 or session.epoch <= self.epochs:
-            return
-        self.epochs = session.epoch
-        values = session.losses()["loss"].to_numpy()
-        if not len(self._total):
-            self._total, self._count = np.zeros(len(values)), np.zeros(len(values), np.int32)
-        known = np.isfinite(values)
-        self._total[known] += values[known]
-        self._count += known
-
-    def table(self, session: Any) -> pa.Table:
-        """Return ``sample_id`` and ``loss``, the mean; NaN for a sample without a loss."""
-        mean = np.full(len(self._total), np.nan, np.float32)
-        np.divide(self._total, self._count, out=mean, where=self._count > 0, casting="same_kind")
-        return session.losses().set_column(1, "loss", pa.array(mean))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything."""
-        return {
-            "epochs": self.epochs,
-            "total": torch.from_numpy(self._total),
-            "count": torch.from_numpy(self._count),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take everything over."""
-        self.epochs = state["epochs"]
-        self._total, self._count = state["total"].numpy().copy(), state["count"].numpy().copy()
 
 
 def save_model(model: torch.nn.Module, folder: str | os.PathLike[str], rank: int) -> None:

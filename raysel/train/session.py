@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
     from raysel.train.checkpoint_store import CheckpointStore, Save
     from raysel.train.communicator import Communicator
+    from raysel.train.mean_losses import MeanLosses
     from raysel.train.planned import Board
     from raysel.train.run import Run
 
 log = logging.getLogger("raysel")
+_MEAN_LOSSES = "raysel.mean_losses"  # their name in a checkpoint
 _BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
 
 
@@ -83,6 +85,7 @@ class Session:
         ids: np.ndarray | None,
         weights: np.ndarray | None,
         board: Callable[[], Board | None] = lambda: None,
+        mean_losses: MeanLosses | None = None,
     ) -> None:
         self.run = run
         self._keeper, self._pieces = keeper, communicator.world
@@ -98,7 +101,7 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.current: Epoch | None = None  # the open epoch
         self._loader: tuple[Any, Any, dict[str, Any], DataLoader] | None = None  # what it was made of, and it
-        self._board = board
+        self._board, self.mean_losses = board, mean_losses
         self._counts: Counts | None = None  # of the streams
         self._midway: dict[str, Any] | None = None  # the checkpoint's position within an epoch
         self._rng: Any = None  # to be set when the epoch is resumed
@@ -152,6 +155,7 @@ class Session:
             saved = checkpoint.objects(directory)
             rng = checkpoint.rng(directory, self.rank, self.world)
             history = checkpoint.history(directory)
+        means = saved.pop(_MEAN_LOSSES, None)
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
@@ -159,6 +163,8 @@ class Session:
                 f"{', '.join(sorted(objects)) or 'nothing'}; give the same names to restore and report."
             )
         load_state_dicts(objects, saved)
+        if self.mean_losses is not None and means is not None:
+            self.mean_losses.load_state_dict(means)
         if rng is not None:
             checkpoint.set_rng(rng)
             self._rng = rng if self._midway else None
@@ -468,6 +474,8 @@ class Session:
         self._midway = self._rng = None
         if self.is_over:
             self._loader = None  # ends its worker processes
+        if self.mean_losses is not None:
+            self.mean_losses.add(self)
         self._store.report(entry, self._saving(state, None), self.communicator)
         return entry
 
@@ -612,7 +620,16 @@ class Session:
             "history": self.history,
             "within": within,
         }
-        mine = (self.rank, self.world, about, objects or {}, self._own, self._attempt, self._pieces)
+        own = {} if self.mean_losses is None else {_MEAN_LOSSES: self.mean_losses}
+        mine = (
+            self.rank,
+            self.world,
+            about,
+            {**(objects or {}), **own},
+            self._own,
+            self._attempt,
+            self._pieces,
+        )
         return lambda directory: checkpoint.save(directory, *mine)
 
 

@@ -34,7 +34,6 @@ from raysel.report.results import (
     Scored,
     ShownLabel,
     ShownRow,
-    ShownSample,
     Usage,
 )
 from raysel.workflow import config, steps
@@ -318,8 +317,8 @@ def _usage(run: RunDirectory) -> Usage | None:
         if shown is None
         else Extremes(
             shown["label"],
-            tuple(ShownSample(**sample) for sample in shown["most"]),
-            tuple(ShownSample(**sample) for sample in shown["least"]),
+            tuple(ShownRow(**sample) for sample in shown["most"]),
+            tuple(ShownRow(**sample) for sample in shown["least"]),
         ),
     )
 

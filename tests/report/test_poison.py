@@ -26,7 +26,7 @@ from raysel.report.results import (
     PolicyUse,
     RunResults,
     Scored,
-    ShownSample,
+    ShownRow,
     Usage,
 )
 
@@ -87,7 +87,7 @@ def test_a_report(results: RunResults) -> None:
         Metric("volume", "rows", 30.0, "rows"),
         Metric("delay", "mean", None, "s", None, "the binding names no time"),
     )
-    samples = tuple(ShownSample(i, times=4, text="words") for i in range(3))
+    samples = tuple(ShownRow(i, times=4, text="words") for i in range(3))
     full = replace(
         results,
         metrics=Measured(

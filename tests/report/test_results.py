@@ -25,7 +25,7 @@ from raysel.report.results import (
     PolicyUse,
     RunResults,
     Scored,
-    ShownSample,
+    ShownRow,
     Usage,
     statistic,
 )
@@ -76,7 +76,7 @@ MEASURED = MeasureResults("measured", sets={"pool": METRICS}, groups={"a": METRI
 
 def complete(results: RunResults) -> RunResults:
     """The sample with every part that a run may have."""
-    shown = ShownSample(7, times=2, text="words")
+    shown = ShownRow(7, times=2, text="words")
     return replace(
         results,
         inputs={"pool": "1f", "test": "2e"},
@@ -93,7 +93,7 @@ def complete(results: RunResults) -> RunResults:
             unexplained=0.125,
             policies=(PolicyUse("RepDiv", 0.2, 0.1, ((1, 30), (3, 10)), (0.5, 1.0)),),
             alpha=(0.9, 0.5),
-            extremes=Extremes("a", most=(shown,), least=(ShownSample(1, times=0, image="aGk="),)),
+            extremes=Extremes("a", most=(shown,), least=(ShownRow(1, times=0, image="aGk="),)),
         ),
     )
 

@@ -17,7 +17,7 @@ from raysel.dynamic import RandomSubset, RepDiv, RoundRobin, SampleState
 from raysel.errors import DataError
 from raysel.report.figures.usage import alpha_curve, rare_seen, usage_histogram
 from raysel.report.page import render
-from raysel.report.results import Extremes, PolicyUse, Scored, ShownSample, Usage
+from raysel.report.results import Extremes, PolicyUse, Scored, ShownRow, Usage
 from raysel.report.usage import gini, images, replay, times, total_variation
 
 COUNTS = st.lists(st.integers(0, 50), min_size=1, max_size=40).map(np.array)
@@ -111,7 +111,7 @@ def usage():
         for title in ("RepDiv", "random", "round robin")
     )
     evil = "</q><script>alert(1)</script>"
-    samples = tuple(ShownSample(i, times=4, text=evil + "x" * 400) for i in range(3))
+    samples = tuple(ShownRow(i, times=4, text=evil + "x" * 400) for i in range(3))
     return Usage(
         scored=Scored(samples=40, classes=3, units=64, live_units=60, active=7.5),
         rare_units=6,
@@ -135,7 +135,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
 
     picture = images(np.zeros((1, 8, 8), np.uint8))[0]
-    shown = (ShownSample(1, times=2, image=picture),)
+    shown = (ShownRow(1, times=2, image=picture),)
     usage = replace(
         usage,
         scored=replace(usage.scored, classes=None),

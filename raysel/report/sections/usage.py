@@ -80,7 +80,7 @@ def _extremes(extremes: Extremes) -> str:
     """Return a card of the samples that were chosen most and least often of a class."""
     rows = []
     for title, samples in (("Most often", extremes.most), ("Least often", extremes.least)):
-        shown = [(one.id, one.image, one.text, f"{numbers.count(one.times)}\u00d7") for one in samples]
+        shown = [(one.id, one.image, one.text, f"{numbers.count(one.times or 0)}\u00d7") for one in samples]
         rows.append(f"<h4>{title}</h4>\n{html.samples(shown)}")
     caption = (
         f"Samples of the class {html.text(extremes.label)} and the number of epochs in which the policy RepDiv selected them. Of all "

@@ -14,7 +14,7 @@ from raysel.core.storage import Place, is_folder
 from raysel.data.row_index import ID
 from raysel.data.store import ColumnStore
 from raysel.dynamic.plan import Policy
-from raysel.report.results import Extremes, PolicyUse, ShownSample
+from raysel.report.results import Extremes, PolicyUse, ShownRow
 from raysel.report.usage import gini, images, replay, times, total_variation
 from raysel.workflow.directory import RunDirectory, read_table
 from raysel.workflow.steps.arrays import class_column, made
@@ -118,9 +118,9 @@ def _extremes(run: RunDirectory, ids: np.ndarray, selected: np.ndarray) -> Extre
     if (pictures is None and texts is None) or count == 0:
         return None
     samples = [
-        ShownSample(
+        ShownRow(
             int(wanted[at]),
-            int(selected[slot]),
+            times=int(selected[slot]),
             image=None if pictures is None else pictures[at],
             text=None if texts is None else texts[at],
         )
