@@ -6,10 +6,11 @@ The output is Markdown tables; ``--rows`` is the number of pool rows of the firs
 
 selectors   every selector on rows x 64 vectors with 2,000 target rows, and Nearest with 10,000
 duplicates  Deduplicate on rows x 384 vectors, of which 5 % are near duplicates of others
-chain       embed (PCA) and DensityRatio for 5 times as many rows x 64, with 10,000 target rows
+chain       embed (PCA), and GIO or DensityRatio, for 5 times as many rows x 64, with 10,000 target rows
 kmeans      k-means in two levels against one level, 1,500 clusters: seconds and mean squared distance
-probes      share of the near duplicates that are found on 20,000 images of FashionMNIST (PCA-64) in 500 cells, by probes
-            (Debian package dataset-fashion-mnist)
+probes      share of the near duplicates that Deduplicate finds in 500 cells, by the number of probes: 20,000 images of
+            FashionMNIST (PCA-64; Debian package dataset-fashion-mnist) and 20,000 glosses of WordNet (MiniLM; written by
+            ``selection_quality.py wordnet``)
 """
 
 from __future__ import annotations
@@ -29,24 +30,34 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflows"))
 PARTS = ("selectors", "duplicates", "chain", "kmeans", "probes")
 
 
-def clusters(rows: int, dimension: int, seed: int, centres: int = 300) -> np.ndarray:
-    """Vectors in clusters; two sides with the same centres if the seeds differ."""
+def clusters(rows: int, dimension: int, seed: Any, centres: int = 300, copied: float = 0.0) -> np.ndarray:
+    """Vectors in clusters, with the same centres for every seed; a share of the rows are near duplicates of others."""
     middle = np.random.default_rng(0).normal(size=(centres, dimension)) * 2
     rng = np.random.default_rng(seed)
-    return (middle[rng.integers(0, centres, rows)] + rng.normal(size=(rows, dimension))).astype(np.float32)
+    vectors = (middle[rng.integers(0, centres, rows)] + rng.normal(size=(rows, dimension))).astype(np.float32)
+    copies = rng.choice(rows, int(copied * rows), replace=False)
+    vectors[copies] = vectors[rng.integers(0, rows, len(copies))] + 0.05 * rng.normal(
+        size=(len(copies), dimension)
+    )
+    return vectors
 
 
-def dataset(vectors: np.ndarray, blocks: int = 8) -> Any:
-    """A materialised Dataset with ids."""
-    import pyarrow as pa
+def made(rows: int, dimension: int, seed: int, blocks: int = 8, **options: Any) -> Any:
+    """A materialised Dataset with ids and the vectors of :func:`clusters`, which tasks make: the driver has none of them."""
     import ray
 
-    from raysel.data.vectors import to_column
+    def block(batch: dict[str, np.ndarray]) -> Any:
+        import pyarrow as pa
 
-    parts = np.array_split(np.arange(len(vectors)), blocks)
-    return ray.data.from_arrow(
-        [pa.table({"sample_id": part, "embedding": to_column(vectors[part])}) for part in parts]
-    )
+        from raysel.data.vectors import to_column
+
+        number = int(batch["id"][0])
+        start, end = (rows * at // blocks for at in (number, number + 1))
+        vectors = clusters(end - start, dimension, [seed, number], **options)
+        return pa.table({"sample_id": np.arange(start, end), "embedding": to_column(vectors)})
+
+    numbers = ray.data.range(blocks, override_num_blocks=blocks)
+    return numbers.map_batches(block, batch_size=1, batch_format="numpy").materialize()
 
 
 def timed(name: str, call: Any) -> Any:
@@ -69,13 +80,14 @@ def selectors(rows: int) -> None:
 
     import raysel
 
-    pool, target, large = (dataset(clusters(n, 64, seed)) for n, seed in ((rows, 1), (2000, 2), (10_000, 3)))
+    pool, target, large = (made(n, 64, seed) for n, seed in ((rows, 1), (2000, 2), (10_000, 3)))
     head(f"Selectors, {rows:,} x 64, budget 30 %")
-    for made in (raysel.GIO, raysel.DensityRatio, raysel.ClusterShare, raysel.Nearest):
-        timed(f"`{made.__name__}`, 2,000 target rows", lambda made=made: made(0.3).select(pool, target))
+    for selector in (raysel.GIO, raysel.DensityRatio, raysel.ClusterShare, raysel.Nearest):
+        name = f"`{selector.__name__}`, 2,000 target rows"
+        timed(name, lambda selector=selector: selector(0.3).select(pool, target))
     timed("`Nearest`, 10,000 target rows", lambda: raysel.Nearest(0.3).select(pool, large))
-    for made in (raysel.KCenter, raysel.FacilityLocation, raysel.Herding):
-        timed(f"`{made.__name__}`", lambda made=made: made(0.3).select(pool))
+    for selector in (raysel.KCenter, raysel.FacilityLocation, raysel.Herding):
+        timed(f"`{selector.__name__}`", lambda selector=selector: selector(0.3).select(pool))
     timed("`Deduplicate`", lambda: raysel.Deduplicate().select(pool))
     scored = pool.map_batches(
         lambda table: table.append_column("score", pa.array(np.sin(table["sample_id"].to_numpy()))),
@@ -88,29 +100,25 @@ def selectors(rows: int) -> None:
 def duplicates(rows: int) -> None:
     import raysel
 
-    vectors = clusters(rows, 384, 1, 3000)
-    rng = np.random.default_rng(5)
-    copies = rng.choice(rows, rows // 20, replace=False)
-    vectors[copies] = vectors[rng.integers(0, rows, len(copies))] + 0.05 * rng.normal(size=(len(copies), 384))
     head(f"Near duplicates, {rows:,} x 384, threshold 0.95")
-    pool = dataset(vectors, 32)
-    del vectors
+    pool = made(rows, 384, 1, 32, centres=3000, copied=0.05)
     found = timed("`Deduplicate`", lambda: raysel.Deduplicate(0.95).select(pool))
-    print(f"\n{rows - len(found):,} of about {len(copies):,} planted near duplicates were dropped.")
+    print(f"\n{rows - len(found):,} of about {rows // 20:,} planted near duplicates were dropped.")
 
 
 def chain(rows: int) -> None:
     import raysel
 
     head(f"Embedding and selection, {5 * rows:,} x 64, 10,000 target rows")
-    pool, target = dataset(clusters(5 * rows, 64, 1), 64), dataset(clusters(10_000, 64, 2))
+    pool, target = made(5 * rows, 64, 1, 64), made(10_000, 64, 2, 1)
 
-    def call() -> Any:
-        embedder = raysel.fit_embedder("pca:32", pool, column="embedding")
-        sides = (raysel.embed(side, embedder, column="embedding") for side in (pool, target))
-        return raysel.DensityRatio(0.3).select(*sides)
+    def embed() -> list[Any]:
+        embedder = raysel.fit_embedder("pca:64", pool, column="embedding")
+        return [raysel.embed(side, embedder, column="embedding").materialize() for side in (pool, target)]
 
-    timed("`fit_embedder`, `embed`, `DensityRatio`", call)
+    sides = timed("`fit_embedder`, `embed`", embed)
+    for selector in (raysel.GIO, raysel.DensityRatio):
+        timed(f"`{selector.__name__}`", lambda selector=selector: selector(0.3).select(*sides))
 
 
 def kmeans(_: int) -> None:
@@ -128,16 +136,26 @@ def kmeans(_: int) -> None:
 
 
 def probes(_: int) -> None:
+    """Print for images and for texts which share of the near duplicates is found, by the number of probes."""
     from fashion_mnist import SOURCE, load
     from sklearn.decomposition import PCA
 
+    print("\nShare of the near duplicates found, 20,000 rows in 500 cells\n")
+    print("| rows | threshold | pairs | probes by default | share found | fewest probes for 98 % |")
+    print("|---|---|---|---|---|---|")
+    images = load(SOURCE)[0][:20_000]
+    flat = images.reshape(len(images), -1).astype(np.float32)
+    found_by_probes("images", PCA(64, svd_solver="covariance_eigh").fit_transform(flat))
+    glosses = Path(__file__).resolve().parent / "results" / "wordnet.npz"
+    found_by_probes("glosses", np.load(glosses, allow_pickle=False)["train_x"][:20_000])
+
+
+def found_by_probes(name: str, vectors: np.ndarray) -> None:
     from raysel.core.arrays import unit
     from raysel.gio.quantize import fit_centroids
     from raysel.select.duplicates import nearest_cells, probes_for
 
-    images = load(SOURCE)[0][:20_000]
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    rows = unit(PCA(64, svd_solver="covariance_eigh").fit_transform(flat))
+    rows = unit(vectors)
     centroids = unit(fit_centroids(rows, 500, 0))
     cells = nearest_cells(rows, centroids, len(centroids))
     rank = np.empty(cells.shape, np.int16)
@@ -154,16 +172,13 @@ def probes(_: int) -> None:
         for threshold in thresholds:
             close = near[one, two] >= threshold
             counts[threshold] += np.bincount(found[close], minlength=len(centroids))
-    print("\nShare of the near duplicates found, 20,000 images in 500 cells\n")
-    print(
-        "| threshold | pairs | probes by default | share found | fewest probes for 98 % |\n|---|---|---|---|---|"
-    )
     for threshold, count in counts.items():
         share = np.cumsum(count) / max(count.sum(), 1)
         default = probes_for(threshold)
         fewest = int(np.argmax(share >= 0.98)) + 1
         print(
-            f"| {threshold} | {count.sum():,} | {default} | {share[default - 1]:.1%} | {fewest} |", flush=True
+            f"| {name} | {threshold} | {count.sum():,} | {default} | {share[default - 1]:.1%} | {fewest} |",
+            flush=True,
         )
 
 

@@ -311,15 +311,22 @@ def report(run: Path) -> None:
     type=int,
     help="Print the reason for the row with this number (its sample_id).  [default: print all reasons, each with its number of rows]",
 )
-def explain(run: Path, sample: int | None) -> None:
+@click.option(
+    "--dropped",
+    type=int,
+    metavar="ROWS",
+    help="Print so many dropped rows for each reason, with their file and score.",
+)
+def explain(run: Path, sample: int | None, dropped: int | None) -> None:
     """Print why the last run in the directory RUN selected or dropped rows of the pool, the rows to select from.
 
-    RUN is a directory in which 'raysel run' has written its results. Without --sample, print each reason with its
-    number of rows. With --sample, print the reason, the file and the score of one row.
+    RUN is a directory in which 'raysel run' has written its results. Without options, print each reason with its
+    number of rows. With --sample, print the reason, the file and the score of one row. With --dropped, print examples of
+    the dropped rows.
     """
     from raysel.workflow.explain import explain as explain_rows
 
-    click.echo(explain_rows(run, sample))
+    click.echo(explain_rows(run, sample, dropped))
 
 
 @cli.command(short_help="List the runs in a directory, and how they differ.")

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysel.core.numbers import whole
 from raysel.core.storage import Place, exists, output
 from raysel.data.row_index import ID
 from raysel.errors import ConfigError, RunError
@@ -21,7 +23,7 @@ from raysel.workflow.directory import manifest
 _EXAMPLES = 5  # ids per reason
 
 
-def explain(run: str | os.PathLike[str], sample: int | None = None) -> str:
+def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int | None = None) -> str:
     """Return why a row of the pool was selected or dropped, or how many rows were for which reason.
 
     Parameters
@@ -30,6 +32,8 @@ def explain(run: str | os.PathLike[str], sample: int | None = None) -> str:
         Directory of a finished run. Of several configurations that were run there, the last one counts.
     sample : int, optional
         ``sample_id`` of the row. Default: all reasons, with the number of rows and some ids for each.
+    dropped : int, optional
+        Instead, list this number of dropped rows for each reason, with their file and score.
 
     Returns
     -------
@@ -41,10 +45,15 @@ def explain(run: str | os.PathLike[str], sample: int | None = None) -> str:
     RunError
         If the directory is not a run's, or its last run selected no rows.
     ConfigError
-        If the pool has no such row.
+        If the pool has no such row, and for arguments that are no whole numbers.
     """
-    selection = _selection(output(run))
-    return _reasons(selection) if sample is None else _sample(selection, sample)
+    if sample is not None and dropped is not None:
+        raise ConfigError("dropped: Give either sample or dropped to explain, not both.")
+    if sample is not None:
+        return _sample(_selection(output(run)), whole("sample", sample))
+    if dropped is not None:
+        return _dropped(_selection(output(run)), whole("dropped", dropped, 1))
+    return _reasons(_selection(output(run)))
 
 
 def _selection(run: Place) -> Selection:
@@ -69,10 +78,11 @@ def _sample(selection: Selection, sample: int) -> str:
     for what, table in (("was selected", selection.table), ("was dropped", selection.dropped)):
         if table is None:
             continue
-        found = table.filter(pc.equal(table[ID], sample)).to_pylist()
+        found = table.take(np.flatnonzero(table[ID].to_numpy() == sample)).to_pylist()
         if found:
             row = {name: value for name, value in found[0].items() if name not in (ID, "reason")}
-            lines = [f"sample_id {sample} {what}: {found[0]['reason']}.", *_place(selection, sample)]
+            lines = [f"sample_id {sample} {what}: {found[0]['reason']}."]
+            lines += [f"  file: {place}" for place in _place(selection, sample)]
             if (meaning := selection.info.get("score")) and row.get("score") is not None:
                 row["score"] = f"{_short(row['score'])} ({meaning})"
             return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in row.items())])
@@ -88,9 +98,31 @@ def _place(selection: Selection, sample: int) -> list[str]:
     start = 0
     for file in selection.pool.files if selection.pool is not None else ():
         if sample < start + file.rows:
-            return [f"  file: {file.name}, row {sample - start} (counted from 0)"]
+            return [f"{file.name}, row {sample - start} (counted from 0)"]
         start += file.rows
     return []
+
+
+def _dropped(selection: Selection, count: int) -> str:
+    """List the first ``count`` dropped rows of each reason."""
+    table = selection.dropped
+    if table is None:
+        raise ConfigError("dropped: The selector does not list the rows that it dropped.")
+    if not table.num_rows:
+        return "Dropped: 0 rows"
+    coded = pc.dictionary_encode(table["reason"].cast(pa.string())).combine_chunks()
+    codes, lines = coded.indices.to_numpy(), [f"Dropped: {table.num_rows:,} rows"]
+    rows = np.bincount(codes)
+    for code in np.argsort(-rows, kind="stable").tolist():
+        lines.append(f"  {rows[code]:,}  {coded.dictionary[code]}")
+        for row in table.take(np.flatnonzero(codes == code)[:count]).to_pylist():
+            values = [
+                f"{name} {_short(value)}"
+                for name, value in row.items()
+                if value is not None and name not in (ID, "reason")
+            ]
+            lines.append("    " + ", ".join([f"{ID} {row[ID]}", *_place(selection, row[ID]), *values]))
+    return "\n".join(lines)
 
 
 def _reasons(selection: Selection) -> str:
