@@ -1,10 +1,11 @@
 """Time the selectors on Ray, and measure the k-means and the probes that they use.
 
-    python benchmarks/selectors_speed.py [--parts selectors duplicates chain kmeans probes] [--rows 1000000]
+    python benchmarks/selectors_speed.py [--parts target pool duplicates chain kmeans probes] [--rows 1000000]
 
-The output is Markdown tables; ``--rows`` is the number of pool rows of the first three parts.
+The output is Markdown tables; ``--rows`` is the number of pool rows of the first four parts.
 
-selectors   every selector on rows x 64 vectors with 2,000 target rows, and Nearest with 10,000
+target      every selector with a target, on rows x 64 vectors with 2,000 target rows, and Nearest with 10,000
+pool        every selector without a target, on rows x 64 vectors
 duplicates  Deduplicate on rows x 384 vectors, of which 5 % are near duplicates of others
 chain       embed (PCA), and GIO or DensityRatio, for 5 times as many rows x 64, with 10,000 target rows
 kmeans      k-means in two levels against one level, 1,500 clusters: seconds and mean squared distance
@@ -27,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "workflows"))
 
-PARTS = ("selectors", "duplicates", "chain", "kmeans", "probes")
+PARTS = ("target", "pool", "duplicates", "chain", "kmeans", "probes")
 
 
 def clusters(rows: int, dimension: int, seed: Any, centres: int = 300, copied: float = 0.0) -> np.ndarray:
@@ -75,17 +76,24 @@ def head(title: str) -> None:
     )
 
 
-def selectors(rows: int) -> None:
-    import pyarrow as pa
-
+def target(rows: int) -> None:
     import raysel
 
     pool, target, large = (made(n, 64, seed) for n, seed in ((rows, 1), (2000, 2), (10_000, 3)))
-    head(f"Selectors, {rows:,} x 64, budget 30 %")
+    head(f"Selectors with a target, {rows:,} x 64, budget 30 %")
     for selector in (raysel.GIO, raysel.DensityRatio, raysel.ClusterShare, raysel.Nearest):
         name = f"`{selector.__name__}`, 2,000 target rows"
         timed(name, lambda selector=selector: selector(0.3).select(pool, target))
     timed("`Nearest`, 10,000 target rows", lambda: raysel.Nearest(0.3).select(pool, large))
+
+
+def pool(rows: int) -> None:
+    import pyarrow as pa
+
+    import raysel
+
+    pool = made(rows, 64, 1)
+    head(f"Selectors without a target, {rows:,} x 64, budget 30 %")
     for selector in (raysel.KCenter, raysel.FacilityLocation, raysel.Herding):
         timed(f"`{selector.__name__}`", lambda selector=selector: selector(0.3).select(pool))
     timed("`Deduplicate`", lambda: raysel.Deduplicate().select(pool))
@@ -189,7 +197,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rows", type=int, default=1_000_000)
     options = parser.parse_args()
-    if {"selectors", "duplicates", "chain"} & set(options.parts):
+    if {"target", "pool", "duplicates", "chain"} & set(options.parts):
         from raysel.cluster.connect import connect
 
         connect("local")

@@ -17,6 +17,7 @@ from raysel.core.arrays import unit
 
 Array = NDArray[Any]
 
+_ROWS = 8192  # rows at a time, so that they and the similarities stay in cache
 _SCORES = 1 << 21  # similarities at a time: 8 MB of float32
 _HELD = 4  # candidates are sorted out when there are so many times as many as are kept
 
@@ -36,9 +37,9 @@ class Matches:
         self.targets, self.k = unit(targets), k
         # each product has a rounding error of at most (d + 1) eps |x| |t|, and both lengths are 1 up to rounding
         self._slack = 2 * (self.targets.shape[1] + 4) * float(np.finfo(np.float32).eps)
-        self._target = np.empty(0, np.int32)
-        self._ids = np.empty(0, np.int64)
-        self._score = np.empty(0)
+        # (position of the target row, id, cosine) of the candidates, in parts
+        self._parts: list[tuple[Array, Array, Array]] = []
+        self._count = 0
         self._limit = np.full(
             len(self.targets), -np.inf, np.float32
         )  # a row below it is not among the k best
@@ -46,49 +47,62 @@ class Matches:
     def add(self, ids: NDArray[np.int64], rows: Array) -> Matches:
         """Take rows (n, d) with their ids into account."""
         rows = unit(rows)
-        step = max(1, _SCORES // max(1, len(rows)))
-        for at in range(0, len(self.targets) if len(rows) else 0, step):
-            aims = self.targets[at : at + step]
-            near = rows @ aims.T
-            limit = self._limit[at : at + step]
-            close = near >= limit
-            if len(rows) > self.k and np.count_nonzero(close) > 2 * self.k * len(aims):
-                # nor is a row that the k-th of these rows excludes
-                kth = np.partition(near, len(rows) - self.k, axis=0)[len(rows) - self.k]
-                close = near >= np.maximum(limit, kth - np.float32(self._slack))
-            row, target = np.nonzero(close)
-            self._keep(at + target, ids[row], _cosines(rows, row, aims, target))
+        for start in range(0, len(rows), _ROWS):
+            part, names = rows[start : start + _ROWS], ids[start : start + _ROWS]
+            step = max(1, _SCORES // len(part))
+            for at in range(0, len(self.targets), step):
+                aims, limit = self.targets[at : at + step], self._limit[at : at + step, None]
+                near = aims @ part.T
+                close = near >= limit
+                if len(part) > self.k and np.count_nonzero(close) > 2 * self.k * len(aims):
+                    # nor is a row that the k-th of these rows excludes
+                    place = len(part) - self.k
+                    kth = np.partition(near, place, axis=1)[:, place, None]
+                    close = near >= np.maximum(limit, kth - np.float32(self._slack))
+                target, row = np.nonzero(close)
+                self._keep(at + target, names[row], _cosines(part, row, aims, target))
+        return self
+
+    def trim(self) -> Matches:
+        """Forget the rows that are not among the ``k`` most similar ones, before this object is sent elsewhere."""
+        self._sort_out()
         return self
 
     def merge(self, other: Matches) -> Matches:
         """Take the rows of another one with the same targets into account."""
-        self._keep(other._target, other._ids, other._score)
+        for part in other._parts:
+            self._keep(*part)
         return self
 
     def lists(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return ids and cosines (m, k), best first; -1 and -inf where there are fewer rows."""
-        self._sort_out()
+        target, found, cosine = self._sort_out()
         ids = np.full((len(self.targets), self.k), -1, np.int64)
         score = np.full(ids.shape, -np.inf)
-        rank = ranks(self._target)
-        ids[self._target, rank] = self._ids
-        score[self._target, rank] = self._score
+        rank = ranks(target)
+        ids[target, rank] = found
+        score[target, rank] = cosine
         return ids, score
 
     def _keep(self, target: Array, ids: Array, score: Array) -> None:
-        self._target = np.concatenate([self._target, target.astype(np.int32)])
-        self._ids = np.concatenate([self._ids, ids])
-        self._score = np.concatenate([self._score, score])
-        if len(self._ids) > _HELD * self.k * len(self.targets):
+        self._parts.append((target.astype(np.int32), ids, score))
+        self._count += len(ids)
+        if self._count > _HELD * self.k * len(self.targets):
             self._sort_out()
 
-    def _sort_out(self) -> None:
-        order = np.lexsort((self._ids, -self._score, self._target))
-        order = order[ranks(self._target[order]) < self.k]
-        self._target, self._ids, self._score = self._target[order], self._ids[order], self._score[order]
-        last = np.flatnonzero(ranks(self._target) == self.k - 1)
+    def _sort_out(self) -> tuple[Array, Array, Array]:
+        """Keep the ``k`` best candidates of every target row, and return them."""
+        none: tuple[Array, Array, Array] = (np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0))
+        target, ids, score = map(np.concatenate, zip(none, *self._parts, strict=True))
+        self._parts = []
+        order = np.lexsort((ids, -score, target))
+        order = order[ranks(target[order]) < self.k]
+        target, ids, score = best = target[order], ids[order], score[order]
+        self._parts, self._count = [best], len(ids)
+        last = np.flatnonzero(ranks(target) == self.k - 1)
         self._limit = self._limit.copy()  # one that came through the object store cannot be written to
-        self._limit[self._target[last]] = (self._score[last] - self._slack).astype(np.float32)
+        self._limit[target[last]] = (score[last] - self._slack).astype(np.float32)
+        return best
 
 
 def _cosines(rows: Array, row: Array, targets: Array, target: Array) -> NDArray[np.float64]:

@@ -218,4 +218,4 @@ def match_group(tables: Iterator[pa.Table], column: str, shared: Any, k: int) ->
         ids = table[ID].to_numpy()
         free = ~np.isin(ids, taken)
         found.add(ids[free], as_matrix(table[column], column, ids)[free])
-    return found
+    return found.trim()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raysel.select import matches as module
 from raysel.select.matches import Matches, Turns, unit
 
 
@@ -28,8 +29,10 @@ def by_hand(similar, ids, count, share, taken):
 
 
 @pytest.mark.parametrize("seed", range(150))
-def test_turns_take_what_they_take_by_hand(seed):
+def test_turns_take_what_they_take_by_hand(seed, monkeypatch):
     rng = np.random.default_rng(seed)
+    monkeypatch.setattr(module, "_ROWS", int(rng.integers(1, 30)))
+    monkeypatch.setattr(module, "_SCORES", int(rng.integers(1, 60)))
     n, m, d = rng.integers(3, 50), rng.integers(1, 8), rng.integers(1, 6)
     make = (
         (lambda *shape: rng.integers(-1, 2, shape)) if seed % 2 else (lambda *shape: rng.normal(size=shape))
@@ -49,7 +52,7 @@ def test_turns_take_what_they_take_by_hand(seed):
         matches = Matches(targets, k)
         for part in rng.permutation(4):
             here = slice([0, *cuts][part], [*cuts, len(left)][part])
-            matches.merge(Matches(targets, k).add(left[here], rest[here]))
+            matches.merge(Matches(targets, k).add(left[here], rest[here]).trim())
         lists, score = matches.lists()
         for j in range(m):
             order = np.lexsort((left, -near[j]))[:k]
