@@ -5,8 +5,8 @@
     python benchmarks/repdiv_quality.py tables              # Markdown from benchmarks/results/repdiv_quality.jsonl
 
 Data: FashionMNIST (Debian package dataset-fashion-mnist) as PCA-64 vectors of all 60,000 training images, and WordNet's
-glosses in 41 classes as MiniLM vectors of 384 dimensions (benchmarks/results/wordnet.npz, written by ``gio_quality.py
-wordnet``). The 10,000 and 4,989 test rows are used only to score the trained network. The factors come from a sparse
+glosses in 41 classes as MiniLM vectors of 384 dimensions (benchmarks/results/wordnet.npz, written by
+``selection_quality.py wordnet``). The 10,000 and 4,989 test rows are used only to score the trained network. The factors come from a sparse
 autoencoder that is trained on the same training vectors with the default settings of ``fit_autoencoder`` (1,024 units for
 WordNet), one autoencoder per seed.
 

@@ -413,10 +413,10 @@ def wordnet(options: argparse.Namespace) -> None:
         options.out,
         train_x=embedded(train, options, "train"),
         train_y=labels[train_rows],
-        train_junk=embedded(salad(train), options, "junk"),
-        train_cut=embedded([cut(text) for text in train], options, "cut"),
         test_x=embedded(texts[test].tolist(), options, "test"),
         test_y=labels[test],
+        train_junk=embedded(salad(train), options, "junk"),
+        train_cut=embedded([cut(text) for text in train], options, "cut"),
     )
 
 
