@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
@@ -92,10 +94,16 @@ def test_a_framework_trains_as_the_built_in_loop(place, tmp_path, name):
                 linear,
                 replace(BUILTIN, accumulate=accumulate),
                 folder / "own",
+                losses=tmp_path / "own.parquet",
             )
         )
         frameworks.check(Train(loop=name, options=OPTIONS[name]))
-        found = loops.own(given(place, name, folder, accumulate=accumulate))
+        found = loops.own(
+            given(place, name, folder, accumulate=accumulate) | {"losses": tmp_path / "losses.parquet"}
+        )
+        one, other = (pq.read_table(tmp_path / file) for file in ("own.parquet", "losses.parquet"))
+        assert one["sample_id"].equals(other["sample_id"])
+        np.testing.assert_allclose(one["loss"].to_numpy(), other["loss"].to_numpy(), rtol=1e-4)
         keys = ("epoch", "planned", "trained", "steps", "digest")
         assert [[e[k] for k in keys] for e in found["history"]] == [
             [e[k] for k in keys] for e in wanted["history"]
@@ -116,8 +124,10 @@ def test_a_framework_trains_as_the_built_in_loop(place, tmp_path, name):
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_framework_resumes_from_its_last_checkpoint(place, tmp_path, name):
     pytest.importorskip(PACKAGES[name])
-    whole = loops.own(given(place, name, tmp_path / "whole"))
-    parts = given(place, name, tmp_path / "parts", task=Fails)
+    losses = {"losses": tmp_path / "losses.parquet"}
+    whole = loops.own(given(place, name, tmp_path / "whole") | losses)
+    wanted = pq.read_table(losses["losses"])
+    parts = given(place, name, tmp_path / "parts", task=Fails) | losses
     Fails.dynamic = parts["dynamic"]
     with pytest.raises(KeyError, match="interrupted"):
         loops.own(parts)
@@ -128,7 +138,8 @@ def test_a_framework_resumes_from_its_last_checkpoint(place, tmp_path, name):
             trained.append(len(batch[1]))
             return super().losses(model, batch)
 
-    again = loops.own(given(place, name, tmp_path / "parts", task=Counts))
+    again = loops.own(given(place, name, tmp_path / "parts", task=Counts) | losses)
+    assert pq.read_table(losses["losses"]).equals(wanted)
     assert [e["digest"] for e in again["history"]] == [e["digest"] for e in whole["history"]]
     assert [e["accuracy"] for e in again["history"]] == [e["accuracy"] for e in whole["history"]]
     assert again["metrics"] == whole["metrics"]

@@ -6,12 +6,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 import raysel
+from raysel.train import loops
 from raysel.train.driven import Driven
 from raysel.train.mean_losses import MeanLosses
+from raysel.train.settings import Train
+from raysel.train.tasks import Classification
+from tests.train.rows import config, linear, stored
 
 N, EPOCHS = 40, 5
 
@@ -92,6 +97,29 @@ def test_a_checkpoint_without_mean_losses_begins_them_and_one_with_them_suits_a_
     np.testing.assert_allclose(full["loss"].to_numpy(), np.where(ids == 7, np.nan, ids + 35.0))
     again = raysel.DynamicSelection.local(policy, N, num_epochs=EPOCHS, checkpoints=tmp_path).session()
     assert again.restore({"position": Position()}) and again.mean_losses is None
+
+
+def test_a_loop_of_the_user_writes_the_mean_over_the_epochs(tmp_path):
+    place = stored(tmp_path)
+    ids = np.arange(24)
+
+    def loop(given):
+        session = given["dynamic"].session()
+        for _ in session.epochs():
+            for batch in given["data"].batches(session, given["task"].collate, batch_size=5, accumulate=1):
+                session.loss(batch, torch.as_tensor(batch.ids) + 10.0 * session.epoch)
+            session.report()
+        return {"accuracy": 0.5}
+
+    settings = Train(batch_size=5, epochs=4, loop="mine.py:loop")
+    made = config(
+        place, Classification("x", "kind"), linear, settings, loop=loop, losses=tmp_path / "own.parquet"
+    )
+    made["dynamic"] = raysel.DynamicSelection.local(raysel.FullData(), 24, num_epochs=4)
+    loops.own(made)
+    found = pq.read_table(tmp_path / "own.parquet")
+    assert found["sample_id"].to_pylist() == ids.tolist()
+    np.testing.assert_allclose(found["loss"].to_numpy(), ids + 15.0)
 
 
 def test_an_epoch_counts_once_and_on_rank_0():
