@@ -15,7 +15,7 @@ from raysel.errors import ConfigError, DataError, first
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-PerClass = Literal["uniform", "pool", "target"] | dict[str, float]
+PerClass = Literal["uniform", "pool", "target"] | dict[str | int, float]
 
 
 def check_per_class(per_class: PerClass | None) -> None:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import raysel
+from raysel.core.parameters import build
 from raysel.errors import ConfigError
 from raysel.quotas import Quotas, check_per_class, divide, quotas_of
 
@@ -46,6 +48,18 @@ def test_every_class_gives_its_rows():
 def test_shares_that_cannot_be_used(shares):
     with pytest.raises(ConfigError, match="per_class"):
         check_per_class(shares)
+
+
+def test_classes_may_be_given_as_numbers_and_as_text():
+    for shares in ({0: 1.0, 1: 3.0}, {"0": 1.0, "1": 3}):
+        for selector in (raysel.Nearest, raysel.KCenter, raysel.Random):
+            assert selector(5, per_class=shares, label="y").per_class == shares
+        assert raysel.ByScore(5, "s", per_class=shares, label="y").per_class == shares
+    made = build(raysel.Nearest, {"budget": 5, "per_class": {0: 1.0, "ham": 2}})
+    assert {str(name): share for name, share in made.per_class.items()} == {"0": 1.0, "ham": 2.0}
+    for wrong in ({1.5: 1}, {None: 1}, {("a",): 1}):
+        with pytest.raises(ConfigError, match=r"^per_class: "):
+            raysel.Nearest(5, per_class=wrong, label="y")
 
 
 def test_the_column_of_the_classes_is_needed():

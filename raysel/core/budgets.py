@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -90,7 +91,7 @@ def _bytes_of(text: str) -> int | None:
     match = _AMOUNT.fullmatch(text)
     if match is None or match[2] is None or match[2].upper() not in _UNITS:
         return None
-    return int(float(match[1]) * _UNITS[match[2].upper()]) or None
+    return int(Decimal(match[1]) * _UNITS[match[2].upper()]) or None
 
 
 def _advice(budget: object, in_bytes: bool) -> str:

@@ -72,7 +72,7 @@ class ByScore:
     score: str
     how: Literal["top", "low", "middle", "sample"] = "top"
     temperature: float = 1.0
-    per_class: Literal["uniform", "pool"] | dict[str, float] | None = None
+    per_class: Literal["uniform", "pool"] | dict[str | int, float] | None = None
     label: str | None = None
     seed: int = 0
     title: ClassVar[str] = "by score"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from raysel.gio.distributed import Quantised
 
 _EXACT = 50_000  # rows; of a larger pool, centroids are selected
-_PerClass = Literal["uniform", "pool"] | dict[str, float]
+_PerClass = Literal["uniform", "pool"] | dict[str | int, float]
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Random:
     budget: float | int
     stratify: str | None = None
     seed: int = 0
-    per_class: Literal["uniform", "pool"] | dict[str, float] | None = None
+    per_class: Literal["uniform", "pool"] | dict[str | int, float] | None = None
     label: str | None = None
     title: ClassVar[str] = "random"
 

@@ -67,6 +67,9 @@ def test_bytes():
     texts = ["200MB", "1.5 GiB", "800 kB", "1B", " 2tib "]
     assert [parse_bytes(t) for t in texts] == [200_000_000, 3 * 2**29, 800_000, 1, 2**41]
     assert check_budget("1.5 GiB", in_bytes=True) == "1.5 GiB"
+    assert parse_bytes("0.29KB") == 290  # as a product of floats, it is 289.99999999999994
+    large = "9" * 400 + "MB"  # more than a float holds
+    assert check_budget(large, in_bytes=True) == large and parse_bytes(large) > 10**400
     for text in ("200", "0B", "0.1B", "MB", "-1MB", "1e3MB", "20 bytes", "30%", "１MB"):
         with pytest.raises(ConfigError, match=r"budget: .* is not a number of bytes. Write "):
             parse_bytes(text)
