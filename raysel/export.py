@@ -105,12 +105,12 @@ def _mark(table: pa.Table, shared: Any) -> pa.Table:
 def _tables(rows: Dataset) -> Iterator[pa.Table]:
     """Yield the rows in their order, in tables of up to 256 MB."""
     from raysel.cluster.blocks import plain_errors
-    from raysel.cluster.errors import unwrap_errors
+    from raysel.cluster.errors import name_losses, unwrap_errors
 
     rows = plain_errors(rows)
     rows.context.execution_options.preserve_order = True
     held: list[pa.Table] = []
-    with unwrap_errors():
+    with name_losses(), unwrap_errors():
         for table in rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             if not len(table):
                 continue

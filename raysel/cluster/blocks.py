@@ -19,7 +19,7 @@ import ray
 from ray.data import Dataset
 from ray.data.dataset import MaterializedDataset
 
-from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.errors import name_losses, unwrap_errors
 from raysel.cluster.observe import task_name
 from raysel.cluster.wait import get, wait_for_cpu
 from raysel.errors import COLUMNS, DataError, first
@@ -46,7 +46,7 @@ def materialized(dataset: Dataset) -> MaterializedDataset:
     wait_for_cpu()
     context.execution_options.preserve_order = True
     try:
-        with unwrap_errors():
+        with name_losses(), unwrap_errors():
             return dataset.materialize()
     finally:
         context.execution_options.preserve_order = before
@@ -57,7 +57,7 @@ def column_names(dataset: Dataset) -> list[str]:
 
     Run the first block of what is still lazy, and raise raysel's own errors.
     """
-    with unwrap_errors():
+    with name_losses(), unwrap_errors():
         return list(dataset.columns() or [])
 
 
@@ -149,7 +149,7 @@ def stream_blocks(
         )
     )
     wait_for_cpu()
-    with unwrap_errors():
+    with name_losses(), unwrap_errors():
         for batch in answers.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             for answer in batch["answer"].to_pylist():
                 yield pickle.loads(answer)  # made by _answer on this cluster a moment ago

@@ -66,34 +66,39 @@ def _loss(error: BaseException) -> BaseException | None:
 
 
 @contextmanager
-def name_losses(what: str) -> Iterator[None]:
-    """Raise RunError, with ``what`` in front, if Ray could not repeat work that was lost with a process or node.
+def name_losses(what: str = "") -> Iterator[None]:
+    """Raise RunError if Ray could not repeat work that was lost with a process or node, or has waited too long for nodes.
+
+    Parameters
+    ----------
+    what : str, optional
+        The step of a workflow, which the message begins with. What a step has finished is reused.
 
     Raises
     ------
     RunError
-        In place of an error of Ray that says so, also if Ray itself waited too long for the nodes it needs.
+        In place of an error of Ray that says so, or of this function without a step.
     """
     try:
         yield
-    except RayselError:
-        raise
     except Exception as error:
-        again = (
-            "Check the nodes and their memory, and run the same command again: finished results are reused."
-        )
+        if isinstance(error, RayselError) and not str(error).startswith((_LOST, _LATE)):
+            raise
         if (lost := _loss(error)) is not None:
-            raise RunError(
-                f"{what}: A process or node of the cluster was lost ({reason_of(lost)}). {again}"
-            ) from error
-        for item in _causes(error):
-            if type(item).__name__ in _WAITED:
-                raise RunError(
-                    f"{what}: Ray waited too long for the nodes that it needs ({reason_of(item)}). {again}"
-                ) from error
-        raise
+            text = f"{_LOST} ({reason_of(lost)})"
+        else:
+            late = next((item for item in _causes(error) if type(item).__name__ in _WAITED), None)
+            if late is None:
+                raise
+            text = f"{_LATE} ({reason_of(late)})"
+        again = "run the same command again: finished results are reused" if what else "try again"
+        raise RunError(
+            f"{what}{': ' if what else ''}{text}. Check the nodes and their memory, and {again}."
+        ) from error
 
 
+_LOST = "A process or node of the cluster was lost"
+_LATE = "Ray waited too long for the nodes that it needs"
 _WAITED = (  # of Ray Data and Ray Train; the second has no public name
     "ExecutionTimeoutError",
     "WorkerGroupStartupTimeoutError",

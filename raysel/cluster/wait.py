@@ -11,21 +11,34 @@ from typing import Any, TypeVar
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.errors import name_losses, unwrap_errors
 from raysel.errors import ResourceError
 
 T = TypeVar("T")
 STARTS = 10  # attempts of Ray Train to start its workers, of a minute each; Ray's own default is no limit
 CPU_S = 120.0  # for one task to find a CPU on a cluster that others use too
 _LOOK_S = 10.0  # between two looks at the nodes
-_LACK_S = 300.0  # for an autoscaler to replace the only nodes that are large enough
+_LACK_S = 300.0  # for a node in place of the only ones that were large enough
+GROW_S = 900.0  # for an autoscaler to start a machine and Ray on it
+_GROUP = "ray.io/node-group"  # label of the nodes that Ray's cluster launcher and KubeRay have started
 _WARN_S = 10.0  # until a warning says that something is waited for
 
 logger = logging.getLogger(__name__)
 
 
+def may_grow() -> bool:
+    """Return whether nodes may join the cluster when tasks need them: the groups of its nodes have names.
+
+    Ray has no public way to see an autoscaler. Those that start one name the group of each node; a cluster that
+    was started by hand or on this machine has no groups.
+    """
+    return any(node["Alive"] and _GROUP in node["Labels"] for node in ray.nodes())
+
+
 def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: float) -> T:
     """Wait until ``ready`` returns something true, for ``seconds`` at most; warn after 10 s.
+
+    What waits is a demand that an autoscaler sees. If the cluster may grow, the limit is at least 15 minutes.
 
     Parameters
     ----------
@@ -36,7 +49,7 @@ def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: flo
     advice : str
         What to do about it: the last sentence of the message, without its full stop.
     seconds : float
-        The limit.
+        The limit of a cluster that cannot grow.
 
     Returns
     -------
@@ -46,12 +59,15 @@ def wait_until(ready: Callable[[float], T], what: str, advice: str, seconds: flo
     Raises
     ------
     ResourceError
-        After ``seconds``, with what is needed, what the cluster has and what of it is free.
+        After the limit, with what is needed, what the cluster has and what of it is free.
     """
     done = ready(min(_WARN_S, seconds))
+    grows = not done and may_grow()
+    seconds = max(seconds, GROW_S) if grows else seconds
     if not done and seconds > _WARN_S:
+        more = ", so that an autoscaler can add nodes" if grows else ""
         logger.warning(
-            f"{what} within {_WARN_S:g} s: {_free()}. raysel waits for up to {seconds:g} s in all."
+            f"{what} within {_WARN_S:g} s: {_free()}. raysel waits for up to {seconds:g} s in all{more}."
         )
         done = ready(seconds - _WARN_S)
     if not done:
@@ -112,7 +128,7 @@ def wait_for_workers(
     Raises
     ------
     ResourceError
-        At once if the cluster is too small, after ``seconds`` if others hold too much of it.
+        At once if the cluster is too small and cannot grow, else after the limit of `wait_until`.
     """
     need = f"{what} of {cpus:g} CPU" + (f" and {gpus:g} GPU" if gpus else "")
     bundle = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
@@ -122,7 +138,7 @@ def wait_for_workers(
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = sum(map(fit, nodes))
-    if room < workers:
+    if room < workers and not may_grow():
         have = ray.cluster_resources()
         raise ResourceError(
             f"{need} cannot be placed: the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU on "
@@ -131,9 +147,8 @@ def wait_for_workers(
     # Reserved as Ray Train will reserve it, so that what is free in pieces does not count; then given back.
     group = placement_group([bundle] * workers)
     try:
-        wait_until(
-            group.wait, f"{need} could not be placed", "Try again later, or use fewer workers", seconds
-        )
+        again = "Try again later, or use fewer workers" if room >= workers else advice
+        wait_until(group.wait, f"{need} could not be placed", again, seconds)
     finally:
         remove_placement_group(group)
 
@@ -154,7 +169,10 @@ class Room:
         self._looked, self._since = time.monotonic(), math.inf
 
     def check(self) -> None:
-        """Warn if no node is large enough; raise ResourceError if that has been so for five minutes."""
+        """Warn if no node is large enough; raise ResourceError if that has been so for five minutes.
+
+        If the cluster may grow, 15 minutes.
+        """
         now = time.monotonic()
         if now - self._looked < _LOOK_S:
             return
@@ -166,12 +184,11 @@ class Room:
         lacks = (
             f"no node of the cluster has {' and '.join(f'{n:g} {kind}' for kind, n in self._need.items())}"
         )
+        limit = max(_LACK_S, GROW_S) if may_grow() else _LACK_S
         if self._since == math.inf:
             self._since = now
-            logger.warning(
-                f"{self._what} waits for up to {_LACK_S:g} s for a node, because {lacks} any more."
-            )
-        if now - self._since >= _LACK_S:
+            logger.warning(f"{self._what} waits for up to {limit:g} s for a node, because {lacks} any more.")
+        if now - self._since >= limit:
             raise ResourceError(
                 f"{self._what} cannot continue: {lacks}. Add a node, and run again: finished results are kept."
             )
@@ -195,7 +212,7 @@ def get(refs: Any, what: str = "The computation", need: dict[str, float] | None 
     room = Room(what, {"CPU": 1} if need is None else need)
     while True:
         try:
-            with unwrap_errors():
+            with name_losses(), unwrap_errors():
                 return ray.get(refs, timeout=_LOOK_S)
         except ray.exceptions.GetTimeoutError:
             room.check()

@@ -19,6 +19,7 @@ import ray
 from ray.data import Dataset
 
 from raysel.cluster.blocks import import_whole, stream_blocks
+from raysel.cluster.errors import name_losses, unwrap_errors
 from raysel.cluster.wait import STARTS, wait_for_workers
 from raysel.core.hashing import hash_ids
 from raysel.data.identity import check_dataset
@@ -120,7 +121,8 @@ def _on_workers(source: VectorBlocks, most: int, workers: int, settings: dict[st
                 failure_config=FailureConfig(controller_failure_limit=STARTS),
             ),
         )
-        found: Autoencoder = trainer.fit().return_value
+        with name_losses(), unwrap_errors():
+            found: Autoencoder = trainer.fit().return_value
     return found
 
 

@@ -15,7 +15,7 @@ from ray.data import Dataset
 from ray.util import ActorPool
 
 from raysel.cluster.blocks import map_blocks
-from raysel.cluster.errors import unwrap_errors
+from raysel.cluster.errors import name_losses, unwrap_errors
 from raysel.core.budgets import check_budget
 from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset
@@ -348,7 +348,7 @@ def _assign(source: VectorBlocks, centroids: np.ndarray) -> list[tuple[np.ndarra
         return map_blocks(_nearest, source.blocks, source.column, shared)
     actors = [ray.remote(num_gpus=1)(_OnDevice).remote(source.column, shared) for _ in range(gpus)]
     try:
-        with unwrap_errors():
+        with name_losses(), unwrap_errors():
             return list(
                 ActorPool(actors).map(lambda actor, block: actor.nearest.remote(block), source.blocks)
             )

@@ -48,6 +48,12 @@ def test_what_was_lost_with_a_node_is_one_sentence():
     ):
         with pytest.raises(RunError, match=words), name_losses("select"):
             raise error
+        plain = words.replace("^select: ", "^")
+        plain = plain.replace("run the same command again: finished results are reused", "try again")
+        with pytest.raises(RunError, match=plain) as caught, name_losses(), unwrap_errors():
+            raise error
+        with pytest.raises(RunError, match=words), name_losses("select"):
+            raise caught.value
     assert is_lost(trained) and not is_lost(started)
     for error in (ValueError("bug"), DataError("ours."), of_ray.RayTaskError("f", "", ValueError("bug"))):
         with pytest.raises(type(error)) as caught, name_losses("select"):

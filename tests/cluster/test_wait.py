@@ -9,6 +9,8 @@ import pytest
 
 from raysel.cluster import wait
 from raysel.errors import ResourceError
+from raysel.train.settings import Train
+from raysel.workflow.steps import train
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -60,8 +62,38 @@ def test_workers_that_do_not_fit_are_refused_at_once_and_others_waited_for():
     wait.wait_for_workers("workers: 2", 2, 1.0, 0.0, "Ask for less")
 
 
+def test_nodes_that_an_autoscaler_can_add_are_waited_for(monkeypatch, caplog):
+    nodes = [{"Alive": True, "Labels": {}, "Resources": {"CPU": 2.0}}]
+    monkeypatch.setattr(wait.ray, "nodes", lambda: nodes)
+    assert not wait.may_grow()
+    nodes.append({"Alive": False, "Labels": {"ray.io/node-group": "gpu"}, "Resources": {"CPU": 2.0}})
+    assert not wait.may_grow()
+    nodes[1]["Alive"] = True
+    assert wait.may_grow()
+    limits = []
+    with pytest.raises(ResourceError, match=r"^It was not within 900 s: .* Help it\.$"):
+        wait.wait_until(limits.append, "It was not", "Help it", 60)
+    assert limits == [10.0, 890.0]
+    assert caplog.messages[-1].endswith(
+        "raysel waits for up to 900 s in all, so that an autoscaler can add nodes."
+    )
+    monkeypatch.setattr(wait, "GROW_S", 0.7)
+    with pytest.raises(
+        ResourceError, match=r"^workers: 5 of 1 CPU could not be placed within 0\.7 s: .* Ask for less\.$"
+    ):
+        wait.wait_for_workers("workers: 5", 5, 1.0, 0.0, "Ask for less", 0.5)
+    settings = Train(data="stream", workers=2, model="m:f", input="x")
+    train.check_reading(settings)
+    nodes.pop()
+    with pytest.raises(ResourceError, match="less than one is left to stream rows"):
+        train.check_reading(settings)
+
+
 def test_no_node_that_is_large_enough_is_waited_for_and_then_named(monkeypatch, caplog):
-    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"GPU": 1.0}}]
+    nodes = [
+        {"Alive": True, "Labels": {}, "Resources": {"CPU": 2.0}},
+        {"Alive": False, "Labels": {}, "Resources": {"GPU": 1.0}},
+    ]
     monkeypatch.setattr(wait.ray, "nodes", lambda: nodes)
     clock = [0.0]
     monkeypatch.setattr(wait.time, "monotonic", lambda: clock[0])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import raysel
 from raysel.cluster.code import load_function, load_object
-from raysel.cluster.wait import wait_for_workers
+from raysel.cluster.wait import may_grow, wait_for_workers
 from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
 from raysel.core.storage import Place, is_folder, resolve
 from raysel.data.row_index import ID
@@ -235,7 +235,7 @@ def load_trackers(workflow: Workflow) -> list[Any]:
 
 
 def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
-    """Raise ResourceError unless the cluster can place the workers within ``seconds``."""
+    """Raise ResourceError unless the cluster can place the workers, after 15 minutes if it may grow."""
     advice = "Lower train.workers or train.cpus_per_worker"
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
 
@@ -245,7 +245,7 @@ def check_reading(settings: Settings) -> None:
     import ray
 
     have, taken = ray.cluster_resources().get("CPU", 0.0), settings.most_workers * settings.cpus_per_worker
-    if have - taken < 1:
+    if have - taken < 1 and not may_grow():
         raise ResourceError(
             f"train.data: The workers take {taken:g} of the {have:g} CPUs of the cluster, so less than one CPU is left to read "
             "streamed rows; lower train.workers or train.cpus_per_worker, or use train.data: arrays."
