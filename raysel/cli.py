@@ -242,7 +242,16 @@ def compare(
     "'name' of WORKFLOW]",
 )
 @_address
-def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, address: str | None) -> None:
+@_json
+@_messages
+def measure(
+    workflow: Path,
+    overrides: tuple[str, ...],
+    out: Path | None,
+    address: str | None,
+    as_json: bool,
+    progress: Any,
+) -> None:
     """Measure the pool of WORKFLOW, the rows to select from, by the eleven metrics of GIME.
 
     WORKFLOW is a YAML file that names the data, the methods and the model. The metrics, such as volume, variety and
@@ -253,7 +262,12 @@ def measure(workflow: Path, overrides: tuple[str, ...], out: Path | None, addres
     from raysel.workflow import config
     from raysel.workflow.measure import measure as measure_workflow
 
-    results = measure_workflow(config.load(workflow, list(overrides)), out, address=address)
+    results = measure_workflow(
+        config.load(workflow, list(overrides)), out, address=address, progress=progress
+    )
+    if as_json:
+        click.echo(results.json())
+        return
     click.echo(metrics.text(results.sets))
     groups = f", {len(results.groups):,} groups in groups.parquet" if results.groups else ""
     click.echo(f"\nReport: {results.path}/metrics.html. Next to it: sets.parquet{groups}")

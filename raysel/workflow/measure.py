@@ -7,11 +7,13 @@
       inputs/                 files that are not Parquet, as Parquet
       sets.arrow, groups.arrow    their states, which are merged with those of new files
       measure.json, sets.parquet, groups.parquet, metrics.html, metrics.png, groups.png
+  log.txt                 what the commands wrote, with the time of each line
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +32,11 @@ from raysel.gime import State, finalize, merge
 from raysel.report import metrics as pages
 from raysel.report.results import MeasureResults, Metric
 from raysel.workflow import config, steps
-from raysel.workflow.config import Workflow
+from raysel.workflow.config import Gime, Workflow
 from raysel.workflow.directory import Progress
 from raysel.workflow.inputs import Input, numbered
+from raysel.workflow.lock import alone
+from raysel.workflow.log import LOG, logged
 from raysel.workflow.steps.measure import groups, metrics, side_by_side
 
 _STATES = {"sets": "sets.arrow", "groups": "groups.arrow"}
@@ -71,7 +75,7 @@ def measure(
     DataError
         If a file that was measured has changed or is missing.
     RunError
-        If a node of the cluster cannot read the directory.
+        If another process works in the directory, or a node of the cluster cannot read it.
 
     Examples
     --------
@@ -87,9 +91,20 @@ def measure(
     steps.check(flow)
     connect(address)
     directory = (Path("runs") / f"{flow.name}-measure" if out is None else output(out)).resolve()
-    make_folder(directory)
-    check_shared(directory)
     progress = progress or Progress()
+    make_folder(directory)
+    with ExitStack() as held:
+        held.enter_context(alone(directory, lambda text: progress.done("waiting", text)))
+        log = held.enter_context(logged(directory / LOG))
+        log.write(f"raysel {raysel.__version__}")
+        progress.log = log.write
+        check_shared(directory)
+        results = _measure(flow, flow.gime, directory, progress)
+        progress.log(pages.text(results.sets))
+    return results
+
+
+def _measure(flow: Workflow, gime: Gime, directory: Place, progress: Progress) -> MeasureResults:
     target = None if flow.target is None else raysel.read(flow.target.paths, encoding=flow.target.encoding)
     place = directory / "inputs"
 
@@ -103,10 +118,10 @@ def measure(
             raise DataError(f"pool.path: {error}{advice}") from None
 
     found = pool(None)
-    rule = metrics(flow.gime, found.schema)
+    rule = metrics(gime, found.schema)
     if target is not None:
         rule = rule.aim(target)
-    by = groups(flow.gime)
+    by = groups(gime)
     wanted = {"sets": None, **({} if by is None else {"groups": by})}
 
     kept = {name: _kept(directory / _STATES[name], rule.binding, group) for name, group in wanted.items()}

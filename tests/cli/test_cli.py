@@ -12,7 +12,7 @@ import pytest
 
 from raysel import cli
 from raysel.report import Ledger, LedgerEntry
-from raysel.report.results import Data, RunResults
+from raysel.report.results import Data, MeasureResults, RunResults
 from raysel.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +151,18 @@ def test_what_is_printed_can_be_less_more_or_json(raysel, monkeypatch, command):
     monkeypatch.setattr(logger, "level", logger.level)
     assert raysel(*flow, "--verbose")[0] == 0 and logger.isEnabledFor(logging.DEBUG)
     logger.setLevel(logging.NOTSET)
+
+
+def test_a_measurement_is_printed_as_json(raysel, monkeypatch):
+    def work(*given, progress, **named):
+        progress.done("measure", "1 files read")
+        return MeasureResults("tiny", {"pool": ()}, path="/out")
+
+    monkeypatch.setattr("raysel.workflow.measure.measure", work)
+    code, out, err = raysel("measure", ROOT / "workflows/quickstart.yaml", "--quiet", "--json")
+    assert (code, err) == (0, "") and json.loads(out) | {"path": "/out", "sets": {"pool": []}} == json.loads(
+        out
+    )
 
 
 def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):

@@ -15,6 +15,7 @@ from raysel.gime import State, measure
 from raysel.report.ledger import Ledger
 from raysel.report.results import Epoch, Goal
 from raysel.workflow import config, steps
+from raysel.workflow.lock import alone
 from raysel.workflow.run import run
 from raysel.workflow.steps import train
 from raysel.workflow.steps.measure import metrics
@@ -167,6 +168,10 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
     read.clear()
     results = room.measure(flow(folder), out)
     assert read == [["7.parquet"]]
+    log = (out / "log.txt").read_text()
+    assert log.count("raysel ") == 2 and "measure        1 files read, 5 reused" in log and "variety" in log
+    with alone(out), pytest.raises(RunError, match="is in use by another process"):
+        room.measure(flow(folder), out)
     assert "good 4" in results.groups and (out / "metrics.png").stat().st_size > 10_000
     anew = room.measure(flow(folder), tmp_path / "anew")
     assert anew == results
@@ -193,6 +198,7 @@ def test_what_was_measured_is_not_read_again(folder, tmp_path, monkeypatch):
         StateError, match=r"sets\.arrow: This is not a saved state .*Remove .*kept to read all files"
     ):
         room.measure(flow(folder, "gime.binding.relation=who"), out)
+    assert (out / "log.txt").read_text().endswith("kept to read all files again.\n")
 
 
 @pytest.mark.parametrize(

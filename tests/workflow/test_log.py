@@ -19,6 +19,22 @@ def lines(file):
     return [line[27:] for line in found]
 
 
+def test_lines_that_are_missing_at_the_end_are_said(tmp_path, monkeypatch, caplog):
+    file = tmp_path / "log.txt"
+    with monkeypatch.context() as patch, logged(file) as written:
+        patch.setattr(log, "write_text", fails)
+        written.write("one")
+        patch.undo()
+    assert lines(file) == ["one"] and not caplog.records  # written at the end
+    with monkeypatch.context() as patch, pytest.raises(DataError), logged(file) as written:
+        written.write("two")
+        patch.setattr(log, "write_text", fails)
+        raise DataError("Column 'x' is missing.")
+    assert lines(file) == ["one", "two"]
+    said = f"{file} lacks its last lines, because it could not be written (The store cannot be reached)."
+    assert caplog.messages == [said]
+
+
 def check(folder, monkeypatch):
     file = folder / "log.txt"
     with logged(file) as first:
