@@ -8,6 +8,22 @@ COLUMNS = 20  # names of columns in a message
 _SHOWN = 80  # characters of a value in a message
 _REASON = 400  # characters of another library's message in ours
 _AWS = re.compile(r"AWS Error (\w+) during \w+ operation: ?(.*)", re.DOTALL)
+_GOOGLE = re.compile(
+    r"google::cloud::Status\((\w+): (?:.*? with a last message of )?(.*?)(?: error_info=|\)|$)", re.DOTALL
+)
+_GOOGLE_REASONS = {
+    "NOT_FOUND": "the bucket or the object does not exist",
+    "PERMISSION_DENIED": "access is denied",
+    "UNAUTHENTICATED": "the credentials are missing or not accepted",
+    "UNAVAILABLE": "there is no connection, or no reply",
+}
+_AZURE = re.compile(r"Azure Error: \[(\w*)\] ?(.*)", re.DOTALL)
+_AZURE_REASONS = {
+    "": "there is no connection, or no reply",
+    "ContainerNotFound": "the container does not exist",
+    "AuthorizationFailure": "access is denied",
+    "AuthenticationFailed": "the credentials are missing or not accepted",
+}
 _AWS_REASONS = {
     "NO_SUCH_BUCKET": "the bucket does not exist",
     "ACCESS_DENIED": "access is denied",
@@ -67,6 +83,11 @@ def reason_of(error: BaseException) -> str:
         known = _AWS_REASONS.get(found[1])
         detail = found[2].partition(" (Request ID")[0].rpartition("Details: ")[2].strip()
         return known or f"{found[1].lower().replace('_', ' ')}: {detail[:_REASON]}".rstrip(":. ")
+    if found := _GOOGLE.search(text):
+        known = _GOOGLE_REASONS.get("UNAUTHENTICATED" if "access token" in found[2] else found[1])
+        return known or f"{found[1].lower().replace('_', ' ')}: {found[2][:_REASON]}".rstrip(":. ")
+    if found := _AZURE.search(text):
+        return _AZURE_REASONS.get(found[1]) or found[2].splitlines()[0][:_REASON].rstrip(". ")
     line = text.splitlines()[0].rstrip(". ")
     return line if len(line) <= _REASON else f"{line[:_REASON]}..."
 

@@ -71,9 +71,11 @@ def object_store():
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=S3_PORT, verbose=False)
     server.start()
     url = os.environ["AWS_ENDPOINT_URL"]
-    pafs.S3FileSystem(endpoint_override=url, region="us-east-1", allow_bucket_creation=True).create_dir(
-        "bucket"
+    patient = {"connect_timeout": 60, "request_timeout": 60}  # the server may have to be imported first
+    maker = pafs.S3FileSystem(
+        endpoint_override=url, region="us-east-1", allow_bucket_creation=True, **patient
     )
+    maker.create_dir("bucket")
     yield server
     server.stop()
 

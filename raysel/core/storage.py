@@ -16,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -330,7 +330,8 @@ def remove(path: str | os.PathLike[str]) -> None:
             else:
                 Path(place).unlink(missing_ok=True)
         elif (kind := filesystem.get_file_info(place).type) == pafs.FileType.Directory:
-            filesystem.delete_dir(place)
+            with suppress(FileNotFoundError):  # at last Arrow deletes an object for the folder itself, if any
+                filesystem.delete_dir(place)
         elif kind != pafs.FileType.NotFound:
             filesystem.delete_file(place)
     except OSError as error:
@@ -370,8 +371,23 @@ def entries(folder: str | os.PathLike[str]) -> dict[str, pafs.FileInfo]:
     """Return everything directly in a folder by name, sorted, with size and time; {} if the folder is missing."""
     filesystem, place = resolve(folder)
     with _reading(folder, filesystem):
-        found = filesystem.get_file_info(pafs.FileSelector(place, allow_not_found=True))
+        deep = (
+            filesystem.type_name == "gcs"
+        )  # where Arrow lists only folders that have an object of their own
+        found = filesystem.get_file_info(pafs.FileSelector(place, recursive=deep, allow_not_found=True))
+        if deep:
+            found = _direct(found, place)
     return dict(sorted((entry.base_name, entry) for entry in found))
+
+
+def _direct(found: list[pafs.FileInfo], place: str) -> list[pafs.FileInfo]:
+    """Return what is directly in a folder, from a list of everything below it."""
+    direct: dict[str, pafs.FileInfo] = {}
+    for entry in found:
+        name, below, _ = entry.path[len(place) :].strip("/").partition("/")
+        path = f"{place.rstrip('/')}/{name}"
+        direct[name] = pafs.FileInfo(path, pafs.FileType.Directory) if below else direct.get(name, entry)
+    return list(direct.values())
 
 
 def make_folder(folder: str | os.PathLike[str]) -> None:

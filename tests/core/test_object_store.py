@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 
 import raysel
@@ -16,7 +17,7 @@ from raysel.core import object_store as stores
 from raysel.core import storage
 from raysel.core.object_store import StorePath
 from raysel.data import node_cache
-from raysel.errors import ConfigError, DataError, RayselError, RunError
+from raysel.errors import ConfigError, DataError, RayselError, RunError, reason_of
 from raysel.workflow import lock
 
 
@@ -123,6 +124,75 @@ def test_what_is_wrong_with_an_object_store_is_one_sentence(object_store, monkey
     ):
         error = storage.unwritable("s3://b/x", OSError(f"When writing: AWS Error {text}"))
         assert f"cannot be written ({words}); check the connection" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of CURL error [7] error_info={x=y}). "
+            "Detail: [errno 5] Input/output error",
+            "there is no connection, or no reply",
+        ),
+        (
+            "google::cloud::Status(NOT_FOUND: Permanent error, with a last message of Not Found error_info={x=y}). Detail: x",
+            "the bucket or the object does not exist",
+        ),
+        (
+            "google::cloud::Status(UNAVAILABLE: Retry policy exhausted, with a last message of Could not create a OAuth2 "
+            "access token to authenticate the request. error_info={x=y}). Detail: x",
+            "the credentials are missing or not accepted",
+        ),
+        (
+            "google::cloud::Status(ABORTED: Permanent error, with a last message of Try again. error_info={x=y})",
+            "aborted: Try again",
+        ),
+        (
+            "UploadFrom failed for 'http://h/b/x'. Azure Error: [ContainerNotFound] 404 The specified container does not exist",
+            "the container does not exist",
+        ),
+        (
+            "GetProperties failed. Azure Error: [] Fail to get a new connection for: http://h.",
+            "there is no connection, or no reply",
+        ),
+        ("x. Azure Error: [LeaseLost] 412 A lease was lost.\nRequest ID: 1", "412 A lease was lost"),
+    ],
+)
+def test_errors_of_other_stores_are_short(text, reason):
+    assert reason_of(OSError(text)) == reason
+
+
+class Google:
+    """What Arrow does on Google Cloud Storage: a folder is listed only if it has an object of its own."""
+
+    type_name = "gcs"
+
+    def __init__(self, *files):
+        self.files, self.removed = files, []
+
+    def get_file_info(self, given):
+        if isinstance(given, str):
+            below = any(file.startswith(f"{given}/") for file in self.files)
+            return pafs.FileInfo(given, pafs.FileType.Directory if below else pafs.FileType.NotFound)
+        found = [file for file in self.files if file.startswith(f"{given.base_dir}/")]
+        if not given.recursive:
+            found = [file for file in found if "/" not in file[len(given.base_dir) + 1 :]]
+        return [pafs.FileInfo(file, pafs.FileType.File, size=1) for file in found]
+
+    def delete_dir(self, place):
+        self.removed.append(place)
+        raise FileNotFoundError(2, "Not Found")  # of an object for the folder
+
+
+def test_folders_on_google_cloud_storage_are_listed_and_removed(monkeypatch):
+    store = Google("b/t/x", "b/t/a/x", "b/t/a/c/y", "b/t2/z")
+    monkeypatch.setattr(storage, "open_store", lambda uri: (store, uri.partition("://")[2]))
+    found = storage.entries("gs://b/t")
+    assert {name: entry.is_file for name, entry in found.items()} == {"a": False, "x": True}
+    assert storage.list_files("gs://b/t/a") == ["x"] and storage.entries("gs://b/none") == {}
+    storage.remove("gs://b/t")
+    storage.remove("gs://b/none")
+    assert store.removed == ["b/t"]
 
 
 class Line:
