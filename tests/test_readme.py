@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from raysel.core import storage
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -29,16 +31,18 @@ def test_the_first_command_runs_the_quickstart():
 
 
 @pytest.mark.slow  # a fit of Ray Train
-def test_the_training_example_runs_as_it_stands(cluster, tmp_path):
+@pytest.mark.parametrize("place", ["disk", "s3"])
+def test_the_training_example_runs_as_it_stands(cluster, tmp_path, s3, place):
     import torch
 
+    runs = str(tmp_path) if place == "disk" else s3
     code = next(
         block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "TorchTrainer" in block
     )
     for written, here in (
         ("50_000", "96"),
         ("num_epochs=20", "num_epochs=2"),
-        ("/shared/runs", str(tmp_path)),
+        ("/shared/runs", runs),
     ):
         assert written in code
         code = code.replace(written, here)
@@ -48,5 +52,6 @@ def test_the_training_example_runs_as_it_stands(cluster, tmp_path):
     data = torch.utils.data.TensorDataset(torch.randn(96, 4), torch.arange(96) % 3)
     scope = {"__name__": "__main__", "dataset": data, "make_model": lambda: torch.nn.Linear(4, 3)}
     exec(compile(code, "README.md", "exec"), scope)
-    checkpoints = list(tmp_path.glob("mine/checkpoint_*/selection-0-of-1.arrow"))
+    checkpoints = [name for name in storage.entries(f"{runs}/mine") if name.startswith("checkpoint_")]
     assert len(checkpoints) == 2
+    assert all(storage.exists(f"{runs}/mine/{name}/selection-0-of-1.arrow") for name in checkpoints)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import hashlib
+import http.client
 import json
 import logging
 import os
@@ -31,7 +32,7 @@ import yaml
 import raysel
 from raysel.cluster.connect import token_mode
 from raysel.core.storage import output
-from raysel.errors import ConfigError, ResourceError, reason_of
+from raysel.errors import ConfigError, ResourceError, first, reason_of
 from raysel.workflow import config, yaml_file
 
 STOPPED = 143  # exit code for a job that was stopped, as of a process that was
@@ -233,6 +234,12 @@ def _environment(file: str | os.PathLike[str] | None) -> dict[str, Any]:
         raise ConfigError(f"{file} is not a runtime environment; write a mapping such as 'pip: [timm]'.")
     if "working_dir" in found:
         raise ConfigError(f"{file}: The key 'working_dir' is set by raysel; leave it out.")
+    for key, kind, example in (
+        ("env_vars", dict, "{A: b}"),
+        ("py_modules", list, "[s3://bucket/module.zip]"),
+    ):
+        if not isinstance(found.get(key) or kind(), kind):
+            raise ConfigError(f"{file}: The key '{key}' cannot be used; write it as '{key}: {example}'.")
     variables = {**(found.get("env_vars") or {}), VERSION: raysel.__version__}
     if not _installed():
         found = {**found, "py_modules": [*(found.get("py_modules") or []), str(Path(raysel.__file__).parent)]}
@@ -270,21 +277,21 @@ def _attempt(client: Any, prefix: str) -> tuple[int, bool]:
 
 def _client(address: str) -> Any:
     """Return Ray's client for jobs. Raises ResourceError within 15 seconds if the cluster cannot be reached."""
-    if not address.startswith(("http://", "https://")):
+    if not re.fullmatch(r"https?://[!-~]+", address):
         raise ConfigError(
-            f"--address {address}: Jobs are submitted to the dashboard of a cluster; give http://HEAD:8265."
+            f"--address {first([address])}: Jobs are submitted to the dashboard of a cluster; give http://HEAD:8265."
         )
     try:
         with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=_REPLY_S):
             pass
     except urllib.error.HTTPError:  # it is there; whether it is Ray, and what is wrong, is said below
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         why = reason_of(getattr(error, "reason", None) or error)
         raise ResourceError(
             f"The Ray cluster at {address} cannot be reached: {why}. Check the address, and that its dashboard runs there."
         ) from error
-    with _ask(address):
+    with _ask(address, f"The server at {address} is not the dashboard of a Ray cluster", "Check the address"):
         token_mode()
         try:
             from ray.job_submission import JobSubmissionClient
@@ -322,9 +329,12 @@ def _missing() -> ConfigError:
 
 
 @contextmanager
-def _ask(address: str) -> Iterator[None]:
-    """Raise ResourceError for what Ray's client raises."""
+def _ask(address: str, failed: str = "", advice: str = "") -> Iterator[None]:
+    """Raise ResourceError, with what has failed and what to do, for what Ray's client raises."""
     import ray
+
+    failed = failed or f"The request to the Ray cluster at {address} failed"
+    advice = advice or "If a job runs there, it continues; enter the same command to attach to it again"
 
     try:
         yield
@@ -338,7 +348,4 @@ def _ask(address: str) -> Iterator[None]:
     except Exception as error:  # of requests, of Ray, and of the server
         if "ray[default]" in str(error):
             raise _missing() from error
-        raise ResourceError(
-            f"The request to the Ray cluster at {address} failed: {reason_of(error)}. If a job runs there, it continues; enter "
-            "the same command to attach to it again."
-        ) from error
+        raise ResourceError(f"{failed}: {reason_of(error)}. {advice}.") from error

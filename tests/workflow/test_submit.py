@@ -6,11 +6,13 @@ import json
 import os
 import platform
 import re
-import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -26,6 +28,7 @@ from raysel.errors import ConfigError, ResourceError
 from raysel.report.results import RunResults
 from raysel.workflow import submit
 from tests.golden import results as golden
+from tests.nodes import free_ports, node, reached
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = {
@@ -217,7 +220,12 @@ def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp
     for place in ("runs/x", "~/x"):
         with pytest.raises(ConfigError, match=rf"^--out {place}: A job needs a directory that lasts"):
             send(flow(), out=place)
-    for text, words in (("[1]", "is not a runtime environment"), ("working_dir: x", "is set by raysel")):
+    for text, words in (
+        ("[1]", "is not a runtime environment"),
+        ("working_dir: x", "is set by raysel"),
+        ("env_vars: [a]", "The key 'env_vars' cannot be used; write it as 'env_vars: {A: b}'"),
+        ("py_modules: 3", "The key 'py_modules' cannot be used; write it as 'py_modules: "),
+    ):
         (tmp_path / "env.yaml").write_text(text)
         with pytest.raises(ConfigError, match=words):
             send(flow(), runtime_env=tmp_path / "env.yaml")
@@ -247,8 +255,40 @@ def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp
             submit.submit(flow(), url, "s3://b/r")
     with pytest.raises(ResourceError, match="cannot be reached: Connection refused"):
         submit.submit(flow(), url, "s3://b/r")
+    for wrong in ("http://127.0.0.1:abc", "http://[::1:1", "http://127.0.0.1:99999"):
+        with pytest.raises(ResourceError, match=r"^The Ray cluster at http://.* cannot be reached: .+ Check"):
+            submit.submit(flow(), wrong, "s3://b/r")
+    for wrong in ("http://a b:1", f"{url}/x\n", "http://\u00fc:1", "http://", ""):
+        with pytest.raises(ConfigError, match=r"^--address [^\n]*: Jobs are submitted to the dashboard of a"):
+            submit.submit(flow(), wrong, "s3://b/r")
+    with other_server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello") as other:
+        words = rf"^The server at {other} is not the dashboard of a Ray cluster: .+\. Check the address\.$"
+        with pytest.raises(ResourceError, match=words):
+            submit.submit(flow(), other, "s3://b/r")
+    with (
+        other_server(b"\0garbage\r\n\r\n") as other,
+        pytest.raises(ResourceError, match=rf"^The Ray cluster at {other} cannot be reached: "),
+    ):
+        submit.submit(flow(), other, "s3://b/r")
     with pytest.raises(ConfigError, match=r"^--address ray://h:1: Jobs are submitted to the dashboard"):
         submit.submit(flow(), "ray://h:1", "s3://b/r")
+
+
+@contextmanager
+def other_server(reply):
+    """The address of a server that is not Ray's, which replies this to everything."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with suppress(OSError):
+                while True:
+                    connection = server.accept()[0]
+                    with connection, suppress(OSError):
+                        connection.recv(65536)
+                        connection.sendall(reply)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def submit_authentication():
@@ -284,49 +324,26 @@ def test_the_command(flow, client, capsys):
     assert shown.err.endswith("log\n")
 
 
-def free_ports(count):
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in found]
-    for server in found:
-        server.close()
-    return ports
-
-
 @pytest.fixture
 def two_nodes(tmp_path):
-    """A head with a dashboard and a second node, each of one CPU, that require a token."""
-    port, dashboard, *agents = free_ports(4)
+    """A head without CPUs, with a dashboard, and two nodes of one CPU, that require a token."""
+    port, dashboard, *agents = free_ports(5)
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
     }
-    common = ["--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
-    head = [f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--head"]
-    running = []
-    for place, agent in (head, agents[0]), ([f"--address=127.0.0.1:{port}"], agents[1]):
-        words = [*place, f"--dashboard-agent-listen-port={agent}", *common]
-        log = (tmp_path / f"node-{agent}.txt").open("w")
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
-        running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        deadline = time.monotonic() + 90
-        while not reached(port) or (place is head and not reached(dashboard)):
-            assert time.monotonic() < deadline and running[-1].poll() is None, Path(log.name).read_text()
-            time.sleep(0.5)
-    yield f"http://127.0.0.1:{dashboard}", environment
-    for process in reversed(running):
-        process.send_signal(signal.SIGTERM)
-    for process in running:
-        process.wait(timeout=60)
-
-
-def reached(port):
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+    head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
+    with ExitStack() as running:
+        for number, agent in enumerate(agents):
+            place = [f"--address=127.0.0.1:{port}", "--num-cpus=1"] if number else [*head, "--num-cpus=0"]
+            up = reached if number else lambda port: reached(port) and reached(dashboard)
+            words = [*place, f"--dashboard-agent-listen-port={agent}"]
+            running.enter_context(
+                node(words, environment, tmp_path / f"node-{number}.txt", partial(up, port))
+            )
+        yield f"http://127.0.0.1:{dashboard}", environment
 
 
 @pytest.mark.slow
