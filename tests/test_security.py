@@ -70,6 +70,12 @@ def test_what_is_read_from_storage_is_not_unpickled():
     assert not any("AUTOLOAD_CLOUDPICKLE" in path.read_text() for path in SOURCES)
 
 
+def test_no_ray_is_installed_that_unpickles_the_metadata_of_parquet_files():
+    text = (ROOT / "pyproject.toml").read_text()
+    oldest = re.findall(r"\"ray(?:\[[\w,]+\])?([<>=!~][^\"]*)\"", text)
+    assert oldest and set(oldest) == {">=2.59"}
+
+
 def test_an_array_of_pickled_objects_runs_no_code(tmp_path):
     class Evil:
         def __reduce__(self):

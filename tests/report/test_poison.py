@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from raysel import Selection
 from raysel.core.markdown import literal
+from raysel.data.identity import NumberedFile, PoolIdentity
+from raysel.export import card
 from raysel.report import Ledger, metrics
 from raysel.report.comparison import page as comparison
 from raysel.report.comparison import tables
@@ -157,3 +160,17 @@ def test_text_in_markdown_is_no_markup() -> None:
     assert literal("a_b-c (d) 1,5 %") == "a_b-c (d) 1,5 %"
     assert literal("x\n\n# y\r\t|`[a](b)` <b>&") == r"x # y \|\`\[a\](b)\` &lt;b>&amp;"
     assert literal("a\\|b\x1b[2J") == "a\\\\\\|b\ufffd\\[2J"
+
+
+def test_the_card_of_an_export() -> None:
+    pool = PoolIdentity((NumberedFile(POISON, POISON, 3),))
+    chosen = Selection.of(
+        [0, 1], reason=POISON, info={"method": POISON, POISON: POISON, "seed": 1}, pool=pool
+    )
+    bad = card(chosen, "parquet", 1)
+    good = card(
+        Selection.of([0, 1], reason="x", info={"method": "x", "y": "x", "seed": 1}, pool=pool), "parquet", 1
+    )
+    assert "<" not in bad and len(bad.splitlines()) == len(good.splitlines())
+    for one, other in zip(bad.splitlines(), good.splitlines(), strict=True):
+        assert one.replace(r"\|", "").count("|") == other.replace(r"\|", "").count("|")
