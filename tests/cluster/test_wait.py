@@ -85,7 +85,7 @@ def test_nodes_that_an_autoscaler_can_add_are_waited_for(monkeypatch, caplog):
     settings = Train(data="stream", workers=2, model="m:f", input="x")
     train.check_reading(settings)
     nodes.pop()
-    with pytest.raises(ResourceError, match="less than one is left to stream rows"):
+    with pytest.raises(ResourceError, match="less than one CPU is left to read"):
         train.check_reading(settings)
 
 
