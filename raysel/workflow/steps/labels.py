@@ -77,10 +77,10 @@ class Labels(Step):
         told = zip(
             first.tolist(), ranking["label"].tolist(), ranking["neighbour_label"].tolist(), strict=False
         )
-        samples = [
-            ShownLabel(label=label, neighbours=other, **asdict(pictures.get(i, ShownRow(i))))
-            for i, label, other in told
-        ]
+        samples = []
+        for i, label, other in told:
+            row = pictures.get(i, ShownRow(i))
+            samples.append(ShownLabel(i, label, other, row.image, row.text))
         differ = (ranking["neighbour_label"] != ranking["label"]) & (ranking["score"] > 0)
         found = LabelCheck(
             len(ids), len(rows), int(differ.sum()), f"steps/{directory.name}/{RANKING}", tuple(samples)
