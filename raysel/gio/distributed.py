@@ -254,10 +254,10 @@ class GIO:
         unreached = "its cluster was not reached within the budget"
         if picks.ended == "stop":
             unreached = "its cluster was not reached before a stop rule ended the selection"
-        left_out = "cut from the last cluster: far from its centroid"
+        left_out = "only a part of its cluster was selected: the rows nearest to the centroid"
         reached = rank[out] >= 0
         if self._draws(pool):
-            left_out = "its cluster was picked, the draw left it out"
+            left_out = "its cluster was selected, but the row was not drawn"
             reached |= np.isin(pool.cluster[out], pool.cluster[kept])
         dropped = pa.table(
             {

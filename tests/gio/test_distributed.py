@@ -45,8 +45,8 @@ def test_every_row_has_its_reason_and_the_budget_is_met_to_the_row(cluster, vect
     kl = np.array(chosen.info["curve"]["kl"])
     assert np.array_equal(table.score, kl[table["rank"]])
     picked = dropped.cluster.isin(chosen.info["curve"]["cluster"])
-    cut = {"nearest": "cut from the last cluster: far from its centroid",
-           "random": "its cluster was picked, the draw left it out"}[within]  # fmt: skip
+    cut = {"nearest": "only a part of its cluster was selected: the rows nearest to the centroid",
+           "random": "its cluster was selected, but the row was not drawn"}[within]  # fmt: skip
     assert set(dropped.reason[picked]) == {cut}
     assert set(dropped.reason[~picked]) == {"its cluster was not reached within the budget"}
     if within == "nearest":  # of the last cluster the farthest rows were cut; of every other one none
