@@ -74,7 +74,10 @@ class PoolIdentity:
             elif mine[::2] == other[::2]:
                 what = f"the content of file {place + 1} of the pool, {mine}, has changed since the selection was made"
             else:
-                what = f"file {place + 1} of the pool is {other}, but that of the selection is {mine}"
+                what = (
+                    f"file {place + 1} of the given rows is {other}, but file {place + 1} of the rows that the selection was "
+                    f"made from is {mine}"
+                )
             moved = {file[1:] for file in self.files} <= {file[1:] for file in pool.files}
             advice = (
                 "Read the pool with index= so that files added later keep the ids."

@@ -196,8 +196,8 @@ def pairs(
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if slots.ndim != 1 or slots.shape != losses.shape:
         raise DataError(
-            f"Give one loss per slot, the position of a sample; the slots have shape {slots.shape}, the "
-            f"losses {losses.shape}."
+            f"Give exactly one loss for each slot (a slot is the position of a sample): slots has the shape {slots.shape}, "
+            f"losses has the shape {losses.shape}."
         )
     if slots.dtype.kind not in "iu":
         raise DataError(f"slots must be of an integer type, got {slots.dtype}.")

@@ -85,20 +85,20 @@ class _Saved:
             header = TypeAdapter(_Header).validate_json(text, strict=True)
             if header.format != FORMAT:
                 raise RunError(
-                    f"{path} cannot be reported: the file has format {header.format}, but this version of "
+                    f"No report can be written from {path}: the file has format {header.format}, but this version of "
                     f"raysel reads format {FORMAT}; run the workflow again."
                 )
             found: R = TypeAdapter(cls).validate_json(text, strict=True)
         except OSError as error:
             raise RunError(
-                f"{path} cannot be reported ({reason_of(error)}); give the directory of a finished run."
+                f"No report can be written from {path} ({reason_of(error)}); give the directory of a finished run."
             ) from error
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "the file"
             reason = first["msg"].removeprefix("Value error, ").rstrip(".")
             raise RunError(
-                f"{path} cannot be reported: {place} is damaged ({reason}); run the workflow again."
+                f"No report can be written from {path}: {place} in this file is damaged ({reason}); run the workflow again."
             ) from error
         object.__setattr__(found, "path", str(output(path).resolve().parent))
         return found
@@ -427,7 +427,7 @@ class RunResults(_Saved):
     def __post_init__(self) -> None:
         if self.ledger.entries and self.ledger.goal != self.goal:
             raise DataError(
-                "The ledger reports another metric, or another direction of the metric, than the key 'goal'."
+                "The ledger and the key 'goal' name different metrics, or disagree on whether larger values are better."
             )
 
     def score(self, arm: str) -> float | None:

@@ -82,8 +82,8 @@ class Board:
         posted = ray.get(self._actor.read.remote())
         if not posted:
             raise StateError(
-                "dynamic.planned(dataset) can only be read by session.stream inside an epoch, because there is no plan "
-                "before; read the dataset itself instead."
+                "Only session.stream can read dynamic.planned(dataset), and only within an epoch, because the plan does not "
+                "exist before the epoch; to read the rows yourself, read the dataset."
             )
         return ray.get(posted[0])
 

@@ -410,8 +410,8 @@ def _check_metrics_of(
     shapes, fewer = ({name: tuple(value.shape) for name, value in found.items()} for found in (sums, others))
     if shapes != fewer:
         raise ConfigError(
-            f"train.task: {spec}.sums returned the shapes {shapes}, and {fewer} for one row less, which cannot be added; return "
-            "sums over the rows of the batch."
+            f"train.task: {spec}.sums returned tensors of the shapes {shapes} for one batch, and {fewer} for a batch with one "
+            "row fewer. Sums of different batches are added, so their shapes must be equal; return sums over the rows of the batch."
         )
     with within("metrics"):
         metrics = task.metrics({name: value.cpu().double() for name, value in sums.items()})

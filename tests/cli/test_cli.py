@@ -95,7 +95,7 @@ def test_what_is_wrong_is_one_sentence(raysel, digits, tmp_path, command, argume
 
 def test_unknown_options_and_commands(raysel):
     assert raysel("run")[0] == 2 and raysel("rnu")[0] == 2
-    assert "cannot be reported" in raysel("report", "/no/such/run")[2]
+    assert "No report can be written from" in raysel("report", "/no/such/run")[2]
 
 
 def test_report_is_made_again_from_the_results(raysel, tmp_path):

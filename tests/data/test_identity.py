@@ -42,12 +42,12 @@ def test_a_pool_is_accepted_when_it_begins_with_the_files_of_the_selection():
     [
         (
             (A, B, C),
-            r"^This selection was made from other rows: file 1 of the pool is a.parquet \(37 rows\), but that of the selection is "
+            r"^This selection was made from other rows: file 1 of the given rows is a.parquet \(37 rows\), but file 1 of the rows that the selection was made from is "
             r"b.parquet \(500 rows\). Read the pool with index= so that files added later keep the ids.$",
         ),
         (
             (B, A),
-            r"file 2 of the pool is a.parquet \(37 rows\), but that of the selection is c.parquet .* select again",
+            r"file 2 of the given rows is a.parquet \(37 rows\), but file 2 of the rows .* made from is c.parquet .* select again",
         ),
         (
             (B,),
@@ -229,7 +229,8 @@ def test_images_are_known_by_their_paths_and_sizes(cluster, tmp_path):
     assert [row["path"] for row in chosen.apply(raysel.read(tmp_path)).take_all()] == ["b.png"]
     (tmp_path / "aa.png").write_bytes(b"x")
     with pytest.raises(
-        DataError, match=r"test_images_are_known\w+ \(3 rows\), but that of the selection is .* \(2 rows\)"
+        DataError,
+        match=r"test_images_are_known\w+ \(3 rows\), but file 1 of the rows .* made from is .* \(2 rows\)",
     ):
         chosen.apply(raysel.read(tmp_path))
 

@@ -199,7 +199,9 @@ def test_the_ledger_shows_the_metric_and_its_direction(run: RunResults, tmp_path
             Ledger.from_dict({**run.ledger.to_dict(), "goal": damaged})
     with pytest.raises(DataError, match="full_samples must be a whole number"):
         Ledger.from_dict({**run.ledger.to_dict(), "full_samples": 1.5})
-    with pytest.raises(DataError, match="another metric, or another direction of the metric"):
+    with pytest.raises(
+        DataError, match="name different metrics, or disagree on whether larger values are better"
+    ):
         replace(run, goal=Goal("rmse", "max"))
 
 

@@ -138,7 +138,9 @@ def test_a_number_that_json_lacks_comes_back_as_none(results: RunResults, tmp_pa
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"results\.json cannot be reported \(No such file.*finished run"):
+    with pytest.raises(
+        RunError, match=r"No report can be written from .*results\.json \(No such file.*finished run"
+    ):
         RunResults.load(tmp_path / "results.json")
 
 
@@ -161,7 +163,9 @@ def test_what_is_no_file_of_this_format_is_refused(text: str, says: str, tmp_pat
     for kind in (RunResults, CompareResults, MeasureResults):
         with pytest.raises(RunError, match="run the workflow again") as refused:
             kind.load(path)
-        assert str(refused.value).startswith(f"{path} cannot be reported: ") and says in str(refused.value)
+        assert str(refused.value).startswith(f"No report can be written from {path}: ") and says in str(
+            refused.value
+        )
 
 
 @pytest.mark.parametrize(
@@ -190,7 +194,7 @@ def test_a_damaged_field_is_named(
     assert last in inner or isinstance(last, int)
     inner[last] = value
     path.write_text(json.dumps(content))
-    with pytest.raises(RunError, match="cannot be reported") as refused:
+    with pytest.raises(RunError, match="No report can be written from") as refused:
         RunResults.load(path)
     assert says in str(refused.value)
 

@@ -199,7 +199,7 @@ def test_an_output_that_is_not_ours_is_left_alone(cluster, quickstart, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(RunError, match="is not empty and not a run directory"):
         run(quickstart(), tmp_path / "thesis.tex")
-    with pytest.raises(RunError, match="cannot be reported"):
+    with pytest.raises(RunError, match="No report can be written from"):
         report(tmp_path)
 
 
@@ -381,7 +381,7 @@ def test_a_model_file_that_raises_and_a_stratum_that_is_not_there(quickstart, tm
 @pytest.mark.parametrize("content", [b"[]", b"{}", b"\xff\xfe", b"{"])
 def test_results_that_are_no_results(tmp_path, content):
     (tmp_path / "results.json").write_bytes(content)
-    with pytest.raises(RunError, match="cannot be reported"):
+    with pytest.raises(RunError, match="No report can be written from"):
         report(tmp_path)
 
 

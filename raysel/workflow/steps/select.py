@@ -41,7 +41,10 @@ class Select(Step):
     def check(self, look: Look) -> None:
         """Check the budget and the columns that built-in selectors name."""
         if uses(self.method, "target") and look.workflow.target is None:
-            raise ConfigError(f"The key 'target' is missing: {self.method.where} selects rows for a target.")
+            raise ConfigError(
+                f"The key 'target' is missing: the selector under '{self.method.where}' needs a sample of the data that the model "
+                "is for; add target: {path: ...}."
+            )
         if not self.method.builtin:
             return
         labels = {"label": look.workflow.pool.label} if "per_class" in self.method.parameters else {}
