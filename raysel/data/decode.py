@@ -232,7 +232,7 @@ def _opened(data: bytes) -> Any:
     from PIL import Image
 
     if data is not None and data.startswith(LFS_POINTER):
-        raise ValueError("it is a pointer of Git LFS to the image; fetch the image with 'git lfs pull'")
+        raise ValueError("Git LFS has not fetched the image; run 'git lfs pull'.")
     return Image.open(io.BytesIO(data))
 
 

@@ -98,7 +98,7 @@ class _Saved:
             place = ".".join(map(str, first["loc"])) or "the file"
             reason = first["msg"].removeprefix("Value error, ").rstrip(".")
             raise RunError(
-                f"No report can be written from {path}: {place} in this file is damaged ({reason}); run the workflow again."
+                f"No report can be written from {path}: {place} is damaged ({reason}); run the workflow again."
             ) from error
         object.__setattr__(found, "path", str(output(path).resolve().parent))
         return found

@@ -85,7 +85,7 @@ def test_files_that_git_lfs_has_not_fetched(tmp_path):
         rows = pa.table({"sample_id": [7], "image": column})
         reason = decode(rows, ["image"], "images").rejected[7]
         assert reason.endswith(
-            "(it is a pointer of Git LFS to the image; fetch the image with 'git lfs pull')"
+            "(Git LFS has not fetched the image; run 'git lfs pull')"
         )
 
 
