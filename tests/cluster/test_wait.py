@@ -54,11 +54,13 @@ def test_workers_that_do_not_fit_are_refused_at_once_and_others_waited_for():
         wait.wait_for_workers("workers: 1", 1, 1.0, 0.5, "Ask for less")
     held = placement_group([{"CPU": 1}])
     assert held.wait(60)
-    with pytest.raises(
-        ResourceError, match=r"2 of 1 CPU could not be placed within 0.5 s: 1 of the cluster's 2 CPUs"
-    ):
-        wait.wait_for_workers("workers: 2", 2, 1.0, 0.0, "Ask for less", 0.5)
-    remove_placement_group(held)
+    try:
+        with pytest.raises(
+            ResourceError, match=r"2 of 1 CPU could not be placed within 0.5 s: 1 of the cluster's 2 CPUs"
+        ):
+            wait.wait_for_workers("workers: 2", 2, 1.0, 0.0, "Ask for less", 0.5)
+    finally:
+        remove_placement_group(held)
     wait.wait_for_workers("workers: 2", 2, 1.0, 0.0, "Ask for less")
 
 

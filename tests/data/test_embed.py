@@ -13,7 +13,7 @@ import pytest
 
 import raysel
 from raysel.cluster.blocks import gather
-from raysel.data import pipeline, shards
+from raysel.data import pipeline, shards, sources
 from raysel.data.content import digest_blocks
 from raysel.data.row_index import ID
 from raysel.data.sources import BlockSource
@@ -216,7 +216,7 @@ def test_a_missing_part_is_noticed(table, tmp_path, monkeypatch):
     compute(dataset, Neighbours(), tmp_path / "v")
     (tmp_path / "v" / "part-000000000002.parquet").unlink()
     (tmp_path / "v" / "_done.json").unlink()
-    monkeypatch.setattr(pipeline, "_run", lambda *_: ([], 0.0))  # as if its node had written elsewhere
+    monkeypatch.setattr(pipeline, "run_jobs", lambda *_: 0.0)  # as if its node had written elsewhere
     with pytest.raises(RunError, match=r"holds vectors of 4,488 rows instead of 5,000, or of other rows"):
         compute(dataset, Neighbours(), tmp_path / "v")
 
@@ -234,7 +234,7 @@ def test_the_cache_is_found_by_content(table, tmp_path, monkeypatch):
 def test_the_steps_before_run_once_also_when_the_vectors_are_there(cluster, table, tmp_path, monkeypatch):
     monkeypatch.setenv("RAYSEL_CACHE", str(tmp_path / "cache"))
     log, digests = tmp_path / "log", []
-    monkeypatch.setattr(pipeline, "digest_blocks", lambda *a: digests.append(1) or digest_blocks(*a))
+    monkeypatch.setattr(sources, "digest_blocks", lambda *a: digests.append(1) or digest_blocks(*a))
 
     def noted(rows):
         with log.open("a") as file:  # one short line in one write, whole also from two processes

@@ -84,9 +84,7 @@ def test_files_that_git_lfs_has_not_fetched(tmp_path):
     for column in (pa.array([POINTER]), pa.array([str(image)]), pa.array([{"bytes": POINTER, "path": "p"}])):
         rows = pa.table({"sample_id": [7], "image": column})
         reason = decode(rows, ["image"], "images").rejected[7]
-        assert reason.endswith(
-            "(Git LFS has not fetched the image; run 'git lfs pull')"
-        )
+        assert reason.endswith("(Git LFS has not fetched the image; run 'git lfs pull')")
 
 
 @pytest.mark.parametrize("name", ["rot13", "base64", "nonsense", "", 8])

@@ -345,13 +345,15 @@ def test_no_cpu_for_ray_data_is_said_and_not_waited_for_for_ever(cluster):
     wait_for_cpu(60.0)
     holders = [Holder.remote() for _ in range(2)]
     assert all(cluster.get([holder.there.remote() for holder in holders]))
-    with pytest.raises(
-        ResourceError,
-        match=r"hold every CPU.* within 1 s: 0 of the cluster's 2 CPUs are free. Give the workers fewer",
-    ):
-        wait_for_cpu(1.0)
-    for holder in holders:
-        cluster.kill(holder)
+    try:
+        with pytest.raises(
+            ResourceError,
+            match=r"use every CPU.* within 1 s: 0 of the cluster's 2 CPUs are free. Give the workers fewer",
+        ):
+            wait_for_cpu(1.0)
+    finally:
+        for holder in holders:
+            cluster.kill(holder)
     wait_for_cpu(60.0)
 
 

@@ -430,6 +430,7 @@ def test_what_does_not_fit_is_named(checked, label, task, train, says):
 def test_a_stream_needs_a_cpu_of_its_own(monkeypatch):
     settings = Train(workers=2, cpus_per_worker=1.0, data="stream")
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", list)
     with pytest.raises(ResourceError, match=r"train\.data: The workers take 2 of the 2 CPUs of the cluster"):
         steps.check_reading(settings)
     steps.check_reading(replace(settings, cpus_per_worker=0.5))

@@ -300,9 +300,11 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
 
     busy = Busy.remote()
     ray.get(busy.ready.remote())
-    with pytest.raises(ResourceError, match="could not be placed within 1 s"):
-        steps.check_room(2, 1.0, 0.0, 1.0)
-    ray.kill(busy)
+    try:
+        with pytest.raises(ResourceError, match="could not be placed within 1 s"):
+            steps.check_room(2, 1.0, 0.0, 1.0)
+    finally:
+        ray.kill(busy)
     steps.check_room(2, 1.0, 0.0)
 
 

@@ -2,8 +2,8 @@
 
     python prepare.py
 
-Without changes, the script generates data, so that you can try the workflow at once. To use your own rows, edit the lines
-marked EDIT. Every file gets the columns ``inputs`` (the input of the model) and ``label`` (the class).
+Without changes, the script generates data, so that you can try the workflow at once. To use your own rows, edit the
+lines marked EDIT. Every file gets the columns ``inputs`` (the input of the model) and ``label`` (the class).
 """
 
 from __future__ import annotations
