@@ -255,7 +255,7 @@ def test_a_selection_goes_with_the_rows_that_it_was_made_from(cluster, files, tm
     assert values(back.apply(grown)) == wanted
     with raysel.DynamicSelection(raysel.FullData(), back, num_epochs=1) as dynamic:
         dynamic.planned(grown.select_columns([ID, "x"]))
-        with pytest.raises(DataError, match=r"file 1 of the pool is a\.parquet \(7 rows\), .*index="):
+        with pytest.raises(DataError, match=r"file 1 of the given rows is a\.parquet \(7 rows\), .*index="):
             dynamic.planned(raysel.read(folder))
     vectors = raysel.embed(grown, "column", column="v")
     more = raysel.GIO(20, clusters=None).select(vectors, vectors, start=back)
@@ -279,7 +279,7 @@ def test_a_choice_from_a_choice_is_of_one_pool(cluster, files, tmp_path):
     grown = raysel.Random(10).select(before.rows(raysel.read(folder, index=tmp_path / "index.json")))
     assert grown.after(before).pool == before.pool
     other = Selection.of(before.ids[:3], pool=PoolIdentity((A,)))
-    with pytest.raises(DataError, match=r"file 1 of the pool is a\.parquet"):
+    with pytest.raises(DataError, match=r"file 1 of the given rows is a\.parquet"):
         other.after(before)
     assert other.after(replace(before, pool=None)).pool == other.pool
 
@@ -312,7 +312,7 @@ def test_vectors_that_were_written_keep_the_identity_of_their_pool(cluster, file
     chosen = raysel.Random(5).select(vectors)
     assert values(chosen.apply(pool)) == chosen.ids.tolist()
     files("a", 100, 3)
-    with pytest.raises(DataError, match=r"file 1 of the pool is a\.parquet"):
+    with pytest.raises(DataError, match=r"file 1 of the given rows is a\.parquet"):
         chosen.apply(raysel.read(folder))
 
 

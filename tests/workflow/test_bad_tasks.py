@@ -394,7 +394,7 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("y", "mine.py:Called", {}, "Called.columns is a method; it should be a list"),
         ("y", "mine.py:Twice", {}, "Twice.columns is .*; name each column once"),
         ("y", "mine.py:Listed", {}, r"Listed.classes is \['y'\]; it should be None"),
-        ("y", "mine.py:PerRow", {}, r"PerRow.sums returned the shapes .*\(8, 1\).*\(7, 1\).* return sums over the rows"),
+        ("y", "mine.py:PerRow", {}, r"PerRow.sums returned tensors of the shapes .*\(8, 1\).*\(7, 1\).* return sums over the rows"),
         ("y", "mine.py:Keyed", {}, "Keyed.sums must return a dict of tensors, got {3: "),
         ("y", "mine.py:Timed", {}, "'evaluation_seconds' of .* is reserved"),
         ("y", "mine.py:Exits", {}, r"train.model: .* raised SystemExit \(3\)"),
