@@ -261,9 +261,9 @@ def test_a_selection_goes_with_the_rows_that_it_was_made_from(cluster, files, tm
     more = raysel.GIO(20, clusters=None).select(vectors, vectors, start=back)
     assert set(back.ids) < set(more.ids) and more.pool == identity(grown)
     others = raysel.embed(raysel.read(folder), "column", column="v")
-    with pytest.raises(DataError, match="file 1 of the pool is"):
+    with pytest.raises(DataError, match="file 1 of the given rows is"):
         raysel.GIO(20, clusters=None).select(others, others, start=back)
-    with pytest.raises(DataError, match="file 1 of the pool is"):
+    with pytest.raises(DataError, match="file 1 of the given rows is"):
         back.apply(raysel.read(folder))
     with pytest.raises(DataError, match="a table in memory"):
         back.apply(raysel.read({"x": np.arange(60)}))
