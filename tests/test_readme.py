@@ -19,7 +19,7 @@ def commands() -> list[str]:
 
 def test_ci_runs_the_last_command_and_then_the_slow_tests():
     *_, begin, command, end, last = (ROOT / ".ci/run").read_text().splitlines()
-    assert command == commands()[-1] and last == ".venv/bin/pytest -q -n 2 --dist loadfile -m slow"
+    assert command == commands()[-1] and last == ".venv/bin/pytest -q -m slow"
     assert begin == "if ! {" and end.startswith("}; then exit 1; fi")  # no part of the chain may fail unseen
 
 
