@@ -326,7 +326,7 @@ def test_the_command(flow, client, capsys):
 
 @pytest.fixture
 def two_nodes(tmp_path):
-    """A head without CPUs, with a dashboard, and two nodes of one CPU, that require a token."""
+    """A head with a dashboard and two nodes, each with one CPU, that require a token."""
     port, dashboard, *agents = free_ports(5)
     environment = {
         **os.environ,
@@ -337,7 +337,7 @@ def two_nodes(tmp_path):
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     with ExitStack() as running:
         for number, agent in enumerate(agents):
-            place = [f"--address=127.0.0.1:{port}", "--num-cpus=1"] if number else [*head, "--num-cpus=0"]
+            place = [f"--address=127.0.0.1:{port}", "--num-cpus=1"] if number else [*head, "--num-cpus=1"]
             up = reached if number else lambda port: reached(port) and reached(dashboard)
             words = [*place, f"--dashboard-agent-listen-port={agent}"]
             running.enter_context(
