@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,27 +21,18 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def reached(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether a process listens on the port."""
-    try:
-        socket.create_connection((host, port), timeout=1).close()
-    except OSError:
-        return False
-    return True
-
-
 @contextmanager
-def node(
-    words: list[str], environment: Mapping[str, str], log: Path, up: Callable[[], bool]
-) -> Iterator[None]:
-    """A node that is up, until the end of the block."""
+def node(words: list[str], environment: Mapping[str, str], log: Path) -> Iterator[None]:
+    """A node that has joined its cluster, until the end of the block."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words]
     command += ["--object-store-memory=150000000", "--disable-usage-stats", "--block"]
     with log.open("w") as file:
-        process = subprocess.Popen(command, env=dict(environment), stdout=file, stderr=file)
+        process = subprocess.Popen(
+            command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdout=file, stderr=file
+        )
     try:
         deadline = time.monotonic() + 150
-        while not up():
+        while "Ray runtime started." not in log.read_text():
             assert time.monotonic() < deadline and process.poll() is None, log.read_text()
             time.sleep(0.5)
         yield

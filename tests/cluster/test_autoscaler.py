@@ -13,7 +13,7 @@ import pytest
 from raysel import Selection
 from raysel.report.results import RunResults
 from tests.golden import results as golden
-from tests.nodes import free_ports, node, reached
+from tests.nodes import free_ports, node
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = (
@@ -56,7 +56,7 @@ def address(tmp_path):
     }
     words = ["--head", f"--port={port}", "--num-cpus=0", f"--dashboard-agent-listen-port={agent}"]
     words += ["--include-dashboard=false", f"--autoscaling-config={tmp_path / 'autoscaler.json'}"]
-    with node(words, environment, tmp_path / "head.txt", lambda: reached(port, host)):
+    with node(words, environment, tmp_path / "head.txt"):
         yield f"{host}:{port}"
 
 

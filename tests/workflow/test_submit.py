@@ -9,10 +9,10 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -28,7 +28,7 @@ from raysel.errors import ConfigError, ResourceError
 from raysel.report.results import RunResults
 from raysel.workflow import submit
 from tests.golden import results as golden
-from tests.nodes import free_ports, node, reached
+from tests.nodes import free_ports, node
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOW = {
@@ -326,7 +326,7 @@ def test_the_command(flow, client, capsys):
 
 @pytest.fixture
 def two_nodes(tmp_path):
-    """A head with a dashboard and two nodes, each with one CPU, that require a token."""
+    """A head without CPUs, with a dashboard, and two nodes of one CPU, that require a token."""
     port, dashboard, *agents = free_ports(5)
     environment = {
         **os.environ,
@@ -337,12 +337,12 @@ def two_nodes(tmp_path):
     head = ["--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1"]
     with ExitStack() as running:
         for number, agent in enumerate(agents):
-            place = [f"--address=127.0.0.1:{port}", "--num-cpus=1"] if number else [*head, "--num-cpus=1"]
-            up = reached if number else lambda port: reached(port) and reached(dashboard)
+            place = [*head, "--num-cpus=0"]
+            if number:  # a folder of its own, as on a machine of its own: Ray unpacks the job once per node
+                own = running.enter_context(tempfile.TemporaryDirectory(prefix="node-"))
+                place = [f"--address=127.0.0.1:{port}", "--num-cpus=1", f"--temp-dir={own}"]
             words = [*place, f"--dashboard-agent-listen-port={agent}"]
-            running.enter_context(
-                node(words, environment, tmp_path / f"node-{number}.txt", partial(up, port))
-            )
+            running.enter_context(node(words, environment, tmp_path / f"node-{number}.txt"))
         yield f"http://127.0.0.1:{dashboard}", environment
 
 
