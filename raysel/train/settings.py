@@ -141,6 +141,11 @@ class Train:
             )
 
     @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change during the training."""
+        return isinstance(self.workers, list)
+
+    @property
     def fewest_workers(self) -> int:
         """Number of workers without which the training does not start."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]

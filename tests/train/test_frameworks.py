@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from raysel.errors import ConfigError
@@ -18,6 +16,7 @@ from raysel.train.settings import Train
 from raysel.train.tasks import Classification
 from raysel.workflow.config import parse
 from raysel.workflow.steps import train as step
+from tests.train.linear_models import module
 from tests.train.rows import config, linear, stored
 
 BUILTIN = Train(batch_size=5, epochs=4, optimizer="SGD", schedule="constant", warmup=0.0)
@@ -36,27 +35,6 @@ PACKAGES = {"huggingface": "transformers", "lightning": "lightning"}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     return stored(tmp_path_factory.mktemp("columns"))
-
-
-def module(shape, classes):
-    import lightning.pytorch as L
-
-    class Module(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(math.prod(shape), classes)
-
-        def forward(self, inputs):
-            return self.layer(inputs)
-
-        def training_step(self, batch, index):
-            inputs, labels = batch.data
-            return self.selecting.loss(batch, F.cross_entropy(self(inputs), labels, reduction="none"))
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    return Module()
 
 
 class Fails(Classification):

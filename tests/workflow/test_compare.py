@@ -324,41 +324,10 @@ def test_a_workflow_can_say_what_python_can(digits):
     assert flow.dynamic.make() == raysel.RoundRobin(0.25, 0.5)
 
 
-MODELS = """
-import math
-import torch
-import torch.nn.functional as F
-
-def plain(shape, classes):
-    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), classes))
-
-def module(shape, classes):
-    import lightning.pytorch as L
-
-    class Module(L.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = plain(shape, classes)
-
-        def forward(self, inputs):
-            return self.layer(inputs)
-
-        def training_step(self, batch, index):
-            inputs, labels = batch.data
-            return self.selecting.loss(batch, F.cross_entropy(self(inputs), labels, reduction="none"))
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    return Module()
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("loop", "model"), [("huggingface", "plain"), ("lightning", "module")])
 def test_the_loop_of_a_framework_compares_as_the_built_in_loop(cluster, digits, tmp_path, loop, model):
-    file = tmp_path / "models.py"
-    file.write_text(MODELS)
+    file = ROOT / "tests/train/linear_models.py"
     sgd = ["train.optimizer=SGD", "train.learning_rate=0.1", "train.schedule=constant", "train.warmup=0"]
     options = {
         "huggingface": "optim: sgd, learning_rate: 0.1, lr_scheduler_type: constant, max_grad_norm: 0.0"

@@ -159,13 +159,10 @@ def trained(run: RunDirectory) -> Selection | None:
 
 def streams(run: RunDirectory) -> bool:
     """Return whether the training rows are streamed with Ray Data instead of being written."""
-    wanted = run.workflow.train.data
-    if wanted != "auto":
-        return wanted == "stream"
     settings = run.workflow.train
-    if settings.loop in LOOPS.builtin or not isinstance(
-        settings.workers, int
-    ):  # which read rows by their ids
+    if settings.data != "auto":
+        return settings.data == "stream"
+    if settings.elastic or settings.loop in LOOPS.builtin:  # which read rows by their ids
         return False
     return size(run) > _disk(run) // 2
 

@@ -145,7 +145,7 @@ def check_settings(workflow: Workflow) -> None:
             "train.accumulate: With streamed rows (train.data: stream), gradients cannot be accumulated over several forward "
             "passes; use train.data: arrays."
         )
-    if not isinstance(settings.workers, int):
+    if settings.elastic:
         if settings.loop is not None:
             raise ConfigError(
                 f"train.workers: Only the built-in loop can change its number of workers, but train.loop is {settings.loop}; give "
