@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -23,8 +22,6 @@ from raysel.errors import COLUMNS, ConfigError, DataError, RunError, first, reas
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-P = ParamSpec("P")
-R = TypeVar("R")
 _TABLE, _DROPPED, _INFO = "selection.parquet", "dropped.parquet", "selection.json"
 _FORMAT = 1
 _WEIGHT = "weight"
@@ -536,21 +533,6 @@ def check_selection(value: object, what: str) -> None:
     if hasattr(value, "__len__") or hasattr(value, "map_batches"):
         advice = "make one with raysel.Selection.of(ids, pool=rows)"
     raise ConfigError(f"{what}: {shown(value)} is not a Selection; {advice}.")
-
-
-def on_instances(select: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a method, so that a call on its class instead of an instance says what to write."""
-    owner, name = select.__qualname__.split(".")[-2:]
-
-    @functools.wraps(select)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not args or owner not in [cls.__name__ for cls in type(args[0]).__mro__]:
-            raise ConfigError(
-                f"{owner}.{name} was called on the class; make a selector first, as in raysel.{owner}(...).{name}(...)."
-            )
-        return select(*args, **kwargs)
-
-    return checked
 
 
 def _check_table(table: object, what: str, columns: Sequence[str]) -> None:

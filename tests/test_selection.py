@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from raysel import GIO, Random, Selection
+from raysel import GIO, Deduplicate, KCenter, Random, Selection
 from raysel.data.identity import NumberedFile, PoolIdentity
 from raysel.errors import ConfigError, DataError
 from raysel.select.random import choose, strata
@@ -178,6 +178,29 @@ def test_it_is_shown_in_one_line():
 def test_only_a_selection_comes_before_another(before):
     with pytest.raises(ConfigError, match=r"^before: .* is not a Selection; .*raysel.Selection"):
         example().after(before)
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (
+            lambda: Deduplicate(0.9).select(1, 2),
+            r"Deduplicate\.select .*too many positional arguments.*call it as select\(pool\)\.",
+        ),
+        (lambda: Random(0.5).select(1, target=2), r"Random\.select .*'target'.*call it as select\(pool\)\."),
+        (
+            lambda: KCenter(0.5).select(1, avoid=2),
+            r"KCenter\.select .*'avoid'.*call it as select\(pool, \*, start=None\)\.",
+        ),
+        (
+            lambda: GIO(0.5).select(1),
+            r"GIO\.select .*'target'.*as select\(pool, target, \*, avoid=None, start=None\)\.",
+        ),
+    ],
+)
+def test_arguments_that_a_selector_does_not_have(call, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        call()
 
 
 def test_a_selector_is_made_before_it_selects():

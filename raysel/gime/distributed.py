@@ -13,6 +13,7 @@ from ray.data import Dataset
 
 from raysel.cluster.blocks import column_names, gather, plain_errors, stream_blocks
 from raysel.cluster.wait import get
+from raysel.core.calls import checked_call
 from raysel.core.numbers import whole
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
@@ -24,7 +25,7 @@ from raysel.gime.rows import key_counts, merge_key_counts, row_scores
 from raysel.gime.select import Thresholds, floors_of, limits_of, select_groups
 from raysel.gime.sensitivity import Performance, Positions, Sensitivity, sensitivity
 from raysel.gime.state import By, State, columns, finalize, grouping, merge, partial, with_target
-from raysel.selection import Selection, coded_text, on_instances
+from raysel.selection import Selection, coded_text
 
 _PIECE = "raysel piece"
 
@@ -188,7 +189,7 @@ class GIME:
             total = merge(waiting.pop()[1], total)
         return total
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset, by: By = None, seed: int = 0) -> Selection:
         """Select the fewest rows of the pool that together satisfy the thresholds and floors.
 

@@ -17,6 +17,7 @@ from ray.util import ActorPool
 from raysel.cluster.blocks import map_blocks
 from raysel.cluster.errors import name_losses, unwrap_errors
 from raysel.core.budgets import check_budget
+from raysel.core.calls import checked_call
 from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
@@ -28,7 +29,7 @@ from raysel.gio.greedy import Picks, Stop, exact_select
 from raysel.gio.kl import Estimator, check_rank
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids
 from raysel.quotas import PerClass, check_per_class
-from raysel.selection import Selection, coded_text, on_instances
+from raysel.selection import Selection, coded_text
 from raysel.selector_inputs import AVOIDED, TARGET_ROWS, Inputs, nearer_to_avoid, open_inputs
 
 _POINTS_PER_CENTROID = 256  # k-means learns from so many sampled rows per centroid, as FAISS does by default
@@ -136,7 +137,7 @@ class GIO:
                 "stop.max_resets can only be used with solver='gradient'; remove it or choose this solver."
             )
 
-    @on_instances
+    @checked_call
     def select(
         self, pool: Dataset, target: Dataset, *, avoid: Dataset | None = None, start: Selection | None = None
     ) -> Selection:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import numpy as np
 
 from raysel.core.budgets import budget_rows, check_budget
+from raysel.core.calls import checked_call
 from raysel.core.hashing import hash_ids
 from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.errors import ConfigError, DataError, first
 from raysel.quotas import check_per_class, quotas_of
-from raysel.selection import Selection, on_instances
+from raysel.selection import Selection
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -85,7 +86,7 @@ class ByScore:
         if not 0 < self.temperature < np.inf:
             raise ConfigError(f"temperature: {self.temperature!r} is not a positive number.")
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset) -> Selection:
         """Select rows by their scores.
 

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from raysel.core.budgets import check_budget
+from raysel.core.calls import checked_call
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.vectors import EMBEDDING
 from raysel.quotas import PerClass, check_per_class
-from raysel.selection import Selection, on_instances
+from raysel.selection import Selection
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -74,7 +75,7 @@ class ClusterShare:
         check_per_class(self.per_class)
         whole("clusters", self.clusters, 1)
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset, target: Dataset, *, start: Selection | None = None) -> Selection:
         """Select rows of every cluster in proportion to the target rows in it.
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysel.core.budgets import check_budget
+from raysel.core.calls import checked_call
 from raysel.core.hashing import hash_ids
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
@@ -23,7 +24,7 @@ from raysel.select.covering import (
     round_robin,
     turns,
 )
-from raysel.selection import Selection, on_instances
+from raysel.selection import Selection
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -96,7 +97,7 @@ class KCenter:
         """Raise ConfigError for what is wrong whatever the pool."""
         _check(self)
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset, *, start: Selection | None = None) -> Selection:
         """Select rows so that every pool row is close to a selected row.
 
@@ -206,7 +207,7 @@ class FacilityLocation:
         """Raise ConfigError for what is wrong whatever the pool."""
         _check(self)
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset, *, start: Selection | None = None) -> Selection:
         """Select rows so that, on average, a pool row is similar to its most similar selected row.
 
@@ -316,7 +317,7 @@ class Herding:
         """Raise ConfigError for what is wrong whatever the pool."""
         _check(self)
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset, *, start: Selection | None = None) -> Selection:
         """Select rows whose distribution is close to the distribution of the pool.
 

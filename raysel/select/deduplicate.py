@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from raysel.core.arrays import unit
 from raysel.core.budgets import budget_rows, check_budget
+from raysel.core.calls import checked_call
 from raysel.core.numbers import whole
 from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset
@@ -29,7 +30,7 @@ from raysel.select.duplicates import (
     probes_for,
 )
 from raysel.select.matches import Matches
-from raysel.selection import Selection, coded_text, on_instances
+from raysel.selection import Selection, coded_text
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -112,7 +113,7 @@ class Deduplicate:
         if self.probes is not None:
             whole("probes", self.probes, 1)
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset) -> Selection:
         """Drop the near duplicates of a pool.
 

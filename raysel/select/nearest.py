@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from raysel.core.budgets import check_budget
+from raysel.core.calls import checked_call
 from raysel.core.parameters import check_fields
 from raysel.data.row_index import ID
 from raysel.data.vectors import EMBEDDING, as_matrix
 from raysel.quotas import PerClass, check_per_class
 from raysel.select.matches import Matches, Turns
-from raysel.selection import Selection, on_instances
+from raysel.selection import Selection
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -93,7 +94,7 @@ class Nearest:
         check_fields(self)
         check_per_class(self.per_class)
 
-    @on_instances
+    @checked_call
     def select(
         self, pool: Dataset, target: Dataset, *, avoid: Dataset | None = None, start: Selection | None = None
     ) -> Selection:

@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from raysel.core.arrow import plain_values
 from raysel.core.budgets import budget_rows, check_budget
+from raysel.core.calls import checked_call
 from raysel.core.hashing import hash_ids
 from raysel.core.parameters import check_fields
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.errors import ConfigError, DataError
 from raysel.quotas import check_per_class, quotas_of
-from raysel.selection import Selection, on_instances
+from raysel.selection import Selection
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -71,7 +72,7 @@ class Random:
         if self.stratify is not None and self.per_class is not None:
             raise ConfigError("per_class: Give either per_class or stratify to Random, not both.")
 
-    @on_instances
+    @checked_call
     def select(self, pool: Dataset) -> Selection:
         """Select rows of the pool.
 
