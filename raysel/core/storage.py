@@ -515,7 +515,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Folder]:
         return
     target = Path(place)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    make_folder(partial)
+    _make_hidden(partial, target)
     try:
         folder = Folder(partial)
         yield folder
@@ -545,7 +545,7 @@ def filled(path: str | os.PathLike[str]) -> Iterator[Path]:
         staged = stage(place)
         try:
             yield staged
-            os.replace(staged, place)
+            _rename(staged, place)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
         return
@@ -564,8 +564,9 @@ def stage(target: Path) -> Path:
     What an interrupted attempt left there is removed.
     """
     folder = _staged(target)
-    remove(folder)
-    make_folder(folder)
+    if folder.exists():
+        remove(folder)
+    _make_hidden(folder, target)
     return folder
 
 
@@ -576,8 +577,8 @@ def publish(target: Path, before: Path) -> None:
     """
     if target.exists():
         remove(before)
-        os.replace(target, before)
-    os.replace(_staged(target), target)
+        _rename(target, before)
+    _rename(_staged(target), target)
 
 
 # ---- inside --------------------------------------------------------------------------------------------------
@@ -585,6 +586,21 @@ def publish(target: Path, before: Path) -> None:
 
 def _staged(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
+
+
+def _make_hidden(folder: Path, target: Path) -> None:
+    """Make the local folder that gets the name ``target`` when it is complete; an error names the target."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise unwritable(target, error) from error
+
+
+def _rename(folder: Path, target: Path) -> None:
+    try:
+        os.replace(folder, target)
+    except OSError as error:
+        raise unwritable(target, error) from error
 
 
 def _replace(path: Path, content: Any) -> None:
