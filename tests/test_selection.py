@@ -203,6 +203,13 @@ def test_arguments_that_a_selector_does_not_have(call, sentence):
         call()
 
 
+def test_no_target_is_the_same_as_none():
+    with pytest.raises(ConfigError, match="The pool must be a Ray Dataset"):
+        Deduplicate(0.9).select(1, None, avoid=None, start=None)
+    with pytest.raises(ConfigError, match="The pool must be a Ray Dataset"):
+        KCenter(0.5).select(1, target=None, avoid=None, start=None)
+
+
 def test_a_selector_is_made_before_it_selects():
     for call in (
         lambda: Random.select(None),

@@ -14,9 +14,13 @@ R = TypeVar("R")
 
 
 def checked_call(method: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a method of a selector, so that a call on its class or with other arguments says what to write."""
+    """Decorate a method of a selector, so that a call on its class or with other arguments says what to write.
+
+    ``select(pool, None, avoid=None)`` works with every selector, so that one line of code can call any of them.
+    """
     owner, name = method.__qualname__.split(".")[-2:]
     signature = inspect.signature(method)
+    positional = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(method)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -24,6 +28,10 @@ def checked_call(method: Callable[P, R]) -> Callable[P, R]:
             raise ConfigError(
                 f"{owner}.{name} was called on the class; make a selector first, as in raysel.{owner}(...).{name}(...)."
             )
+        while len(args) > len(positional) and args[-1] is None:
+            args = args[:-1]  # type: ignore[assignment]
+        for other in [key for key in kwargs if kwargs[key] is None and key not in signature.parameters]:
+            del kwargs[other]
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
