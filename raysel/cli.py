@@ -37,7 +37,7 @@ _out = click.option(
 _fresh = click.option(
     "--fresh",
     is_flag=True,
-    help="Remove all earlier results from the directory of the results first, so that everything is computed again.",
+    help="First remove all earlier results from the output directory, so that everything is computed again.",
 )
 _address = click.option(
     "--address",
@@ -130,7 +130,7 @@ def run(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
-    help="Write the results to this directory: a URI such as s3://bucket/run, or an absolute path that all nodes see.",
+    help="Write the results to this directory: a URI such as s3://bucket/run, or an absolute path of a shared file system.",
 )
 @click.option(
     "--follow",
@@ -329,10 +329,10 @@ def report(run: Path) -> None:
     "--dropped",
     type=int,
     metavar="ROWS",
-    help="Print so many dropped rows for each reason, with their file and score.",
+    help="Print this many dropped rows for each reason, with their file and score.",
 )
 def explain(run: Path, sample: int | None, dropped: int | None) -> None:
-    """Print why the last run in the directory RUN selected or dropped rows of the pool, the rows to select from.
+    """Print why the last run in the directory RUN selected or dropped rows of the pool (the rows to select from).
 
     RUN is a directory in which 'raysel run' has written its results. Without options, print each reason with its
     number of rows. With --sample, print the reason, the file and the score of one row. With --dropped, print examples of

@@ -549,7 +549,10 @@ def _check_table(table: object, what: str, columns: Sequence[str]) -> None:
             raise DataError(f"{what} has more than one column '{name}'; rename or drop the others.")
     for name, kind in ((ID, pa.int64()), (_WEIGHT, pa.float32()), ("score", pa.float64())):
         if name in columns and (table[name].type != kind or table[name].null_count):
-            raise DataError(f"{what}'s column '{name}' must be {kind} without nulls, not {table[name].type}.")
+            raise DataError(
+                f"{what}'s column '{name}' must be {kind} without nulls, but it is {table[name].type} with "
+                f"{table[name].null_count:,} nulls."
+            )
     of = table["reason"].type
     if (of.value_type if pa.types.is_dictionary(of) else of) not in (pa.string(), pa.large_string()):
         raise DataError(f"{what}'s column 'reason' must be text, not {of}.")

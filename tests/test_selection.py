@@ -280,7 +280,7 @@ def test_a_column_that_cannot_hold_ids_is_refused(cluster):
     assert [row["sample_id"] for row in Selection.of([1, 7]).rows(narrow).take_all()] == [1, 7]
     assert len(Random(2).select(narrow)) == 2
     for ids, sentence in (
-        (["a", "b"], "holds string"), ([1.0, 2.0], "holds double"), ([1, None], "holds int64 with 1 nulls"),
+        (["a", "b"], "holds string"), ([1.0, 2.0], "holds double"), ([1, None], "holds int64 with 1 null values"),
         (pa.array([2**63, 1], pa.uint64()), "holds integers above"),
     ):  # fmt: skip
         odd = ray.data.from_arrow(pa.table({"sample_id": ids, "v": [0.5, 1.0]}))

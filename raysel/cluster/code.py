@@ -77,7 +77,11 @@ def load_object(spec: str, where: str, kind: str = "object") -> Any:
     except AttributeError:
         known = [each for each in dir(module) if not each.startswith("_")]
         near = difflib.get_close_matches(name, known)
-        hint = f"Did you mean {' or '.join(near)}?" if near else f"Its names are {first(known) or 'none'}."
+        hint = (
+            f"Did you mean {' or '.join(near)}?"
+            if near
+            else f"It contains these names: {first(known) or 'none'}."
+        )
         raise ConfigError(f"{where}: {place} has no {kind} '{name}'. {hint}") from None
     except Exception as error:  # a module may load its attributes when they are first read
         raise ConfigError(f"{where}: {spec} cannot be loaded ({_reason(error)}).") from error

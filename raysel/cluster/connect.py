@@ -119,11 +119,11 @@ def _check(where: str) -> None:
     scheme, colon, _ = where.partition("://")
     if colon and scheme == "ray":
         raise ResourceError(
-            f"The address {where} is one of Ray Client, which raysel does not support. Instead, {_JOB}."
+            f"The address {where} is for Ray Client, which raysel does not support. Instead, {_JOB}."
         )
     if colon and scheme in ("http", "https"):
         raise ResourceError(
-            f"The address {where} is that of the Ray dashboard. Give HOST:PORT of the head (its port is 6379 by default), "
+            f"The address {where} is an address of the Ray dashboard. Give HOST:PORT of the head node (its port is 6379 by default), "
             f"or {_JOB}."
         )
     host, _, port = where.rpartition(":")

@@ -142,7 +142,7 @@ def wait_for_workers(
         have = ray.cluster_resources()
         raise ResourceError(
             f"{need} cannot be placed: the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU on "
-            f"{len(nodes)} node(s), which is enough for {room}. {advice}."
+            f"{len(nodes)} node(s), which is enough for {room} of them. {advice}."
         )
     # Reserved as Ray Train will reserve it, so that what is free in pieces does not count; then given back.
     group = placement_group([bundle] * workers)

@@ -147,7 +147,8 @@ def _check_values(value: Any, where: str, depth: int = 0) -> None:
         raise ConfigError(f"'{where}' is {value}; give a finite number.")
     elif value is not None and not isinstance(value, (str, int, float, bool)):
         raise ConfigError(
-            f"'{where}' is {shown(value)}, which YAML reads as a {type(value).__name__}; write it in quotes."
+            f"'{where}': YAML reads this value as a {type(value).__name__}, which raysel does not accept; write it in quotes to "
+            "make it text."
         )
 
 

@@ -109,9 +109,12 @@ def _array(values: np.ndarray, name: str) -> Any:
     if values.ndim == 0:
         raise DataError(f"Column '{name}' holds a single value ({values!r}); give one value per row.")
     if kind == "c" or values.dtype in _WIDE:
-        raise DataError(
-            f"Column '{name}' holds {values.dtype} numbers, which Arrow cannot store; write them as one or two columns of float64."
+        advice = (
+            "write the real and the imaginary part as two columns of float64"
+            if kind == "c"
+            else "convert them to float64"
         )
+        raise DataError(f"Column '{name}' holds {values.dtype} numbers, which Arrow cannot store; {advice}.")
     if values.dtype.names is not None:
         raise DataError(
             f"Column '{name}' holds records ({', '.join(values.dtype.names)}); give one column per field."
@@ -281,7 +284,7 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
                 )
             return (
                 f"Column '{name}' holds values of several types: {type(before[1]).__name__} in row {before[0]}, "
-                f"{type(value).__name__} in row {row}. Convert them to one."
+                f"{type(value).__name__} in row {row}. Convert them to one type."
             )
         before = row, value
     return (
@@ -330,7 +333,7 @@ def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None
         (one, a), (two, b) = list(found.items())[:2]
         raise DataError(
             f"Column '{name}' holds values of several types: {one} ({str(a)[:40]!r}) and {two} ({str(b)[:40]!r}). Convert "
-            "them to one."
+            "them to one type."
         )
     for parts in (inner, *fields.values()):
         if parts:

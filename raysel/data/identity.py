@@ -116,7 +116,7 @@ def row_ids(table: pa.Table, where: str) -> np.ndarray:
         raise DataError(f"There is no column '{ID}' in {where}; read it with raysel.read.")
     ids = table[ID]
     if not pa.types.is_integer(ids.type) or ids.null_count:
-        held = f"{ids.type} with {ids.null_count:,} nulls" if ids.null_count else str(ids.type)
+        held = f"{ids.type} with {ids.null_count:,} null values" if ids.null_count else str(ids.type)
         raise DataError(f"Column '{ID}' of {where} holds {held}; every row needs an integer.")
     try:
         return ids.cast(pa.int64()).to_numpy()

@@ -185,9 +185,8 @@ def _check_once(files: Sequence[File]) -> None:
         other = unpacked.setdefault(stem, file.path)
         if other != file.path:
             raise DataError(
-                f"{other} and {file.path} have the names of one file, once plain and once compressed, so the "
-                "rows of this file would be read twice; remove one of the two files, or rename it if its rows are "
-                "different."
+                f"{other} and {file.path} have the same name except for the suffix of the compression, so the same rows would be "
+                "read twice; remove one of the two files, or rename it if its rows are different."
             )
     if len(files) > 1 and isinstance(files[0].filesystem, pafs.LocalFileSystem):
         for one, other in same_files([file.path for file in files]):
@@ -203,7 +202,7 @@ def _check_encoding(encoding: str) -> None:
         "a".encode(encoding)
     except (LookupError, TypeError, ValueError):
         raise DataError(
-            f"encoding: {shown(encoding)} is no encoding that Python has; write for example latin-1."
+            f"encoding: Python has no encoding {shown(encoding)}; write for example latin-1."
         ) from None
 
 
@@ -250,7 +249,7 @@ def _of_folder(folder: Folder) -> tuple[Format, list[File], list[str]]:
         if fnmatch.filter(folder.files, inside):
             raise DataError(
                 f"The directory {folder.path} is a table of {kind}, whose files also hold rows that were changed or deleted; "
-                "write its present rows to Parquet, and read those."
+                "write its current rows to Parquet, and read those."
             )
     visible, masked = [], []
     for name in folder.files:

@@ -94,7 +94,8 @@ def _from_pandas(frame: pd.DataFrame) -> pa.Table:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise DataError(
-            f"The DataFrame has the column {min(map(repr, twice))} more than once, counting its index; rename one of them."
+            f"The DataFrame has more than one column {min(map(repr, twice))} (levels of the index count as columns); rename one of "
+            "them."
         )
     return columns_table({**dict(levels), **{name: frame[name] for name in frame.columns}})
 

@@ -259,8 +259,8 @@ def _finish(
     have = sum(entry[1] for entry in found) + sum(rejected)
     if (count, have) != (rows, total):
         raise RunError(
-            f"{folder.path} holds vectors of {count:,} rows instead of {rows:,}, or of other rows than the dataset has. "
-            "Check that every node sees the same directory, remove the directory, and run again."
+            f"The vectors in {folder.path} do not belong to this dataset: there are {count:,} vectors for {rows:,} rows, or their "
+            "ids differ. Check that every node uses the same directory, remove the directory, and run again."
         )
     if rejected:
         listed = sorted(rejected.items())

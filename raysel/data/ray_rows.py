@@ -99,9 +99,8 @@ def _made(table: pa.Table, schema: pa.Schema, start: int | None) -> pa.Table:
             columns[field.name] = column if kept else column.cast(field.type)
         except pa.ArrowException as error:
             raise DataError(
-                f"Column '{field.name}' of {_WHERE} holds {column.type} in one block and {field.type} in "
-                "others, and the other type cannot represent its values exactly "
-                f"({str(error).splitlines()[0]}); convert it to one type."
+                f"Column '{field.name}' of {_WHERE} holds {column.type} in one block and {field.type} in others, and "
+                f"{field.type} cannot represent all values exactly ({str(error).splitlines()[0]}); convert the column to one type."
             ) from error
     made = pa.table(columns)
     return made if start is None else with_ids(made, start)

@@ -116,8 +116,8 @@ def write_columns(
     check_ids(ids, "the training data")
     if rows is None and int(ids.max()) != len(ids) - 1:
         raise DataError(
-            f"The training data has {len(ids):,} rows but ids up to {int(ids.max()):,}. Rows are addressed by "
-            "their id, so the ids must be 0..N-1."
+            f"The training data has {len(ids):,} rows, but ids up to {int(ids.max()):,}. The ids must be 0 to {len(ids) - 1:,}, "
+            "each once."
         )
     about = {name: _common(name, [part[1][at] for part in parts]) for at, name in enumerate(columns)}
     for at, name in enumerate(columns):
@@ -193,7 +193,7 @@ class ColumnStore:
                     for at, (name, kind) in enumerate(self.columns.items())
                 }
             if self._ids is not None and len(self._ids) != stored:
-                raise ValueError("They have different numbers of rows.")
+                raise ValueError("the arrays have different numbers of rows")
         except RunError:  # of an object store that cannot be read, or a full disk
             raise
         except Exception as error:  # of damaged files anything
@@ -422,13 +422,13 @@ def _reader(directory: Path, at: int, kind: Column, rows: int) -> Any:
     if kind.kind == "array":
         values = np.load(directory / f"{at}.npy", mmap_mode="r", allow_pickle=False)
         if values.shape != (rows, *kind.shape) or str(values.dtype) != kind.dtype:
-            raise ValueError("They have different numbers of rows.")
+            raise ValueError("an array has another shape or type than expected")
         return lambda places: np.asarray(values[places])
     spans = np.load(directory / f"{at}.spans.npy", mmap_mode="r", allow_pickle=False)
     size = os.path.getsize(directory / f"{at}.bin")
     flat = np.memmap(directory / f"{at}.bin", np.dtype(kind.dtype), "r") if size else np.empty(0, kind.dtype)
     if spans.shape != (rows, 2) or (rows and int(spans[:, 1].max()) != len(flat)):
-        raise ValueError("They have different numbers of rows.")
+        raise ValueError("the arrays have different numbers of rows")
     made = {
         "text": lambda part: part.tobytes().decode(),
         "bytes": lambda part: part.tobytes(),

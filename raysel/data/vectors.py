@@ -72,9 +72,9 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
             common = np.bincount(lengths).argmax()
             odd = np.flatnonzero(lengths != common)
             raise DataError(
-                f"Column '{name}' holds vectors of different lengths: most have {common}, "
+                f"Column '{name}' holds vectors of different lengths: most have {common} elements, but "
                 f"{_rows(odd, ids, len(column))} {'has' if len(odd) == 1 else 'have'} {lengths[odd[0]]}"
-                f"{'' if len(odd) == 1 else ' or others'}."
+                f"{'' if len(odd) == 1 else ' or another number of elements'}."
             )
         width = int(lengths[0]) if len(lengths) else 0
         return _elements(column, width, name, ids, shape)

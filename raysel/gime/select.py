@@ -157,7 +157,8 @@ def _checked(
     for name in found:
         if name not in known:
             raise ConfigError(
-                f"thresholds.{name}: There is no such metric{did_you_mean(name, known)}; write it like 'variety.classes'."
+                f"thresholds.{name}: There is no such statistic{did_you_mean(name, known)}. Write METRIC.STATISTIC, for example "
+                "'variety.classes'."
             )
     return found
 

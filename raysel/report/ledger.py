@@ -112,8 +112,7 @@ class LedgerEntry:
         missing = [name for name in ("arm", "title", *_REQUIRED) if name not in values]
         if missing:
             raise DataError(
-                f"The entry of the arm {values.get('arm', '?')!r} in the ledger lacks the keys "
-                f"{first(missing)}."
+                f"The entry of the arm (training run) {values.get('arm', '?')!r} in the ledger has no value for: {first(missing)}."
             )
         if not isinstance(values.get("seconds", {}), Mapping):
             raise DataError(
@@ -394,13 +393,15 @@ def _meaning(ledger: Ledger) -> str:
             "set controls: [full] in the workflow."
         )
     else:
-        words = f"Saving: 1 - cost / cost of {full.title}; below 0: cost more. "
+        words = f"Saving: 1 - cost / cost of {full.title}; a negative saving is an extra cost. "
         if not any(entry.seconds["start-up"] for entry in ledger.entries):
             words += "Other: start-up, evaluation, checkpoints."
         elif (start := _start(ledger)) is None:
             words += "Start: start-up of the workers of all arms. Other: evaluation, checkpoints."
         else:
-            words += f"Start-up of the workers: {numbers.seconds(start)} s, once for all arms, part of each total. "
+            words += (
+                f"The start-up of the workers took {numbers.seconds(start)} s once; each total includes it. "
+            )
             words += "Other: evaluation, checkpoints."
     if not ledger.goal.accuracy:
         words += f" {ledger.goal.head}: {ledger.goal.rule}."

@@ -136,6 +136,7 @@ def _counts(selected: Counts) -> tuple[npt.NDArray[np.float64], float]:
     counts = np.asarray(selected)
     if counts.ndim != 1 or counts.dtype.kind not in "iu" or len(counts) == 0 or int(counts.min()) < 0:
         raise DataError(
-            f"How often each sample was selected must be a vector of integers of at least 0, got {counts.dtype}{list(counts.shape)}."
+            "The argument 'selected' must be a one-dimensional array of integers of at least 0, got "
+            f"{counts.dtype}{list(counts.shape)}."
         )
     return counts.astype(np.float64), float(counts.sum(dtype=np.float64))

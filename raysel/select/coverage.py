@@ -359,7 +359,7 @@ class Herding:
                 "brought the mean of the selected rows closest to the mean of the pool",
                 "would bring the mean of the selected rows less close to the mean of the pool",
             ),
-            score="mean kernel value with the pool, less that with the rows selected before",
+            score="mean kernel value with the pool, minus the mean kernel value with the rows selected before",
             value="discrepancy",
             note="The maximum mean discrepancy between the selected rows and the pool is {:.4g}.",
         )
@@ -409,7 +409,7 @@ def _select(
         about = {
             "centroids": used,
             "notes": [
-                f"The pool has more than {_EXACT:,} rows, so {used:,} k-means centroids stand for them."
+                f"The pool has more than {_EXACT:,} rows, so the selector compared {used:,} k-means centroids instead of all rows."
             ],
         }
     scores, rank = np.full(len(codes), np.nan), np.full(len(codes), -1, np.int32)

@@ -160,9 +160,8 @@ class Deduplicate:
         else:
             left = different - len(keep_first(pairs, _LOWEST_FOUND).later)
             raise ConfigError(
-                f"keep: {count:,} rows are fewer than Deduplicate can reach, because {left:,} rows have no "
-                f"near duplicate with a cosine of {_LOWEST_FOUND} or more. Raise keep, or let another "
-                "selector choose among them."
+                f"keep: Deduplicate cannot reduce the pool to {count:,} rows, because {left:,} rows have no near duplicate with a "
+                f"cosine of {_LOWEST_FOUND} or more. Raise keep, or add another selector that selects from the remaining rows."
             )
         return _selection(self, ids, first_of, found, threshold, pool)
 
@@ -292,7 +291,7 @@ def check_threshold(threshold: Any) -> None:
     number = isinstance(threshold, (int, float, np.floating)) and not isinstance(threshold, bool)
     if not number or not _LOWEST < threshold <= 1:
         raise ConfigError(
-            f"threshold: {threshold!r} is not a cosine above {_LOWEST} and at most 1; start with 0.95."
+            f"threshold: {threshold!r} is not valid; give a cosine above {_LOWEST} and at most 1, for example 0.95."
         )
 
 

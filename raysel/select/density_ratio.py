@@ -217,12 +217,16 @@ class DensityRatio:
 
 def _notes(model: Ratio, share: float, below: int) -> list[str]:
     """Return what the report says of the classifier."""
-    gain = f"its loss is {model.gain:.3f} ± {model.error:.3f} nats below that of a constant"
+    gain = (
+        f"its loss is {model.gain:.3f} ± {model.error:.3f} nats lower than the loss of a constant prediction"
+    )
     if not model.separates:
-        return [f"The classifier cannot tell target rows from pool rows ({gain}), so no row was excluded."]
+        return [
+            f"The classifier cannot separate target rows from pool rows ({gain}), so no row was excluded."
+        ]
     notes = [
-        f"The classifier can tell target rows from pool rows ({gain}). {share:.1%} of the pool rows have a score that 80 % of "
-        "the target rows reach; all other rows were excluded."
+        f"The classifier can separate target rows from pool rows ({gain}). The limit is the score that 80 % of the target rows "
+        f"reach. {share:.1%} of the pool rows reach this limit; all other rows were excluded."
     ]
     if below:
         notes.append(

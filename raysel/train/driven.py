@@ -86,8 +86,8 @@ class Driven:
         """
         if self.is_open and self.session.step:
             raise StateError(
-                f"A checkpoint was requested within epoch {self.session.epoch}, where model and selection state would not "
-                "match; save at the end of epochs (Lightning: ModelCheckpoint(save_on_train_epoch_end=True), "
+                f"A checkpoint was requested within epoch {self.session.epoch}, but the model and the selection state match only "
+                "at the end of an epoch; save at the end of epochs (Lightning: ModelCheckpoint(save_on_train_epoch_end=True), "
                 'Trainer: save_strategy="epoch").'
             )
         directory.mkdir(parents=True, exist_ok=True)

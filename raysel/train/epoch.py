@@ -72,10 +72,10 @@ class Epoch:
         if shuffle is not None and (begun, groups) != order:
             how = "session.stream" if begun is None else f"shuffle={begun}"
             if begun is not None and groups != grouped:
-                how = "other lengths, or none" if grouped else "lengths"
+                how = "the same lengths, or none" if grouped else "the same lengths"
             raise StateError(
-                f"loader: Epoch {self.number} was started with {how} and resumes within the epoch; "
-                f"use {how} again, because the order of the samples must not change within an epoch."
+                f"loader: Epoch {self.number} resumes within the epoch, where the order of the samples must not change; use "
+                f"{how}, as when the epoch was started."
             )
         self.steps, self._ticket = int(min(self.last, self.done + steps)), object()
         self._order, self.accumulate = order, accumulate
@@ -85,7 +85,8 @@ class Epoch:
         """Raise StateError unless the source with ``ticket`` may be iterated now, for the first time."""
         if self._ticket is not ticket:
             raise StateError(
-                "This loader was replaced by a later one, so it is not that of the epoch; iterate over the later one."
+                "This loader is no longer valid, because a later call created another loader for the epoch; iterate over the later "
+                "loader."
             )
         if self.step != self.done:
             raise StateError(
@@ -109,8 +110,8 @@ class Epoch:
         if head in self._heads:
             raise StateError(
                 f"session.loss was called a second time for one batch of epoch {self.number} (its first sample_id is "
-                f"{int(batch.ids[0])}). Call it once per batch; add further terms to the losses, or to the scalar that it "
-                "returned."
+                f"{int(batch.ids[0])}). Call it once per batch; add further terms to the losses, or to the scalar that "
+                "session.loss returned."
             )
         if head >= 0:  # batches of padding alone are all alike
             self._heads.add(head)

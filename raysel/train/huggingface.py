@@ -123,8 +123,8 @@ class SelectingTrainer(Trainer):
             pass
         if args.num_train_epochs != epochs or args.max_steps > 0:
             raise ConfigError(
-                f"SelectingTrainer: The selection plans {epochs} epochs. Set num_train_epochs={epochs} in "
-                "TrainingArguments and leave max_steps unset there (give it to DynamicSelection)."
+                f"SelectingTrainer: The selection plans {epochs} epochs. Set num_train_epochs={epochs} in TrainingArguments and "
+                "leave max_steps unset there. To limit the number of steps, give max_steps to DynamicSelection."
             )
         for wrong, error in _conflicts(args):
             if wrong:
@@ -180,8 +180,8 @@ class SelectingTrainer(Trainer):
         self._batch = inputs.pop(_BATCH, None)
         if self._batch is None or self.driven is None:
             raise StateError(
-                f"SelectingTrainer: {type(self).__name__} trains on batches that do not follow the plan; where "
-                "get_train_dataloader is overridden, return the batches of super().get_train_dataloader()."
+                f"SelectingTrainer: {type(self).__name__} trains on batches that do not follow the plan. If you override "
+                "get_train_dataloader, return the batches of super().get_train_dataloader()."
             )
         before = self.driven.noted
         try:
@@ -304,22 +304,22 @@ def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
     yield (
         save == "steps",
         ConfigError(
-            'SelectingTrainer: Set save_strategy="epoch" (or "no") in TrainingArguments; within an epoch, model and selection '
-            "state would not match."
+            'SelectingTrainer: Set save_strategy="epoch" (or "no") in TrainingArguments, because the model and the selection '
+            "state match only at the end of an epoch."
         ),
     )
     yield (
         save == "best" and evaluate == "steps",
         ConfigError(
-            'SelectingTrainer: Set eval_strategy="epoch" together with save_strategy="best" in TrainingArguments; within an '
-            "epoch, model and selection state would not match."
+            'SelectingTrainer: Set eval_strategy="epoch" together with save_strategy="best" in TrainingArguments, because the '
+            "model and the selection state match only at the end of an epoch."
         ),
     )
     yield (
         getattr(args, "enable_jit_checkpoint", False),
         ConfigError(
-            "SelectingTrainer: Leave enable_jit_checkpoint unset in TrainingArguments; within an epoch, model and selection "
-            "state would not match."
+            "SelectingTrainer: Leave enable_jit_checkpoint unset in TrainingArguments, because the model and the selection "
+            "state match only at the end of an epoch."
         ),
     )
     strategy = getattr(args, "train_sampling_strategy", "random")
@@ -341,7 +341,7 @@ def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
         args.dataloader_drop_last,
         ConfigError(
             "SelectingTrainer: Leave dataloader_drop_last unset in TrainingArguments, because every planned row must be "
-            "trained on. No batch of the plan has a single row."
+            "trained on. It is not needed to avoid batches of one row either, because the plan has none."
         ),
     )
     yield (

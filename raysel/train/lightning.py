@@ -216,8 +216,8 @@ def _conflicts(trainer: Trainer, module: LightningModule, epochs: int) -> Iterat
             yield (
                 within or not (at_end if at_end is not None else not after_validation),
                 ConfigError(
-                    "Selecting: A ModelCheckpoint would save within an epoch, where model and selection state do not match, or "
-                    "not at all; give the Trainer ModelCheckpoint(save_on_train_epoch_end=True), without every_n_train_steps "
+                    "Selecting: With this ModelCheckpoint, the Trainer would save within an epoch, where the model and the "
+                    "selection state do not match, or would not save at all. Give the Trainer ModelCheckpoint(save_on_train_epoch_end=True), without every_n_train_steps "
                     "and train_time_interval, or enable_checkpointing=False."
                 ),
             )

@@ -57,9 +57,9 @@ def load_state_dicts(objects: Mapping[str, Any], saved: Mapping[str, Any]) -> No
             model = model or _owner(value, objects)
             if model is None or not named:
                 raise StateError(
-                    f"The checkpoint's '{name}' was saved {'with' if named else 'without'} a sharded model "
-                    "and cannot be loaded into this model; restore the optimizer together with its model, "
-                    "sharded as when it was saved."
+                    f"The optimizer '{name}' in the checkpoint belongs to a model that was {'sharded' if named else 'not sharded'}, "
+                    "so it cannot be loaded here. Give restore the optimizer together with its model, and shard the model as it was "
+                    "when the checkpoint was saved."
                 )
             whole, options = _whole(model)
             whole.set_optimizer_state_dict(_bare(model), value, saved[name], options=options)

@@ -82,8 +82,8 @@ class Board:
         posted = ray.get(self._actor.read.remote())
         if not posted:
             raise StateError(
-                "Only session.stream can read dynamic.planned(dataset), and only within an epoch, because the plan does not "
-                "exist before the epoch; to read the rows yourself, read the dataset."
+                "dynamic.planned(dataset) can be read only by session.stream, and only within an epoch, because its plan exists "
+                "only then. To read the rows yourself, read the original dataset."
             )
         return ray.get(posted[0])
 
@@ -247,7 +247,7 @@ class WholeRows(DataConfig):
 def wait_for_cpu(patience: float = wait.CPU_S) -> None:
     """Wait until a task of one CPU has run next to the training; raise ResourceError after ``patience`` s."""
     wait.wait_for_cpu(
-        "session.stream: The workers and other processes use every CPU, so Ray Data had no CPU to read with",
+        "session.stream: The workers and other processes use all CPUs, so Ray Data got no CPU for reading",
         "Give the workers fewer CPUs (ScalingConfig(resources_per_worker={'CPU': 0.5})), or add CPUs to the cluster",
         patience,
     )
@@ -320,8 +320,8 @@ def arrivals(
         name, data = data, _shard(data)
         if world > 1 and not data.get_context().get_config(_WHOLE, False):
             raise ConfigError(
-                f"stream: The workers' shares of '{name}' were not made by raysel.WholeRows, and Ray Train's default drops rows "
-                "to make shares of equal length. Give TorchTrainer the argument dataset_config=raysel.WholeRows()."
+                f"stream: '{name}' was not divided among the workers by raysel.WholeRows. The default of Ray Train drops rows to "
+                "give every worker the same number. Give TorchTrainer the argument dataset_config=raysel.WholeRows()."
             )
     if isinstance(data, Dataset):
         if world > 1:

@@ -42,7 +42,7 @@ def per_sample(
         if few:
             advice = (
                 "collate_fn must keep every sample that it is given: return a placeholder for a sample without data, and "
-                f"leave it out with session.loss(batch, losses, mask). If it keeps them, {advice}"
+                f"leave it out with session.loss(batch, losses, mask). If collate_fn keeps every sample, {advice}"
             )
         raise DataError(
             f"loss: The losses must have shape ({rows},) or ({rows}, ...), one row per sample, got {_shape(losses)}; {advice}."

@@ -503,7 +503,7 @@ class Session:
         if not epoch.handed or epoch.noted != epoch.handed or epoch.noted % epoch.accumulate:
             raise StateError(
                 f"session.checkpoint was called in epoch {self.epoch} before session.loss had recorded step {self.step}; "
-                "call it inside the loop over session.loader, after the optimizer's step, and with no batch fetched ahead."
+                "call it inside the loop over session.loader, after the optimizer's step and before the next batch is requested."
             )
         where = self.epoch, self.step
         if (told := self.communicator.broadcast(where)) != where:

@@ -186,9 +186,9 @@ class EpochStream:
         said = f"stream: Epoch {epoch.number} planned {len(ids):,} samples, but"
         if len(never):
             raise DataError(
-                f"{said} {len(never):,} did not arrive (sample_id {first(never.tolist())}). A transformation after dynamic.planned must keep "
-                "every row: for one that cannot be decoded, return a placeholder and leave it out with session.loss(batch, "
-                "losses, mask), or select without it. The dataset must hold each sample_id."
+                f"{said} {len(never):,} were not in the stream (sample_id {first(never.tolist())}). A transformation after "
+                "dynamic.planned must keep every row. If a row cannot be decoded, return a placeholder and exclude it with "
+                "session.loss(batch, losses, mask), or make a selection without this row. The dataset must hold each sample_id."
             )
         raise DataError(
             f"{said} {len(again):,} arrived more than once (sample_id {first(again.tolist())}). The dataset must hold each "

@@ -146,15 +146,16 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
     """Check what can be checked before Ray starts; raise as :func:`compare` does."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(
-            f"seeds: {shown(seeds)} is not a number of seeds; a comparison needs at least one, and three to show a spread."
+            f"seeds: {shown(seeds)} is not a number of seeds; give an integer of at least 1. Only several seeds, for example 3, show the "
+            "standard deviation."
         )
     own, names = policy_names(workflow, policies)
     if workflow.test is None:
         raise ConfigError("The key 'test' is missing: a comparison needs test rows to score the policies on.")
     if workflow.dynamic.spec == "full":
         raise ConfigError(
-            "The key 'dynamic' names a policy that trains on all samples, so there is no smaller budget at which to compare it; "
-            "give another policy, for example with --set dynamic.method=infobatch."
+            "The key 'dynamic' names a policy that trains on all samples, so the controls cannot be trained on a smaller number of "
+            "samples. Name another policy, for example with --set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
     return steps.check(workflow, _needs_scores(names, builtin), found)

@@ -274,8 +274,8 @@ class Method:
             found = dataclasses.replace(found, version=version)
         if found.builtin and registry is EMBEDDERS and parameters:
             raise ConfigError(
-                f"'{where}' gives {', '.join(parameters)} to the embedder '{spec}', which takes no "
-                "parameters besides those in its name; remove them."
+                f"'{where}': The embedder '{spec}' takes no parameters except those in its name; remove "
+                f"{', '.join(parameters)}."
             )
         if found.builtin and registry is not EMBEDDERS:
             found.make(
@@ -322,7 +322,8 @@ class Method:
             return made(**self.parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{where}: {self.spec} cannot be created ({error}); make it a frozen dataclass to have its parameters checked."
+                f"{where}: {self.spec} cannot be created with these parameters ({error}); correct them. If {self.spec} is a frozen "
+                "dataclass, raysel also checks their names and types."
             ) from error
 
     @property
@@ -432,7 +433,7 @@ class Workflow:
         for name, key in (("input", "train.input"), ("label", "pool.label")):
             if name in given and tree.get(name, given[name]) != given[name]:
                 raise ConfigError(
-                    f"'train.task.{name}' is {shown(tree[name])}, but '{key}' is {shown(given[name])}; give one of them."
+                    f"'train.task.{name}' is {shown(tree[name])}, but '{key}' is {shown(given[name])}; remove one of the two keys."
                 )
         return Method.of(tree, TASKS, "train.task", **given)
 

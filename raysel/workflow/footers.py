@@ -74,8 +74,8 @@ def check_ids(look: Look) -> None:
         found = _statistics(look, role, ID) if ID in look.schemas[role].names else None
         if found is not None and (found[:2] != (0, look.counts[role] - 1) or found[2]):
             raise DataError(
-                f"{role}.path: Column '{ID}' holds ids from {found[0]:,} to {found[1]:,} in {look.counts[role]:,} rows. Training "
-                "addresses rows by their id, so the ids must be 0..N-1; rename the column, and raysel numbers the rows."
+                f"{role}.path: Column '{ID}' holds ids from {found[0]:,} to {found[1]:,}, but there are {look.counts[role]:,} rows. "
+                f"Training needs the ids 0 to {look.counts[role] - 1:,}, each once; rename the column, and raysel numbers the rows."
             )
 
 

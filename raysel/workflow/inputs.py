@@ -103,7 +103,7 @@ class Look:
             else:
                 found.append(
                     f"{role}: {listing.took(None)} Its columns were inferred from the beginning of "
-                    f"{listing.files[0].path}; the number of rows and later values are checked when it is read."
+                    f"{listing.files[0].path}; raysel checks the number of rows and all other values when it reads the data."
                 )
             found += [f"{role}: {sentence}" for sentence in listing.left_out]
             found += [

@@ -279,7 +279,7 @@ def _check_task(found: Look) -> Any:
         found.check_column("pool", name, f"train.task: {spec}.columns")
     if field is not None and (not isinstance(field, str) or getattr(task, field, None) not in columns):
         raise ConfigError(
-            f"train.task: {spec}.classes is {shown(field)}; it should be None, or the name of a field of the task that holds the name of one of its columns."
+            f"train.task: {spec}.classes is {shown(field)}; it should be None or the name of a field of the task. This field must hold one of the names in 'columns'."
         )
     return task
 
@@ -361,8 +361,8 @@ def _check_training(found: Look, task: Any, rows: pa.Table, labels: list[Any]) -
         ]
         if unused and workflow.train.most_workers > 1 and workflow.train.parallel == "ddp":
             raise ConfigError(
-                f"{given[0]}: {given[1]} has parameters that the losses do not depend on, {first(unused)}, with which several "
-                "workers cannot train; remove them or set requires_grad to false, or set train.workers to 1."
+                f"{given[0]}: The losses do not depend on these parameters of {given[1]}: {first(unused)}. Several workers cannot "
+                "train such a model: remove the parameters, set requires_grad to false for them, or set train.workers to 1."
             )
         with _naming("train.optimizer", "The first step"):
             optimizer = load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)(
@@ -382,14 +382,14 @@ def _check_parameters(model: Any, settings: Any, given: tuple[str, str]) -> None
     shapeless = [name for name, value in model.named_parameters() if torch.nn.parameter.is_lazy(value)]
     if shapeless and (settings.most_workers > 1 or settings.parallel == "fsdp"):
         raise ConfigError(
-            f"{given[0]}: {given[1]} has parameters whose shape depends on the first batch, {first(shapeless)}, with which "
-            "several workers cannot train; make their layers with all sizes, or set train.workers to 1."
+            f"{given[0]}: These parameters of {given[1]} get their shape only from the first batch: {first(shapeless)}. Several "
+            "workers, or FSDP, cannot train such a model: create its layers with all sizes, or use one worker without FSDP."
         )
     strange = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if strange:
         raise ConfigError(
-            f"{given[0]}: The state_dict of {given[1]} has entries that are no tensors, {first(strange)}, which the file of the "
-            "weights cannot hold; keep them outside of the model."
+            f"{given[0]}: The state_dict of {given[1]} has entries that are not tensors: {first(strange)}. The file of the weights "
+            "cannot store them; keep these values outside of the model."
         )
 
 
@@ -418,7 +418,8 @@ def _check_metrics_of(
     if not isinstance(metrics, Mapping) or task.metric not in metrics:
         names = ", ".join(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise ConfigError(
-            f"train.task: {spec}.metrics returned no '{task.metric}', which is its metric, but {names or 'nothing'}."
+            f"train.task: {spec}.metrics returned {names or 'nothing'}, but not '{task.metric}', which the attribute 'metric' of the "
+            "task names."
         )
     for name, value in metrics.items():
         if not isinstance(name, str):

@@ -63,8 +63,8 @@ def _locked(directory: Path) -> Iterator[None]:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 raise _in_use(directory) from error
             raise RunError(
-                f"{directory} is on a file system without locks ({error.strerror}), so two runs could mix there; choose "
-                "an --out on a file system with locks."
+                f"{directory} is on a file system without locks ({error.strerror}), so two runs could overwrite each "
+                "other's files; choose an --out on a file system with locks."
             ) from error
         yield
 
@@ -104,8 +104,8 @@ def _claimed(directory: StorePath, note: Callable[[str], None]) -> Iterator[Call
     def check() -> None:
         if time.monotonic() - held[0] > _DEAD_S:
             raise RunError(
-                f"{directory} was given up, because it could not be written for {_DEAD_S:g} s or another run took it; run "
-                "again when the object store can be reached."
+                f"This run lost its lock on {directory}: it could not write there for {_DEAD_S:g} s, or another run uses the "
+                "directory now. Run again when the object store can be reached."
             )
 
     try:

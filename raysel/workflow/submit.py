@@ -105,8 +105,8 @@ def submit(
     place = output(out)
     if os.fspath(out).startswith("~") or (isinstance(place, Path) and not place.is_absolute()):
         raise ConfigError(
-            f"--out {out}: A job needs a directory that lasts and that all nodes see; give a URI such as s3://bucket/run, or "
-            "an absolute path of a shared file system."
+            f"--out {out}: A job needs a permanent directory that all nodes can read and write; give a URI such as "
+            "s3://bucket/run, or an absolute path of a shared file system."
         )
     environment = _environment(runtime_env)
     command = ["python", "-m", "raysel.cli", "run", _FILE, "--out", str(place)]
@@ -180,7 +180,7 @@ def _files(tree: dict[str, Any], folder: Path) -> dict[str, Path]:
         if _HOME.match(text):
             raise ConfigError(
                 f"{key}: {text} is in your home folder, which may be another folder on the cluster; give a URI such as "
-                "s3://bucket/data, or an absolute path that all nodes see."
+                "s3://bucket/data, or an absolute path that exists on all nodes."
             )
     for key, text in _texts(config.absolute(copy.deepcopy(tree), _HERE), ""):
         if str(_HERE.parent) not in text:
@@ -189,8 +189,8 @@ def _files(tree: dict[str, Any], folder: Path) -> dict[str, Path]:
         given = os.path.relpath(place, _HERE) + (".py" if code else "")
         if not code:
             raise ConfigError(
-                f"{key}: {given} is a path on this machine, which the cluster does not see; give a URI such as "
-                "s3://bucket/data, or an absolute path that all nodes see."
+                f"{key}: {given} is a path on this machine, which the cluster cannot read; give a URI such as "
+                "s3://bucket/data, or an absolute path that exists on all nodes."
             )
         if given.startswith(".."):
             raise ConfigError(
@@ -342,8 +342,8 @@ def _ask(address: str, failed: str = "", advice: str = "") -> Iterator[None]:
         raise
     except ray.exceptions.AuthenticationError as error:
         raise ResourceError(
-            f"The Ray cluster at {address} requires a token, and none or another one was found here. Copy the cluster's token to "
-            "~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to the file that holds it."
+            f"The Ray cluster at {address} requires a token, but this machine has no token or a wrong one. Copy the cluster's "
+            "token to ~/.ray/auth_token, or set RAY_AUTH_TOKEN_PATH to the file that holds it."
         ) from error
     except Exception as error:  # of requests, of Ray, and of the server
         if "ray[default]" in str(error):

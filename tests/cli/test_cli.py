@@ -181,7 +181,7 @@ def test_an_address_without_a_cluster_is_said(raysel, digits, tmp_path):
     ("arguments", "sentence"),
     [
         (["--policies", "full,roundrobim"], "'roundrobim' is unknown. Did you mean 'round_robin'?"),
-        (["--seeds", "0"], "a comparison needs at least one"),
+        (["--seeds", "0"], "give an integer of at least 1"),
         (["--set", "test=null"], "The key 'test' is missing"),
     ],
 )

@@ -103,7 +103,7 @@ def test_a_cluster_of_its_own_needs_no_token(home, monkeypatch):
     [
         (
             "ray://127.0.0.1:10001",
-            "one of Ray Client, which raysel does not support. Instead, .*raysel submit",
+            "for Ray Client, which raysel does not support. Instead, .*raysel submit",
         ),
         ("http://127.0.0.1:8265", "that of the Ray dashboard. Give HOST:PORT .* or .*raysel submit"),
         *(

@@ -217,7 +217,10 @@ def test_a_missing_part_is_noticed(table, tmp_path, monkeypatch):
     (tmp_path / "v" / "part-000000000002.parquet").unlink()
     (tmp_path / "v" / "_done.json").unlink()
     monkeypatch.setattr(pipeline, "run_jobs", lambda *_: 0.0)  # as if its node had written elsewhere
-    with pytest.raises(RunError, match=r"holds vectors of 4,488 rows instead of 5,000, or of other rows"):
+    with pytest.raises(
+        RunError,
+        match=r"do not belong to this dataset: there are 4,488 vectors for 5,000 rows, or their ids differ",
+    ):
         compute(dataset, Neighbours(), tmp_path / "v")
 
 

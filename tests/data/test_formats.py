@@ -218,7 +218,7 @@ def test_csv_that_cannot_be_read(tmp_path):
 def test_another_encoding_is_said_and_can_be_given(tmp_path, name, text):
     path = write(tmp_path / name, text.encode("latin-1"))
     assert f"{name} is not text in UTF-8; name its encoding, for example encoding='latin-1'" in refused(path)
-    assert "'nonsense' is no encoding" in refused(path, encoding="nonsense")
+    assert "Python has no encoding 'nonsense'" in refused(path, encoding="nonsense")
     found = table(path, encoding="latin-1")
     assert (
         len(found) == 1
@@ -311,7 +311,7 @@ def test_json_that_cannot_be_read(tmp_path):
             ('{"a":1}\n[1]\n', "Line 2 of {} holds a list"),
             (
                 '{"a":{"0":1,"1":2},"b":{"0":"x","1":"y"}}',
-                "{} holds a complete table in one object; write it with one object per row",
+                "{} holds a complete table in one JSON object; write one object per row",
             ),
             ("[1, 2]", "{} is one array, and its entry 0 is an integer"),
             ('{"a":1,"a":2}\n', "Line 1 of {} is not JSON (The name 'a' occurs more than once"),
@@ -523,7 +523,7 @@ def test_order_and_missing_columns(tmp_path):
             assert pa.concat_tables(parts).to_pylist() == table(tmp_path).select(columns).to_pylist()
     required = pa.schema([pa.field("a", pa.int64()), pa.field("d", pa.int64(), nullable=False)])
     pq.write_table(pa.table({"a": [1], "d": [1]}, schema=required), tmp_path / "2.parquet")
-    assert "Column 'd' must have a value in every row of" in refused(tmp_path)
+    assert "The files require a value of column 'd' in every row, as in" in refused(tmp_path)
     pq.write_table(pa.table({"z": [1]}), tmp_path / "2.parquet")
     assert "have no column in common" in refused(tmp_path)
 
@@ -768,7 +768,10 @@ def test_delta(tmp_path, monkeypatch):
     log = tmp_path / "t/_delta_log/00000000000000000000.json"
     features = '"minReaderVersion":3,"minWriterVersion":7,"readerFeatures":["deletionVectors"],"writerFeatures":["deletionVectors"]'
     log.write_text(log.read_text().replace('"minReaderVersion":1,"minWriterVersion":2', features))
-    assert "marks deleted rows next to the files (deletionVectors)" in refused(place)
+    assert (
+        "uses the feature deletionVectors: it stores the marks of deleted rows in separate files"
+        in refused(place)
+    )
 
 
 def test_delta_without_its_package(tmp_path, monkeypatch):

@@ -289,8 +289,8 @@ def raises():
         ({0: [1, 2]}, "A column has the name 0 of type int; the names of columns must be text"),
         ({}, "There are no columns to read"),
         ({"a": [1, 2], "b": [1]}, "The columns have different lengths"),
-        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "has the column 'a' more than once"),
-        (pd.DataFrame({"a": [1]}, index=pd.Index([5], name="a")), "has the column 'a' more than once"),
+        (pd.DataFrame([[1, 2]], columns=["a", "a"]), "has more than one column 'a'"),
+        (pd.DataFrame({"a": [1]}, index=pd.Index([5], name="a")), "has more than one column 'a'"),
         (
             pd.DataFrame([[1, 2]], columns=pd.MultiIndex.from_tuples([("a", "x"), ("a", "y")])),
             "several levels",

@@ -223,9 +223,9 @@ def test_blocks_of_a_ray_dataset_get_one_type_per_column(cluster):
             [{"x": [1]}, {"x": ["a"]}],
             "Column 'x' of the Ray Dataset holds int64 in some blocks and string in others",
         ),
-        ([{"x": [0.5]}, {"x": [2**60 + 1]}], "the other type cannot represent its values exactly"),
+        ([{"x": [0.5]}, {"x": [2**60 + 1]}], "cannot represent all values exactly"),
         ([{ID: [0.5]}], "Column 'sample_id' of the Ray Dataset holds double; every row needs an integer"),
-        ([{ID: [0, None]}], "of the Ray Dataset holds int64 with 1 nulls; every row needs an integer"),
+        ([{ID: [0, None]}], "of the Ray Dataset holds int64 with 1 null values; every row needs an integer"),
         ([{ID: pa.array([2**64 - 1], pa.uint64())}], "of the Ray Dataset holds integers above"),
         ([{ID: [3]}, {ID: [3]}], "occur more than once"),
     ):

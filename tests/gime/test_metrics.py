@@ -63,7 +63,9 @@ def test_thresholds_on_a_metric_of_ones_own_choose_groups_and_pieces(own):
     rows = partial(TABLE.append_column("piece", names), BINDING, "piece")
     assert len(select_groups(rows, limits, kind=kind_of, metrics=[own]).groups) == 3
     for wrong in ({"evenness.bit": (1, None)}, {"evennes.bits": (1, None)}):
-        with pytest.raises(ConfigError, match=r"There is no such metric \(did you mean 'evenness.bits'\?\)"):
+        with pytest.raises(
+            ConfigError, match=r"There is no such statistic \(did you mean 'evenness.bits'\?\)"
+        ):
             select_groups(partial(TABLE, BINDING, "g"), wrong, metrics=[own])
     table = pa.table({"c": ["a", "b"] * 40})
     found = sensitivity(
@@ -140,13 +142,13 @@ train: {model: "m.py:make", input: v}
     steps.check(right)
     assert f"gime.metrics: {tmp_path}/own.py:evenness" in unloaded(right)
     with pytest.raises(
-        ConfigError, match=r"gime: thresholds.varity.classes: There is no such metric \(did you mean"
+        ConfigError, match=r"gime: thresholds.varity.classes: There is no such statistic \(did you mean"
     ):
         steps.check(flow("varity.classes"))
     with pytest.raises(ConfigError, match=r"gime.metrics.0: The file .*none.py does not exist"):
         steps.check(flow("evenness.bits", "none.py:evenness"))
     with pytest.raises(
-        ConfigError, match=r"gime.thresholds.evenness.bit: There is no such metric. Did you mean"
+        ConfigError, match=r"gime.thresholds.evenness.bit: There is no such statistic. Did you mean"
     ):
         load_check(flow("evenness.bit"))
     assert list(METRICS.builtin)[:2] == ["volume", "delay"]
@@ -158,11 +160,11 @@ train: {model: "m.py:make", input: v}
         ("by: l", "gime: Column 'l' holds list.*, which cannot define groups"),
         ("days: 7", "gime: by: A window of time needs event_time in the binding"),
         ("days: 1.0e+300", r"gime: days: 1e\+300 days are too long"),
-        ("thresholds: {variety.clases: [1, null]}", r"gime: thresholds.variety.clases: There is no such metric \(did you mean"),
+        ("thresholds: {variety.clases: [1, null]}", r"gime: thresholds.variety.clases: There is no such statistic \(did you mean"),
         ("thresholds: {variety.classes: [2, 1]}", "gime: thresholds.variety.classes: The least value 2 is above the greatest, 1"),
         ("target: other", "gime: The target has none of the columns that the binding names as"),
         ("target: typed", "gime: Column 'c' is of type map"),
-        ("binding: {entity: c}, floors: {a: 1}", "gime: floors: Floors are numbers of rows per class, so the binding must name exactly one class column"),
+        ("binding: {entity: c}, floors: {a: 1}", "gime: floors: Floors are minimum numbers of rows per class; name exactly one class column"),
     ],
 )  # fmt: skip
 def test_a_section_that_no_run_can_use_is_found_before_it(tmp_path, monkeypatch, keys, says):

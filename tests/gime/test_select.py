@@ -150,7 +150,7 @@ def test_what_conflicts_is_named():
         (
             {"variety.clases": (1, None)},
             {},
-            r"thresholds.variety.clases: There is no such metric \(did you mean 'variety.classes'",
+            r"thresholds.variety.clases: There is no such statistic \(did you mean 'variety.classes'",
         ),
         ({"variety.classes": 3}, {}, r"3 is not a pair \(least, greatest\)"),
         ({"variety.classes": (3, 1)}, {}, "The least value 3 is above the greatest, 1"),

@@ -53,7 +53,7 @@ def test_gradients_lie_within_the_bound():
     "wrong", [np.array([-1, 2]), np.array([0.5]), np.array([], int), np.ones((2, 2), int)]
 )
 def test_what_is_no_count_is_refused(wrong):
-    with pytest.raises(DataError, match="must be a vector of integers of at least 0"):
+    with pytest.raises(DataError, match="must be a one-dimensional array of integers of at least 0"):
         gini(wrong)
 
 
@@ -129,7 +129,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     assert page.count("<svg") == 9 and "RepDiv: Gini 0.200" in page
     plain = page.replace("\u00a0", " ")
     assert (
-        "where a factor that is active in n of the 3 classes counts 1/n" in plain
+        "a factor that is active in n of the 3 classes counts 1/n" in plain
         and "12.3 % of the variance" in plain
     )
     assert "<script" not in page and "&lt;script&gt;" in page and "x" * 200 not in page
@@ -152,7 +152,7 @@ def test_the_page_shows_the_use_of_the_samples(results, usage):
     Sources().feed(page)
     assert sources.count(f"data:image/png;base64,{picture}") == 2  # nothing is fetched
     assert all(source.startswith(("#", "data:image/png;base64,")) for source in sources)
-    assert "many frequent factors; Div is high" in page and "variance" not in page
+    assert "many frequent factors. Div is high" in page and "variance" not in page
 
     assert "there are too many samples" in render(
         replace(results, usage=replace(usage, policies=(), extremes=None))

@@ -149,7 +149,7 @@ def test_degenerate_vectors(cluster):
     assert same.ids.tolist() == [0]
     zero = raysel.Deduplicate(0.9).select(dataset(np.zeros((5, 3), np.float32), 1))
     assert zero.ids.tolist() == [0]
-    with pytest.raises(ConfigError, match="1 rows are fewer than Deduplicate can reach"):
+    with pytest.raises(ConfigError, match="Deduplicate cannot reduce the pool to 1 rows"):
         raysel.Deduplicate(keep=1e-9).select(dataset(np.eye(3, dtype=np.float32), 1))
 
 

@@ -90,7 +90,7 @@ def test_checkpoints_within_an_epoch_are_refused_in_setup(fit):
         ([own(save_on_train_epoch_end=True), own(every_n_train_steps=3)], {}),
     ):
         with pytest.raises(
-            ConfigError, match=r"ModelCheckpoint would save within an epoch.*save_on_train_epoch_end=True"
+            ConfigError, match=r"Trainer would save within an epoch.*save_on_train_epoch_end=True"
         ):
             fit(*callbacks, validate=True, **more)
     for callbacks, more in (

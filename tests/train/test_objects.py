@@ -78,7 +78,7 @@ def refuse():
     sharded = build("fsdp2", seed=9)
     with pytest.raises(StateError, match="its model is not in the state"):
         state_dicts({"optimizer": sharded["optimizer"]})
-    with pytest.raises(StateError, match="saved without a sharded model"):
+    with pytest.raises(StateError, match="belongs to a model that was not sharded"):
         plain = build("plain", seed=0)
         load_state_dicts(sharded, {name: value.state_dict() for name, value in plain.items()})
 

@@ -90,9 +90,9 @@ def test_rows_that_a_step_dropped_or_repeated_are_named_on_every_rank(monkeypatc
     for rows, sentence in (
         (
             [i for i in whole if i not in (5, 17)],
-            r"20 samples, but 2 did not arrive \(sample_id 5, 17\).*placeholder",
+            r"20 samples, but 2 were not in the stream \(sample_id 5, 17\).*placeholder",
         ),
-        ([6 if i == 7 else i for i in whole], r"20 samples, but 1 did not arrive \(sample_id 7\)"),
+        ([6 if i == 7 else i for i in whole], r"20 samples, but 1 were not in the stream \(sample_id 7\)"),
         ([*whole, 3, 3], r"20 samples, but 1 arrived more than once \(sample_id 3\)"),
     ):
         made = ranks_of(monkeypatch, 20, world)

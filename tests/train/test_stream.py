@@ -281,10 +281,12 @@ def test_what_cannot_be_streamed_is_said(cluster, tmp_path):
     rows = raysel.read(write_rows(tmp_path / "rows", 60))
     with pytest.raises(
         DataError,
-        match=r"Epoch 0 planned 30 samples, but 1 did not arrive \(sample_id \d+\).*must keep every row",
+        match=r"Epoch 0 planned 30 samples, but 1 were not in the stream \(sample_id \d+\).*must keep every row",
     ):
         streamed(rows, lambda planned: planned.limit(29))
-    with pytest.raises(DataError, match=r"planned 60 samples, but \d+ did not arrive \(sample_id \d+"):
+    with pytest.raises(
+        DataError, match=r"planned 60 samples, but \d+ were not in the stream \(sample_id \d+"
+    ):
         streamed(rows, lambda planned: planned.map_batches(Double()), policy=raysel.FullData(), batch_size=60)
     with pytest.raises(DataError, match=r"Some rows are not in the epoch's plan \(sample_id"):
         streamed(rows, lambda planned: rows)
@@ -317,10 +319,11 @@ def test_what_the_filter_finds_comes_through_ray_data(cluster, tmp_path):
     with pytest.raises(DataError, match="sample_id 59 is not one of the 50 samples of the run"):
         streamed(rows, lambda planned: planned, samples=50)
     with pytest.raises(
-        DataError, match=r"planned 35 samples, but 5 did not arrive \(sample_id 6\d, 6\d, 6\d and 2 more\)"
+        DataError,
+        match=r"planned 35 samples, but 5 were not in the stream \(sample_id 6\d, 6\d, 6\d and 2 more\)",
     ):
         streamed(rows, lambda planned: planned, samples=70)
-    with pytest.raises(StateError, match=r"Only session\.stream can read .* only within an epoch"):
+    with pytest.raises(StateError, match=r"can be read only by session\.stream, and only within an epoch"):
         streamed(rows, lambda planned: planned.materialize())
 
 
@@ -348,7 +351,7 @@ def test_no_cpu_for_ray_data_is_said_and_not_waited_for_for_ever(cluster):
     try:
         with pytest.raises(
             ResourceError,
-            match=r"use every CPU.* within 1 s: 0 of the cluster's 2 CPUs are free. Give the workers fewer",
+            match=r"use all CPUs.* within 1 s: 0 of the cluster's 2 CPUs are free. Give the workers fewer",
         ):
             wait_for_cpu(1.0)
     finally:
@@ -513,7 +516,7 @@ def test_shares_that_drop_rows_and_workers_that_hold_every_cpu_are_said(cluster,
             run_config=RunConfig(name=fault.replace(" ", "-"), storage_path=str(tmp_path)),
         )
         sentence = (
-            "shares of 'train' were not made by raysel.WholeRows.* Give TorchTrainer the argument dataset_config="
+            "'train' was not divided among the workers by raysel.WholeRows.* Give TorchTrainer the argument dataset_config="
             if fault == "equal shares"
             else "had no CPU to read with within 5 s"
         )

@@ -265,7 +265,7 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
             "known names are infobatch, repdiv, random_prune, random_subset, round_robin, full, full_equal_steps",
         ),
         ("", 3, [], "'' is unknown"),
-        ("full", 0, [], "seeds: 0 is not a number of seeds; a comparison needs at least one"),
+        ("full", 0, [], "seeds: 0 is not a number of seeds; give an integer of at least 1"),
         ("full", 1, ["test=null"], "The key 'test' is missing"),
         ("full", 1, ["dynamic=null"], "'dynamic'"),
         (

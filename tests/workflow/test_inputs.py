@@ -133,7 +133,7 @@ def test_validate_looks_at_the_beginning_and_converts_nothing(tmp_path):
         (sentence,) = found.sentences()
         assert (
             str(tmp_path / place) in sentence
-            and "the number of rows and later values are checked when it is read" in sentence
+            and "raysel checks the number of rows and all other values when it reads the data" in sentence
         )
     assert not (tmp_path / "run").exists()
     with pytest.raises(DataError, match=r"pool\.label: There is no label column 'sort'"):

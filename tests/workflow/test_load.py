@@ -152,7 +152,7 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
         (
             ["embed.embedder={method: 'pca:2', whiten: true}"],
             [],
-            "'embed.embedder' gives whiten to the embedder 'pca:2', which takes no parameters",
+            "'embed.embedder': The embedder 'pca:2' takes no parameters",
         ),
     ],
 )

@@ -218,7 +218,7 @@ def test_the_versions_on_the_cluster_are_compared_before_anything_is_sent(flow, 
 
 def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp_path):
     for place in ("runs/x", "~/x"):
-        with pytest.raises(ConfigError, match=rf"^--out {place}: A job needs a directory that lasts"):
+        with pytest.raises(ConfigError, match=rf"^--out {place}: A job needs a permanent directory"):
             send(flow(), out=place)
     for text, words in (
         ("[1]", "is not a runtime environment"),

@@ -85,7 +85,7 @@ def test_without_the_key_no_row_is_taken(cluster, folder):
 @pytest.mark.parametrize("share", [0.0001, 0.9999])
 def test_a_share_that_leaves_no_row_is_refused(cluster, folder, share):
     with (
-        pytest.raises(ConfigError, match=r"validation: A share of .* of the 80 rows of target.path takes"),
+        pytest.raises(ConfigError, match=r"validation: The share .* of the 80 rows of target.path"),
         open_run(flow(folder, f"validation={share}"), folder / "run"),
     ):
         pass

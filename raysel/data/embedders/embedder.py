@@ -107,8 +107,8 @@ def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | Non
         )
     if dimension is not None and vectors.shape[1] != dimension:
         raise DataError(
-            f"Embedder {name} returned {vectors.shape[1]} dimensions for {where}, but {dimension} before; all "
-            "vectors must have the same number of dimensions."
+            f"Embedder {name} returned vectors of {vectors.shape[1]} dimensions for {where}, but of {dimension} dimensions for "
+            "earlier rows; all vectors must have the same number of dimensions."
         )
     return vectors
 

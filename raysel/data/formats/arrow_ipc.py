@@ -75,7 +75,9 @@ def _streams(
             return
         stream = pa.ipc.open_stream(source)
         if not stream.schema.equals(schema):
-            raise DataError(f"{path} holds streams with different columns; write one file for each.")
+            raise DataError(
+                f"{path} contains several Arrow streams with different columns; write each stream to its own file."
+            )
 
 
 class SavedDataset(ArrowIpc):

@@ -14,7 +14,7 @@ from raysel.errors import DataError, first
 
 _LOG = "_delta_log/"
 _REFUSED = {
-    "deletionVectors": "marks deleted rows next to the files",
+    "deletionVectors": "stores the marks of deleted rows in separate files",
     "columnMapping": "renames columns outside of the files",
 }
 
@@ -47,8 +47,8 @@ class Delta(Format):
             for feature, what in _REFUSED.items():
                 if feature in wanted:
                     raise DataError(
-                        f"The Delta table {folder.path} {what} ({feature}), so its files alone do not hold its rows; write "
-                        "it again without this feature."
+                        f"The Delta table {folder.path} uses the feature {feature}: it {what}. Its data files alone therefore do "
+                        "not contain the correct table; write it again without this feature."
                     )
             added = pa.table(table.get_add_actions(flatten=True))
             files = [_file(folder, added, at) for at in range(len(added))]

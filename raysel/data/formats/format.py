@@ -149,7 +149,7 @@ def reading_file(
     except DataError as error:
         if file.is_pointer():
             raise DataError(
-                f"{file.path} is a pointer of Git LFS to the file; fetch it with 'git lfs pull'."
+                f"{file.path} is only a pointer of Git LFS, not the file itself; fetch the file with 'git lfs pull'."
             ) from error
         raise
 

@@ -135,8 +135,8 @@ def list_images(filesystem: pafs.FileSystem, root: str) -> pa.Table:
     loose = [path for path, name in zip(paths, classes, strict=True) if name is None]
     if loose:
         raise DataError(
-            f"In {root}, {len(loose):,} images are outside the folders of the classes ({first(loose)}); move them into one, or "
-            f"list the class of every image in {LABELS}."
+            f"In {root}, {len(loose):,} images are outside the folders of the classes ({first(loose)}); move each image into the "
+            f"folder of its class, or list the class of every image in {LABELS}."
         )
     names = sorted(set(filter(None, classes)))
     if _PARTS.issuperset(name.lower() for name in names):
@@ -204,7 +204,7 @@ def _listed(file: File, paths: list[str]) -> pa.Array:
     where: dict[str, int] = {}
     for row, name in enumerate(names):
         if labels[where.setdefault(name, row)] != labels[row]:
-            raise DataError(f"{file.path} lists {name} with two classes; keep one of its rows.")
+            raise DataError(f"{file.path} lists {name} with two classes; keep only one row for this image.")
     rows = [where.get(_normal(path)) for path in paths]
     missing = [path for path, row in zip(paths, rows, strict=True) if row is None]
     if missing:

@@ -144,7 +144,7 @@ def _check_orientation(path: str, row: dict[str, Any]) -> None:
     described = row.keys() == {"schema", "data"} and "fields" in (row["schema"] or ())
     if by_column or by_row or split or described:
         raise DataError(
-            f"{path} holds a complete table in one object; write it with one object per row, in pandas by "
+            f"{path} holds a complete table in one JSON object; write one object per row, for example with pandas: "
             "to_json(orient='records')."
         )
 
@@ -159,8 +159,8 @@ def _array(file: File, encoding: str | None) -> Iterator[Rows]:
     odd = next((at for at, value in enumerate(found) if not isinstance(value, dict)), None)
     if odd is not None:
         raise DataError(
-            f"{file.path} is one array, and its entry {odd} is {_kind(found[odd])}; every entry must be an object with a "
-            "name for each value."
+            f"{file.path} is one array, and its entry {odd} is {_kind(found[odd])}; every entry must be a JSON object, such as "
+            '{"text": "a", "label": 0}.'
         )
     for start in range(0, len(found), _ENTRIES):
         part = found[start : start + _ENTRIES]
@@ -213,7 +213,8 @@ def _no_json(path: str, number: int, error: Exception) -> DataError:
 def _as_object(path: str, number: int, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(
-            f"Line {number} of {path} holds {_kind(found)}; every line must be an object with a name for each value."
+            f"Line {number} of {path} holds {_kind(found)}; every line must be a JSON object, such as "
+            '{"text": "a", "label": 0}.'
         )
     return found
 

@@ -176,8 +176,8 @@ def _tables(
                 part = conform(part, wanted)
             except pa.ArrowInvalid as error:
                 raise DataError(
-                    f"The values of {piece.path} cannot be converted to the types that were found for all "
-                    f"files together ({reason_of(error)}); write the files with one type, or read them "
+                    f"The values of {piece.path} cannot be converted to the types that raysel determined from all files "
+                    f"({reason_of(error)}); write the files with one type, or read them "
                     "separately."
                 ) from error
             yield part
@@ -231,8 +231,8 @@ def _check_int96(piece: Piece, columns: list[str]) -> None:
             low, high = pc.min_max(times.cast(pa.int64())).as_py().values()
             if low is not None and (low < -(2**63) // 10**6 + 1 or high > 2**63 // 10**6 - 1):
                 raise DataError(
-                    f"Column '{name}' of row group {piece.number} of {piece.path} holds a timestamp that nanoseconds "
-                    "cannot hold (INT96 beyond the years 1677 to 2262); write the column as TIMESTAMP in microseconds."
+                    f"Column '{name}' of row group {piece.number} of {piece.path} holds a timestamp (INT96) outside of the years "
+                    "1677 to 2262, which nanoseconds cannot represent; write the column as TIMESTAMP in microseconds."
                 )
 
 

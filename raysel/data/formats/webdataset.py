@@ -115,8 +115,8 @@ class WebDataset(Format):
         if skipped:
             count = "1 member is" if len(skipped) == 1 else f"{len(skipped):,} members are"
             warn(
-                f"{file.path}: {count} not read, because a part of the name begins with '.', or it is no file "
-                f"({first(skipped)})."
+                f"{file.path}: {count} not read, because a part of the name begins with '.', or the member is not a "
+                f"file ({first(skipped)})."
             )
         if members:
             yield key, members

@@ -18,7 +18,7 @@ _MEANINGS = {  # what the policies of raysel do, by their names in a comparison
     "random_subset": "trains on a new random subset in every epoch, without weights in the loss and without epochs on all "
     "rows at the end",
     "round_robin": "takes the samples one after another in one random order, without weights in the loss",
-    "infobatch": "skips some samples with a low loss, chosen at random, and gives the other ones a larger weight in the loss",
+    "infobatch": "skips some of the samples with a low loss at random, and gives the rest of these samples a larger weight in the loss",
     "repdiv": "selects representative samples first and diverse ones later",
 }
 
@@ -27,7 +27,8 @@ def headline(results: CompareResults) -> str:
     """Return what the comparison found, in one sentence."""
     table, goal = rows(results), results.goal
     own = next(row for row in table if row.name == results.own)
-    start = f"With {numbers.percent(own.share)} of the training samples of full data, {own.title}"
+    full = f"{numbers.percent(own.share)} of the samples that training on all rows in every epoch uses"
+    start = f"With {full}, {own.title}"
     held = [row for row in table if row.budget == "held" and row is not own]
     reached = f"reached a test {goal.label} of {value_text(own, goal)}{' %' if goal.share else ''}{goal.hint}"
     if own.value is None:
@@ -47,10 +48,7 @@ def headline(results: CompareResults) -> str:
         if titles:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
-        return (
-            f"{own.title} trained on {numbers.percent(own.share)} of the samples that full data trains on; one seed does not "
-            "show whether it is better than the policies it is compared with."
-        )
+        return f"{own.title} trained on {full}; one seed does not show whether it is better than the other policies."
     return f"{start} {_listed(parts)} at the same number of samples."
 
 
@@ -90,7 +88,7 @@ def findings(results: CompareResults) -> list[str]:
                 "better": f"{better}: {points}.",
                 "worse": f"{worse}: {points}.",
                 "tie": f"ties with it: {points}.",
-                "one seed": f"differs by {points}; one seed does not show whether that is chance.",
+                "one seed": f"differs by {points}; with one seed, this difference can be due to chance.",
             }
             sentences.append(f"With {spent} than {row.title}, {own.title} {ends[found.verdict]}")
         else:
@@ -98,7 +96,7 @@ def findings(results: CompareResults) -> list[str]:
                 "better": f"{better} than {row.title}: {points}.",
                 "worse": f"{worse} than {row.title}: {points}.",
                 "tie": f"{no_better} than {row.title}: {points}, a tie.",
-                "one seed": f"differs from {row.title} by {points}; one seed does not show whether that is chance.",
+                "one seed": f"differs from {row.title} by {points}; with one seed, this difference can be due to chance.",
             }
             sentences.append(f"At the same number of samples, {own.title} {ends[found.verdict]}")
     for row in table:
@@ -121,7 +119,7 @@ def notes(results: CompareResults) -> list[str]:
     free = [row.title for row in table if row.budget == "free"]
     test = numbers.count(results.data.test)
     if goal.accuracy:
-        metric = f"Accuracy: share of the {test} test rows that the model gets right after the last epoch"
+        metric = f"Accuracy: share of the {test} test rows that the model classifies correctly after the last epoch"
     else:
         metric = (
             f"{goal.head} ({goal.rule}): metric of the model on the {test} test rows after the last epoch"
@@ -137,12 +135,12 @@ def notes(results: CompareResults) -> list[str]:
         f"deviation over the seeds. {minus}, ± standard error over pairs with the same seed."
         if seeds > 1
         else f"Every policy was trained with one seed ({results.seeds[0]}). {metric}. {minus}.",
-        "Samples: back-propagated samples; a row counts once for each epoch that used it. Of full: this number, "
-        f"divided by the number of samples that training on all rows in every epoch uses. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
+        "Samples: back-propagated samples; a row counts once for each epoch that used it. “Of full”: the number of samples, "
+        f"divided by that of training on all rows in every epoch. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
         + (f". Controls that keep to this budget: {', '.join(held)}" if held else "")
-        + (f". Controls that do not: {', '.join(free)}" if free else "")
-        + f". All batches have {numbers.count(results.batch_size)} samples, and the learning rate of every policy decays to "
-        "zero at its own last step.",
+        + (f". Controls that do not keep to this budget: {', '.join(free)}" if free else "")
+        + f". All batches have {numbers.count(results.batch_size)} samples, and the learning-rate schedule of every policy ends "
+        "at its own last step.",
         "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over one difference per seed). Each "
         "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test "
         f"rows, which are only a sample of all possible rows: {_error(table, goal, results.data.test)}.",

@@ -49,9 +49,8 @@ def render(results: CompareResults) -> str:
             f"{heading} against samples",
             f"{heading} on the validation rows after each epoch, against the number of samples "
             "back-propagated until then. Each thin line is one seed, and each colour one policy; "
-            f"{html.text(goal.plural)} after the first epochs that are {odd} the range of the axis are not "
-            "shown. Compare only the ends of the lines, because the learning rate is still high in earlier "
-            "epochs."
+            f"{html.text(goal.plural)} in the first quarter of a line can be {odd} the range of the axis; these are not shown. "
+            "Compare only the ends of the lines, because earlier in the training, the learning rates of the policies can differ."
             if any(one.curves for one in drawn)
             else f"{heading} on the test rows after the last epoch, against the number of samples back-propagated in all. Each "
             f"dot is one seed, and each colour one policy. {NO_VALIDATION}",

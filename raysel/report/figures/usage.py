@@ -47,7 +47,7 @@ def usage_histogram(policies: Sequence[PolicyUse]) -> str:
             axes.stairs(counts, edges - 0.5, color=colour, linewidth=1.6)
         set_y_range(axes, 0, highest)
         set_ticks(axes, x=thousands, y=thousands, integers=True)
-        set_titles(axes, x="number of epochs that selected a sample", y="samples")
+        set_titles(axes, x="number of epochs in which a sample was selected", y="samples")
         return to_svg(figure, "usage", "Samples by how often they were selected")
 
 
@@ -65,7 +65,7 @@ def rare_seen(policies: Sequence[PolicyUse]) -> str:
         for policy, colour in zip(shown, _USES, strict=False):
             axes.plot(range(1, len(policy.rare) + 1), policy.rare, ".-", color=colour, clip_on=False)
         set_ticks(axes, x=thousands, y=percent, integers=True)
-        set_titles(axes, x="epochs trained", y="rare factors seen so far")
+        set_titles(axes, x="epochs trained", y="share of rare factors selected so far")
         return to_svg(figure, "rare", "Share of the rare factors seen so far")
 
 

@@ -14,11 +14,12 @@ def labels_section(results: RunResults) -> str:
     lead = (
         "A wrong label often shows in the losses: the loss of the row stays high during the training, while the losses of "
         "similar rows with correct labels fall. The file "
-        f"<code>{html.text(found.file)}</code> ranks the {numbers.count(found.ranked)} of the {numbers.count(found.rows)} "
-        "training rows that have the highest losses, by the difference between the mean loss of the row over the epochs and the "
-        "median of the mean losses of its 10 nearest rows, those whose vectors have the highest cosine with its own vector. "
-        f"{html.many(found.other, 'ranked row')} {'has' if found.other == 1 else 'have'} a higher loss than "
-        f"{'its' if found.other == 1 else 'their'} nearest rows, most of which have another label."
+        f"<code>{html.text(found.file)}</code> ranks {numbers.count(found.ranked)} of the {numbers.count(found.rows)} "
+        "training rows: those with the highest losses. The ranking compares the mean loss of a row over the epochs with the mean "
+        "losses of its 10 nearest rows: the larger the difference from their median, the higher the rank. The nearest rows are "
+        "those whose vectors have the highest cosine with the vector of the row. "
+        f"{html.many(found.other, 'ranked row')} {'has' if found.other == 1 else 'have'} a higher loss than this median, and "
+        "another label than the most frequent label of the nearest rows."
     )
     shown = [
         (one.id, one.image, one.text, f"{one.id}<br>{html.text(f'{one.label} → {one.neighbours}')}")

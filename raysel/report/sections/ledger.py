@@ -8,8 +8,8 @@ from raysel.report.ledger import REFERENCE, Ledger
 
 _MEANINGS = {
     "full": "trains on every pool row in every epoch",
-    "random": "trains on random rows of the pool, as many as the workflow selected, for as many optimizer steps as the arm "
-    "with the methods of the workflow",
+    "random": "trains on random rows of the pool: on as many rows as the workflow selected, for as many optimizer steps as the "
+    "arm with the methods of the workflow",
     "chain": "uses the methods of the workflow",
 }
 

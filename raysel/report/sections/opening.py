@@ -34,7 +34,7 @@ def headline(results: RunResults) -> str:
         else:
             part = "as many as" if saved == 0 else f"{_less(saved, '', 'fewer', 'more').rstrip()} than"
             parts.append(
-                f"these are {part} the {numbers.count(ledger.full_samples)} of all pool rows in every epoch"
+                f"these are {part} the {numbers.count(ledger.full_samples)} samples of a training on all pool rows in every epoch"
             )
             parts.append(
                 "no arm of this run was trained on the full pool, so the saving in time is not known"
@@ -137,7 +137,7 @@ def roles(data: Data, goal: Goal) -> str:
         (
             data.avoid,
             "rows to avoid",
-            "rows that the model should not learn; no pool row that resembles them is selected",
+            "rows that the model should not learn; pool rows that are more similar to them than to the target are not selected",
         ),
         (
             data.validation,
@@ -167,11 +167,11 @@ def _tiles(results: RunResults) -> str:
         samples, time = ledger.saving_samples(arm.arm), ledger.saving_seconds(arm.arm)
         if samples is not None:
             below = f"{numbers.count(arm.samples_backward)} instead of {numbers.count(ledger.reference_samples)} samples"
-            below += "" if full else ", those of all pool rows in every epoch"
+            below += "" if full else " (all pool rows in every epoch)"
             tiles.append(("Saved in samples", numbers.saving(samples), below, samples < 0))
         if full and time is not None:
             spent, reference = numbers.seconds(arm.total_seconds), numbers.seconds(full.total_seconds)
-            below = f"{spent} s instead of {reference} s, with selection and start-up"
+            below = f"{spent} s instead of {reference} s, including selection and start-up"
             tiles.append(("Saved in time", numbers.saving(time), below, time < 0))
     reached = goal.value(arm.metrics) if arm else None
     if arm and reached is not None:
@@ -208,12 +208,10 @@ def _spent(samples: float | None, time: float | None) -> str:
     used = None if samples is None else _less(samples, "training samples", "fewer", "more")
     took = None if time is None else _less(time, "time", "less", "more")
     if used is None:
-        return f"used {took}, including that for selection and start-up, than training on the full pool; its samples were not measured"
+        return f"used {took} than training on the full pool (the time includes selection and start-up); its samples were not measured"
     if took is None:
         return f"used {used} than training on the full pool; its time was not measured"
-    return (
-        f"used {used} and {took}, including that for selection and start-up, than training on the full pool"
-    )
+    return f"used {used} and {took} than training on the full pool (the time includes selection and start-up)"
 
 
 def _less(saving: float, unit: str, less: str, more: str) -> str:
@@ -235,4 +233,9 @@ def _reached(goal: Goal, arm: LedgerEntry, full: LedgerEntry | None) -> str:
     reference = goal.value(full.metrics)
     if reference is None:
         return words
-    return f"{words}, {goal.change(reached, reference) or 'as with the full pool'}"
+    change = goal.change(reached, reference)
+    return (
+        f"{words}; compared with the full pool, this is {change}"
+        if change
+        else f"{words}, as with the full pool"
+    )

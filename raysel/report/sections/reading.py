@@ -19,10 +19,9 @@ def reading_section(results: RunResults) -> str:
     items = [
         (
             f"One seed ({html.text(results.seed)}) does not show which arm is better.",
-            f"Each arm, which is one training of this run, was trained once, so a difference in {html.text(goal.label)} between two arms may be due to chance, and another seed can "
-            "reverse it. "
-            f"{error} Before you decide for a policy, which selects the samples of each epoch, compare it with simpler policies over several "
-            "seeds with <code>raysel compare</code>.",
+            f"An arm is one training of this run. Each arm was trained once, so a difference in {html.text(goal.label)} between two "
+            f"arms may be due to chance, and another seed can reverse it. {error} A policy selects the samples of each epoch. Before "
+            "you choose a policy, compare it with simpler policies over several seeds with <code>raysel compare</code>.",
         ),
         (
             "Savings count all costs.",
@@ -48,10 +47,10 @@ def reading_section(results: RunResults) -> str:
         items[1:1] = [
             (
                 "Selection changes the distribution.",
-                f"The rows selected by {method} are not a random sample of the pool, by design, so a gradient "
-                "computed on them is not an unbiased estimate of the gradient on the full pool. If InfoBatch, "
-                "which skips samples in each epoch, trains on the selected rows, its gradient is an unbiased estimate of the gradient on "
-                "<em>the selected rows</em>, not of the gradient on the pool.",
+                f"By design, the rows selected by {method} are not a random sample of the pool. A gradient computed on them is "
+                "therefore not an unbiased estimate of the gradient on the full pool. If InfoBatch, which skips samples in each "
+                "epoch, trains on the selected rows, its gradient is an unbiased estimate only of the gradient on <em>the selected "
+                "rows</em>.",
             ),
             (
                 "The divergence is an estimate.",

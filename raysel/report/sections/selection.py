@@ -19,8 +19,9 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Divergence from the target",
-                "Estimated Kullback-Leibler divergence between the target (the sample of the data that the model is for) and the rows selected so far, computed from their "
-                "embedding vectors, in nats. The curve shows the estimate after each row or cluster of rows that was selected. A lower value means that the "
+                "The Kullback-Leibler divergence measures how much the distribution of the rows selected so far differs from that "
+                "of the target (the sample of the data that the model is for). It is estimated from the embedding vectors, in "
+                "nats. The curve shows the estimate after each row or cluster of rows that was selected. A lower value means that the "
                 "selected rows are more like the target. Where the curve is flat, further rows change the divergence little. The "
                 "estimate can be negative, and it has no error bars.",
             )

@@ -33,8 +33,8 @@ def training_section(results: RunResults) -> str:
                 drawn,
                 f"{head} against samples",
                 f"{head} on the validation rows after each epoch, one line per arm (training run), against the number of "
-                "samples that the arm had back-propagated by then. An arm whose line ends further left than that of another arm used fewer samples; an arm "
-                f"whose line ends {_ahead(goal)}. {_outside(goal)}Each arm was trained with one seed, so there are no error bars.",
+                "samples that the arm had back-propagated by then. The further left a line ends, the fewer samples its arm used. "
+                f"{_ahead(goal, 'line ends')} {_outside(goal)}Each arm was trained with one seed, so there are no error bars.",
             )
         )
     elif drawn := final_metrics(arms, goal):
@@ -43,8 +43,8 @@ def training_section(results: RunResults) -> str:
                 drawn,
                 f"{head} against samples",
                 f"{head} on the test rows after the last epoch, one dot per arm (training run), against the number of samples that the "
-                "arm back-propagated in all. An arm whose dot is further left than that of another arm used fewer samples; an "
-                f"arm whose dot is {_ahead(goal)}. Each arm was trained with one seed, so there are no error bars. "
+                "arm back-propagated in all. The further left a dot is, the fewer samples its arm used. "
+                f"{_ahead(goal, 'dot is')} Each arm was trained with one seed, so there are no error bars. "
                 f"{NO_VALIDATION}",
             )
         )
@@ -90,8 +90,8 @@ def _planned(arms: Mapping[str, Arm]) -> str:
         if sizes and every and min(sizes) != max(sizes):
             share = numbers.percent(sum(sizes) / every)
             parts.append(
-                f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs together, which is {html.bound(share)} "
-                f"of the {numbers.count(every)} samples of a training that uses all rows of this arm in every epoch."
+                f"{html.text(arm.title)}: {numbers.count(sum(sizes))} samples in all epochs together. This is {html.bound(share)} of "
+                f"{numbers.count(every)}, the number of samples if every epoch used all rows of this arm."
             )
     lead = (
         "Number of samples that each arm (training run) selected to train on in each epoch, one line per arm."
@@ -101,10 +101,12 @@ def _planned(arms: Mapping[str, Arm]) -> str:
     )
 
 
-def _ahead(goal: Goal) -> str:
-    """Return where a better arm is in the figure, as the end of a clause about a line or a dot."""
+def _ahead(goal: Goal, what: str) -> str:
+    """Return a sentence about where the better arms are in the figure, by their lines or dots."""
     side = "higher" if goal.direction == "max" else "lower"
-    return f"{side} {'is more accurate' if goal.accuracy else 'is better'}"
+    return (
+        f"The {side} a {what}, the {'more accurate' if goal.accuracy else 'better'} the model of its arm is."
+    )
 
 
 def _outside(goal: Goal) -> str:
@@ -113,7 +115,7 @@ def _outside(goal: Goal) -> str:
     return (
         ""
         if goal.share
-        else f"Values after the first epochs that are {side} the range of the axis are not shown. "
+        else f"Values in the first quarter of a line can be {side} the range of the axis; these are not shown. "
     )
 
 

@@ -14,7 +14,7 @@ def usage_section(results: RunResults) -> str:
         return ""
     scored, classes = usage.scored, usage.scored.classes
     shared = (
-        f", where a factor that is active in n of the {html.many(classes, 'class', 'classes')} counts 1/n"
+        f"; a factor that is active in n of the {html.many(classes, 'class', 'classes')} counts 1/n"
         if classes is not None
         else ""
     )
@@ -25,10 +25,10 @@ def usage_section(results: RunResults) -> str:
     )
     lead = (
         "RepDiv is a policy, a rule that selects the samples of each epoch. It uses two scores, Rep (representative) and Div (diverse). "
-        f"Both scores come from the {html.many(scored.units, 'factor')} (hidden units) of a sparse autoencoder, "
-        f"{numbers.count(scored.live_units)} of which are active on at least one sample; on average, "
+        f"Both scores come from a sparse autoencoder with {html.many(scored.units, 'factor')} (hidden units). "
+        f"{numbers.count(scored.live_units)} of the factors are active on at least one sample; on average, "
         f"{scored.active:.1f} factors are active on a sample.{html.bound(left)} Rep is high for a sample with "
-        f"many frequent factors{shared}; Div is high for a sample with rare factors. Every selected sample "
+        f"many frequent factors{shared}. Div is high for a sample with rare factors. Every selected sample "
         "has the weight 1 in the loss, so the gradient is not an unbiased estimate of the gradient on all "
         "samples."
     )
@@ -44,7 +44,7 @@ def usage_section(results: RunResults) -> str:
         html.card(
             usage_histogram(policies),
             "How often samples were used",
-            "Number of samples by the number of epochs that selected them, one line per policy. The last epochs, which train "
+            "Number of samples, by the number of epochs in which they were selected, one line per policy. The last epochs, which train "
             "on all samples, count as well. The Gini coefficient is 0 if all samples were "
             "selected equally often, and near 1 if almost all selections were of a few samples. The total "
             f"variation distance between the counts of the samples and equal counts is {uneven}; it is 0 if all samples were "
@@ -53,8 +53,8 @@ def usage_section(results: RunResults) -> str:
         html.card(
             rare_seen(policies),
             "Rare factors",
-            "Share of the rare factors that were active on at least one sample selected until the end of "
-            "each epoch, one line per policy. A factor is a hidden unit of the autoencoder that scores the samples; the rare factors are the "
+            "Each line is one policy. It shows the share of the rare factors that were active on at least one sample selected up "
+            "to the end of each epoch. A factor is a hidden unit of the autoencoder that scores the samples; the rare factors are the "
             f"{html.many(usage.rare_units, 'factor')} that are active on the fewest samples. A higher line "
             "means that samples with rare factors were selected earlier.",
         ),

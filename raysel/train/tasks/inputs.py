@@ -73,7 +73,7 @@ def check_inputs(
         if kind == "text" and tokenizer is None:
             raise ConfigError(
                 f"train.input: Column '{name}' holds text; store numbers, or give train.task.tokenizer: a local folder with a "
-                "tokenizer of Hugging Face, or 'bytes'."
+                "tokenizer of Hugging Face, or 'bytes', which uses each byte of the text as a token."
             )
         if kind == "bytes" and size is None:
             raise ConfigError(
@@ -132,7 +132,8 @@ def open_tokenizer(path: str) -> Any:
     """Return a tokenizer of Hugging Face from a local folder; nothing is downloaded."""
     if not Path(path).is_dir():
         raise ConfigError(
-            f"train.task.tokenizer: There is no folder {path}; give a local folder with a tokenizer of Hugging Face, or 'bytes'."
+            f"train.task.tokenizer: There is no folder {path}; give a local folder with a tokenizer of Hugging Face, "
+            "or 'bytes', which uses each byte of the text as a token."
         )
     try:
         from transformers import AutoTokenizer

@@ -127,9 +127,13 @@ class LanguageModel:
         ):
             held = getattr(found.config, name, None)
             if held is not None and held < needed:
+                advice = (
+                    "use a model and a tokenizer that belong together"
+                    if name == "vocab_size"
+                    else "lower train.task.max_length, or use another model"
+                )
                 raise ConfigError(
-                    f"train.task: The model takes {held:,} ({name}), fewer than the {needed:,} {what}; use a model and a tokenizer "
-                    "that belong together."
+                    f"train.task: The model has {name} = {held:,}, which is less than the number of {what} ({needed:,}); {advice}."
                 )
         return found
 
@@ -160,8 +164,8 @@ class LanguageModel:
         model.train(training)
         if first.numel() and float((first - second).abs().max()) > 1e-5 * float(first.abs().max()):
             raise ConfigError(
-                "train.model: A logit of the model depends on a later token, so the model reads what it is to predict; use a "
-                "causal model."
+                "train.model: A logit of the model depends on a later token, so the model can read the token that it should "
+                "predict; use a causal model."
             )
 
     def losses(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:

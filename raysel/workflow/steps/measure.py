@@ -69,8 +69,8 @@ class Measure(Step):
                 check_target(rule.binding, empty(target, here))
             if settings.floors and len(rule.binding.classes) != 1:
                 raise ConfigError(
-                    "floors: Floors are numbers of rows per class, so the binding must name exactly one "
-                    "class column."
+                    "floors: Floors are minimum numbers of rows per class; name exactly one class column under "
+                    "'gime.binding.classes'."
                 )
         except (ConfigError, DataError) as error:
             raise type(error)(f"gime: {error}") from None
@@ -79,7 +79,8 @@ class Measure(Step):
             return
         if look.workflow.target is None and look.workflow.rows("validation") is None:
             raise ConfigError(
-                "The key 'target' is missing: gime.calibrate scores its models on the validation rows or the target."
+                "The key 'target' is missing: gime.calibrate scores its small models on the rows of 'validation', if it names "
+                "files, or of 'target'. Add one of the two."
             )
         label = asked.label or look.workflow.pool.label
         if label is None:
@@ -135,9 +136,9 @@ class Measure(Step):
                 write_table(directory / f"{name}.parquet", getattr(found, name))
             if not found.thresholds and not settings.thresholds:
                 raise RunError(
-                    "gime.calibrate: No threshold was shown to keep the score above "
-                    f"{found.info['floor']:.6g} (the complete pool scores {found.info['full']:.6g}); raise 'tolerance', "
-                    "lower 'share', raise the number of subsets ('count'), or set 'gime.thresholds' yourself."
+                    "gime.calibrate: No threshold passed the test. A threshold passes if enough of the subsets that satisfy it "
+                    f"reach a score of {found.info['floor']:.6g} (the complete pool reaches {found.info['full']:.6g}). Raise "
+                    "'tolerance', lower 'share', raise the number of subsets ('count'), or set 'gime.thresholds' yourself."
                 )
             rule = replace(rule, thresholds={**found.limits, **limits_of(settings.thresholds)})
             answer["calibration"] = dict(found.info)
