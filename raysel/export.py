@@ -92,8 +92,8 @@ def _mark(table: pa.Table, shared: Any) -> pa.Table:
     for name in (_STATUS, "score", "reason"):
         if name in table.column_names:
             raise DataError(
-                f"The dataset already has a column '{name}', which the export of dropped rows writes; rename your column, or "
-                "export other columns."
+                f"The dataset already has a column '{name}', but an export with dropped=True writes a column of this name; rename "
+                "your column, or drop it from the dataset before the export."
             )
     places, found = positions(told[ID].to_numpy(), row_ids(table, "the dataset"))
     rows = told.take(pa.array(places, mask=~found))

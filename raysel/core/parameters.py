@@ -127,8 +127,8 @@ def _field_adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
             adapters[field.name] = TypeAdapter(hints[field.name])
         except PydanticSchemaGenerationError:
             raise ConfigError(
-                f"{cls.__name__}.{field.name} has the type {_written(hints[field.name])}, of which YAML has no values; give it "
-                "another type, such as str."
+                f"{cls.__name__}.{field.name} has the type {_written(hints[field.name])}, but a YAML file cannot "
+                "contain values of this type; give the field another type, such as str."
             ) from None
     return adapters
 

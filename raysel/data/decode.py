@@ -201,8 +201,9 @@ def pixels_of(column: pa.ChunkedArray, name: str) -> list[np.ndarray]:
         channels = pixels.ndim == 3 and (pixels.shape[2] in (1, 3, 4) or pixels.shape[0] in (1, 3))
         if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or channels):
             raise DataError(
-                f"Column '{name}' holds {pixels.dtype} of shape {pixels.shape}, which are not images. Images are encoded "
-                "bytes, paths, or uint8 pixels (height, width), (height, width, 1, 3 or 4) or (1 or 3, height, width)."
+                f"Column '{name}' holds arrays of type {pixels.dtype} and shape {pixels.shape}, which are not images. Convert them "
+                "to uint8 arrays of the shape (height, width), (height, width, channels) with 1, 3 or 4 channels, or (channels, "
+                "height, width) with 1 or 3 channels; or store encoded images (bytes) or paths of images."
             )
     return rows
 

@@ -234,8 +234,9 @@ def _of_file(file: File) -> Format:
             "or lz4 (.gz, .bz2, .zst, .lz4)."
         )
     raise DataError(
-        f"The format of {file.path} is unknown, by its name and by its first bytes; raysel reads files named "
-        f"{', '.join(suffix for form in formats() for suffix in form.suffixes)}, and directories of them or of images."
+        f"raysel recognises the format of {file.path} neither by its name nor by its first bytes. It reads files whose names end "
+        f"in {', '.join(suffix for form in formats() for suffix in form.suffixes)}, directories of such files, and directories of "
+        "images."
     )
 
 

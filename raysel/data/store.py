@@ -116,8 +116,8 @@ def write_columns(
     check_ids(ids, "the training data")
     if rows is None and int(ids.max()) != len(ids) - 1:
         raise DataError(
-            f"The training data has {len(ids):,} rows, but ids up to {int(ids.max()):,}. The ids must be 0 to {len(ids) - 1:,}, "
-            "each once."
+            f"The training data has {len(ids):,} rows, but its column '{ID}' holds ids up to {int(ids.max()):,}. Training needs "
+            f"the ids 0 to {len(ids) - 1:,}, each once. If you rename the column, raysel numbers the rows."
         )
     about = {name: _common(name, [part[1][at] for part in parts]) for at, name in enumerate(columns)}
     for at, name in enumerate(columns):

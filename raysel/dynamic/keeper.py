@@ -495,7 +495,8 @@ class Keepers:
         found = self._all("state", attempt, start, stop)
         if len({epoch for epoch, _ in found}) > 1:
             raise StateError(
-                "The shards of the selection state are in different epochs; restore all of them from the same checkpoint."
+                "The Ray actors that hold the selection state (its shards) have finished different numbers of epochs. Start the "
+                "training again, so that all of them are restored from the same checkpoint."
             )
         parts = [part for _, part in found if len(part)]
         if len(parts) == 1:

@@ -67,7 +67,8 @@ def join(partials: Sequence[Any]) -> Any:
     if np.asarray(head).dtype.kind not in "iu":
         raise StateError(
             f"plan_shard yielded a {type(head).__name__}; it may yield integers, arrays of integers, and "
-            "tuples or lists. Put floats into a list, one float per chunk of samples."
+            "tuples or lists. Put floats into a list, one float per 65,536 consecutive samples, as raysel.dynamic.plan.loss_sum "
+            "returns them."
         )
     return sum(partials[1:], start=head)
 

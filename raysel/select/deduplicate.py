@@ -102,7 +102,9 @@ class Deduplicate:
         """Raise ConfigError for what is wrong whatever the pool."""
         check_fields(self)
         if self.threshold is not None and self.keep is not None:
-            raise ConfigError("threshold: Give either threshold or keep to Deduplicate, not both.")
+            raise ConfigError(
+                "threshold: Deduplicate cannot have both parameters, threshold and keep; remove one of them."
+            )
         if self.threshold is not None:
             check_threshold(self.threshold)
         if self.keep is not None:

@@ -70,7 +70,9 @@ class Random:
         check_fields(self)
         check_per_class(self.per_class)
         if self.stratify is not None and self.per_class is not None:
-            raise ConfigError("per_class: Give either per_class or stratify to Random, not both.")
+            raise ConfigError(
+                "per_class: Random cannot have both parameters, per_class and stratify; remove one of them."
+            )
 
     @checked_call
     def select(self, pool: Dataset) -> Selection:

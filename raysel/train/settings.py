@@ -67,8 +67,8 @@ class Train:
         ``stream`` reads the rows with Ray Data, on the CPUs that the workers leave free, and decodes only those that the epoch
         trains on; ``auto`` uses arrays if they fill less than half of the free disk space.
     evaluate_every : int or str
-        Number of epochs between two evaluations of the validation rows, or of optimizer steps as text: ``500 steps``. They
-        are also scored at the end. An epoch reports the metrics of its last evaluation.
+        Number of epochs between two evaluations of the validation rows, or of optimizer steps as text: ``500 steps``. The
+        validation rows are also scored at the end. An epoch reports the metrics of its last evaluation.
     patience : int, optional
         Stop the training, also within an epoch, if the metric on the validation rows has not become better in this number of
         evaluations.

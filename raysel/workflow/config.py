@@ -212,8 +212,8 @@ class Factors:
     rows : int, optional
         Number of rows that the autoencoder is trained on; null for all rows.
     top_fraction : float
-        Share of the hidden units that count as frequent, those that are active for the most samples. The score for
-        representative samples counts only frequent units.
+        Share of the hidden units that count as frequent: the units that are active for the most samples. Units that are
+        active for no sample are not counted. The score for representative samples uses only frequent units.
     """
 
     units: Positive | None = None

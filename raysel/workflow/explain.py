@@ -48,7 +48,9 @@ def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int
         If the pool has no such row, and for arguments that are no whole numbers.
     """
     if sample is not None and dropped is not None:
-        raise ConfigError("dropped: Give either sample or dropped to explain, not both.")
+        raise ConfigError(
+            "explain: The arguments sample and dropped cannot be given together; remove one of them."
+        )
     if sample is not None:
         return _sample(_selection(output(run)), whole("sample", sample))
     if dropped is not None:

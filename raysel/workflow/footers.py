@@ -27,8 +27,8 @@ def check_id_types(look: Look) -> None:
     for role, schema in look.schemas.items():
         if ID in schema.names and not pa.types.is_integer(schema.field(ID).type):
             raise DataError(
-                f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers; rename the column, and "
-                "raysel numbers the rows."
+                f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers. If you rename the "
+                "column, raysel numbers the rows."
             )
 
 
@@ -75,7 +75,7 @@ def check_ids(look: Look) -> None:
         if found is not None and (found[:2] != (0, look.counts[role] - 1) or found[2]):
             raise DataError(
                 f"{role}.path: Column '{ID}' holds ids from {found[0]:,} to {found[1]:,}, but there are {look.counts[role]:,} rows. "
-                f"Training needs the ids 0 to {look.counts[role] - 1:,}, each once; rename the column, and raysel numbers the rows."
+                f"Training needs the ids 0 to {look.counts[role] - 1:,}, each once. If you rename the column, raysel numbers the rows."
             )
 
 

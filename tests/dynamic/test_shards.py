@@ -442,7 +442,7 @@ def test_a_commit_has_two_phases():
         first.fold("a", 0)
     first.prepare("a", 0), second.prepare("a", 0)
     first.fold("a", 0)  # and whoever folded died: some shards are an epoch ahead
-    with pytest.raises(StateError, match="in different epochs"):
+    with pytest.raises(StateError, match="have finished different numbers of epochs"):
         made.state("a")
     assert made.progress() == (0, None)
     summary = made.commit("a", 0)  # another goes on from there

@@ -55,7 +55,7 @@ def test_it_is_checked_before_anything_runs(flow):
     with pytest.raises(ConfigError, match="'avoid' has no effect, because no selector"):
         steps.check(flow(select={"method": "cluster_share", "budget": 0.5}))
     with pytest.raises(
-        DataError, match="pool's vectors have 4 elements, but those of the rows to avoid have 3"
+        DataError, match="vectors of the pool have 4 elements, but those of the rows to avoid have 3"
     ):
         steps.check(flow(avoid="narrow.parquet"))
     with pytest.raises(DataError, match=r"avoid\.path"):

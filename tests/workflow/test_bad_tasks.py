@@ -398,7 +398,7 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("y", "mine.py:Keyed", {}, "Keyed.sums must return a dict of tensors, got {3: "),
         ("y", "mine.py:Timed", {}, "'evaluation_seconds' of .* is reserved"),
         ("y", "mine.py:Exits", {}, r"train.model: .* raised SystemExit \(3\)"),
-        ("y", "mine.py:Strange", {}, "Strange.kind has the type dtype, of which YAML has no values; give it another type"),
+        ("y", "mine.py:Strange", {}, "Strange.kind has the type dtype, but a YAML file cannot contain values of this type; give the field another type"),
         # models that fail later
         ("y", "regression", {"model": "mine.py:extra"}, "has entries that are not tensors: 1._extra_state"),
         ("y", "regression", {"model": "mine.py:lazy", "workers": 2}, "get their shape only from the first batch: 1.weight, 1.bias"),

@@ -45,7 +45,7 @@ def test_examples_of_dropped_rows_are_listed_by_reason(selection):
     for wrong in (0, -1, "2", 1.5):
         with pytest.raises(ConfigError, match="dropped must be a whole number of at least 1, got"):
             explain("run", dropped=wrong)
-    with pytest.raises(ConfigError, match="Give either sample or dropped to explain, not both"):
+    with pytest.raises(ConfigError, match="The arguments sample and dropped cannot be given together"):
         explain("run", 3, 2)
 
 

@@ -314,7 +314,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("pool.path=none.parquet", r"pool.path: .*none.parquet does not exist"),
         (
             "pool.path=flow.yaml",
-            r"pool.path: The format of .*flow.yaml is unknown, by its name and by its first bytes",
+            r"pool.path: raysel recognises the format of .*flow.yaml neither by its name nor by its first bytes",
         ),
         (
             "pool.label=klass",
@@ -360,7 +360,9 @@ def test_pool_and_target_of_other_dimension_or_without_rows(quickstart, tmp_path
 
     other = pa.table({"pixels": to_column(np.zeros((3, 7), np.float32)), "label": [0, 1, 2]})
     pq.write_table(other, tmp_path / "other.parquet")
-    with pytest.raises(DataError, match="pool's vectors have 64 elements, but the target's 7"):
+    with pytest.raises(
+        DataError, match="vectors of the pool have 64 elements, but those of the target have 7"
+    ):
         steps.check(quickstart(f"target.path={tmp_path}/other.parquet"))
     pq.write_table(other.slice(0, 0), tmp_path / "empty.parquet")
     for role in ("pool", "target"):

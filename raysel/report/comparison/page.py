@@ -65,7 +65,8 @@ def render(results: CompareResults) -> str:
     cards = [html.card(*figure) for figure in figures if figure[0]]
     lead = (
         f"A policy decides which samples each epoch trains on. {html.text(own)} is the policy of the "
-        f"workflow. The other policies are controls to compare {html.text(own)} with."
+        f"workflow. The other policies are controls to compare {html.text(own)} with. The budget of a control is the number of "
+        f"samples that {html.text(own)} back-propagated with the same seed."
     )
     said = "\n".join(f"<li>{html.bound(html.text(sentence))}</li>" for sentence in findings(results))
     read = "\n".join(f'<p class="note">{html.bound(html.text(sentence))}</p>' for sentence in notes(results))

@@ -60,7 +60,9 @@ class LanguageModel:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.pretrained is not None and self.config:
-            raise ConfigError("config: Give either 'pretrained' or 'config', not both.")
+            raise ConfigError(
+                "config: The keys 'pretrained' and 'config' cannot be given together; remove one of them."
+            )
         if self.config and not isinstance(self.config.get("model_type"), str):
             raise ConfigError(
                 "config: The key 'model_type' is missing; name the type of model, such as 'gpt2'."

@@ -19,7 +19,6 @@ from raysel.data.embedders.build import as_embedder, make_embedder, named_embedd
 from raysel.data.shards import Options
 from raysel.data.sources import rows_digest
 from raysel.errors import ConfigError, DataError
-from raysel.selector_inputs import THEIRS
 from raysel.workflow.config import Embed as Settings
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.inputs import Look
@@ -49,8 +48,9 @@ class Embed(Step):
         for role, size in sizes.items():
             if None not in (size, sizes["pool"]) and size != sizes["pool"]:
                 raise DataError(
-                    f"embed.column '{self.settings.column}': The pool's vectors have {sizes['pool']} elements, "
-                    f"but {THEIRS['rows to avoid' if role == 'avoid' else role]} {size}; use columns whose vectors have the same length."
+                    f"embed.column '{self.settings.column}': In this column, the vectors of the pool have {sizes['pool']} elements, "
+                    f"but those of the {'rows to avoid' if role == 'avoid' else role} have {size}. Name a column whose vectors have "
+                    "one length in all files, or write the files with vectors of one length."
                 )
         if self.settings.method.builtin:
             with _under_embed():
