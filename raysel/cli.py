@@ -269,8 +269,9 @@ def measure(
         click.echo(results.json())
         return
     click.echo(metrics.text(results.sets))
-    groups = f", {len(results.groups):,} groups in groups.parquet" if results.groups else ""
-    click.echo(f"\nReport: {results.path}/metrics.html. Next to it: sets.parquet{groups}")
+    sets = f"the metrics of {' and '.join(results.sets)} (sets.parquet)"
+    groups = f" and of {len(results.groups):,} groups (groups.parquet)" if results.groups else ""
+    click.echo(f"\nReport: {results.path}/metrics.html. In the same directory: {sets}{groups}.")
 
 
 @cli.command(short_help="Check a workflow and its files, without Ray.")

@@ -113,7 +113,9 @@ def check_dataset(value: object, what: str, arrays: str = "") -> None:
 def row_ids(table: pa.Table, where: str) -> np.ndarray:
     """Return the ids of a table's rows, int64; DataError if the column is missing or cannot hold ids."""
     if table.column_names.count(ID) != 1:
-        raise DataError(f"There is no column '{ID}' in {where}; read it with raysel.read.")
+        raise DataError(
+            f"There is no column '{ID}' in {where}; read the rows with raysel.read, which adds this column."
+        )
     ids = table[ID]
     if not pa.types.is_integer(ids.type) or ids.null_count:
         held = f"{ids.type} with {ids.null_count:,} null values" if ids.null_count else str(ids.type)

@@ -234,8 +234,8 @@ def _of_file(file: File) -> Format:
             "or lz4 (.gz, .bz2, .zst, .lz4)."
         )
     raise DataError(
-        f"raysel recognises the format of {file.path} neither by its name nor by its first bytes. It reads files whose names end "
-        f"in {', '.join(suffix for form in formats() for suffix in form.suffixes)}, directories of such files, and directories of "
+        f"The format of {file.path} is recognised neither by its name nor by its first bytes. Give files whose names end in "
+        f"{', '.join(suffix for form in formats() for suffix in form.suffixes)}, directories of such files, or directories of "
         "images."
     )
 

@@ -79,7 +79,7 @@ def _copy(folder: StorePath, files: Mapping[str, tuple[int, str]], place: Path) 
     try:
         for name, (_, digest) in files.items():
             if storage.fetch(folder / name, partial / name) != digest:
-                raise ValueError(f"the copy of {name} does not have the digest of the original file")
+                raise ValueError(f"The copy of {name} does not have the digest of the original file.")
         os.replace(partial, place)
     except OSError as error:
         raise storage.unwritable(place, error) from error

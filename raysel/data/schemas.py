@@ -84,8 +84,8 @@ def unify(
         missing = [name for at, name in enumerate(names) if at not in there]
         if missing and not optional[column]:
             raise DataError(
-                f"The files require a value of column '{column}' in every row, as in {names[min(there)]}, but {missing[0]} has no "
-                "such column; read the files separately, or write them with the same columns."
+                f"By the schema of {names[min(there)]} or of another file, every row has a value in column '{column}', but "
+                f"{missing[0]} has no such column; read the files separately, or write them with the same columns."
             )
         if missing:
             notes.append(

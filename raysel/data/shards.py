@@ -339,7 +339,7 @@ def check_columns_of_part(schema: pa.Schema) -> None:
     known = isinstance(vector, pa.FixedShapeTensorType) and pa.types.is_floating(vector.value_type)
     if kinds.get(ID) != pa.int64() or not known:
         raise ValueError(
-            f"a file of vectors must have the columns {ID} and {EMBEDDING}, not {first(map(str, schema), 10)}"
+            f"A file of vectors must have the columns {ID} and {EMBEDDING}, not {first(map(str, schema), 10)}."
         )
 
 

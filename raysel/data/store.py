@@ -193,7 +193,7 @@ class ColumnStore:
                     for at, (name, kind) in enumerate(self.columns.items())
                 }
             if self._ids is not None and len(self._ids) != stored:
-                raise ValueError("the arrays have different numbers of rows")
+                raise ValueError("The arrays have different numbers of rows.")
         except RunError:  # of an object store that cannot be read, or a full disk
             raise
         except Exception as error:  # of damaged files anything
@@ -422,13 +422,13 @@ def _reader(directory: Path, at: int, kind: Column, rows: int) -> Any:
     if kind.kind == "array":
         values = np.load(directory / f"{at}.npy", mmap_mode="r", allow_pickle=False)
         if values.shape != (rows, *kind.shape) or str(values.dtype) != kind.dtype:
-            raise ValueError("an array has another shape or type than expected")
+            raise ValueError("An array has another shape or type than expected.")
         return lambda places: np.asarray(values[places])
     spans = np.load(directory / f"{at}.spans.npy", mmap_mode="r", allow_pickle=False)
     size = os.path.getsize(directory / f"{at}.bin")
     flat = np.memmap(directory / f"{at}.bin", np.dtype(kind.dtype), "r") if size else np.empty(0, kind.dtype)
     if spans.shape != (rows, 2) or (rows and int(spans[:, 1].max()) != len(flat)):
-        raise ValueError("the arrays have different numbers of rows")
+        raise ValueError("The arrays have different numbers of rows.")
     made = {
         "text": lambda part: part.tobytes().decode(),
         "bytes": lambda part: part.tobytes(),

@@ -179,7 +179,9 @@ def _numbers(values: pa.Array, name: str) -> np.ndarray:
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DataError(f"Column '{name}' holds {kind}, not numbers.")
     if values.null_count:
-        raise DataError(f"Column '{name}' holds vectors with missing elements ({values.null_count} of them).")
+        raise DataError(
+            f"{values.null_count} elements of the vectors in column '{name}' are missing (null); fill them, or drop these rows."
+        )
     return values.to_numpy(zero_copy_only=False)
 
 

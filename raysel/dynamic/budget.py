@@ -56,8 +56,9 @@ class Budget:
         if count < 1:
             raise ConfigError(
                 f"{name}: A budget of {self.passes:,} samples is too small, because {self.tail} of the {self.epochs} "
-                f"epochs train on all rows and need {self.rows * self.tail:,} samples. Raise the budget, or let fewer epochs train "
-                "on all rows."
+                f"epochs train on all rows and need {self.rows * self.tail:,} samples. Raise the budget (in raysel compare, it is "
+                "the number of samples that the policy of the workflow back-propagates), let fewer epochs train on all rows, or "
+                "leave out this policy."
             )
         return count
 

@@ -109,8 +109,9 @@ class RandomPrune:
         if spared and spared >= budget.rows * pruning:
             raise ConfigError(
                 f"random_prune: A budget of {budget.passes:,} samples is too small, because {budget.tail + 1} of the "
-                f"{budget.epochs} epochs train on all rows and need {budget.rows * (budget.tail + 1):,} samples. Raise the budget, "
-                "or let fewer epochs train on all rows."
+                f"{budget.epochs} epochs train on all rows and need {budget.rows * (budget.tail + 1):,} samples. Raise the budget "
+                "(in raysel compare, it is the number of samples that the policy of the workflow back-propagates), let fewer epochs "
+                "train on all rows, or leave out this policy."
             )
         return cls(spared / (budget.rows * pruning) if spared else 0.0, 1.0, budget.delta)
 

@@ -170,7 +170,11 @@ class InfoBatch:
         try:
             policy.check(budget.epochs)
         except ConfigError as error:
-            raise ConfigError(f"infobatch: {error}") from None
+            raise ConfigError(
+                f"infobatch: To keep to the budget, this control must save {budget.saving:.3g} of the samples, but with "
+                f"{budget.epochs} epochs and delta {budget.delta:g}, InfoBatch cannot save so many. Leave infobatch out of the "
+                "policies, or let the policy of the workflow skip fewer samples."
+            ) from error
         return policy
 
     def __post_init__(self) -> None:

@@ -383,8 +383,8 @@ class Keeper:
             raise StateError("The selection state has not been restored; call restore first.")
         if attempt != self._attempt:
             raise StateError(
-                f"Training attempt {attempt!r} was replaced by {self._attempt!r}; only the newest attempt can "
-                "use the selection state."
+                "A newer session of the same DynamicSelection was started, so this one can no longer use the selection state "
+                f"(training attempt {attempt!r} was replaced by {self._attempt!r}). Use only the newest session."
             )
 
     def _current(self, attempt: str, epoch: int) -> None:

@@ -103,7 +103,7 @@ class Scores:
             wrong = ~((values >= 0) & (values <= 1))
             if wrong.any():
                 raise DataError(
-                    f"The scores' '{name}' must lie in [0, 1]; it does not for {first(ids[wrong])}."
+                    f"The scores' column '{name}' must lie in [0, 1]; it does not for sample_id {first(ids[wrong])}."
                 )
             found[name] = frozen(values)
         codes = np.zeros(len(ids), np.int32)
@@ -111,7 +111,9 @@ class Scores:
             labels = table[LABEL].combine_chunks()
             if labels.null_count:
                 missing = ids[labels.is_null().to_numpy(zero_copy_only=False)]
-                raise DataError(f"The scores have no label for {first(missing)}; label all samples or none.")
+                raise DataError(
+                    f"The scores have no label for sample_id {first(missing)}; label all samples or none."
+                )
             if not pa.types.is_dictionary(labels.type):
                 labels = labels.dictionary_encode()
             codes = labels.indices.to_numpy().astype(np.int32, copy=False)
@@ -502,8 +504,8 @@ class RepDiv:
     def _check(self, n: int) -> None:
         if len(self._scores()) != n:
             raise ConfigError(
-                f"RepDiv.scores are those of {len(self.scores)} samples, but the run has {n}; call for_ids "
-                "with the ids of the run."
+                f"RepDiv has the scores of {len(self.scores)} samples, but the run has {n}; use policy.for_ids(ids) instead of the "
+                "policy, where ids are the sample_id of the run."
             )
 
 

@@ -66,9 +66,9 @@ def join(partials: Sequence[Any]) -> Any:
         return [item for partial in partials for item in partial]
     if np.asarray(head).dtype.kind not in "iu":
         raise StateError(
-            f"plan_shard yielded a {type(head).__name__}; it may yield integers, arrays of integers, and "
-            "tuples or lists. Put floats into a list, one float per 65,536 consecutive samples, as raysel.dynamic.plan.loss_sum "
-            "returns them."
+            f"plan_shard yielded a {type(head).__name__}, which cannot be added over the shards exactly. Yield integers, arrays of "
+            "integers, or tuples of these. Yield floats only in a list, with one sum per 65,536 consecutive samples, as "
+            "raysel.dynamic.plan.loss_sum returns them."
         )
     return sum(partials[1:], start=head)
 

@@ -143,27 +143,29 @@ class SampleState:
         """
         if not isinstance(table, pa.Table):
             raise StateError(
-                f"A sample state is read from an Arrow table, not from a {type(table).__name__}."
+                f"SampleState.from_arrow needs an Arrow table with a selection state, got a {type(table).__name__}."
             )
         metadata = table.schema.metadata or {}
         found = metadata.get(_FORMAT, b"").decode(errors="replace")
         if found != FORMAT:
             raise StateError(
-                f"This table is not a sample state: its format is {found or 'not named'!r}, but {FORMAT!r} is expected."
+                f"This table is not a selection state of raysel: its format is {repr(found) if found else 'not given'}, but {FORMAT!r} "
+                "is expected; give a table that SampleState.to_arrow returned."
             )
         if not table.schema.equals(_SCHEMA):
             columns = ", ".join(f"{field.name} {field.type}" for field in table.schema)
             raise StateError(
-                f"A sample state must have the columns loss float and selected int32; this table has {columns}."
+                f"A selection state must have the columns loss float and selected int32; this table has {columns}."
             )
         promised = metadata.get(_SAMPLES, b"").decode(errors="replace")
         if promised != str(table.num_rows):
             raise StateError(
-                f"The sample state is damaged: it holds {table.num_rows} of {promised or '?'} samples."
+                f"The selection state is damaged: it has {table.num_rows} samples, but should have "
+                f"{promised or 'an unknown number'}; resume from an earlier checkpoint."
             )
         if any(column.null_count for column in table.columns):
             raise StateError(
-                "The sample state is damaged, because it contains nulls; resume from an earlier checkpoint."
+                "The selection state is damaged, because it contains nulls; resume from an earlier checkpoint."
             )
         state = SampleState(table.column("loss").to_numpy(), table.column("selected").to_numpy())
         if metadata.get(_DIGEST, b"").decode(errors="replace") != state.digest():

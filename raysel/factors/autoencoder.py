@@ -216,7 +216,7 @@ class Autoencoder:
                 if about["format"] != FORMAT:
                     raise DataError(
                         "This autoencoder was not saved by this version of raysel: its format is "
-                        f"{shown(about['format'])}, but {FORMAT!r} is expected."
+                        f"{shown(about['format'])}, but {FORMAT!r} is expected; fit and save it again."
                     )
                 arrays = {name: file.get_tensor(name) for name in _TENSORS}
                 return cls(about["mode"], about["k"], **arrays, training=about["training"])

@@ -327,7 +327,9 @@ def _labels(table: pa.Table, label: str) -> pa.Array:
         )
     if labels.null_count:
         missing = table[ID].to_numpy()[labels.is_null().to_numpy(zero_copy_only=False)]
-        raise DataError(f"The {_WHAT} has no label for {first(missing)}; label all samples or none.")
+        raise DataError(
+            f"The {_WHAT} has no label for sample_id {first(missing)}; label all samples or none."
+        )
     return labels
 
 

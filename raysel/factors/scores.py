@@ -114,7 +114,8 @@ class FactorCounts:
     def __add__(self, other: FactorCounts) -> FactorCounts:
         if (self.seen is None) != (other.seen is None):
             raise DataError(
-                "Counts with labels and counts without cannot be added; give labels for all or none."
+                "Counts of active units that were made with labels cannot be added to counts that were made without; give labels "
+                "for all blocks or for none."
             )
         units = max(len(self.count), len(other.count))
         seen = None

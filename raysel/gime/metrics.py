@@ -79,7 +79,9 @@ def _figures(name: str, function: Metric, view: View) -> list[Figure]:
         ) from error
     for at, figure in enumerate(found):
         if not isinstance(figure, Figure):
-            raise ConfigError(f"metrics: '{name}' returned {shown(figure)}, not a raysel.gime.Figure.")
+            raise ConfigError(
+                f"metrics: '{name}' must return a list of raysel.gime.Figure, but an element of what it returned is {shown(figure)}."
+            )
         if isinstance(figure.value, (int, float)):
             found[at] = figure._replace(value=exact(float(figure.value)))
         elif not isinstance(figure.value, (Estimate, type(None))):

@@ -115,7 +115,8 @@ def select_groups(
     limits: Thresholds = {**_checked(state, thresholds, functions), **least}
     if not limits:
         raise ConfigError(
-            "thresholds: Without a threshold nothing would be kept; give at least one threshold or floor."
+            "thresholds: Rows or groups are selected until all thresholds and floors are satisfied, so without any of them nothing "
+            "would be selected; give at least one threshold or floor."
         )
     search = _Search(state, limits, classes, kind or (lambda label: label), functions)
     picked = search.greedy(list(limits))
@@ -173,7 +174,9 @@ def limits_of(thresholds: Any) -> dict[str, tuple[float | None, float | None]]:
     for name, ends in thresholds.items():
         found[name] = low, high = least_and_greatest(f"thresholds.{name}", ends)
         if low is None and high is None:
-            raise ConfigError(f"thresholds.{name}: One of the least and the greatest value must be a number.")
+            raise ConfigError(
+                f"thresholds.{name}: The least and the greatest value are both missing; give a number for at least one of them."
+            )
     return found
 
 

@@ -168,9 +168,10 @@ def sensitivity(
     needed = math.ceil(math.log(1 - confidence) / math.log(share))
     if count - first < needed:
         raise ConfigError(
-            f"count: Of {count} subsets, {max(count - first, 0)} are left to test the thresholds. Even if all "
-            f"of these are successful, they cannot show with confidence {confidence} that the share of successful "
-            f"subsets is at least {share}; give at least {first + needed} subsets."
+            f"count: Of {count} subsets, {max(count - first, 0)} are left to test the thresholds, which is too few. A subset is "
+            "successful if its performance is at most 'tolerance' below that of the complete table. Even if all of these are "
+            f"successful, they do not show with confidence {confidence} that the share of successful subsets is at least {share}; "
+            f"give at least {first + needed} subsets."
         )
     started = time.perf_counter()
     parts = mixed_subsets(hash_column(table[mix], mix), count, rows, seed)
@@ -190,7 +191,8 @@ def sensitivity(
         for name in statistics:
             if name not in values:
                 raise ConfigError(
-                    f"statistics: {name!r} was not measured in every subset{did_you_mean(name, names)}."
+                    f"statistics: {name!r} does not exist, or could not be computed for every subset{did_you_mean(name, names)}. "
+                    "Correct or remove this name."
                 )
         values = {name: values[name] for name in statistics}
     floor = full - tolerance
@@ -479,7 +481,10 @@ def proxy(features: Sequence[str], label: str, test: pa.Table, scoring: str | No
         if name not in test.column_names:
             raise DataError(f"The test table has no column '{name}'{did_you_mean(name, test.column_names)}.")
     if test[label].null_count or not test.num_rows:
-        raise DataError(f"The test table needs rows, each with a value in '{label}'.")
+        raise DataError(
+            f"The test table has no rows, or has rows without a value in '{label}'; give at least one row, and a value in every "
+            "row."
+        )
     if scoring is not None and scoring not in get_scorer_names():
         raise ConfigError(
             f"scoring: There is no scorer in scikit-learn called {scoring!r}{did_you_mean(scoring, get_scorer_names())}."

@@ -130,11 +130,11 @@ class State:
             key.decode(errors="replace"): value.decode(errors="replace")
             for key, value in (table.schema.metadata or {}).items()
         }
-        if metadata.get("raysel.format") != FORMAT:
+        found = metadata.get("raysel.format")
+        if found != FORMAT:
             raise StateError(
                 "This table is not a state of the GIME metrics that this version can read: its format is "
-                f"{shown(metadata.get('raysel.format', 'not named'))}, but {FORMAT!r} is expected; measure "
-                "again."
+                f"{shown(found) if found else 'not given'}, but {FORMAT!r} is expected; measure again."
             )
         if metadata.get("raysel.sizes") != json.dumps(_sizes()):
             raise StateError(

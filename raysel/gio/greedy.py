@@ -369,8 +369,8 @@ def _greedy(
 
     if len(pool) * n > _LARGEST_MATRIX:
         raise ConfigError(
-            f"Exact selection from {len(pool)} pool rows against {n} target rows needs a matrix of "
-            f"{4 * len(pool) * n / 2**30:.0f} GiB; use fewer clusters, or estimator='average'."
+            f"The exact solver needs a matrix of {4 * len(pool) * n / 2**30:.0f} GiB for {len(pool)} centroids (with "
+            f"clusters=None, pool rows) and {n} target rows; give a smaller number of clusters, or estimator='average'."
         )
     nu, m = np.empty((0, n)), 0
     if begin is not None:

@@ -92,16 +92,16 @@ def verified(directory: Path) -> dict[str, Any]:
         for rank in range(about["world"]):
             manifest = json.loads((directory / _name("files", rank, about["world"], "json")).read_text())
             if _of_text(manifest["files"], manifest["stamp"]) != manifest["digest"]:
-                raise ValueError(f"the list of files of rank {rank} was changed")
+                raise ValueError(f"The list of files of rank {rank} was changed.")
             if manifest["stamp"] != about["stamp"]:
-                raise ValueError(f"the files of rank {rank} belong to another checkpoint")
+                raise ValueError(f"The files of rank {rank} belong to another checkpoint.")
             if rank == 0 and _SESSION not in manifest["files"]:
-                raise ValueError(f"{_SESSION} is not in the list of files")
+                raise ValueError(f"{_SESSION} is not in the list of files.")
             for name, expected in manifest["files"].items():
                 found = _digest(directory / name)
                 if found != expected:
                     cut = f"has {found[0]} bytes instead of {expected[0]}"
-                    raise ValueError(f"{name} {'was changed' if found[0] == expected[0] else cut}")
+                    raise ValueError(f"{name} {'was changed' if found[0] == expected[0] else cut}.")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FileNotFoundError):
             what = f"{Path(error.filename).name} is missing"

@@ -74,8 +74,8 @@ class Epoch:
             if begun is not None and groups != grouped:
                 how = "the same lengths, or none" if grouped else "the same lengths"
             raise StateError(
-                f"loader: Epoch {self.number} resumes within the epoch, where the order of the samples must not change; use "
-                f"{how}, as when the epoch was started."
+                f"loader: The training resumes in the middle of epoch {self.number}, so the order of its samples must not change; "
+                f"use {how}, as when the epoch was started."
             )
         self.steps, self._ticket = int(min(self.last, self.done + steps)), object()
         self._order, self.accumulate = order, accumulate

@@ -59,7 +59,7 @@ def check(settings: Train) -> None:
             _made(name, settings.options, folder)
     except Exception as error:  # of the framework
         raise ConfigError(
-            f"train.options: These are not arguments of {OPTIONS[name]} ({reason_of(error)})."
+            f"train.options: {OPTIONS[name]} cannot be made with these options ({reason_of(error)}); correct or remove the option."
         ) from error
 
 

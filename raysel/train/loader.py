@@ -226,7 +226,8 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
         )
     if len(ids) and int(ids[-1]) >= length:
         raise DataError(
-            f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}."
+            f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}; dataset[sample_id] must be "
+            "the sample with that id."
         )
 
 

@@ -387,6 +387,7 @@ def places(planned_ids: npt.NDArray[np.int64], ids: npt.NDArray[np.int64]) -> np
     if not planned.all():
         raise DataError(
             f"stream: Some rows are not in the epoch's plan (sample_id {first(ids[~planned].tolist())}). Stream the dataset "
-            "that dynamic.planned(...) of this run returned, not materialised, with its original sample_id."
+            "that dynamic.planned(...) of this run returned. Do not call materialize() on it, and do not change its column "
+            "sample_id."
         )
     return found

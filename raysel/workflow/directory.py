@@ -336,7 +336,7 @@ def _finished(directory: Place) -> Done | None:
         if "digest" not in left:  # by an earlier version; the step runs again
             return None
         if left["digest"] != digest([left["answer"], left["seconds"]]):
-            raise ValueError("the content does not match the digest")
+            raise ValueError("The content does not match the digest.")
         return Done(directory, left["answer"], left["seconds"])
     except FileNotFoundError:
         return None

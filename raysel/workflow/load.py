@@ -222,7 +222,7 @@ def _check_metrics(settings: Gime, rows: pa.Table) -> None:
     known = {f"{row['metric']}.{row['statistic']}" for row in found.to_pylist()}
     for name in settings.thresholds:
         if name not in known:
-            raise ConfigError(f"gime.thresholds.{name}: There is no such metric. {nearest(name, known)}")
+            raise ConfigError(f"gime.thresholds.{name}: There is no such statistic. {nearest(name, known)}")
 
 
 def _check_embedder(step: Embed, rows: pa.Table) -> None:

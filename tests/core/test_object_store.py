@@ -316,13 +316,13 @@ def test_a_claim_that_was_not_renewed_in_time_is_not_taken_up_again(s3, monkeypa
     exists = storage.exists
     with lock.alone(storage.output(s3)) as check:
         monkeypatch.setattr(storage, "exists", lambda place: time.sleep(1.0) or exists(place))
-        with pytest.raises(RunError, match="was given up"):
+        with pytest.raises(RunError, match="lost its lock on"):
             for _ in range(600):
                 check()
                 time.sleep(0.05)
         monkeypatch.setattr(storage, "exists", exists)
         time.sleep(1.5)
-        with pytest.raises(RunError, match="was given up"):
+        with pytest.raises(RunError, match="lost its lock on"):
             check()
 
 

@@ -658,7 +658,7 @@ def test_names_and_places(tmp_path):
         ("nothing://x/y", "nothing://x/y cannot be opened"),
         (f"{tmp_path}/none*", "No file matches the pattern"),
         (f"{tmp_path}/none", "none does not exist."),
-        (str(write(tmp_path / "what", "hello")), "recognises the format of"),
+        (str(write(tmp_path / "what", "hello")), "is recognised neither by its name"),
         (str(write(tmp_path / "p.parquet.gz", gzip.compress(b"x"))), "is a compressed Parquet file"),
     ):
         message = refused(uri)
@@ -698,7 +698,7 @@ def test_a_zip_of_something_else_is_not_taken_for_arrays(tmp_path):
     )
     with zipfile.ZipFile(tmp_path / "rows", "w") as archive:
         archive.writestr("rows.csv", "x\n1\n")
-    assert "recognises the format of" in refused(tmp_path / "rows")
+    assert "is recognised neither by its name" in refused(tmp_path / "rows")
     np.savez(tmp_path / "b.npz", x=np.arange(2))
     assert table((tmp_path / "b.npz").rename(tmp_path / "arrays")).to_pylist() == [{"x": 0}, {"x": 1}]
 

@@ -160,7 +160,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(DataError, match=r"x\.npy is not a NumPy file"):
         raysel.read(tmp_path / "x.npy")
     (tmp_path / "x.strange").write_bytes(b"no")
-    with pytest.raises(DataError, match=r"raysel recognises the format of .* neither"):
+    with pytest.raises(DataError, match=r"The format of .* is recognised neither"):
         raysel.read(tmp_path / "x.strange")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no"):

@@ -293,9 +293,9 @@ def test_ids_that_do_not_match():
         policy.for_ids(10)
     with pytest.raises(DataError, match="already in the order of the samples of a run"):
         policy.for_ids(np.array([0])).for_ids(np.array([0]))
-    with pytest.raises(ConfigError, match="scores are those of 6 samples, but the run has 7"):
+    with pytest.raises(ConfigError, match="has the scores of 6 samples, but the run has 7"):
         policy.plan(SampleState.empty(7), epoch=0, num_epochs=5, seed=0)
-    with pytest.raises(ConfigError, match="scores are those of 6 samples, but the run has 7"):
+    with pytest.raises(ConfigError, match="has the scores of 6 samples, but the run has 7"):
         policy.shard(0, 3, 7)
 
 
@@ -320,9 +320,9 @@ def test_more_classes_than_the_quota_serves():
             table([0, 0], [0, 0]).set_column(0, "sample_id", pa.array([2**63, 1], pa.uint64())),
             "must fit int64; it does not for 9223372036854775808",
         ),
-        (table([0, 1.5, np.nan], [0, 0, 0]), r"'rep' must lie in \[0, 1\]; it does not for 1, 2"),
+        (table([0, 1.5, np.nan], [0, 0, 0]), r"'rep' must lie in \[0, 1\]; it does not for sample_id 1, 2"),
         (table([0, 1], [0, -0.1]), "'div' must lie in"),
-        (table(REP, DIV, ["a", None, "b", None, "c", "d"]), "have no label for 1, 3"),
+        (table(REP, DIV, ["a", None, "b", None, "c", "d"]), "have no label for sample_id 1, 3"),
         (table(REP, DIV).set_column(0, "sample_id", pa.array(list("abcdef"))), "sample_id must be integers"),
         (table(REP, DIV).set_column(1, "rep", pa.array([1, 0, 0, 1, 0, 0])), "must hold floating-point"),
     ],

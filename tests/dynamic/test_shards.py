@@ -324,7 +324,7 @@ def test_join_worked_by_hand():
     lists, count, (array, names) = join([a, b])
     assert lists == [1.5, 2.5, 3.5] and count == 5 and array.tolist() == [11, 22] and names == ["x", "y"]
     for float_ in (0.5, np.ones(2), np.float32(1)):
-        with pytest.raises(StateError, match="Put floats into a list"):
+        with pytest.raises(StateError, match="Yield floats only in a list"):
             join([float_, float_])
 
 

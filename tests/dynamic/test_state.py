@@ -104,13 +104,13 @@ def damaged() -> dict[str, object]:
     nulls = pa.table({"loss": pa.array([0.5, None, 2, 0], pa.float32()), "selected": table["selected"]})
     nulls = pa.Table.from_arrays(nulls.columns, schema=table.schema)
     return {
-        "from an Arrow table": {"loss": [1.0]},
-        "not a sample state": table.replace_schema_metadata(None),
+        "needs an Arrow table": {"loss": [1.0]},
+        "not a selection state of raysel": table.replace_schema_metadata(None),
         "'sample-state/9'": table.replace_schema_metadata({**metadata, b"raysel.format": b"sample-state/9"}),
         "must have the columns": table.drop_columns("selected").replace_schema_metadata(metadata),
         "this table has loss double": table.set_column(0, "loss", pa.array([0.5, 1, 2, 0], pa.float64())),
-        "3 of 4 samples": table.slice(0, 3),
-        "of \\? samples": table.replace_schema_metadata({b"raysel.format": b"sample-state/2"}),
+        "has 3 samples, but should have 4": table.slice(0, 3),
+        "an unknown number": table.replace_schema_metadata({b"raysel.format": b"sample-state/2"}),
         "nulls": nulls,
         "digest": changed,
     }

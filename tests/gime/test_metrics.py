@@ -106,7 +106,7 @@ def returning(found):
             r"'mine' raised KeyError \('state x'\); a metric can read only what the columns of the binding provide",
         ),
         (None, r"'mine' raised TypeError"),
-        ([1.0], "'mine' returned 1.0, not a raysel.gime.Figure"),
+        ([1.0], "'mine' must return a list of raysel.gime.Figure, but an element of what it returned is 1.0"),
         (
             [Figure("a", "1", "rows")],
             "'mine' returned the value '1' for 'a'; give a float, an Estimate or None",

@@ -146,7 +146,7 @@ def test_what_conflicts_is_named():
 @pytest.mark.parametrize(
     "thresholds,floors,says",
     [
-        ({}, {}, "thresholds: Without a threshold"),
+        ({}, {}, "without any of them nothing"),
         (
             {"variety.clases": (1, None)},
             {},

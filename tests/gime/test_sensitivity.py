@@ -168,7 +168,7 @@ def test_calibrations_that_can_show_nothing():
     binding = Binding(classes="kind")
     with pytest.raises(
         ConfigError,
-        match=r"Even if all of these are successful, they cannot show .* at least 0\.95; give at least 89",
+        match=r"Even if all of these are successful, they do not show .* at least 0\.95; give at least 89",
     ):
         sensitivity(table, binding, len, mix="kind", rows=100, count=60, share=0.95)
     with pytest.raises(DataError, match="Every subset scored the same"):
@@ -177,7 +177,7 @@ def test_calibrations_that_can_show_nothing():
         sensitivity(table, binding, lambda part: float("nan"), mix="kind", rows=100, count=60)
     with pytest.raises(
         ConfigError,
-        match=r"'variety\.clases' was not measured in every subset \(did you mean 'variety\.classes'",
+        match=r"'variety\.clases' does not exist, or could not be computed for every subset \(did you mean 'variety\.classes'",
     ):
         sensitivity(
             table, binding, lambda part: 1.0, mix="kind", rows=100, count=60, statistics=["variety.clases"]

@@ -330,7 +330,7 @@ def test_bad_stop_rules(options):
 
 def test_a_matrix_that_cannot_fit_is_refused(monkeypatch):
     monkeypatch.setattr(module, "_LARGEST_MATRIX", 50)
-    with pytest.raises(ConfigError, match="use fewer clusters"):
+    with pytest.raises(ConfigError, match="give a smaller number of clusters"):
         exact_select(GOOD, GOOD)
     assert isinstance(exact_select(GOOD, GOOD, estimator="average"), Picks)
 

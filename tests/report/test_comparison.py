@@ -124,7 +124,7 @@ def test_what_is_not_beaten_is_said():
         "With 30 % fewer samples than full data, InfoBatch is less accurate: −0.47 ± 0.03 points.",
     ]
     assert findings.headline(results) == (
-        "With 70.0 % of the samples that training on all rows in every epoch uses, InfoBatch is more accurate than full data at equal steps and "
+        "With 70.0 % of the back-propagated samples of a training on all rows in every epoch, InfoBatch is more accurate than full data at equal steps and "
         "ties with random pruning at the same number of samples."
     )
     lost = sample(ENDS | {"random": (0.951, 0.952, 0.954)})

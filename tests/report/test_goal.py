@@ -315,7 +315,7 @@ def test_without_a_full_arm_the_saving_in_samples_is_from_rows_times_epochs(resu
     more, same = (headline(alone(results, samples)) for samples in (5_000, 6_894))
     assert (
         "; these are 38 % more than the 5,000 samples of" in more
-        and "; these are as many as the 6,894 of all" in same
+        and "; these are as many as the 6,894 samples of" in same
     )
     # An arm that was trained on the full pool is what the others are compared with, whatever it took.
     measured = replace(results.ledger, full_samples=1)
@@ -367,7 +367,7 @@ def test_the_table_and_the_notes_of_an_error(compared: CompareResults) -> None:
     assert "Difference: RMSE of InfoBatch minus that of the policy of the row, ± standard error" in notes
     assert "points" not in notes and "standard error of up to" not in notes
     assert findings.headline(compared) == (
-        "With 70.0 % of the samples that training on all rows in every epoch uses, InfoBatch has a better RMSE than full data at equal steps and "
+        "With 70.0 % of the back-propagated samples of a training on all rows in every epoch, InfoBatch has a better RMSE than full data at equal steps and "
         "ties with random pruning at the same number of samples."
     )
     page = plain(comparison.render(compared))

@@ -144,8 +144,8 @@ def test_the_table(results: RunResults) -> None:
     ]
     assert row.split()[3:] == cells
     assert lines[0].endswith("  test") and lines[1].endswith("  acc.")
-    assert lines[-1].startswith(
-        "Saving: 1 - cost / cost of full pool; a negative saving is an extra cost. Other: start-up, "
+    assert lines[-2].startswith(
+        "Saving: 1 - cost / cost of full pool; a negative saving is an extra cost. Other: start-up,"
     )
 
 

@@ -314,7 +314,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
         ("pool.path=none.parquet", r"pool.path: .*none.parquet does not exist"),
         (
             "pool.path=flow.yaml",
-            r"pool.path: raysel recognises the format of .*flow.yaml neither by its name nor by its first bytes",
+            r"pool.path: The format of .*flow.yaml is recognised neither by its name nor by its first bytes",
         ),
         (
             "pool.label=klass",

@@ -113,7 +113,10 @@ class SavedDataset(ArrowIpc):
             )
         missing = [name for name in names if name not in folder.files]
         if missing:
-            raise DataError(f"{folder.path} lacks {first(missing)}, which its state.json lists.")
+            raise DataError(
+                f"{folder.path}/state.json lists files that do not exist: {first(missing)}. Restore them, or save the data set "
+                "again."
+            )
         return [File(folder.filesystem, posixpath.join(folder.path, name)) for name in names]
 
     def left_out(self, folder: Folder) -> list[str]:
@@ -135,6 +138,7 @@ def _json(folder: Folder, name: str) -> dict[str, Any]:
         found = json.loads(stream.read())
     if not isinstance(found, dict):
         raise DataError(
-            f"{path} is not a readable state file of a Hugging Face data set (it holds no object)."
+            f"{path} is not a readable state file of a Hugging Face data set (its content is not a JSON object); save the data set "
+            "again."
         )
     return found

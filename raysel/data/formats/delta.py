@@ -47,8 +47,8 @@ class Delta(Format):
             for feature, what in _REFUSED.items():
                 if feature in wanted:
                     raise DataError(
-                        f"The Delta table {folder.path} uses the feature {feature}: it {what}. Its data files alone therefore do "
-                        "not contain the correct table; write it again without this feature."
+                        f"The Delta table {folder.path} uses the feature {feature}, which {what}, so the data files alone do not "
+                        "contain the correct table; write the table again without this feature."
                     )
             added = pa.table(table.get_add_actions(flatten=True))
             files = [_file(folder, added, at) for at in range(len(added))]
@@ -57,7 +57,10 @@ class Delta(Format):
         there = {posixpath.join(folder.path, name) for name in folder.files}
         missing = [file.path for file in files if file.path not in there]
         if missing:
-            raise DataError(f"The Delta table {folder.path} lists {first(missing)}, which does not exist.")
+            raise DataError(
+                f"The Delta table {folder.path} lists files that do not exist: {first(missing)}. Restore them, or write the table "
+                "again."
+            )
         return sorted(files, key=lambda file: file.path)
 
     def left_out(self, folder: Folder) -> list[str]:

@@ -27,7 +27,7 @@ def headline(results: CompareResults) -> str:
     """Return what the comparison found, in one sentence."""
     table, goal = rows(results), results.goal
     own = next(row for row in table if row.name == results.own)
-    full = f"{numbers.percent(own.share)} of the samples that training on all rows in every epoch uses"
+    full = f"{numbers.percent(own.share)} of the back-propagated samples of a training on all rows in every epoch"
     start = f"With {full}, {own.title}"
     held = [row for row in table if row.budget == "held" and row is not own]
     reached = f"reached a test {goal.label} of {value_text(own, goal)}{' %' if goal.share else ''}{goal.hint}"

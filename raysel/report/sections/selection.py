@@ -37,7 +37,7 @@ def selection_section(results: RunResults) -> str:
             html.card(
                 drawn,
                 "Selected share of each class",
-                f"{'Left: the' if known else 'The'} percentage of the pool rows (the rows to select from) of each class that was "
+                f"{'Left: for' if known else 'For'} each class, the percentage of its pool rows (the rows to select from) that were "
                 "selected. The vertical line shows the percentage for all classes together. A class whose "
                 f"bar crosses the line has a larger share of the selected rows than of the pool rows.{right}",
             )

@@ -1,0 +1,282 @@
+"""Measure what object storage costs, what a second node gains, and what `raysel submit` adds; see docs/evidence/speed.md.
+
+    python benchmarks/cluster.py storage [--epochs 3]     # FashionMNIST's chain, all on S3 on this machine, and on its disk
+    python benchmarks/cluster.py metrics [--rows 4000000] # GIME's metrics on one node of one core, and on two
+    python benchmarks/cluster.py submit                   # `raysel submit` and `ray job submit` of a job that does nothing
+
+Each arm runs in its own process and adds one line of JSON to benchmarks/results/cluster.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "cluster.jsonl"
+RAYSEL = [sys.executable, "-m", "raysel.cli"]
+ROLES = ("pool", "target", "test")
+
+
+def keep(**answer: Any) -> dict[str, Any]:
+    """Print an arm and add it to the results."""
+    answer["load"] = os.getloadavg()[0]
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as log:
+        log.write(json.dumps(answer) + "\n")
+    shown = {key: round(value, 2) if isinstance(value, float) else value for key, value in answer.items()}
+    print("  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
+    return answer
+
+
+def called(command: list[str], environment: dict[str, str]) -> tuple[float, str]:
+    """Return the seconds that a command took, and what it printed."""
+    began = time.perf_counter()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return seconds, done.stdout
+
+
+def free_ports(count: int) -> list[int]:
+    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in found]
+    for server in found:
+        server.close()
+    return ports
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    sys.exit("The server has ended.")
+
+
+# ---- storage -------------------------------------------------------------------------------------------------
+
+
+def storage(epochs: int) -> None:
+    """The chain of FashionMNIST without controls: pca:64, GIO, arrays, and a training with InfoBatch."""
+    with tempfile.TemporaryDirectory() as made:
+        data = f"{made}/data"
+        called(
+            [sys.executable, str(HERE.parent / "workflows/fashion_mnist.py"), "--out", data], dict(os.environ)
+        )
+        port = free_ports(1)[0]
+        server = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            wait_for(port, server)
+            store = {
+                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+                "AWS_ACCESS_KEY_ID": "x",
+                "AWS_SECRET_ACCESS_KEY": "x",
+                "AWS_EC2_METADATA_DISABLED": "true",
+            }
+            os.environ |= store
+            import pyarrow.fs as pafs
+
+            options = {"endpoint_override": store["AWS_ENDPOINT_URL"], "region": "us-east-1"}
+            pafs.S3FileSystem(**options, allow_bucket_creation=True).create_dir("bucket")
+            pafs.copy_files(data, "bucket/data", destination_filesystem=pafs.S3FileSystem(**options))
+            found = {}
+            for place in (made, "s3://bucket"):
+                before = cpu_seconds(server.pid)
+                command = [*RAYSEL, "run", str(HERE.parent / "workflows/fashion_mnist.yaml"), "--json"]
+                command += [
+                    "--out",
+                    f"{place}/run",
+                    "--set",
+                    "controls=[]",
+                    "--set",
+                    f"train.epochs={epochs}",
+                ]
+                command += ["--set", "train.cpus_per_worker=0.5", "--address", "local"]
+                for role in ROLES:
+                    command += ["--set", f"{role}.path={place}/data/{role}.parquet"]
+                environment = {**os.environ, "RAYSEL_CACHE": f"{made}/cache"}
+                seconds, text = called(command, environment)
+                steps = json.loads(text)["ledger"]["entries"][0]["seconds"]
+                found[place] = keep(
+                    arm="storage",
+                    place="disk" if place == made else "s3",
+                    epochs=epochs,
+                    seconds=seconds,
+                    server_cpu=cpu_seconds(server.pid) - before,
+                    **{f"ledger {name}": value for name, value in steps.items()},
+                )
+        finally:
+            server.terminate()
+            server.wait()
+    disk, remote = found.values()
+    print(f"S3 takes {remote['seconds'] / disk['seconds']:.2f} times as long as the disk; without the CPU seconds of the "
+          f"server {(remote['seconds'] - remote['server_cpu']) / disk['seconds']:.2f} times")  # fmt: skip
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU seconds that a process has used, with its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# ---- metrics -------------------------------------------------------------------------------------------------
+
+
+def metrics(rows: int, nodes: int) -> None:
+    """One arm: the metrics of a table with a group key, on nodes of one core; the head has none."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import ray
+    from ray.cluster_utils import Cluster
+
+    import raysel
+    from raysel.cluster.connect import quiet
+
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        for part in range(16):
+            count = rows // 16
+            columns = {
+                "entity": rng.integers(0, 50_000, count),
+                "kind": rng.integers(0, 100, count),
+                "x": rng.normal(size=count),
+                "y": rng.normal(size=count),
+                "at": pa.array(1_700_000_000 + rng.integers(0, 10**6, count), pa.timestamp("s", "UTC")),
+            }
+            pq.write_table(pa.table(columns), f"{folder}/{part:02}.parquet", row_group_size=65_536)
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 1 << 29}
+        )
+        for _ in range(nodes):
+            cluster.add_node(num_cpus=1, object_store_memory=1 << 29)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
+        quiet()
+        dataset = raysel.read(folder)
+        binding = raysel.gime.Binding(entity="entity", classes="kind", content=["x", "y"], event_time="at")
+        rule = raysel.GIME(binding)
+        rule.measure(raysel.read(f"{folder}/00.parquet"))  # starts the workers
+        began = time.perf_counter()
+        rule.measure(dataset)
+        seconds = time.perf_counter() - began
+        print(json.dumps({"seconds": seconds, "rows_per_second": rows / seconds}))
+        ray.shutdown()
+        cluster.shutdown()
+
+
+# ---- submit --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def head(folder: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head of two CPUs with a dashboard and a token."""
+    port, dashboard, agent = free_ports(3)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=2",
+    ]
+    command += [
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"]
+    with open(f"{folder}/head.txt", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(dashboard, process)
+        yield f"http://127.0.0.1:{dashboard}", environment
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def submit(repeats: int = 3) -> None:
+    """Seconds until each command returns, without following the job."""
+    with tempfile.TemporaryDirectory() as made, head(made) as (address, environment):
+        (Path(made) / "m.py").write_text("")
+        flow = Path(made) / "flow.yaml"
+        flow.write_text(
+            "name: t\npool: {path: s3://bucket/pool, label: y}\ntrain: {model: m.py:f, input: x}\n"
+        )
+        ray_job = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "job",
+            "submit",
+            "--address",
+            address,
+            "--no-wait",
+        ]
+        ray_job += ["--working-dir", made, "--", "true"]
+        ours = [*RAYSEL, "submit", str(flow), "--address", address, "--out", "/tmp/out"]
+        called(ray_job, environment)  # the first job starts a process of the head
+        plain = min(called(ray_job, environment)[0] for _ in range(repeats))
+        seconds = []
+        for number in range(repeats):
+            done, _ = called([*ours, "--set", f"seed={number}"], environment)
+            seconds.append(done)
+        answer = keep(arm="submit", plain=plain, raysel=min(seconds))
+    print(f"raysel submit takes {answer['raysel'] - answer['plain']:.1f} s more than ray job submit")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("storage").add_argument("--epochs", type=int, default=3)
+    command = commands.add_parser("metrics")
+    command.add_argument("--rows", type=int, default=4_000_000)
+    command.add_argument("--nodes", type=int, help=argparse.SUPPRESS)
+    commands.add_parser("submit")
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if options.command == "storage":
+        storage(options.epochs)
+    elif options.command == "submit":
+        submit()
+    elif options.nodes:
+        metrics(options.rows, options.nodes)
+    else:
+        rates = []
+        for nodes in (1, 2):
+            words = ["metrics", "--rows", str(options.rows), "--nodes", str(nodes)]
+            _, text = called([sys.executable, __file__, *words], dict(os.environ))
+            answer = json.loads(text.strip().splitlines()[-1])
+            rates.append(keep(arm="metrics", nodes=nodes, rows=options.rows, **answer)["rows_per_second"])
+        print(f"two nodes measure {rates[1] / rates[0]:.2f} times as many rows per second as one")
+
+
+if __name__ == "__main__":
+    main()
