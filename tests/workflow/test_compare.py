@@ -331,6 +331,7 @@ def test_a_workflow_can_say_what_python_can(digits):
 @pytest.mark.slow
 @pytest.mark.parametrize(("loop", "model"), [("huggingface", "plain"), ("lightning", "module")])
 def test_the_loop_of_a_framework_compares_as_the_built_in_loop(cluster, digits, tmp_path, loop, model):
+    pytest.importorskip({"huggingface": "transformers", "lightning": "lightning"}[loop])
     file = ROOT / "tests/train/linear_models.py"
     sgd = ["train.optimizer=SGD", "train.learning_rate=0.1", "train.schedule=constant", "train.warmup=0"]
     options = {
