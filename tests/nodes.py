@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -28,7 +29,11 @@ def node(words: list[str], environment: Mapping[str, str], log: Path) -> Iterato
     command += ["--object-store-memory=150000000", "--disable-usage-stats", "--block"]
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, env={**environment, "PYTHONUNBUFFERED": "1"}, stdout=file, stderr=file
+            command,
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
     try:
         deadline = time.monotonic() + 150
@@ -37,5 +42,9 @@ def node(words: list[str], environment: Mapping[str, str], log: Path) -> Iterato
             time.sleep(0.5)
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=60)
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):  # a node with workers may take half a minute
+            process.wait(timeout=5)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -19,6 +19,7 @@ from raysel.errors import ConfigError
 from raysel.report.comparison import tables
 from raysel.report.results import CompareResults, Goal
 from raysel.train import loops
+from raysel.train.settings import Train
 from raysel.workflow import compare as comparing
 from raysel.workflow import config, run, steps
 from raysel.workflow.compare import check, compare
@@ -338,6 +339,9 @@ def test_the_loop_of_a_framework_compares_as_the_built_in_loop(cluster, digits, 
         "huggingface": "optim: sgd, learning_rate: 0.1, lr_scheduler_type: constant, max_grad_norm: 0.0"
     }
     of_loop = [f"train.loop={loop}", f"train.options={{{options.get(loop, '')}}}"]
+    of_loop.append(
+        f"train.learning_rate={Train().learning_rate}"
+    )  # what the workflow sets is not read by these loops
     wanted, found = (
         compare(digits(f"train.model={file}:{name}", *more), ALL, 1, tmp_path / name).policies
         for name, more in (("plain", sgd), (model, of_loop))
