@@ -16,6 +16,7 @@ from raysel.errors import ResourceError
 
 T = TypeVar("T")
 STARTS = 10  # attempts of Ray Train to start its workers, of a minute each; Ray's own default is no limit
+WORKERS_S = 60.0  # for workers that fit, next to other work
 CPU_S = 120.0  # for one task to find a CPU on a cluster that others use too
 _LOOK_S = 10.0  # between two looks at the nodes
 _LACK_S = 300.0  # for a node in place of the only ones that were large enough
@@ -108,7 +109,7 @@ def wait_for_cpu(
 
 
 def wait_for_workers(
-    what: str, workers: int, cpus: float, gpus: float, advice: str, seconds: float = 60.0
+    what: str, workers: int, cpus: float, gpus: float, advice: str, seconds: float | None = None
 ) -> None:
     """Wait until Ray Train can place ``workers`` workers at once.
 
@@ -122,8 +123,8 @@ def wait_for_workers(
         Of each worker.
     advice : str
         What to do if the cluster is too small.
-    seconds : float
-        How long workers that would fit are waited for.
+    seconds : float, optional
+        How long workers that would fit are waited for, one minute by default.
 
     Raises
     ------
@@ -148,7 +149,9 @@ def wait_for_workers(
     group = placement_group([bundle] * workers)
     try:
         again = "Try again later, or use fewer workers" if room >= workers else advice
-        wait_until(group.wait, f"{need} could not be placed", again, seconds)
+        wait_until(
+            group.wait, f"{need} could not be placed", again, WORKERS_S if seconds is None else seconds
+        )
     finally:
         remove_placement_group(group)
 

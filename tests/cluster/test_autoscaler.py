@@ -78,11 +78,11 @@ def test_a_workflow_brings_the_node_that_it_needs(address, tmp_path):
     expected = json.loads(golden.EXPECTED.read_text())["quickstart"]["selection"]
     assert golden.digest(found.ids) == expected["ids"] and len(results.arms["chain"].epochs) == 12
     more = [*command, "--set", "train.workers=3", "--set", "train.cpus_per_worker=1", "--set", "seed=1"]
-    patch = "from raysel.cluster import wait; wait.GROW_S = 12.0; from raysel.cli import main; main()"
+    patch = "from raysel.cluster import wait; wait.GROW_S = 12.0; wait.WORKERS_S = 20.0; from raysel.cli import main; main()"
     refused = subprocess.run(
         [sys.executable, "-c", patch, *more[3:]], env=environment, capture_output=True, text=True, timeout=300
     )
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert "raysel waits for up to 60 s in all, so that an autoscaler can add nodes." in refused.stderr
-    assert "train.workers: 3 workers of 1 CPU could not be placed within 60 s" in refused.stderr
+    assert "raysel waits for up to 20 s in all, so that an autoscaler can add nodes." in refused.stderr
+    assert "train.workers: 3 workers of 1 CPU could not be placed within 20 s" in refused.stderr
     assert refused.stderr.endswith("Lower train.workers or train.cpus_per_worker.\n")

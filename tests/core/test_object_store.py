@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -269,16 +270,21 @@ def test_a_write_is_tried_again_while_that_may_help(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [1000, 12 << 20])
-def test_a_server_that_does_not_reply_is_given_up_within_half_a_minute(s3, monkeypatch, size):
+def test_a_server_that_does_not_reply_is_given_up_within_half_a_minute(s3, monkeypatch):
     line = Line(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2]), closes=False)
-    line.left = size // 2
+    line.left = 500
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", line.url)
-    for act in (lambda: storage.write_bytes(f"{s3}/x", bytes(size)), lambda: storage.read_bytes(f"{s3}/x")):
+
+    def given_up(act):
         began = time.monotonic()
         with pytest.raises(RunError, match="there is no connection, or no reply"):
             act()
-        assert time.monotonic() - began < 40  # the limit itself is 30 s
+        return time.monotonic() - began
+
+    acts = [lambda size=size: storage.write_bytes(f"{s3}/{size}", bytes(size)) for size in (1000, 12 << 20)]
+    with ThreadPoolExecutor() as pool:  # at once, since all of them wait
+        seconds = list(pool.map(given_up, [*acts, lambda: storage.read_bytes(f"{s3}/1000")]))
+    assert max(seconds) < 40  # the limit itself is 30 s
 
 
 def test_a_directory_on_an_object_store_is_held_by_one_process(s3, monkeypatch):

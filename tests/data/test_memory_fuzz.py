@@ -113,7 +113,7 @@ def test_arrays(values):
 
 
 @pytest.mark.slow
-@settings(max_examples=8_000, deadline=None)
+@settings(max_examples=4_000, deadline=None)
 @given(columns(3))
 def test_many_lists(values):
     check(values)

@@ -116,12 +116,11 @@ def test_the_driver_is_killed_and_the_same_command_goes_on(tmp_path, expected, a
 def test_with_real_losses_the_weights_are_bit_equal_and_a_damaged_checkpoint_gives_way(tmp_path):
     options = {"losses": "real", "n": 6000, "rows": 512}
     whole = finish(start(tmp_path / "whole", **options), tmp_path / "whole")
-    for fault in ("worker", "actor"):
-        place = tmp_path / fault
-        found = finish(start(place, fault=fault, save=4, **options), place)
-        assert (place / "struck").exists() and found["resumed"]
-        assert outcome(found["history"], "steps") == outcome(whole["history"], "steps")
-        assert found["weights"] == whole["weights"]
+    place = tmp_path / "actor"
+    found = finish(start(place, fault="actor", save=4, **options), place)
+    assert (place / "struck").exists() and found["resumed"]
+    assert outcome(found["history"], "steps") == outcome(whole["history"], "steps")
+    assert found["weights"] == whole["weights"]
 
     place = tmp_path / "driver"
     kill_driver(start(place, fault="driver", save=4, **options), place)

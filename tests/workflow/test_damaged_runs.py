@@ -81,7 +81,7 @@ def test_damaged_files_of_a_run(run):
 
 @pytest.mark.slow
 def test_many_damaged_files_of_a_run(run):
-    damage(run, 3_000)
+    damage(run, 1_500)
 
 
 def test_a_step_without_a_digest_runs_again(run):
