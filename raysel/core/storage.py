@@ -564,7 +564,7 @@ def stage(target: Path) -> Path:
     What an interrupted attempt left there is removed.
     """
     folder = _staged(target)
-    if folder.exists():
+    if os.path.lexists(folder):
         remove(folder)
     _make_hidden(folder, target)
     return folder

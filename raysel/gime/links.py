@@ -57,7 +57,7 @@ def aggregation(view: View) -> list[Figure]:
     ``linked_share[column]``: Share of the rows that have the same value in this column as at least one other row.
 
     Rows with a null are not related to other rows. If a column has more than 2,048 different values, the number
-    of pairs is an estimate. Its error is up to 9 % of the sum of the squares of the numbers of rows per value. If almost
+    of pairs is an estimate. Its error is up to 5 % of the sum of the squares of the numbers of rows per value. If almost
     every value occurs only once, the error is larger than the number of pairs. The column ``bound`` of the result
     contains the error.
     """

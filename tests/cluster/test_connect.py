@@ -105,7 +105,7 @@ def test_a_cluster_of_its_own_needs_no_token(home, monkeypatch):
             "ray://127.0.0.1:10001",
             "for Ray Client, which raysel does not support. Instead, .*raysel submit",
         ),
-        ("http://127.0.0.1:8265", "that of the Ray dashboard. Give HOST:PORT .* or .*raysel submit"),
+        ("http://127.0.0.1:8265", "an address of the Ray dashboard. Give HOST:PORT .* or .*raysel submit"),
         *(
             (place, "is not the address of a Ray cluster")
             for place in ("127.0.0.1", "a:b", ":1", "a:99999", "x://y:1")

@@ -45,7 +45,7 @@ def test_workers_that_do_not_fit_are_refused_at_once_and_others_waited_for():
     from ray.util.placement_group import placement_group, remove_placement_group
 
     with pytest.raises(
-        ResourceError, match=r"^workers: 3 of 1 CPU cannot be placed: .* enough for 2. Ask for less"
+        ResourceError, match=r"^workers: 3 of 1 CPU cannot be placed: .* enough for 2 of them. Ask for less"
     ):
         wait.wait_for_workers("workers: 3", 3, 1.0, 0.0, "Ask for less")
     with pytest.raises(

@@ -186,7 +186,7 @@ def test_times_that_the_common_type_cannot_hold(tmp_path):
 def test_lists_of_classes_that_do_not_match_the_images(tmp_path, caplog):
     write(tmp_path / "a.png", "x")
     for lines, words in (
-        ("a.png,1\na.png,2\n", "lists a.png with two classes; keep one of its rows"),
+        ("a.png,1\na.png,2\n", "lists a.png with two classes; keep only one row for this image"),
         ("A.png,1\n", "has no class for 1 images (a.png)"),
         ("", "has no class for 1 images (a.png)"),
     ):
@@ -344,7 +344,7 @@ def test_members_of_archives_that_are_not_read_are_said(tmp_path, caplog):
     place = tar(tmp_path / "a.tar", [(name, b"x") for name in names])
     assert table(place)["__key__"].to_pylist() == ["3"]
     assert caplog.messages == [
-        f"{place}: 2 members are not read, because a part of the name begins with '.', or it is no file (.x/0.jpg, .1.txt)."
+        f"{place}: 2 members are not read, because a part of the name begins with '.', or the member is not a file (.x/0.jpg, .1.txt)."
     ]
 
 

@@ -116,7 +116,7 @@ def test_pixels_and_hugging_faces_struct():
         assert np.array_equal(np.stack(got.rows)[..., 0], pixels)
     struct = pa.array([{"bytes": encoded(value=7), "path": None}])
     assert decode(rows(struct), ["image"], "images").rows[0][0, 0].tolist() == [7, 7, 7]
-    with pytest.raises(DataError, match="holds float32 of shape"):
+    with pytest.raises(DataError, match="holds arrays of type float32 and shape"):
         decode(rows(to_column(pixels.astype(np.float32))), ["image"], "images")
     with pytest.raises(DataError, match="holds int64, not text"):
         decode(rows(pa.array([1, 2])), ["image"], "text")

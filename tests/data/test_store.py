@@ -96,7 +96,7 @@ def test_classes_are_sorted_and_rows_without_one_are_named():
     [
         ({}, ["a", "b"], "The label c does not occur in the pool"),
         ({"label": ["a", None, "b", None, "a"]}, ["a", "b"], r"2 rows have no label in column 'label' \(sample_id 1, 3\)"),
-        ({ID: [0, 1, 2, 3, 9]}, ["a", "b", "c"], r"5 rows but ids up to 9"),
+        ({ID: [0, 1, 2, 3, 9]}, ["a", "b", "c"], r"5 rows, but its column 'sample_id' holds ids up to 9"),
         ({"pixels": ["x", None, "y", None, "z"]}, None, r"Column 'pixels' has no value in 2 rows \(sample_id 1, 3\)"),
         ({"pixels": [{"x": 1}] * 5}, None, "not numbers"),
         ({"pixels": [[["x"]]] * 5}, None, "not numbers"),

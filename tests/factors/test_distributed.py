@@ -105,7 +105,7 @@ def test_what_cannot_be_scored_is_a_sentence(cluster, vectors, labels, sae):
         score(table(broken, labels[:40]))
     with pytest.raises(DataError, match="have 9 dimensions, but the autoencoder was fitted on 10"):
         score(table(vectors[:40, :9], labels[:40]))
-    with pytest.raises(DataError, match="has no label for 35; label all samples or none"):
+    with pytest.raises(DataError, match="has no label for sample_id 35; label all samples or none"):
         score(few.set_column(2, "label", pa.array([*labels[:35].tolist(), None, *labels[36:40].tolist()])))
     with pytest.raises(DataError, match="'label' of the dataset to score holds double; a class must be"):
         score(few.set_column(2, "label", pa.array(np.ones(40))))

@@ -151,7 +151,7 @@ def test_bad_input():
         rep_div(np.array(["a"]))
     with pytest.raises(DataError, match="Class codes must be whole numbers"):
         FactorCounts.of(active, [0.0, 1.0])
-    with pytest.raises(DataError, match="labels for all or none"):
+    with pytest.raises(DataError, match="for all blocks or for none"):
         FactorCounts.of(active, [0, 1]) + FactorCounts.of(active)
     weights = FactorCounts.of(active).weights()
     with pytest.raises(

@@ -343,7 +343,7 @@ def test_what_is_given_to_gime_is_checked_before_it_reads():
         ),
         ((binding, {"variety.classes": (True, None)}), "thresholds.variety.classes: True is not a number"),
         ((binding, {"variety.classes": (10**400, None)}), "out of the range of floats"),
-        ((binding, {"variety.classes": (None, None)}), "must be a number"),
+        ((binding, {"variety.classes": (None, None)}), "are both missing"),
         ((binding, {}, [3]), r"floors: \[3\] is not a mapping of classes"),
         ((binding, {}, {"a": 1.5}), "floors.a must be a whole number of at least 1, got 1.5"),
     ):

@@ -357,7 +357,7 @@ def test_an_epoch_is_visited_in_the_order_it_was_begun_in(tmp_path):
 
     with pytest.raises(Killed):
         train(session(), 40, shuffle=False, save_at=[(0, 1)], kill_at=(0, 2))
-    with pytest.raises(StateError, match="started with shuffle=False"):
+    with pytest.raises(StateError, match="use shuffle=False, as when"):
         train(session(), 40)
     assert len(train(session(), 40, shuffle=False).history) == 2
 

@@ -345,7 +345,7 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("lists", "regression", {}, "Column 'lists' holds vectors of different lengths"),
         ("nope", "regression", {}, "pool.label: There is no label column 'nope'"),
         (None, "regression", {}, "'pool.label' is missing"),
-        ("class", {"method": "classification", "label": "y"}, {}, "'train.task.label' is 'y', but 'pool.label' is 'class'; give one"),
+        ("class", {"method": "classification", "label": "y"}, {}, "'train.task.label' is 'y', but 'pool.label' is 'class'; remove one"),
         ("nine", SEGMENT, PIXELS, r"The value 9 in column 'nine' \(sample_id 0, 1, 2 and 5 more\) is not a class"),
         ("floats", SEGMENT, PIXELS, r"'floats' holds float32 of shape \(6, 6\); a segmentation needs masks"),
         ("class", SEGMENT, PIXELS, r"'class' holds int64 of shape \(\); a segmentation needs masks"),

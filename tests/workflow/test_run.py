@@ -396,7 +396,10 @@ def test_results_that_are_no_results(tmp_path, content):
             "nan",
             r"holds NaN or infinite values in 2 rows \(sample_id 3, 700\); repair or drop these rows first.",
         ),
-        ("ragged", r"vectors of different lengths: most have 64, 1 of \d+ rows \(sample_id 5\) has 10."),
+        (
+            "ragged",
+            r"vectors of different lengths: most have 64 elements, but 1 of \d+ rows \(sample_id 5\) has 10.",
+        ),
         ("unlabelled", r"^pool.label: 1 rows have no label in column 'label'; label or drop them first.$"),
     ],
 )

@@ -48,7 +48,10 @@ def headline(results: CompareResults) -> str:
         if titles:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
-        return f"{own.title} trained on {full}; one seed does not show whether it is better than the other policies."
+        return (
+            f"{own.title} back-propagated {numbers.percent(own.share)} as many samples as a training on all rows in every epoch; "
+            "one seed does not show whether it is better than the other policies."
+        )
     return f"{start} {_listed(parts)} at the same number of samples."
 
 

@@ -97,7 +97,7 @@ def _planned(arms: Mapping[str, Arm]) -> str:
         "Number of samples that each arm (training run) selected to train on in each epoch, one line per arm."
     )
     return " ".join(
-        [lead, *(parts or ["Every arm selected the same number of samples in all of its epochs."])]
+        [lead, *(parts or ["In each arm, the number of selected samples was the same in every epoch."])]
     )
 
 

@@ -50,8 +50,9 @@ class Factors(Step):
         on_error = look.workflow.embed.on_error
         if on_error != "raise":
             raise ConfigError(
-                f"embed.on_error: '{on_error}' leaves rows without a vector, but RepDiv needs a score for every row "
-                "that is trained on; use 'raise', and repair or remove the rows that it names."
+                f"embed.on_error: '{on_error}' leaves rows without a vector, but RepDiv needs a score for every row that is "
+                "trained on. Use 'raise': if a row has no vector, the run then ends with an error that names the row. Repair or "
+                "remove it."
             )
 
     def key(self, run: RunDirectory) -> dict[str, Any]:
