@@ -741,6 +741,19 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
         )
 
 
+def test_a_directory_that_is_named_is_read_also_if_its_name_begins_with_a_dot(tmp_path):
+    place = tmp_path / ".cache" / "_rows"
+    place.mkdir(parents=True)
+    pq.write_table(pa.table({"x": [1, 2]}), place / "a.parquet")
+    write(tmp_path / ".texts/b.csv", "x\n3\n")
+    assert table(place)["x"].to_pylist() == table(place / "a.parquet")["x"].to_pylist() == [1, 2]
+    assert (
+        table(tmp_path / ".texts")["x"].to_pylist()
+        == table(tmp_path / ".texts/*.csv")["x"].to_pylist()
+        == [3]
+    )
+
+
 def test_labels_match_names_in_any_unicode_form_and_with_backslashes(tmp_path):
     nfc, nfd = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     write(tmp_path / nfd / "a.jpg", "x")
