@@ -518,7 +518,7 @@ def test_shares_that_drop_rows_and_workers_that_hold_every_cpu_are_said(cluster,
         sentence = (
             "'train' was not divided among the workers by raysel.WholeRows.* Give TorchTrainer the argument dataset_config="
             if fault == "equal shares"
-            else "had no CPU to read with within 5 s"
+            else "got no CPU for reading within 5 s"
         )
         with pytest.raises(Exception, match=sentence):
             trainer.fit()
