@@ -234,7 +234,7 @@ def load_trackers(workflow: Workflow) -> list[Any]:
     return [tracker for tracker, _ in made]
 
 
-def check_room(workers: int, cpus: float, gpus: float, seconds: float = 60.0) -> None:
+def check_room(workers: int, cpus: float, gpus: float, seconds: float | None = None) -> None:
     """Raise ResourceError unless the cluster can place the workers, after 15 minutes if it may grow."""
     advice = "Lower train.workers or train.cpus_per_worker"
     wait_for_workers(f"train.workers: {workers} workers", workers, cpus, gpus, advice, seconds)
