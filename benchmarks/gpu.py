@@ -255,7 +255,8 @@ def _rank(rank: int, port: int, folder: Path, sizes: Sizes, device: str) -> None
     if rank == 0:
         text = f"{last['trained'] / last['seconds']:,.0f} rows/s, loss {last['mean_loss']:.4g}"
         (folder / "ddp.txt").write_text(text)
-    del model  # if it were freed after the group, torch could wait for a thread that waits for the interpreter's lock
+    # If it were freed after the group, torch could wait for a thread that waits for the interpreter's lock.
+    del model
     dist.destroy_process_group()
 
 
