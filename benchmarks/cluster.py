@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))  # for the nodes of the tests
+
+from tests.nodes import free_ports, node  # noqa: E402
+
 RESULTS = HERE / "results" / "cluster.jsonl"
 RAYSEL = [sys.executable, "-m", "raysel.cli"]
 ROLES = ("pool", "target", "test")
@@ -50,22 +53,15 @@ def called(command: list[str], environment: dict[str, str]) -> tuple[float, str]
     return seconds, done.stdout
 
 
-def free_ports(count: int) -> list[int]:
-    found = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in found]
-    for server in found:
-        server.close()
-    return ports
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    while process.poll() is None:
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.2)
-    sys.exit("The server has ended.")
+    sys.exit("The server has not started.")
 
 
 # ---- storage -------------------------------------------------------------------------------------------------
@@ -85,7 +81,7 @@ def storage(epochs: int) -> None:
             stderr=subprocess.DEVNULL,
         )
         try:
-            wait_for(port, server)
+            wait_for(port)
             store = {
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
                 "AWS_ACCESS_KEY_ID": "x",
@@ -196,30 +192,11 @@ def head(folder: str) -> Iterator[tuple[str, dict[str, str]]]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
     }
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        f"--port={port}",
-        "--num-cpus=2",
-    ]
-    command += [
-        f"--dashboard-port={dashboard}",
-        "--dashboard-host=127.0.0.1",
-        "--disable-usage-stats",
-        "--block",
-    ]
-    command += [f"--dashboard-agent-listen-port={agent}", "--object-store-memory=200000000"]
-    with open(f"{folder}/head.txt", "w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-    try:
-        wait_for(dashboard, process)
+    words = ["--head", f"--port={port}", "--num-cpus=2", f"--dashboard-port={dashboard}"]
+    words += ["--dashboard-host=127.0.0.1", f"--dashboard-agent-listen-port={agent}"]
+    with node(words, environment, Path(folder) / "head.txt"):
+        wait_for(dashboard)
         yield f"http://127.0.0.1:{dashboard}", environment
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
 
 
 def submit(repeats: int = 3) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
 from raysel.errors import ConfigError
 
-P = ParamSpec("P")
-R = TypeVar("R")
+M = TypeVar("M", bound=Callable[..., Any])
 
 
-def checked_call(method: Callable[P, R]) -> Callable[P, R]:
+def checked_call(method: M) -> M:
     """Decorate a method of a selector, so that a call on its class or with other arguments says what to write.
 
     ``select(pool, None, avoid=None)`` works with every selector, so that one line of code can call any of them.
@@ -23,15 +22,16 @@ def checked_call(method: Callable[P, R]) -> Callable[P, R]:
     positional = [p for p in signature.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
 
     @functools.wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+    def checked(*args: Any, **kwargs: Any) -> Any:
         if not args or owner not in [cls.__name__ for cls in type(args[0]).__mro__]:
             raise ConfigError(
                 f"{owner}.{name} was called on the class; make a selector first, as in raysel.{owner}(...).{name}(...)."
             )
         while len(args) > len(positional) and args[-1] is None:
-            args = args[:-1]  # type: ignore[assignment]
-        for other in [key for key in kwargs if kwargs[key] is None and key not in signature.parameters]:
-            del kwargs[other]
+            args = args[:-1]
+        kwargs = {
+            key: value for key, value in kwargs.items() if value is not None or key in signature.parameters
+        }
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
@@ -40,7 +40,7 @@ def checked_call(method: Callable[P, R]) -> Callable[P, R]:
             ) from error
         return method(*args, **kwargs)
 
-    return checked
+    return cast(M, checked)
 
 
 def _written(name: str, signature: inspect.Signature) -> str:

@@ -158,6 +158,19 @@ def new(path):
     return make
 
 
+def test_a_folder_that_cannot_get_its_name_is_an_error(tmp_path, monkeypatch):
+    last = tmp_path / "last"
+    (storage.stage(last) / "x").write_text("1")
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(RunError, match=rf"^{last} cannot be written \(No space left on device\)"):
+        storage.publish(last, tmp_path / "before")
+    with (
+        pytest.raises(RunError, match=rf"^{last} cannot be written \(No space left on device\)"),
+        storage.filled(last) as folder,
+    ):
+        (folder / "x").write_text("2")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
