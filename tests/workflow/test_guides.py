@@ -16,7 +16,7 @@ from raysel.workflow.load import load_check
 
 ROOT = Path(__file__).resolve().parents[2]
 SAVED = re.compile(
-    r"Save the following [^`]+ as `mine/([\w.]+)`:\n\n(?:<!-- .*? -->\n)?```\w+\n(.*?)^```$", re.S | re.M
+    r"Save the following [^`]+ as\s`mine/([\w.]+)`:\n\n(?:<!-- .*? -->\n)?```\w+\n(.*?)^```$", re.S | re.M
 )
 
 
