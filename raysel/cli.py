@@ -60,7 +60,9 @@ def _messages(command: Callable[..., Any]) -> Callable[..., Any]:
         from raysel.workflow.directory import Progress
 
         if quiet and verbose:
-            raise click.UsageError("Give either --quiet or --verbose.")
+            raise click.UsageError(
+                "The options --quiet and --verbose cannot be given together; remove one of them."
+            )
         if verbose:
             logging.basicConfig(format="%(name)s: %(message)s")
             logging.getLogger("raysel").setLevel(logging.DEBUG)
@@ -104,8 +106,8 @@ def run(
 
     WORKFLOW is a YAML file that names the data, the methods and the model.
 
-    The printed table has one row per training. It shows the costs of each training, such as its seconds, and what it
-    saves compared with training on all rows. If the command is repeated, it reuses all results that are already
+    The printed table has one row per training. It shows the costs of each training, such as its seconds, and what the
+    training saves compared with a training on all rows. If the command is repeated, it reuses all results that are already
     computed, and resumes an interrupted training.
     """
     from raysel.workflow import config
@@ -160,10 +162,10 @@ def submit(
 ) -> None:
     """Run WORKFLOW as a job of the Ray cluster at --address.
 
-    WORKFLOW is a YAML file that names the data, the methods and the model. It is sent to the cluster together with
-    the files of code that it names; no data are sent. If the command is repeated while the job runs, it does not
-    start a second job, but shows the running one. If it is repeated after the job has ended, it starts a new job,
-    which continues with the results in the directory of --out.
+    WORKFLOW is a YAML file that names the data, the methods and the model. The command sends WORKFLOW and the files of
+    code that WORKFLOW names to the cluster, but no data. If the command is repeated while the job runs, it does not
+    start a second job, but prints the id of the running job. If the command is repeated after the job has ended, it
+    starts a new job, which reuses the results in the directory of --out.
     """
     from raysel.workflow.submit import follow as follow_job
     from raysel.workflow.submit import submit as submit_workflow
@@ -178,7 +180,7 @@ def submit(
         sys.exit(follow_job(address, job.id, lambda text: click.echo(text, nl=False, err=as_json)))
 
 
-@cli.command(short_help="Compare a way to select the samples of each epoch with simpler ways.")
+@cli.command(short_help="Compare ways to select the samples of each epoch.")
 @_workflow
 @click.option(
     "--policies",
@@ -193,7 +195,7 @@ def submit(
     "--seeds",
     default=3,
     show_default=True,
-    help="Train this many models with each policy. The first one has the random seed of WORKFLOW, and each further one the next seed.",
+    help="Train this many models with each policy. The first model has the random seed of WORKFLOW, and each further model has the next higher seed.",
 )
 @_out
 @_fresh
@@ -233,7 +235,7 @@ def compare(
     click.echo(f"\nReport: {results.path}/compare.html")
 
 
-@cli.command(short_help="Measure a data set by the eleven metrics of GIME.")
+@cli.command(short_help="Measure properties of a data set, such as its variety, without a training.")
 @_workflow
 @click.option(
     "--out",
@@ -252,7 +254,7 @@ def measure(
     as_json: bool,
     progress: Any,
 ) -> None:
-    """Measure the pool of WORKFLOW, the rows to select from, by the eleven metrics of GIME.
+    """Compute the eleven metrics of GIME for the pool of WORKFLOW (the rows to select from).
 
     WORKFLOW is a YAML file that names the data, the methods and the model. The metrics, such as volume, variety and
     delay, describe a data set without training a model on it. WORKFLOW needs the section 'gime', which describes what
@@ -351,7 +353,7 @@ def runs(run: Path) -> None:
 
     Each line shows the number of selected rows and the metric on the test rows. It also shows two savings, compared with
     training on all rows: in back-propagated samples (a row counts once per epoch that trains on it) and in time. The
-    end of a line lists the keys whose values differ from those of the first run. Keys are those of the workflow, the
+    end of a line lists the keys of the workflow whose values differ from those of the first run. The workflow is the
     YAML file that names the data, the methods and the model.
     """
     from raysel.report.tables import runs_text

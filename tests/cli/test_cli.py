@@ -146,7 +146,7 @@ def test_what_is_printed_can_be_less_more_or_json(raysel, monkeypatch, command):
     found = json.loads(out)
     assert found["path"] == "/out" and found["ledger"]["entries"][0]["rows"] == 3
     code, out, err = raysel(*flow, "--quiet", "--verbose")
-    assert code == 2 and "Give either --quiet or --verbose." in err
+    assert code == 2 and "The options --quiet and --verbose cannot be given together" in err
     logger = logging.getLogger("raysel")
     monkeypatch.setattr(logger, "level", logger.level)
     assert raysel(*flow, "--verbose")[0] == 0 and logger.isEnabledFor(logging.DEBUG)
