@@ -17,6 +17,7 @@ import sys
 import textwrap
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -487,17 +488,20 @@ own = Own()
 
 @pytest.mark.slow
 def test_objects_of_installed_packages(tmp_path):
-    (tmp_path / "fitted.py").write_text(FITTED)
-    one = in_process(tmp_path, "fitted:own")
-    assert in_process(tmp_path, "fitted:own", "pandas", seed="3") == one
-    for old, new in (
-        ("* 2", "* 3"),
-        ("many", "few"),
-        ("default_rng(0)", "default_rng(1)"),
-        ("ones_", "zeros_"),
-    ):
-        (tmp_path / "fitted.py").write_text(FITTED.replace(old, new))
-        assert in_process(tmp_path, "fitted:own") != one, new
+    changes = [("* 2", "* 3"), ("many", "few"), ("default_rng(0)", "default_rng(1)"), ("ones_", "zeros_")]
+    texts = [FITTED, FITTED, *(FITTED.replace(old, new) for old, new in changes)]
+
+    def found(number: int) -> str:
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "fitted.py").write_text(texts[number])
+        first = ("pandas",) if number == 1 else ()
+        return in_process(folder, "fitted:own", *first, seed="3" if number == 1 else "0")
+
+    with ThreadPoolExecutor(2) as pool:  # each imports libraries for some seconds
+        one, again, *others = pool.map(found, range(len(texts)))
+    assert again == one
+    assert len({one, *others}) == 1 + len(changes)
 
 
 def test_instructions_hold_no_positions():

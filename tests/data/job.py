@@ -48,7 +48,8 @@ def main(file: str, directory: str, nodes: int, fault: str = "") -> None:
     else:
         from ray.cluster_utils import Cluster
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0 if fault == "last" else 1})
+        head = {"num_cpus": 0 if fault == "last" else 1, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         for _ in range(nodes - 1):
             node = cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")

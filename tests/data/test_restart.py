@@ -76,11 +76,6 @@ def test_a_run_killed_in_the_middle_goes_on(file, undisturbed, tmp_path):
     assert finish(start(file, tmp_path / "v")) == 0
 
 
-def test_two_nodes_make_the_bits_of_one(file, undisturbed, tmp_path):
-    assert finish(start(file, tmp_path / "v", nodes=2)) == ROWS
-    assert np.array_equal(read(tmp_path / "v"), undisturbed)
-
-
 def test_the_nodes_that_are_left_do_the_work_of_one_that_is_lost(file, undisturbed, tmp_path):
     assert 0 < finish(start(file, tmp_path / "v", 2, "one")) <= ROWS  # of the lost node, some were written
     assert np.array_equal(read(tmp_path / "v"), undisturbed)

@@ -134,7 +134,7 @@ def test_arrays_and_other_objects_get_one_sentence():
 def test_ray_train_workers_find_one_autoencoder_from_parts_of_the_rows(cluster, vectors, labels):
     import raysel
 
-    settings = {"units": 32, "k": 4, "epochs": 80, "batch_size": 64, "rows": None, "seed": 3}
+    settings = {"units": 32, "k": 4, "epochs": 40, "batch_size": 64, "rows": None, "seed": 3}
     found = []
     for cuts in ([0, N], [0, 10, 350, N]):
         blocks = [table(vectors, labels).slice(a, b - a) for a, b in pairwise(cuts)]

@@ -1,7 +1,8 @@
-"""A run that something happens to, in a process of its own: ``python job.py DIRECTORY --fault worker ...``.
+"""A run that something happens to, in a process of its own: ``python job.py DIRECTORY --faults worker ...``.
 
-Losses are a function of id and epoch, or a small network's. The fault strikes once, in epoch 2 at step 6 on the last
-rank; the process then goes on as Ray Train makes it, and leaves ``result.json``. The same command goes on with the run.
+Losses are a function of id and epoch, or a small network's. A fault strikes once, in epoch 2 at step 6 on the last
+rank; of two faults, the first strikes in epoch 1. The process then goes on as Ray Train makes it, and leaves
+``result.json``. The same command goes on with the run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch.nn.functional as F
 
 import raysel
 
-EPOCHS, SEED, ROWS_A_STEP, STRIKE = 4, 3, 8192, (2, 6)
+EPOCHS, SEED, ROWS_A_STEP, STRIKE = 4, 3, 8192, 6
 
 
 class Rows(torch.utils.data.Dataset):
@@ -62,7 +63,7 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Dropout(0.2), torch.nn.Linear(16, 3))
 
 
-def train(session, config, model, strike=lambda: None):
+def train(session, config, model, strike=lambda epoch: None):
     """The loop itself, the same with and without Ray; returns the history and the digest of the weights."""
     torch.manual_seed(7 + session.rank)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -84,8 +85,8 @@ def train(session, config, model, strike=lambda: None):
                 session.loss(batch, function(ids, epoch))
             if config["save"] and session.step == config["save"]:
                 session.checkpoint(state=objects)
-            if (epoch, session.step) == STRIKE and session.rank == session.world - 1:
-                strike()
+            if session.step == STRIKE and session.rank == session.world - 1:
+                strike(epoch)
         session.report({"plan": plan}, state=objects)
     weights = digest(*(p.detach().numpy() for p in model.parameters()))
     return {"history": session.history, "weights": weights}
@@ -101,15 +102,19 @@ def undisturbed(n: int, rows: int = ROWS_A_STEP):
 def loop(config):
     import ray.train.torch
 
-    def strike():
-        marker = Path(config["directory"]) / "struck"
+    at = {3 - number: fault for number, fault in enumerate(reversed(config["faults"]), 1)}  # the epoch of each
+
+    def strike(epoch):
+        if (fault := at.get(epoch)) is None:
+            return
+        marker = Path(config["directory"]) / f"struck-{fault}"
         try:
             os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             return
-        if config["fault"] == "worker":
+        if fault == "worker":
             os.kill(os.getpid(), signal.SIGKILL)
-        elif config["fault"] == "actor":
+        elif fault == "actor":
             os.kill(config["pids"][-1], signal.SIGKILL)
         else:  # somebody outside strikes
             while not marker.with_name("done").exists():
@@ -117,7 +122,7 @@ def loop(config):
 
     torch.manual_seed(1)  # the same weights on every rank
     model = ray.train.torch.prepare_model(network())
-    result = train(config["dynamic"].session(), config, model, strike if config["fault"] else lambda: None)
+    result = train(config["dynamic"].session(), config, model, strike)
     return {**result, "resumed": ray.train.get_checkpoint() is not None}
 
 
@@ -166,7 +171,7 @@ def on_nodes(config):
         "health_check_period_ms": 500,
         "health_check_failure_threshold": 3,
     }
-    head = {"num_cpus": 0, "object_store_memory": 200 * 2**20, "_system_config": quick}
+    head = {"num_cpus": 0, "object_store_memory": 200 * 2**20, "_system_config": quick, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20) for _ in range(2)]
     by_id = {node.node_id: node for node in nodes}
@@ -184,7 +189,7 @@ def on_nodes(config):
             dynamic.__exit__(None, None, None)
     training = threading.Thread(target=fit, args=(config, dynamic))
     training.start()
-    marker = Path(config["directory"]) / "struck"
+    marker = Path(config["directory"]) / "struck-node"
     while not marker.exists() and training.is_alive():
         time.sleep(0.1)
     cluster.remove_node(lost, allow_graceful=False)  # from the main thread: Cluster asks for it
@@ -204,7 +209,7 @@ def selection(config):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("directory")
-    parser.add_argument("--fault", choices=["worker", "actor", "node", "driver"])
+    parser.add_argument("--faults", nargs="+", default=[], choices=["worker", "actor", "node", "driver"])
     parser.add_argument("--losses", choices=["function", "real"], default="function")
     parser.add_argument("--n", type=int, default=70_000)
     parser.add_argument("--rows", type=int, default=ROWS_A_STEP)
@@ -213,5 +218,5 @@ if __name__ == "__main__":
     parser.add_argument("--save", type=int, default=0, help="a checkpoint after this step of every epoch")
     parser.add_argument("--failures", type=int, default=2)
     given = vars(parser.parse_args())
-    on_nodes(given) if given["fault"] == "node" else on_one_machine(given)
+    on_nodes(given) if "node" in given["faults"] else on_one_machine(given)
     sys.exit(0)

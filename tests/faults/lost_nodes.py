@@ -68,7 +68,8 @@ def doomed(function, mark, package=""):
 
 
 def main(data: Path, out: Path, count: int) -> None:
-    head = {"num_cpus": 0, "object_store_memory": 150 << 20, "_system_config": QUICK}
+    head = {"num_cpus": 0, "object_store_memory": 150 << 20, "include_dashboard": False}
+    head["_system_config"] = QUICK
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = []
 

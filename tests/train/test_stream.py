@@ -410,7 +410,7 @@ def train_loop(config):
             optimizer.zero_grad()
             assert torch.equal(batch.data["decoded"][batch.ids >= 0], batch.ids[batch.ids >= 0] * 10.0 + 1)
             trace.append([batch.ids.tolist(), batch.share, loss.item(), session.progress])
-            if config["kill"] and epoch == 1 and session.step == 3 and session.rank == 1:
+            if epoch == 1 and session.step == 3 and session.rank == 1:
                 try:
                     os.close(os.open(place / "killed", os.O_CREAT | os.O_EXCL))
                 except FileExistsError:
@@ -428,8 +428,7 @@ def train_loop(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [False, True])
-def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path, kill):
+def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path):
     import json
 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -440,17 +439,17 @@ def test_two_ranks_stream_what_was_planned_also_after_a_kill(cluster, tmp_path, 
     with raysel.DynamicSelection(policy, N, num_epochs=len(PLANS), seed=1) as dynamic:
         result = TorchTrainer(
             train_loop,
-            train_loop_config={"dynamic": dynamic, "place": str(tmp_path), "decode": decode, "kill": kill},
+            train_loop_config={"dynamic": dynamic, "place": str(tmp_path), "decode": decode},
             datasets={"train": dynamic.planned(rows).map_batches(decode, batch_size=None)},
             dataset_config=raysel.WholeRows(),
             scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
             run_config=RunConfig(
-                name=f"stream-{kill}",
+                name="stream",
                 storage_path=str(tmp_path),
                 failure_config=FailureConfig(max_failures=1),
             ),
         ).fit()
-    assert (tmp_path / "killed").exists() == kill  # whether a worker did die in epoch 1
+    assert (tmp_path / "killed").exists()  # a worker did die in epoch 1
     # The same losses, given to the same policy in this process.
     alone = raysel.DynamicSelection.local(policy, N, num_epochs=len(PLANS), seed=1).session()
     for epoch in alone.epochs():

@@ -89,7 +89,7 @@ def alone(cluster, folder, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone, tmp_path):
+def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone, tmp_path, monkeypatch):
     results = run(flow(folder), tmp_path / "run")
     assert (outcome(results), weights(tmp_path / "run")) == alone
     starts = {entry.seconds["start-up"] for entry in results.ledger.entries}
@@ -98,6 +98,8 @@ def test_arms_in_one_run_of_ray_train_are_those_of_three(cluster, folder, alone,
     assert full.total_seconds > full.seconds["start-up"]  # counted in each arm, though one has waited
     assert "once; each total includes it" in " ".join(results.ledger.text().split())
     assert Ledger.load(tmp_path / "run" / "ledger.json") == results.ledger
+    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert run(flow(folder), tmp_path / "run") == results  # what is finished needs no workers
 
 
 @pytest.mark.slow
@@ -171,10 +173,3 @@ def test_errors_of_the_data_and_the_configuration_are_final():
         RunError("A server is away."),
         ConnectionError(),
     )
-
-
-@pytest.mark.slow  # a run of three arms
-def test_what_is_finished_needs_no_workers(cluster, folder, tmp_path, monkeypatch):
-    results = run(flow(folder), tmp_path / "run")
-    monkeypatch.setattr(train, "fit", lambda *_, **__: pytest.fail("trained again"))
-    assert run(flow(folder), tmp_path / "run") == results
