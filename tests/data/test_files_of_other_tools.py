@@ -366,7 +366,7 @@ def test_parts_of_a_data_set_are_not_classes(tmp_path, names, words):
     for name in names:
         write(tmp_path / name, "x")
     message = refused(tmp_path)
-    assert "are named like the parts of a data set, not like classes" in message
+    assert "are named like the splits of a data set, not like classes" in message
     assert words.format(tmp_path) in message
     write(tmp_path / "bus/z.png", "x")  # vehicles
     assert len(table(tmp_path)) == 3

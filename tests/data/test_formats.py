@@ -514,8 +514,8 @@ def test_order_and_missing_columns(tmp_path):
     index = index_parquet(list_source([tmp_path]))
     assert table(tmp_path).to_pylist() == [{"a": 1, "b": "x", "c": None}, {"a": 2, "b": None, "c": 1.5}]
     assert [note.partition(",")[0] for note in index.notes] == [
-        "Column 'b' has no values in 1 of 2 files",
-        "Column 'c' has no values in 1 of 2 files",
+        "Column 'b' is missing in 1 of 2 files",
+        "Column 'c' is missing in 1 of 2 files",
     ]
     for columns in (["c"], ["b", "a"]):  # under a projection, too, and in parts of a row group
         for rows in (None, 1):
