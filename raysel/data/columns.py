@@ -273,7 +273,7 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
         except Exception:
             shape = f" of shape {value.shape}" if isinstance(value, np.ndarray) else ""
             kind = f"{type(value).__name__}{shape}"
-            return f"Row {row} of column '{name}' holds a value of type {kind}, which Arrow cannot store; convert it to numbers or text."
+            return f"Column '{name}' holds a value of type {kind} in row {row}, which Arrow cannot store."
         if before is not None and type(value) is not type(before[1]):
             numbers = all(
                 isinstance(one, (int, float, np.number)) and not isinstance(one, bool)

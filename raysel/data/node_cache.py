@@ -97,7 +97,7 @@ def _make_room(root: Path, need: int) -> None:
     room = int(_SHARE * (shutil.disk_usage(root).free + taken))
     if need > room:
         raise RunError(
-            f"The training copies its data to {root}, which needs {need / 1e9:,.1f} GB, but these copies may take up at most "
+            f"The training needs {need / 1e9:,.1f} GB for copies of its arrays in {root}, but copies may take up at most "
             f"{room / 1e9:,.1f} GB of this disk; set RAYSEL_CACHE to a folder on a larger disk."
         )
     for copy in copies:

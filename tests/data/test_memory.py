@@ -140,7 +140,7 @@ def test_nan_is_a_number_beside_numbers_and_nanoseconds_stay():
         ([2**60 + 1, 0.5], r"integers beyond 2\*\*53 and numbers with a fraction, in rows 0 and 1"),
         ([2**63 + 1, -1], "integers beyond 64 bits"),
         ([True, 2], "several types: bool in row 0, int in row 1"),
-        ([object()], "Row 0 of column 'data' holds a value of type object, which Arrow cannot store"),
+        ([object()], "holds a value of type object in row 0, which Arrow cannot store"),
         (["x", object()], "holds a value of type object in row 1"),
         ([1 + 2j], "holds a value of type complex in row 0"),
         (["ok", "lone \ud83d"], "holds a value of type str in row 1"),
@@ -416,7 +416,7 @@ def test_items_of_a_data_set():
     ("source", "sentence"),
     [
         (Items(1, KeyError("gone")), r"Item 1 of the Items cannot be read \(KeyError: 'gone'\)"),
-        (Items(1, (1, 2)), r"differ: item 1 has \['data', 'target'\], item 0 has \['data'\]"),
+        (Items(1, (1, 2)), r"have different fields: item 1 has \['data', 'target'\], item 0 has \['data'\]"),
         (Items(), "The Items has no rows"),
         (Items({0: 1}), "A column has the name 0"),
         (Items({"x": 1}, {"x": "a"}), "Column 'x' holds values of several types"),
