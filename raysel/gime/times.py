@@ -75,7 +75,7 @@ def _delays(block: Block, happened: Array, recorded: Array, where: Mask) -> None
         block,
         str(block.binding.event_time),
         over,
-        "is more than 292 years from the record time of the row; replace placeholders with null",
+        "is more than 292 years from the record time of the row; if it is a placeholder, replace it with null",
     )
     good = where & (delay >= 0)
     block.count("delays", good)
