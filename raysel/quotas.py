@@ -25,7 +25,7 @@ def check_per_class(per_class: PerClass | None) -> None:
         if wrong or not sum(per_class.values()) > 0:
             raise ConfigError(
                 f"per_class: {first(wrong) or 'the shares'} cannot be used; give a share of at least 0 per class, and more than 0 "
-                "for one of them."
+                "for at least one class."
             )
 
 
@@ -136,7 +136,9 @@ def quotas_of(
             shares[known[str(name)]] = share
     elif per_class == "target":
         if target is None:
-            raise ConfigError("per_class: 'target' needs the target; pass its rows as the second argument.")
+            raise ConfigError(
+                "per_class: The value 'target' needs target rows; pass them as the second argument."
+            )
         theirs, of = _labels(target, label, "target", None)
         counts = dict(zip(theirs, np.bincount(of, minlength=len(theirs)).tolist(), strict=True))
         shares = np.array([counts.get(name, 0) for name in names], np.float64)

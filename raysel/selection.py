@@ -226,7 +226,7 @@ class Selection:
         place, found = positions(before.ids, self.ids)
         if not found.all():
             raise DataError(
-                "This selection holds rows that the earlier one left out; select from the rows of the earlier one."
+                "This selection holds rows that the earlier selection left out; select from the rows of the earlier selection."
             )
         at = self.table.schema.get_field_index("weight")
         table = self.table.set_column(at, "weight", pa.array(self.weights * before.weights[place]))
@@ -274,7 +274,7 @@ class Selection:
         elif here is not None and self.ids[-1] >= here.rows:
             raise DataError(
                 f"This selection was made from other rows: it holds sample_id {self.ids[-1]}, but the last id of the pool is "
-                f"{here.rows - 1}. Apply it to the rows that it was made from."
+                f"{here.rows - 1}. Apply the selection to the rows that it was made from."
             )
         elif here is None:
             self._check_ids(dataset)
@@ -290,7 +290,7 @@ class Selection:
         if len(missing):
             raise DataError(
                 f"This selection was made from other rows: the dataset lacks {len(missing):,} of its {len(self):,} rows "
-                f"(sample_id {first(missing)}). Apply it to the rows that it was made from."
+                f"(sample_id {first(missing)}). Apply the selection to the rows that it was made from."
             )
 
     def apply(self, dataset: Dataset) -> Dataset:

@@ -224,7 +224,7 @@ def check_start(start: Selection | None, pool: Dataset, pool_ids: np.ndarray, co
     strange = np.setdiff1d(start.ids, pool_ids)
     if len(strange):
         raise DataError(
-            f"start: {len(strange):,} of its rows are not in the pool (sample_id {first(strange)}); "
+            f"start: {len(strange):,} rows of this selection are not in the pool (sample_id {first(strange)}); "
             "extend a selection that was made from the same pool."
         )
     if len(start) >= count:
@@ -246,7 +246,7 @@ def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
     count = parse_bytes(budget) * rows // max(total, 1)
     if count < 1:
         raise ConfigError(
-            f"budget: {budget} is less than one row: the pool's {rows:,} rows take {total:,} bytes. Choose a larger budget."
+            f"budget: {budget} is less than the size of one row: the pool's {rows:,} rows take {total:,} bytes. Choose a larger budget."
         )
     return min(count, rows)
 

@@ -340,5 +340,5 @@ def test_a_choice_from_a_choice_is_one_from_the_pool():
     assert drawn.dropped.filter(drawn.dropped["sample_id"].to_numpy() == 8)["reason"].to_pylist() == [
         "left out by random"
     ]
-    with pytest.raises(DataError, match="rows that the earlier one left out"):
+    with pytest.raises(DataError, match="rows that the earlier selection left out"):
         Selection.of(np.array([2])).after(before)

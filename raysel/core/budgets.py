@@ -49,8 +49,8 @@ def check_budget(budget: Any, in_bytes: bool = False) -> float | int | str:
         raise ConfigError(f"budget: {budget} rows are too few; select at least 1.")
     elif budget == 1:
         raise ConfigError(
-            f"budget: 1 can mean one row or all rows. Write 1.0 for all rows, or {_ONE_ROW:g} for one row: a share that is rounded "
-            "up to one row."
+            f"budget: 1 can mean one row or all rows. Write 1.0 for all rows, or {_ONE_ROW:g} for one row, because "
+            "raysel rounds such a small share up to one row."
         )
     return budget
 

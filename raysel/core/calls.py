@@ -36,7 +36,7 @@ def checked_call(method: M) -> M:
             signature.bind(*args, **kwargs)
         except TypeError as error:
             raise ConfigError(
-                f"{owner}.{name} was called with other arguments than it has ({error}); call it as {_written(name, signature)}."
+                f"{owner}.{name} was called with arguments that do not fit its parameters ({error}); call it as {_written(name, signature)}."
             ) from error
         return method(*args, **kwargs)
 

@@ -90,7 +90,7 @@ def _refuse_secrets(scheme: str, rest: str) -> None:
     """Raise ConfigError, without repeating them, for keys in a URI: they would be printed and stored with it."""
     if scheme in ("s3", "gs", "gcs") and ":" in rest.partition("/")[0].rpartition("@")[0]:
         raise ConfigError(
-            f"A {scheme}:// URI contains credentials; set them as environment variables, such as AWS_ACCESS_KEY_ID and "
+            f"A URI that begins with {scheme}:// contains credentials; set them as environment variables, such as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or in the configuration file of the store."
         )
 

@@ -32,7 +32,7 @@ def _check(kind: pa.DataType, name: str) -> None:
         if kind.extension_name in ("pandas.period", "pandas.interval"):
             what = kind.extension_name.removeprefix("pandas.")
             raise DataError(
-                f"Column '{name}' holds {what}s of pandas, which raysel cannot store; write them as text or timestamps."
+                f"Column '{name}' holds pandas {what}s, which raysel cannot store; convert them to text or timestamps."
             )
         _check(kind.storage_type, name)
     elif types.is_dictionary(kind) or types.is_run_end_encoded(kind):

@@ -29,7 +29,9 @@ def columns_table(columns: Mapping[Any, Any]) -> pa.Table:
     arrays = {name: column_of(values, name) for name, values in columns.items()}
     lengths = {name: len(column) for name, column in arrays.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError(f"The columns have different lengths: {lengths}.")
+        raise DataError(
+            f"The columns have different lengths: {lengths}; give every column one value per row."
+        )
     return pa.table(arrays)
 
 
@@ -287,9 +289,7 @@ def _odd(values: list[Any], name: str, missing: bool, error: Exception) -> str:
                 f"{type(value).__name__} in row {row}. Convert them to one type."
             )
         before = row, value
-    return (
-        f"Column '{name}' holds values of mixed shapes or types ({str(error).splitlines()[0].rstrip('.')})."
-    )
+    return f"Column '{name}' holds values of mixed shapes or types ({str(error).splitlines()[0].rstrip('.')}); give every row the same shape and type."
 
 
 def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None:
@@ -315,7 +315,7 @@ def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None
             continue  # NaN is at home next to anything
         elif nested and kind in (pd.Timestamp, pd.Timedelta):
             raise DataError(
-                f"Column '{name}' holds time stamps of pandas inside lists or dicts, and Arrow would drop their nanoseconds; "
+                f"Column '{name}' holds pandas timestamps inside lists or dicts, and Arrow would drop their nanoseconds; "
                 "convert them to numpy.datetime64 or numpy.timedelta64."
             )
         elif isinstance(value, datetime.datetime):

@@ -120,7 +120,8 @@ def _storable(schema: pa.Schema, where: str) -> tuple[pa.Schema, list[str]]:
         if kind is not None:
             fields.append(field.with_type(kind))
     sentences = [
-        f"'{name}' of {where} is left out, because all of its values are empty objects." for name in empty
+        f"Column '{name}' of {where} is left out, because all of its values are empty objects."
+        for name in empty
     ]
     return pa.schema(fields), sentences
 

@@ -102,7 +102,9 @@ def join(parts: Sequence[Rows], columns: Sequence[str]) -> Rows:
         shapes = {some.shape[1:] for some in rows if len(some)}
         if len(shapes) > 1:
             shown = ", ".join(sorted("x".join(map(str, shape)) for shape in shapes))
-            raise DataError(f"Column '{columns[0]}' holds rows of different shapes: {shown}.")
+            raise DataError(
+                f"Column '{columns[0]}' holds rows of different shapes: {shown}; give every row the same shape."
+            )
         together = np.concatenate([some for some in rows if len(some)] or rows[:1])[order]
     elif isinstance(rows[0], pa.Table):
         together = pa.concat_tables(rows, promote_options="permissive").take(pa.array(order))
@@ -152,7 +154,7 @@ def _images(
             with load(value) as image:
                 upright = as_rgb(image)
             if prepare is not None:
-                what = "an image that cannot be prepared"
+                what = "an image that the preprocessing of the embedder cannot convert"
                 images.append(prepare(upright))
             else:
                 images.append(np.asarray(upright))

@@ -290,8 +290,8 @@ def partition_of(directory: str) -> Partition:
             name, value = unquote(name), unquote(value)
             if name in found:
                 raise DataError(
-                    f"The path {directory} gives column '{name}' two values, each by a directory named "
-                    f"{name}=...; rename one of the two directories."
+                    f"The path {directory} has two directories named {name}=..., so column '{name}' would have "
+                    "two values per row; rename one of the two directories."
                 )
             held = None if value == "__HIVE_DEFAULT_PARTITION__" else value
             found[name] = pa.scalar(held, pa.string())

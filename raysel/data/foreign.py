@@ -28,13 +28,13 @@ def from_hugging_face(dataset: Any) -> pa.Table:
     if isinstance(dataset, dict):
         splits = ", ".join(map(repr, dataset))
         raise DataError(
-            f"A {name} is not one table; choose a split, for example dataset['train'] (it has {splits})."
+            f"A {name} is not one table; choose one of its splits ({splits}), for example dataset['train']."
         )
     if not hasattr(dataset, "num_rows"):
         raise DataError(streamed(name))
     if (getattr(dataset, "format", None) or {}).get("type") == "custom":
         warn(
-            f"The transform of this {name} is not applied; its stored rows are read. Use map() to store the rows that the "
+            f"raysel reads the stored rows of this {name} and does not apply its transform. Use map() to store the rows that the "
             "transform returns."
         )
     return dataset.with_format("arrow")[:]
@@ -64,8 +64,8 @@ def from_torch(dataset: Any) -> pa.Table:
             ) from error
         if list(rows[-1]) != list(rows[0]):
             raise DataError(
-                f"The items of the {name} differ: item {number} has {list(rows[-1])}, item 0 has "
-                f"{list(rows[0])}; give every item the same names."
+                f"The items of the {name} have different fields: item {number} has {list(rows[-1])}, item 0 has "
+                f"{list(rows[0])}; give every item the same fields."
             )
     if not rows:
         raise DataError(f"The {name} has no rows.")
@@ -86,6 +86,6 @@ def _named(item: Any) -> Mapping[Any, Any]:
 def streamed(name: str) -> str:
     """Return the sentence about a source whose rows come one after another, without a number."""
     return (
-        f"This {name} is streamed: its rows have no fixed number and order, which ids need. Write it to Parquet and read "
-        "the files, or load it without streaming."
+        f"This {name} is streamed, so the number and the order of its rows are not fixed, and raysel cannot number the rows. "
+        "Write it to Parquet and read the files, or load it without streaming."
     )

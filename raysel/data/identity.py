@@ -80,9 +80,9 @@ class PoolIdentity:
                 )
             moved = {file[1:] for file in self.files} <= {file[1:] for file in pool.files}
             advice = (
-                "Read the pool with index= so that files added later keep the ids."
+                "Read the pool with index=FILE, so that its rows keep their ids when files are added."
                 if moved
-                else "Apply it to the rows that it was made from, or select again from the given rows."
+                else "Apply the selection to the rows that it was made from, or select again from the given rows."
             )
             raise DataError(f"This selection was made from other rows: {what}. {advice}")
 

@@ -165,7 +165,7 @@ def list_source(sources: Sequence[str | os.PathLike[str]], encoding: str | None 
     assert form is not None
     if encoding is not None and not form.takes_encoding:
         raise DataError(
-            f"encoding: {os.fspath(sources[0])} is read as {form.name}, and only CSV and JSON files have an encoding; leave it out."
+            f"encoding: {os.fspath(sources[0])} is read as {form.name}, and only CSV and JSON files have an encoding; leave out the argument encoding."
         )
     _check_once(files)
     if len(sources) > 1:

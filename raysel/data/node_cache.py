@@ -97,8 +97,8 @@ def _make_room(root: Path, need: int) -> None:
     room = int(_SHARE * (shutil.disk_usage(root).free + taken))
     if need > room:
         raise RunError(
-            f"The arrays of the training need {need / 1e9:,.1f} GB on the disk of {root}, where copies may take up to "
-            f"{room / 1e9:,.1f} GB; set RAYSEL_CACHE to a folder on a larger disk."
+            f"The training needs {need / 1e9:,.1f} GB for copies of its arrays in {root}, but copies may take up at most "
+            f"{room / 1e9:,.1f} GB of this disk; set RAYSEL_CACHE to a folder on a larger disk."
         )
     for copy in copies:
         if taken + need <= room:

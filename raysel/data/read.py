@@ -114,7 +114,7 @@ def read(
         )
     if listing is None and encoding is not None:
         raise DataError(
-            "encoding: This source is in memory, and only CSV and JSON files have an encoding; leave it out."
+            "encoding: This source is in memory, and only CSV and JSON files have an encoding; leave out the argument encoding."
         )
     if listing is not None:
         for sentence in listing.left_out:

@@ -239,14 +239,15 @@ class RowIndex:
             if raw["format"] != _FORMAT:
                 raise DataError(
                     f"{path} is a row index of format {raw['format']}, but this version of raysel reads format "
-                    f"{_FORMAT}; remove the file to number the rows again."
+                    f"{_FORMAT}. Remove the file, and raysel numbers the rows again."
                 )
             return cls(tuple(_saved_file(entry) for entry in raw["files"]))
         except DataError:
             raise
         except (OSError, LookupError, TypeError, ValueError, RecursionError, AssertionError) as error:
             raise DataError(
-                f"{path} is not a row index ({reason_of(error)}); remove the file to number the rows again."
+                f"{path} is not a row index ({reason_of(error)}); check the path. If it is a damaged row index, remove the file, and "
+                "raysel numbers the rows again."
             ) from error
 
 
@@ -295,7 +296,7 @@ def index_parquet(listing: Listing, known: RowIndex | None = None, trust: Trust 
         gone = [file.path for file in known.files if file.path not in files]
         if gone:
             raise DataError(
-                f"{first(gone)} cannot be found, but the index has ids for its rows, and the ids of later files would shift. "
+                f"{first(gone)} cannot be found, but the index has ids for its rows; without them, the ids of later files would change. "
                 "Restore the file, or number all rows again in a new index."
             )
         old = [file.path for file in known.files]

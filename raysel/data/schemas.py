@@ -84,13 +84,13 @@ def unify(
         missing = [name for at, name in enumerate(names) if at not in there]
         if missing and not optional[column]:
             raise DataError(
-                f"By the schema of {names[min(there)]} or of another file, every row has a value in column '{column}', but "
+                f"The schema of {names[min(there)]} or of another file requires a value in column '{column}' of every row, but "
                 f"{missing[0]} has no such column; read the files separately, or write them with the same columns."
             )
         if missing:
             notes.append(
-                f"Column '{column}' has no values in {len(missing):,} of {len(names):,} files, which lack it "
-                f"({first(missing)})."
+                f"Column '{column}' is missing in {len(missing):,} of {len(names):,} files ({first(missing)}), so it has no "
+                "values in their rows."
             )
     return Unified(pa.schema(fields), tuple(notes))
 

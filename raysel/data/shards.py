@@ -244,7 +244,7 @@ def finish(vectors: np.ndarray, ids: np.ndarray, name: str, options: Options) ->
     stored = vectors.astype(options.dtype, copy=False)
     if stored.dtype == np.float16 and len(over := not_finite(stored)):
         raise DataError(
-            f"Embedder {name} returned values above 65504, the largest of float16, for sample_id {first(ids[over])}; "
+            f"Embedder {name} returned values above 65504, the largest float16 value, for sample_id {first(ids[over])}; "
             "set 'normalize' to true, or 'dtype' to float32."
         )
     return stored

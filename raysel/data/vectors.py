@@ -47,7 +47,9 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
             return to_numpy(pa.array([], column.type), name)
         widths = {part.shape[1:] for part in parts}
         if len(widths) > 1:
-            raise DataError(f"Column '{name}' holds rows of different shapes: {_shapes(widths)}.")
+            raise DataError(
+                f"Column '{name}' holds rows of different shapes: {_shapes(widths)}; give every row the same shape."
+            )
         return np.concatenate(parts)
     if column.null_count:
         where = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))
@@ -58,7 +60,9 @@ def to_numpy(column: pa.Array | pa.ChunkedArray, name: str, ids: np.ndarray | No
         rows = tensor_rows(column, name)
         shapes = {row.shape for row in rows}
         if len(shapes) > 1:
-            raise DataError(f"Column '{name}' holds rows of different shapes: {_shapes(shapes)}.")
+            raise DataError(
+                f"Column '{name}' holds rows of different shapes: {_shapes(shapes)}; give every row the same shape."
+            )
         return np.stack(rows) if rows else _numbers(column.storage.field("data").flatten(), name)
     if isinstance(kind, pa.BaseExtensionType):
         shape = _tensor_shape(kind, name)

@@ -137,7 +137,7 @@ def _run_workers(jobs: list[Job], held: ray.ObjectRef, work: Work, progress: Pro
         starting = {worker.ready.remote(held): worker for worker in workers}
         ready = wait_until(
             lambda limit: ray.wait(list(starting), num_returns=1, timeout=limit)[0],
-            f"No worker for embedding, which needs {_described(resources.worker)}, started",
+            f"No embedding worker (it needs {_described(resources.worker)}) started",
             "Try again later, add a node, or free these resources; the vectors that are already computed are kept",
             _WAIT_S,
         )

@@ -454,9 +454,8 @@ def _joined(mode: str, batch_size: int) -> tuple[Callable[[torch.Tensor], torch.
         )
     if mode != "topk":
         raise ConfigError(
-            f"mode = '{mode}' cannot be trained by several processes, because it needs the complete batch in "
-            "one process to train the dead units, those that no sample activates; use mode='topk' or one "
-            "process."
+            f"mode = '{mode}' cannot be trained by several processes: to train the units that no sample activates (dead units), "
+            "one process must have the complete batch. Use mode='topk' or one process."
         )
     world = dist.get_world_size()
     if batch_size % world:

@@ -240,7 +240,9 @@ class View:
     def left_out(self, counted: int, what: str) -> str | None:
         """Return a remark about rows that a figure does not include."""
         missing = self.rows - counted
-        return f"{missing:,} of {self.rows:,} rows without {what} are left out" if missing else None
+        return (
+            f"{missing:,} of {self.rows:,} rows are left out, because they lack {what}" if missing else None
+        )
 
 
 def unbound(role: str, *statistics: tuple[str, str]) -> list[Figure]:

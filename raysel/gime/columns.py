@@ -329,7 +329,7 @@ def _cast(array: pa.Array, to: Any, name: str, first_row: int = 0) -> pa.Array:
         row, value = _first_bad(array, lambda part: part.cast(to))
         raise DataError(
             f"Column '{name}' row {first_row + row}: {value} is outside the years 1677 to 2262, the range of "
-            "nanoseconds; replace placeholders with null."
+            "nanosecond timestamps; if it is a placeholder, replace it with null."
         ) from None
 
 

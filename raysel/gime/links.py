@@ -105,7 +105,7 @@ def coverage(view: View) -> list[Figure]:
         return [*found, *unbound("carrier", *_COPIES[2:])]
     held = view.count("carried")
     if not held:
-        return [*found, *absent("no row names its carrier", *_COPIES[2:])]
+        return [*found, *absent("no row has a carrier", *_COPIES[2:])]
     remark = view.left_out(held, "a carrier")
     carriers, carried = view.keys("carriers").distinct(), view.keys("carried content").distinct()
     return [

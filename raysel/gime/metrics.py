@@ -32,7 +32,7 @@ def metric_functions(own: Own = ()) -> dict[str, Metric]:
     for given in check_own(own):
         function = METRICS.find(given, "metrics", load_object) if isinstance(given, str) else given
         if not callable(function):
-            raise ConfigError(f"metrics: {shown(given)} is not a function of a raysel.gime.View.")
+            raise ConfigError(f"metrics: {shown(given)} is not a function that takes a raysel.gime.View.")
         name = given if isinstance(given, str) and ":" not in given else getattr(function, "__name__", "")
         if not name.isidentifier():
             raise ConfigError(f"metrics: {shown(given)} has no name; define the metric with def.")
@@ -80,7 +80,7 @@ def _figures(name: str, function: Metric, view: View) -> list[Figure]:
     for at, figure in enumerate(found):
         if not isinstance(figure, Figure):
             raise ConfigError(
-                f"metrics: '{name}' must return a list of raysel.gime.Figure, but an element of what it returned is {shown(figure)}."
+                f"metrics: '{name}' must return a list of raysel.gime.Figure, but one of the returned elements is {shown(figure)}."
             )
         if isinstance(figure.value, (int, float)):
             found[at] = figure._replace(value=exact(float(figure.value)))

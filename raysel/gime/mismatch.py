@@ -196,7 +196,7 @@ def _missing(view: View, target: View, columns: Sequence[str], role: str) -> str
         if name not in target.kinds:
             return f"the target has no column '{name}'"
         if not _same(view, target, name):
-            return f"column '{name}' holds {view.kinds[name]}, the target's {target.kinds[name]}"
+            return f"column '{name}' holds {view.kinds[name]}, but {target.kinds[name]} in the target"
     return None
 
 
@@ -209,7 +209,7 @@ def _no_row(view: View, target: View, counted: str, does: str) -> str | None:
 
 def _entities(view: View, target: View) -> Figure:
     why = _missing(view, target, view.binding.entity, "entity")
-    why = why or _no_row(view, target, "named", "names an entity")
+    why = why or _no_row(view, target, "named", "has an entity")
     if why:
         return Figure("entities", None, "share", why)
     return Figure("entities", set_distance(view.keys("entity"), target.keys("entity")), "share")
@@ -245,7 +245,9 @@ def _states(view: View, target: View) -> Figure:
         target.parts.waves["content"][target.group],
         target.count("waving"),
     )
-    return Figure("states", value, "distance", view.left_out(rows, f"a number in all of {', '.join(scale)}"))
+    return Figure(
+        "states", value, "distance", view.left_out(rows, f"a number in one or more of {', '.join(scale)}")
+    )
 
 
 def _labels(view: View, target: View) -> Figure:

@@ -62,7 +62,7 @@ def scope(view: View) -> list[Figure]:
         return unbound("entity", ("entities", "entities"), ("size", "size"))
     named = view.count("named")
     if not named:
-        return absent("no row names an entity", ("entities", "entities"), ("size", "size"))
+        return absent("no row has an entity", ("entities", "entities"), ("size", "size"))
     remark = view.left_out(named, "an entity")
     entities = view.keys("entity")
     found = [Figure("entities", entities.distinct(), "entities", remark)]
@@ -73,7 +73,7 @@ def scope(view: View) -> list[Figure]:
         return [*found, *absent(f"no entity has a value in '{binding.size}'", ("size", "size"))]
     total, sized = entities.total(np.maximum(sizes, 0.0)), view.count("named sized")
     if sized < named:
-        remark = view.left_out(sized, f"an entity and a finite value in '{binding.size}'")
+        remark = view.left_out(sized, f"an entity or a finite value in '{binding.size}'")
     if entities.cut:
         greatest = float(np.array(view.high("size"), np.int64).view(np.float64))
         most = max(as_float(view.sum("size")), greatest)
@@ -116,7 +116,7 @@ def granularity(view: View) -> list[Figure]:
     if not binding.entity:
         found += unbound("entity", scope_per_row)
     elif not view.count("named"):
-        found += absent("no row names an entity", scope_per_row)
+        found += absent("no row has an entity", scope_per_row)
     else:
         value = view.keys("entity").distinct() / exact(view.count("named"))
         found.append(

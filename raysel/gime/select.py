@@ -360,8 +360,8 @@ class _Search:
             f"{name} {_told(reached[name])}" if name in reached else f"{name} null" for name in conflict
         )
         if len(conflict) == 1:
-            return f"thresholds: No selection of groups was found that satisfies {told} (all groups together: {whole}); loosen it."
-        return f"thresholds: No selection of groups was found that satisfies {told} together (all groups: {whole}). If any one of them is left out, there is a selection; loosen one."
+            return f"thresholds: No selection of groups was found that satisfies {told} (all groups together: {whole}); loosen this threshold."
+        return f"thresholds: No selection of groups was found that satisfies {told} together (all groups together: {whole}). Without any one of these thresholds, there is a selection; loosen or remove one of them."
 
 
 class _Noted(dict[str, Any]):

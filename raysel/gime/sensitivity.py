@@ -168,9 +168,9 @@ def sensitivity(
     needed = math.ceil(math.log(1 - confidence) / math.log(share))
     if count - first < needed:
         raise ConfigError(
-            f"count: Of {count} subsets, {max(count - first, 0)} are left to test the thresholds, which is too few. A subset is "
-            "successful if its performance is at most 'tolerance' below that of the complete table. Even if all of these are "
-            f"successful, they do not show with confidence {confidence} that the share of successful subsets is at least {share}; "
+            f"count: Of {count} subsets, {max(count - first, 0)} are left to test the thresholds, because the first {first} are needed "
+            "to compute the correlations. A subset is successful if its performance is at most 'tolerance' below that of the complete "
+            f"table. Even if all of the remaining subsets are successful, they do not show with confidence {confidence} that the share of successful subsets is at least {share}; "
             f"give at least {first + needed} subsets."
         )
     started = time.perf_counter()

@@ -292,7 +292,7 @@ def _check_by(binding: Binding, by: By, schema: pa.Schema) -> list[str]:
             raise ConfigError(f"by: The window must be longer than zero, got {by}.")
         if _nanoseconds(by) > MOST:
             raise ConfigError(
-                f"by: A window of {by} is longer than 292 years, the range of nanoseconds; give a shorter one."
+                f"by: A window of {by} is longer than 292 years, the longest time in 64-bit nanoseconds; give a shorter one."
             )
         return []
     if by is None:

@@ -75,7 +75,7 @@ def _delays(block: Block, happened: Array, recorded: Array, where: Mask) -> None
         block,
         str(block.binding.event_time),
         over,
-        "is more than 292 years from the record time of the row; replace placeholders with null",
+        "is more than 292 years from the record time of the row; if it is a placeholder, replace it with null",
     )
     good = where & (delay >= 0)
     block.count("delays", good)
@@ -197,7 +197,7 @@ def sampling_rate(view: View) -> list[Figure]:
         return absent(f"no row has a value in '{column}'", rate, each)
     found = []
     if first == last:
-        found += absent("all events are at one moment, so there is no gap", rate)
+        found += absent("all events have the same time, so there is no gap between events", rate)
     else:
         gaps = view.keys("moments").distinct() + exact(-1)
         remark = view.left_out(view.count("event"), f"a value in '{column}'")

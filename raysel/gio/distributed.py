@@ -271,8 +271,8 @@ class GIO:
         )
         texts = [
             *(f"cluster {c}, pick {r + 1}, KL {kl:.6g} after it" for r, (c, kl) in enumerate(zip(picks.indices, picks.kl, strict=True))),
-            "in the selection continued from",
-            "its cluster is in the selection continued from",
+            "in the selection that was extended",
+            "its cluster is in the selection that was extended",
         ]  # fmt: skip
         reason = np.where(rank >= 0, rank, np.where(kept, len(picks), len(picks) + 1))
         weight = np.ones(len(pool.ids), np.float32)

@@ -136,7 +136,7 @@ class KCenter:
             k_center,
             texts=(
                 "farthest from the rows that were selected before it",
-                "nearer to a selected row than the rows that were selected",
+                "in every step, another row was farther from the selected rows",
             ),
             score="distance to the nearest row that was selected before it",
             value="radius",

@@ -199,7 +199,8 @@ def _selection(
         chosen,
         score=stands_for,
         reason=coded_text(
-            (stands_for > 0).astype(np.int64), ["no near duplicate before it", "kept for its near duplicates"]
+            (stands_for > 0).astype(np.int64),
+            ["has no near duplicate among the kept rows", "kept in place of its near duplicates"],
         ),
         dropped=dropped,
         info={

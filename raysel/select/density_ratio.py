@@ -204,7 +204,7 @@ class DensityRatio:
         model = map_blocks(_fit, [ray.put((*sides[0], *sides[1]))], self.seed)[0]
         if not model.separates:
             return np.zeros(pool.rows, bool), (
-                "A classifier cannot tell target rows from the rows to avoid, so no row was excluded because of them."
+                "A classifier cannot separate target rows from the rows to avoid, so no row was excluded because of the rows to avoid."
             )
         parts = map_blocks(_score, pool.blocks, self.column, ray.put(model))
         ids, score = (np.concatenate(one) for one in zip(*parts, strict=True))
@@ -230,7 +230,7 @@ def _notes(model: Ratio, share: float, below: int) -> list[str]:
     ]
     if below:
         notes.append(
-            f"The budget is larger than the number of these rows, so {below:,} excluded rows were added."
+            f"The budget is larger than the number of rows that reach the limit, so {below:,} excluded rows were added."
         )
     return notes
 

@@ -173,7 +173,7 @@ class Nearest:
             score=score,
             reason=reason,
             texts=[
-                "the row most similar to its target row, among the rows that were not yet selected",
+                "the most similar row to a target row, among the rows that were not yet selected",
                 "the budget was reached before the row was selected for a target row",
             ],
             info={

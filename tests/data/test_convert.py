@@ -38,7 +38,7 @@ def test_rows_keep_their_order_and_types(tmp_path):
     (tmp_path / "d/b/x.csv").write_text("n,zip,new\n5,05,x\n")  # another column of all files
     wider = convert(list_source([tmp_path / "d"]), tmp_path / "out")
     assert wider.written == 2 and rows_of(wider)["new"].to_pylist() == [None, None, "x"]
-    assert wider.notes[0].startswith("Column 'new' has no values in 1 of 2 files")
+    assert wider.notes[0].startswith("Column 'new' is missing in 1 of 2 files")
 
 
 def test_many_rows_become_row_groups(tmp_path):
@@ -104,7 +104,7 @@ def test_objects_without_names_are_left_out_and_said(tmp_path):
     found = convert(list_source([tmp_path / "a.jsonl"]), tmp_path / "out")
     assert rows_of(found).to_pylist() == [{"b": {"d": 1}, "f": [{"h": 2}]}, {"b": {"d": 2}, "f": None}]
     assert found.notes == tuple(
-        f"'{name}' of {tmp_path}/a.jsonl is left out, because all of its values are empty objects."
+        f"Column '{name}' of {tmp_path}/a.jsonl is left out, because all of its values are empty objects."
         for name in ("a", "b.c", "e[]", "f[].g")
     )
 

@@ -410,11 +410,11 @@ def test_another_dimension_later(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("pca:0", "lacks the number of elements"),
-        ("pca:x", "lacks the number of elements"),
-        ("hash", "lacks the number of elements"),
+        ("pca:0", "must end with the number of elements"),
+        ("pca:x", "must end with the number of elements"),
+        ("hash", "must end with the number of elements"),
         ("magic", "embedder is 'magic', but there is no such name. The known names are column, pca, hash"),
-        ("column:3", "is unknown; write column"),
+        ("column:3", "the embedder 'column' takes none; write column"),
         (
             "sentence-transformers:",
             "'sentence-transformers:' does not name a model; write sentence-transformers:NAME",

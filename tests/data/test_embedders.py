@@ -282,7 +282,7 @@ def test_objects_of_other_libraries_are_no_embedders():
         (pca, "embedder: A PCA of scikit-learn is not an embedder; fit it, and give a function of rows"),
         (
             pa.table({"a": [1]}),
-            "embedder: a pyarrow Table of shape \\(1, 1\\) is neither a name nor a function of rows",
+            "embedder: a pyarrow Table of shape \\(1, 1\\) is neither the name of an embedder nor a function of rows",
         ),
     ):
         with pytest.raises(ConfigError, match=sentence):

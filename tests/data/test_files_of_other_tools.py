@@ -172,7 +172,7 @@ def test_values_of_directories_alone_have_the_rows_of_the_files(tmp_path):
         assert pa.concat_tables(parts)["year"].to_pylist() == [2024] * 10 + [2025] * 10
         assert max(map(len, parts)) <= (rows or 4)
     write(tmp_path / "twice/k=1/k=2/a.parquet", (tmp_path / "d/year=2024/a.parquet").read_bytes())
-    assert "k=1/k=2 gives column 'k' two values" in refused(tmp_path / "twice")
+    assert "k=1/k=2 has two directories named k=..., so column 'k' would have" in refused(tmp_path / "twice")
 
 
 def test_times_that_the_common_type_cannot_hold(tmp_path):
@@ -366,7 +366,7 @@ def test_parts_of_a_data_set_are_not_classes(tmp_path, names, words):
     for name in names:
         write(tmp_path / name, "x")
     message = refused(tmp_path)
-    assert "are named like the parts of a data set, not like classes" in message
+    assert "are named like the splits of a data set, not like classes" in message
     assert words.format(tmp_path) in message
     write(tmp_path / "bus/z.png", "x")  # vehicles
     assert len(table(tmp_path)) == 3
@@ -390,7 +390,7 @@ def test_a_server_that_cannot_be_reached(tmp_path):
 
 def test_what_a_csv_is_likely_to_mean_is_said(tmp_path, caplog):
     for text, words in (
-        ("a;b;c\n1,5;x;1\n2;y;2\n", "read as text (column 'a'); write them with a point"),
+        ("a;b;c\n1,5;x;1\n2;y;2\n", "read as text (column 'a'); write them with a decimal point"),
         ('a,b\n"1,234","-2,5"\n12,NA\n', "read as text (column 'a', 'b');"),
         (
             "5.1,3.5\n4.9,3.0\n",

@@ -513,9 +513,9 @@ def test_order_and_missing_columns(tmp_path):
     pq.write_table(pa.table({"c": [1.5], "a": [2]}), tmp_path / "1.parquet")
     index = index_parquet(list_source([tmp_path]))
     assert table(tmp_path).to_pylist() == [{"a": 1, "b": "x", "c": None}, {"a": 2, "b": None, "c": 1.5}]
-    assert [note.partition(",")[0] for note in index.notes] == [
-        "Column 'b' has no values in 1 of 2 files",
-        "Column 'c' has no values in 1 of 2 files",
+    assert [note.partition(" (")[0] for note in index.notes] == [
+        "Column 'b' is missing in 1 of 2 files",
+        "Column 'c' is missing in 1 of 2 files",
     ]
     for columns in (["c"], ["b", "a"]):  # under a projection, too, and in parts of a row group
         for rows in (None, 1):
@@ -523,7 +523,7 @@ def test_order_and_missing_columns(tmp_path):
             assert pa.concat_tables(parts).to_pylist() == table(tmp_path).select(columns).to_pylist()
     required = pa.schema([pa.field("a", pa.int64()), pa.field("d", pa.int64(), nullable=False)])
     pq.write_table(pa.table({"a": [1], "d": [1]}, schema=required), tmp_path / "2.parquet")
-    assert "every row has a value in column 'd', but" in refused(tmp_path)
+    assert "requires a value in column 'd' of every row, but" in refused(tmp_path)
     pq.write_table(pa.table({"z": [1]}), tmp_path / "2.parquet")
     assert "have no column in common" in refused(tmp_path)
 

@@ -43,7 +43,7 @@ def test_a_pool_is_accepted_when_it_begins_with_the_files_of_the_selection():
         (
             (A, B, C),
             r"^This selection was made from other rows: file 1 of the given rows is a.parquet \(37 rows\), but file 1 of the rows that the selection was made from is "
-            r"b.parquet \(500 rows\). Read the pool with index= so that files added later keep the ids.$",
+            r"b.parquet \(500 rows\). Read the pool with index=FILE, so that its rows keep their ids when files are added.$",
         ),
         (
             (B, A),
@@ -51,7 +51,7 @@ def test_a_pool_is_accepted_when_it_begins_with_the_files_of_the_selection():
         ),
         (
             (B,),
-            r"file 2 of the selection's pool, c.parquet \(9 rows\), is not in this pool. Apply it to",
+            r"file 2 of the selection's pool, c.parquet \(9 rows\), is not in this pool. Apply the selection to",
         ),
         (
             (B._replace(digest="x"), C),

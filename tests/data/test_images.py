@@ -209,7 +209,9 @@ def test_an_image_that_a_network_cannot_prepare_is_left_out():
 
     got = decode(rows([encoded(), encoded(size=(1, 4))]), ["image"], "images", prepare)
     assert got.ids.tolist() == [0]
-    assert got.rejected == {1: "an image that cannot be prepared (ZeroDivisionError)"}
+    assert got.rejected == {
+        1: "an image that the preprocessing of the embedder cannot convert (ZeroDivisionError)"
+    }
 
 
 def test_pixels_of_several_sizes_in_one_column():

@@ -161,10 +161,10 @@ def test_nan_is_a_number_beside_numbers_and_nanoseconds_stay():
         (np.array([2**40], "M8[D]"), "which Arrow cannot store exactly"),
         (np.array([1], "m8[Y]"), "which Arrow cannot store exactly"),
         (np.array([1], "M8[as]"), "which Arrow cannot store exactly"),
-        ([[NANO]], "time stamps of pandas inside lists or dicts"),
-        ([{"x": NANO}], "time stamps of pandas inside lists or dicts"),
-        (pd.period_range("2020", periods=2, freq="M"), "holds periods of pandas"),
-        (pd.interval_range(0, 2), "holds intervals of pandas"),
+        ([[NANO]], "pandas timestamps inside lists or dicts"),
+        ([{"x": NANO}], "pandas timestamps inside lists or dicts"),
+        (pd.period_range("2020", periods=2, freq="M"), "holds pandas periods"),
+        (pd.interval_range(0, 2), "holds pandas intervals"),
         (pd.Categorical([1, "x"]), "cannot be read"),
         ([np.zeros((2, 2)), np.zeros((3, 3))], r"holds a value of type ndarray of shape \(2, 2\) in row 0"),
         ([torch.zeros(2, 2), torch.zeros(3, 3)], r"holds a value of type ndarray of shape \(2, 2\) in row 0"),
@@ -365,7 +365,7 @@ def test_a_transform_of_hugging_face_is_said_not_to_be_applied(caplog):
 
     Dataset.__module__ = "datasets.arrow_dataset"
     assert as_table(Dataset()).to_pylist() == [{"a": 1}]
-    assert "The transform of this Dataset is not applied; its stored rows are read." in caplog.text
+    assert "raysel reads the stored rows of this Dataset and does not apply its transform." in caplog.text
 
 
 def test_one_long_text_takes_the_memory_of_its_characters():
@@ -416,11 +416,11 @@ def test_items_of_a_data_set():
     ("source", "sentence"),
     [
         (Items(1, KeyError("gone")), r"Item 1 of the Items cannot be read \(KeyError: 'gone'\)"),
-        (Items(1, (1, 2)), r"differ: item 1 has \['data', 'target'\], item 0 has \['data'\]"),
+        (Items(1, (1, 2)), r"have different fields: item 1 has \['data', 'target'\], item 0 has \['data'\]"),
         (Items(), "The Items has no rows"),
         (Items({0: 1}), "A column has the name 0"),
         (Items({"x": 1}, {"x": "a"}), "Column 'x' holds values of several types"),
-        (Streamed(), "This Streamed is streamed: its rows have no fixed number and order"),
+        (Streamed(), "This Streamed is streamed, so the number and the order of its rows are not fixed"),
         ((row for row in [{"x": 1}]), "This generator is streamed"),
         (torch.utils.data.DataLoader(Items(1)), "This DataLoader is streamed"),
     ],

@@ -94,7 +94,7 @@ def test_images_of_equal_size_go_in_and_others_are_named(pixels):
         (f"torch:{TINY}:other", "has no function 'other'"),
         (f"torch:{TINY}:net:first", "does not name a network; write torch:module:factory"),
         (f"torch:{TINY}:not_a_network", "returned a int, not a torch.nn.Module"),
-        (f"torch:{TINY}:averages:penultimate", "no linear layer, so its penultimate"),
+        (f"torch:{TINY}:averages:penultimate", "has no linear layer; leave out ':penultimate'"),
     ],
 )
 def test_networks_that_are_not_there(spec, sentence):

@@ -357,8 +357,10 @@ def test_what_was_taken_and_left_out_is_logged_once(tmp_path, caplog):
     assert [line for line in said if "notes.txt" in line] == [
         f"{tmp_path}: 1 file is not read, because the directory is read as CSV (notes.txt)."
     ]
-    assert len([line for line in said if "Column 'b' has no values in 1 of 2 files" in line]) == 1
+    assert len([line for line in said if "Column 'b' is missing in 1 of 2 files" in line]) == 1
     (tmp_path / "latin.csv").write_bytes("a\ncafé\n".encode("latin-1"))
     assert rows(raysel.read(tmp_path / "latin.csv", encoding="latin-1"), "a")["a"].to_pylist() == ["café"]
-    with pytest.raises(DataError, match=r"encoding: This source is in memory, .*leave it out"):
+    with pytest.raises(
+        DataError, match=r"encoding: This source is in memory, .*leave out the argument encoding"
+    ):
         raysel.read({"a": [1]}, encoding="latin-1")

@@ -86,7 +86,7 @@ def test_without_a_node_that_is_left_a_sentence_says_what_is_missing(file, undis
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert re.search(
-        r"No worker for embedding, which needs 0\.8 CPU, started within 10 s: .*; the vectors that are already computed",
+        r"No embedding worker \(it needs 0\.8 CPU\) started within 10 s: .*; the vectors that are already computed",
         out,
     ), (
         out,

@@ -88,7 +88,7 @@ def test_negative_delays_are_an_alarm_and_nothing_else():
     assert found["negative_rows"]["value"] == 2 and found["negative_rows"]["reason"].startswith(
         "Warning: 2 rows"
     )
-    assert found["mean"]["reason"] == "2 of 4 rows without a delay of 0 or more are left out"
+    assert found["mean"]["reason"] == "2 of 4 rows are left out, because they lack a delay of 0 or more"
     late = measure(
         pa.table({"t": at, "r": pa.array([0] * 4, pa.timestamp("s"))}),
         Binding(event_time="t", record_time="r"),
@@ -136,7 +136,10 @@ def test_one_row(table, full):
     found = {(r["metric"], r["statistic"]): r for r in measure(table(1, 1, 3, 0.0), full).to_pylist()}
     assert found["duration", "span"]["value"] == 0
     assert found["sampling_rate", "rate"]["value"] is None
-    assert found["sampling_rate", "rate"]["reason"] == "all events are at one moment, so there is no gap"
+    assert (
+        found["sampling_rate", "rate"]["reason"]
+        == "all events have the same time, so there is no gap between events"
+    )
     assert found["aggregation", "pairs"]["value"] == 0
     assert found["variety", "effective_classes"]["value"] == 1
     assert found["coverage", "copies_per_content"]["value"] == 1
@@ -189,7 +192,7 @@ def test_a_target_with_other_columns(table, full):
         for r in measure(data, with_target(full, texts)).to_pylist()
         if r["metric"] == "mismatch"
     }
-    assert found["labels"]["reason"] == "column 'label' holds number, the target's text"
+    assert found["labels"]["reason"] == "column 'label' holds number, but text in the target"
     assert found["schema"]["value"] == 8 / 11
 
     with pytest.raises(DataError, match="The target has none of the columns that the binding names"):

@@ -459,9 +459,9 @@ def test_entities_without_a_size_are_told():
     rows = measure(data, Binding(entity="e", size="s")).to_pylist()
     found = {r["statistic"]: r for r in rows if r["metric"] == "scope"}
     assert found["size"]["value"] == 3
-    told = "3 of 5 rows without an entity and a finite value in 's' are left out"
+    told = "3 of 5 rows are left out, because they lack an entity or a finite value in 's'"
     assert found["size"]["reason"] == told
-    assert found["entities"]["reason"] == "1 of 5 rows without an entity are left out"
+    assert found["entities"]["reason"] == "1 of 5 rows are left out, because they lack an entity"
 
 
 @pytest.mark.parametrize("value", [0.1, [0.1, 0.7]])

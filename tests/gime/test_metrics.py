@@ -78,7 +78,7 @@ def test_thresholds_on_a_metric_of_ones_own_choose_groups_and_pieces(own):
     ("metrics", "says"),
     [
         ("own.py:evenness", "metrics: 'own.py:evenness' is not a list of functions"),
-        ([3], "metrics: 3 is not a function of a raysel.gime.View"),
+        ([3], "metrics: 3 is not a function that takes a raysel.gime.View"),
         (["evennes"], "there is no such name"),
         (["own.py:evennes"], "has no object 'evennes'. Did you mean evenness"),
         ([lambda view: []], "has no name; define the metric with def"),
@@ -106,7 +106,7 @@ def returning(found):
             r"'mine' raised KeyError \('state x'\); a metric can read only what the columns of the binding provide",
         ),
         (None, r"'mine' raised TypeError"),
-        ([1.0], "'mine' must return a list of raysel.gime.Figure, but an element of what it returned is 1.0"),
+        ([1.0], "'mine' must return a list of raysel.gime.Figure, but one of the returned elements is 1.0"),
         (
             [Figure("a", "1", "rows")],
             "'mine' returned the value '1' for 'a'; give a float, an Estimate or None",

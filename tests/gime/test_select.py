@@ -130,7 +130,7 @@ def test_what_conflicts_is_named():
     assert "volume.rows" not in str(caught.value)
     with pytest.raises(
         ConfigError,
-        match=r"was found that satisfies .* together .* If any one of them is left out, there is a selection",
+        match=r"was found that satisfies .* together .* Without any one of these thresholds, there is a selection",
     ) as caught:
         select_groups(
             state, {"volume.rows": (rows, None), "duration.span": (None, 50), "variety.classes": (1, None)}

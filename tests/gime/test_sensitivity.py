@@ -168,7 +168,7 @@ def test_calibrations_that_can_show_nothing():
     binding = Binding(classes="kind")
     with pytest.raises(
         ConfigError,
-        match=r"Even if all of these are successful, they do not show .* at least 0\.95; give at least 89",
+        match=r"Even if all of the remaining subsets are successful, they do not show .* at least 0\.95; give at least 89",
     ):
         sensitivity(table, binding, len, mix="kind", rows=100, count=60, share=0.95)
     with pytest.raises(DataError, match="Every subset scored the same"):

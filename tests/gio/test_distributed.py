@@ -166,7 +166,7 @@ def test_continuing_an_earlier_selection(cluster, vectors):
     table = more.table.to_pandas()
     old = table.sample_id.isin(first.ids)
     assert (table["rank"][old] == -1).all() and (table["rank"][~old] >= 0).all()
-    assert set(table.reason[old]) == {"in the selection continued from"}
+    assert set(table.reason[old]) == {"in the selection that was extended"}
     assert table.score[old].to_numpy() == pytest.approx(first.info["curve"]["kl"][-1], abs=1e-9)
 
     # Over clusters: whatever is there already fills the target's groups, so that the rest looks elsewhere.
@@ -178,7 +178,9 @@ def test_continuing_an_earlier_selection(cluster, vectors):
         more.weights[np.isin(more.ids, start.ids)], weights
     )
     assert len(more.dropped) == 900 - len(more) and more.info["start_rows"] == near.sum()
-    with pytest.raises(DataError, match=r"start: 1 of its rows are not in the pool \(sample_id 5000\)"):
+    with pytest.raises(
+        DataError, match=r"start: 1 rows of this selection are not in the pool \(sample_id 5000\)"
+    ):
         raysel.GIO(0.5).select(*rows, start=raysel.Selection.of([1, 5000]))
     with pytest.raises(ConfigError, match="start already holds 50"):
         raysel.GIO(50, clusters=None).select(*rows, start=first)
@@ -196,7 +198,7 @@ def test_a_budget_in_bytes(cluster):
         assert len(chosen) == 5000 * 300 // total
     assert len(raysel.GIO("1GB", clusters=20).select(pool, dataset(vectors[:30]))) == 300  # all there is
     with pytest.raises(
-        ConfigError, match=rf"1B is less than one row: the pool's 300 rows take {total:,} bytes"
+        ConfigError, match=rf"1B is less than the size of one row: the pool's 300 rows take {total:,} bytes"
     ):
         raysel.GIO("1B").select(pool, dataset(vectors[:30]))
     for wrong in ("200", "MB", "-3MB", "3 parsecs", "0.1B"):

@@ -191,7 +191,7 @@ def test_rows_to_avoid_that_look_like_the_target_exclude_nothing():
     found = raysel.DensityRatio(0.5, clusters=5).select(pool, target, avoid=bad)
     assert (
         found.info["avoided"] == 0
-        and "cannot tell target rows from the rows to avoid" in found.info["notes"][-1]
+        and "cannot separate target rows from the rows to avoid" in found.info["notes"][-1]
     )
 
 

@@ -334,7 +334,7 @@ def test_a_busy_cluster_is_waited_for_only_so_long(cluster):
             "embed.embedder=nonsense",
             r"'embed.embedder' is 'nonsense', but there is no such name. The known names are column, pca",
         ),
-        ("embed.embedder=pca:-1", r"embed.embedder: 'pca:-1' lacks the number of elements"),
+        ("embed.embedder=pca:-1", r"embed.embedder: 'pca:-1' must end with the number of elements"),
         ("embed.embedder=pca:65", r"the column has 64 elements"),
         (
             "test.label=pixels",

@@ -96,7 +96,7 @@ def as_embedder(embedder: Embedder | Callable[[Any], np.ndarray]) -> Embedder:
     check_object(embedder)
     if not callable(embedder):
         raise ConfigError(
-            f"embedder: {shown(embedder)} is neither a name nor a function of rows; the names are "
+            f"embedder: {shown(embedder)} is neither the name of an embedder nor a function of rows; the names are "
             f"{', '.join(EMBEDDERS.names())}."
         )
     return FunctionEmbedder(getattr(embedder, "__qualname__", type(embedder).__name__), embedder)

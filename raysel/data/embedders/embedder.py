@@ -75,14 +75,19 @@ def number_of_elements(spec: str, argument: str) -> int:
     """Return the argument of ``KIND:N``; raise ConfigError if it is no number of elements."""
     kind = spec.partition(":")[0]
     if not (argument.isascii() and argument.isdecimal()) or int(argument) < 1:
-        raise ConfigError(f"embedder: '{spec}' lacks the number of elements; write {kind}:32, for example.")
+        raise ConfigError(
+            f"embedder: '{spec}' must end with the number of elements of a vector, which is at least 1; write {kind}:32, for example."
+        )
     return int(argument)
 
 
 def check_no_argument(spec: str, argument: str) -> None:
     """Raise ConfigError if there is an argument after the name."""
     if argument or spec.endswith(":"):
-        raise ConfigError(f"embedder: '{spec}' is unknown; write {spec.partition(':')[0]}.")
+        name = spec.partition(":")[0]
+        raise ConfigError(
+            f"embedder: '{spec}' has an argument, but the embedder '{name}' takes none; write {name}."
+        )
 
 
 def check_vectors(vectors: Any, ids: np.ndarray, name: str, dimension: int | None = None) -> np.ndarray:

@@ -116,8 +116,12 @@ def before_last(model: Any, spec: str) -> Callable[[Any], Any]:
 
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
     if not linear:
+        advice = (
+            "leave out ':penultimate'" if spec.endswith(":penultimate") else "name a network that has one"
+        )
         raise ConfigError(
-            f"embedder: The network of '{spec}' has no linear layer, so its penultimate output is not defined."
+            f"embedder: The vectors are the input of the last linear layer, but the network of '{spec}' has no linear layer; "
+            f"{advice}."
         )
     seen: list[Any] = []
     linear[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))

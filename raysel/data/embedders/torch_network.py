@@ -47,8 +47,8 @@ class TorchNetwork(NetworkName):
         place, name, layer = self._parts()
         if not place or not name or layer not in ("", "penultimate"):
             raise ConfigError(
-                f"embedder: '{self.spec}' does not name a network; write torch:module:factory or torch:file.py:factory, "
-                "and add :penultimate for the input of its last layer."
+                f"embedder: '{self.spec}' does not name a network; write torch:module:factory or torch:file.py:factory. "
+                "Append :penultimate if the vectors should be the input of the network's last linear layer."
             )
 
     def _parts(self) -> tuple[str, str, str]:

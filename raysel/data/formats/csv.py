@@ -257,7 +257,7 @@ def _warn(path: str, columns: dict[str, _Column]) -> None:
     if commas:
         warn(
             f"{path}: Numbers that are written with a comma are read as text (column {first(map(repr, commas))}); write "
-            "them with a point and without separators of thousands."
+            "them with a decimal point and without thousands separators."
         )
     counted = list(columns) == list(map(str, range(len(columns))))  # as pandas names them
     if columns and not counted and all(re.fullmatch(_NUMBER, name.strip()) for name in columns):

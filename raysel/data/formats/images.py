@@ -125,7 +125,7 @@ def list_images(filesystem: pafs.FileSystem, root: str) -> pa.Table:
         if linked:
             count = "1 image is a link" if len(linked) == 1 else f"{len(linked):,} images are links"
             warn(
-                f"In {root}, {count} to an image that is read too ({first(linked)}); each is a row of its own."
+                f"In {root}, {count} to an image that is read too ({first(linked)}), so the same image is in more than one row."
             )
     if LABELS in sizes:
         return pa.table({"path": paths, "label": _listed(File(filesystem, f"{root}/{LABELS}"), paths)})
@@ -141,7 +141,7 @@ def list_images(filesystem: pafs.FileSystem, root: str) -> pa.Table:
     names = sorted(set(filter(None, classes)))
     if _PARTS.issuperset(name.lower() for name in names):
         raise DataError(
-            f"The folders of {root} are named like the parts of a data set, not like classes ({first(names)}); read one of "
+            f"The folders of {root} are named like the splits of a data set, not like classes ({first(names)}); read one of "
             f"them ({root}/{names[0]}), or list the class of every image in {LABELS}."
         )
     below = sorted({path.split("/")[1] for path in paths if path.count("/") > 1})

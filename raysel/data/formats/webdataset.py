@@ -108,7 +108,9 @@ class WebDataset(Format):
                     seen.add(here)
                     key, members = here, {}
                 if suffix in members:
-                    raise DataError(f"The member {name} occurs more than once in {file.path}.")
+                    raise DataError(
+                        f"The member {name} occurs more than once in {file.path}; remove or rename one of the two."
+                    )
                 content = archive.extractfile(member) if suffix in wanted else None
                 members[suffix] = b"" if content is None else content.read()
             _check_end(file, source, archive)
@@ -134,7 +136,9 @@ def _check_end(file: File, source: pa.NativeFile, archive: tarfile.TarFile) -> N
     archive.fileobj.seek(archive.offset)
     block = archive.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or any(block):
-        raise DataError(f"{file.path} has no end of archive, so it may have been cut off; write it again.")
+        raise DataError(
+            f"{file.path} has no end-of-archive mark, so it may have been cut off; write it again."
+        )
 
 
 def _value(file: File, field: pa.Field, key: str, value: bytes | None) -> Any:
