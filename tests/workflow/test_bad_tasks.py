@@ -404,10 +404,10 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("y", "regression", {"model": "mine.py:lazy", "workers": 2}, "get their shape only from the first batch: 1.weight, 1.bias"),
         ("y", "regression", {"model": "mine.py:unused", "workers": [1, 2]}, "The losses do not depend on these parameters of .*: 1.more"),
         # schedules and trackers
-        ("y", "regression", {"schedule": "mine.py:falls"}, r"falls returns -1.0 for the share 0.21 of the training; it must return numbers of at least 0"),
+        ("y", "regression", {"schedule": "mine.py:falls"}, r"falls returned -1.0 when it was called with 0.21; it must return a finite number of at least 0"),
         ("y", "regression", {"track": "mine.py:Opens"}, "The method 'open' of .*Opens cannot be called with one argument"),
         # elastic workers
-        ("y", "regression", {"workers": [2, 1]}, r"train.workers: \[2, 1\] is not a smallest and a largest number"),
+        ("y", "regression", {"workers": [2, 1]}, r"train.workers: \[2, 1\] is neither one number of workers nor a smallest and a largest one"),
         ("y", "mine.py:Good", {"loop": "mine.py:loop", "model": None, "workers": [1, 2]}, "Only the built-in loop can change"),
         ("y", "regression", {"data": "stream", "workers": [1, 2]}, "A training on streamed rows cannot change its number"),
         # optimizers
