@@ -244,7 +244,10 @@ def test_the_page_of_an_error(run: RunResults) -> None:
         "The vertical axis fits the values after the first quarter of each line; earlier values can be above its range"
         in text
     )
-    assert "rows that measure the RMSE after each epoch" in text and "standard error of a test" not in text
+    assert (
+        "rows on which the RMSE is measured after each epoch" in text
+        and "standard error of a test" not in text
+    )
     assert "2.400 when trained on the full pool; one seed each; lower is better" in text
     heads = re.findall(r'<th scope="col">(.*?)</th>', page)
     assert "Test RMSE" in heads and heads[heads.index("After the last epoch") :][:4] == [
@@ -302,7 +305,7 @@ def test_without_a_full_arm_the_saving_in_samples_is_from_rows_times_epochs(resu
     )
     assert alone_words(results, 28_740) == (
         "GIO selected 430 of the 1,437 pool rows; GIO + InfoBatch trained on 6,894 samples in 20 epochs and reached a test "
-        "accuracy of 97.1 %; this is 76 % fewer samples than the 28,740 of a training on all pool rows in every epoch; no model of this run was "
+        "accuracy of 97.1 %; it used 76 % fewer samples than a training on all pool rows in every epoch, which uses 28,740; no model of this run was "
         "trained on the full pool, so the saving in time is not known."
     )
     page = plain(render(one))
@@ -314,8 +317,10 @@ def test_without_a_full_arm_the_saving_in_samples_is_from_rows_times_epochs(resu
     assert runs_text([(one, [])]).splitlines()[3].split()[-4:] == ["%", "76", "%", "n/a"]
     more, same = (headline(alone(results, samples)) for samples in (5_000, 6_894))
     assert (
-        "; these are 38 % more than the 5,000 samples of" in more
-        and "; these are as many as the 6,894 samples of" in same
+        "; it used 38 % more samples than a training on all pool rows in every epoch, which uses 5,000;"
+        in more
+        and "; it used as many samples as a training on all pool rows in every epoch, which uses 6,894;"
+        in same
     )
     # An arm that was trained on the full pool is what the others are compared with, whatever it took.
     measured = replace(results.ledger, full_samples=1)

@@ -34,7 +34,7 @@ def headline(results: RunResults) -> str:
         else:
             part = "as many samples as" if saved == 0 else f"{_less(saved, 'samples', 'fewer', 'more')} than"
             parts.append(
-                f"this is {part} the {numbers.count(ledger.full_samples)} of a training on all pool rows in every epoch"
+                f"it used {part} a training on all pool rows in every epoch, which uses {numbers.count(ledger.full_samples)}"
             )
             parts.append(
                 "no model of this run was trained on the full pool, so the saving in time is not known"
