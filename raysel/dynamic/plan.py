@@ -65,20 +65,20 @@ class Plan:
             object.__setattr__(self, name, frozen(array))
         if len(self.slots) != len(self.weights):
             raise DataError(
-                f"A plan must have one weight per slot, the position of a sample; it has {len(self.slots)} "
-                f"slots but {len(self.weights)} weights."
+                f"A plan must have one weight per slot, but it has {len(self.slots)} slots and {len(self.weights)} weights. A slot is the "
+                "position of a sample."
             )
         if len(self.slots) and self.slots[0] < 0:
             raise DataError(
-                "A plan's slots are positions of samples, which are counted from 0, but it has the slot "
+                "A plan's slots must be at least 0, because they are positions of samples, counted from 0; it has the slot "
                 f"{self.slots[0]}."
             )
         for start, stop in chunks(len(self.slots)):  # by chunks: no temporary of the plan's own size
             slots, weights = self.slots[max(start - 1, 0) : stop], self.weights[start:stop]
             if not (slots[1:] > slots[:-1]).all():
                 raise DataError(
-                    "A plan's slots, the positions of its samples, must be in ascending order and without "
-                    "repeats."
+                    "A plan's slots must be in ascending order and without repeats; a slot is the position of a "
+                    "sample."
                 )
             if not (weights >= 0).all() or not np.isfinite(weights).all():
                 raise DataError("A plan's weights must be finite and not negative.")

@@ -160,8 +160,8 @@ class SampleState:
         promised = metadata.get(_SAMPLES, b"").decode(errors="replace")
         if promised != str(table.num_rows):
             raise StateError(
-                f"The selection state is damaged: it has {table.num_rows} samples, but should have "
-                f"{promised or 'an unknown number'}; resume from an earlier checkpoint."
+                f"The selection state is damaged: it has {table.num_rows} samples, but its metadata records "
+                f"{promised or 'no number of samples'}; resume from an earlier checkpoint."
             )
         if any(column.null_count for column in table.columns):
             raise StateError(
@@ -170,7 +170,7 @@ class SampleState:
         state = SampleState(table.column("loss").to_numpy(), table.column("selected").to_numpy())
         if metadata.get(_DIGEST, b"").decode(errors="replace") != state.digest():
             raise StateError(
-                "The sample state is damaged, because its content does not match its digest; resume from an earlier checkpoint."
+                "The selection state is damaged, because its content does not match its digest; resume from an earlier checkpoint."
             )
         return state
 
@@ -198,8 +198,8 @@ def pairs(
         return np.empty(0, np.int64), np.empty(0, np.float32)
     if slots.ndim != 1 or slots.shape != losses.shape:
         raise DataError(
-            f"Give exactly one loss for each slot (a slot is the position of a sample): slots has the shape {slots.shape}, "
-            f"losses has the shape {losses.shape}."
+            f"slots and losses must be vectors of the same length, with one loss per slot, but their shapes are {slots.shape} and "
+            f"{losses.shape}. A slot is the position of a sample."
         )
     if slots.dtype.kind not in "iu":
         raise DataError(f"slots must be of an integer type, got {slots.dtype}.")
@@ -250,8 +250,8 @@ def observe(
     slots, losses = pairs(slots, losses, len(state))
     if len(planned) and (planned[0] < 0 or planned[-1] >= len(state)):
         raise DataError(
-            f"The plan has slots (positions of samples) outside 0..{len(state) - 1}: they are in "
-            f"{planned[0]}..{planned[-1]}."
+            f"The slots of the plan run from {planned[0]} to {planned[-1]}, but they must be within 0..{len(state) - 1}, because a slot "
+            "is the position of a sample."
         )
     finite = np.isfinite(losses)
     if not finite.all():

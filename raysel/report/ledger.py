@@ -385,7 +385,7 @@ def _meaning(ledger: Ledger) -> str:
     if full is None and ledger.full_samples is not None:
         words = (
             f"Saving in samples: 1 - samples / {numbers.count(ledger.full_samples)}, where {numbers.count(ledger.full_samples)} "
-            f"is the number of pool rows times the number of epochs. The saving in time is {numbers.MISSING}, because no model was trained on the full pool (set controls: [full])."
+            f"is the number of pool rows times the number of epochs. The saving in time is {numbers.MISSING}, because no model was trained on the full pool; to train one, set controls: [full] in the workflow."
         )
     elif full is None:
         words = (

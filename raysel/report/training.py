@@ -84,7 +84,7 @@ def training_results(
     entries = history if history is not None else dynamic.made.history if dynamic.made else ()
     if not entries:
         raise StateError(
-            "training_results: No epoch of this process has ended; call it after the training, or give history=session.history."
+            "training_results: No epoch has ended in this process; call training_results after the training, or give it history=session.history."
         )
     epochs = tuple(map(epoch_of, entries))
     planning = sum(epoch.planning_seconds for epoch in epochs)

@@ -138,7 +138,8 @@ def restore_newest(
         if damaged:
             step = f", step {within['steps']}" if within else ""
             log.warning(
-                f"{damaged[0]} The run resumes from the checkpoint before the damaged one, which also holds the model, at epoch {epoch}{step}."
+                f"{damaged[0]} The run resumes at epoch {epoch}{step}: the model and the selection state are restored from the checkpoint "
+                "before the damaged one."
             )
             store.remove_newer(place)
         return place, about

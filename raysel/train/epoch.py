@@ -72,7 +72,7 @@ class Epoch:
         if shuffle is not None and (begun, groups) != order:
             how = "session.stream" if begun is None else f"shuffle={begun}"
             if begun is not None and groups != grouped:
-                how = "the same lengths, or none" if grouped else "the same lengths"
+                how = "the same lengths" if groups else "no lengths"
             raise StateError(
                 f"loader: The training resumes in the middle of epoch {self.number}, so the order of its samples must not change; "
                 f"use {how}, as when the epoch was started."

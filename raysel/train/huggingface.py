@@ -341,7 +341,7 @@ def _conflicts(args: TrainingArguments) -> Iterator[tuple[bool, ConfigError]]:
         args.dataloader_drop_last,
         ConfigError(
             "SelectingTrainer: Leave dataloader_drop_last unset in TrainingArguments, because every planned row must be "
-            "trained on. It is not needed to avoid batches of one row either, because the plan has none."
+            "trained on. There is no batch of one row that would have to be dropped."
         ),
     )
     yield (

@@ -93,7 +93,7 @@ class Selecting(Callback):
         """Check that losses were recorded."""
         if outputs and not self._opened().noted:  # without outputs, training_step has skipped the batch
             raise StateError(
-                "Selecting: training_step recorded no loss of its first batch; let it return selecting.loss(batch, losses), "
+                "Selecting: training_step recorded no loss for its first batch; let it return selecting.loss(batch, losses), "
                 "with one loss per sample."
             )
 

@@ -221,13 +221,13 @@ def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
     length = check_map_style(dataset, "loader")
     if expected is not None and length != expected:
         raise DataError(
-            f"loader: The dataset has {length:,} samples, but the selection was made from {expected:,}; "
-            "dataset[sample_id] must be the sample with that id."
+            f"loader: The dataset has {length:,} samples, but the selection was made from {expected:,}; give the dataset "
+            "with the rows that were selected from, in which dataset[sample_id] is the sample with that id."
         )
     if len(ids) and int(ids[-1]) >= length:
         raise DataError(
-            f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}; dataset[sample_id] must be "
-            "the sample with that id."
+            f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}; give the dataset that the "
+            "ids belong to, in which dataset[sample_id] is the sample with that id."
         )
 
 

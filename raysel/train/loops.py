@@ -158,8 +158,8 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(returned, Mapping):
         raise RunError(
-            f"train.loop: {name} returned a {type(returned).__name__}; return a dict of the metrics on the test rows, which "
-            "may be empty."
+            f"train.loop: {name} returned a {type(returned).__name__}; return a dict with the metrics on the test rows, or "
+            "an empty dict if the workflow has no test rows."
         )
     if data.has("test") and config["task"].metric not in returned:
         raise RunError(

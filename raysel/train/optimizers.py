@@ -40,7 +40,7 @@ def load_schedule(name: str) -> Callable[[float], float]:
         return SCHEDULES[name]
     if ":" not in name:
         raise ConfigError(
-            f"train.schedule is '{name}', but there is no such name. {nearest(name, SCHEDULES)} To use a function of your own, "
+            f"train.schedule is '{name}', but there is no such schedule. {nearest(name, SCHEDULES)} To use a function of your own, "
             "name it as file.py:Name."
         )
     found = load_function(name, "train.schedule")
@@ -53,8 +53,8 @@ def load_schedule(name: str) -> Callable[[float], float]:
     for share, value in values.items():
         if not math.isfinite(value) or value < 0:
             raise ConfigError(
-                f"train.schedule: {name} returns {value} for the share {share} of the training; it must return numbers of at "
-                "least 0."
+                f"train.schedule: {name} returned {value} when it was called with {share}; it must return a finite number of at "
+                "least 0 for every share of the training from 0 to 1."
             )
     return found
 

@@ -82,8 +82,8 @@ class Board:
         posted = ray.get(self._actor.read.remote())
         if not posted:
             raise StateError(
-                "dynamic.planned(dataset) can be read only by session.stream, and only within an epoch, because its plan exists "
-                "only then. To read the rows yourself, read the original dataset."
+                "dynamic.planned(dataset) can be read only by session.stream, and only within an epoch, because the plan of an "
+                "epoch exists only during that epoch. To read the rows yourself, read the original dataset."
             )
         return ray.get(posted[0])
 
@@ -170,8 +170,8 @@ def _shuffled(dataset: Dataset, board: Board) -> Dataset:
     reader, names = parquet_rows(dataset) or (None, {})
     if reader is None or len(set(names.values())) < len(names):
         logger.info(
-            "The rows of the planned dataset are not exactly the rows of Parquet files, so every epoch reads "
-            "them in the same order."
+            "The dataset that dynamic.planned received is not simply the rows of Parquet files as raysel.read returns them, so "
+            "every epoch reads its rows in the same order."
         )
         return dataset
     # As if all columns were as wide.

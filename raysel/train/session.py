@@ -196,7 +196,7 @@ class Session:
         if self.current is not None:
             raise StateError(
                 f"Epoch {self.epoch} of this session ended before session.report was called, so the model may have been trained on "
-                f"a part of it. {again}"
+                f"only some of its batches. {again}"
             )
         if self._begun and self.is_over:
             raise StateError(

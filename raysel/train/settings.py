@@ -128,16 +128,16 @@ class Train:
             "[1-9][0-9]* steps?", self.evaluate_every
         ):
             raise ConfigError(
-                f"evaluate_every: '{self.evaluate_every}' is no number of optimizer steps; give a number of epochs, such as 2, or "
-                "of steps, such as '500 steps'."
+                f"evaluate_every: '{self.evaluate_every}' is neither a number of epochs nor of optimizer steps; give a number of "
+                "epochs, such as 2, or of steps, such as '500 steps'."
             )
 
         if isinstance(self.workers, list) and not (
             len(self.workers) == 2 and 1 <= self.workers[0] <= self.workers[1]
         ):
             raise ConfigError(
-                f"workers: {self.workers} is not a smallest and a largest number of workers; give a list such as [1, 4], or one "
-                "number."
+                f"workers: {self.workers} is neither one number of workers nor a smallest and a largest one; give a number, or a list such "
+                "as [1, 4]."
             )
 
     @property

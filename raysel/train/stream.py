@@ -188,7 +188,8 @@ class EpochStream:
             raise DataError(
                 f"{said} {len(never):,} were not in the stream (sample_id {first(never.tolist())}). A transformation after "
                 "dynamic.planned must keep every row. If a row cannot be decoded, return a placeholder and exclude it with "
-                "session.loss(batch, losses, mask), or make a selection without this row. The dataset must hold each sample_id."
+                "session.loss(batch, losses, mask), or make a selection without this row. If no "
+                "transformation drops rows, check that the dataset holds every sample_id."
             )
         raise DataError(
             f"{said} {len(again):,} arrived more than once (sample_id {first(again.tolist())}). The dataset must hold each "

@@ -146,16 +146,17 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
     """Check what can be checked before Ray starts; raise as :func:`compare` does."""
     if isinstance(seeds, bool) or not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(
-            f"seeds: {shown(seeds)} is not a number of seeds; give an integer of at least 1. Only several seeds, for example 3, show the "
-            "standard deviation."
+            f"seeds: {shown(seeds)} is not a number of seeds; give an integer of at least 1. To get standard deviations, give "
+            "several seeds, for example 3."
         )
     own, names = policy_names(workflow, policies)
     if workflow.test is None:
         raise ConfigError("The key 'test' is missing: a comparison needs test rows to score the policies on.")
     if workflow.dynamic.spec == "full":
         raise ConfigError(
-            "The key 'dynamic' names a policy that trains on all samples, so the controls cannot be trained on a smaller number of "
-            "samples. Name another policy, for example with --set dynamic.method=infobatch."
+            "The policy of the workflow is 'full', which trains on all samples in every epoch. In a comparison, the controls train on "
+            "as many samples as this policy, so it must be one that skips samples; name another policy, for example with "
+            "--set dynamic.method=infobatch."
         )
     builtin = {name: _method(name) for name in names if name in POLICIES.builtin and name != own}
     return steps.check(workflow, _needs_scores(names, builtin), found)
@@ -179,7 +180,7 @@ def policy_names(workflow: Workflow, policies: Sequence[str]) -> tuple[str, list
     """
     if isinstance(policies, str) or not isinstance(policies, Sequence):
         raise ConfigError(
-            f"policies: {shown(policies)} is not a list of names; write ['full', 'random_prune']."
+            f"policies: {shown(policies)} is not a list of names; write a list such as ['full', 'random_prune']."
         )
     known = {_bare(name): name for name in (*POLICIES.names(), EQUAL_STEPS)}
     names: list[str] = []

@@ -261,7 +261,7 @@ class Method:
         parameters = dict(tree)
         spec = parameters.pop("method", None)
         if not isinstance(spec, str):
-            given = "missing" if spec is None else shown(spec)
+            given = "missing" if spec is None else f"{shown(spec)}, which is not a name"
             raise ConfigError(
                 f"'{where}.method' is {given}. The known names are {', '.join(registry.names())}. "
                 "To use a class of your own, name it as file.py:Name."
@@ -322,8 +322,8 @@ class Method:
             return made(**self.parameters)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{where}: {self.spec} cannot be created with these parameters ({error}); correct them. If {self.spec} is a frozen "
-                "dataclass, raysel also checks their names and types."
+                f"{where}: {self.spec} cannot be created with these parameters ({error}); correct them. If you write {self.spec} as a "
+                "frozen dataclass, raysel names the parameter that is wrong."
             ) from error
 
     @property
@@ -433,7 +433,8 @@ class Workflow:
         for name, key in (("input", "train.input"), ("label", "pool.label")):
             if name in given and tree.get(name, given[name]) != given[name]:
                 raise ConfigError(
-                    f"'train.task.{name}' is {shown(tree[name])}, but '{key}' is {shown(given[name])}; remove one of the two keys."
+                    f"'train.task.{name}' is {shown(tree[name])}, but '{key}', which sets the same parameter, is {shown(given[name])}; remove "
+                    "one of the two keys."
                 )
         return Method.of(tree, TASKS, "train.task", **given)
 
@@ -566,7 +567,9 @@ def _set(tree: dict[str, Any], override: str) -> None:
         elif isinstance(here, dict):
             here = here.setdefault(key, {})
         if not isinstance(here, (dict, list)):
-            raise ConfigError(f"--set {override}: '{key}' is a value, not a group of keys.")
+            raise ConfigError(
+                f"--set {override}: '{key}' holds a single value, so there are no keys below it; set '{key}' itself."
+            )
     value = yaml_file.parse(text, f"--set {override}: The value")
     if isinstance(here, list):
         if not last.isdecimal() or int(last) >= len(here):

@@ -90,8 +90,8 @@ def _sample(selection: Selection, sample: int) -> str:
             return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in row.items())])
     rows = selection.info.get("pool_rows")
     raise ConfigError(
-        f"There is no reason for sample_id {sample}. Either this row is not one of the {f'{rows:,} ' if rows else ''}pool rows from "
-        "which the rows were selected, or the selector does not list the rows that it dropped."
+        f"No reason is recorded for sample_id {sample}. Either the pool{f' of {rows:,} rows' if rows else ''} has no row with this id, or the "
+        "row was dropped and the selector does not list the rows that it dropped."
     )
 
 

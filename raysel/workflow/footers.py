@@ -27,8 +27,8 @@ def check_id_types(look: Look) -> None:
     for role, schema in look.schemas.items():
         if ID in schema.names and not pa.types.is_integer(schema.field(ID).type):
             raise DataError(
-                f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers. If you rename the "
-                "column, raysel numbers the rows."
+                f"{role}.path: Column '{ID}' holds {schema.field(ID).type}, but ids must be integers. Store integers, or "
+                "rename the column: raysel then numbers the rows."
             )
 
 
@@ -50,7 +50,7 @@ def check_labels(look: Look) -> None:
         of = look.schemas[role].field(label).type
         if _kind(of) != kind:
             raise DataError(
-                f"{role}.label: Column '{label}' holds {_kind(of)}, but the labels of the pool are {kind}; store the same type."
+                f"{role}.label: Column '{label}' holds {_kind(of)}, but the labels of the pool are {kind}; store both with the same type."
             )
         found = _statistics(look, role, label)
         if found is None:
@@ -75,7 +75,8 @@ def check_ids(look: Look) -> None:
         if found is not None and (found[:2] != (0, look.counts[role] - 1) or found[2]):
             raise DataError(
                 f"{role}.path: Column '{ID}' holds ids from {found[0]:,} to {found[1]:,}, but there are {look.counts[role]:,} rows. "
-                f"Training needs the ids 0 to {look.counts[role] - 1:,}, each once. If you rename the column, raysel numbers the rows."
+                f"Training needs the ids 0 to {look.counts[role] - 1:,}, each once. Store these ids, or rename the column: raysel then numbers the "
+                "rows."
             )
 
 

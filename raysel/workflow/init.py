@@ -84,7 +84,7 @@ def write(template: str, out: str | os.PathLike[str]) -> str:
     lines = [f"Wrote {folder / name}" for name in names]
     lines += [
         "",
-        "Run these commands next. prepare.py generates artificial data until you edit its lines marked EDIT:",
+        "prepare.py generates artificial data until you edit its lines marked EDIT. Run these commands next:",
     ]
     return "\n".join([*lines, *(f"  {step}" for step in steps)])
 

@@ -167,8 +167,8 @@ def _say_odd_labels(role: str, label: str, labels: Sequence[Any]) -> None:
     absent = [text for text in texts if text.strip().lower() in _ABSENT]
     if absent:
         warn(
-            f"{role}.label: The text {first(map(repr, absent))} in column '{label}' is a class like any other; if it stands for a "
-            "missing label, drop these rows."
+            f"{role}.label: The text {first(map(repr, absent))} in column '{label}' counts as a class like any other; if it stands "
+            "for a missing label, drop these rows."
         )
     spellings: dict[str, str] = {}
     for text in texts:
@@ -279,7 +279,7 @@ def _check_task(found: Look) -> Any:
         found.check_column("pool", name, f"train.task: {spec}.columns")
     if field is not None and (not isinstance(field, str) or getattr(task, field, None) not in columns):
         raise ConfigError(
-            f"train.task: {spec}.classes is {shown(field)}; it should be None or the name of a field of the task. This field must hold one of the names in 'columns'."
+            f"train.task: {spec}.classes is {shown(field)}; it should be None, or the name of a field of the task that holds one of the names in 'columns'."
         )
     return task
 
@@ -388,8 +388,9 @@ def _check_parameters(model: Any, settings: Any, given: tuple[str, str]) -> None
     strange = [name for name, value in model.state_dict().items() if not isinstance(value, torch.Tensor)]
     if strange:
         raise ConfigError(
-            f"{given[0]}: The state_dict of {given[1]} has entries that are not tensors: {first(strange)}. The file of the weights "
-            "cannot store them; keep these values outside of the model."
+            f"{given[0]}: The state_dict of {given[1]} has entries that are not tensors: {first(strange)}. raysel saves the weights "
+            "of the trained model in a file that holds only tensors; keep these values out of the state_dict, for example as plain "
+            "attributes of the model."
         )
 
 
@@ -418,8 +419,8 @@ def _check_metrics_of(
     if not isinstance(metrics, Mapping) or task.metric not in metrics:
         names = ", ".join(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise ConfigError(
-            f"train.task: {spec}.metrics returned {names or 'nothing'}, but not '{task.metric}', which the attribute 'metric' of the "
-            "task names."
+            f"train.task: {spec}.metrics returned {names or 'nothing'}, but not '{task.metric}', the metric that the attribute 'metric' "
+            "of the task names."
         )
     for name, value in metrics.items():
         if not isinstance(name, str):

@@ -104,8 +104,8 @@ def _claimed(directory: StorePath, note: Callable[[str], None]) -> Iterator[Call
     def check() -> None:
         if time.monotonic() - held[0] > _DEAD_S:
             raise RunError(
-                f"This run lost its lock on {directory}: it could not write there for {_DEAD_S:g} s, or another run uses the "
-                "directory now. Run again when the object store can be reached."
+                f"This run lost its lock on {directory}: either it could not write there for {_DEAD_S:g} s, or another run took the "
+                "lock. Check that the object store can be reached and that no other run uses the directory; then run again."
             )
 
     try:

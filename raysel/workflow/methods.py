@@ -46,7 +46,7 @@ _POLICY = _Kind(
     POLICIES,
     "policy",
     "dynamic",
-    "A policy selects before each epoch the samples that the epoch trains on, and gives each of them a weight in the loss.",
+    "Before each epoch, a policy selects the samples that the epoch trains on, and gives each of them a weight in the loss.",
 )
 _EMBEDDER = _Kind(
     EMBEDDERS,

@@ -235,11 +235,11 @@ def _environment(file: str | os.PathLike[str] | None) -> dict[str, Any]:
     if "working_dir" in found:
         raise ConfigError(f"{file}: The key 'working_dir' is set by raysel; leave it out.")
     for key, kind, example in (
-        ("env_vars", dict, "{A: b}"),
-        ("py_modules", list, "[s3://bucket/module.zip]"),
+        ("env_vars", dict, "mapping, for example 'env_vars: {A: b}'"),
+        ("py_modules", list, "list, for example 'py_modules: [s3://bucket/module.zip]'"),
     ):
         if not isinstance(found.get(key) or kind(), kind):
-            raise ConfigError(f"{file}: The key '{key}' cannot be used; write it as '{key}: {example}'.")
+            raise ConfigError(f"{file}: The value of '{key}' has the wrong type; it must be a {example}.")
     variables = {**(found.get("env_vars") or {}), VERSION: raysel.__version__}
     if not _installed():
         found = {**found, "py_modules": [*(found.get("py_modules") or []), str(Path(raysel.__file__).parent)]}
@@ -319,7 +319,9 @@ def _compare_versions(client: Any, address: str) -> None:
             )
     if theirs != ours:
         here = " and ".join(f"{name} {version}" for name, version in ours.items())
-        logger.warning(f"The cluster at {address} runs {text}, and this machine {here}.")
+        logger.warning(
+            f"The cluster at {address} runs {text}, but this machine has {here}. The job runs with the versions of the cluster."
+        )
 
 
 def _missing() -> ConfigError:

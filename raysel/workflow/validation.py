@@ -73,7 +73,7 @@ def draw_ids(workflow: Workflow, role: str, count: int) -> Drawn:
     taken = hash_ids(ids, workflow.seed ^ _STREAM) < workflow.validation
     if taken.all() or not taken.any():
         raise ConfigError(
-            f"validation: The share {workflow.validation:g} selects {int(taken.sum()):,} of the {len(ids):,} rows of {role}.path; "
-            "choose another share, or give the validation rows as files."
+            f"validation: The share {workflow.validation:g} selects {int(taken.sum()):,} of the {len(ids):,} rows of {role}.path, but "
+            "both validation rows and other rows are needed; choose another share, or give the validation rows as files."
         )
     return Drawn(role, workflow.validation, workflow.seed, ids[taken], ids[~taken])

@@ -241,7 +241,7 @@ def test_a_summary_is_the_callers_own():
     [
         ([5, N, N + 1], [1.0] * 3, "outside 0..399: 400, 401"),
         ([5, -1], [1.0] * 2, "padding"),
-        ([5, 6], [1.0], "exactly one loss for each slot"),
+        ([5, 6], [1.0], "with one loss per slot"),
         ([5.0], [1.0], "integer type"),
         ([5, 6, 5], [1.0, 1.0, 2.0], "Two different losses were given for the same slots .* in epoch 0: 5.$"),
         ([5, 6, 5], [1.0, 1.0, np.nan], "Two different losses were given"),

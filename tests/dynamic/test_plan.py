@@ -181,8 +181,8 @@ def test_a_plan_is_checked_read_only_and_picklable():
     [
         ([0, 2, 2], [1, 1, 1], "ascend"),
         ([0, 2, 1], [1, 1, 1], "ascend"),
-        ([-1, 2], [1, 1], "positions of samples, which are counted from 0"),
-        ([0, 1], [1], "2 slots but 1 weights"),
+        ([-1, 2], [1, 1], "must be at least 0, because they are positions of samples, counted from 0"),
+        ([0, 1], [1], "2 slots and 1 weights"),
         ([0, 1], [1, np.nan], "finite"),
         ([0, 1], [1, np.inf], "finite"),
         ([0, 1], [1, -1], "not negative"),

@@ -480,7 +480,7 @@ def test_bad_observations_are_said_with_the_runs_own_slots():
         DataError, match=f"Two different losses were given for the same slots .* in epoch 1: {twice[0]}"
     ):
         made.update("a", 1, twice, np.array([1.0, 2.0]))
-    with pytest.raises(DataError, match="exactly one loss for each slot"):
+    with pytest.raises(DataError, match="with one loss per slot"):
         made.update("a", 1, plan.slots[:3], np.ones(2))
     with pytest.raises(StateError, match="another data set"):
         made.restore("b", 1, SampleState.empty(N - 1))

@@ -124,8 +124,8 @@ def test_what_is_not_beaten_is_said():
         "With 30 % fewer samples than full data, InfoBatch is less accurate: −0.47 ± 0.03 points.",
     ]
     assert findings.headline(results) == (
-        "With 70.0 % of the back-propagated samples of a training on all rows in every epoch, InfoBatch is more accurate than full data at equal steps and "
-        "ties with random pruning at the same number of samples."
+        "InfoBatch back-propagated 70.0 % as many samples as a training on all rows in every epoch. At the same number of samples, it is more accurate than "
+        "full data at equal steps and ties with random pruning."
     )
     lost = sample(ENDS | {"random": (0.951, 0.952, 0.954)})
     assert "InfoBatch is less accurate than random pruning: −5.00 ± 0.00 points." in " ".join(
@@ -142,7 +142,7 @@ def test_what_is_not_beaten_is_said():
     )
     assert "one seed does not show whether it is better than the other policies" in findings.headline(one)
     assert (
-        "Every policy was trained with one seed (0)." in findings.notes(one)[1]
+        "Each policy was trained once, with the seed 0, so" in findings.notes(one)[1]
         and "±" not in findings.notes(one)[1]
     )
     alone = sample({"infobatch": ENDS["infobatch"]})
@@ -242,12 +242,12 @@ def test_without_validation_rows_only_the_final_test_accuracy_is_drawn():
 
 
 def test_trusted_roles_and_the_batch_are_among_the_notes():
-    assert "All batches have 100 samples" in " ".join(findings.notes(sample()))
+    assert "The batch size is 100 for all policies" in " ".join(findings.notes(sample()))
     said = findings.notes(replace(sample(), trusted=("pool", "test")))
     assert len(said) == len(findings.notes(sample())) + 1
     assert said[-1] == (
-        "The files of these inputs are identified by size and modification time instead of their content, because the "
-        'workflow sets "trust: mtime": pool, test. A change of a file that leaves its size and its modification time unchanged would not be noticed.'
+        'The workflow sets "trust: mtime" for these inputs: pool, test. Their files are identified by size and modification '
+        "time instead of by content, so a change that leaves both unchanged is not noticed."
     )
 
 

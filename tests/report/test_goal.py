@@ -241,10 +241,13 @@ def test_the_page_of_an_error(run: RunResults) -> None:
     assert "RMSE on the validation rows (lower is better)" in text
     assert "The lower a line ends, the better the model of its arm is." in text
     assert (
-        "Values in the first quarter of a line can be above the range of the axis; these are not shown."
+        "The vertical axis fits the values after the first quarter of each line; earlier values can be above its range"
         in text
     )
-    assert "rows that measure the RMSE after each epoch" in text and "standard error of a test" not in text
+    assert (
+        "rows on which the RMSE is measured after each epoch" in text
+        and "standard error of a test" not in text
+    )
     assert "2.400 when trained on the full pool; one seed each; lower is better" in text
     heads = re.findall(r'<th scope="col">(.*?)</th>', page)
     assert "Test RMSE" in heads and heads[heads.index("After the last epoch") :][:4] == [
@@ -258,7 +261,7 @@ def test_the_page_of_an_error(run: RunResults) -> None:
     better = plain(render(turned(run, Goal("r2"), lambda metrics: {"r2": -metrics["rmse"]})))
     assert (
         "The higher a line ends, the better the model of its arm is." in better
-        and "can be below the range of the axis" in better
+        and "can be below its range" in better
     )
     assert "r2 on the validation rows" in better and "lower is better" not in better
 
@@ -298,11 +301,11 @@ def test_without_a_full_arm_the_saving_in_samples_is_from_rows_times_epochs(resu
     assert "76 %" in text and "n/a" in text
     assert " ".join(text.splitlines()[-3:]) == (
         "Saving in samples: 1 - samples / 28,740, where 28,740 is the number of pool rows times the number of epochs. The "
-        "saving in time is n/a, because no model was trained on the full pool (set controls: [full])."
+        "saving in time is n/a, because no model was trained on the full pool; to train one, set controls: [full] in the workflow."
     )
     assert alone_words(results, 28_740) == (
         "GIO selected 430 of the 1,437 pool rows; GIO + InfoBatch trained on 6,894 samples in 20 epochs and reached a test "
-        "accuracy of 97.1 %; these are 76 % fewer than the 28,740 samples of a training on all pool rows in every epoch; no arm of this run was "
+        "accuracy of 97.1 %; it used 76 % fewer samples than a training on all pool rows in every epoch, which uses 28,740; no model of this run was "
         "trained on the full pool, so the saving in time is not known."
     )
     page = plain(render(one))
@@ -314,8 +317,10 @@ def test_without_a_full_arm_the_saving_in_samples_is_from_rows_times_epochs(resu
     assert runs_text([(one, [])]).splitlines()[3].split()[-4:] == ["%", "76", "%", "n/a"]
     more, same = (headline(alone(results, samples)) for samples in (5_000, 6_894))
     assert (
-        "; these are 38 % more than the 5,000 samples of" in more
-        and "; these are as many as the 6,894 samples of" in same
+        "; it used 38 % more samples than a training on all pool rows in every epoch, which uses 5,000;"
+        in more
+        and "; it used as many samples as a training on all pool rows in every epoch, which uses 6,894;"
+        in same
     )
     # An arm that was trained on the full pool is what the others are compared with, whatever it took.
     measured = replace(results.ledger, full_samples=1)
@@ -367,13 +372,14 @@ def test_the_table_and_the_notes_of_an_error(compared: CompareResults) -> None:
     assert "Difference: RMSE of InfoBatch minus that of the policy of the row, ± standard error" in notes
     assert "points" not in notes and "standard error of up to" not in notes
     assert findings.headline(compared) == (
-        "With 70.0 % of the back-propagated samples of a training on all rows in every epoch, InfoBatch has a better RMSE than full data at equal steps and "
-        "ties with random pruning at the same number of samples."
+        "InfoBatch back-propagated 70.0 % as many samples as a training on all rows in every epoch. At the same number of samples, it has a better RMSE than "
+        "full data at equal steps and ties with random pruning."
     )
     page = plain(comparison.render(compared))
     assert (
         "RMSE (lower is better)" in page
-        and "values of the RMSE in the first quarter of a line can be above the range" in page
+        and "values of the RMSE after the first quarter of each line; earlier ones can be above its range"
+        in page
     )
     only = turned(sample({"infobatch": ENDS["infobatch"]}))
     assert "reached a test RMSE of 9.767 ± 0.153 (lower is better). No control" in findings.headline(only)
@@ -436,7 +442,7 @@ def test_a_policy_whose_error_is_not_finite_is_named_and_not_compared(
     own = lost("infobatch", 0)
     assert len(findings.findings(own)) == 1 and "n/a" in tables.text(own)
     assert findings.headline(own).endswith(
-        "InfoBatch did not reach a test RMSE that is a finite number with every seed, so it is not compared."
+        "Its test RMSE is not a finite number with every seed, so it is not compared."
     )
     none = turned(compared, metrics=lambda metrics: {"rmse": None})
     assert "not compared" in findings.headline(none) and "<svg" not in comparison.render(none)

@@ -173,7 +173,7 @@ def test_the_headline(results: RunResults) -> None:
 def test_the_headline_states_the_change_of_the_accuracy(results: RunResults) -> None:
     for accuracy, says in (
         (0.9861, "98.6 %; compared with the full pool, this is 1.0 points higher."),
-        (0.9764, "97.6 %, as with the full pool."),
+        (0.9764, "97.6 %, the same as with the full pool."),
     ):
         entry = with_entry(
             with_entry(results, "chain", metrics={"accuracy": accuracy}), "full", metrics={"accuracy": 0.9764}
@@ -195,16 +195,12 @@ def test_start_up_is_said_apart_from_selecting(results: RunResults) -> None:
     spent = dict.fromkeys(parts, 0.0) | {"training": 8.0, "other": 5.5}
     results = with_entry(with_entry(results, "chain", seconds=parts), "full", seconds=spent)
     assert overhead(results) == (
-        "GIO + InfoBatch took 13.8 s: 3.8 s for the selection of samples (embedding, metrics, selection and planning), 4.0 s for training, "
+        "GIO + InfoBatch took 13.8 s: 3.8 s for selecting samples (the stages embedding, metrics, selection and planning), 4.0 s for training, "
         "and 6.0 s for other work (starting the workers, evaluation, checkpoints, and epochs repeated after a failure). "
         "Training on the full pool took 13.5 s, including 5.5 s for such other work."
     )
     page = plain(render(results))
-    assert (
-        page.index("its test accuracy is")
-        < page.index("3.8 s for the selection of samples")
-        < page.index("<h2>")
-    )
+    assert page.index("its test accuracy is") < page.index("3.8 s for selecting samples") < page.index("<h2>")
     assert overhead(with_entry(results, "chain", seconds=parts | {"other": None})) == ""
     assert "full pool" not in overhead(with_entry(results, "full", seconds=spent | {"training": None}))
 
@@ -240,7 +236,7 @@ def test_one_arm_without_a_reference(results: RunResults) -> None:
     page = render(results)
     assert plain(headline(results)) == (
         "GIO selected 430 of the 1,437 pool rows; GIO + InfoBatch trained on 6,894 samples in 20 epochs and reached a test "
-        "accuracy of 97.1 %; no arm of this run was trained on the full pool, so the savings are not known."
+        "accuracy of 97.1 %; no model of this run was trained on the full pool, so the savings are not known."
     )
     assert "No saving is given, because no arm was trained on the full pool" in page
     assert "n/a" in page
@@ -332,7 +328,7 @@ def test_trusted_roles_are_said_where_the_reading_is_explained(results: RunResul
     page = render(replace(results, trusted=("pool", "test")))
     reading = page[page.index("<h2>How to read this</h2>") : page.index("<h2>Configuration</h2>")]
     assert (
-        "The files of these inputs are identified by size and modification time instead of their content, because the "
-        'workflow sets "trust: mtime": pool, test. A change of a file that leaves its size and its modification time unchanged would not be noticed.'
+        'The workflow sets "trust: mtime" for these inputs: pool, test. Their files are identified by size and modification '
+        "time instead of by content, so a change that leaves both unchanged is not noticed."
         in unescape(reading)
     )

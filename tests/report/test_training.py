@@ -61,7 +61,7 @@ def test_a_selection_counts_against_its_pool_and_its_cost_is_not_measured():
     chosen = raysel.Selection.of(np.arange(0, 40, 2), info={"pool_rows": 40})
     dynamic = trained(chosen, raysel.FullData(), epochs=2)
     history, dynamic.made = dynamic.made.history, None
-    with pytest.raises(StateError, match="No epoch of this process has ended"):
+    with pytest.raises(StateError, match="No epoch has ended in this process"):
         raysel.training_results(dynamic)
     results = raysel.training_results(dynamic, history=history)
     (entry,) = results.ledger.entries

@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_model_included(tmp_pat
     said = [record.message for record in caplog.records if record.name == "raysel"]
     assert len(said) == 1 and "last is damaged (" in said[0]
     assert said[0].endswith(
-        "resumes from the checkpoint before the damaged one, which also holds the model, at epoch 2."
+        "The run resumes at epoch 2: the model and the selection state are restored from the checkpoint before the damaged one."
     )
     assert torch.equal(resumed, whole) and outcome(again) == outcome(history)
 

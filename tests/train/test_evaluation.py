@@ -59,5 +59,8 @@ def test_validation_is_scored_every_few_steps(place, tmp_path, monkeypatch):
 
 def test_what_is_no_number_of_epochs_or_steps():
     for wrong in ("5", "0 steps", "5 epochs", "-1 steps", "1.5 steps"):
-        with pytest.raises(ConfigError, match=f"evaluate_every: '{wrong}' is no number of optimizer steps"):
+        with pytest.raises(
+            ConfigError,
+            match=f"evaluate_every: '{wrong}' is neither a number of epochs nor of optimizer steps",
+        ):
             Train(evaluate_every=wrong)

@@ -221,7 +221,7 @@ def test_an_order_grouped_by_length_resumes_with_the_same_lengths_only(tmp_path)
 
     begun = run((1, 2))
     for other in (None, lengths + 1):
-        with pytest.raises(StateError, match=r"use the same lengths(, or none)?, as when"):
+        with pytest.raises(StateError, match="use the same lengths, as when"):
             run(lengths=other)
     both = begun + run(lengths=lengths.astype(np.uint8))
     (tmp_path / "run").rename(tmp_path / "before")

@@ -38,5 +38,7 @@ def test_a_fixed_number_of_workers_is_both_its_smallest_and_largest():
 
 @pytest.mark.parametrize("workers", [[1], [4, 1], [0, 2], [1, 2, 3], []])
 def test_what_is_no_range_of_workers(workers):
-    with pytest.raises(ConfigError, match="is not a smallest and a largest number of workers; give a list"):
+    with pytest.raises(
+        ConfigError, match="is neither one number of workers nor a smallest and a largest one; give a number"
+    ):
         Train(workers=workers)

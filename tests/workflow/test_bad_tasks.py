@@ -345,7 +345,7 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("lists", "regression", {}, "Column 'lists' holds vectors of different lengths"),
         ("nope", "regression", {}, "pool.label: There is no label column 'nope'"),
         (None, "regression", {}, "'pool.label' is missing"),
-        ("class", {"method": "classification", "label": "y"}, {}, "'train.task.label' is 'y', but 'pool.label' is 'class'; remove one"),
+        ("class", {"method": "classification", "label": "y"}, {}, "'train.task.label' is 'y', but 'pool.label', which sets the same parameter, is 'class'; remove one"),
         ("nine", SEGMENT, PIXELS, r"The value 9 in column 'nine' \(sample_id 0, 1, 2 and 5 more\) is not a class"),
         ("floats", SEGMENT, PIXELS, r"'floats' holds float32 of shape \(6, 6\); a segmentation needs masks"),
         ("class", SEGMENT, PIXELS, r"'class' holds int64 of shape \(\); a segmentation needs masks"),
@@ -355,7 +355,7 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("y", {"method": "regression", "tokenizer": "bytes"}, {"input": ["text", "more"]}, "'text' and 'more' both hold text"),
         ("y", "regression", {"input": ["x", "x"]}, "train.input: Name one column, or several different"),
         ("y", "regression", {"input": []}, "train.input: Name one column, or several different"),
-        ("class", {"method": "classification", "input": "two"}, {}, "'train.task.input' is 'two', but 'train.input' is 'x'"),
+        ("class", {"method": "classification", "input": "two"}, {}, "'train.task.input' is 'two', but 'train.input', which sets the same parameter, is 'x'"),
         ("class", {"method": "classification", "size": 4}, {"input": "bytes"}, r"\(sample_id 0: of no known format\); replace"),
         ("mask", SEGMENT, {**PIXELS, "input": "x"}, r"'x' holds float32 of shape \(4,\); a segmentation needs tensors"),
         (None, "language_model", {**LETTERS, "input": "x"}, "but a language model reads text"),
@@ -404,10 +404,10 @@ def test_what_fits_is_accepted(checked, label, task, train):
         ("y", "regression", {"model": "mine.py:lazy", "workers": 2}, "get their shape only from the first batch: 1.weight, 1.bias"),
         ("y", "regression", {"model": "mine.py:unused", "workers": [1, 2]}, "The losses do not depend on these parameters of .*: 1.more"),
         # schedules and trackers
-        ("y", "regression", {"schedule": "mine.py:falls"}, r"falls returns -1.0 for the share 0.21 of the training; it must return numbers of at least 0"),
+        ("y", "regression", {"schedule": "mine.py:falls"}, r"falls returned -1.0 when it was called with 0.21; it must return a finite number of at least 0"),
         ("y", "regression", {"track": "mine.py:Opens"}, "The method 'open' of .*Opens cannot be called with one argument"),
         # elastic workers
-        ("y", "regression", {"workers": [2, 1]}, r"train.workers: \[2, 1\] is not a smallest and a largest number"),
+        ("y", "regression", {"workers": [2, 1]}, r"train.workers: \[2, 1\] is neither one number of workers nor a smallest and a largest one"),
         ("y", "mine.py:Good", {"loop": "mine.py:loop", "model": None, "workers": [1, 2]}, "Only the built-in loop can change"),
         ("y", "regression", {"data": "stream", "workers": [1, 2]}, "A training on streamed rows cannot change its number"),
         # optimizers

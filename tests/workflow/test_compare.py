@@ -277,7 +277,7 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
             "full",
             1,
             ["dynamic={method: full}"],
-            r"names a policy that trains on all samples.*--set dynamic.method=infobatch",
+            r"is 'full', which trains on all samples.*--set dynamic.method=infobatch",
         ),
         (
             "full",
@@ -296,7 +296,7 @@ def test_what_is_wrong_is_said_before_ray_starts(digits, policies, seeds, overri
 
 def test_policies_are_a_list_of_names(digits):
     for given, sentence in (
-        ("full", r"policies: 'full' is not a list of names; write \['full', 'random_prune'\]"),
+        ("full", r"policies: 'full' is not a list of names; write a list such as \['full', 'random_prune'\]"),
         (None, "policies: None is not a list of names"),
         ([raysel.InfoBatch], "policies: the class InfoBatch is not the name of a policy; write a name such as 'infobatch'"),
         ([raysel.InfoBatch()], "policies: a raysel InfoBatch is not the name of a policy"),

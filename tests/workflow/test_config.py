@@ -71,7 +71,7 @@ def test_overrides_are_yaml_and_may_make_groups(tmp_path):
     )
     for bad, sentence in (
         ("seed", "Write key=value"),
-        ("seed.x=1", "'seed' is a value"),
+        ("seed.x=1", "'seed' holds a single value"),
         ("seed=[", "not YAML"),
     ):
         with pytest.raises(ConfigError, match=sentence):

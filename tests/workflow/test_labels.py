@@ -51,7 +51,7 @@ def write(tmp_path, monkeypatch):
         ({"test": {**GOOD, "y": pa.nulls(6, pa.int64())}}, "test.label: 6 rows have no label"),
         ({"test": {**GOOD, "y": [0, 7] * 3}}, "test.label: The label 7 in column 'y' does not occur in the pool, whose labels are 0 to 1"),
         ({"test": {**GOOD, "y": [-1, 0] * 3}}, "test.label: The label -1 in column 'y' does not occur in the pool"),
-        ({"test": TEXT}, "test.label: Column 'y' holds text, but the labels of the pool are integers; store the same type."),
+        ({"test": TEXT}, "test.label: Column 'y' holds text, but the labels of the pool are integers; store both with the same type."),
         ({"pool": TEXT}, "test.label: Column 'y' holds integers, but the labels of the pool are text"),
         ({"test": {**GOOD, "y": [True, False] * 3}}, "test.label: Column 'y' holds booleans, but the labels of the pool are integers"),
         ({"test": {**GOOD, "y": [0.0, 1.0] * 3}}, "test.label: The label column 'y' of the files of test.path holds double"),
@@ -102,7 +102,7 @@ def test_blank_labels_are_none_and_odd_ones_are_said(write, caplog):
     flow = write({**TEXT, "y": ["cat", "Cat ", "NA", "N/A", "a", "A"]}, {**TEXT, "y": ["cat", "a", "A"] * 2})
     load_check(flow)
     assert caplog.messages == [
-        "pool.label: The text 'N/A', 'NA' in column 'y' is a class like any other; if it stands for a missing label, drop these rows.",
+        "pool.label: The text 'N/A', 'NA' in column 'y' counts as a class like any other; if it stands for a missing label, drop these rows.",
         "pool.label: 'Cat ' and 'cat' in column 'y' are two classes, although they differ only in spaces or in upper and lower case.",
     ]
     with pytest.raises(

@@ -221,7 +221,7 @@ def test_trusted_files_are_compared_by_size_and_time_and_the_report_says_so(go, 
     results, _ = go("pool.trust=mtime")
     assert results.trusted == ("pool",)
     assert (
-        "identified by size and modification time instead of their content"
+        "identified by size and modification time instead of by content"
         in (folder / "run/report.html").read_text()
     )
     assert go("pool.trust=mtime")[1] == set()

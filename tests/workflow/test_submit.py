@@ -202,7 +202,7 @@ def test_the_versions_on_the_cluster_are_compared_before_anything_is_sent(flow, 
     here = f"Ray {ray.__version__} and Python {platform.python_version()}"
     client.versions = {"rayVersion": "2.71.0", "pythonVersion": "3.13.1"}
     send(flow(), "seed=1")
-    said = f"The cluster at http://h:1 runs Ray 2.71.0 and Python 3.13.1, and this machine {here}."
+    said = f"The cluster at http://h:1 runs Ray 2.71.0 and Python 3.13.1, but this machine has {here}. The job runs with the versions of the cluster."
     assert [record.message for record in caplog.records] == [said] and len(client.sent) == 2
     for theirs, words in (
         (("2.58.1", "3.13.1"), r"runs Ray 2\.58\.1 and Python 3\.13\.1, but raysel needs Ray 2\.59 or newer"),
@@ -223,8 +223,14 @@ def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp
     for text, words in (
         ("[1]", "is not a runtime environment"),
         ("working_dir: x", "is set by raysel"),
-        ("env_vars: [a]", "The key 'env_vars' cannot be used; write it as 'env_vars: {A: b}'"),
-        ("py_modules: 3", "The key 'py_modules' cannot be used; write it as 'py_modules: "),
+        (
+            "env_vars: [a]",
+            "The value of 'env_vars' has the wrong type; it must be a mapping, for example 'env_vars: {A: b}'",
+        ),
+        (
+            "py_modules: 3",
+            "The value of 'py_modules' has the wrong type; it must be a list, for example 'py_modules: ",
+        ),
     ):
         (tmp_path / "env.yaml").write_text(text)
         with pytest.raises(ConfigError, match=words):
@@ -374,9 +380,9 @@ def test_a_job_on_two_nodes_with_everything_on_s3_is_stopped_and_ends_as_on_a_la
     probed = subprocess.run(
         [sys.executable, "-c", probe, address], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert f"runs Ray {ray.__version__} and Python {platform.python_version()}, and this" in probed.stderr
+    assert f"runs Ray {ray.__version__} and Python {platform.python_version()}, but this" in probed.stderr
     first = raysel()
-    assert first.returncode == 0 and "and this machine" not in first.stderr, first.stderr
+    assert first.returncode == 0 and "but this machine" not in first.stderr, first.stderr
     name = re.search(r"Job (raysel-\w+-1) was submitted\. Results: s3://", first.stderr)[1]
     followed = subprocess.Popen(
         [*command, "--follow"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -24,19 +24,23 @@ _MEANINGS = {  # what the policies of raysel do, by their names in a comparison
 
 
 def headline(results: CompareResults) -> str:
-    """Return what the comparison found, in one sentence."""
+    """Return what the comparison found, in at most three sentences."""
     table, goal = rows(results), results.goal
     own = next(row for row in table if row.name == results.own)
-    full = f"{numbers.percent(own.share)} of the back-propagated samples of a training on all rows in every epoch"
-    start = f"With {full}, {own.title}"
+    start = f"{own.title} back-propagated {numbers.percent(own.share)} as many samples as a training on all rows in every epoch"
     held = [row for row in table if row.budget == "held" and row is not own]
     reached = f"reached a test {goal.label} of {value_text(own, goal)}{' %' if goal.share else ''}{goal.hint}"
     if own.value is None:
-        return f"{start} did not reach a test {goal.label} that is a finite number with every seed, so it is not compared."
+        return (
+            f"{start}. Its test {goal.label} is not a finite number with every seed, so it is not compared."
+        )
     if not held:
-        return f"{start} {reached}. No control was trained on the same number of samples."
+        return f"{start} and {reached}. No control was trained on the same number of samples."
     if not any(row.difference for row in held):
-        return f"{start} {reached}. No control at this number of samples has a test {goal.label} that is a finite number."
+        return (
+            f"{start} and {reached}. The controls with the same number of samples are not compared, because their test {goal.label} "
+            "is not a finite number with every seed."
+        )
     words = {
         "better": f"{_is(goal, 'better')} than",
         "tie": "ties with",
@@ -48,11 +52,8 @@ def headline(results: CompareResults) -> str:
         if titles:
             parts.append(f"{verb} {_listed(titles)}")
     if not parts:
-        return (
-            f"{own.title} back-propagated {numbers.percent(own.share)} as many samples as a training on all rows in every epoch; "
-            "one seed does not show whether it is better than the other policies."
-        )
-    return f"{start} {_listed(parts)} at the same number of samples."
+        return f"{start}; one seed does not show whether it is better than the other policies."
+    return f"{start}. At the same number of samples, it {_listed(parts)}."
 
 
 def _is(goal: Goal, verdict: str) -> str:
@@ -135,15 +136,15 @@ def notes(results: CompareResults) -> list[str]:
     sentences = [
         *([f"What the policies do: {'; '.join(meanings)}."] if meanings else []),
         f"The numbers are means over {many(seeds, 'seed')} ({', '.join(map(str, results.seeds))}). {metric}, ± standard "
-        f"deviation over the seeds. {minus}, ± standard error over pairs with the same seed."
+        f"deviation over the seeds. {minus}, ± standard error (from one difference per seed)."
         if seeds > 1
-        else f"Every policy was trained with one seed ({results.seeds[0]}). {metric}. {minus}.",
+        else f"Each policy was trained once, with the seed {results.seeds[0]}, so there are no standard deviations. {metric}. {minus}.",
         "Samples: back-propagated samples; a row counts once for each epoch that used it. “Of full”: the number of samples, "
         f"divided by that of training on all rows in every epoch. The budget of a control is the number of samples that {own.title} back-propagated with the same seed"
         + (f". Controls that keep to this budget: {', '.join(held)}" if held else "")
         + (f". Controls that do not keep to this budget: {', '.join(free)}" if free else "")
-        + f". All batches have {numbers.count(results.batch_size)} samples, and the learning-rate schedule of every policy ends "
-        "at its own last step.",
+        + f". The batch size is {numbers.count(results.batch_size)} for all policies, and the learning-rate schedule of each policy "
+        "ends at the last step of that policy.",
         "A tie means that the 95 % confidence interval of the difference contains zero (Student's t over one difference per seed). Each "
         "difference is tested separately, without a correction for the number of policies. All policies are scored on the same test "
         f"rows, which are only a sample of all possible rows: {_error(table, goal, results.data.test)}.",

@@ -48,8 +48,9 @@ def render(results: CompareResults) -> str:
             metric_against_samples(drawn, goal),
             f"{heading} against samples",
             f"{heading} on the validation rows after each epoch, against the number of samples "
-            "back-propagated until then. Each thin line is one seed, and each colour one policy; "
-            f"{html.text(goal.plural)} in the first quarter of a line can be {odd} the range of the axis; these are not shown. "
+            "back-propagated until then. Each thin line is one seed, and each colour one policy. "
+            f"The vertical axis fits the {html.text(goal.plural)} after the first quarter of each line; earlier ones can be {odd} its "
+            "range and are then not shown. "
             "Compare only the ends of the lines, because earlier in the training, the learning rates of the policies can differ."
             if any(one.curves for one in drawn)
             else f"{heading} on the test rows after the last epoch, against the number of samples back-propagated in all. Each "

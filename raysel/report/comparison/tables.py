@@ -34,7 +34,7 @@ def text(results: CompareResults) -> str:
         f"Samples: back-propagated. {goal.head}: on the test rows{goal.hint}"
         + (f", ± standard deviation over {many(len(results.seeds), 'seed')}" if several else "")
         + f". Difference: {own} minus the policy of the row"
-        + (", ± standard error over pairs with the same seed." if several else "."),
+        + (", ± standard error (from one difference per seed)." if several else "."),
         *findings(results),
     ]
     wrapped = [

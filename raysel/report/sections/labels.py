@@ -18,8 +18,8 @@ def labels_section(results: RunResults) -> str:
         "training rows: those with the highest losses. The ranking compares the mean loss of a row over the epochs with the mean "
         "losses of its 10 nearest rows: the larger the difference from their median, the higher the rank. The nearest rows are "
         "those whose vectors have the highest cosine with the vector of the row. "
-        f"{html.many(found.other, 'ranked row')} {'has' if found.other == 1 else 'have'} a higher loss than this median, and "
-        "another label than the most frequent label of the nearest rows."
+        f"{html.many(found.other, 'ranked row')} {'has' if found.other == 1 else 'have'} a higher loss than this median, and a "
+        "label other than the most frequent one of the nearest rows."
     )
     shown = [
         (one.id, one.image, one.text, f"{one.id}<br>{html.text(f'{one.label} → {one.neighbours}')}")

@@ -30,14 +30,14 @@ def headline(results: RunResults) -> str:
         parts.append(f"{arm.title} trained on {samples}{epochs}{_reached(goal, arm, full)}")
         saved = ledger.saving_samples(arm.arm)
         if saved is None:
-            parts.append("no arm of this run was trained on the full pool, so the savings are not known")
+            parts.append("no model of this run was trained on the full pool, so the savings are not known")
         else:
-            part = "as many as" if saved == 0 else f"{_less(saved, '', 'fewer', 'more').rstrip()} than"
+            part = "as many samples as" if saved == 0 else f"{_less(saved, 'samples', 'fewer', 'more')} than"
             parts.append(
-                f"these are {part} the {numbers.count(ledger.full_samples)} samples of a training on all pool rows in every epoch"
+                f"it used {part} a training on all pool rows in every epoch, which uses {numbers.count(ledger.full_samples)}"
             )
             parts.append(
-                "no arm of this run was trained on the full pool, so the saving in time is not known"
+                "no model of this run was trained on the full pool, so the saving in time is not known"
             )
     elif arm is full:
         parts.append(
@@ -63,8 +63,8 @@ def overhead(results: RunResults) -> str:
     start = arm.seconds["start-up"]
     starting = f"{numbers.seconds(start)} s for starting the workers that train all arms, " if start else ""
     sentences = (
-        f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s for the selection of samples "
-        f"(embedding, metrics, selection and planning), {starting}{numbers.seconds(arm.seconds['training'])} s for training, and "
+        f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s for selecting samples "
+        f"(the stages embedding, metrics, selection and planning), {starting}{numbers.seconds(arm.seconds['training'])} s for training, and "
         f"{numbers.seconds(arm.seconds['other'])} s for other work ({'' if start else 'starting the workers, '}evaluation, "
         "checkpoints, and epochs repeated after a failure)."
     )
@@ -137,17 +137,17 @@ def roles(data: Data, goal: Goal) -> str:
         (
             data.avoid,
             "rows to avoid",
-            "rows that the model should not learn; pool rows that are more similar to them than to the target are not selected",
+            "rows that the model should not learn (pool rows that are more similar to these rows than to the target are not selected)",
         ),
         (
             data.validation,
             "validation rows",
-            f"rows that measure the {html.text(goal.label)} after each epoch; no model is trained on them",
+            f"rows on which the {html.text(goal.label)} is measured after each epoch, and on which no model is trained",
         ),
         (
             data.test,
             "test rows",
-            f"rows that measure the {html.text(goal.label)} after the last epoch; no model is trained on them",
+            f"rows on which the {html.text(goal.label)} is measured after the last epoch, and on which no model is trained",
         ),
     ]
     known = [f"<strong>{name}</strong>: {words}" for rows, name, words in meanings if rows]
@@ -237,5 +237,5 @@ def _reached(goal: Goal, arm: LedgerEntry, full: LedgerEntry | None) -> str:
     return (
         f"{words}; compared with the full pool, this is {change}"
         if change
-        else f"{words}, as with the full pool"
+        else f"{words}, the same as with the full pool"
     )

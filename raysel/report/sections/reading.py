@@ -28,9 +28,9 @@ def reading_section(results: RunResults) -> str:
             "A saving is 1 − (cost of the arm) ÷ (cost of training on the full pool). The cost is time or "
             "samples. Time includes embedding, metrics, selection, planning and start-up. Samples are "
             "counted when they are back-propagated, because back-propagation takes most of the computation. "
-            "A negative saving means that the arm cost more than training on the full pool. Without an arm "
-            "that was trained on the full pool, the saving in samples is measured from the number of pool "
-            "rows times the number of epochs, and the saving in time is not known.",
+            "A negative saving means that the arm cost more than training on the full pool. If no arm was "
+            "trained on the full pool, the number of pool rows times the number of epochs stands for the samples of "
+            "such a training, and the saving in time is not known.",
         ),
         (
             "Timings are from one run on one machine.",
@@ -67,12 +67,11 @@ def reading_section(results: RunResults) -> str:
 
 
 def trusted_files(roles: Sequence[str]) -> str:
-    """Return one sentence of plain text about the roles in ``trusted`` of the results."""
+    """Return plain text about the roles in ``trusted`` of the results."""
     listed = ", ".join(roles)
     return (
-        "The files of these inputs are identified by size and modification time instead of their content, "
-        f'because the workflow sets "trust: mtime": {listed}. A change of a file that leaves its size and its '
-        "modification time unchanged would not be noticed."
+        f'The workflow sets "trust: mtime" for these inputs: {listed}. Their files are identified by size and modification '
+        "time instead of by content, so a change that leaves both unchanged is not noticed."
     )
 
 

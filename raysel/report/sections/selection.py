@@ -67,8 +67,9 @@ def _gallery(reasons: tuple[ReasonShown, ...]) -> str:
         shown = [(row.id, row.image, row.text, f"{row.id}") for row in one.samples]
         rows.append(f"<h4>{title}</h4>\n{html.samples(shown)}")
     caption = (
-        "Some random rows with their ids, for each reason for which rows were selected or dropped. In a reason, the sign # "
-        "stands for a number that differs from row to row. Of selected and of dropped rows, only the most frequent reasons are shown."
+        "For each reason for which rows were selected or dropped, some random rows with their ids are shown. In a reason, the sign # "
+        "stands for a number that differs from row to row. Only the most frequent reasons are shown, both for selected and for "
+        "dropped rows."
     )
     body = "\n".join(rows)
     return (

@@ -72,8 +72,8 @@ def training_section(results: RunResults) -> str:
         odd = sum(epoch.nonfinite for epoch in arm.epochs)
         if odd:
             notes.append(
-                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. The model was still trained on "
-                "these samples. To select later samples, the policy used their earlier losses, if there were any."
+                f"{html.text(arm.title)}: {html.many(odd, 'loss was', 'losses were')} NaN or infinite. The samples with these losses "
+                "were still trained on. The policy ignored these losses and kept the last finite loss of each sample, if it had one."
             )
         if goal.metric in arm.metrics and goal.value(arm.metrics) is None:
             notes.append(f"{html.text(arm.title)}: The test {html.text(goal.label)} is not a finite number.")
@@ -115,7 +115,8 @@ def _outside(goal: Goal) -> str:
     return (
         ""
         if goal.share
-        else f"Values in the first quarter of a line can be {side} the range of the axis; these are not shown. "
+        else f"The vertical axis fits the values after the first quarter of each line; earlier values can be {side} its range and are "
+        "then not shown. "
     )
 
 

@@ -46,9 +46,9 @@ def usage_section(results: RunResults) -> str:
             "How often samples were used",
             "Number of samples, by the number of epochs in which they were selected, one line per policy. The last epochs, which train "
             "on all samples, count as well. The Gini coefficient is 0 if all samples were "
-            "selected equally often, and near 1 if almost all selections were of a few samples. The total "
-            f"variation distance between the counts of the samples and equal counts is {uneven}; it is 0 if all samples were "
-            "selected equally often. The larger this distance, the larger the bias of the gradient can be.",
+            "selected equally often, and near 1 if a few samples account for almost all selections. The total "
+            f"variation distance measures how far the counts are from equal counts for all samples: {uneven}. It is 0 if all samples "
+            "were selected equally often; the larger it is, the larger the bias of the gradient can be.",
         ),
         html.card(
             rare_seen(policies),

@@ -148,8 +148,8 @@ def check_settings(workflow: Workflow) -> None:
     if settings.elastic:
         if settings.loop is not None:
             raise ConfigError(
-                f"train.workers: Only the built-in loop can change its number of workers, but train.loop is {settings.loop}; give "
-                "one number."
+                f"train.workers: Only the built-in loop can change the number of workers during a training, but train.loop is "
+                f"{settings.loop}; give one number."
             )
         if settings.data == "stream":
             raise ConfigError(
@@ -158,7 +158,8 @@ def check_settings(workflow: Workflow) -> None:
             )
     if settings.loop is None and settings.options:
         raise ConfigError(
-            "train.options: Options are read only by a loop that train.loop names; set train.loop, or remove the options."
+            "train.options: Only a loop that train.loop names reads these options, but train.loop is not set; set it, or remove the "
+            "options."
         )
     unread: tuple[str, ...] = _UNREAD if settings.loop is not None else ()
     if framework(settings):
@@ -166,8 +167,8 @@ def check_settings(workflow: Workflow) -> None:
     changed = [name for name in unread if getattr(settings, name) != getattr(Settings(), name)]
     if changed and framework(settings):
         raise ConfigError(
-            f"train.{changed[0]}: The loop {settings.loop} does not read this key; give an argument of "
-            f"{OPTIONS[str(settings.loop)]} under train.options."
+            f"train.{changed[0]}: The loop {settings.loop} does not read this key; instead, give an argument "
+            f"of {OPTIONS[str(settings.loop)]} with the same effect under train.options."
         )
     if changed:
         raise ConfigError(
