@@ -50,8 +50,9 @@ class Train:
         Optimizer of torch.optim (``AdamW``), or ``package.module:Class``. To pass arguments, give a mapping: its key
         ``method`` names the optimizer.
     schedule : str
-        How the learning rate falls after the warm-up: ``cosine``, ``linear``, ``constant``, or ``file.py:function`` for a
-        function of your own, which receives the share of the training that is done and returns a factor.
+        How the learning rate changes after the warm-up: ``cosine``, ``linear``, ``constant``, or ``file.py:function`` for
+        a function of your own. It receives a number that grows from 0 at the end of the warm-up to 1 at the end of the
+        training, and returns the factor by which the learning rate is multiplied.
     warmup : float
         Share of the training during which the learning rate rises linearly.
     clip : float, optional
