@@ -60,8 +60,8 @@ TASKS = Registry(
 LOOPS = Registry(
     "loops",
     {
-        "huggingface": "raysel.train.frameworks:huggingface",
-        "lightning": "raysel.train.frameworks:lightning",
+        "huggingface": "raysel.train.adapters.frameworks:huggingface",
+        "lightning": "raysel.train.adapters.frameworks:lightning",
     },
 )
 

@@ -35,7 +35,7 @@ from transformers.utils import logging
 from wordnet import SOURCE, glosses
 
 from raysel import DynamicSelection, FullData, InfoBatch, RandomPrune
-from raysel.train.huggingface import SelectingTrainer, language_model_losses
+from raysel.train.adapters.huggingface import SelectingTrainer, language_model_losses
 
 HELD_OUT = 2000
 WORDS, LENGTH = 2000, 32

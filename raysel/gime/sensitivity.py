@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from scipy import stats
 
 from raysel.core.numbers import plain, whole
 from raysel.errors import ConfigError, DataError, shown
@@ -315,6 +314,8 @@ def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, F
     ConfigError
         If no degree of freedom is left.
     """
+    from scipy import stats  # takes longer to import than all of raysel that does not compute
+
     m, k = values.shape
     freedom = m - k - 1
     if freedom < 1:
@@ -342,6 +343,8 @@ def partial_rank_correlations(values: Floats, scores: Floats) -> tuple[Floats, F
 def _correlations(
     values: Mapping[str, Floats], scores: Floats, rate: float, thin: bool
 ) -> list[dict[str, Any]]:
+    from scipy import stats
+
     varying = [name for name, v in values.items() if np.ptp(v) > 0]
     if not varying:
         raise DataError(
@@ -382,6 +385,8 @@ def _twins(values: Mapping[str, Floats], most: int) -> dict[str, str]:
 
     Only the metrics are read, never the performance, so the performance does not affect what remains.
     """
+    from scipy import stats
+
     names = list(values)
     near = np.abs(
         np.corrcoef(stats.rankdata(np.column_stack(list(values.values())), axis=0), rowvar=False)
@@ -412,6 +417,8 @@ def least_strict(
     order, until one fails. All that hold therefore do so at ``alpha`` together (fixed sequence). One that too
     few of the others meet to show anything is skipped, by their values alone.
     """
+    from scipy import stats
+
     sign = 1.0 if at_least else -1.0
     strength = np.sort(sign * values[:first])[::-1]  # strongest first
     rest, success = sign * values[first:], good[first:]

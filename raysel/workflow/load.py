@@ -21,7 +21,7 @@ from raysel.data.store import Column, column_of, described, values_of
 from raysel.dynamic.check import check_policy
 from raysel.errors import ConfigError, DataError, RayselError, first, reason_of, shown
 from raysel.gime import measure
-from raysel.train import frameworks
+from raysel.train.adapters import frameworks
 from raysel.train.optimizers import load_optimizer, load_schedule
 from raysel.train.reduce import per_sample
 from raysel.train.session import RESERVED

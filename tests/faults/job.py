@@ -102,7 +102,9 @@ def undisturbed(n: int, rows: int = ROWS_A_STEP):
 def loop(config):
     import ray.train.torch
 
-    at = {3 - number: fault for number, fault in enumerate(reversed(config["faults"]), 1)}  # the epoch of each
+    at = {
+        3 - number: fault for number, fault in enumerate(reversed(config["faults"]), 1)
+    }  # the epoch of each
 
     def strike(epoch):
         if (fault := at.get(epoch)) is None:
@@ -171,7 +173,12 @@ def on_nodes(config):
         "health_check_period_ms": 500,
         "health_check_failure_threshold": 3,
     }
-    head = {"num_cpus": 0, "object_store_memory": 200 * 2**20, "_system_config": quick, "include_dashboard": False}
+    head = {
+        "num_cpus": 0,
+        "object_store_memory": 200 * 2**20,
+        "_system_config": quick,
+        "include_dashboard": False,
+    }
     cluster = Cluster(initialize_head=True, head_node_args=head)
     nodes = [cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20) for _ in range(2)]
     by_id = {node.node_id: node for node in nodes}

@@ -113,7 +113,7 @@ def plain(options: argparse.Namespace) -> tuple[list, torch.nn.Module]:
 def huggingface(options: argparse.Namespace) -> tuple[list, torch.nn.Module]:
     from transformers import TrainingArguments
 
-    from raysel.train.huggingface import SelectingTrainer
+    from raysel.train.adapters.huggingface import SelectingTrainer
 
     stop = Stop(options.stop)
 
@@ -188,7 +188,7 @@ def accelerate(options: argparse.Namespace) -> tuple[list, torch.nn.Module]:
 def lightning(options: argparse.Namespace) -> tuple[list, torch.nn.Module]:
     import lightning.pytorch as L
 
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     place, stop = options.directory / "checkpoints", Stop(options.stop)
     selecting = Selecting(

@@ -215,7 +215,7 @@ def test_a_lightning_batch_rounded_to_bfloat16_keeps_its_weights():
     from lightning.pytorch.plugins.precision import HalfPrecision
 
     from raysel import DynamicSelection, FullData, Selection
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     chosen = Selection.of(np.arange(0, 20, 2), weight=np.full(10, 1.1), info={"pool_rows": 20})
     data = torch.utils.data.TensorDataset(torch.randn(20, 2))
@@ -235,7 +235,7 @@ def test_the_trainer_notes_no_loss_for_a_text_of_which_nothing_is_asked(tmp_path
 
     from raysel import DynamicSelection, FullData
     from raysel.errors import DataError
-    from raysel.train.huggingface import SelectingTrainer, language_model_losses
+    from raysel.train.adapters.huggingface import SelectingTrainer, language_model_losses
 
     class Answers(torch.utils.data.Dataset):
         def __len__(self):
@@ -311,7 +311,7 @@ def test_a_lightning_run_notes_no_loss_for_a_sample_in_which_nothing_counts():
     from types import SimpleNamespace
 
     from raysel import DynamicSelection, FullData
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     data = torch.utils.data.TensorDataset(torch.arange(20))
     selecting = Selecting(DynamicSelection.local(FullData(), 20, num_epochs=1), data, batch_size=4)
@@ -331,7 +331,7 @@ def test_arguments_that_do_not_go_together_are_said(tmp_path):
     transformers = pytest.importorskip("transformers")
     from raysel import DynamicSelection
     from raysel.errors import ConfigError, StateError
-    from raysel.train.huggingface import SelectingTrainer
+    from raysel.train.adapters.huggingface import SelectingTrainer
 
     def make(**arguments):
         arguments = {"num_train_epochs": 4, "save_strategy": "epoch", "use_cpu": True, **arguments}
@@ -360,7 +360,7 @@ def test_a_lightning_trainer_that_does_not_fit_is_said(tmp_path):
 
     from raysel import DynamicSelection
     from raysel.errors import ConfigError
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     for wrong, sentence in (
         ({"max_epochs": 3}, "max_epochs=4"),
@@ -400,7 +400,7 @@ def test_lightning_does_not_go_on_from_a_checkpoint_without_the_selection(length
 
     from raysel import DynamicSelection
     from raysel.errors import StateError
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     class Module(L.LightningModule):
         def __init__(self):
@@ -432,7 +432,7 @@ def test_lightning_saves_after_the_epochs_end_and_refuses_to_in_the_validation_b
 
     from raysel import DynamicSelection
     from raysel.errors import ConfigError
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     def fit(checkpoint=None, after=None):
         dynamic = DynamicSelection.local(InfoBatch(0.6, 0.9), job.N, num_epochs=job.EPOCHS, seed=job.SEED)

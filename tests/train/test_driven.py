@@ -11,7 +11,7 @@ import torch
 
 from raysel import DynamicSelection, FullData, InfoBatch, RoundRobin, Selection
 from raysel.errors import ConfigError, StateError
-from raysel.train.driven import Driven
+from raysel.train.adapters.driven import Driven
 from tests.train.common import Numbers, loss_of
 
 N, EPOCHS = 53, 5

@@ -22,7 +22,7 @@ def train(driven, stop=None):
 def loop(config):
     from pathlib import Path
 
-    from raysel.train.driven import Driven
+    from raysel.train.adapters.driven import Driven
 
     place = Path(config["place"])
     driven = Driven(config["dynamic"], None)
@@ -39,7 +39,7 @@ def test_a_framework_inside_ray_train_uses_the_actor_and_its_own_checkpoints(clu
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    from raysel.train.driven import Driven
+    from raysel.train.adapters.driven import Driven
 
     with raysel.DynamicSelection(raysel.InfoBatch(), N, num_epochs=EPOCHS, seed=3) as dynamic:
         history = (

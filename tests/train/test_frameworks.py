@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from raysel.errors import ConfigError
-from raysel.train import frameworks, loops
+from raysel.train import loops
+from raysel.train.adapters import frameworks
 from raysel.train.settings import Train
 from raysel.train.tasks import Classification
 from raysel.workflow.config import parse

@@ -49,7 +49,7 @@ def per_sample(outputs, labels):
 def make(tmp_path):
     """A maker of trainers: arguments of TrainingArguments, and ``of`` for those of SelectingTrainer."""
     transformers = pytest.importorskip("transformers")
-    from raysel.train.huggingface import SelectingTrainer
+    from raysel.train.adapters.huggingface import SelectingTrainer
 
     def made(kind=SelectingTrainer, policy=None, epochs=2, of=None, **arguments):
         torch.manual_seed(0)
@@ -164,7 +164,7 @@ def test_the_sequential_strategy_visits_the_plan_in_order(make):
 
 
 def test_an_order_of_the_users_own_is_refused(make):
-    from raysel.train.huggingface import SelectingTrainer
+    from raysel.train.adapters.huggingface import SelectingTrainer
 
     class Weighted(SelectingTrainer):
         def _get_train_sampler(self, *ignored):
@@ -225,7 +225,7 @@ def test_a_loss_function_of_another_form_is_refused(make):
 def test_what_is_no_selection_and_no_checkpoint(make):
     from transformers import TrainingArguments
 
-    from raysel.train.huggingface import SelectingTrainer
+    from raysel.train.adapters.huggingface import SelectingTrainer
 
     for dynamic in (InfoBatch(), None):
         with pytest.raises(
@@ -286,7 +286,7 @@ def test_the_loss_function_gets_the_labels_that_label_names_names(make):
 
 
 def test_a_loss_that_is_not_recorded_is_found_at_the_first_step(make):
-    from raysel.train.huggingface import SelectingTrainer, language_model_losses
+    from raysel.train.adapters.huggingface import SelectingTrainer, language_model_losses
 
     taken = []
 

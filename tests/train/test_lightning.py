@@ -18,7 +18,7 @@ N = 40
 def fit(tmp_path):
     """Fits a module; ``selecting``, ``module`` and ``loader`` may be given, the rest is the Trainer's."""
     L = pytest.importorskip("lightning.pytorch")
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     class Module(L.LightningModule):
         def __init__(self, selecting):
@@ -141,7 +141,7 @@ def test_data_that_can_only_be_read_in_order_is_refused_at_once(fit):
 
 def test_what_is_no_selection():
     pytest.importorskip("lightning")
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     with pytest.raises(
         ConfigError, match="Selecting: The argument dynamic must be a DynamicSelection, got None"

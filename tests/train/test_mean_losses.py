@@ -12,7 +12,7 @@ import torch
 
 import raysel
 from raysel.train import loops
-from raysel.train.driven import Driven
+from raysel.train.adapters.driven import Driven
 from raysel.train.mean_losses import MeanLosses
 from raysel.train.settings import Train
 from raysel.train.tasks import Classification

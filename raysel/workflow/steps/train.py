@@ -23,7 +23,7 @@ from raysel.report.goal import finite
 from raysel.report.training import epoch_of
 from raysel.selection import Selection
 from raysel.train import loops
-from raysel.train.frameworks import OPTIONS
+from raysel.train.adapters.frameworks import OPTIONS
 from raysel.train.optimizers import load_optimizer, load_schedule
 from raysel.train.settings import Train as Settings
 from raysel.train.trackers import Training, check_installed

@@ -99,7 +99,7 @@ def huggingface(config: dict[str, Any]) -> dict[str, float | None]:
     dict
         The task's metrics on the test rows.
     """
-    from raysel.train.huggingface import SelectingTrainer
+    from raysel.train.adapters.huggingface import SelectingTrainer
 
     task, data, dynamic = config["task"], config["data"], config["dynamic"]
     score = _scores(config)
@@ -183,7 +183,7 @@ def lightning(config: dict[str, Any]) -> dict[str, float | None]:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from raysel.train.lightning import Selecting
+    from raysel.train.adapters.lightning import Selecting
 
     task, data, dynamic = config["task"], config["data"], config["dynamic"]
     score = _scores(config)

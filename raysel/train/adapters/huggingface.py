@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch.utils.data import RandomSampler, SequentialSampler
 
 from raysel.errors import ConfigError, DataError, StateError, first, reason_of
+from raysel.train.adapters.driven import Driven, check_dynamic
 from raysel.train.batch import Batch
-from raysel.train.driven import Driven, check_dynamic
 from raysel.train.dynamic import DynamicSelection
 from raysel.train.loader import check_map_style
 from raysel.train.reduce import per_sample
@@ -27,7 +27,7 @@ try:
     from transformers.trainer_utils import get_last_checkpoint
 except ImportError as error:
     raise ImportError(
-        f"raysel.train.huggingface needs transformers and accelerate ({error}). Install them with "
+        f"raysel.train.adapters.huggingface needs transformers and accelerate ({error}). Install them with "
         "pip install 'raysel[huggingface]'."
     ) from error
 
@@ -110,7 +110,7 @@ class SelectingTrainer(Trainer):
         if self.compute_loss_func is None:
             raise ConfigError(
                 "SelectingTrainer: The argument compute_loss_func is missing; give a function of (outputs, labels) that "
-                "returns unreduced losses, such as raysel.train.huggingface.language_model_losses."
+                "returns unreduced losses, such as raysel.train.adapters.huggingface.language_model_losses."
             )
         try:
             inspect.signature(self.compute_loss_func).bind(None, None)

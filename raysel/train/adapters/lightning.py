@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from raysel.errors import ConfigError, StateError
+from raysel.train.adapters.driven import Driven, check_dynamic
 from raysel.train.batch import Batch
 from raysel.train.communicator import TorchCommunicator
-from raysel.train.driven import Driven, check_dynamic
 from raysel.train.dynamic import DynamicSelection
 from raysel.train.loader import check_map_style
 
@@ -21,7 +21,7 @@ try:
     from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 except ImportError as error:
     raise ImportError(
-        f"raysel.train.lightning needs lightning ({error}). Install it with pip install 'raysel[lightning]'."
+        f"raysel.train.adapters.lightning needs lightning ({error}). Install it with pip install 'raysel[lightning]'."
     ) from error
 
 

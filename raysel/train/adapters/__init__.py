@@ -1,0 +1,1 @@
+"""A session under a framework with its own epoch loop: the Hugging Face Trainer, Accelerate and Lightning."""
