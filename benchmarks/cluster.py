@@ -160,11 +160,14 @@ def metrics(rows: int, nodes: int) -> None:
                 "at": pa.array(1_700_000_000 + rng.integers(0, 10**6, count), pa.timestamp("s", "UTC")),
             }
             pq.write_table(pa.table(columns), f"{folder}/{part:02}.parquet", row_group_size=65_536)
-        cluster = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 1 << 29}
-        )
-        for _ in range(nodes):
-            cluster.add_node(num_cpus=1, object_store_memory=1 << 29)
+        size = {"object_store_memory": 1 << 29}
+        head = {"num_cpus": 0, "include_dashboard": False, **size}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cores = sorted(os.sched_getaffinity(0))
+        for core in cores[:nodes]:  # inherited by all processes of a node, as on a machine of one core
+            os.sched_setaffinity(0, {core})
+            cluster.add_node(num_cpus=1, **size)
+        os.sched_setaffinity(0, cores)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         quiet()
         dataset = raysel.read(folder)
