@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +27,8 @@ from raysel.selection import Selection, check_selection, coded_text
 TARGET_ROWS = 20_000  # of a larger target a sample is used
 THEIRS = {"target": "the target's", "rows to avoid": "those of the rows to avoid have"}
 AVOIDED = "similar to a row to avoid"  # the reason of a dropped row
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -249,6 +252,29 @@ def rows_of_bytes(budget: str, pool: Dataset, rows: int) -> int:
             f"budget: {budget} is less than the size of one row: the pool's {rows:,} rows take {total:,} bytes. Choose a larger budget."
         )
     return min(count, rows)
+
+
+def warn_of_empty_clusters(empty: np.ndarray, clusters: int, targets: int) -> list[str]:
+    """Return a note for the report if some of the new rows are from clusters without target rows; warn if a tenth are.
+
+    Parameters
+    ----------
+    empty : array of bool
+        Whether the cluster of each new row has no target row.
+    clusters, targets : int
+        Number of clusters and of target rows.
+    """
+    count = int(empty.sum())
+    if not count:
+        return []
+    note = (
+        f"{count:,} of the {len(empty):,} selected rows are from clusters without target rows, because the clusters with "
+        f"target rows have too few rows for the budget. The pool was divided into {clusters:,} clusters, and the target has "
+        f"{targets:,} rows: set 'clusters' to a smaller number, give more target rows, or select fewer rows."
+    )
+    if count >= len(empty) / 10:
+        logger.warning(note)
+    return [note]
 
 
 def make_selection(

@@ -30,7 +30,14 @@ from raysel.gio.kl import Estimator, check_rank
 from raysel.gio.quantize import assign, cut_to_budget, draw_to_budget, fit_centroids
 from raysel.quotas import PerClass, check_per_class
 from raysel.selection import Selection, coded_text
-from raysel.selector_inputs import AVOIDED, TARGET_ROWS, Inputs, nearer_to_avoid, open_inputs
+from raysel.selector_inputs import (
+    AVOIDED,
+    TARGET_ROWS,
+    Inputs,
+    nearer_to_avoid,
+    open_inputs,
+    warn_of_empty_clusters,
+)
 
 _POINTS_PER_CENTROID = 256  # k-means learns from so many sampled rows per centroid, as FAISS does by default
 _SAMPLE_ROWS, _SAMPLE_NUMBERS = 1 << 20, 1 << 27  # and from no more than these: 512 MB
@@ -188,8 +195,8 @@ class GIO:
             check_rank(self.estimator, self.k, len(aims))
         quantised = quantise(inputs.pool, self.clusters, self.seed)
         picks = self._pick(quantised, inputs, aims)
-        new = self._rows(quantised, inputs, picks, aims)
-        return self._selection(quantised, inputs, picks, new)
+        new, notes = self._rows(quantised, inputs, picks, aims)
+        return self._selection(quantised, inputs, picks, new, [*inputs.notes, *notes])
 
     def _pick(self, pool: Quantised, inputs: Inputs, target: np.ndarray) -> Picks:
         """Pick clusters that bring enough rows; clusters of rows in ``start`` count as chosen."""
@@ -216,8 +223,10 @@ class GIO:
     def _draws(self, pool: Quantised) -> bool:
         return self.within == "random" and len(pool.centroids) < len(pool.ids)
 
-    def _rows(self, pool: Quantised, inputs: Inputs, picks: Picks, target: np.ndarray) -> np.ndarray:
-        """Return the positions of the new rows from the picked clusters."""
+    def _rows(
+        self, pool: Quantised, inputs: Inputs, picks: Picks, target: np.ndarray
+    ) -> tuple[np.ndarray, list[str]]:
+        """Return the positions of the new rows from the picked clusters, and what the report says of them."""
         kept = inputs.kept
         order = picks.indices[np.sort(np.unique(picks.indices, return_index=True)[1])]  # resets pick again
         if not self._draws(pool):
@@ -227,7 +236,7 @@ class GIO:
                     cut_to_budget(order, pool.cluster[rows], pool.distance[rows], pool.ids[rows], count)
                 ]
 
-            return inputs.quotas.take(cut, inputs.free)
+            return inputs.quotas.take(cut, inputs.free), []
         rises = np.flatnonzero(np.diff(picks.kl, prepend=picks.kl_start) > 0)
         held = np.unique(pool.cluster[kept])
         support = np.union1d(picks.indices[: rises[0]] if len(rises) else order, held)
@@ -240,9 +249,12 @@ class GIO:
             cluster, ids = pool.cluster[rows], pool.ids[rows]
             return rows[draw_to_budget(order, len(support), share, cluster, ids, count, self.seed, before)]
 
-        return inputs.quotas.take(draw, inputs.free)
+        new = inputs.quotas.take(draw, inputs.free)
+        return new, warn_of_empty_clusters(share[pool.cluster[new]] == 0, len(share), inputs.target.rows)
 
-    def _selection(self, pool: Quantised, inputs: Inputs, picks: Picks, new: np.ndarray) -> Selection:
+    def _selection(
+        self, pool: Quantised, inputs: Inputs, picks: Picks, new: np.ndarray, notes: list[str]
+    ) -> Selection:
         kept, start = inputs.kept, inputs.start
         rank_of = np.full(len(pool.centroids), -1, np.int64)
         rank_of[picks.indices[::-1]] = np.arange(len(picks))[::-1]  # the first time, where picked again
@@ -286,7 +298,7 @@ class GIO:
             "centroids": len(pool.centroids),
             "start_rows": int(kept.sum()),
             "avoided": int(inputs.avoided.sum()),
-            "notes": inputs.notes,
+            "notes": notes,
             "ended": picks.ended,
             "score": "KL(target || chosen centroids) in nats after the row's cluster joined",
             "curve": {

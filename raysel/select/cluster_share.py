@@ -108,7 +108,7 @@ class ClusterShare:
         """
         from raysel.gio.distributed import quantise
         from raysel.gio.quantize import assign, draw_to_budget
-        from raysel.selector_inputs import TARGET_ROWS, make_selection, open_inputs
+        from raysel.selector_inputs import TARGET_ROWS, make_selection, open_inputs, warn_of_empty_clusters
 
         inputs = open_inputs(self, pool, start, target)
         groups = quantise(inputs.pool, self.clusters, self.seed)
@@ -143,6 +143,7 @@ class ClusterShare:
                 **asdict(self),
                 "centroids": len(groups.centroids),
                 "score": "share of the target rows in the row's cluster",
+                "notes": warn_of_empty_clusters(empty[new], len(share), inputs.target.rows),
             },
             columns={"cluster": groups.cluster},
         )

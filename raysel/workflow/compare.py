@@ -154,7 +154,7 @@ def check(workflow: Workflow, policies: Sequence[str], seeds: int, found: Look |
         raise ConfigError("The key 'test' is missing: a comparison needs test rows to score the policies on.")
     if workflow.dynamic.spec == "full":
         raise ConfigError(
-            "The policy of the workflow is 'full', which trains on all samples in every epoch. In a comparison, the controls train on "
+            "dynamic: The policy is 'full', which trains on all samples in every epoch. In a comparison, the controls train on "
             "as many samples as this policy, so it must be one that skips samples; name another policy, for example with "
             "--set dynamic.method=infobatch."
         )

@@ -41,6 +41,18 @@ def data():
     return pool, target
 
 
+@pytest.mark.parametrize("kind", [raysel.ClusterShare, raysel.GIO])
+def test_rows_of_clusters_without_target_rows_are_said(data, kind, caplog):
+    pool, target = data
+    few, enough = (kind(0.3, clusters=count).select(dataset(pool), dataset(target[:8])) for count in (100, 4))
+    share = pa.compute.value_counts(pa.chunked_array([few.table["cluster"], few.dropped["cluster"]]))
+    assert len(share) == 100 and enough.info["notes"] == []
+    note = few.info["notes"][0]
+    assert "of the 120 selected rows are from clusters without target rows" in note
+    assert "100 clusters, and the target has 8 rows: set 'clusters' to a smaller number" in note
+    assert [record.message for record in caplog.records if record.name == "raysel.selector_inputs"] == [note]
+
+
 @pytest.mark.parametrize("selector", SELECTORS, ids=lambda one: type(one).__name__)
 def test_any_blocks_give_one_selection_and_budgets_nest(data, selector):
     pool, target = data

@@ -135,6 +135,6 @@ def test_an_adapter_without_its_framework_says_what_to_install(monkeypatch, name
     for loaded in [m for m in sys.modules if m == needs or m.startswith(f"{needs}.")]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setitem(sys.modules, needs, None)
-    monkeypatch.delitem(sys.modules, f"raysel.train.{name}", raising=False)
+    monkeypatch.delitem(sys.modules, f"raysel.train.adapters.{name}", raising=False)
     with pytest.raises(ImportError, match=rf"pip install 'raysel\[{name}\]'"):
-        importlib.import_module(f"raysel.train.{name}")
+        importlib.import_module(f"raysel.train.adapters.{name}")

@@ -272,7 +272,7 @@ def test_a_budget_that_a_control_cannot_reach(control, budget, sentence):
         ("", 3, [], "'' is unknown"),
         ("full", 0, [], "seeds: 0 is not a number of seeds; give an integer of at least 1"),
         ("full", 1, ["test=null"], "The key 'test' is missing"),
-        ("full", 1, ["dynamic=null"], "'dynamic'"),
+        ("full", 1, ["dynamic=null"], r"^dynamic: The policy is 'full', which trains on all samples"),
         (
             "full",
             1,
