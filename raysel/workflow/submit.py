@@ -297,6 +297,14 @@ def _client(address: str) -> Any:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
             raise _missing() from error
+        for name in (
+            "dashboard.modules.dashboard_sdk",
+            "dashboard.modules.job.sdk",
+            "_private.runtime_env.packaging",
+        ):
+            logging.getLogger(f"ray.{name}").setLevel(
+                logging.WARNING
+            )  # they say what is uploaded, and when a log ends
         return JobSubmissionClient(address)
 
 

@@ -398,6 +398,7 @@ def test_a_job_on_two_nodes_with_everything_on_s3_is_stopped_and_ends_as_on_a_la
     kept = checkpoints(out)
     second = raysel("--follow")
     assert second.returncode == 0, (second.stdout[-3000:], second.stderr)
+    assert len(second.stderr.splitlines()) == 1, second.stderr  # no lines of Ray's
     assert f"Job {name[:-1]}2 was submitted." in second.stderr and "Report: s3://" in second.stdout
     assert re.search(r"select +reused", second.stdout) and kept
     results = RunResults.load(out / "results.json")
