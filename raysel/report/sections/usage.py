@@ -44,11 +44,11 @@ def usage_section(results: RunResults) -> str:
         html.card(
             usage_histogram(policies),
             "How often samples were used",
-            "Number of samples, by the number of epochs in which they were selected, one line per policy. The last epochs, which train "
-            "on all samples, count as well. The Gini coefficient is 0 if all samples were "
-            "selected equally often, and near 1 if a few samples account for almost all selections. The total "
-            f"variation distance measures how far the counts are from equal counts for all samples: {uneven}. It is 0 if all samples "
-            "were selected equally often; the larger it is, the larger the bias of the gradient can be.",
+            "The figure shows how many samples were selected in 0, 1, 2, … epochs, with one line per policy. The last epochs, "
+            "which train on all samples, count as well. The Gini coefficient is 0 if all samples were selected equally often, and "
+            "near 1 if a few samples account for almost all selections. The total variation distance is 0 if all samples were "
+            "selected equally often; the larger it is, the larger the bias of the gradient can be. Here, it is "
+            f"{uneven}.",
         ),
         html.card(
             rare_seen(policies),
