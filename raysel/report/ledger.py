@@ -246,7 +246,7 @@ class Ledger:
     def text(self) -> str:
         """Return the table that `raysel run` prints: one row per arm, at most 100 columns wide.
 
-        Long titles continue in the lines below.
+        Long titles continue in the lines below. No word is divided, so a very long word makes the table wider.
         """
         return _table(self)
 
@@ -343,11 +343,13 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
 def _table(ledger: Ledger) -> str:
     if not ledger.entries:
         return "The ledger is empty, because no model was trained."
-    longest = max(len(entry.title) for entry in ledger.entries)
+    titles = [" ".join(entry.title.split()) for entry in ledger.entries]
+    longest = max(map(len, titles))
+    word = max(len(word) for title in ["arm", *titles] for word in title.split())
     blocks, room = _fit(ledger, compact=False)
-    if room < min(longest, 14):
+    if room < max(min(longest, 14), word):
         blocks, room = _fit(ledger, compact=True)
-    width = min(max(longest, 3), max(room, 6))
+    width = max(word, min(longest, room))
 
     above = " " * width
     lines = [[text] for text in ("arm".ljust(width), *[""] * len(ledger.entries))]
@@ -361,8 +363,8 @@ def _table(ledger: Ledger) -> str:
     rows = [above.rstrip(), "  ".join(lines[0])]
     rule = "-" * len(rows[1])
     rows.append(rule)
-    for entry, (_, *cells) in zip(ledger.entries, lines[1:], strict=True):
-        head, *rest = textwrap.wrap(" ".join(entry.title.split()), width) or [""]
+    for title, (_, *cells) in zip(titles, lines[1:], strict=True):
+        head, *rest = textwrap.wrap(title, width, break_on_hyphens=False) or [""]
         rows.append("  ".join([head.ljust(width), *cells]).rstrip())
         rows.extend(rest)
     rows += [rule, _meaning(ledger)]
