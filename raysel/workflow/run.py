@@ -133,9 +133,14 @@ def _do(run: RunDirectory, todo: list[steps.Step]) -> None:
 def report(directory: str | os.PathLike[str]) -> Place:
     """Write ``report.html`` of a finished run from its ``results.json``. Raises RunError if there is none.
 
-    Of a file with saved results, write the report next to it, as ``FILE.html``.
+    Of a JSON file with saved results, write the report next to it, as ``FILE.html``.
     """
     if os.path.isfile(directory):
+        if Path(directory).suffix != ".json":
+            raise RunError(
+                f"No report can be written from {directory}: the file has no results; give the directory of a finished run, "
+                "such as runs/NAME, or a JSON file with saved results."
+            )
         return page.write(RunResults.load(directory), Path(directory).with_suffix(".html"))
     place = output(directory)
     return page.write(RunResults.load(place / "results.json"), place / "report.html")
