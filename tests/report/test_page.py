@@ -13,7 +13,7 @@ from raysel.errors import RunError
 from raysel.report import Ledger
 from raysel.report.page import render, write
 from raysel.report.results import Data, RunResults
-from raysel.report.sections.opening import headline, overhead
+from raysel.report.sections.opening import against_random, headline, overhead
 
 VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
 
@@ -181,6 +181,33 @@ def test_the_headline_states_the_change_of_the_accuracy(results: RunResults) -> 
         assert headline(entry).endswith(f"; its test accuracy is {says}")
     spent = results.ledger.entry("full").samples_backward
     assert "used 0 % fewer training samples" in headline(with_entry(results, "chain", samples_backward=spent))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [
+        (
+            0.9472,
+            "2.4 points higher, which is more than one standard error of a test accuracy (up to 1.2 points).",
+        ),
+        (
+            0.9772,
+            "0.6 points lower, which is within one standard error of a test accuracy (up to 0.9 points).",
+        ),
+        (0.9712, "the same."),
+    ],
+)
+def test_the_opening_compares_with_the_random_control(
+    results: RunResults, accuracy: float, says: str
+) -> None:
+    results = with_entry(results, "random", metrics={"accuracy": accuracy})
+    sentence = against_random(results)
+    assert sentence == (
+        f"Compared with “Random subset” (one seed each), the test accuracy of GIO + InfoBatch is {says}"
+    )
+    assert f"this is 0.5 points lower. {sentence}</p>" in plain(render(results))
+    without = replace(results, ledger=Ledger([results.ledger.entries[0], results.ledger.entries[2]]))
+    assert against_random(without) == "" == against_random(with_entry(results, "random", metrics={}))
 
 
 def test_start_up_is_said_apart_from_selecting(results: RunResults) -> None:

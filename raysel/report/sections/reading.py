@@ -76,15 +76,20 @@ def trusted_files(roles: Sequence[str]) -> str:
 
 
 def standard_error(data: Data, goal: Goal, values: Iterable[float | None]) -> str:
+    """Return a sentence about the error of an accuracy, as HTML; empty where `accuracy_error` is 0."""
+    error = accuracy_error(data, goal, values)
+    if not error:
+        return ""
+    size = f"{100 * error:.1f}{html.NBSP}points"
+    return f"With {html.many(data.test, 'test row')}, the standard error of a test accuracy is up to {size}."
+
+
+def accuracy_error(data: Data, goal: Goal, values: Iterable[float | None]) -> float:
     """Return how far an accuracy moves with the choice of the test rows alone (binomial, the widest of the arms).
 
-    It is empty for another metric, whose standard error does not follow from its value.
+    It is 0 for another metric, whose standard error does not follow from its value.
     """
     shares = [share for share in values if share is not None]
-    if not data.test or not shares or not goal.accuracy:
-        return ""
-    points = 100 * max(math.sqrt(share * (1 - share) / data.test) for share in shares)
-    if not points:
-        return ""
-    size = f"{points:.1f}{html.NBSP}points"
-    return f"With {html.many(data.test, 'test row')}, the standard error of a test accuracy is up to {size}."
+    if not data.test or not goal.accuracy:
+        return 0.0
+    return max((math.sqrt(share * (1 - share) / data.test) for share in shares), default=0.0)
