@@ -80,7 +80,7 @@ def overhead(results: RunResults) -> str:
         return ""
     selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
     start = arm.seconds["start-up"]
-    starting = f"{numbers.seconds(start)} s for starting the workers that train all arms, " if start else ""
+    starting = f"{numbers.seconds(start)} s for starting the workers, " if start else ""
     sentences = (
         f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s for selecting samples "
         f"(the stages embedding, metrics, selection and planning), {starting}{numbers.seconds(arm.seconds['training'])} s for training, and "
@@ -123,6 +123,7 @@ def opening_section(results: RunResults, name: str) -> str:
         for words in (
             html.bound(html.text(leakage(results)).replace("Warning:", "<b>Warning:</b>", 1)),
             html.bound(html.text(overhead(results))),
+            html.text(results.ledger.reused),
             roles(results.data, results.goal),
         )
         if words

@@ -19,7 +19,7 @@ def reading_section(results: RunResults) -> str:
     items = [
         (
             f"One seed ({html.text(results.seed)}) does not show which arm is better.",
-            f"An arm is one training of this run. Each arm was trained once, so a difference in {html.text(goal.label)} between two "
+            f"An arm is one training of a model. Each arm was trained once, so a difference in {html.text(goal.label)} between two "
             f"arms may be due to chance, and another seed can reverse it. {error} A policy selects the samples of each epoch. Before "
             "you choose a policy, compare it with simpler policies over several seeds with <code>raysel compare</code>.",
         ),
@@ -33,7 +33,9 @@ def reading_section(results: RunResults) -> str:
             "such a training, and the saving in time is not known.",
         ),
         (
-            "Timings are from one run on one machine.",
+            "Some timings are from earlier runs."
+            if results.ledger.reused
+            else "Timings are from one run on one machine.",
             "Timings depend on what else the machine was doing, and in a short run, start-up can take longer "
             "than training. The numbers of samples and of optimizer steps do not depend on the machine.",
         ),
