@@ -45,10 +45,13 @@ class LedgerEntry:
         Optimizer steps.
     seconds : mapping of str to float or None
         Wall-clock seconds of each of STAGES, 0.0 for a stage that the arm does not have. ``start-up`` is the time in which
-        workers that train all arms started, which is counted in each arm; it is 0.0 by default, and the start of an arm's
+        workers that train several arms started, which is counted in each arm; it is 0.0 by default, and the start of an arm's
         own workers is part of ``other``. ``other`` is the time of starting workers, evaluation, checkpoints, and epochs repeated after a failure.
     metrics : mapping of str to float or None
         Metrics of the task on the test rows; empty without test rows.
+    reused : tuple of str
+        Stages whose seconds were measured in earlier runs in the same directory, because their results were reused. It is
+        ignored when two entries are compared.
 
     Raises
     ------
@@ -66,6 +69,7 @@ class LedgerEntry:
     steps: int | None = None
     seconds: Mapping[str, float | None] = field(default_factory=dict)
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    reused: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -99,6 +103,7 @@ class LedgerEntry:
             **{name: getattr(self, name) for name in _COUNTS},
             "seconds": dict(self.seconds),
             "metrics": dict(self.metrics),
+            "reused": list(self.reused),
         }
 
     @classmethod
@@ -125,6 +130,7 @@ class LedgerEntry:
             **{name: values.get(name, 0 if name == "samples_proxy" else None) for name in _COUNTS},
             seconds=values.get("seconds", {}),
             metrics=values.get("metrics", {}),
+            reused=tuple(values.get("reused", ())),
         )
 
 
@@ -189,6 +195,19 @@ class Ledger:
         full = self.entry(REFERENCE)
         return self.full_samples if full is None else full.samples_backward
 
+    @property
+    def reused(self) -> str:
+        """A sentence that names the arms with seconds of earlier runs, and the stages; empty if there are none."""
+        parts = []
+        for entry in self.entries:
+            spent = [stage for stage in STAGES if entry.seconds[stage] != 0]
+            earlier = [stage for stage in spent if stage in entry.reused]
+            if earlier:
+                parts.append(f"{entry.title} ({'all stages' if earlier == spent else ', '.join(earlier)})")
+        if not parts:
+            return ""
+        return f"The seconds of these arms are from earlier runs in this directory, whose results were reused: {'; '.join(parts)}."
+
     def to_dict(self) -> dict[str, Any]:
         """Return JSON types. Totals and savings are included for readers, and computed again by :meth:`from_dict`."""
         return {
@@ -246,7 +265,7 @@ class Ledger:
     def text(self) -> str:
         """Return the table that `raysel run` prints: one row per arm, at most 100 columns wide.
 
-        Long titles continue in the lines below.
+        Long titles continue in the lines below. No word is divided, so a very long word makes the table wider.
         """
         return _table(self)
 
@@ -343,11 +362,13 @@ def _columns(ledger: Ledger, compact: bool) -> list[tuple[str, list[str]]]:
 def _table(ledger: Ledger) -> str:
     if not ledger.entries:
         return "The ledger is empty, because no model was trained."
-    longest = max(len(entry.title) for entry in ledger.entries)
+    titles = [" ".join(entry.title.split()) for entry in ledger.entries]
+    longest = max(map(len, titles))
+    word = max(len(word) for title in ["arm", *titles] for word in title.split())
     blocks, room = _fit(ledger, compact=False)
-    if room < min(longest, 14):
+    if room < max(min(longest, 14), word):
         blocks, room = _fit(ledger, compact=True)
-    width = min(max(longest, 3), max(room, 6))
+    width = max(word, min(longest, room))
 
     above = " " * width
     lines = [[text] for text in ("arm".ljust(width), *[""] * len(ledger.entries))]
@@ -361,8 +382,8 @@ def _table(ledger: Ledger) -> str:
     rows = [above.rstrip(), "  ".join(lines[0])]
     rule = "-" * len(rows[1])
     rows.append(rule)
-    for entry, (_, *cells) in zip(ledger.entries, lines[1:], strict=True):
-        head, *rest = textwrap.wrap(" ".join(entry.title.split()), width) or [""]
+    for title, (_, *cells) in zip(titles, lines[1:], strict=True):
+        head, *rest = textwrap.wrap(title, width, break_on_hyphens=False) or [""]
         rows.append("  ".join([head.ljust(width), *cells]).rstrip())
         rows.extend(rest)
     rows += [rule, _meaning(ledger)]
@@ -397,7 +418,7 @@ def _meaning(ledger: Ledger) -> str:
         if not any(entry.seconds["start-up"] for entry in ledger.entries):
             words += "Other: start-up, evaluation, checkpoints."
         elif (start := _start(ledger)) is None:
-            words += "Start: start-up of the workers of all arms. Other: evaluation, checkpoints."
+            words += "Start: start-up of the workers, counted in each arm that they trained. Other: evaluation, checkpoints."
         else:
             words += (
                 f"The start-up of the workers took {numbers.seconds(start)} s once; each total includes it. "
@@ -405,4 +426,6 @@ def _meaning(ledger: Ledger) -> str:
             words += "Other: evaluation, checkpoints."
     if not ledger.goal.accuracy:
         words += f" {ledger.goal.head}: {ledger.goal.rule}."
+    if ledger.reused:
+        words += f" {ledger.reused}"
     return "\n".join(textwrap.wrap(words, WIDTH))

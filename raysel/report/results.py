@@ -376,11 +376,10 @@ class RunResults(_Saved):
 
     Attributes
     ----------
-    name, created, raysel, versions, seed, config
-        Name of the workflow, time at which the run directory was made, versions, seed and configuration.
-    finished : str
-        Time of the last run of this configuration, in ISO 8601; empty if it is not known. It is ignored when two
-        results are compared.
+    name, raysel, versions, seed, config
+        Name of the workflow, versions, seed and configuration.
+    created : str
+        Time of these results in ISO 8601. It is ignored when two results are compared.
     data : Data
         Number of rows per role.
     inputs : dict
@@ -406,7 +405,7 @@ class RunResults(_Saved):
     """
 
     name: str
-    created: str
+    created: str = field(compare=False)
     raysel: str
     versions: dict[str, str]
     seed: int
@@ -422,7 +421,6 @@ class RunResults(_Saved):
     goal: Goal = field(default_factory=Goal)
     labels: LabelCheck | None = None
     leaked: Leaked | None = None
-    finished: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.ledger.entries and self.ledger.goal != self.goal:
@@ -480,6 +478,8 @@ class CompareResults(_Saved):
 
     Attributes
     ----------
+    created : str
+        Time of these results in ISO 8601. It is ignored when two results are compared.
     rows : int
         Rows that every policy selects from: those of the pool, or those that the static selection selected.
     epochs : int
@@ -495,7 +495,7 @@ class CompareResults(_Saved):
     """
 
     name: str
-    created: str
+    created: str = field(compare=False)
     raysel: str
     versions: dict[str, str]
     seeds: tuple[int, ...]

@@ -55,7 +55,7 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
 def _row(results: RunResults, named: bool) -> list[str]:
     arm, ledger = results.arms.get(_ARM), results.ledger
     kept = results.data.pool if arm is None else arm.rows
-    when = (results.finished or results.created).replace("T", " ")[:16]
+    when = results.created.replace("T", " ")[:16]
     return [
         when,
         f"{numbers.count(kept)} / {numbers.count(results.data.pool)}",

@@ -108,10 +108,9 @@ def training_results(
         },
         metrics=arm.metrics,
     )
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return RunResults(
         name=name,
-        created=now,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         raysel=__version__,
         versions=library_versions("numpy", "ray", "torch"),
         seed=run.seed,
@@ -120,5 +119,4 @@ def training_results(
         arms={arm.name: arm},
         ledger=Ledger([entry], goal=goal, full_samples=pool * run.num_epochs),
         goal=goal,
-        finished=now,
     )

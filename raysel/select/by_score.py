@@ -76,7 +76,7 @@ class ByScore:
     per_class: Literal["uniform", "pool"] | dict[str | int, float] | None = None
     label: str | None = None
     seed: int = 0
-    title: ClassVar[str] = "by score"
+    title: ClassVar[str] = "score"  # reads well after "by"
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what is wrong whatever the pool."""
@@ -157,7 +157,7 @@ class ByScore:
             reason=reasons[self.how],
             dropped=dropped,
             info={
-                "method": "by score",
+                "method": self.title,
                 **asdict(self),
                 "column": self.score,
                 "pool_rows": len(ids),

@@ -33,7 +33,7 @@ from raysel.report.results import Cell as CellResult
 from raysel.report.results import ComparedPolicy, CompareResults, Epoch, Goal
 from raysel.workflow import config, steps
 from raysel.workflow.config import Method, Workflow
-from raysel.workflow.directory import Done, Progress, RunDirectory, open_run, versions
+from raysel.workflow.directory import Done, Progress, RunDirectory, now, open_run, versions
 from raysel.workflow.inputs import Look, seen
 from raysel.workflow.load import load_check
 from raysel.workflow.run import data, trusted
@@ -122,7 +122,7 @@ def compare(
             cells = _train(run, own, names, methods, tried)
         results = CompareResults(
             name=flow.name,
-            created=run.created,
+            created=now(),
             raysel=raysel.__version__,
             versions=versions(),
             seeds=tuple(tried),

@@ -133,7 +133,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Done:
-    """A finished step: its folder, its answer, and the seconds that it took.
+    """A finished step: its folder, its answer, the seconds that it took, and whether an earlier run finished it.
 
     The seconds include those of interrupted attempts whose work was resumed.
     """
@@ -141,6 +141,7 @@ class Done:
     directory: Place
     answer: dict[str, Any]
     seconds: float
+    reused: bool = False
 
 
 @dataclass
@@ -149,8 +150,8 @@ class RunDirectory:
 
     Attributes
     ----------
-    workflow, out, progress, created
-        The workflow, the directory, where progress is shown, and when the directory was made.
+    workflow, out, progress
+        The workflow, the directory, and where progress is shown.
     inputs : dict of str to Input
         Numbered rows by role.
     finished : dict of str to Done
@@ -166,7 +167,6 @@ class RunDirectory:
     workflow: Workflow
     out: Place
     progress: Progress
-    created: str = ""
     inputs: dict[str, Input] = field(default_factory=dict)
     finished: dict[str, Done] = field(default_factory=dict)
     drawn: Drawn | None = None
@@ -337,7 +337,7 @@ def _finished(directory: Place) -> Done | None:
             return None
         if left["digest"] != digest([left["answer"], left["seconds"]]):
             raise ValueError("The content does not match the digest.")
-        return Done(directory, left["answer"], left["seconds"])
+        return Done(directory, left["answer"], left["seconds"], reused=True)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -399,7 +399,7 @@ def open_run(
             ):  # the manifest last: the rest of a killed --fresh is still a run's
                 remove(directory / name)
         run = RunDirectory(workflow, directory, progress, check_held=check_held)
-        run.created = _claim(directory, workflow)
+        _claim(directory, workflow)
         log = held.enter_context(logged(directory / LOG))
         log.write(f"raysel {raysel.__version__}")
         progress.log = log.write
@@ -460,21 +460,24 @@ def _check(directory: Place, fresh: bool) -> None:
         raise RunError(f"{directory} is not empty and not a run directory of raysel; choose another --out.")
 
 
-def _claim(directory: Place, workflow: Workflow) -> str:
-    """Make the directory a run's; returns when it was made."""
-    found = manifest(directory)
-    if found is None:
+def _claim(directory: Place, workflow: Workflow) -> None:
+    """Make the directory a run's."""
+    if manifest(directory) is None:
         found = {
             "kind": _KIND,
             "format": FORMAT,
             "name": workflow.name,
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": now(),
             "versions": versions(),
         }
         write_json(directory / _MANIFEST, found)
     for name in ("index", "steps", "results"):
         make_folder(directory / name)
-    return str(found["created"])
+
+
+def now() -> str:
+    """Return the time in UTC, in ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from raysel.cluster.errors import name_losses
 from raysel.core.storage import Place, entries, is_folder, output
 from raysel.errors import RunError
 from raysel.report import page
-from raysel.report.ledger import Ledger, LedgerEntry
+from raysel.report.ledger import STAGES, Ledger, LedgerEntry
 from raysel.report.results import (
     Arm,
     CalibrationCost,
@@ -38,7 +37,7 @@ from raysel.report.results import (
 )
 from raysel.workflow import config, steps
 from raysel.workflow.config import Workflow, difference, digest
-from raysel.workflow.directory import Done, Progress, RunDirectory, manifest, open_run, versions
+from raysel.workflow.directory import Done, Progress, RunDirectory, manifest, now, open_run, versions
 from raysel.workflow.inputs import seen
 from raysel.workflow.load import load_check
 
@@ -133,9 +132,14 @@ def _do(run: RunDirectory, todo: list[steps.Step]) -> None:
 def report(directory: str | os.PathLike[str]) -> Place:
     """Write ``report.html`` of a finished run from its ``results.json``. Raises RunError if there is none.
 
-    Of a file with saved results, write the report next to it, as ``FILE.html``.
+    Of a JSON file with saved results, write the report next to it, as ``FILE.html``.
     """
     if os.path.isfile(directory):
+        if Path(directory).suffix != ".json":
+            raise RunError(
+                f"No report can be written from {directory}: the file has no results; give the directory of a finished run, "
+                "such as runs/NAME, or a JSON file with saved results."
+            )
         return page.write(RunResults.load(directory), Path(directory).with_suffix(".html"))
     place = output(directory)
     return page.write(RunResults.load(place / "results.json"), place / "report.html")
@@ -177,7 +181,7 @@ def results(run: RunDirectory) -> RunResults:
     goal = Goal(**run.finished[f"train-{order[0]}"].answer["goal"]) if order else Goal()
     return RunResults(
         name=flow.name,
-        created=run.created,
+        created=now(),
         raysel=raysel.__version__,
         versions=versions(),
         seed=flow.seed,
@@ -197,7 +201,6 @@ def results(run: RunDirectory) -> RunResults:
         goal=goal,
         labels=_labels(run),
         leaked=Leaked(**leaked) if (leaked := _answer(run, "leakage")) else None,
-        finished=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         path=str(run.out),
     )
 
@@ -242,11 +245,11 @@ def measured(run: RunDirectory) -> Measured | None:
     )
 
 
-def seconds_of_choosing(run: RunDirectory) -> dict[str, float]:
-    """Return the seconds that each stage of the selection took."""
+def _steps_of_choosing(run: RunDirectory) -> dict[str, list[Done]]:
+    """Return the finished steps of each stage of the selection."""
 
-    def of(*names: str) -> float:
-        return sum(done.seconds for name, done in run.finished.items() if name.startswith(names))
+    def of(*names: str) -> list[Done]:
+        return [done for name, done in run.finished.items() if name.startswith(names)]
 
     return {"metrics": of("gime", "factors"), "embedding": of("embed"), "selection": of("select")}
 
@@ -329,14 +332,14 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
     evaluation = sum(epoch.evaluation_seconds for epoch in arm.epochs)
     training = sum(epoch.seconds for epoch in arm.epochs) - planning - evaluation
     passes = sum(epoch.trained for epoch in arm.epochs)
-    choosing = {"embedding": 0.0, "metrics": 0.0, "selection": 0.0}
+    choosing: dict[str, list[Done]] = {"embedding": [], "metrics": [], "selection": []}
     proxy = 0
     if arm.name == "chain":
-        choosing = seconds_of_choosing(run)
+        choosing = _steps_of_choosing(run)
         found = measured(run)
         proxy = 0 if found is None or found.calibration is None else found.calibration.rows_trained
     elif arm.name == "random":
-        choosing["selection"] = run.finished["random"].seconds
+        choosing["selection"] = [run.finished["random"]]
     start = done.answer[
         "startup"
     ]  # of the workers, which every arm would need, but which one arm has waited for
@@ -351,7 +354,7 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
         samples_proxy=proxy,
         steps=sum(epoch.steps for epoch in arm.epochs),
         seconds={
-            **choosing,
+            **{stage: sum(step.seconds for step in made) for stage, made in choosing.items()},
             "start-up": start,
             "planning": planning,
             "training": training,
@@ -359,4 +362,5 @@ def _entry(run: RunDirectory, arm: Arm, done: Done) -> LedgerEntry:
             "other": max(0.0, done.seconds - waited - planning - training),
         },
         metrics=arm.metrics,
+        reused=tuple(stage for stage in STAGES if any(step.reused for step in choosing.get(stage, [done]))),
     )

@@ -98,6 +98,14 @@ def test_unknown_options_and_commands(raysel):
     assert "No report can be written from" in raysel("report", "/no/such/run")[2]
 
 
+def test_a_report_of_a_workflow_file_asks_for_the_directory_of_a_run(raysel, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\n")
+    code, _, err = raysel("report", file)
+    assert code and "give the directory of a finished run" in err and "damaged" not in err
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_report_is_made_again_from_the_results(raysel, tmp_path):
     results = RunResults(
         name="tiny",

@@ -20,7 +20,7 @@ from raysel.report.figures.training import metric_curves
 from raysel.report.goal import Goal, checked, finite
 from raysel.report.page import render
 from raysel.report.results import CompareResults, RunResults
-from raysel.report.sections.opening import headline
+from raysel.report.sections.opening import against_random, headline
 from raysel.report.tables import runs_text
 from raysel.workflow.steps.train import answer_of
 from tests.report.test_comparison import ENDS, sample
@@ -210,6 +210,7 @@ def test_the_opening_of_a_smaller_and_of_a_larger_error(run: RunResults) -> None
         "than training on the full pool (the time includes selection and start-up); its test RMSE is 2.890; compared with the full pool, this is 0.4900 (20.4 %) higher, which is worse."
     )
     assert run.score("chain") == pytest.approx(2.89) and run.score("none") is None
+    assert against_random(run).endswith("is 2.390 (45.3 %) lower, which is better.")
     swapped = turned(run, metrics=lambda metrics: {"rmse": 5 - metrics["rmse"]})
     assert headline(swapped).endswith(
         "its test RMSE is 2.110; compared with the full pool, this is 0.4900 (18.8 %) lower, which is better."

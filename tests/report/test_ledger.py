@@ -154,13 +154,27 @@ def test_the_table_of_a_large_run_is_no_wider() -> None:
     big = {"rows": 10**9, "samples_backward": 3 * 10**11, "steps": 46_000_000, "seconds": seconds}
     title = "Every row there is, in the order it came"
     ledger = Ledger(
-        [entry("full", title=title, **big), entry("chain", title="GIO, then InfoBatch", seconds=seconds)]
+        [entry("full", title=title, **big), entry("chain", title="GIO, then GIME", seconds=seconds)]
     )
     text = ledger.text()
     assert max(map(len, text.splitlines())) <= 100
     for word in title.split():
         assert word in text
     assert "300.0G" in text
+
+
+def test_no_word_of_a_title_is_divided() -> None:
+    seconds = dict.fromkeys(STAGES, 38_000.25)
+    for title in ("density ratio + k-center + InfoBatch", "SelectsTheRowsThatAreMostLikeTheTarget + RepDiv"):
+        ledger = Ledger(
+            [
+                entry("full", title="full pool", rows=10**6, steps=46_000, seconds=seconds),
+                entry("chain", title=title, seconds=seconds),
+            ]
+        )
+        lines = ledger.text().splitlines()
+        words = [word for line in lines[4:-2] for word in line.split()]
+        assert [word for word in words if word in title.split()] == title.split()
 
 
 def test_an_empty_ledger_says_so() -> None:

@@ -13,7 +13,7 @@ from raysel.errors import RunError
 from raysel.report import Ledger
 from raysel.report.page import render, write
 from raysel.report.results import Data, RunResults
-from raysel.report.sections.opening import headline, overhead
+from raysel.report.sections.opening import against_random, headline, overhead
 
 VOID = {"meta", "wbr", "br", "hr", "img", "link", "input"}
 
@@ -83,10 +83,7 @@ def test_every_section_is_there(results: RunResults) -> None:
     assert "an unbiased estimate only of the gradient on <em>the selected rows</em>" in page
     assert "does not show which arm is better" in page
     assert plain(page).index("<strong>pool</strong>: the rows") < page.index("<h2>Ledger</h2>")
-    assert (
-        "An arm is one training of a model in this run: “full pool” trains on every pool row in every epoch;"
-        in page
-    )
+    assert "An arm is one training of a model: “full pool” trains on every pool row in every epoch;" in page
     assert "“GIO + InfoBatch” uses the methods of the workflow." in page and "(cost of “full pool”)." in page
     assert "76 %" in plain(page)
     assert "torch\u00a02.13.0" in page
@@ -181,6 +178,49 @@ def test_the_headline_states_the_change_of_the_accuracy(results: RunResults) -> 
         assert headline(entry).endswith(f"; its test accuracy is {says}")
     spent = results.ledger.entry("full").samples_backward
     assert "used 0 % fewer training samples" in headline(with_entry(results, "chain", samples_backward=spent))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "says"),
+    [
+        (
+            0.9472,
+            "2.4 points higher, which is more than one standard error of a test accuracy (up to 1.2 points).",
+        ),
+        (
+            0.9772,
+            "0.6 points lower, which is within one standard error of a test accuracy (up to 0.9 points).",
+        ),
+        (0.9712, "the same."),
+    ],
+)
+def test_the_opening_compares_with_the_random_control(
+    results: RunResults, accuracy: float, says: str
+) -> None:
+    results = with_entry(results, "random", metrics={"accuracy": accuracy})
+    sentence = against_random(results)
+    assert sentence == (
+        f"Compared with “Random subset” (one seed each), the test accuracy of GIO + InfoBatch is {says}"
+    )
+    assert f"this is 0.5 points lower. {sentence}</p>" in plain(render(results))
+    without = replace(results, ledger=Ledger([results.ledger.entries[0], results.ledger.entries[2]]))
+    assert against_random(without) == "" == against_random(with_entry(results, "random", metrics={}))
+
+
+def test_what_earlier_runs_have_measured_is_named(results: RunResults) -> None:
+    fresh = plain(render(results))
+    assert "Timings are from one run on one machine." in fresh and "earlier runs" not in fresh
+    results = with_entry(results, "full", reused=("start-up", "planning", "training", "other"))
+    results = with_entry(results, "chain", reused=("embedding", "metrics"))
+    sentence = (
+        "The seconds of these arms are from earlier runs in this directory, whose results were reused: full pool (all stages); "
+        "GIO + InfoBatch (embedding)."
+    )
+    assert " ".join(results.ledger.text().split()).endswith(sentence)
+    page = plain(render(results))
+    assert page.count(sentence) == 2 and page.index(sentence) < page.index("<h2>")
+    assert "Some timings are from earlier runs." in page and "one run on one machine" not in page
+    assert Ledger.from_dict(results.ledger.to_dict()).reused == sentence
 
 
 def test_start_up_is_said_apart_from_selecting(results: RunResults) -> None:

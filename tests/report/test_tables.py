@@ -7,7 +7,7 @@ from raysel.report.results import Arm, Data, RunResults
 from raysel.report.tables import runs_text
 
 
-def results(kept=300, accuracy=0.9, samples=3_000, finished="2026-03-14T09:26:53+00:00", full=True):
+def results(kept=300, accuracy=0.9, samples=3_000, created="2026-03-14T09:26:53+00:00", full=True):
     def entry(arm, rows, backward, seconds):
         spent = {**dict.fromkeys(STAGES, 0.0), "training": seconds}
         return LedgerEntry(
@@ -18,7 +18,7 @@ def results(kept=300, accuracy=0.9, samples=3_000, finished="2026-03-14T09:26:53
     entries.append(entry("chain", kept, samples, 10.0))
     return RunResults(
         name="x",
-        created="2026-03-01T00:00:00+00:00",
+        created=created,
         raysel="0",
         versions={},
         seed=0,
@@ -26,12 +26,11 @@ def results(kept=300, accuracy=0.9, samples=3_000, finished="2026-03-14T09:26:53
         data=Data(pool=1_000, test=100),
         arms={"chain": Arm("chain", "GIO", kept, (), {"accuracy": accuracy})},
         ledger=Ledger(entries),
-        finished=finished,
     )
 
 
 def test_a_row_per_configuration_with_what_it_kept_reached_saved_and_changed():
-    later = results(kept=200, accuracy=0.8512, samples=2_000, finished="2026-03-15T10:00:00+00:00")
+    later = results(kept=200, accuracy=0.8512, samples=2_000, created="2026-03-15T10:00:00+00:00")
     lines = runs_text([(results(), []), (later, [("select.budget", 0.3, 0.2)])]).splitlines()
     assert len(lines) == 5 and set(lines[2]) == {"-"}
     assert lines[1].split("  ")[-1] == "differs from the first in"
@@ -69,9 +68,9 @@ def test_several_and_long_differences_continue_below_within_100_columns():
 
 
 def test_what_is_missing_is_not_shown_as_a_number():
-    alone = results(full=False, finished="")
+    alone = results(full=False)
     line = runs_text([(alone, [])]).splitlines()[3]
-    assert line.split() == ["2026-03-01", "00:00", "300", "/", "1,000", "90.0", "%", "n/a", "n/a"]
+    assert line.split() == ["2026-03-14", "09:26", "300", "/", "1,000", "90.0", "%", "n/a", "n/a"]
     assert runs_text([]) == "No run has finished in this directory."
 
 
@@ -80,6 +79,6 @@ def test_a_configuration_that_differs_in_nothing_says_so():
 
 
 def test_when_it_was_run_is_kept_and_does_not_make_results_differ(tmp_path):
-    one, other = results(), results(finished="2027-01-01T00:00:00+00:00")
+    one, other = results(), results(created="2027-01-01T00:00:00+00:00")
     assert one == other
-    assert RunResults.load(other.save(tmp_path / "results.json")).finished == other.finished
+    assert RunResults.load(other.save(tmp_path / "results.json")).created == other.created

@@ -39,6 +39,7 @@ def test_rows_are_selected_by_their_scores(cluster):
     assert found.ids.tolist() == [3, 4, 5] and found.table["score"].to_pylist() == [5, 4, 4]
     assert found.dropped["sample_id"].to_pylist() == [0, 1, 2]
     assert found.dropped["score"].to_pylist() == [3, 1, 2]
+    assert repr(found) == "<Selection of 3 of 6 rows by score>"  # in reports too, the title stands after "by"
     with pytest.raises(DataError, match="'text' of the pool holds string"):
         raysel.ByScore(2, "text").select(pool)
     with pytest.raises(DataError, match="no column 'gone'"):

@@ -157,7 +157,7 @@ def test_methods_of_ones_own_run_and_compare(cluster, tmp_path, capsys):
     assert found.arms["chain"].rows == 270 == found.selection.kept and found.selection.method == "nearest"
     assert [epoch.planned for epoch in found.arms["chain"].epochs] == [270, 270 - int(0.3 * 270)]
     assert found.arms["chain"].title == "Nearest + HideEasy" and Path(found.path, "report.html").exists()
-    assert [(one.finished, differs) for one, differs in runs(tmp_path / "run")] == [(found.finished, [])]
+    assert [(one.created, differs) for one, differs in runs(tmp_path / "run")] == [(found.created, [])]
     capsys.readouterr()
 
     compared = raysel.compare(

@@ -83,6 +83,21 @@ def go(cluster, folder, monkeypatch, capsys):
     return run_again
 
 
+def test_seconds_of_reused_steps_are_those_of_an_earlier_run(go, folder, monkeypatch):
+    first, _ = go("controls=[random, full]")
+    assert first.ledger.reused == ""
+    monkeypatch.setattr("raysel.workflow.run.now", lambda: "2030-01-01T00:00:00+00:00")
+    again, _ = go("controls=[random, full]", "select.budget=0.2")
+    assert again.ledger.reused == (
+        "The seconds of these arms are from earlier runs in this directory, whose results were reused: full pool (all stages); GIO + InfoBatch "
+        "(embedding)."
+    )
+    assert again.created == "2030-01-01T00:00:00+00:00" == runs(folder / "run")[-1][0].created
+    assert runs(folder / "run")[-1][0].ledger.reused == again.ledger.reused
+    page = (folder / "run/report.html").read_text()
+    assert again.ledger.reused in page and "2030-01-01 00:00 UTC" in page
+
+
 def test_another_value_runs_what_depends_on_it(go, folder):
     first, ran = go()
     assert ran == set(

@@ -6,7 +6,7 @@ from raysel.report import html, numbers
 from raysel.report.figures.costs import cost_bars
 from raysel.report.ledger import STAGES, Ledger
 
-_START = "Start-up: starting the workers, which then train all arms; this time is counted in each arm. "
+_START = "Start-up: starting the workers, which then train several arms; this time is counted in each of these arms. "
 
 
 def costs_section(ledger: Ledger) -> str:

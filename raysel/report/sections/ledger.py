@@ -49,9 +49,8 @@ def ledger_section(ledger: Ledger) -> str:
         for entry in ledger.entries
         if entry.arm in _MEANINGS
     ]
-    lead = (
-        "The ledger lists what each <strong>arm</strong> cost. An arm is one training of a model in this run"
-        + (f": {'; '.join(meanings)}." if meanings else ".")
+    lead = "The ledger lists what each <strong>arm</strong> cost. An arm is one training of a model" + (
+        f": {'; '.join(meanings)}." if meanings else "."
     )
     note = (
         "<strong>Rows</strong>: rows that the arm could train on. <strong>Steps</strong>: optimizer steps. "
@@ -76,6 +75,8 @@ def ledger_section(ledger: Ledger) -> str:
         )
     if ledger.goal.direction == "min":
         note += f" <strong>Test {html.text(ledger.goal.label)}</strong>: lower is better."
+    if ledger.reused:
+        note += f" {html.text(ledger.reused)}"
     table = html.table(heads, rows)
     return html.section("Ledger", f'<p class="lead">{lead}</p>\n{table}<p class="note">{note}</p>')
 

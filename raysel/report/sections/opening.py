@@ -9,6 +9,7 @@ from raysel.report.goal import Goal
 from raysel.report.ledger import REFERENCE, Ledger, LedgerEntry
 from raysel.report.results import Data, RunResults
 from raysel.report.sections.ledger import arm_name
+from raysel.report.sections.reading import accuracy_error
 
 _SELECTING = ("embedding", "metrics", "selection", "planning")  # stages of the ledger
 
@@ -51,6 +52,24 @@ def headline(results: RunResults) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
+def against_random(results: RunResults) -> str:
+    """Return in one sentence how the metric compares with that of the random control; empty if one is not known."""
+    ledger, goal = results.ledger, results.goal
+    arm, random = subject(ledger), ledger.entry("random")
+    if arm is None or random is None or arm is random:
+        return ""
+    reached, reference = goal.value(arm.metrics), goal.value(random.metrics)
+    if reached is None or reference is None:
+        return ""
+    start = f"Compared with “{random.title}” (one seed each), the test {goal.label} of {arm.title} is"
+    change = goal.change(reached, reference)
+    error = accuracy_error(results.data, goal, (goal.value(entry.metrics) for entry in ledger.entries))
+    if not change or not error:
+        return f"{start} {change or 'the same'}."
+    larger = "more than" if abs(reached - reference) > error else "within"
+    return f"{start} {change}, which is {larger} one standard error of a test accuracy (up to {100 * error:.1f} points)."
+
+
 def overhead(results: RunResults) -> str:
     """Return one or two sentences that separate selection from start-up; empty if times are not known.
 
@@ -61,7 +80,7 @@ def overhead(results: RunResults) -> str:
         return ""
     selecting = math.fsum(arm.seconds[stage] or 0.0 for stage in _SELECTING)
     start = arm.seconds["start-up"]
-    starting = f"{numbers.seconds(start)} s for starting the workers that train all arms, " if start else ""
+    starting = f"{numbers.seconds(start)} s for starting the workers, " if start else ""
     sentences = (
         f"{arm.title} took {numbers.seconds(arm.total_seconds)} s: {numbers.seconds(selecting)} s for selecting samples "
         f"(the stages embedding, metrics, selection and planning), {starting}{numbers.seconds(arm.seconds['training'])} s for training, and "
@@ -91,7 +110,7 @@ def leakage(results: RunResults) -> str:
 
 
 def opening_section(results: RunResults, name: str) -> str:
-    """Return the head of the page: the results in one sentence, the facts and the tiles."""
+    """Return the head of the page: the results in one or two sentences, the facts and the tiles."""
     facts = rows_per_role(results.data)
     if results.data.classes:
         facts.append(html.many(len(results.data.classes), "class", "classes"))
@@ -104,13 +123,14 @@ def opening_section(results: RunResults, name: str) -> str:
         for words in (
             html.bound(html.text(leakage(results)).replace("Warning:", "<b>Warning:</b>", 1)),
             html.bound(html.text(overhead(results))),
+            html.text(results.ledger.reused),
             roles(results.data, results.goal),
         )
         if words
     )
     return (
         f'<header>\n<p class="kicker">raysel report</p>\n<h1>{title}</h1>\n'
-        f'<p class="headline">{html.bound(html.text(headline(results)))}</p>\n'
+        f'<p class="headline">{html.bound(html.text(f"{headline(results)} {against_random(results)}"))}</p>\n'
         f'<p class="facts">{" · ".join(facts)}</p>\n{below}{_tiles(results)}</header>'
     )
 

@@ -19,7 +19,7 @@ def reading_section(results: RunResults) -> str:
     items = [
         (
             f"One seed ({html.text(results.seed)}) does not show which arm is better.",
-            f"An arm is one training of this run. Each arm was trained once, so a difference in {html.text(goal.label)} between two "
+            f"An arm is one training of a model. Each arm was trained once, so a difference in {html.text(goal.label)} between two "
             f"arms may be due to chance, and another seed can reverse it. {error} A policy selects the samples of each epoch. Before "
             "you choose a policy, compare it with simpler policies over several seeds with <code>raysel compare</code>.",
         ),
@@ -33,7 +33,9 @@ def reading_section(results: RunResults) -> str:
             "such a training, and the saving in time is not known.",
         ),
         (
-            "Timings are from one run on one machine.",
+            "Some timings are from earlier runs."
+            if results.ledger.reused
+            else "Timings are from one run on one machine.",
             "Timings depend on what else the machine was doing, and in a short run, start-up can take longer "
             "than training. The numbers of samples and of optimizer steps do not depend on the machine.",
         ),
@@ -76,15 +78,20 @@ def trusted_files(roles: Sequence[str]) -> str:
 
 
 def standard_error(data: Data, goal: Goal, values: Iterable[float | None]) -> str:
+    """Return a sentence about the error of an accuracy, as HTML; empty where `accuracy_error` is 0."""
+    error = accuracy_error(data, goal, values)
+    if not error:
+        return ""
+    size = f"{100 * error:.1f}{html.NBSP}points"
+    return f"With {html.many(data.test, 'test row')}, the standard error of a test accuracy is up to {size}."
+
+
+def accuracy_error(data: Data, goal: Goal, values: Iterable[float | None]) -> float:
     """Return how far an accuracy moves with the choice of the test rows alone (binomial, the widest of the arms).
 
-    It is empty for another metric, whose standard error does not follow from its value.
+    It is 0 for another metric, whose standard error does not follow from its value.
     """
     shares = [share for share in values if share is not None]
-    if not data.test or not shares or not goal.accuracy:
-        return ""
-    points = 100 * max(math.sqrt(share * (1 - share) / data.test) for share in shares)
-    if not points:
-        return ""
-    size = f"{points:.1f}{html.NBSP}points"
-    return f"With {html.many(data.test, 'test row')}, the standard error of a test accuracy is up to {size}."
+    if not data.test or not goal.accuracy:
+        return 0.0
+    return max((math.sqrt(share * (1 - share) / data.test) for share in shares), default=0.0)
