@@ -376,6 +376,9 @@ class Selection:
     ) -> None:
         """Write the selected rows of a dataset as files for other tools, with a data card.
 
+        The weights of the rows are written as the column ``weight``. If the dataset has a column ``weight`` of its own, this
+        column is written instead, but only if all weights of the selection are 1.
+
         Parameters
         ----------
         dataset : ray.data.Dataset
@@ -395,7 +398,8 @@ class Selection:
         ConfigError
             For an unknown format.
         DataError
-            If the dataset has other rows, a column with the name of a written one, or values that JSON cannot hold.
+            If the dataset has other rows, a column with the name of a column that export adds, or values that JSON cannot
+            hold.
         RunError
             If ``path`` exists or cannot be written.
 
@@ -612,8 +616,9 @@ def _check_columns(names: list[str], weight: bool) -> None:
         raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     if weight and _WEIGHT in names:
         raise DataError(
-            f"The dataset already has a column '{_WEIGHT}', where apply writes the weights of the selected rows. Rename your "
-            "column, or take the rows without weights with rows(); join two selections with later.after(earlier)."
+            f"The dataset already has a column '{_WEIGHT}', in which apply and export write the weights of the selected rows. Rename "
+            f"it first, for example with dataset.rename_columns({{'{_WEIGHT}': 'old_weight'}}), or take the rows without weights "
+            "with rows(); if the column is from an earlier apply, join the selections with later.after(earlier) instead."
         )
 
 
