@@ -70,8 +70,8 @@ class Embed:
     embedder : str or mapping
         Name of an embedder, as in `raysel.fit_embedder`. If an embedder of your own has parameters, give a mapping: its
         key ``method`` names the embedder, and the other keys are the parameters.
-    column : str
-        Column from which the vectors are computed.
+    column : str or list of str
+        Column from which the vectors are computed, or a list of columns for the embedder ``table``.
     normalize : bool
         Whether to scale each vector to unit length.
     dtype : {"float32", "float16"}
@@ -85,7 +85,7 @@ class Embed:
     """
 
     embedder: str | dict[str, Any] = "column"
-    column: str = "embedding"
+    column: str | Annotated[list[str], Field(min_length=1)] = "embedding"
     normalize: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     on_error: Literal["raise", "drop", "null"] = "raise"
@@ -96,6 +96,11 @@ class Embed:
         """The embedder as a method of the registry."""
         tree = self.embedder if isinstance(self.embedder, dict) else {"method": self.embedder}
         return Method.of(tree, EMBEDDERS, "embed.embedder")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns from which the vectors are computed."""
+        return [self.column] if isinstance(self.column, str) else self.column
 
 
 @dataclass(frozen=True)

@@ -451,7 +451,7 @@ def test_what_pca_cannot_be_fitted_on():
         raysel.fit_embedder("pca:2")
     with pytest.raises(ConfigError, match="Fit it once"):
         raysel.embed(raysel.read({"v": [1.0]}), "pca:2", column="v")
-    with pytest.raises(DataError, match="The dataset to fit on has no column 'w'"):
+    with pytest.raises(DataError, match="The dataset that the embedder is fitted on has no column 'w'"):
         raysel.fit_embedder("pca:1", raysel.read({"v": [1.0]}), column="w")
 
 
