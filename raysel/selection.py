@@ -66,6 +66,15 @@ class Selection:
     pool: PoolIdentity | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.table, pa.Table):
+            raise DataError(
+                f"Selection(table=...) needs an Arrow table, not {shown(self.table)}; to make a Selection from ids, call "
+                "raysel.Selection.of(ids)."
+            )
+        if not isinstance(self.dropped, (pa.Table, type(None))):
+            raise DataError(
+                f"Selection(dropped=...) must be an Arrow table with the columns {ID} and reason, not {shown(self.dropped)}."
+            )
         _check_table(self.table, "A selection", _COLUMNS)
         if self.dropped is not None:
             _check_table(self.dropped, "A selection's table of dropped rows", (ID, "reason"))
@@ -539,12 +548,8 @@ def check_selection(value: object, what: str) -> None:
     raise ConfigError(f"{what}: {shown(value)} is not a Selection; {advice}.")
 
 
-def _check_table(table: object, what: str, columns: Sequence[str]) -> None:
+def _check_table(table: pa.Table, what: str, columns: Sequence[str]) -> None:
     """Raise DataError unless a selection can have the table."""
-    if not isinstance(table, pa.Table):
-        raise DataError(
-            f"{what} must be an Arrow table, not {shown(table)}; make one with raysel.Selection.of(ids)."
-        )
     names = table.column_names
     for name in (*columns, *names):
         if name not in names:

@@ -17,7 +17,7 @@ from pydantic import Field
 from raysel.cluster.code import load_object
 from raysel.core.fingerprint import fingerprint
 from raysel.core.parameters import build, default_of, describe, keys
-from raysel.core.registry import Registry, nearest
+from raysel.core.registry import Registry, is_reference, nearest
 from raysel.errors import ConfigError, shown
 from raysel.gime import Binding
 from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS, TRACKERS
@@ -286,7 +286,7 @@ class Method:
             found.make(
                 **defaults
             )  # its parameters are checked at once; code of the user's own is not run yet
-        elif not found.builtin and ":" not in spec and spec not in registry.names():
+        elif not is_reference(spec) and spec.partition(":")[0] not in registry.names():
             registry.find(spec, f"'{where}'" if registry is EMBEDDERS else f"'{where}.method'", load_object)
         return found
 

@@ -414,6 +414,7 @@ def test_another_dimension_later(tmp_path):
         ("pca:x", "must end with the number of elements"),
         ("hash", "must end with the number of elements"),
         ("magic", "embedder is 'magic', but there is no such name. The known names are column, pca, hash"),
+        ("pac:8", "embedder is 'pac:8', but there is no such name. Did you mean 'pca'"),
         ("column:3", "the embedder 'column' takes none; write column"),
         (
             "sentence-transformers:",
