@@ -191,7 +191,7 @@ def test_more_components_than_a_column_of_plain_lists_has(folder):
         ),
         (
             "{embedder: table, column: [text, v]}",
-            r"embed\.column \(files of pool\.path\): Column 'v' .*neither a number",
+            r"embed\.column \(files of pool\.path\): Column 'v' .*neither a number.*these types\.$",
         ),
         (
             "{embedder: 'pca:2', column: [v, text]}",

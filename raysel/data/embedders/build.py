@@ -10,7 +10,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.cluster.code import load_object
-from raysel.data.decode import decode, is_bytes, is_text
+from raysel.data.decode import Takes, decode, is_bytes, is_text
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, Learner
 from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
@@ -156,16 +156,13 @@ def check_columns_of(embedder: Any, name: str, columns: Sequence[str]) -> None:
 
 def check_types(schema: pa.Schema, embedder: Any, columns: Sequence[str]) -> None:
     """Raise DataError for columns whose type the embedder, fitted or not, cannot use."""
-    takes = getattr(embedder, "takes", "any")
+    takes: Takes = getattr(embedder, "takes", "any")
     none = schema.empty_table().select(columns)
     if any(map(pa.types.is_null, none.schema.types)):  # of the first blocks alone, perhaps
         return
     numbered = none if ID in columns else none.append_column(ID, pa.array([], pa.int64()))
     try:
         decode(numbered, columns, takes)
-        if hasattr(embedder, "check_type"):
-            for name in columns:
-                embedder.check_type(none.schema.field(name).type, name)
     except DataError as error:
         kind = none.schema.field(0).type
         if is_text(kind):
@@ -179,3 +176,6 @@ def check_types(schema: pa.Schema, embedder: Any, columns: Sequence[str]) -> Non
         else:
             advice = ""
         raise DataError(f"{error}{advice}") from None
+    if hasattr(embedder, "check_type"):
+        for name in columns:
+            embedder.check_type(none.schema.field(name).type, name)
