@@ -19,7 +19,7 @@ from raysel.core import storage
 from raysel.core.arrays import positions
 from raysel.core.arrow import plain_values
 from raysel.core.markdown import literal
-from raysel.data.identity import row_ids
+from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID
 from raysel.errors import ConfigError, DataError, shown
 from raysel.version import __version__
@@ -33,7 +33,7 @@ Format = Literal["parquet", "jsonl", "webdataset"]
 _SUFFIX = {"parquet": "parquet", "jsonl": "jsonl", "webdataset": "tar"}
 _FILE_BYTES = 256 << 20  # of Arrow data per file
 _CARD = "README.md"
-_STATUS, _SELECTED = "status", "selected"
+_STATUS, _SELECTED, _WEIGHT = "status", "selected", "weight"
 
 
 def export(
@@ -44,10 +44,17 @@ def export(
     dropped: bool = False,
 ) -> None:
     """Write the selected rows; see :meth:`raysel.Selection.export`."""
+    from raysel.cluster.blocks import column_names
+
     if format not in _SUFFIX:
         raise ConfigError(f"format: {format!r} is unknown; use {', '.join(_SUFFIX)}.")
     write = {"parquet": _parquet, "jsonl": _json_lines, "webdataset": _tar}[format]
-    rows = _with_status(selection, dataset) if dropped else selection.apply(dataset)
+    check_dataset(dataset, "dataset")
+    own = not dropped and bool((selection.weights == 1).all()) and _WEIGHT in column_names(dataset)
+    if dropped:
+        rows = _with_status(selection, dataset)
+    else:
+        rows = selection.rows(dataset) if own else selection.apply(dataset)
     with storage.new_folder(storage.output(path)) as folder:
         files, count, total = 0, 0, 0
         for table in _tables(rows):
@@ -59,7 +66,7 @@ def export(
                 f"The dataset has {count:,} of the {len(selection):,} selected rows; export the rows that the selection was "
                 "made from."
             )
-        folder.write(_CARD, card(selection, format, files, total if dropped else None).encode())
+        folder.write(_CARD, card(selection, format, files, total if dropped else None, own).encode())
 
 
 def _with_status(selection: Selection, dataset: Dataset) -> Dataset:
@@ -192,7 +199,7 @@ def _not_json(table: pa.Table) -> str:
     return "The rows hold values that JSON cannot hold."
 
 
-def card(selection: Selection, format: str, files: int, rows: int | None = None) -> str:
+def card(selection: Selection, format: str, files: int, rows: int | None = None, own: bool = False) -> str:
     """Return a data card in Markdown: what the rows are, how they were selected, from what, and how many.
 
     Parameters
@@ -205,6 +212,8 @@ def card(selection: Selection, format: str, files: int, rows: int | None = None)
         Number of files.
     rows : int, optional
         Number of rows in the files, if dropped rows are among them.
+    own : bool
+        Whether the column ``weight`` is one of the data.
     """
     info = selection.info
     steps = []
@@ -238,15 +247,16 @@ def card(selection: Selection, format: str, files: int, rows: int | None = None)
         ]
     lines += ["", "## Why each row was selected", "", "| reason | rows |", "|---|---|"]
     lines += [f"| {literal(reason)} | {rows:,} |" for reason, rows in reasons.most_common(50)]
+    if rows is not None:
+        added = " and `status` (selected or dropped), `score` and `reason`."
+    elif own:
+        added = ". The column `weight` is one of the data; the weight of every row in training is 1."
+    else:
+        added = " and `weight` (the weight of the row in training)."
     lines += [
         "",
         "## Columns",
         "",
-        f"The columns of the data, `{ID}` (the number of the row in the pool) and "
-        + (
-            "`weight` (the weight of the row in training)."
-            if rows is None
-            else "`status` (selected or dropped), `score` and `reason`."
-        ),
+        f"The columns of the data, `{ID}` (the number of the row in the pool){added}",
     ]
     return "\n".join(lines) + "\n"

@@ -66,6 +66,15 @@ class Selection:
     pool: PoolIdentity | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.table, pa.Table):
+            raise DataError(
+                f"Selection(table=...) needs an Arrow table, not {shown(self.table)}; to make a Selection from ids, call "
+                "raysel.Selection.of(ids)."
+            )
+        if not isinstance(self.dropped, (pa.Table, type(None))):
+            raise DataError(
+                f"Selection(dropped=...) must be an Arrow table with the columns {ID} and reason, not {shown(self.dropped)}."
+            )
         _check_table(self.table, "A selection", _COLUMNS)
         if self.dropped is not None:
             _check_table(self.dropped, "A selection's table of dropped rows", (ID, "reason"))
@@ -376,6 +385,9 @@ class Selection:
     ) -> None:
         """Write the selected rows of a dataset as files for other tools, with a data card.
 
+        The weights of the rows are written as the column ``weight``. If the dataset has a column ``weight`` of its own, this
+        column is written instead, but only if all weights of the selection are 1.
+
         Parameters
         ----------
         dataset : ray.data.Dataset
@@ -395,7 +407,8 @@ class Selection:
         ConfigError
             For an unknown format.
         DataError
-            If the dataset has other rows, a column with the name of a written one, or values that JSON cannot hold.
+            If the dataset has other rows, a column with the name of a column that export adds, or values that JSON cannot
+            hold.
         RunError
             If ``path`` exists or cannot be written.
 
@@ -535,12 +548,8 @@ def check_selection(value: object, what: str) -> None:
     raise ConfigError(f"{what}: {shown(value)} is not a Selection; {advice}.")
 
 
-def _check_table(table: object, what: str, columns: Sequence[str]) -> None:
+def _check_table(table: pa.Table, what: str, columns: Sequence[str]) -> None:
     """Raise DataError unless a selection can have the table."""
-    if not isinstance(table, pa.Table):
-        raise DataError(
-            f"{what} must be an Arrow table, not {shown(table)}; make one with raysel.Selection.of(ids)."
-        )
     names = table.column_names
     for name in (*columns, *names):
         if name not in names:
@@ -612,8 +621,9 @@ def _check_columns(names: list[str], weight: bool) -> None:
         raise DataError(f"The dataset has no column '{ID}'; read it with raysel.read.")
     if weight and _WEIGHT in names:
         raise DataError(
-            f"The dataset already has a column '{_WEIGHT}', where apply writes the weights of the selected rows. Rename your "
-            "column, or take the rows without weights with rows(); join two selections with later.after(earlier)."
+            f"The dataset already has a column '{_WEIGHT}', in which apply and export write the weights of the selected rows. Rename "
+            f"it first, for example with dataset.rename_columns({{'{_WEIGHT}': 'old_weight'}}), or take the rows without weights "
+            "with rows(); if the column is from an earlier apply, join the selections with later.after(earlier) instead."
         )
 
 

@@ -179,8 +179,8 @@ def _check_avoid(target: VectorBlocks, avoid: VectorBlocks) -> None:
     held = {row.tobytes() for row in avoid.sample(TARGET_ROWS, 0)[1] + np.float32(0)}  # -0.0 is 0.0
     if all(row.tobytes() in held for row in target.sample(TARGET_ROWS, 0)[1] + np.float32(0)):
         raise DataError(
-            "avoid: The rows to avoid contain every target row, so there would be nothing to learn; give other rows to avoid, "
-            "or another target."
+            "avoid: Every target row is also among the rows to avoid, so no target row is left to select for; give other rows to "
+            "avoid, or another target."
         )
 
 

@@ -94,3 +94,25 @@ def test_formats_and_card(cluster, tmp_path, monkeypatch):
         chosen.export(pool, tmp_path / "csv", "csv")
     with pytest.raises(DataError):
         chosen.export(raysel.read(table.slice(0, 5)), tmp_path / "other")
+    with pytest.raises(ConfigError, match="The dataset must be a Ray Dataset, not"):
+        chosen.export(table, tmp_path / "other")
+
+
+def test_a_weight_of_the_data_is_kept_and_never_overwritten(cluster, tmp_path):
+    pool = raysel.read({"weight": np.arange(6.0)})
+    chosen = raysel.Selection.of(np.array([1, 4]), pool=pool)
+    for name, rows in (
+        ("known", pool),
+        ("lazy", pool.map_batches(lambda table: table, batch_format="pyarrow")),
+    ):
+        chosen.export(rows, tmp_path / name)
+        assert pq.read_table(tmp_path / name / "data-00000.parquet")["weight"].to_pylist() == [1.0, 4.0]
+        assert "`weight` is one of the data" in (tmp_path / name / "README.md").read_text()
+    weighted = raysel.Selection.of(np.array([1, 4]), weight=np.array([2.0, 1.0]), pool=pool)
+    with pytest.raises(
+        DataError, match=r"apply and export write .*dataset.rename_columns\(\{'weight': 'old_weight'\}\)"
+    ):
+        weighted.export(pool, tmp_path / "weighted")
+    weighted.export(pool.rename_columns({"weight": "old_weight"}), tmp_path / "weighted")
+    back = pq.read_table(tmp_path / "weighted/data-00000.parquet")
+    assert back["weight"].to_pylist() == [2.0, 1.0] and back["old_weight"].to_pylist() == [1.0, 4.0]

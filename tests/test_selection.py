@@ -78,6 +78,13 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_taken_for_whole(tmp_
         Selection.load(tmp_path / "two")
 
 
+def test_dropped_rows_that_are_no_table_are_refused():
+    with pytest.raises(
+        DataError, match=r"^Selection\(dropped=...\) must be an Arrow table with the columns sample_id and"
+    ):
+        Selection.of(np.array([1]), dropped=[0])
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -98,7 +105,7 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_taken_for_whole(tmp_
         (lambda t: t.set_column(3, "reason", t["score"]), "'reason' must be text, not double"),
         (
             lambda t: t.to_pandas(),
-            r"must be an Arrow table, not a pandas DataFrame of shape \(3, 4\); make one with",
+            r"^Selection\(table=...\) needs an Arrow table, not a pandas DataFrame of shape \(3, 4\); to make a Selection from ids",
         ),
     ],
 )

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from raysel.core.registry import is_reference
 from raysel.errors import ConfigError, first
 
 PREFIX = "raysel_user_"  # of the names of the user's modules
@@ -67,7 +68,7 @@ def load_object(spec: str, where: str, kind: str = "object") -> Any:
         If ``spec`` is not of this form, or there is no such file, module or name, or loading fails.
     """
     place, _, name = spec.rpartition(":")
-    if not name.isidentifier() or not (place.endswith(".py") or _is_dotted(place)):
+    if not is_reference(spec):
         raise ConfigError(
             f"{where}: '{spec}' does not name a {kind}; write file.py:Name or package.module:Name."
         )
@@ -276,10 +277,6 @@ def _is_neighbour(package: str, top: str, importer: str = "") -> bool:
 @functools.lru_cache(1)
 def _installed() -> Mapping[str, Sequence[str]]:
     return importlib.metadata.packages_distributions()
-
-
-def _is_dotted(name: str) -> bool:
-    return all(part.isidentifier() for part in name.split("."))
 
 
 def _reason(error: BaseException) -> str:

@@ -63,15 +63,22 @@ class Registry:
                     f"{where}: '{spec}' from the installed package ({plugin.value}) cannot be loaded "
                     f"({type(error).__name__}: {error})."
                 ) from error
-        if ":" in spec:
+        if is_reference(spec):
             return load(spec, where)
         raise ConfigError(
-            f"{where} is '{spec}', but there is no such name. {nearest(spec, self.names())} "
+            f"{where} is '{spec}', but there is no such name. {nearest(spec.partition(':')[0], self.names())} "
             "To use a class of your own, name it as file.py:Name."
         )
 
     def _plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
         return {point.name: point for point in importlib.metadata.entry_points(group=f"raysel.{self.kind}")}
+
+
+def is_reference(spec: str) -> bool:
+    """Return whether ``spec`` has the form ``file.py:Name`` or ``package.module:Name``."""
+    place, _, name = spec.rpartition(":")
+    dotted = all(part.isidentifier() for part in place.split("."))
+    return name.isidentifier() and (place.endswith(".py") or dotted)
 
 
 def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str) -> str:

@@ -23,6 +23,7 @@ from raysel.data.embedders.build import (
     as_embedder,
     check_columns_of,
     check_object,
+    check_types,
     column_names,
     make_embedder,
 )
@@ -110,7 +111,7 @@ def embed(
         )
     made = as_embedder(named)
     columns = column_names(column)
-    check_columns_of(made, columns)
+    check_columns_of(made, made.name, columns)
     options = shards.Options(normalize, dtype, on_error)
     check_dataset(dataset, "dataset to embed")
     if version is not None and not (isinstance(version, str) and version):
@@ -143,11 +144,8 @@ def embed(
 def _check_schema(schema: Any, embedder: Embedder, columns: list[str]) -> None:
     """Raise DataError for columns that are missing, or whose type the embedder cannot use."""
     check_columns(schema.names, columns, "dataset to embed")
-    if not isinstance(schema.base_schema, pa.Schema):
-        return
-    none = schema.base_schema.empty_table().select(columns)
-    if not any(map(pa.types.is_null, none.schema.types)):  # of the first blocks alone, perhaps
-        decode(none.append_column(ID, pa.array([], pa.int64())), columns, getattr(embedder, "takes", "any"))
+    if isinstance(schema.base_schema, pa.Schema):
+        check_types(schema.base_schema, embedder, columns)
 
 
 def _cache(

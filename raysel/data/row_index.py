@@ -114,8 +114,8 @@ def file_digests(files: Sequence[IndexedFile], trust: Trust | None = None) -> li
 
 def _changed(path: str) -> DataError:
     return DataError(
-        f"{path} has changed since its rows were numbered. Ids are never reused for other rows: write the new rows to a "
-        "new file, or number all rows again in a new index."
+        f"{path} has changed since the ids of its rows were recorded, so these ids may no longer belong to the same rows. "
+        "Restore the old file and put new rows in a new file, or give index= a new index file, which gives all rows new ids."
     )
 
 

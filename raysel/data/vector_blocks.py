@@ -17,7 +17,7 @@ from raysel.core.hashing import hash_ids
 from raysel.data.identity import check_dataset, row_ids
 from raysel.data.row_index import ID, check_ids
 from raysel.data.vectors import as_matrix, not_finite
-from raysel.errors import DataError, first
+from raysel.errors import COLUMNS, DataError, first
 
 T = TypeVar("T")
 
@@ -99,6 +99,11 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     names = column_names(dataset)
     if not names:  # as a filter leaves it that keeps no row
         raise DataError(f"The {what} is empty: it has no rows.")
+    if column not in names and ID in names:
+        raise DataError(
+            f"The {what} has no column '{column}'; its columns are {first(names, COLUMNS)}. Compute vectors with raysel.embed "
+            "first, or set the parameter 'column' to the name of the column that holds the vectors."
+        )
     check_columns(names, [ID, column], what)
     blocks = arrow_blocks(dataset.select_columns([ID, column]))
     found = map_blocks(_check_block, blocks, column, what)
@@ -130,7 +135,10 @@ def _check_block(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, i
         none = np.empty(0, np.int64)
         return none, 0, none
     ids = row_ids(table, f"the {what}")
-    vectors = as_matrix(table[column], column, ids)
+    try:
+        vectors = as_matrix(table[column], column, ids)
+    except DataError as error:
+        raise DataError(f"The vectors of the {what} cannot be used. {error}") from None
     return ids, vectors.shape[1], ids[not_finite(vectors)]
 
 

@@ -93,6 +93,12 @@ def _elements(
     if is_list(inner.type):
         values = to_numpy(inner, name, np.repeat(np.arange(len(column)) if ids is None else ids, width))
     else:
+        if inner.null_count and _is_number(inner.type):
+            where = np.unique(np.flatnonzero(inner.is_null().to_numpy(zero_copy_only=False)) // width)
+            raise DataError(
+                f"Column '{name}' holds vectors with missing elements (null) in {_rows(where, ids, len(column))}; fill them, "
+                "or drop these rows."
+            )
         values = _numbers(inner, name)
     return values.reshape(len(column), *(shape or (width, *values.shape[1:])))
 
@@ -178,9 +184,13 @@ def _tensor_shape(kind: Any, name: str) -> tuple[int, ...]:
     raise DataError(f"Column '{name}' is of type {kind.extension_name}, which does not hold vectors.")
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
 def _numbers(values: pa.Array, name: str) -> np.ndarray:
     kind = values.type
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+    if not _is_number(kind):
         raise DataError(f"Column '{name}' holds {kind}, not numbers.")
     if values.null_count:
         raise DataError(

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from raysel.core.numbers import whole
 from raysel.core.sums import exact_sum, partial_sums
 from raysel.dynamic.state import CHUNK, Array, SampleState, frozen
-from raysel.errors import ConfigError, DataError
+from raysel.errors import ConfigError, DataError, shown
 
 # What a stream of draws is for; streams of different purposes are independent.
 PRUNE, ORDER, SUBSET, WALK, TIES = 1, 2, 3, 4, 5
@@ -60,8 +60,10 @@ class Plan:
         for name, dtype in (("slots", np.int64), ("weights", np.float32)):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
-                found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array)
-                raise DataError(f"A plan's {name} must be a {np.dtype(dtype)} vector, got {found}.")
+                of = f" of {array.dtype}" if isinstance(array, np.ndarray) else ""
+                raise DataError(
+                    f"A plan's {name} must be a one-dimensional {np.dtype(dtype)} array, not {shown(array)}{of}."
+                )
             object.__setattr__(self, name, frozen(array))
         if len(self.slots) != len(self.weights):
             raise DataError(

@@ -460,8 +460,9 @@ class RepDiv:
         count, number = min(max(part(self.ratio, n), 1), n), self._scores().number
         if count < number:
             raise ConfigError(
-                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, fewer than the {number} classes. Raise "
-                f"ratio to {number / n:.3g} or more, or leave the labels out of the scores."
+                f"RepDiv.ratio of {self.ratio:g} selects {count} of {n} samples, but RepDiv needs at least one sample for each of "
+                f"the {number} classes. Raise ratio to {math.ceil(1000 * number / n) / 1000:g} or more, or give scores without the "
+                "column 'label'."
             )
         return count
 

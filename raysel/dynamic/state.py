@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raysel.core.numbers import whole
-from raysel.errors import DataError, StateError, first
+from raysel.errors import DataError, StateError, first, shown
 
 FORMAT = "sample-state/2"
 CHUNK = 65_536  # slots that are summed, digested and kept together
@@ -64,9 +64,9 @@ class SampleState:
         for name, dtype in (("loss", np.float32), ("selected", np.int32)):
             array = getattr(self, name)
             if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype != dtype:
-                found = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array)
+                of = f" of {array.dtype}" if isinstance(array, np.ndarray) else ""
                 raise StateError(
-                    f"The {name} of a SampleState must be a {np.dtype(dtype)} vector, got {found}."
+                    f"The {name} of a SampleState must be a one-dimensional {np.dtype(dtype)} array, not {shown(array)}{of}."
                 )
             object.__setattr__(self, name, frozen(array))
         if len(self.loss) != len(self.selected):

@@ -155,7 +155,7 @@ class Deduplicate:
             threshold, found = wanted, keep_first(pairs, wanted)
         elif different < count:
             raise ConfigError(
-                f"keep: {count:,} rows cannot be kept, because only {different:,} of {len(ids):,} vectors are different; lower 'keep'."
+                f"keep: {count:,} rows cannot be kept, because the {len(ids):,} vectors contain only {different:,} distinct ones; lower 'keep'."
             )
         elif (reached := drop_to(pairs, different, count)) is not None:
             threshold, found = reached

@@ -229,5 +229,6 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # a library, a server or code of the user's own
         raise RunError(
-            f"train.track: {name} raised {type(error).__name__} ({reason_of(error)}); correct it, or remove the tracker."
+            f"train.track: The tracker {name} raised {type(error).__name__} ({reason_of(error)}). Fix the cause, or remove the "
+            "tracker from train.track."
         ) from error

@@ -17,7 +17,7 @@ from pydantic import Field
 from raysel.cluster.code import load_object
 from raysel.core.fingerprint import fingerprint
 from raysel.core.parameters import build, default_of, describe, keys
-from raysel.core.registry import Registry, nearest
+from raysel.core.registry import Registry, is_reference, nearest
 from raysel.errors import ConfigError, shown
 from raysel.gime import Binding
 from raysel.registry import EMBEDDERS, POLICIES, SELECTORS, TASKS, TRACKERS
@@ -70,8 +70,8 @@ class Embed:
     embedder : str or mapping
         Name of an embedder, as in `raysel.fit_embedder`. If an embedder of your own has parameters, give a mapping: its
         key ``method`` names the embedder, and the other keys are the parameters.
-    column : str
-        Column from which the vectors are computed.
+    column : str or list of str
+        Column from which the vectors are computed, or a list of columns for the embedder ``table``.
     normalize : bool
         Whether to scale each vector to unit length.
     dtype : {"float32", "float16"}
@@ -85,7 +85,7 @@ class Embed:
     """
 
     embedder: str | dict[str, Any] = "column"
-    column: str = "embedding"
+    column: str | Annotated[list[str], Field(min_length=1)] = "embedding"
     normalize: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     on_error: Literal["raise", "drop", "null"] = "raise"
@@ -96,6 +96,11 @@ class Embed:
         """The embedder as a method of the registry."""
         tree = self.embedder if isinstance(self.embedder, dict) else {"method": self.embedder}
         return Method.of(tree, EMBEDDERS, "embed.embedder")
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns from which the vectors are computed."""
+        return [self.column] if isinstance(self.column, str) else self.column
 
 
 @dataclass(frozen=True)
@@ -281,7 +286,7 @@ class Method:
             found.make(
                 **defaults
             )  # its parameters are checked at once; code of the user's own is not run yet
-        elif not found.builtin and ":" not in spec and spec not in registry.names():
+        elif not is_reference(spec) and spec.partition(":")[0] not in registry.names():
             registry.find(spec, f"'{where}'" if registry is EMBEDDERS else f"'{where}.method'", load_object)
         return found
 

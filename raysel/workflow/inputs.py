@@ -18,6 +18,7 @@ from raysel.data.identity import PoolIdentity, index_identity, mark
 from raysel.data.listing import Listing, list_source
 from raysel.data.read import carried_identity, check_label, check_stored_ids, listing_identity
 from raysel.data.row_index import ID, RowIndex, index_parquet, with_ids
+from raysel.data.vectors import is_list
 from raysel.errors import COLUMNS, DataError, RunError, first
 from raysel.workflow.config import Rows, Workflow
 
@@ -65,7 +66,12 @@ class Look:
         kind = self.schemas[role].field(column).type
         if isinstance(kind, pa.FixedShapeTensorType):
             return int(np.prod(kind.shape))
-        return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else None
+        if not pa.types.is_fixed_size_list(kind):
+            return None
+        elements = 1
+        while pa.types.is_fixed_size_list(kind):
+            elements, kind = elements * kind.list_size, kind.value_type
+        return None if is_list(kind) else elements
 
     def scan(self, role: str, columns: Sequence[str] | None = None, rows: int = 8192) -> Iterator[pa.Table]:
         """Yield columns of a role's rows in the order of their ids, ``sample_id`` included.

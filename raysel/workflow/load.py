@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from raysel.core.registry import nearest
 from raysel.data.decode import decode, is_text
-from raysel.data.embedders.build import as_embedder, named_embedder
+from raysel.data.embedders.build import as_embedder, check_columns_of, named_embedder
 from raysel.data.embedders.embedder import check_vectors
 from raysel.data.listing import warn
 from raysel.data.row_index import ID
@@ -229,17 +229,18 @@ def _check_embedder(step: Embed, rows: pa.Table) -> None:
     """Embed a few rows, where nothing has to be learned from all of them first."""
     settings, made = step.settings, step.embedder()
     spec = settings.method.spec
-    if settings.column not in rows.column_names:
+    if not set(settings.columns) <= set(rows.column_names):
         return  # the step's own check says which columns there are
-    first = rows[settings.column][0].as_py()
+    first = rows[settings.columns[0]][0].as_py()
     if isinstance(first, list):
         step.check_width(made, np.size(first))
     if hasattr(made, "fit"):
         return
     embedder = as_embedder(made)
     with _naming("embed.embedder", spec):
+        check_columns_of(embedder, embedder.name, settings.columns)
         few = decode(
-            rows, [settings.column], getattr(embedder, "takes", "any"), getattr(embedder, "prepare", None)
+            rows, settings.columns, getattr(embedder, "takes", "any"), getattr(embedder, "prepare", None)
         )
         if few.rejected:
             return  # what happens to rows without a value is up to embed.on_error

@@ -414,6 +414,7 @@ def test_another_dimension_later(tmp_path):
         ("pca:x", "must end with the number of elements"),
         ("hash", "must end with the number of elements"),
         ("magic", "embedder is 'magic', but there is no such name. The known names are column, pca, hash"),
+        ("pac:8", "embedder is 'pac:8', but there is no such name. Did you mean 'pca'"),
         ("column:3", "the embedder 'column' takes none; write column"),
         (
             "sentence-transformers:",
@@ -451,7 +452,7 @@ def test_what_pca_cannot_be_fitted_on():
         raysel.fit_embedder("pca:2")
     with pytest.raises(ConfigError, match="Fit it once"):
         raysel.embed(raysel.read({"v": [1.0]}), "pca:2", column="v")
-    with pytest.raises(DataError, match="The dataset to fit on has no column 'w'"):
+    with pytest.raises(DataError, match="The dataset that the embedder is fitted on has no column 'w'"):
         raysel.fit_embedder("pca:1", raysel.read({"v": [1.0]}), column="w")
 
 

@@ -225,7 +225,9 @@ def test_names_of_columns_and_options_are_checked():
     ):
         pca.fit(object(), ["a", "b"])
     for wrong in (object(), np.ones((2, 2)), pa.table({"a": [1]})):
-        with pytest.raises(ConfigError, match="The dataset to fit on must be a Ray Dataset"):
+        with pytest.raises(
+            ConfigError, match="The dataset that the embedder is fitted on must be a Ray Dataset"
+        ):
             raysel.fit_embedder(pca, wrong, column="a")
         with pytest.raises(ConfigError, match="The dataset to embed must be a Ray Dataset"):
             raysel.embed(wrong, "column", column="a")
@@ -244,9 +246,14 @@ def test_names_of_columns_and_options_are_checked():
 @pytest.mark.parametrize(
     ("takes", "column", "sentence"),
     [
-        ("matrix", "text", "Column 'text' holds string, not numbers"),
+        ("matrix", "text", "Column 'text' holds string, not numbers. Choose an embedder of text: hash:N or"),
         ("numbers", "category", "Column 'category' holds dictionary"),
-        ("text", "tensor", "Column 'tensor' holds extension"),
+        ("numbers", "bytes", "Choose an embedder of images: timm:NAME"),
+        (
+            "text",
+            "tensor",
+            "Column 'tensor' holds extension.* Choose an embedder of numbers: column or pca:N",
+        ),
         ("images", "time", "Column 'time' holds timestamp"),
         ("any", "missing", "has no column 'missing'"),
         ("matrix", "null", None),  # of the first blocks alone, perhaps
@@ -262,12 +269,24 @@ def test_what_types_show_is_found_before_anything_is_read(takes, column, sentenc
             ("category", pa.dictionary(pa.int8(), pa.string())),
             ("tensor", pa.fixed_shape_tensor(pa.float32(), (2,))),
             ("time", pa.timestamp("s")),
+            ("bytes", pa.binary()),
             ("null", pa.null()),
         ]
     )
     known = SimpleNamespace(names=schema.names, base_schema=schema)
     with pytest.raises(DataError, match=sentence) if sentence else nullcontext():
         _check_schema(known, SimpleNamespace(takes=takes), [column])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_types_show_is_found_before_an_embedder_is_fitted():
+    rows = raysel.read({"text": ["a", "b"], "vector": np.ones((2, 2))})
+    for spec, column, sentence in (
+        ("pca:1", "text", "Column 'text' holds .*string, not numbers. Choose an embedder of text"),
+        ("table", ["text", "vector"], "Column 'vector' holds .*, which is neither a number nor a category"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            raysel.fit_embedder(spec, rows, column=column)
 
 
 def test_objects_of_other_libraries_are_no_embedders():
@@ -295,6 +314,7 @@ def test_nothing_is_learned_from_no_rows():
     rows = raysel.read({"k": np.arange(3.0)}).filter(lambda row: False)
     for spec in ("table", "pca:1"):
         with pytest.raises(
-            DataError, match="The dataset to fit on is empty: there are no rows to learn from"
+            DataError,
+            match="The dataset that the embedder is fitted on is empty: there are no rows to learn from",
         ):
             raysel.fit_embedder(spec, rows, column="k")

@@ -532,7 +532,7 @@ def test_a_file_that_was_replaced_is_not_read_with_the_old_ids(tmp_path):
     pq.write_table(pa.table({"x": [1, 2], "y": ["a", "b"]}), tmp_path / "a.parquet")
     index = index_parquet(list_source([tmp_path]))
     pq.write_table(pa.table({"x": [3, 4]}), tmp_path / "a.parquet")  # as many rows, and a column less
-    with pytest.raises(DataError, match=r"a\.parquet has changed since its rows were numbered"):
+    with pytest.raises(DataError, match=r"a\.parquet has changed since the ids of its rows were recorded"):
         list(read_pieces(index.pieces(), ["x", "y"]))
 
 

@@ -77,7 +77,7 @@ def test_an_index_is_of_the_content(tmp_path, labels):
     swap(path, labels, i, j)
     assert pq.read_metadata(path).to_dict() == footer.to_dict()
     assert number(path).digest != before.digest
-    with pytest.raises(DataError, match="changed since its rows were numbered"):
+    with pytest.raises(DataError, match="changed since the ids of its rows were recorded"):
         number(path, RowIndex.load(tmp_path / "index.json"))
 
 
@@ -89,7 +89,7 @@ def test_numbering_reads_no_rows(tmp_path, labels, monkeypatch):
 def test_a_file_that_changed_before_its_digest_was_read(tmp_path, labels):
     index = number(tmp_path / "pool.parquet")
     swap(tmp_path / "pool.parquet", labels, 3, 4)
-    with pytest.raises(DataError, match="changed since its rows were numbered"):
+    with pytest.raises(DataError, match="changed since the ids of its rows were recorded"):
         index.identity()
 
 
@@ -115,7 +115,7 @@ def test_an_index_that_trusts_times(tmp_path, labels):
     with pytest.raises(DataError, match="by its size and modification time; pass trust='mtime'"):
         known.identity("content")
     swap(path, labels, 3, 4)
-    with pytest.raises(DataError, match="changed since its rows were numbered"):
+    with pytest.raises(DataError, match="changed since the ids of its rows were recorded"):
         number(path, known, "mtime")
 
 

@@ -70,7 +70,7 @@ def test_a_missing_file_is_an_error(files, change):
 def test_a_changed_file_is_an_error(files):
     before = number(files)
     write(files / "b.parquet", [9, 1, 2, 3, 4])
-    with pytest.raises(DataError, match=r"b\.parquet has changed since its rows were numbered"):
+    with pytest.raises(DataError, match=r"b\.parquet has changed since the ids of its rows were recorded"):
         number(files, before)
 
 

@@ -51,10 +51,20 @@ def test_nan_and_infinity_are_counted_and_named(cluster):
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        ({ID: [0, 1], "w": [1.0, 2.0]}, "The pool has no column 'v'"),
+        (
+            {ID: [0, 1], "w": [1.0, 2.0]},
+            "The pool has no column 'v'; .* Compute vectors with raysel.embed first",
+        ),
         ({"v": [1.0, 2.0]}, "The pool has no column 'sample_id'"),
         ({ID: [1, 1], "v": [1.0, 2.0]}, "more than once"),
-        ({ID: [0, 1], "v": ["a", "b"]}, "holds string, not numbers"),
+        (
+            {ID: [0, 1], "v": ["a", "b"]},
+            "vectors of the pool cannot be used. Column 'v' holds string, not numbers",
+        ),
+        (
+            {ID: [3, 7], "v": [[1.0, 2.0], [None, None]]},
+            r"vectors of the pool cannot be used. Column 'v' holds vectors with missing elements \(null\) in 1 of 2 rows \(sample_id 7\)",
+        ),
         ({ID: [0, 1], "v": [[], []]}, "not numbers|without elements"),
     ],
 )

@@ -75,7 +75,11 @@ def test_numbers_become_one_column():
             r"different lengths: most have 1 elements, but 1 of 3 rows \(row 1\) has 2",
         ),
         (pa.array([[1.0], None], pa.list_(pa.float64())), r"no value in 1 of 2 rows \(row 1\)"),
-        (pa.array([[1.0, None]], pa.list_(pa.float64())), "are missing"),
+        (
+            pa.array([[1.0, None]], pa.list_(pa.float64())),
+            r"missing elements \(null\) in 1 of 1 rows \(row 0\)",
+        ),
+        (pa.array([["a", None]]), "holds string, not numbers"),
         (pa.array(["a"]), "holds string, not numbers"),
         (pa.array([["a"]]), "holds string, not numbers"),
         (pa.array([{"a": 1}]), "not numbers"),

@@ -302,12 +302,17 @@ def test_ids_that_do_not_match():
 def test_more_classes_than_the_quota_serves():
     policy = RepDiv(table(REP, DIV, list("abcdef")), ratio=0.5)
     with pytest.raises(
-        ConfigError, match=r"selects 3 of 6 samples, fewer than the 6 classes. Raise ratio to 1 or"
+        ConfigError, match=r"selects 3 of 6 samples, but .* for each of the 6 classes. Raise ratio to 1 or"
     ):
         policy.plan(SampleState.empty(6), epoch=0, num_epochs=5, seed=0)
-    with pytest.raises(ConfigError, match="fewer than the 6 classes"):
+    with pytest.raises(ConfigError, match="for each of the 6 classes"):
         policy.for_ids(6)
     RepDiv(table(REP, DIV, list("abcdef")), ratio=1).for_ids(6)
+    with pytest.raises(
+        ConfigError, match=r"Raise ratio to 0\.334 or more, or give scores without the column 'label'"
+    ):
+        RepDiv(table(REP, DIV, list("aaabbb")), ratio=0.2).count(6)
+    RepDiv(table(REP, DIV, list("aaabbb")), ratio=0.334).for_ids(6)
 
 
 @pytest.mark.parametrize(

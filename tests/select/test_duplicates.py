@@ -135,7 +135,7 @@ def test_planted_duplicates_are_dropped_from_any_blocks(cluster):
 
     kept = raysel.Deduplicate(keep=3400).select(dataset(rows, 1))
     assert len(kept) == 3400
-    with pytest.raises(ConfigError, match="only 3,500 of 3,600 vectors are different"):
+    with pytest.raises(ConfigError, match="the 3,600 vectors contain only 3,500 distinct ones"):
         raysel.Deduplicate(keep=3550).select(dataset(rows, 1))
 
     leaked = raysel.leakage(dataset(rows[:2000], 2), dataset(rows[2000:], 3), 0.99)

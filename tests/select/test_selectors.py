@@ -174,7 +174,7 @@ def test_rows_to_avoid(data, selector):
     assert not np.isin(np.setdiff1d(more.ids, without.ids), ids).any()
     with pytest.raises(ConfigError, match=r"budget: 400 rows .* rows to avoid leave"):
         dataclasses.replace(selector, budget=400).select(*rest, avoid=dataset(bad))
-    with pytest.raises(DataError, match="contain every target row"):
+    with pytest.raises(DataError, match="avoid: Every target row is also among the rows to avoid"):
         selector.select(*rest, avoid=dataset(target, 2))
     with pytest.raises(DataError, match="6 dimensions, but those of the rows to avoid have 5"):
         selector.select(*rest, avoid=dataset(bad[:, :5]))

@@ -218,5 +218,7 @@ def test_a_tracker_that_raises_is_named(place, tmp_path):
         trackers=[Broken()],
         training=training(tmp_path),
     )
-    with pytest.raises(RunError, match=r"train\.track: Broken raised OSError \(no such server\)"):
+    with pytest.raises(
+        RunError, match=r"train\.track: The tracker Broken raised OSError \(no such server\)\. Fix the cause"
+    ):
         loops.train(given)

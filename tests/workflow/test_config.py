@@ -221,6 +221,10 @@ def test_several_selectors_are_a_list(tmp_path):
         ("select=gio", "'select' is 'gio'; it should be a mapping with the key 'method'"),
         ("select={budget: 1}", "'select.method' is missing. The known names are gio, "),
         (
+            "embed.embedder=pac:8",
+            r"'embed.embedder' is 'pac:8', but there is no such name. Did you mean 'pca'\?",
+        ),
+        (
             "embed.embedder=pcaa",
             r"'embed.embedder' is 'pcaa', but there is no such name. Did you mean 'pca'\?",
         ),

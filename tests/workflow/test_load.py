@@ -94,6 +94,10 @@ def check(folder, *changes, policies=()):
     steps.check(flow, found=found)
 
 
+def look(folder, change):
+    steps.check(config.load(folder / "flow.yaml", ["select={method: k_center, budget: 5}", change]))
+
+
 def test_a_model_gets_all_classes_and_at_least_two_rows(folder):
     (folder / "model.py").write_text(MODEL % "3")
     check(folder)
@@ -172,6 +176,44 @@ def test_more_components_than_a_column_of_plain_lists_has(folder):
         ConfigError, match=r"embed\.embedder: 'pca:5' has 5 components, but the column has 4 elements"
     ):
         check(folder, select, "embed={embedder: 'pca:5', column: v}")
+
+
+@pytest.mark.parametrize(
+    ("embed", "sentence"),
+    [
+        (
+            "{embedder: 'pca:2', column: text}",
+            r"embed\.column \(files of pool\.path\): Column 'text' holds string, not numbers\. Choose an embedder of text: hash:N",
+        ),
+        (
+            "{embedder: 'sentence-transformers:none', column: v}",
+            r"Column 'v' .*not text\. Choose an embedder of numbers",
+        ),
+        (
+            "{embedder: table, column: [text, v]}",
+            r"embed\.column \(files of pool\.path\): Column 'v' .*neither a number.*these types\.$",
+        ),
+        (
+            "{embedder: 'pca:2', column: [v, text]}",
+            r"embed\.column: Embedder pca:2 takes one column, not 2 \(v, text\)",
+        ),
+        ("{embedder: table, column: [text, nope]}", r"embed\.column: There is no column 'nope'"),
+        ("{embedder: table, column: []}", r"embed\.column"),
+    ],
+)
+def test_what_types_show_is_found_without_running_anything(folder, embed, sentence):
+    with pytest.raises((ConfigError, DataError), match=sentence):
+        look(folder, f"embed={embed}")
+
+
+def test_components_of_nested_lists_of_one_length(folder):
+    table = pq.read_table(folder / "pool.parquet")
+    flat = pa.array(np.ones(len(table) * 6, np.float32))
+    nested = pa.FixedSizeListArray.from_arrays(pa.FixedSizeListArray.from_arrays(flat, 3), 2)
+    pq.write_table(table.append_column("nested", nested), folder / "pool.parquet")
+    look(folder, "embed={embedder: 'pca:6', column: nested}")
+    with pytest.raises(ConfigError, match="'pca:7' has 7 components, but the column has 6 elements"):
+        look(folder, "embed={embedder: 'pca:7', column: nested}")
 
 
 def test_what_is_not_checked_is_listed(folder):

@@ -98,6 +98,19 @@ def test_seconds_of_reused_steps_are_those_of_an_earlier_run(go, folder, monkeyp
     assert again.ledger.reused in page and "2030-01-01 00:00 UTC" in page
 
 
+def test_vectors_of_several_columns(go, folder):
+    for name, count in (("pool", 300), ("target", 60)):
+        table = rows(count, count).append_column("size", pa.array(range(count)))
+        table = table.append_column("colour", pa.array(["red", "blue"] * (count // 2)))
+        pq.write_table(table, folder / f"{name}.parquet")
+    several = ("embed.embedder=table", "embed.column=[size, colour]")
+    assert "embed" in go(*several)[1]
+    (file,) = (folder / "run").glob("steps/embed-*/vectors/target/*-*.parquet")
+    assert pq.read_schema(file).field("embedding").type.shape == [2 + 16]
+    assert go(*several)[1] == set()
+    assert "embed" in go("embed.embedder=table", "embed.column=[colour, size]")[1]
+
+
 def test_another_value_runs_what_depends_on_it(go, folder):
     first, ran = go()
     assert ran == set(

@@ -237,7 +237,8 @@ def test_rows_that_change_under_a_step_are_not_kept(cluster, quickstart, tmp_pat
 
     monkeypatch.setattr(steps.Embed, "run", written_to)
     with pytest.raises(
-        RunError, match=r"pool.parquet has changed since its rows were numbered.*while the step 'embed' ran"
+        RunError,
+        match=r"pool.parquet has changed since the ids of its rows were recorded.*while the step 'embed' ran",
     ):
         run(flow, tmp_path / "run")
     assert not list((tmp_path / "run").glob("steps/embed-*/done.json"))

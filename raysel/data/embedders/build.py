@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.cluster.code import load_object
+from raysel.data.decode import Takes, decode, is_bytes, is_text
 from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, Learner
 from raysel.data.identity import check_dataset
-from raysel.errors import ConfigError, shown
+from raysel.data.row_index import ID
+from raysel.data.vectors import is_list, is_tensor
+from raysel.errors import ConfigError, DataError, shown
 from raysel.registry import EMBEDDERS
 
 
@@ -67,7 +71,7 @@ def fit_embedder(
     check_object(made)
     if hasattr(made, "fit"):
         name = spec if isinstance(spec, str) else getattr(made, "name", type(made).__name__)
-        return as_embedder(made.fit(*_fitted_on(name, dataset, column)))
+        return as_embedder(made.fit(*_fitted_on(made, name, dataset, column)))
     return as_embedder(made)
 
 
@@ -119,14 +123,17 @@ def check_object(embedder: object) -> None:
 
 
 def _fitted_on(
-    spec: str, dataset: Dataset | None, column: str | Sequence[str] | None
+    made: Any, spec: str, dataset: Dataset | None, column: str | Sequence[str] | None
 ) -> tuple[Dataset, list[str]]:
     if dataset is None or column is None:
         raise ConfigError(
             f"embedder: '{spec}' must be fitted on data; give the dataset and the column to fit it on."
         )
     names = column_names(column)
-    check_dataset(dataset, "dataset to fit on")
+    check_dataset(dataset, "dataset that the embedder is fitted on")
+    schema = getattr(dataset.schema(fetch_if_missing=False), "base_schema", None)
+    if isinstance(schema, pa.Schema) and set(names) <= set(schema.names) and hasattr(made, "takes"):
+        check_types(schema, made, names)
     return dataset, names
 
 
@@ -138,10 +145,37 @@ def column_names(column: Any) -> list[str]:
     return names
 
 
-def check_columns_of(embedder: Embedder, columns: Sequence[str]) -> None:
+def check_columns_of(embedder: Any, name: str, columns: Sequence[str]) -> None:
     """Raise ConfigError if an embedder of one column is to embed several."""
     if len(columns) > 1 and getattr(embedder, "takes", "any") != "table":
         raise ConfigError(
-            f"column: Embedder {embedder.name} takes one column, not {len(columns)} ({', '.join(columns)}); the embedder "
+            f"column: Embedder {name} takes one column, not {len(columns)} ({', '.join(columns)}); the embedder "
             "'table' takes several."
         )
+
+
+def check_types(schema: pa.Schema, embedder: Any, columns: Sequence[str]) -> None:
+    """Raise DataError for columns whose type the embedder, fitted or not, cannot use."""
+    takes: Takes = getattr(embedder, "takes", "any")
+    none = schema.empty_table().select(columns)
+    if any(map(pa.types.is_null, none.schema.types)):  # of the first blocks alone, perhaps
+        return
+    numbered = none if ID in columns else none.append_column(ID, pa.array([], pa.int64()))
+    try:
+        decode(numbered, columns, takes)
+    except DataError as error:
+        kind = none.schema.field(0).type
+        if is_text(kind):
+            advice = " Choose an embedder of text: hash:N or sentence-transformers:NAME."
+        elif is_bytes(kind):
+            advice = (
+                " Choose an embedder of images: timm:NAME, torchvision:NAME or open_clip:NAME/PRETRAINED."
+            )
+        elif takes == "text" and (is_list(kind) or is_tensor(kind)):
+            advice = " Choose an embedder of numbers: column or pca:N."
+        else:
+            advice = ""
+        raise DataError(f"{error}{advice}") from None
+    if hasattr(embedder, "check_type"):
+        for name in columns:
+            embedder.check_type(none.schema.field(name).type, name)

@@ -16,7 +16,8 @@ object with one of
 - ``fit(dataset, columns)``: returns the embedder, fitted on rows
 - ``open()``: returns the embedder, with its weights found
 
-and optionally ``check(width)``, which raises ConfigError for a column of ``width`` elements that it cannot be used on.
+and optionally ``takes``, ``check(width)``, which raises ConfigError for a column of ``width`` elements that it cannot be
+used on, and ``check_type(kind, name)``, which raises DataError for a column of an Arrow type that it cannot be used on.
 A class may have a static method ``absolute(argument, place)``, which returns the argument with ``place(path)`` for
 every relative path in it.
 """

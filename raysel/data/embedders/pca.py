@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from raysel.data.row_index import ID
 from raysel.data.vectors import not_finite
 from raysel.errors import ConfigError, DataError, first
 
-_WHAT = "dataset to fit on"
+_WHAT = "dataset that the embedder is fitted on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ class PCA:
 
     spec: str
     argument: str
+    takes: ClassVar[Takes] = "numbers"
 
     def __post_init__(self) -> None:
         number_of_elements(self.spec, self.argument)
@@ -124,7 +125,7 @@ def _range_of(dataset: Dataset, wanted: list[str], name: str) -> Range:
             if span is not None and len(span.low) != len(part.low):
                 raise DataError(
                     f"Column '{name}' of the {_WHAT} holds vectors of different lengths: "
-                    f"{first(sorted((len(span.low), len(part.low))))}."
+                    f"{first(sorted((len(span.low), len(part.low))))}. Give all rows of the column vectors of one length."
                 )
             span = part if span is None else span + part
     if bad:

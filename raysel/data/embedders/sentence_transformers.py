@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from raysel.core.fingerprint import fingerprint, folder_digest, library_versions
+from raysel.data.decode import Takes
 from raysel.data.embedders.network import NetworkEmbedder, NetworkName, Run, need
 from raysel.errors import ConfigError, first
 
@@ -35,6 +37,8 @@ class SentenceTransformers(NetworkName):
         If the package is not installed, the weights are not there, or the model brings code of its own.
     """
 
+    takes: ClassVar[Takes] = "text"
+
     def open(self) -> NetworkEmbedder:
         """Return the embedder; raise ConfigError if the package or the weights are not there."""
         need("sentence_transformers", "sentence-transformers", "text", self.spec)
@@ -42,7 +46,7 @@ class SentenceTransformers(NetworkName):
         _refuse_code(self.spec, path)
         versions = library_versions("torch", "transformers", "tokenizers", "sentence-transformers")
         digest = fingerprint((folder_digest(path, _is_document), versions))
-        return NetworkEmbedder(self.spec, "text", _TILE, digest, partial(_load, str(path)))
+        return NetworkEmbedder(self.spec, self.takes, _TILE, digest, partial(_load, str(path)))
 
     @staticmethod
     def absolute(argument: str, place: Callable[[str], str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from raysel.data.decode import Takes, is_text
 from raysel.data.embedders.embedder import check_no_argument
 from raysel.errors import DataError
 
+_WHAT = "dataset that the embedder is fitted on"
 _BUCKETS = 16  # elements of a hashed category
 
 
@@ -93,21 +94,26 @@ class TableFeatures:
 
     spec: str
     argument: str
+    takes: ClassVar[Takes] = "table"
 
     def __post_init__(self) -> None:
         check_no_argument(self.spec, self.argument)
+
+    def check_type(self, kind: pa.DataType, name: str) -> None:
+        """Raise DataError if a column holds neither numbers nor categories."""
+        _kind_of(kind, name)
 
     def fit(self, dataset: Dataset, columns: list[str]) -> TableEmbedder:
         """Learn the ranges of the numbers."""
         low: dict[str, float] = {}
         high: dict[str, float] = {}
         empty = True
-        for part in stream_blocks(dataset, columns, "dataset to fit on", _extremes):
+        for part in stream_blocks(dataset, columns, _WHAT, _extremes):
             for name, (least, most) in part.items():
                 low[name], high[name] = min(low.get(name, least), least), max(high.get(name, most), most)
             empty = False
         if empty:
-            raise DataError("The dataset to fit on is empty: there are no rows to learn from.")
+            raise DataError(f"The {_WHAT} is empty: there are no rows to learn from.")
         unknown = {name: 0.0 for name in low if low[name] > high[name]}  # without any number to learn from
         return TableEmbedder(self.spec, tuple(columns), low | unknown, high | unknown, _BUCKETS)
 

@@ -142,7 +142,9 @@ def read_pieces(
         held = list(group)
         with reading(path, "Parquet file"), held[0].filesystem.open_input_file(path) as source:
             if source.size() != held[0].file_size:
-                raise DataError(f"{path} has changed since its rows were numbered; read the source again.")
+                raise DataError(
+                    f"{path} has changed since the ids of its rows were recorded; read the source again."
+                )
             reader = pq.ParquetFile(source, page_checksum_verification=True)
             there, exact = set(reader.schema_arrow.names), _int96(reader)
             for piece in held:

@@ -15,7 +15,13 @@ from raysel.core.fingerprint import fingerprint, library_versions
 from raysel.core.storage import Place
 from raysel.data import pipeline
 from raysel.data.decode import decoder_versions, is_bytes, is_text
-from raysel.data.embedders.build import as_embedder, make_embedder, named_embedder
+from raysel.data.embedders.build import (
+    as_embedder,
+    check_columns_of,
+    check_types,
+    make_embedder,
+    named_embedder,
+)
 from raysel.data.shards import Options
 from raysel.data.sources import rows_digest
 from raysel.errors import ConfigError, DataError
@@ -41,22 +47,29 @@ class Embed(Step):
 
     def check(self, look: Look) -> None:
         """Check the column, its number of elements, and the name of the embedder."""
-        sizes = {}
-        for role in (role for role in self.roles if role in look.schemas):
-            look.check_column(role, self.settings.column, "embed.column")
-            sizes[role] = look.elements(role, self.settings.column)
-        for role, size in sizes.items():
-            if None not in (size, sizes["pool"]) and size != sizes["pool"]:
-                raise DataError(
-                    f"embed.column '{self.settings.column}': In this column, the vectors of the pool have {sizes['pool']} elements, "
-                    f"but those of the {'rows to avoid' if role == 'avoid' else role} have {size}. Name a column whose vectors have "
-                    "one length in all files, or write the files with vectors of one length."
-                )
+        columns, made, sizes = self.settings.columns, None, {}
         if self.settings.method.builtin:
             with _under_embed():
                 made = named_embedder(self.settings.method.spec)
-            if (width := sizes["pool"]) is not None:
-                self.check_width(made, width)
+                check_columns_of(made, self.settings.method.spec, columns)
+        for role in (role for role in self.roles if role in look.schemas):
+            for column in columns:
+                look.check_column(role, column, "embed.column")
+            if hasattr(made, "takes"):
+                try:
+                    check_types(look.schemas[role], made, columns)
+                except DataError as error:
+                    raise DataError(f"embed.column (files of {role}.path): {error}") from None
+            sizes[role] = look.elements(role, columns[0]) if len(columns) == 1 else None
+        for role, size in sizes.items():
+            if None not in (size, sizes["pool"]) and size != sizes["pool"]:
+                raise DataError(
+                    f"embed.column '{columns[0]}': In this column, the vectors of the pool have {sizes['pool']} elements, "
+                    f"but those of the {'rows to avoid' if role == 'avoid' else role} have {size}. Name a column whose vectors have "
+                    "one length in all files, or write the files with vectors of one length."
+                )
+        if (width := sizes["pool"]) is not None:
+            self.check_width(made, width)
 
     def check_width(self, made: Any, width: int) -> None:
         """Raise ConfigError if the embedder cannot be used on a column of ``width`` elements."""
@@ -80,14 +93,14 @@ class Embed(Step):
             code = None if self.settings.method.builtin else fingerprint(made, "embed.embedder")
         else:
             code = pipeline.digest(as_embedder(made))
-        kind = run.inputs["pool"].schema.field(self.settings.column).type
+        kind = run.inputs["pool"].schema.field(self.settings.columns[0]).type
         images = is_bytes(kind) or is_text(kind)  # of files, or their paths
         device = "cuda" if network and ray.cluster_resources().get("GPU", 0) else "cpu"
         return {
             "settings": asdict(self.settings),
             "code": code,
             "device": device,
-            "rows": {role: rows_digest(run.read(role), [self.settings.column]) for role in self.roles},
+            "rows": {role: rows_digest(run.read(role), self.settings.columns) for role in self.roles},
             "selected": digest_of(run.rows),
             "validation": run.drawn and run.drawn.key,
             "versions": library_versions("numpy", "pyarrow", "scikit-learn")
@@ -98,7 +111,9 @@ class Embed(Step):
         """Fit the embedder on the pool and compute the vectors of every role."""
         settings = self.settings
         inputs = {role: run.selectable(role) for role in self.roles}
-        embedder = raysel.fit_embedder(self.embedder(), inputs["pool"], column=settings.column)
+        embedder = raysel.fit_embedder(self.embedder(), inputs["pool"], column=settings.columns)
+        with _under_embed():
+            check_columns_of(embedder, embedder.name, settings.columns)
         options = Options(settings.normalize, settings.dtype, settings.on_error)
         explained = getattr(embedder, "explained", None)
         answer: dict[str, Any] = {
@@ -109,7 +124,7 @@ class Embed(Step):
             report = pipeline.compute(
                 rows,
                 embedder,
-                [settings.column],
+                settings.columns,
                 str(directory / "vectors" / role),
                 options,
                 lambda text, role=role: run.progress.note(self.title, f"{role}: {text}"),  # type: ignore[misc]

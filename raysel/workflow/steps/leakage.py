@@ -71,4 +71,5 @@ class Leakage(Step):
         """Return the column of stored vectors; None if the vectors are computed, which the test rows have no need of."""
         if self.embed is None or self.embed.embedder != "column" or run.count(run.rows) > _MOST:
             return None
-        return self.embed.column if self.embed.column in run.inputs["test"].schema.names else None
+        (column,) = self.embed.columns
+        return column if column in run.inputs["test"].schema.names else None

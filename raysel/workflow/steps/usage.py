@@ -131,7 +131,9 @@ def _extremes(run: RunDirectory, ids: np.ndarray, selected: np.ndarray) -> Extre
 
 def texts_of(run: RunDirectory, ids: np.ndarray) -> list[str] | None:
     """Texts that the vectors of these rows were made of, None if they were made of something else."""
-    column = run.workflow.embed.column
+    if len(run.workflow.embed.columns) > 1:
+        return None
+    column = run.workflow.embed.columns[0]
     kind = run.inputs["pool"].schema.field(column).type
     if not pa.types.is_string(kind) and not pa.types.is_large_string(kind):
         return None
