@@ -20,6 +20,7 @@ from raysel.data.vectors import as_matrix, not_finite
 from raysel.errors import COLUMNS, DataError, first
 
 T = TypeVar("T")
+LARGEST = 1e15  # squares of larger values, summed over many elements, may overflow float32
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     Raises
     ------
     DataError
-        Naming ``what``, for a missing column, no rows, repeated ids, vectors of different lengths, and NaN or
-        infinite elements: how many rows, and the first ids.
+        Naming ``what``, for a missing column, no rows, repeated ids, vectors of different lengths, and elements that
+        are NaN, infinite or too large for distances: how many rows, and the first ids.
     """
     check_dataset(dataset, what)
     if column == ID:
@@ -111,7 +112,7 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
     if not len(ids):
         raise DataError(f"The {what} is empty: it has no rows.")
     check_ids(ids, f"the {what}")
-    widths = sorted({width for part_ids, width, _ in found if len(part_ids)})
+    widths = sorted({width for part_ids, width, *_ in found if len(part_ids)})
     if len(widths) > 1:
         raise DataError(
             f"Column '{column}' of the {what} holds vectors of different lengths: {first(widths)}; compute all of them with one embedder."
@@ -126,20 +127,30 @@ def vector_blocks(dataset: Dataset, column: str, what: str) -> VectorBlocks:
             f"Column '{column}' of the {what} holds NaN or infinite values in {len(bad):,} of {len(ids):,} rows "
             f"(sample_id {first(bad)}); repair or drop these rows first."
         )
+    large = np.sort(np.concatenate([part[3] for part in found]))
+    if len(large):
+        raise DataError(
+            f"Column '{column}' of the {what} holds values beyond ±{LARGEST:g} in {len(large):,} of {len(ids):,} rows "
+            f"(sample_id {first(large)}), which are too large for distances in float32; rescale the column, or drop these rows."
+        )
     filled = [block for block, part in zip(blocks, found, strict=True) if len(part[0])]
     return VectorBlocks(filled, column, ids, widths[0])
 
 
-def _check_block(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, int, np.ndarray]:
+def _check_block(table: pa.Table, column: str, what: str) -> tuple[np.ndarray, int, np.ndarray, np.ndarray]:
+    """Return the ids, the width, and the ids of rows whose values are not finite, or too large."""
     if not table.num_rows:  # an empty block may come without its columns
         none = np.empty(0, np.int64)
-        return none, 0, none
+        return none, 0, none, none
     ids = row_ids(table, f"the {what}")
     try:
         vectors = as_matrix(table[column], column, ids)
     except DataError as error:
         raise DataError(f"The vectors of the {what} cannot be used. {error}") from None
-    return ids, vectors.shape[1], ids[not_finite(vectors)]
+    large = np.zeros(len(ids), bool)
+    if vectors.shape[1]:
+        large = (vectors.max(axis=1) > LARGEST) | (vectors.min(axis=1) < -LARGEST)
+    return ids, vectors.shape[1], ids[not_finite(vectors)], ids[large]
 
 
 def _of(table: pa.Table, column: str, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,12 @@ def test_nan_and_infinity_are_counted_and_named(cluster):
         DataError, match=r"NaN or infinite values in 4 of 50 rows \(sample_id 4, 30, 31 and 1 more\)"
     ):
         vector_blocks(dataset(cluster, vectors, 3), "v", "pool")
+    large = np.ones((50, 3), np.float32)
+    large[[7, 40], 2] = [3e38, -1e16]
+    with pytest.raises(
+        DataError, match=r"'v' of the target holds values beyond .* in 2 of 50 rows \(sample_id 7, 40\)"
+    ):
+        vector_blocks(dataset(cluster, large, 3), "v", "target")
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,12 @@ def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp
     for wrong in ("http://a b:1", f"{url}/x\n", "http://\u00fc:1", "http://", ""):
         with pytest.raises(ConfigError, match=r"^--address [^\n]*: Jobs are submitted to the dashboard of a"):
             submit.submit(flow(), wrong, "s3://b/r")
+    with pytest.raises(ConfigError, match=r"^--address ray://h:1: Jobs are submitted to the dashboard"):
+        submit.submit(flow(), "ray://h:1", "s3://b/r")
+
+
+def test_a_server_that_is_not_a_dashboard(flow):
+    pytest.importorskip("aiohttp", reason="needs the extra raysel[cluster]")
     with other_server(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello") as other:
         words = rf"^The server at {other} is not the dashboard of a Ray cluster: .+\. Check the address\.$"
         with pytest.raises(ResourceError, match=words):
@@ -276,8 +282,6 @@ def test_what_is_wrong_with_a_job_is_one_sentence(flow, client, monkeypatch, tmp
         pytest.raises(ResourceError, match=rf"^The Ray cluster at {other} cannot be reached: "),
     ):
         submit.submit(flow(), other, "s3://b/r")
-    with pytest.raises(ConfigError, match=r"^--address ray://h:1: Jobs are submitted to the dashboard"):
-        submit.submit(flow(), "ray://h:1", "s3://b/r")
 
 
 @contextmanager
