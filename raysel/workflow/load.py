@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -197,8 +198,10 @@ def _naming(where: str, spec: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # sys.exit would end the run without a word
         line = (str(error).strip().splitlines() or [""])[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = [f" in line {frame.lineno}" for frame in frames if spec.startswith(f"{frame.filename}:")]
         raise ConfigError(
-            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'})."
+            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'}){''.join(place[-1:])}."
         ) from error
 
 
