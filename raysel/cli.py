@@ -109,7 +109,10 @@ def run(
     The printed table has one row per training. It shows the costs of each training, such as its seconds, and what the
     training saves compared with a training on all rows. If the command is repeated, it reuses all results that are already
     computed, and resumes an interrupted training.
+
+    If WORKFLOW has no section 'train', the command only selects rows, and prints where the selection is.
     """
+    from raysel.report.tables import run_text
     from raysel.workflow import config
     from raysel.workflow.run import run as run_workflow
     from raysel.workflow.submit import check_version
@@ -121,7 +124,7 @@ def run(
     if as_json:
         click.echo(results.json())
         return
-    click.echo(results.ledger.text())
+    click.echo(run_text(results))
     click.echo(f"\nReport: {results.path}/report.html")
 
 
@@ -303,8 +306,8 @@ def validate(workflow: Path, overrides: tuple[str, ...], load: bool) -> None:
     click.echo(f"{workflow} is valid{f' ({counts})' if counts else ''}.")
     for sentence in found.sentences():
         click.echo(f"  {sentence}")
-    if not load:
-        click.echo("Not checked, because --load was not given: " + ", ".join(unloaded(loaded)))
+    if not load and (left := unloaded(loaded)):
+        click.echo("Not checked, because --load was not given: " + ", ".join(left))
 
 
 @cli.command(short_help="Write the report of a finished run again.")

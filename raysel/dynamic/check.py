@@ -19,8 +19,8 @@ _METHODS = ("plan", "update", "parameters")
 def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
     """Raise ConfigError unless ``policy`` is a policy that plans ``samples`` samples.
 
-    A policy that is not raysel's own is tried: it plans the first two epochs and updates the state with made-up
-    losses. What its code raises is not caught.
+    A policy that is not raysel's own is tried: it plans the first two epochs, each twice, and updates the state
+    with made-up losses. What its code raises is not caught.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
     _check_signature(policy, "plan", "(self, state, *, epoch, num_epochs, seed)", state, epoch=0, **run)
     _check_signature(policy, "update", "(self, state, plan, slots, losses)", state, None, slots, slots)
     for epoch in range(min(2, num_epochs)):
-        plan = policy.plan(state, epoch=epoch, **run)
+        plan, again = (policy.plan(state, epoch=epoch, **run) for _ in range(2))
         if not isinstance(plan, Plan):
             raise ConfigError(
                 f"{name}.plan must return a raysel.dynamic.Plan, got a {type(plan).__name__} in epoch {epoch}."
@@ -67,6 +67,11 @@ def check_policy(policy: Any, samples: int, num_epochs: int, seed: int) -> None:
             raise ConfigError(
                 f"{name}.plan returned the slot {plan.slots[-1]} in epoch {epoch}, but there are {samples:,} "
                 "samples; a slot is the position of a sample, counted from 0."
+            )
+        if not (np.array_equal(plan.slots, again.slots) and np.array_equal(plan.weights, again.weights)):
+            raise ConfigError(
+                f"{name}.plan returned two different plans for the same arguments in epoch {epoch}; draw random numbers with "
+                "raysel.dynamic.plan.uniform, which depend only on the seed, the epoch and the sample."
             )
         state = policy.update(state, plan, plan.slots, np.linspace(0.5, 1.5, len(plan), dtype=np.float32))
         if not isinstance(state, SampleState) or len(state) != samples:

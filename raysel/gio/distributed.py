@@ -75,8 +75,8 @@ class GIO:
         Rules that may stop the selection before the budget is reached.
     within : {"random", "nearest"}
         How rows are chosen from the picked clusters. With ``random``, only the clusters that were picked
-        before the KL first rises are used. Random rows are drawn from each of them, in proportion to the number of
-        its target rows. With ``nearest``, as published, complete clusters are taken in the order in which they were
+        before the KL first rises are used, and the other picked clusters only if these have too few rows. Random rows are
+        drawn from each of them, in proportion to the number of its target rows. With ``nearest``, as published, complete clusters are taken in the order in which they were
         picked. Of the last cluster, only the rows nearest to its centroid are taken.
     column : str
         Column with the vectors.

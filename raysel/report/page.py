@@ -39,11 +39,11 @@ def render(results: RunResults) -> str:
         part
         for part in (
             opening_section(results, name),
-            ledger_section(results.ledger),
+            "" if results.only_selects else ledger_section(results.ledger),
             metrics_section(results),
             selection_section(results),
             usage_section(results),
-            training_section(results),
+            "" if results.only_selects else training_section(results),
             labels_section(results),
             costs_section(results.ledger),
             reading_section(results),

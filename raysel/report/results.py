@@ -428,6 +428,11 @@ class RunResults(_Saved):
                 "The ledger and the key 'goal' name different metrics, or disagree on whether larger values are better."
             )
 
+    @property
+    def only_selects(self) -> bool:
+        """Whether the workflow has no key ``train``, so that there are no arms."""
+        return self.config.get("train", {}) is None
+
     def score(self, arm: str) -> float | None:
         """Return the reported metric of an arm on the test rows; None if there is no such arm or number."""
         found = self.arms.get(arm)

@@ -15,6 +15,19 @@ _LINES = 5  # of one difference, which may be a complete section
 _ARM = "chain"  # the workflow's own selection and policy
 
 
+def run_text(results: RunResults) -> str:
+    """Return what `raysel run` prints: the ledger; without a training, where the selection is and how to use it."""
+    chosen = results.selection
+    if not results.only_selects or chosen is None:
+        return results.ledger.text()
+    folder, pool = f"{results.path}/{chosen.folder}", results.config["pool"]["path"]
+    return (
+        f"{chosen.method} selected {numbers.count(chosen.kept)} of the {numbers.count(chosen.pool)} pool rows.\n\n"
+        f"Selection: {folder}\n"
+        f"Use it in Python: raysel.Selection.load({folder!r}).apply(raysel.read({pool!r}))"
+    )
+
+
 def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]]) -> str:
     """Return the table of the configurations that were run in one directory.
 
@@ -33,7 +46,7 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
     """
     if not runs:
         return "No run has finished in this directory."
-    goals = {results.goal for results, _ in runs}
+    goals = {results.goal for results, _ in runs if results.arms}
     metric = next(iter(goals)).short if len(goals) == 1 else "metric"
     header = ["when (UTC)", "rows selected", metric, "samples", "time", "differs from the first in"]
     cells = [_row(results, named=len(goals) > 1) for results, _ in runs]
@@ -54,12 +67,12 @@ def runs_text(runs: Sequence[tuple[RunResults, Sequence[tuple[str, Any, Any]]]])
 
 def _row(results: RunResults, named: bool) -> list[str]:
     arm, ledger = results.arms.get(_ARM), results.ledger
-    kept = results.data.pool if arm is None else arm.rows
+    kept = arm.rows if arm else results.selection.kept if results.selection else results.data.pool
     when = results.created.replace("T", " ")[:16]
     return [
         when,
         f"{numbers.count(kept)} / {numbers.count(results.data.pool)}",
-        (f"{results.goal.short} " if named else "") + results.goal.text(results.score(_ARM)),
+        (f"{results.goal.short} " if named and arm else "") + results.goal.text(results.score(_ARM)),
         numbers.saving(ledger.saving_samples(_ARM)),
         numbers.saving(ledger.saving_seconds(_ARM)),
     ]

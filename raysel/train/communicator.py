@@ -88,7 +88,13 @@ class TrainCommunicator(Communicator):
     def __init__(self) -> None:
         import ray.train
 
-        context = ray.train.get_context()
+        try:
+            context = ray.train.get_context()
+        except RuntimeError as error:
+            raise StateError(
+                "session: This process is not a worker of Ray Train; call session() in the training function that the trainer "
+                "runs. For a training in this process, use DynamicSelection.local(...)."
+            ) from error
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
 
     def broadcast(self, value: Any) -> Any:

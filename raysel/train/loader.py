@@ -216,15 +216,20 @@ def check_map_style(dataset: Any, where: str) -> int:
     )
 
 
-def check_length(dataset: Any, ids: np.ndarray, expected: int | None) -> None:
-    """Raise DataError unless ``dataset`` can be indexed by every id and is as long as the pool."""
+def check_length(dataset: Any, ids: np.ndarray | None, expected: int | None) -> None:
+    """Raise DataError unless ``dataset`` can be indexed by every id, if there are ids, and is as long as the pool."""
     length = check_map_style(dataset, "loader")
+    if ids is None and length != expected:
+        raise DataError(
+            f"loader: The dataset has {length:,} samples, but 'chosen' of DynamicSelection is the number {expected:,}; give "
+            "len(dataset), or a Selection to train on some of the samples only."
+        )
     if expected is not None and length != expected:
         raise DataError(
             f"loader: The dataset has {length:,} samples, but the selection was made from {expected:,}; give the dataset "
             "with the rows that were selected from, in which dataset[sample_id] is the sample with that id."
         )
-    if len(ids) and int(ids[-1]) >= length:
+    if ids is not None and len(ids) and int(ids[-1]) >= length:
         raise DataError(
             f"loader: The dataset has {length:,} samples, but the plan contains sample_id {ids[-1]}; give the dataset that the "
             "ids belong to, in which dataset[sample_id] is the sample with that id."

@@ -281,8 +281,7 @@ class Session:
         epoch = self._current("loader")
         batch_size = whole("loader: batch_size", batch_size, 1)
         accumulate = whole("loader: accumulate", accumulate, 1)
-        last = np.array([self.run.samples - 1])
-        check_length(dataset, last if self._ids is None else self._ids, self.run.pool_rows)
+        check_length(dataset, self._ids, self.run.pool_rows)
         kept = self._loader
         if kept is None or kept[0] is not dataset or kept[1:3] != (collate_fn, options):
             kept = self._loader = None  # whose worker processes end, before others start

@@ -100,6 +100,8 @@ def compare(
     raysel.errors.ConfigError: policies: 'infobach' is unknown. Did you mean 'infobatch'?
     """
     flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    if not flow.trains:
+        raise ConfigError("The key 'train' is missing: a comparison trains a model with each policy.")
     flow = replace(
         flow, train=replace(flow.train, data="arrays")
     )  # which every process of one core reads at once

@@ -386,8 +386,9 @@ class Workflow:
         Settings for computing one vector per row, by which selectors compare rows.
     factors : Factors
         Settings of the sparse autoencoder with which the policy RepDiv scores the samples.
-    train : Train
-        Model to train, and settings of its training on Ray Train.
+    train : Train, optional
+        Model to train, and settings of its training on Ray Train. Without this key, ``raysel run`` selects rows and trains
+        no model.
     select : Method or list of Method
         Selector, or a list of selectors that are applied one after another. With null, all rows are selected.
     dynamic : Method
@@ -396,11 +397,13 @@ class Workflow:
     controls : list of {"full", "random"}
         Further trainings, with which the training on the selected rows is compared: full (on the complete pool), and random
         (on a random subset of the pool with as many rows as the workflow selects).
+    trains : bool
+        Whether the workflow has the key ``train``.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     pool: Rows
-    train: Train
+    train: Train = field(default=Train())
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     target: Rows | None = None
     avoid: Rows | None = None
@@ -412,6 +415,7 @@ class Workflow:
     controls: list[Literal["full", "random"]] = field(default_factory=list)
     select: tuple[Method, ...] = field(default=(), metadata={"yaml": False})
     dynamic: Method = field(default=Method("full", {}, POLICIES, "dynamic"), metadata={"yaml": False})
+    trains: bool = field(default=True, metadata={"yaml": False})
 
     def rows(self, role: str) -> Rows | None:
         """Rows of a role, None where the workflow has no such files."""
@@ -421,6 +425,8 @@ class Workflow:
     @cached_property
     def task(self) -> Method:
         """The task as a method of the registry; ``train.input`` and ``pool.label`` are defaults of its fields."""
+        if not self.trains:
+            return Method("classification", {}, TASKS, "train.task")  # a label of the pool is a class
         given = self.train.task
         tree = given if isinstance(given, dict) else {"method": given}
         if isinstance(tree.get("method"), str) and tree["method"] in TASKS.builtin:
@@ -466,7 +472,7 @@ class Workflow:
         found["train"]["task"], found["train"]["track"] = self.train.task, self.train.track
         found["select"] = [method.describe() for method in self.select]
         found["dynamic"] = self.dynamic.describe()
-        return found
+        return found if self.trains else {**found, "train": None}
 
 
 def digest(value: Any) -> str:
@@ -549,7 +555,7 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     tree = absolute(dict(tree), Path(base).resolve())
     select = tree.pop("select", None)
     dynamic = tree.pop("dynamic", {"method": "full"})
-    flow = build(Workflow, tree)
+    flow = dataclasses.replace(build(Workflow, tree), trains="train" in tree)
     if isinstance(select, list):
         methods = [Method.of(one, SELECTORS, f"select.{at}") for at, one in enumerate(select)]
     else:
@@ -557,7 +563,24 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     flow.embed.method, flow.trackers  # noqa: B018 (raises for an embedder or a tracker that is not known)
     if flow.pool.label is not None:  # without one, steps.check says what is missing
         flow.task  # noqa: B018 (and for a task)
-    return dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
+    flow = dataclasses.replace(flow, select=tuple(methods), dynamic=Method.of(dynamic, POLICIES, "dynamic"))
+    if not flow.trains:
+        _check_selection(flow)
+    return flow
+
+
+def _check_selection(flow: Workflow) -> None:
+    """Raise ConfigError unless a workflow without the key ``train`` selects rows and has no key for a training."""
+    fields = {field.name: field for field in dataclasses.fields(Workflow)}
+    for name in ("dynamic", "controls", "factors", "validation", "test"):
+        if getattr(flow, name) != default_of(fields[name]):
+            raise ConfigError(
+                f"The key '{name}' has no effect without the key 'train'; add 'train', or remove '{name}' to only select rows."
+            )
+    if not flow.select and not (flow.gime is not None and flow.gime.selects):
+        raise ConfigError(
+            "The workflow has neither the key 'train' nor a selection of rows; add 'train', 'select', or limits under 'gime'."
+        )
 
 
 def _set(tree: dict[str, Any], override: str) -> None:

@@ -161,7 +161,9 @@ def has_classes(workflow: Workflow) -> bool:
 def _check_label(workflow: Workflow, schema: pa.Schema, role: str, rows: Rows) -> None:
     if rows.label is not None:
         try:
-            check_label(schema, rows.label, f"the files of {role}.path", has_classes(workflow))
+            check_label(
+                schema, rows.label, f"the files of {role}.path", workflow.trains and has_classes(workflow)
+            )
         except DataError as error:
             raise DataError(f"{role}.label: {error}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -64,15 +65,21 @@ def load_check(workflow: Workflow, policies: Sequence[Method] = ()) -> None:
             )
         method.key()  # raises for what cannot be fingerprinted
     found = look(workflow)
-    task = _check_task(found)
-    rows, (labels, count) = _sample(found, "pool"), _labels(found)
+    rows = _sample(found, "pool")
     if workflow.gime is not None and workflow.gime.metrics:
         _check_metrics(workflow.gime, rows)
-    for method in (workflow.dynamic, *policies):
-        _check_policy(method, workflow, min(count, _SAMPLES))
+    if workflow.trains:
+        _check_train(found, rows, policies)
     for step in plan(workflow):
         if isinstance(step, Embed):
             _check_embedder(step, rows)
+
+
+def _check_train(found: Look, rows: pa.Table, policies: Sequence[Method]) -> None:
+    """Check what only a training uses: the task, the labels, the policies and the keys under ``train``."""
+    workflow, task, (labels, count) = found.workflow, _check_task(found), _labels(found)
+    for method in (workflow.dynamic, *policies):
+        _check_policy(method, workflow, min(count, _SAMPLES))
     load_optimizer(workflow.train.optimizer, workflow.train.learning_rate)
     load_schedule(workflow.train.schedule)
     load_loop(workflow.train)
@@ -191,8 +198,10 @@ def _naming(where: str, spec: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:  # sys.exit would end the run without a word
         line = (str(error).strip().splitlines() or [""])[0]
+        frames = traceback.extract_tb(error.__traceback__)
+        place = [f" in line {frame.lineno}" for frame in frames if spec.startswith(f"{frame.filename}:")]
         raise ConfigError(
-            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'})."
+            f"{where}: {spec} raised {type(error).__name__} ({line.rstrip('.') or 'no message'}){''.join(place[-1:])}."
         ) from error
 
 

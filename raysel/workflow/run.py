@@ -35,6 +35,7 @@ from raysel.report.results import (
     ShownRow,
     Usage,
 )
+from raysel.report.tables import run_text
 from raysel.workflow import config, steps
 from raysel.workflow.config import Workflow, difference, digest
 from raysel.workflow.directory import Done, Progress, RunDirectory, manifest, now, open_run, versions
@@ -52,7 +53,7 @@ def run(
     address: str | None = None,
     progress: Progress | None = None,
 ) -> RunResults:
-    """Run a workflow.
+    """Run a workflow. Without the key ``train``, it only selects rows.
 
     Parameters
     ----------
@@ -96,9 +97,10 @@ def run(
         steps.check(flow, found=found)  # the code that is loaded now says what it needs
     connect(address)
     train = flow.train
-    steps.check_room(train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
-    if train.data == "stream":
-        steps.check_reading(train)
+    if flow.trains:
+        steps.check_room(train.fewest_workers, train.cpus_per_worker, train.gpus_per_worker)
+        if train.data == "stream":
+            steps.check_reading(train)
     with open_run(flow, out, progress, fresh=fresh) as this:
         steps.check_output(flow, this.out)
         if not found.exact:
@@ -109,7 +111,7 @@ def run(
         left.save(this.out / "results.json")
         left.ledger.save(this.out / "ledger.json")
         report(this.out)
-        this.progress.log(left.ledger.text())
+        this.progress.log(run_text(left))
     return left
 
 
@@ -196,7 +198,7 @@ def results(run: RunDirectory) -> RunResults:
         ledger=Ledger(
             [_entry(run, arms[name], run.finished[f"train-{name}"]) for name in order],
             goal=goal,
-            full_samples=run.count(run.base) * flow.train.epochs,
+            full_samples=run.count(run.base) * flow.train.epochs if order else None,
         ),
         goal=goal,
         labels=_labels(run),
@@ -213,7 +215,7 @@ def data(run: RunDirectory) -> Data:
         counts["validation"] = len(run.drawn.ids)
     return Data(
         **counts,
-        classes=tuple(run.finished["arrays"].answer["classes"]),
+        classes=tuple(_answer(run, "arrays").get("classes", ())),
         validation_from=None if run.drawn is None else run.drawn.role,
     )
 

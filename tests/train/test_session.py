@@ -310,7 +310,7 @@ def test_misuse_gets_one_sentence(tmp_path):
         session.loader(Pairs(8), batch_size=2)
     for epoch in session.epochs():
         for data, sentence in (
-            (Pairs(7), "has 7 samples, but the selection was made from 8"),
+            (Pairs(7), "has 7 samples, but 'chosen' of DynamicSelection is the number 8"),
             (iter([]), "A list_iterator does not support dataset\\[sample_id\\]"),
         ):
             with pytest.raises(DataError, match=sentence):
@@ -344,6 +344,10 @@ def test_misuse_gets_one_sentence(tmp_path):
         next(forgetful)
     with pytest.raises(StateError, match="has not been started"):
         DynamicSelection(FullData(), 8, num_epochs=2).session()
+    on_a_cluster = DynamicSelection(FullData(), 8, num_epochs=2)
+    on_a_cluster._keeper = object()  # as if it was started
+    with pytest.raises(StateError, match=r"not a worker of Ray Train; .*use DynamicSelection\.local"):
+        on_a_cluster.session()
     with pytest.raises(ConfigError, match="num_epochs"):
         DynamicSelection(FullData(), 8, num_epochs=0)
     with pytest.raises(ConfigError, match="max_steps"):

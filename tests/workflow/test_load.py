@@ -43,6 +43,11 @@ class Fails(raysel.FullData):
         return 1 // epoch
 
 @dataclass(frozen=True)
+class Drawn(raysel.FullData):
+    def plan(self, state, *, epoch, num_epochs, seed):
+        return unweighted(np.random.rand(len(state)) < 0.5)
+
+@dataclass(frozen=True)
 class NeedArgument(raysel.FullData):
     share: float
 
@@ -125,7 +130,12 @@ def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
         (["train.model=HERE/none.py:make"], [], "train.model: The file .*none.py does not exist"),
         (["dynamic={method: HERE/none.py:Half}"], [], "dynamic: The file .*none.py does not exist"),
         (["embed.embedder=torch:HERE/none.py:net"], [], "embed.embedder: The file .*none.py does not exist"),
-        (["dynamic={method: HERE/own.py:Fails}"], [], "dynamic: .*Fails raised ZeroDivisionError"),
+        (
+            ["dynamic={method: HERE/own.py:Fails}"],
+            [],
+            "dynamic: .*Fails raised ZeroDivisionError .* in line 16",
+        ),
+        (["dynamic={method: HERE/own.py:Drawn}"], [], "dynamic: Drawn.plan returned two different plans for"),
         ([], ["own.py:Fails"], r"policies.own.py:Fails: .*Fails raised ZeroDivisionError"),
         ([], ["own.py:NeedArgument"], r"The key 'policies.own.py:NeedArgument.share' is missing"),
         ([], ["own.py:NoPlan"], "policies.own.py:NoPlan: A policy needs .* but NoPlan has no plan"),

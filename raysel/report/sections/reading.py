@@ -16,7 +16,7 @@ def reading_section(results: RunResults) -> str:
     error = standard_error(
         results.data, goal, (goal.value(entry.metrics) for entry in results.ledger.entries)
     )
-    items = [
+    trained = [
         (
             f"One seed ({html.text(results.seed)}) does not show which arm is better.",
             f"An arm is one training of a model. Each arm was trained once, so a difference in {html.text(goal.label)} between two "
@@ -40,6 +40,7 @@ def reading_section(results: RunResults) -> str:
             "than training. The numbers of samples and of optimizer steps do not depend on the machine.",
         ),
     ]
+    items = [] if results.only_selects else trained
     if results.trusted:
         items.append(
             ("Some files are identified without reading them.", html.text(trusted_files(results.trusted)))

@@ -47,9 +47,12 @@ def selection_section(results: RunResults) -> str:
     share = f" ({numbers.percent(selection.kept / selection.pool)})" if selection.pool else ""
     lead = (
         f"{method} selected <b>{numbers.count(selection.kept)}</b> of the {numbers.count(selection.pool)} "
-        f"pool rows{html.bound(share)} once, before training. The training with the methods of the workflow "
-        "uses only the selected rows."
+        f"pool rows{html.bound(share)} once, before training. "
     )
+    if results.only_selects:
+        lead += f"The selected rows are in the folder <code>{html.text(selection.folder)}</code> of the run directory."
+    else:
+        lead += "The training with the methods of the workflow uses only the selected rows."
     notes = "".join(f"<p>{html.text(note)}</p>\n" for note in selection.notes)
     figures = (
         html.grid(cards)

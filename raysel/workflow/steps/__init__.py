@@ -60,12 +60,15 @@ def arrays(workflow: Workflow) -> Arrays:
 def plan(workflow: Workflow) -> list[Step]:
     """Every step of a run, in order."""
     steps = choosing(workflow)
+    selects = any(step.selects for step in steps)
     if "random" in workflow.controls:
         steps.append(RandomRows())
-    if any(step.selects for step in steps) and workflow.pool.label is not None and has_classes(workflow):
+    if selects and workflow.pool.label is not None and has_classes(workflow):
         steps.append(Classes())
-    if any(step.selects for step in choosing(workflow)):
+    if selects:
         steps.append(Gallery())
+    if not workflow.trains:
+        return steps
     steps.append(arrays(workflow))
     if workflow.test is not None:
         steps.append(Leakage(workflow.embed if any(isinstance(step, Embed) for step in steps) else None))

@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from raysel.cluster.blocks import gather
 from raysel.core.storage import Place
+from raysel.data.read import check_label
 from raysel.data.row_index import ID
+from raysel.errors import DataError
 from raysel.workflow.directory import RunDirectory, digest_of
 from raysel.workflow.steps.step import Step
 
@@ -38,9 +40,13 @@ class Classes(Step):
         }
 
     def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
-        """Return ``classes``: label, and rows in the pool, kept and in the target."""
+        """Return ``classes``: label, and rows in the pool, kept and in the target; empty if the labels are no classes."""
         flow = run.workflow
         label = str(flow.pool.label)
+        try:
+            check_label(run.inputs["pool"].schema, label, "the pool")
+        except DataError:  # a number to predict, in a workflow without a task
+            return {}
         table = gather(run.among(run.base), [ID, label], "pool")
         assert run.rows is not None
         kept = table.filter(pa.array(np.isin(table[ID].to_numpy(), run.rows.ids)))

@@ -49,14 +49,14 @@ class Gallery(Step):
                 if name.startswith(("select", "gime"))
             ],
             "validation": run.drawn and run.drawn.key,
-            "columns": inputs(run.workflow),
+            "columns": _columns(run),
             "seed": run.workflow.seed,
             "versions": decoder_versions(),
         }
 
     def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Return ``reasons``; empty if the rows are neither images nor texts."""
-        columns, selection = inputs(run.workflow), run.rows
+        columns, selection = _columns(run), run.rows
         assert selection is not None
         groups = examples(selection, run.workflow.seed)
         wanted = np.unique(np.concatenate([ids for *_, ids in groups]))
@@ -66,6 +66,14 @@ class Gallery(Step):
             for reason, kept, count, ids in groups
         ]
         return {"reasons": [asdict(one) for one in found] if rows else []}
+
+
+def _columns(run: RunDirectory) -> list[str]:
+    """Return the columns that may be shown: those of the model; without a training, that of the embedder."""
+    flow = run.workflow
+    if flow.trains:
+        return inputs(flow)
+    return [name for name in run.inputs["pool"].schema.names if name in flow.embed.columns]
 
 
 def examples(selection: Selection, seed: int) -> list[tuple[str, bool, int, np.ndarray]]:
