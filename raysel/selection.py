@@ -601,8 +601,10 @@ def constant_text(text: str, count: int) -> pa.Array:
 
 
 def coded_text(codes: np.ndarray, texts: list[str]) -> pa.Array:
-    """Return ``texts[code]`` for each code, each text stored once (a dictionary column)."""
-    return pa.DictionaryArray.from_arrays(pa.array(codes.astype(np.int32)), pa.array(texts, pa.string()))
+    """Return ``texts[code]`` for each code, each text that occurs stored once (a dictionary column)."""
+    used, places = np.unique(codes, return_inverse=True)
+    texts = [texts[code] for code in used]
+    return pa.DictionaryArray.from_arrays(pa.array(places.astype(np.int32)), pa.array(texts, pa.string()))
 
 
 def _keep(table: pa.Table, chosen: Any) -> pa.Table:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+LATEST = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+
 
 def free_ports(count: int) -> list[int]:
     """Ports of the loopback interface that nobody listens on."""
@@ -48,3 +50,9 @@ def node(words: list[str], environment: Mapping[str, str], log: Path) -> Iterato
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        port = next((word.partition("=")[2] for word in words if word.startswith("--port=")), None)
+        with suppress(
+            OSError
+        ):  # a head that was killed leaves its address, to which other processes would connect
+            if port and LATEST.read_text().endswith(f":{port}"):
+                LATEST.unlink()

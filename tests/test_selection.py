@@ -12,6 +12,7 @@ from raysel import GIO, Deduplicate, KCenter, Random, Selection
 from raysel.data.identity import NumberedFile, PoolIdentity
 from raysel.errors import ConfigError, DataError
 from raysel.select.random import choose, strata
+from raysel.selection import coded_text
 
 
 def example() -> Selection:
@@ -76,6 +77,11 @@ def test_nothing_is_overwritten_and_nothing_half_written_is_taken_for_whole(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
     with pytest.raises(DataError, match="not a saved selection"):
         Selection.load(tmp_path / "two")
+
+
+def test_reasons_that_no_row_has_are_not_stored():
+    found = coded_text(np.array([3, 1, 3]), ["a", "b", "c", "d"])
+    assert found.to_pylist() == ["d", "b", "d"] and found.dictionary.to_pylist() == ["b", "d"]
 
 
 def test_dropped_rows_that_are_no_table_are_refused():

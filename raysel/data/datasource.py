@@ -15,7 +15,11 @@ from ray.data.datasource import ReadTask
 from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.row_index import ID, RowIndex, with_ids
 
-_FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a block; Ray's default is 200 blocks
+_FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a task; Ray's default is 200 tasks
+_TASK_BYTES, _TASKS_PER_CPU = (
+    32 << 20,
+    4,
+)  # above: a task costs Ray Data 50 ms, so it should read more than that takes
 
 
 class IndexedParquet(Datasource):
@@ -118,6 +122,9 @@ def parquet_dataset(index: RowIndex) -> Dataset:
     groups = len(reader.pieces())
     # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
     blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
+    if groups >= _MANY_GROUPS:
+        share = reader.estimate_inmemory_data_size() // _TASK_BYTES
+        blocks = min(groups, max(share, _TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)), 1))
     return ray.data.read_datasource(reader, override_num_blocks=blocks)
 
 

@@ -7,10 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+from ray import cloudpickle
 from ray.data import Dataset
 
 from raysel.cluster.blocks import check_columns, materialized, plain_errors
@@ -28,12 +30,12 @@ from raysel.data.embedders.build import (
     make_embedder,
 )
 from raysel.data.embedders.column import ColumnEmbedder
-from raysel.data.embedders.embedder import Embedder, check_vectors
+from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, check_vectors
 from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
 from raysel.data.sources import Source, source_of
 from raysel.data.vectors import EMBEDDING, as_vectors, to_column
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, reason_of
 
 
 def embed(
@@ -110,6 +112,7 @@ def embed(
             f"raysel.fit_embedder('{embedder}', pool, column='{column}') and use it for both pool and target."
         )
     made = as_embedder(named)
+    frozen = _frozen(made) if isinstance(made, FunctionEmbedder) else made
     columns = column_names(column)
     check_columns_of(made, made.name, columns)
     options = shards.Options(normalize, dtype, on_error)
@@ -124,7 +127,7 @@ def embed(
             _check_schema(schema, made, columns)
         return plain_errors(
             dataset.map_batches(
-                _embed_block, fn_args=(made, columns, options), batch_format="pyarrow", batch_size=None
+                _embed_block, fn_args=(frozen, columns, options), batch_format="pyarrow", batch_size=None
             )
         )
     if parquet_rows(dataset) is None:
@@ -139,6 +142,18 @@ def embed(
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K")
     return pipeline.attach(dataset, place, report, options)
+
+
+def _frozen(made: FunctionEmbedder) -> FunctionEmbedder:
+    """Return the function as workers receive it: names that it reads may change before the vectors are computed."""
+    try:
+        function = cloudpickle.loads(cloudpickle.dumps(made.function))
+    except Exception as error:  # of any object that the function reads
+        raise ConfigError(
+            f"embedder: {made.name} cannot be sent to other processes ({reason_of(error)}). If it uses a lock, an open file or a "
+            "connection, create this object inside of the function."
+        ) from error
+    return replace(made, function=function)
 
 
 def _check_schema(schema: Any, embedder: Embedder, columns: list[str]) -> None:

@@ -60,6 +60,10 @@ class _Saved:
     format: int = field(default=FORMAT, kw_only=True)
     path: str = field(default="", kw_only=True, compare=False)
 
+    def __repr__(self) -> str:
+        """Return the name of the workflow and the path: the fields hold everything that a report shows."""
+        return f"<{type(self).__name__} of {getattr(self, 'name', '')!r} in {self.path!r}>"
+
     def save(self, path: str | os.PathLike[str]) -> Place:
         """Write the results as JSON. The file appears under its name only when it is complete."""
         text = TypeAdapter(type(self)).dump_json(self, indent=1, exclude={"path"}).decode()
@@ -370,7 +374,7 @@ class Usage:
     extremes: Extremes | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResults(_Saved):
     """Results of a run, as `raysel.run` returns them and the report shows them.
 
@@ -477,7 +481,7 @@ class ComparedPolicy:
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CompareResults(_Saved):
     """Results of a comparison, as `raysel.compare` returns them.
 
@@ -518,7 +522,7 @@ class CompareResults(_Saved):
 # ---- a measurement -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MeasureResults(_Saved):
     """Metrics of the pool, its groups and the target, as `raysel.measure` returns them."""
 

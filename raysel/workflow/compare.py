@@ -99,7 +99,7 @@ def compare(
         ...
     raysel.errors.ConfigError: policies: 'infobach' is unknown. Did you mean 'infobatch'?
     """
-    flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    flow = config.open_workflow(workflow)
     if not flow.trains:
         raise ConfigError("The key 'train' is missing: a comparison trains a model with each policy.")
     flow = replace(

@@ -569,6 +569,19 @@ def parse(tree: Mapping[str, Any], base: str | os.PathLike[str] = ".") -> Workfl
     return flow
 
 
+def open_workflow(workflow: Workflow | str | os.PathLike[str]) -> Workflow:
+    """Return a workflow that has loaded no code yet; an earlier run of the same object may have, and the files may have changed."""
+    if not isinstance(workflow, Workflow):
+        return load(workflow)
+    methods = tuple(map(dataclasses.replace, workflow.select))
+    return dataclasses.replace(
+        workflow,
+        select=methods,
+        dynamic=dataclasses.replace(workflow.dynamic),
+        embed=dataclasses.replace(workflow.embed),
+    )
+
+
 def _check_selection(flow: Workflow) -> None:
     """Raise ConfigError unless a workflow without the key ``train`` selects rows and has no key for a training."""
     fields = {field.name: field for field in dataclasses.fields(Workflow)}

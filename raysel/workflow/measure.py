@@ -83,7 +83,7 @@ def measure(
     >>> list(results.sets)
     ['pool']
     """
-    flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    flow = config.open_workflow(workflow)
     if flow.gime is None:
         raise ConfigError(
             "The key 'gime' is missing: it declares which columns the metrics use, and what each of them means."

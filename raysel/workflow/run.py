@@ -90,7 +90,7 @@ def run(
     >>> list(results.arms)
     ['chain']
     """
-    flow = workflow if isinstance(workflow, Workflow) else config.load(workflow)
+    flow = config.open_workflow(workflow)
     found = steps.check(flow)
     with ray_for_code(address):
         load_check(flow)

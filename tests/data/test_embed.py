@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +150,24 @@ def test_a_function_gets_text_or_a_matrix(table):
     assert got[:, 0].tolist() == [len(text) for text in table["text"].to_pylist()]
     doubled = vectors(raysel.embed(dataset, lambda rows: rows * 2, column="v"))
     assert np.array_equal(doubled, as_matrix(table["v"], "v") * 2)
+
+
+def test_a_function_keeps_the_values_that_it_read_when_embed_was_called(table):
+    factor = 2.0
+    given = raysel.embed(raysel.read(table.slice(0, 50)), lambda rows: rows * factor, column="v")
+    lock = threading.Lock()
+
+    def locked(rows):
+        with lock:
+            return rows
+
+    for options in ({}, {"on_error": "drop", "version": "1"}):
+        with pytest.raises(
+            ConfigError, match=r"^embedder: .*locked.* cannot be sent to other processes \(.*lock"
+        ):
+            raysel.embed(raysel.read(table), locked, column="v", **options)
+    factor = 100.0
+    assert np.array_equal(vectors(given), as_matrix(table["v"].slice(0, 50), "v") * 2)
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -113,6 +113,10 @@ def test_each_kind_comes_back_equal_with_its_directory(
     assert loaded.save(tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
+def test_a_notebook_shows_one_line(results: RunResults) -> None:
+    assert repr(results) == f"<RunResults of {results.name!r} in {results.path!r}>"
+
+
 def test_the_optional_parts_may_be_absent(results: RunResults, tmp_path: Path) -> None:
     bare = replace(results, selection=None, metrics=None, usage=None, arms={})
     assert RunResults.load(bare.save(tmp_path / "results.json")) == bare

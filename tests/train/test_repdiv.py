@@ -75,7 +75,7 @@ def test_scores_that_do_not_fit_the_run_are_refused_at_once():
         DataError, match=r"10 of 60 samples have no score \(sample_id 50, 51, 52 and 7 more\)"
     ):
         DynamicSelection(policy, 60, num_epochs=3)
-    with pytest.raises(ConfigError, match="fewer than the"):
+    with pytest.raises(ConfigError, match="at least one sample for each of the 30 classes"):
         DynamicSelection(policy, 50, num_epochs=3)
     chosen = Selection.of(np.array([3, 99]))
     with pytest.raises(DataError, match=r"1 of 2 samples have no score \(sample_id 99\)"):

@@ -118,6 +118,17 @@ def test_a_model_gets_all_classes_and_at_least_two_rows(folder):
     check(folder, "pool.path=HERE/pool/b.parquet")
 
 
+def test_a_workflow_that_ran_loads_changed_code_again(folder):
+    flow = config.load(folder / "flow.yaml", [f"dynamic={{method: {folder}/own.py:Twenty}}"])
+    assert flow.dynamic.type is flow.dynamic.type and not hasattr(flow.dynamic.type, "added")
+    (folder / "own.py").write_text(
+        (folder / "own.py").read_text().replace("class Twenty", "class Old")
+        + "\n@dataclass(frozen=True)\nclass Twenty(Old):\n    added = 1\n"
+    )
+    again = config.open_workflow(flow)
+    assert again == flow and again.dynamic.type.added == 1
+
+
 def test_policies_are_tried_with_as_many_samples_as_there_are(folder):
     check(folder, "dynamic={method: HERE/own.py:Twenty}")
     check(folder, policies=["own.py:Twenty"])
