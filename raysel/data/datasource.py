@@ -15,11 +15,8 @@ from ray.data.datasource import ReadTask
 from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.row_index import ID, RowIndex, with_ids
 
-_FEW_GROUPS, _MANY_GROUPS = 8, 200  # row groups between which each is a task; Ray's default is 200 tasks
-_TASK_BYTES, _TASKS_PER_CPU = (
-    32 << 20,
-    4,
-)  # above: a task costs Ray Data 50 ms, so it should read more than that takes
+_FEW_GROUPS = 8  # row groups, below which Ray's default is left
+_TASK_BYTES, _TASKS_PER_CPU = 32 << 20, 4  # a task costs Ray Data 50 ms: it should read for longer than that
 
 
 class IndexedParquet(Datasource):
@@ -121,10 +118,11 @@ def parquet_dataset(index: RowIndex) -> Dataset:
     reader = IndexedParquet(index)
     groups = len(reader.pieces())
     # Ray cuts few row groups into hundreds of small blocks, and a step after the cut no longer joins the reading.
-    blocks = groups if _FEW_GROUPS <= groups < _MANY_GROUPS else None
-    if groups >= _MANY_GROUPS:
-        share = reader.estimate_inmemory_data_size() // _TASK_BYTES
-        blocks = min(groups, max(share, _TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1)), 1))
+    if groups < _FEW_GROUPS:
+        return ray.data.read_datasource(reader)
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    share = reader.estimate_inmemory_data_size() // _TASK_BYTES
+    blocks = min(groups, max(share, _TASKS_PER_CPU * cpus, _FEW_GROUPS))
     return ray.data.read_datasource(reader, override_num_blocks=blocks)
 
 
