@@ -63,6 +63,7 @@ def test_what_is_read_from_storage_is_not_unpickled():
     )
     assert found.keys() == {  # of what a process of the same run has pickled a moment ago
         "cluster/blocks.py pickle.loads",
+        "data/embed.py cloudpickle.loads",
         "data/identity.py pickle.loads",
         "train/communicator.py pickle.loads",
     }

@@ -60,7 +60,7 @@ def embed(
     embedder : str, Embedder or callable
         A name as in `raysel.fit_embedder`, an embedder that this function returned, or a function of rows (text as a list
         of str, encoded images as a list of RGB arrays, numbers as a float32 matrix) that returns float32
-        vectors (n, d).
+        vectors (n, d). Of a function, a copy is made: later changes of values that it reads have no effect.
     column : str or sequence of str
         Column to embed, or several for an embedder that takes a table.
     normalize : bool
