@@ -2,6 +2,7 @@
 
     python benchmarks/cluster.py storage [--epochs 3]     # FashionMNIST's chain, all on S3 on this machine, and on its disk
     python benchmarks/cluster.py metrics [--rows 4000000] # GIME's metrics on one node of one core, and on two
+    python benchmarks/cluster.py tasks                    # how many tasks of one step Ray Data runs at a time
     python benchmarks/cluster.py submit                   # `raysel submit` and `ray job submit` of a job that does nothing
 
 Each arm runs in its own process and adds one line of JSON to benchmarks/results/cluster.jsonl.
@@ -182,6 +183,33 @@ def metrics(rows: int, nodes: int) -> None:
         cluster.shutdown()
 
 
+# ---- tasks ---------------------------------------------------------------------------------------------------
+
+
+def tasks(cpus: int = 2, count: int = 24) -> None:
+    """Tasks of 0.4 s that only sleep, with and without the reservation of resources for each step of a Dataset."""
+    import ray
+
+    from raysel.cluster.connect import quiet
+
+    def sleep(_: Any) -> dict[str, list[float]]:
+        began = time.time()
+        time.sleep(0.4)
+        return {"began": [began], "ended": [time.time()]}
+
+    ray.init(
+        address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
+    quiet()
+    context = ray.data.DataContext.get_current()
+    for context.op_resource_reservation_enabled in (True, False):
+        rows = ray.data.range(count, override_num_blocks=count).map_batches(sleep, batch_size=None).take_all()
+        seconds = max(row["ended"] for row in rows) - min(row["began"] for row in rows)
+        mean = sum(row["ended"] - row["began"] for row in rows) / seconds
+        keep(arm="tasks", cpus=cpus, reservation=context.op_resource_reservation_enabled, at_a_time=mean)
+    ray.shutdown()
+
+
 # ---- submit --------------------------------------------------------------------------------------------------
 
 
@@ -240,12 +268,15 @@ def main() -> None:
     command.add_argument("--rows", type=int, default=4_000_000)
     command.add_argument("--nodes", type=int, help=argparse.SUPPRESS)
     commands.add_parser("submit")
+    commands.add_parser("tasks")
     options = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if options.command == "storage":
         storage(options.epochs)
     elif options.command == "submit":
         submit()
+    elif options.command == "tasks":
+        tasks()
     elif options.nodes:
         metrics(options.rows, options.nodes)
     else:

@@ -67,7 +67,7 @@ def _loss(error: BaseException) -> BaseException | None:
 
 @contextmanager
 def name_losses(what: str = "") -> Iterator[None]:
-    """Raise RunError if Ray could not repeat work that was lost with a process or node, or has waited too long for nodes.
+    """Raise RunError if work was lost with a process, a node or a session of Ray, or Ray waited too long for nodes.
 
     Parameters
     ----------
@@ -84,6 +84,10 @@ def name_losses(what: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, RayselError) and not str(error).startswith((_LOST, _LATE)):
             raise
+        if any(_ENDED in str(item) for item in _causes(error) if isinstance(item, ValueError)):
+            raise RunError(
+                f"{what}{': ' if what else ''}The rows belong to a Ray session that has ended; read them again."
+            ) from error
         if (lost := _loss(error)) is not None:
             text = f"{_LOST} ({reason_of(lost)})"
         else:
@@ -97,6 +101,7 @@ def name_losses(what: str = "") -> Iterator[None]:
         ) from error
 
 
+_ENDED = "Ray object whose owner is unknown"  # of a Dataset that was made before ray.shutdown()
 _LOST = "A process or node of the cluster was lost"
 _LATE = "Ray waited too long for the nodes that it needs"
 _WAITED = (  # of Ray Data and Ray Train; the second has no public name

@@ -121,9 +121,8 @@ def parquet_dataset(index: RowIndex) -> Dataset:
     if groups < _FEW_GROUPS:
         return ray.data.read_datasource(reader)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    share = reader.estimate_inmemory_data_size() // _TASK_BYTES
-    blocks = min(groups, max(share, _TASKS_PER_CPU * cpus, _FEW_GROUPS))
-    return ray.data.read_datasource(reader, override_num_blocks=blocks)
+    tasks = max(reader.estimate_inmemory_data_size() // _TASK_BYTES, _TASKS_PER_CPU * cpus, _FEW_GROUPS)
+    return ray.data.read_datasource(reader, override_num_blocks=min(groups, tasks))
 
 
 def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:

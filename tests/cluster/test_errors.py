@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from raysel.cluster.errors import is_lost, name_losses, own_error, unwrap_errors
@@ -110,3 +113,33 @@ def test_an_error_of_ray_train_is_searched(cluster):
     failed.worker_failures = {1: StateError("stale")}
     with pytest.raises(StateError, match=r"^stale$"), unwrap_errors():
         raise failed
+
+
+ENDED = """
+import ray, raysel
+from raysel.errors import RunError
+
+def start():
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
+
+start()
+rows = raysel.read({"embedding": [[0.0], [1.0]]})
+ray.shutdown()
+start()
+for call in (
+    lambda: raysel.Random(0.5).select(rows),
+    lambda: raysel.embed(rows, "column", column="embedding", on_error="drop"),
+):
+    try:
+        call()
+    except RunError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_rows_of_a_session_that_has_ended():
+    done = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, timeout=240)
+    assert (
+        done.stdout.splitlines() == ["The rows belong to a Ray session that has ended; read them again."] * 2
+    ), done.stderr[-2000:]

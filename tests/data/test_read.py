@@ -37,6 +37,24 @@ def rows(dataset, *columns):
     return gather(dataset, [ID, *columns], "rows").sort_by(ID)
 
 
+def test_small_row_groups_are_read_together(cluster, table, tmp_path, monkeypatch):
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)  # 50 row groups
+    found = []
+    read = cluster.data.read_datasource
+
+    def counted(reader, **options):
+        found.append(len(reader.get_read_tasks(options.get("override_num_blocks", 1))))
+        return read(reader, **options)
+
+    monkeypatch.setattr(cluster.data, "read_datasource", counted)
+    whole = rows(raysel.read(tmp_path / "a.parquet"), "value")
+    monkeypatch.setattr("raysel.data.datasource._TASK_BYTES", 1)
+    assert rows(raysel.read(tmp_path / "a.parquet"), "value").equals(whole)
+    assert whole["value"].equals(table["value"])
+    together, alone = found
+    assert together == 8 and 40 < alone <= 50  # four per CPU; about one per row group where each holds enough bytes
+
+
 @pytest.mark.parametrize("parts", [1, 2, 7])
 @pytest.mark.parametrize("row_group", [1000, 9])
 def test_ids_are_the_file_order_in_every_layout(table, tmp_path, parts, row_group):

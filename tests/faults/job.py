@@ -1,8 +1,8 @@
 """A run that something happens to, in a process of its own: ``python job.py DIRECTORY --faults worker ...``.
 
 Losses are a function of id and epoch, or a small network's. A fault strikes once, in epoch 2 at step 6 on the last
-rank; of two faults, the first strikes in epoch 1. The process then goes on as Ray Train makes it, and leaves
-``result.json``. The same command goes on with the run.
+rank; of two faults, the first strikes in epoch 1. Ray Train then resumes the run, and the process writes
+``result.json``. The same command resumes the run.
 """
 
 from __future__ import annotations

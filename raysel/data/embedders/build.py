@@ -11,7 +11,7 @@ from ray.data import Dataset
 
 from raysel.cluster.code import load_object
 from raysel.data.decode import Takes, decode, is_bytes, is_text
-from raysel.data.embedders.embedder import Embedder, FunctionEmbedder, Learner
+from raysel.data.embedders.embedder import FITTED_ON, Embedder, FunctionEmbedder, Learner
 from raysel.data.identity import check_dataset
 from raysel.data.row_index import ID
 from raysel.data.vectors import is_list, is_tensor
@@ -130,7 +130,7 @@ def _fitted_on(
             f"embedder: '{spec}' must be fitted on data; give the dataset and the column to fit it on."
         )
     names = column_names(column)
-    check_dataset(dataset, "dataset that the embedder is fitted on")
+    check_dataset(dataset, FITTED_ON)
     schema = getattr(dataset.schema(fetch_if_missing=False), "base_schema", None)
     if isinstance(schema, pa.Schema) and set(names) <= set(schema.names) and hasattr(made, "takes"):
         check_types(schema, made, names)

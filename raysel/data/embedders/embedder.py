@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
+FITTED_ON = "dataset that the embedder is fitted on"  # in messages
+
+
 class Embedder(Protocol):
     """A picklable callable with a name; further attributes are optional (see the module)."""
 

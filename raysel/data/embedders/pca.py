@@ -13,14 +13,12 @@ from raysel.cluster.blocks import column_names, stream_blocks
 from raysel.core.fingerprint import library_versions
 from raysel.data import shards
 from raysel.data.decode import Takes, decode
-from raysel.data.embedders.embedder import number_of_elements
+from raysel.data.embedders.embedder import FITTED_ON, number_of_elements
 from raysel.data.principal_components import Grid, Moments, Range, components
 from raysel.data.product import project
 from raysel.data.row_index import ID
 from raysel.data.vectors import not_finite
 from raysel.errors import ConfigError, DataError, first
-
-_WHAT = "dataset that the embedder is fitted on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +106,7 @@ class PCA:
         self.check(len(span.low), span.rows)
         grid = Grid.over(span)
         total: Moments | None = None
-        for moments in stream_blocks(dataset, wanted, _WHAT, _moments, name, grid):
+        for moments in stream_blocks(dataset, wanted, FITTED_ON, _moments, name, grid):
             total = moments if total is None else total + moments
         assert total is not None
         return PCAEmbedder(self.spec, *components(total, grid, int(self.argument)))
@@ -119,23 +117,23 @@ def _range_of(dataset: Dataset, wanted: list[str], name: str) -> Range:
     span: Range | None = None
     bad = 0
     some: list[int] = []
-    for part, wrong in stream_blocks(dataset, wanted, _WHAT, _range, name):
+    for part, wrong in stream_blocks(dataset, wanted, FITTED_ON, _range, name):
         bad, some = bad + len(wrong), sorted([*some, *wrong.tolist()])[:4]
         if part is not None:
             if span is not None and len(span.low) != len(part.low):
                 raise DataError(
-                    f"Column '{name}' of the {_WHAT} holds vectors of different lengths: "
+                    f"Column '{name}' of the {FITTED_ON} holds vectors of different lengths: "
                     f"{first(sorted((len(span.low), len(part.low))))}. Give all rows of the column vectors of one length."
                 )
             span = part if span is None else span + part
     if bad:
         more = f" and {bad - 3:,} more" if bad > 3 else ""
         raise DataError(
-            f"Column '{name}' of the {_WHAT} holds NaN or infinite values in {bad:,} rows (sample_id "
+            f"Column '{name}' of the {FITTED_ON} holds NaN or infinite values in {bad:,} rows (sample_id "
             f"{first(some[:3])}{more}); repair or drop these rows first."
         )
     if span is None:
-        raise DataError(f"The {_WHAT} is empty: there are no rows to learn from.")
+        raise DataError(f"The {FITTED_ON} is empty: there are no rows to learn from.")
     return span
 
 

@@ -14,10 +14,9 @@ from ray.data import Dataset
 from raysel.cluster.blocks import stream_blocks
 from raysel.core.fingerprint import library_versions
 from raysel.data.decode import Takes, is_text
-from raysel.data.embedders.embedder import check_no_argument
+from raysel.data.embedders.embedder import FITTED_ON, check_no_argument
 from raysel.errors import DataError
 
-_WHAT = "dataset that the embedder is fitted on"
 _BUCKETS = 16  # elements of a hashed category
 
 
@@ -108,12 +107,12 @@ class TableFeatures:
         low: dict[str, float] = {}
         high: dict[str, float] = {}
         empty = True
-        for part in stream_blocks(dataset, columns, _WHAT, _extremes):
+        for part in stream_blocks(dataset, columns, FITTED_ON, _extremes):
             for name, (least, most) in part.items():
                 low[name], high[name] = min(low.get(name, least), least), max(high.get(name, most), most)
             empty = False
         if empty:
-            raise DataError(f"The {_WHAT} is empty: there are no rows to learn from.")
+            raise DataError(f"The {FITTED_ON} is empty: there are no rows to learn from.")
         unknown = {name: 0.0 for name in low if low[name] > high[name]}  # without any number to learn from
         return TableEmbedder(self.spec, tuple(columns), low | unknown, high | unknown, _BUCKETS)
 
