@@ -45,7 +45,7 @@ class Fails(raysel.FullData):
 @dataclass(frozen=True)
 class Drawn(raysel.FullData):
     def plan(self, state, *, epoch, num_epochs, seed):
-        return unweighted(np.random.rand(len(state)) < 0.5)
+        return unweighted(np.random.permutation(len(state)) < len(state) // 2)
 
 @dataclass(frozen=True)
 class NeedArgument(raysel.FullData):
