@@ -51,8 +51,7 @@ def node(words: list[str], environment: Mapping[str, str], log: Path) -> Iterato
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         port = next((word.partition("=")[2] for word in words if word.startswith("--port=")), None)
-        with suppress(
-            OSError
-        ):  # a head that was killed leaves its address, to which other processes would connect
+        # A head that was killed leaves its address, to which other processes would connect.
+        with suppress(OSError):
             if port and LATEST.read_text().endswith(f":{port}"):
                 LATEST.unlink()

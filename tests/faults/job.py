@@ -102,9 +102,8 @@ def undisturbed(n: int, rows: int = ROWS_A_STEP):
 def loop(config):
     import ray.train.torch
 
-    at = {
-        3 - number: fault for number, fault in enumerate(reversed(config["faults"]), 1)
-    }  # the epoch of each
+    faults = config["faults"]
+    at = dict(zip(range(3 - len(faults), 3), faults, strict=True))  # the epoch of each
 
     def strike(epoch):
         if (fault := at.get(epoch)) is None:
