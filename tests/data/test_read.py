@@ -52,7 +52,9 @@ def test_small_row_groups_are_read_together(cluster, table, tmp_path, monkeypatc
     assert rows(raysel.read(tmp_path / "a.parquet"), "value").equals(whole)
     assert whole["value"].equals(table["value"])
     together, alone = found
-    assert together == 8 and 40 < alone <= 50  # four per CPU; about one per row group where each holds enough bytes
+    assert (
+        together == 8 and 40 < alone <= 50
+    )  # four per CPU; about one per row group where each holds enough bytes
 
 
 @pytest.mark.parametrize("parts", [1, 2, 7])
