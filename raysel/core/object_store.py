@@ -21,6 +21,7 @@ from raysel.errors import ConfigError
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss")
 _CONNECT_S = 5
+_MAKING = threading.Lock()
 _REPLY_S = {1: 4, 3: 8}  # by number of attempts; for a large write, curl waits half a minute more
 _REGION_S = 20.0  # for the region of a bucket of AWS
 _GCS_S = 6  # of Google's client, which otherwise tries for 15 minutes to reach a server
@@ -144,20 +145,30 @@ def _own_region() -> str:
     return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
 
 
-@functools.lru_cache(maxsize=64)
 def _s3(endpoint: str | None, region: str, scheme: str, attempts: int) -> pafs.S3FileSystem:
-    options: dict[str, Any] = {
-        "region": region,
-        "scheme": scheme,
-        "endpoint_override": endpoint,
-        "connect_timeout": _CONNECT_S,
-        "request_timeout": _REPLY_S[attempts],
-        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
-    }
-    try:  # one request per small object and not three
-        return pafs.S3FileSystem(**options, allow_delayed_open=True)
-    except TypeError:  # of an older pyarrow
-        return pafs.S3FileSystem(**options)
+    # Arrow makes no client while another one waits for a reply, so all are made before the first request.
+    with _MAKING:
+        return _clients(endpoint, region, scheme)[attempts]
+
+
+@functools.lru_cache(maxsize=64)
+def _clients(endpoint: str | None, region: str, scheme: str) -> dict[int, pafs.S3FileSystem]:
+    """Return the file system of a store for each number of attempts."""
+    found = {}
+    for attempts, reply in _REPLY_S.items():
+        options: dict[str, Any] = {
+            "region": region,
+            "scheme": scheme,
+            "endpoint_override": endpoint,
+            "connect_timeout": _CONNECT_S,
+            "request_timeout": reply,
+            "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=attempts),
+        }
+        try:  # one request per small object and not three
+            found[attempts] = pafs.S3FileSystem(**options, allow_delayed_open=True)
+        except TypeError:  # of an older pyarrow
+            found[attempts] = pafs.S3FileSystem(**options)
+    return found
 
 
 @functools.lru_cache(maxsize=64)
