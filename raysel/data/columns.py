@@ -302,6 +302,7 @@ def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None
     if len(kinds) < 2 and kinds <= {str, bytes, int, float, bool}:
         return
     one_of_each: dict[Any, Any] = {}
+    nan = None  # is at home next to anything, but inside lists and dicts Arrow makes numbers of truth values next to it
     inner: list[Any] = []
     fields: dict[Any, list[Any]] = {}
     for value in values:
@@ -312,7 +313,7 @@ def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None
             for key, part in value.items():
                 fields.setdefault(key, []).append(part)
         elif isinstance(value, float) and value != value:
-            continue  # NaN is at home next to anything
+            nan = value
         elif nested and kind in (pd.Timestamp, pd.Timedelta):
             raise DataError(
                 f"Column '{name}' holds pandas timestamps inside lists or dicts, and Arrow would drop their nanoseconds; "
@@ -329,6 +330,8 @@ def _check_kinds(values: Sequence[Any], name: str, nested: bool = False) -> None
             family = "a time with a zone"
         if family is not None:
             found.setdefault(family, value)
+    if nested and nan is not None and "a truth value" in found:
+        found.setdefault("a number", nan)
     if len(found) > 1:
         (one, a), (two, b) = list(found.items())[:2]
         raise DataError(

@@ -132,6 +132,8 @@ def test_nan_is_a_number_beside_numbers_and_nanoseconds_stay():
         (pd.Series([1, "x", None], dtype=object), "holds values of several types"),
         (["x", b"y"], r"several types: text \('x'\) and bytes"),
         ([["x"], [b"y"]], r"several types: text \('x'\) and bytes"),
+        ([{"y": False}, {"y": NAN}], "several types: a truth value .* and a number"),
+        ([[False], [NAN]], "several types: a truth value .* and a number"),
         ([{"k": "x"}, {"k": b"y"}], r"several types: text \('x'\) and bytes"),
         ([1.5, True], "several types: a number .* and a truth value"),
         ([DAY, NOON], "several types: a date .* and a time "),
