@@ -282,7 +282,7 @@ class GIO:
             }
         )
         texts = [
-            *(f"cluster {c}, pick {r + 1}, KL {kl:.6g} after it" for r, (c, kl) in enumerate(zip(picks.indices, picks.kl, strict=True))),
+            *(f"cluster {c}, pick {r + 1}, KL {kl:.4g} after it" for r, (c, kl) in enumerate(zip(picks.indices, picks.kl, strict=True))),
             "in the selection that was extended",
             "its cluster is in the selection that was extended",
         ]  # fmt: skip

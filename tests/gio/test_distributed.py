@@ -40,7 +40,7 @@ def test_every_row_has_its_reason_and_the_budget_is_met_to_the_row(cluster, vect
     assert len(chosen) == 225 and chosen.info["pool_rows"] == 900 and chosen.info["curve"]["rows"][-1] == 225
     assert sorted([*chosen.ids.tolist(), *chosen.dropped["sample_id"].to_pylist()]) == list(range(900))
     table, dropped = chosen.table.to_pandas(), chosen.dropped.to_pandas()
-    assert (table.reason == [f"cluster {c}, pick {r + 1}, KL {k:.6g} after it" for c, r, k in
+    assert (table.reason == [f"cluster {c}, pick {r + 1}, KL {k:.4g} after it" for c, r, k in
                              zip(table.cluster, table["rank"], table.score, strict=True)]).all()  # fmt: skip
     kl = np.array(chosen.info["curve"]["kl"])
     assert np.array_equal(table.score, kl[table["rank"]])

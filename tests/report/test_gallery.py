@@ -18,7 +18,7 @@ from raysel.workflow.steps.gallery import examples, shown
 
 def test_reasons_that_differ_in_numbers_are_one_and_rows_are_random():
     ids = np.arange(0, 1000, 2)
-    reasons = pa.array([f"cluster {i % 37}, pick {i}, KL -{i / 7:.6g} after it" for i in range(500)])
+    reasons = pa.array([f"cluster {i % 37}, pick {i}, KL -{i / 7:.4g} after it" for i in range(500)])
     dropped = pa.table({"sample_id": ids + 1, "reason": ["too far"] * 490 + ["twin, cosine 1e-05"] * 10})
     found = examples(Selection.of(ids, reason=reasons, dropped=dropped), 3)
     assert [(text, kept, rows) for text, kept, rows, _ in found] == [
