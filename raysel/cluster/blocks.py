@@ -11,6 +11,7 @@ import importlib
 import pickle
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -21,11 +22,13 @@ from ray.data.dataset import MaterializedDataset
 
 from raysel.cluster.errors import name_losses, unwrap_errors
 from raysel.cluster.observe import task_name
-from raysel.cluster.wait import get, wait_for_cpu
+from raysel.cluster.plans import Read, TableSource, source_columns
+from raysel.cluster.wait import cancel_queued, get, wait_for_cpu
 from raysel.errors import COLUMNS, DataError, first
 
 T = TypeVar("T")
 _IN_FLIGHT = 256  # tasks submitted before the first is waited for: bounds the scheduler's queue
+_TABLE_BYTES = 128 << 20  # of one table that a function is given, as Ray Data's own blocks
 
 
 def arrow_blocks(dataset: Dataset) -> list[ray.ObjectRef]:
@@ -63,7 +66,10 @@ def column_names(dataset: Dataset) -> list[str]:
 
 def gather(dataset: Dataset, columns: Sequence[str], what: str) -> pa.Table:
     """Return a few narrow columns of every row, on the driver: ids, labels, group keys."""
-    tables = get(arrow_blocks(pick(dataset, columns, what)))
+    if source_columns(dataset) is None:
+        tables = get(arrow_blocks(pick(dataset, columns, what)))
+    else:
+        tables = list(stream_blocks(dataset, columns, what, _whole))
     filled = [table for table in tables if table.num_rows]  # an empty block may come without its columns
     if not filled:
         raise DataError(f"The {what} is empty: it has no rows.")
@@ -137,12 +143,26 @@ def plain_errors(dataset: Dataset) -> Dataset:
 
 
 def stream_blocks(
-    dataset: Dataset, columns: Sequence[str], what: str, function: Callable[..., T], *arguments: Any
+    dataset: Dataset,
+    columns: Sequence[str],
+    what: str,
+    function: Callable[..., T],
+    *arguments: Any,
+    combine: Callable[[T, T], T] | None = None,
 ) -> Iterator[T]:
-    """Yield ``function(table of the columns, *arguments)`` for every block as it is read, in any order.
+    """Yield ``function(table of the columns, *arguments)`` for every block as it is read.
 
-    Nothing is kept in the object store: for small results from data sets that do not fit there.
+    Nothing is kept in the object store: for small results from data sets that do not fit there. If the rows are
+    only read, plain tasks read them, and the results come in the order of the rows; otherwise in any order.
+    With ``combine``, a task that reads several blocks returns one result.
     """
+    source, names = source_columns(dataset) or (None, {})
+    if source is not None:
+        check_columns(list(names), columns, what)
+        yield from _stream_reads(
+            source, {name: names[name] for name in columns}, function, arguments, combine
+        )
+        return
     answers = plain_errors(
         pick(dataset, columns, what).map_batches(
             _answer, fn_args=(function, *arguments), batch_format="pyarrow", batch_size=None
@@ -153,6 +173,33 @@ def stream_blocks(
         for batch in answers.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
             for answer in batch["answer"].to_pylist():
                 yield pickle.loads(answer)  # made by _answer on this cluster a moment ago
+
+
+def _stream_reads(
+    source: TableSource,
+    names: dict[str, str],
+    function: Callable[..., T],
+    arguments: tuple[Any, ...],
+    combine: Callable[[T, T], T] | None,
+) -> Iterator[T]:
+    """Yield what ``function`` returns for the tables of ``source``, in their order, read by tasks of one CPU."""
+    wait_for_cpu()
+    cpus = int(ray.cluster_resources().get("CPU", 1))
+    reads = deque(source.reads(list(dict.fromkeys(names.values())), cpus))
+    task = ray.remote(num_cpus=1, max_retries=3, scheduling_strategy="SPREAD", name=task_name(function))(
+        _answers
+    )
+    shared = ray.put((names, function, arguments, combine))
+    pending: deque[ray.ObjectRef] = deque()
+    try:
+        while reads or pending:
+            while reads and len(pending) < _IN_FLIGHT:
+                pending.append(task.remote(reads.popleft(), shared))
+            answers = get(pending[0])
+            pending.popleft()
+            yield from answers
+    finally:
+        cancel_queued(list(pending))
 
 
 def import_whole(name: str) -> Any:
@@ -176,6 +223,25 @@ def _try_import(name: str) -> None:
 def _answer(table: pa.Table, function: Callable[..., Any], *arguments: Any) -> pa.Table:
     rows = [pickle.dumps(function(table, *arguments))] if table.num_rows else []
     return pa.table({"answer": pa.array(rows, pa.large_binary())})
+
+
+def _whole(table: pa.Table) -> pa.Table:
+    return table
+
+
+def _answers(read: Read, shared: tuple[dict[str, str], Callable[..., T], tuple[Any, ...], Any]) -> list[T]:
+    names, function, arguments, combine = shared
+    found: list[T] = []
+    for table in read():
+        columns = pa.table({name: table[stored] for name, stored in names.items()})
+        step = max(1, _TABLE_BYTES * len(columns) // max(1, columns.nbytes))
+        for at in range(0, len(columns), step):
+            answer = function(columns.slice(at, step), *arguments)
+            if combine is None or not found:
+                found.append(answer)
+            else:
+                found[0] = combine(found[0], answer)
+    return found
 
 
 def _call(function: Callable[..., T], block: pa.Table, *arguments: Any) -> T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -219,6 +219,17 @@ def get(refs: Any, what: str = "The computation", need: dict[str, float] | None 
                 return ray.get(refs, timeout=_LOOK_S)
         except ray.exceptions.GetTimeoutError:
             room.check()
+
+
+def cancel_queued(tasks: Sequence[ray.ObjectRef]) -> None:
+    """Cancel tasks that have not begun, of tasks in the order in which they were submitted; the others end by themselves.
+
+    Ray aborts this process if a task happens to end while it is cancelled.
+    """
+    if tasks:
+        left = ray.wait(list(tasks), num_returns=len(tasks), timeout=0, fetch_local=False)[1]
+        for task in left[2 * int(ray.cluster_resources().get("CPU", 1)) :]:
+            ray.cancel(task)
 
 
 def alive() -> set[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import Dataset, Datasource
+from ray.data import Dataset
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
+from raysel.cluster.plans import Read, TableSource, below_projections, source_columns
 from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.row_index import ID, RowIndex, with_ids
 
@@ -19,7 +21,7 @@ _FEW_GROUPS = 8  # row groups, below which Ray's default is left
 _TASK_BYTES, _TASKS_PER_CPU = 32 << 20, 4  # a task costs Ray Data 50 ms: it should read for longer than that
 
 
-class IndexedParquet(Datasource):
+class IndexedParquet(TableSource):
     """Parquet files read by row group, with ids from the index; only projected columns are read."""
 
     def __init__(self, index: RowIndex) -> None:
@@ -62,16 +64,32 @@ class IndexedParquet(Datasource):
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
         """Return tasks of consecutive row groups with about equal bytes per task."""
-        share = max(1, self.estimate_inmemory_data_size() // max(1, parallelism))
-        tasks: list[list[Piece]] = []
+        return [self._task(pieces, per_task_row_limit) for pieces in self._parts(parallelism)]
+
+    def columns(self) -> list[str]:
+        """Return the columns of the files and ``sample_id``, which is the first."""
+        return [ID, *(name for name in self._index.schema.names if name != ID)]
+
+    def reads(self, columns: Sequence[str], cpus: int) -> list[Read]:
+        """Return what reads consecutive row groups."""
+        return [partial(_read_groups, pieces, list(columns)) for pieces in self._parts(self.tasks(cpus))]
+
+    def tasks(self, cpus: int) -> int:
+        """Return how many tasks read the files well: each reads for long, and none is waited for by many CPUs."""
+        return max(self.estimate_inmemory_data_size() // _TASK_BYTES, _TASKS_PER_CPU * cpus, _FEW_GROUPS)
+
+    def _parts(self, tasks: int) -> list[list[Piece]]:
+        """Return consecutive row groups with about equal bytes per task."""
+        share = max(1, self.estimate_inmemory_data_size() // max(1, tasks))
+        parts: list[list[Piece]] = []
         held = share
-        for piece in self.pieces():  # consecutive row groups, about equal bytes per task
+        for piece in self.pieces():
             if held >= share:
-                tasks.append([])
+                parts.append([])
                 held = 0
-            tasks[-1].append(piece)
+            parts[-1].append(piece)
             held += piece.bytes
-        return [self._task(task, per_task_row_limit) for task in tasks]
+        return parts
 
     def _task(self, pieces: list[Piece], limit: int | None) -> ReadTask:
         projection = self.get_projection_map()
@@ -121,8 +139,7 @@ def parquet_dataset(index: RowIndex) -> Dataset:
     if groups < _FEW_GROUPS:
         return ray.data.read_datasource(reader)
     cpus = int(ray.cluster_resources().get("CPU", 1))
-    tasks = max(reader.estimate_inmemory_data_size() // _TASK_BYTES, _TASKS_PER_CPU * cpus, _FEW_GROUPS)
-    return ray.data.read_datasource(reader, override_num_blocks=min(groups, tasks))
+    return ray.data.read_datasource(reader, override_num_blocks=min(groups, reader.tasks(cpus)))
 
 
 def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | None:
@@ -138,50 +155,14 @@ def parquet_rows(dataset: Dataset) -> tuple[IndexedParquet, dict[str, str]] | No
     (IndexedParquet, dict) or None
         The reader, and for each column of ``dataset`` the name of that column in the files. None if a step
         other than selecting and renaming columns lies between the files and ``dataset``.
-
-    Notes
-    -----
-    Ray has no public view of a Dataset's plan, so this reads its logical plan. If a later Ray has another
-    one, the rows are not recognised and are read through Ray instead, which is slower and gives the same
-    values.
     """
-    step, projections = _below_projections(dataset)
-    reader = getattr(step, "datasource", None)
-    if type(reader) is not IndexedParquet or any(one is None for one in projections):
-        return None
-    names = {name: name for name in [ID, *(n for n in reader.file_schema.names if n != ID)]}
-    for projection in reversed(projections):
-        assert projection is not None
-        if not set(projection.values()) <= set(names):
-            return None
-        names = {name: names[below] for name, below in projection.items()}
-    return reader, names
+    source, names = source_columns(dataset) or (None, {})
+    return (source, names) if type(source) is IndexedParquet else None
 
 
 def at_rest(dataset: Dataset) -> bool:
     """Return whether reading ids runs no step: the rows lie in the object store or in indexed Parquet."""
-    step, projections = _below_projections(dataset)
+    step, projections = below_projections(dataset)
     kind = type(step).__name__
     held = kind == "InputData" or kind.startswith("From")
     return None not in projections and (held or type(getattr(step, "datasource", None)) is IndexedParquet)
-
-
-def _below_projections(dataset: Dataset) -> tuple[Any, list[dict[str, str] | None]]:
-    """Return the last step that does more than select and rename columns, and each projection after it."""
-    step: Any = getattr(getattr(dataset, "_logical_plan", None), "dag", None)
-    projections = []
-    while type(step).__name__ == "Project":
-        projections.append(_projection(getattr(step, "exprs", [None])))
-        step = step.input_dependencies[0]
-    return step, projections
-
-
-def _projection(expressions: Sequence[Any]) -> dict[str, str] | None:
-    """Return the column names before the step by the names after it; None if a value is computed."""
-    names: dict[str, str] = {}
-    for expression in expressions:
-        column = expression.expr if type(expression).__name__ == "AliasExpr" else expression
-        if type(column).__name__ != "ColumnExpr":
-            return None
-        names[expression.name] = column.name
-    return names

@@ -12,7 +12,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from raysel.cluster.blocks import column_names, gather, plain_errors, stream_blocks
-from raysel.cluster.wait import get
+from raysel.cluster.wait import cancel_queued, get
 from raysel.core.calls import checked_call
 from raysel.core.numbers import whole
 from raysel.data.identity import check_dataset, row_ids
@@ -177,7 +177,8 @@ class GIME:
         waiting: list[
             tuple[int, State]
         ] = []  # a binary counter: states of as many blocks are merged, as in a tree
-        for found in stream_blocks(dataset, columns(self.binding, by), "dataset", partial, self.binding, by):
+        wanted = columns(self.binding, by)
+        for found in stream_blocks(dataset, wanted, "dataset", partial, self.binding, by, combine=merge):
             blocks = 1
             while waiting and waiting[-1][0] == blocks:
                 blocks, found = 2 * blocks, merge(waiting.pop()[1], found)
@@ -376,8 +377,7 @@ def on_cluster(run: Callable[[pa.Table], Any], table: pa.Table, parts: Sequence[
     try:
         return list(get(waiting))
     except Exception:
-        for each in waiting:
-            ray.cancel(each)
+        cancel_queued(waiting)
         raise
 
 

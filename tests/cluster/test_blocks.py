@@ -9,9 +9,11 @@ import time
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from raysel.cluster.blocks import arrow_blocks, gather, map_blocks
+import raysel
+from raysel.cluster.blocks import arrow_blocks, gather, map_blocks, stream_blocks
 from raysel.data.row_index import ID
 from raysel.data.vectors import to_column
 from raysel.errors import DataError, ResourceError
@@ -96,3 +98,52 @@ def test_blocks_come_in_the_order_of_the_data_set_and_not_in_that_of_their_compl
     found = [table["id"].to_pylist() for table in cluster.get(arrow_blocks(dataset))]
     assert [number for block in found for number in block] == list(range(12))
     assert dataset.context.execution_options.preserve_order is False
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Twelve row groups in three files; x is ten times the id."""
+    for part in range(3):
+        rows = pa.table({"x": np.arange(20 * part, 20 * part + 20) * 10, "y": np.zeros(20)})
+        pq.write_table(rows, tmp_path / f"{part}.parquet", row_group_size=5)
+    return raysel.read(tmp_path)
+
+
+def test_plain_files_are_read_in_their_order_without_ray_data(cluster, files, monkeypatch):
+    named = files.rename_columns({"x": "z"}).select_columns(["z", ID])
+    monkeypatch.setattr(cluster.data.Dataset, "iter_batches", None)  # a step of Ray Data would fail
+    monkeypatch.setattr(cluster.data.Dataset, "materialize", None)
+    parts = list(
+        stream_blocks(
+            named, ["z"], "pool", lambda table, k: (table.column_names, table["z"][0].as_py() + k), 1
+        )
+    )
+    assert parts == [(["z"], 50 * group + 1) for group in range(12)]
+    assert gather(named, [ID, "z"], "pool").to_pydict() == {ID: list(range(60)), "z": list(range(0, 600, 10))}
+    sums = list(stream_blocks(named, [ID], "pool", len, combine=lambda a, b: a + b))
+    assert sum(sums) == 60 and len(sums) <= 12
+    with pytest.raises(DataError, match="The pool has no column 'w'; its columns are z, sample_id"):
+        list(stream_blocks(named, ["w"], "pool", len))
+
+
+def test_a_large_row_group_is_given_in_parts(cluster, files, monkeypatch):
+    from raysel.cluster import blocks
+
+    shared = ({"x": "x"}, lambda table: table["x"].to_pylist(), (), None)
+    monkeypatch.setattr(blocks, "_TABLE_BYTES", 27)  # three numbers, and their marks of missing ones
+    source, _ = blocks.source_columns(files)
+    parts = [part for read in source.reads(["x"], 2) for part in blocks._answers(read, shared)]
+    assert [len(part) for part in parts] == [3, 2] * 12 and list(itertools.chain(*parts)) == list(
+        range(0, 600, 10)
+    )
+
+
+def test_a_failure_among_many_reads_is_one_sentence_and_the_next_pass_works(cluster, files):
+    def fail(table):
+        if table["x"][0].as_py() == 100:
+            raise DataError("this row")
+        return len(table)
+
+    with pytest.raises(DataError, match=r"^this row$"):
+        list(stream_blocks(files, ["x"], "pool", fail))
+    assert sum(stream_blocks(files, ["x"], "pool", len)) == 60
