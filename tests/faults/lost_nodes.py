@@ -83,7 +83,7 @@ def main(data: Path, out: Path, count: int) -> None:
     wait._LOOK_S, wait._LACK_S, workers.STARTS, directory._REPEAT_S = 1.0, 4.0, 1, 2.0
 
     def measure() -> object:
-        blocks._answer = doomed(answer, str(out / "struck-measure"))
+        blocks._answers = doomed(answer, str(out / "struck-measure"))
         return sorted(
             raysel.measure(flow(gime={"binding": {"classes": "label"}, "by": "label"}), out / "m").groups
         )
@@ -135,11 +135,8 @@ def main(data: Path, out: Path, count: int) -> None:
             add()
 
     (out / "m.py").write_text(MODEL.format(mark=str(out / "struck-train")))
-    call, answer = blocks._call, blocks._answer
-    context = ray.data.DataContext.get_current()
-    before, context.execution_no_progress_timeout_s = context.execution_no_progress_timeout_s, 20
+    call, answer = blocks._call, blocks._answers
     do(measure, lambda: task_of("measure"))
-    context.execution_no_progress_timeout_s = before
     if count == 1:
         do(measure)
         do(run, lambda: task_of("select"))
