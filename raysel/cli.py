@@ -329,7 +329,7 @@ def report(run: Path) -> None:
 @click.option(
     "--sample",
     type=int,
-    help="Print the reason for the row with this number (its sample_id).  [default: print all reasons, each with its number of rows]",
+    help="Print the reason for the row with this number (its sample_id), and the epochs that trained it.  [default: print all reasons, each with its number of rows]",
 )
 @click.option(
     "--dropped",
@@ -341,8 +341,8 @@ def explain(run: Path, sample: int | None, dropped: int | None) -> None:
     """Print why the last run in the directory RUN selected or dropped rows of the pool (the rows to select from).
 
     RUN is a directory in which 'raysel run' has written its results. Without options, print each reason with its
-    number of rows. With --sample, print the reason, the file and the score of one row. With --dropped, print examples of
-    the dropped rows.
+    number of rows. With --sample, print the reason, the file and the score of one row, and the epochs that trained it,
+    with its loss and weight in each. With --dropped, print examples of the dropped rows.
     """
     from raysel.workflow.explain import explain as explain_rows
 

@@ -149,7 +149,7 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Arm:
-    """One training of a run: title, number of rows, epochs, and the metrics of the task on the test rows.
+    """One training of a run: title, number of rows, epochs, the metrics of the task on the test rows, and its folder.
 
     ``metrics`` is empty without test rows. None stands for a value that is not finite.
     """
@@ -159,6 +159,7 @@ class Arm:
     rows: int
     epochs: tuple[Epoch, ...] = ()
     metrics: dict[str, float | None] = field(default_factory=dict)
+    folder: str = ""
 
 
 @dataclass(frozen=True)

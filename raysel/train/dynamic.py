@@ -26,7 +26,7 @@ from raysel.train.shared_keeper import SharedKeeper
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-    from raysel.train.mean_losses import MeanLosses
+    from raysel.train.epoch_log import EpochLog
 
 log = logging.getLogger("raysel")
 
@@ -137,8 +137,8 @@ class DynamicSelection:
         self._directory = None if checkpoints is None else local_output(checkpoints)
         self.made: Session | None = None
         """The last session of this process."""
-        self.mean_losses: MeanLosses | None = None
-        """Where sessions of this process add the losses of every epoch."""
+        self.epoch_log: EpochLog | None = None
+        """Where sessions of this process write what every epoch trained."""
 
     @classmethod
     def local(
@@ -354,7 +354,7 @@ class DynamicSelection:
             ids,
             weights,
             lambda: boards[0] if boards else None,
-            self.mean_losses,
+            self.epoch_log,
         )
         return self.made
 

@@ -18,14 +18,13 @@ from raysel.core import storage
 from raysel.errors import RunError
 from raysel.train.batch import Batch, moved
 from raysel.train.data import TrainingData
-from raysel.train.mean_losses import MeanLosses
+from raysel.train.epoch_log import EpochLog
 from raysel.train.objects import load_state_dicts, state_dicts
 from raysel.train.optimizers import schedule
 from raysel.train.trackers import Tracking
 
 if TYPE_CHECKING:
     from raysel.train.dynamic import DynamicSelection
-    from raysel.train.session import Session
 
 WEIGHTS = "model.safetensors"
 
@@ -40,7 +39,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     config : dict
         ``dynamic`` (DynamicSelection), ``data`` (arguments of TrainingData), ``task`` (Task), ``settings`` (Train),
         ``optimizer`` and ``schedule`` (what their names stand for), ``seed``, ``threads``; ``model_folder`` (where the
-        trained model is saved, or None); ``losses`` (the file for the mean losses of the samples), if any; ``trackers`` and ``training`` (see `raysel.train.trackers`), if any; ``alone``:
+        trained model is saved, or None); ``epoch_log`` (the folder for what every epoch trained), if any; ``trackers`` and ``training`` (see `raysel.train.trackers`), if any; ``alone``:
         true in a plain process, where ``dynamic`` is ``DynamicSelection.local(...)``.
 
     Returns
@@ -62,7 +61,7 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
     objects |= {"scaler": scaler} if settings.precision == "fp16" else {}
     objects |= {"best": best} if settings.keep == "best" or settings.patience else {}
 
-    session = _with_mean_losses(config).session()
+    session = _logged(config).session()
     session.restore(objects)
     tracking = Tracking(config.get("trackers", ()), config.get("training"), session)
     batch_size, accumulate = settings.batches(settings.most_workers if config["alone"] else session.world)
@@ -122,7 +121,6 @@ def train(config: dict[str, Any]) -> dict[str, Any]:
         evaluate(task, model, data, "test", settings, device, session.rank, session.world) if tested else {}
     )
     tracking.close(metrics)
-    _write_losses(config, session)
     if config["model_folder"] is not None:
         save_model(model, config["model_folder"], session.rank)
     return {"history": session.history, "metrics": metrics, "goal": goal_of(task)}
@@ -138,7 +136,7 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
     """
     torch.set_num_threads(config["threads"])
     torch.manual_seed(config["seed"])
-    settings, dynamic = config["settings"], _with_mean_losses(config)
+    settings, dynamic = config["settings"], _logged(config)
     data = TrainingData(**config["data"], seed=config["seed"])
     given = {"dynamic": dynamic, "data": data, "task": config["task"], "options": settings.options}
     given |= {
@@ -166,22 +164,16 @@ def own(config: dict[str, Any]) -> dict[str, Any]:
             f"train.loop: {name} returned no metric '{config['task'].metric}', but this is the metric of the task; return it, "
             "computed on the test rows."
         )
-    _write_losses(config, session)
     metrics = {key: _finite(value) for key, value in returned.items()}
     return {"history": session.history, "metrics": metrics, "goal": goal_of(config["task"])}
 
 
-def _with_mean_losses(config: dict[str, Any]) -> DynamicSelection:
-    """Return the dynamic selection, whose sessions compute the mean losses if they are to be written."""
+def _logged(config: dict[str, Any]) -> DynamicSelection:
+    """Return the dynamic selection, whose sessions write what every epoch trained if there is a folder for it."""
     dynamic: DynamicSelection = config["dynamic"]
-    if config.get("losses") is not None:
-        dynamic.mean_losses = MeanLosses()
+    if config.get("epoch_log") is not None:
+        dynamic.epoch_log = EpochLog(config["epoch_log"])
     return dynamic
-
-
-def _write_losses(config: dict[str, Any], session: Session) -> None:
-    if session.mean_losses is not None and session.rank == 0:
-        storage.write_table(config["losses"], session.mean_losses.table(session))
 
 
 def goal_of(task: Any) -> dict[str, str]:

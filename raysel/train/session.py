@@ -34,12 +34,11 @@ if TYPE_CHECKING:
     from raysel.dynamic.keeper import Keeper, Keepers
     from raysel.train.checkpoint_store import CheckpointStore, Save
     from raysel.train.communicator import Communicator
-    from raysel.train.mean_losses import MeanLosses
+    from raysel.train.epoch_log import EpochLog
     from raysel.train.planned import Board
     from raysel.train.run import Run
 
 log = logging.getLogger("raysel")
-_MEAN_LOSSES = "raysel.mean_losses"  # their name in a checkpoint
 _BUFFER = 65_536  # (id, loss) pairs a worker gathers before it sends them: a call costs more than its bytes
 
 
@@ -85,7 +84,7 @@ class Session:
         ids: np.ndarray | None,
         weights: np.ndarray | None,
         board: Callable[[], Board | None] = lambda: None,
-        mean_losses: MeanLosses | None = None,
+        epoch_log: EpochLog | None = None,
     ) -> None:
         self.run = run
         self._keeper, self._pieces = keeper, communicator.world
@@ -101,7 +100,7 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.current: Epoch | None = None  # the open epoch
         self._loader: tuple[Any, Any, dict[str, Any], DataLoader] | None = None  # what it was made of, and it
-        self._board, self.mean_losses = board, mean_losses
+        self._board, self._epoch_log = board, epoch_log
         self._counts: Counts | None = None  # of the streams
         self._midway: dict[str, Any] | None = None  # the checkpoint's position within an epoch
         self._rng: Any = None  # to be set when the epoch is resumed
@@ -155,7 +154,6 @@ class Session:
             saved = checkpoint.objects(directory)
             rng = checkpoint.rng(directory, self.rank, self.world)
             history = checkpoint.history(directory)
-        means = saved.pop(_MEAN_LOSSES, None)
         missing = sorted(set(saved) ^ set(objects))
         if missing:
             raise StateError(
@@ -163,8 +161,6 @@ class Session:
                 f"{', '.join(sorted(objects)) or 'nothing'}; give the same names to restore and report."
             )
         load_state_dicts(objects, saved)
-        if self.mean_losses is not None and means is not None:
-            self.mean_losses.load_state_dict(means)
         if rng is not None:
             checkpoint.set_rng(rng)
             self._rng = rng if self._midway else None
@@ -442,7 +438,7 @@ class Session:
         self._send(epoch)  # which waits for the device, and is not planning
         began = time.perf_counter()
         self._flush(epoch)
-        summary = self.communicator.of_zero(lambda: self._own.commit(self._attempt, self.epoch))
+        summary = self.communicator.of_zero(lambda: self._commit(epoch))
         epoch.planning += time.perf_counter() - began
         if not summary["observed"] and not summary["nonfinite"]:
             raise StateError(
@@ -473,8 +469,6 @@ class Session:
         self._midway = self._rng = None
         if self.is_over:
             self._loader = None  # ends its worker processes
-        if self.mean_losses is not None:
-            self.mean_losses.add(self)
         self._store.report(entry, self._saving(state, None), self.communicator)
         return entry
 
@@ -604,6 +598,11 @@ class Session:
         if (noted := epoch.drain()) is not None:
             self._keeper.update(self._attempt, epoch.number, *noted)
 
+    def _commit(self, epoch: Epoch) -> dict[str, Any]:
+        if self._epoch_log is not None:
+            self._epoch_log.write(epoch, *self._own.staged(self._attempt, epoch.number))
+        return self._own.commit(self._attempt, epoch.number)
+
     def _flush(self, epoch: Epoch) -> None:
         """Return when the losses of every rank are in the keeper; every rank calls it."""
         self._send(epoch)
@@ -619,12 +618,11 @@ class Session:
             "history": self.history,
             "within": within,
         }
-        own = {} if self.mean_losses is None else {_MEAN_LOSSES: self.mean_losses}
         mine = (
             self.rank,
             self.world,
             about,
-            {**(objects or {}), **own},
+            objects or {},
             self._own,
             self._attempt,
             self._pieces,

@@ -1,4 +1,4 @@
-"""Why a run selected or dropped a row: what ``raysel explain`` prints."""
+"""Why a run selected or dropped a row, and in which epochs it was trained: what ``raysel explain`` prints."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from raysel.core.numbers import whole
 from raysel.core.storage import Place, exists, output
 from raysel.data.row_index import ID
 from raysel.errors import ConfigError, RunError
-from raysel.report.results import RunResults
+from raysel.report.results import Arm, RunResults
 from raysel.selection import Selection
+from raysel.train.epoch_log import EPOCHS, sample_epochs
 from raysel.workflow.directory import manifest
 
 _EXAMPLES = 5  # ids per reason
 
 
 def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int | None = None) -> str:
-    """Return why a row of the pool was selected or dropped, or how many rows were for which reason.
+    """Return why a row of the pool was selected or dropped and when it was trained, or how many rows had which reason.
 
     Parameters
     ----------
     run : path
         Directory of a finished run. Of several configurations that were run there, the last one counts.
     sample : int, optional
-        ``sample_id`` of the row. Default: all reasons, with the number of rows and some ids for each.
+        ``sample_id`` of the row. The workflow's own training, not a control, is shown with each epoch that trained
+        the row, its loss there and its weight. Default: all reasons, with the number of rows and some ids for each.
     dropped : int, optional
         Instead, list this number of dropped rows for each reason, with their file and score.
 
@@ -43,7 +45,7 @@ def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int
     Raises
     ------
     RunError
-        If the directory is not a run's, or its last run selected no rows.
+        If the directory is not a run's, its last run selected no rows and trained none, or a file is damaged.
     ConfigError
         If the pool has no such row, and for arguments that are no whole numbers.
     """
@@ -51,32 +53,68 @@ def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int
         raise ConfigError(
             "explain: The arguments sample and dropped cannot be given together; remove one of them."
         )
-    if sample is not None:
-        return _sample(_selection(output(run)), whole("sample", sample))
     if dropped is not None:
-        return _dropped(_selection(output(run)), whole("dropped", dropped, 1))
-    return _reasons(_selection(output(run)))
+        dropped = whole("dropped", dropped, 1)
+    if sample is not None:
+        sample = whole("sample", sample)
+    place = output(run)
+    results = _results(place)
+    selection = _selection(place, results)
+    if sample is not None:
+        arm = results.arms.get("chain")
+        trained = _trained(place, arm, sample, selection) if arm is not None and arm.folder else []
+        return "\n".join([*([] if selection is None else _sample(selection, sample)), *trained])
+    if selection is None:
+        raise RunError(f"The last run in {place} has no selection, because it trained on the complete pool.")
+    return _reasons(selection) if dropped is None else _dropped(selection, dropped)
 
 
-def _selection(run: Place) -> Selection:
+def _results(run: Place) -> RunResults:
     if manifest(run) is None or not exists(run / "results.json"):
         raise RunError(
             f"{run} is not the directory of a finished run; give one that 'raysel run' has written."
         )
-    chosen = RunResults.load(run / "results.json").selection
+    return RunResults.load(run / "results.json")
+
+
+def _selection(run: Place, results: RunResults) -> Selection | None:
+    """Return the selection of the run, None if it trained on the complete pool."""
+    chosen = results.selection
     if chosen is None or not chosen.folder:
-        raise RunError(f"The last run in {run} has no selection, because it trained on the complete pool.")
-    folder = run / chosen.folder
-    # A link in it could lead out too.
+        return None
+    return Selection.load(_inside(run, chosen.folder, r"steps/(?!\.)[^/]+/selection"))
+
+
+def _inside(run: Place, name: str, pattern: str) -> Place:
+    """Return a folder of the run that its results name; raise RunError if the name or a link leads out of the run."""
+    folder = run / name
     inside = not isinstance(run, Path) or Path(folder).resolve().is_relative_to(run.resolve())
-    if not inside or not re.fullmatch(r"steps/(?!\.)[^/]+/selection", chosen.folder):
+    if not inside or not re.fullmatch(pattern, name):
         raise RunError(
             f"{run / 'results.json'} is damaged: it names a folder outside of {run}; run the workflow again."
         )
-    return Selection.load(folder)
+    return folder
 
 
-def _sample(selection: Selection, sample: int) -> str:
+def _trained(run: Place, arm: Arm, sample: int, selection: Selection | None) -> list[str]:
+    """Return lines about the epochs of the workflow's own training that trained a row; none for a row that was dropped."""
+    if selection is not None and sample not in selection.ids:
+        return []
+    epochs = len(arm.epochs)
+    found = sample_epochs(_inside(run, arm.folder, r"steps/(?!\.)[^/]+") / EPOCHS, epochs, sample)
+    if not found and selection is None:
+        return [
+            f"sample_id {sample} was trained in none of the {epochs} epochs of '{arm.title}', or the pool has no such row."
+        ]
+    lines = [
+        f"sample_id {sample} was trained in {len(found)} of the {epochs} epochs of '{arm.title}'{':' if found else '.'}"
+    ]
+    for epoch, loss, weight in found:
+        lines.append(f"  epoch {epoch}: loss {_short(loss)}, weight {_short(weight)}")
+    return lines
+
+
+def _sample(selection: Selection, sample: int) -> list[str]:
     for what, table in (("was selected", selection.table), ("was dropped", selection.dropped)):
         if table is None:
             continue
@@ -87,7 +125,7 @@ def _sample(selection: Selection, sample: int) -> str:
             lines += [f"  file: {place}" for place in _place(selection, sample)]
             if (meaning := selection.info.get("score")) and row.get("score") is not None:
                 row["score"] = f"{_short(row['score'])} ({meaning})"
-            return "\n".join([*lines, *(f"  {name}: {_short(value)}" for name, value in row.items())])
+            return [*lines, *(f"  {name}: {_short(value)}" for name, value in row.items())]
     rows = selection.info.get("pool_rows")
     raise ConfigError(
         f"No reason is recorded for sample_id {sample}. Either the pool{f' of {rows:,} rows' if rows else ''} has no row with this id, or the "

@@ -229,7 +229,8 @@ def arm(name: str, done: Done) -> Arm:
     """Return the results of one training."""
     answer = done.answer
     epochs = tuple(Epoch(**epoch) for epoch in answer["epochs"])
-    return Arm(name, answer["title"], answer["rows"], epochs, answer["metrics"])
+    folder = f"steps/{done.directory.name}"
+    return Arm(name, answer["title"], answer["rows"], epochs, answer["metrics"], folder)
 
 
 def measured(run: RunDirectory) -> Measured | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 import raysel
 from raysel.data.store import ColumnStore
+from raysel.train.epoch_log import EPOCHS, EpochLog
 from raysel.train.optimizers import load_optimizer, load_schedule
 from raysel.train.tasks import Facts
 
@@ -35,6 +37,15 @@ def stored(folder):
         about = {"rows": N, "stored": len(ids), "columns": kinds, "classes": {"kind": ["a", "b", "c"]}}
         (folder / role / "columns.json").write_text(json.dumps(about))
     return folder
+
+
+def logged(directory, ids, losses, number=0, weights=None):
+    """Write what an epoch trained into the folder of a training, as its session does."""
+    weights = np.ones(len(ids), np.float32) if weights is None else weights
+    places = np.arange(len(ids))
+    plan = raysel.dynamic.Plan(places, weights)
+    epoch = SimpleNamespace(plan=plan, ids=ids, weights=weights, number=number)
+    EpochLog(directory / EPOCHS).write(epoch, places, losses)
 
 
 def linear(shape, outputs):

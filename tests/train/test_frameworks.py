@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from raysel.errors import ConfigError
 from raysel.train import loops
 from raysel.train.adapters import frameworks
+from raysel.train.epoch_log import mean_losses
 from raysel.train.settings import Train
 from raysel.train.tasks import Classification
 from raysel.workflow.config import parse
@@ -73,14 +73,15 @@ def test_a_framework_trains_as_the_built_in_loop(place, tmp_path, name):
                 linear,
                 replace(BUILTIN, accumulate=accumulate),
                 folder / "own",
-                losses=tmp_path / "own.parquet",
+                epoch_log=folder / "own-epochs",
             )
         )
         frameworks.check(Train(loop=name, options=OPTIONS[name]))
         found = loops.own(
-            given(place, name, folder, accumulate=accumulate) | {"losses": tmp_path / "losses.parquet"}
+            given(place, name, folder, accumulate=accumulate) | {"epoch_log": folder / "epochs"}
         )
-        one, other = (pq.read_table(tmp_path / file) for file in ("own.parquet", "losses.parquet"))
+        count = len(found["history"])
+        one, other = (mean_losses(folder / name, count) for name in ("own-epochs", "epochs"))
         assert one["sample_id"].equals(other["sample_id"])
         np.testing.assert_allclose(one["loss"].to_numpy(), other["loss"].to_numpy(), rtol=1e-4)
         keys = ("epoch", "planned", "trained", "steps", "digest")
@@ -103,9 +104,9 @@ def test_a_framework_trains_as_the_built_in_loop(place, tmp_path, name):
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_framework_resumes_from_its_last_checkpoint(place, tmp_path, name):
     pytest.importorskip(PACKAGES[name])
-    losses = {"losses": tmp_path / "losses.parquet"}
+    losses = {"epoch_log": tmp_path / "epochs"}
     whole = loops.own(given(place, name, tmp_path / "whole") | losses)
-    wanted = pq.read_table(losses["losses"])
+    wanted = mean_losses(losses["epoch_log"], len(whole["history"]))
     parts = given(place, name, tmp_path / "parts", task=Fails) | losses
     Fails.dynamic = parts["dynamic"]
     with pytest.raises(KeyError, match="interrupted"):
@@ -118,7 +119,7 @@ def test_a_framework_resumes_from_its_last_checkpoint(place, tmp_path, name):
             return super().losses(model, batch)
 
     again = loops.own(given(place, name, tmp_path / "parts", task=Counts) | losses)
-    assert pq.read_table(losses["losses"]).equals(wanted)
+    assert mean_losses(losses["epoch_log"], len(again["history"])).equals(wanted)
     assert [e["digest"] for e in again["history"]] == [e["digest"] for e in whole["history"]]
     assert [e["accuracy"] for e in again["history"]] == [e["accuracy"] for e in whole["history"]]
     assert again["metrics"] == whole["metrics"]

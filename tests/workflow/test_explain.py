@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import raysel
-from raysel.errors import ConfigError
+from raysel.errors import ConfigError, RunError
+from raysel.report.results import Arm, Epoch
 from raysel.workflow import explain as module
 from raysel.workflow.explain import explain
+from tests.train.rows import logged
 
 
 @pytest.fixture
@@ -18,7 +24,8 @@ def selection(monkeypatch):
     )
     info = {"pool_rows": 6, "score": "closeness"}
     made = raysel.Selection.of([0, 3], score=[2.0, 3.0], reason="close", dropped=dropped, info=info)
-    monkeypatch.setattr(module, "_selection", lambda run: made)
+    monkeypatch.setattr(module, "_results", lambda run: SimpleNamespace(arms={}, selection=None))
+    monkeypatch.setattr(module, "_selection", lambda run, results: made)
     return made
 
 
@@ -52,8 +59,44 @@ def test_examples_of_dropped_rows_are_listed_by_reason(selection):
 
 
 def test_selectors_that_list_no_dropped_rows(monkeypatch):
-    monkeypatch.setattr(module, "_selection", lambda run: raysel.Selection.of([0, 3], info={"pool_rows": 6}))
+    made = raysel.Selection.of([0, 3], info={"pool_rows": 6})
+    monkeypatch.setattr(module, "_results", lambda run: SimpleNamespace(arms={}, selection=None))
+    monkeypatch.setattr(module, "_selection", lambda run, results: made)
     with pytest.raises(ConfigError, match="does not list the rows that it dropped"):
         explain("run", dropped=3)
     with pytest.raises(ConfigError, match="dropped and the selector does not list"):
         explain("run", 1)
+
+
+def test_the_epochs_that_trained_a_row_are_listed(monkeypatch, tmp_path):
+    epochs = tuple(Epoch(number, 3, 3, 1) for number in range(3))
+    arm = Arm("chain", "random + InfoBatch", 3, epochs, folder="steps/train-chain-0")
+    for number, ids in enumerate(([0, 3, 4], [3, 4], [4])):
+        losses = np.array([0.25 * (number + 1)] * len(ids), np.float32)
+        weights = np.array([1.5] * len(ids), np.float32)
+        logged(tmp_path / arm.folder, np.array(ids), losses, number, weights)
+    results = SimpleNamespace(arms={"chain": arm}, selection=None)
+    monkeypatch.setattr(module, "_results", lambda run: results)
+    assert explain(tmp_path, 3) == (
+        "sample_id 3 was trained in 2 of the 3 epochs of 'random + InfoBatch':\n"
+        "  epoch 0: loss 0.25, weight 1.5\n  epoch 1: loss 0.5, weight 1.5"
+    )
+    none = "sample_id 9 was trained in none of the 3 epochs of 'random + InfoBatch', or the pool has no such row."
+    assert explain(tmp_path, 9) == none
+    for call in ({}, {"dropped": 3}):
+        with pytest.raises(RunError, match="has no selection, because it trained on the complete pool"):
+            explain(tmp_path, **call)
+    made = raysel.Selection.of(
+        [3, 5], reason="close", dropped=pa.table({"sample_id": [0], "reason": ["far"]})
+    )
+    monkeypatch.setattr(module, "_selection", lambda run, results: made)
+    assert explain(tmp_path, 0) == "sample_id 0 was dropped: far."
+    assert (
+        explain(tmp_path, 5)
+        .splitlines()[-1]
+        .endswith("was trained in 0 of the 3 epochs of 'random + InfoBatch'.")
+    )
+    assert explain(tmp_path, 3).splitlines()[-1] == "  epoch 1: loss 0.5, weight 1.5"
+    results.arms["chain"] = replace(arm, folder="../elsewhere")
+    with pytest.raises(RunError, match="names a folder outside"):
+        explain(tmp_path, 3)

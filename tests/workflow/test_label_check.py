@@ -16,7 +16,7 @@ from raysel.workflow.directory import Done, Progress, open_run, read_table
 from raysel.workflow.run import _labels
 from raysel.workflow.steps import Embed, Labels, Select, plan
 from raysel.workflow.steps.labels import RANKING
-from raysel.workflow.steps.train import LOSSES
+from tests.train.rows import logged
 
 
 def test_wrong_labels_are_ranked_first(tmp_path, cluster):
@@ -52,8 +52,8 @@ def test_wrong_labels_are_ranked_first(tmp_path, cluster):
             folder = run.out / "steps" / "train-chain-0"
             folder.mkdir(parents=True)
             spared = np.where(kept == 50, np.nan, losses[kept]).astype(np.float32)
-            pq.write_table(pa.table({"sample_id": kept, "loss": spared}), folder / LOSSES)
-            run.finished["train-chain"] = Done(folder, {}, 0.0)
+            logged(folder, kept, spared)
+            run.finished["train-chain"] = Done(folder, {"epochs": [{}]}, 0.0)
             steps = plan(run.workflow)
             assert isinstance(steps[-1], Labels)
             for step in steps:

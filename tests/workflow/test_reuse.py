@@ -21,6 +21,7 @@ from raysel.workflow import config, steps
 from raysel.workflow.explain import explain
 from raysel.workflow.run import Progress, run, runs
 from raysel.workflow.steps import train
+from tests.train.rows import logged
 
 FLOW = """
 name: small
@@ -55,7 +56,7 @@ def folder(tmp_path):
 def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None):
     count = this.count(rows)
     ids = np.arange(count) if rows is None else rows.ids
-    pq.write_table(pa.table({"sample_id": ids, "loss": np.ones(count)}), directory / train.LOSSES)
+    logged(directory, ids, np.ones(count, np.float32))
     epoch = asdict(Epoch(0, count, count, 1, loss=1.0, seconds=1.0))
     return {
         "rows": count,

@@ -21,11 +21,11 @@ from raysel.errors import DataError
 from raysel.report.results import LabelCheck, ShownLabel, ShownRow
 from raysel.select.label_check import NEIGHBOURS, candidates, others, rank
 from raysel.select.nearest import match_group
-from raysel.workflow.directory import RunDirectory, read_table
+from raysel.train.epoch_log import EPOCHS, mean_losses
+from raysel.workflow.directory import RunDirectory
 from raysel.workflow.steps.arrays import class_column, inputs, made
 from raysel.workflow.steps.gallery import shown
 from raysel.workflow.steps.step import Step
-from raysel.workflow.steps.train import LOSSES
 
 RANKING = "labels.parquet"
 _SHOWN = 24
@@ -56,7 +56,8 @@ class Labels(Step):
         """Write the ranking; return what the report shows, nothing if the vectors cannot be compared."""
         column, columns = class_column(made(run.workflow)), inputs(run.workflow)
         assert column is not None
-        losses = read_table(run.finished["train-chain"].directory / LOSSES)
+        trained = run.finished["train-chain"]
+        losses = mean_losses(trained.directory / EPOCHS, len(trained.answer["epochs"]))
         losses = losses.filter(pa.array(np.isfinite(losses["loss"].to_numpy())))
         ids, values = losses[ID].to_numpy(), losses["loss"].to_numpy()
         rows = candidates(ids, values)

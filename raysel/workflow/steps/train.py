@@ -24,6 +24,7 @@ from raysel.report.training import epoch_of
 from raysel.selection import Selection
 from raysel.train import loops
 from raysel.train.adapters.frameworks import OPTIONS
+from raysel.train.epoch_log import EPOCHS
 from raysel.train.optimizers import load_optimizer, load_schedule
 from raysel.train.settings import Train as Settings
 from raysel.train.trackers import Training, check_installed
@@ -34,8 +35,6 @@ from raysel.workflow.steps.arrays import Arrays, facts, made, streams
 from raysel.workflow.steps.factors import scores
 from raysel.workflow.steps.step import Step
 from raysel.workflow.workers import Workers
-
-LOSSES = "losses.parquet"  # the mean loss of every sample over the epochs
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,8 @@ class Train(Step):
     arm: str
     settings: Settings
     workers: Workers | None = field(default=None, compare=False)
-    version: ClassVar[int] = 4
-    resumable: ClassVar[tuple[str, ...]] = ("ray", "checkpoints")
+    version: ClassVar[int] = 5
+    resumable: ClassVar[tuple[str, ...]] = ("ray", "checkpoints", EPOCHS)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -406,7 +405,7 @@ def fit(
             "seed": flow.seed,
             "threads": threads(settings),
             "model_folder": str(directory / "model"),
-            "losses": directory / LOSSES,
+            "epoch_log": str(directory / EPOCHS),
             "checkpoints": str(directory / "ray" / "checkpoints"),
             "trackers": load_trackers(flow),
             "training": Training(
