@@ -19,6 +19,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ import raysel
 from raysel.core.arrays import unit
 from raysel.select import label_check
 from raysel.select.matches import Matches
-from raysel.train.mean_losses import MeanLosses
+from raysel.train.epoch_log import EpochLog, mean_losses
 
 SIMILAR = np.array(
     [6, 3, 4, 1, 2, 7, 0, 9, 9, 7]
@@ -57,8 +58,11 @@ def trained(
     model = torch.nn.Sequential(torch.nn.Linear(784, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     targets = torch.from_numpy(labels)
-    with raysel.DynamicSelection.local(policy, len(labels), num_epochs=epochs, seed=seed) as dynamic:
-        dynamic.mean_losses = mean = MeanLosses()
+    with (
+        TemporaryDirectory() as log,
+        raysel.DynamicSelection.local(policy, len(labels), num_epochs=epochs, seed=seed) as dynamic,
+    ):
+        dynamic.epoch_log = EpochLog(log)
         session = dynamic.session()
         for _ in session.epochs():
             for batch in session.loader(Positions(len(labels)), batch_size=BATCH):
@@ -70,7 +74,7 @@ def trained(
                 session.loss(batch, losses).backward()
                 optimizer.step()
             session.report()
-        return model, mean.table(session)["loss"].to_numpy()
+        return model, mean_losses(log, epochs)["loss"].to_numpy()
 
 
 class Positions(torch.utils.data.Dataset):
