@@ -782,7 +782,7 @@ def test_delta(tmp_path, monkeypatch):
     features = '"minReaderVersion":3,"minWriterVersion":7,"readerFeatures":["deletionVectors"],"writerFeatures":["deletionVectors"]'
     log.write_text(log.read_text().replace('"minReaderVersion":1,"minWriterVersion":2', features))
     assert (
-        "uses the feature deletionVectors: it stores the marks of deleted rows in separate files"
+        "uses the feature deletionVectors, which stores the marks of deleted rows in separate files"
         in refused(place)
     )
 
