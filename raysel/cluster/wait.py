@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -222,13 +223,15 @@ def get(refs: Any, what: str = "The computation", need: dict[str, float] | None 
 
 
 def cancel_queued(tasks: Sequence[ray.ObjectRef]) -> None:
-    """Cancel tasks that have not begun, of tasks in the order in which they were submitted; the others end by themselves.
+    """Cancel tasks of one CPU that have not begun, given in the order of their submission; the others end by themselves.
 
     Ray aborts this process if a task happens to end while it is cancelled.
     """
-    if tasks:
+    if not tasks or not ray.is_initialized():
+        return
+    with contextlib.suppress(Exception):  # what ended the work is the error to raise
         left = ray.wait(list(tasks), num_returns=len(tasks), timeout=0, fetch_local=False)[1]
-        for task in left[2 * int(ray.cluster_resources().get("CPU", 1)) :]:
+        for task in left[int(ray.cluster_resources().get("CPU", 1)) :]:
             ray.cancel(task)
 
 

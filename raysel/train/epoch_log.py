@@ -29,9 +29,13 @@ class EpochLog:
     folder: Folder
 
     def write(self, epoch: Epoch, slots: np.ndarray, losses: np.ndarray) -> None:
-        """Write an epoch whose losses are complete; NaN for a planned sample without a finite loss."""
+        """Write an epoch whose losses are complete.
+
+        A loss that was not finite is inf. NaN stands for a planned sample without a loss, because the epoch ended early
+        or no element of the sample counts.
+        """
         found = np.full(len(epoch.plan), np.nan, np.float32)
-        found[np.searchsorted(epoch.plan.slots, slots)] = np.where(np.isfinite(losses), losses, np.nan)
+        found[np.searchsorted(epoch.plan.slots, slots)] = losses
         table = pa.table({ID: epoch.ids, "loss": found, "weight": epoch.weights})
         sink = pa.BufferOutputStream()
         pq.write_table(
@@ -81,8 +85,10 @@ def mean_losses(folder: Folder, epochs: int) -> pa.Table:
 
 
 def sample_epochs(folder: Folder, epochs: int, sample: int) -> list[tuple[int, float, float]]:
-    """Return (epoch, loss, weight) of every epoch that trained a sample; the loss is NaN if it was not finite."""
-    found = []
+    """Return (epoch, loss, weight) of every epoch that planned a sample; see :meth:`EpochLog.write` for the losses."""
+    found: list[tuple[int, float, float]] = []
+    if not -(2**63) <= sample < 2**63:
+        return found
     for number in range(epochs):
         table = _read(folder, number, None, sample)
         found += [(number, row["loss"], row["weight"]) for row in table.to_pylist()]
@@ -92,10 +98,8 @@ def sample_epochs(folder: Folder, epochs: int, sample: int) -> list[tuple[int, f
 def _read(folder: Folder, number: int, columns: list[str] | None, sample: int | None = None) -> pa.Table:
     path = _file(folder, number)
     try:
-        with storage.open_file(path) as source:
-            return pq.read_table(
-                source, columns=columns, filters=None if sample is None else [(ID, "=", sample)]
-            )
+        wanted = None if sample is None else [(ID, "=", sample)]
+        return pq.read_table(pa.BufferReader(storage.read_bytes(path)), columns=columns, filters=wanted)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise RunError(
             f"{path} cannot be read ({reason_of(error)}), so it is not known which samples epoch {number} trained; "

@@ -438,8 +438,9 @@ class Session:
         self._send(epoch)  # which waits for the device, and is not planning
         began = time.perf_counter()
         self._flush(epoch)
-        summary = self.communicator.of_zero(lambda: self._commit(epoch))
-        epoch.planning += time.perf_counter() - began
+        logged = 0.0 if self._epoch_log is None else self.communicator.of_zero(lambda: self._log(epoch))
+        summary = self.communicator.of_zero(lambda: self._own.commit(self._attempt, self.epoch))
+        epoch.planning += time.perf_counter() - began - logged
         if not summary["observed"] and not summary["nonfinite"]:
             raise StateError(
                 f"No loss of epoch {self.epoch} was recorded; call session.loss(batch, losses) for every batch."
@@ -598,10 +599,12 @@ class Session:
         if (noted := epoch.drain()) is not None:
             self._keeper.update(self._attempt, epoch.number, *noted)
 
-    def _commit(self, epoch: Epoch) -> dict[str, Any]:
-        if self._epoch_log is not None:
-            self._epoch_log.write(epoch, *self._own.staged(self._attempt, epoch.number))
-        return self._own.commit(self._attempt, epoch.number)
+    def _log(self, epoch: Epoch) -> float:
+        """Write what the epoch trained; return the seconds that it took."""
+        began = time.perf_counter()
+        assert self._epoch_log is not None
+        self._epoch_log.write(epoch, *self._own.staged(self._attempt, epoch.number))
+        return time.perf_counter() - began
 
     def _flush(self, epoch: Epoch) -> None:
         """Return when the losses of every rank are in the keeper; every rank calls it."""

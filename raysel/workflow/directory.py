@@ -200,7 +200,7 @@ class RunDirectory:
         self.check_held()
         earlier = _spent(directory, step.resumable)
         for left in entries(directory):
-            if left not in step.resumable:  # what an interrupted attempt may continue from
+            if left not in (*step.resumable, *step.kept):  # what an interrupted attempt may continue from
                 remove(directory / left)
         make_folder(directory)
         write_json(directory / "key.json", key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -45,9 +46,10 @@ def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int
     Raises
     ------
     RunError
-        If the directory is not a run's, its last run selected no rows and trained none, or a file is damaged.
+        If the directory is not a run's, a file is damaged, or the last run has no selection; with ``sample``, if it also
+        has no record of its training.
     ConfigError
-        If the pool has no such row, and for arguments that are no whole numbers.
+        If a selection has no such row, and for arguments that are no whole numbers.
     """
     if sample is not None and dropped is not None:
         raise ConfigError(
@@ -62,8 +64,10 @@ def explain(run: str | os.PathLike[str], sample: int | None = None, dropped: int
     selection = _selection(place, results)
     if sample is not None:
         arm = results.arms.get("chain")
-        trained = _trained(place, arm, sample, selection) if arm is not None and arm.folder else []
-        return "\n".join([*([] if selection is None else _sample(selection, sample)), *trained])
+        lines = [] if selection is None else _sample(selection, sample)
+        lines += _trained(place, arm, sample, selection) if arm is not None and arm.folder else []
+        if lines:
+            return "\n".join(lines)
     if selection is None:
         raise RunError(f"The last run in {place} has no selection, because it trained on the complete pool.")
     return _reasons(selection) if dropped is None else _dropped(selection, dropped)
@@ -101,16 +105,19 @@ def _trained(run: Place, arm: Arm, sample: int, selection: Selection | None) -> 
     if selection is not None and sample not in selection.ids:
         return []
     epochs = len(arm.epochs)
-    found = sample_epochs(_inside(run, arm.folder, r"steps/(?!\.)[^/]+") / EPOCHS, epochs, sample)
+    folder = _inside(run, f"{arm.folder}/{EPOCHS}", rf"steps/(?!\.)[^/]+/{EPOCHS}")
+    found = sample_epochs(folder, epochs, sample)
+    trained = sum(not math.isnan(loss) for _, loss, _ in found)
     if not found and selection is None:
         return [
             f"sample_id {sample} was trained in none of the {epochs} epochs of '{arm.title}', or the pool has no such row."
         ]
     lines = [
-        f"sample_id {sample} was trained in {len(found)} of the {epochs} epochs of '{arm.title}'{':' if found else '.'}"
+        f"sample_id {sample} was trained in {trained} of the {epochs} epochs of '{arm.title}'{':' if found else '.'}"
     ]
     for epoch, loss, weight in found:
-        lines.append(f"  epoch {epoch}: loss {_short(loss)}, weight {_short(weight)}")
+        told = "planned, but no loss was recorded" if math.isnan(loss) else f"loss {_short(loss)}"
+        lines.append(f"  epoch {epoch}: {told}, weight {_short(weight)}")
     return lines
 
 

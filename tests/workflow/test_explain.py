@@ -73,6 +73,7 @@ def test_the_epochs_that_trained_a_row_are_listed(monkeypatch, tmp_path):
     arm = Arm("chain", "random + InfoBatch", 3, epochs, folder="steps/train-chain-0")
     for number, ids in enumerate(([0, 3, 4], [3, 4], [4])):
         losses = np.array([0.25 * (number + 1)] * len(ids), np.float32)
+        losses[np.array(ids) == 4] = (np.inf, np.nan, 1)[number]
         weights = np.array([1.5] * len(ids), np.float32)
         logged(tmp_path / arm.folder, np.array(ids), losses, number, weights)
     results = SimpleNamespace(arms={"chain": arm}, selection=None)
@@ -81,8 +82,15 @@ def test_the_epochs_that_trained_a_row_are_listed(monkeypatch, tmp_path):
         "sample_id 3 was trained in 2 of the 3 epochs of 'random + InfoBatch':\n"
         "  epoch 0: loss 0.25, weight 1.5\n  epoch 1: loss 0.5, weight 1.5"
     )
+    assert explain(tmp_path, 4).splitlines() == [
+        "sample_id 4 was trained in 2 of the 3 epochs of 'random + InfoBatch':",
+        "  epoch 0: loss inf, weight 1.5",
+        "  epoch 1: planned, but no loss was recorded, weight 1.5",
+        "  epoch 2: loss 1, weight 1.5",
+    ]
     none = "sample_id 9 was trained in none of the 3 epochs of 'random + InfoBatch', or the pool has no such row."
     assert explain(tmp_path, 9) == none
+    assert explain(tmp_path, 2**70).startswith(f"sample_id {2**70} was trained in none of")
     for call in ({}, {"dropped": 3}):
         with pytest.raises(RunError, match="has no selection, because it trained on the complete pool"):
             explain(tmp_path, **call)
@@ -97,6 +105,17 @@ def test_the_epochs_that_trained_a_row_are_listed(monkeypatch, tmp_path):
         .endswith("was trained in 0 of the 3 epochs of 'random + InfoBatch'.")
     )
     assert explain(tmp_path, 3).splitlines()[-1] == "  epoch 1: loss 0.5, weight 1.5"
+    outside = tmp_path.parent / "outside"
+    outside.mkdir(exist_ok=True)
+    (tmp_path / "steps" / "train-chain-1").mkdir()
+    (tmp_path / "steps" / "train-chain-1" / "epochs").symlink_to(outside)
+    results.arms["chain"] = replace(arm, folder="steps/train-chain-1")
+    with pytest.raises(RunError, match="names a folder outside"):
+        explain(tmp_path, 3)
+    monkeypatch.setattr(module, "_selection", lambda run, results: None)
+    results.arms["chain"] = replace(arm, folder="")  # as results of an earlier version have it
+    with pytest.raises(RunError, match="has no selection"):
+        explain(tmp_path, 3)
     results.arms["chain"] = replace(arm, folder="../elsewhere")
     with pytest.raises(RunError, match="names a folder outside"):
         explain(tmp_path, 3)

@@ -77,7 +77,7 @@ def pool(folder):
     return pa.concat_tables([pq.read_table(f) for f in sorted((folder / "pool").glob("*.parquet"))])
 
 
-def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None):
+def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None, log=None):
     """What training would return, without half a minute of Ray Train."""
     count = this.count(rows)
     ids = np.arange(count) if rows is None else rows.ids

@@ -53,7 +53,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None):
+def not_trained(this, policy, rows, directory, *, max_steps=None, title="", workers=None, log=None):
     count = this.count(rows)
     ids = np.arange(count) if rows is None else rows.ids
     logged(directory, ids, np.ones(count, np.float32))

@@ -24,12 +24,15 @@ class Step:
         Whether the step saves a Selection in ``selection``. The rest of the run uses its rows.
     resumable : tuple of str
         Names in the folder that are kept after an interruption, so that the next attempt resumes from them.
+    kept : tuple of str
+        Names that are kept too, which the next attempt completes.
     """
 
     name: str
     version: ClassVar[int] = 1
     selects: bool = False
     resumable: ClassVar[tuple[str, ...]] = ()
+    kept: ClassVar[tuple[str, ...]] = ()
 
     @property
     def title(self) -> str:

@@ -52,7 +52,8 @@ class Train(Step):
     settings: Settings
     workers: Workers | None = field(default=None, compare=False)
     version: ClassVar[int] = 5
-    resumable: ClassVar[tuple[str, ...]] = ("ray", "checkpoints", EPOCHS)
+    resumable: ClassVar[tuple[str, ...]] = ("ray", "checkpoints")
+    kept: ClassVar[tuple[str, ...]] = (EPOCHS,)
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -94,8 +95,11 @@ class Train(Step):
     def run(self, run: RunDirectory, directory: Place) -> dict[str, Any]:
         """Train, from the last checkpoint in the folder if there is one."""
         policy, rows, max_steps = self._task(run)
+        log = (
+            directory / EPOCHS if self.arm == "chain" else None
+        )  # for `raysel explain`, and for labels to check
         return fit(
-            run, policy, rows, directory, max_steps=max_steps, title=self.title, workers=self.workers
+            run, policy, rows, directory, max_steps=max_steps, title=self.title, workers=self.workers, log=log
         ) | {"title": self._title(run)}
 
     def _task(self, run: RunDirectory) -> tuple[Policy, Selection | None, int | None]:
@@ -360,6 +364,7 @@ def fit(
     max_steps: int | None = None,
     title: str = "train",
     workers: Workers | None = None,
+    log: Place | None = None,
 ) -> dict[str, Any]:
     """Train on Ray Train; continues from the last checkpoint in ``directory``.
 
@@ -371,6 +376,8 @@ def fit(
         Stop after so many steps, over as many epochs as that takes.
     workers : Workers, optional
         Workers that train all arms; by default a run of Ray Train is started for this arm.
+    log : Place, optional
+        Folder for what every epoch trained.
 
     Returns
     -------
@@ -405,7 +412,7 @@ def fit(
             "seed": flow.seed,
             "threads": threads(settings),
             "model_folder": str(directory / "model"),
-            "epoch_log": str(directory / EPOCHS),
+            "epoch_log": None if log is None else str(log),
             "checkpoints": str(directory / "ray" / "checkpoints"),
             "trackers": load_trackers(flow),
             "training": Training(
