@@ -2,7 +2,7 @@
 
     python benchmarks/cluster.py storage [--epochs 3]     # FashionMNIST's chain, all on S3 on this machine, and on its disk
     python benchmarks/cluster.py metrics [--rows 16000000] # GIME's metrics on one node of one core, and on two
-    python benchmarks/cluster.py tasks                    # how many tasks of one step Ray Data runs at a time
+    python benchmarks/cluster.py tasks                    # how many tasks of a step Ray Data runs at a time, and what an empty one costs
     python benchmarks/cluster.py submit                   # `raysel submit` and `ray job submit` of a job that does nothing
 
 Each arm runs in its own process and adds one line of JSON to benchmarks/results/cluster.jsonl.
@@ -189,8 +189,11 @@ def metrics(rows: int, nodes: int) -> None:
 # ---- tasks ---------------------------------------------------------------------------------------------------
 
 
-def tasks(cpus: int = 2, count: int = 24) -> None:
-    """Tasks of 0.4 s that only sleep, with and without the reservation of resources for each step of a Dataset."""
+def tasks(cpus: int = 2, count: int = 24, empty: int = 200) -> None:
+    """Tasks of 0.4 s that only sleep, with and without the reservation of resources for each step of a Dataset.
+
+    Then tasks that do nothing, by Ray Data and as plain tasks.
+    """
     import ray
 
     from raysel.cluster.connect import quiet
@@ -210,6 +213,17 @@ def tasks(cpus: int = 2, count: int = 24) -> None:
         seconds = max(row["ended"] for row in rows) - min(row["began"] for row in rows)
         mean = sum(row["ended"] - row["began"] for row in rows) / seconds
         keep(arm="tasks", cpus=cpus, reservation=context.op_resource_reservation_enabled, at_a_time=mean)
+    context.op_resource_reservation_enabled = True
+    nothing = ray.remote(num_cpus=1)(lambda: None)
+    ray.get([nothing.remote() for _ in range(empty)])
+    began = time.perf_counter()
+    ray.get([nothing.remote() for _ in range(empty)])
+    plain = time.perf_counter() - began
+    rows = ray.data.range(empty, override_num_blocks=empty).map_batches(lambda batch: batch, batch_size=None)
+    began = time.perf_counter()
+    rows.take_all()
+    seconds = time.perf_counter() - began
+    keep(arm="empty tasks", cpus=cpus, ray_data_ms=1e3 * seconds / empty, plain_ms=1e3 * plain / empty)
     ray.shutdown()
 
 

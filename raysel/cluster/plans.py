@@ -17,7 +17,7 @@ Read = Callable[[], Iterable[pa.Table]]  # reads some of the rows, on any node
 
 
 class TableSource(Datasource):
-    """A source whose rows plain tasks can read, too: each costs its driver 1 ms, where one of Ray Data costs 50."""
+    """A source whose rows plain tasks can read, too, which cost the driver far less than those of Ray Data."""
 
     @abstractmethod
     def columns(self) -> list[str]:

@@ -18,7 +18,7 @@ from raysel.data.formats.parquet import Piece, read_pieces
 from raysel.data.row_index import ID, RowIndex, with_ids
 
 _FEW_GROUPS = 8  # row groups, below which Ray's default is left
-_TASK_BYTES, _TASKS_PER_CPU = 32 << 20, 4  # a task costs Ray Data 50 ms: it should read for longer than that
+_TASK_BYTES, _TASKS_PER_CPU = 32 << 20, 4  # a task costs Ray Data 13 ms and more: it should read for longer
 
 
 class IndexedParquet(TableSource):

@@ -141,6 +141,22 @@ def test_results_are_fetched_as_errors_come_and_a_wait_in_vain_ends(cluster, mon
     cluster.cancel(never)
 
 
+def test_only_tasks_that_have_not_begun_are_cancelled(cluster):
+    """Ray aborts the process that cancels a task at the moment of its end."""
+    sleep = cluster.remote(num_cpus=1)(lambda: time.sleep(1.0))
+    tasks = [sleep.remote() for _ in range(8)]
+    cluster.wait(tasks, num_returns=1)
+    wait.cancel_queued(tasks)
+    ended = []
+    for task in tasks:
+        try:
+            ended.append(cluster.get(task) is None)
+        except cluster.exceptions.TaskCancelledError:
+            ended.append(False)
+    assert all(ended[:2]) and not any(ended[-4:])
+    wait.cancel_queued([])
+
+
 def test_nodes_that_left_are_part_of_the_status(monkeypatch):
     monkeypatch.setattr(wait, "alive", lambda: {"a"})
     monkeypatch.setattr(wait, "_free", lambda: "1 of the cluster's 1 CPUs are free")

@@ -97,7 +97,7 @@ class Train(Step):
         policy, rows, max_steps = self._task(run)
         log = (
             directory / EPOCHS if self.arm == "chain" else None
-        )  # for `raysel explain`, and for labels to check
+        )  # read by `raysel explain` and the step labels
         return fit(
             run, policy, rows, directory, max_steps=max_steps, title=self.title, workers=self.workers, log=log
         ) | {"title": self._title(run)}
